@@ -1,0 +1,40 @@
+# make demo PROMPT="a red mug"   install into .venv and make a turntable video and a textured GLB
+# make test                      install into .venv and run linters, type checker and the whole suite
+PYTHON ?= python3
+VENV   ?= .venv
+PROMPT ?= a red mug
+CONFIG ?= configs/quickstart.yaml
+PY     := $(VENV)/bin/python
+
+export OMP_WAIT_POLICY := PASSIVE
+
+.PHONY: demo test lint install install-dev clean
+
+demo: install
+	$(PY) launch.py --config $(CONFIG) --train prompt="$(PROMPT)"
+
+test: install-dev lint
+	$(PY) -m pytest
+
+lint: install-dev
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+install: $(VENV)/.installed
+
+install-dev: $(VENV)/.installed-dev
+
+# torch comes first and pinned, so that no other package's loose requirement chooses its build.
+$(VENV)/.installed: requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' requirements.txt)"
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache

@@ -1,0 +1,5 @@
+"""Backgrounds: the colour behind the object."""
+
+from scoredist3d.backgrounds.base import Background
+
+__all__ = ["Background"]

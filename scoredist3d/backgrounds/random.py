@@ -1,0 +1,55 @@
+"""A new uniform colour for every training image."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from scoredist3d.backgrounds.base import Background
+from scoredist3d.config import option
+from scoredist3d.registry import register
+
+
+@register("background", "random", summary="A random gray or colour per training image, a fixed colour in evaluation.")
+class Random(Background):
+    """Uniform colours that change from image to image.
+
+    An object cannot hide in, or be painted onto, a background that changes all the time. The mixture should be the one
+    the prior was trained on: backgrounds it never saw make it change the object instead.
+    """
+
+    @dataclass
+    class Config(Background.Config):
+        """Options of the random background."""
+
+        mode: Literal["gray", "rgb"] = option("gray", "Draw one gray level, or three channels, per image.")
+        value_range: tuple[float, float] = option((0.0, 1.0), "Drawn values lie between these two.", ge=0, le=1)
+        white_probability: float = option(0.5, "How often an image gets plain white instead.", ge=0, le=1)
+        evaluation_color: tuple[float, float, float] = option((1.0, 1.0, 1.0), "RGB in evaluation.", ge=0, le=1)
+
+        def validate(self) -> list[str]:
+            """The range must be ordered."""
+            low, high = self.value_range
+            if low > high:
+                return [*super().validate(), f"value_range: the first value must not exceed the second, got [{low}, {high}]"]
+            return super().validate()
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.config = config
+
+    def forward(self, directions: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        """(B, H, W, 3), constant within each image."""
+        if generator is None:
+            return directions.new_tensor(self.config.evaluation_color).expand_as(directions)
+        batch, device = directions.shape[0], directions.device
+        low, high = self.config.value_range
+        # Always three values, so that both modes leave the generator in the same state.
+        values = low + (high - low) * torch.rand(batch, 3, generator=generator, device=device)
+        colors = values if self.config.mode == "rgb" else values[:, :1].expand(batch, 3)
+        white = torch.rand(batch, 1, generator=generator, device=device) < self.config.white_probability
+        colors = torch.where(white, torch.ones_like(colors), colors)
+        return colors[:, None, None, :].expand_as(directions)

@@ -1,0 +1,31 @@
+"""One fixed colour."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from scoredist3d.backgrounds.base import Background
+from scoredist3d.config import option
+from scoredist3d.registry import register
+
+
+@register("background", "solid", summary="One fixed colour, white by default.")
+class Solid(Background):
+    """The same colour everywhere."""
+
+    @dataclass
+    class Config(Background.Config):
+        """Options of the solid background."""
+
+        color: tuple[float, float, float] = option((1.0, 1.0, 1.0), "RGB.", ge=0, le=1)
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.color = config.color
+
+    def forward(self, directions: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        """(B, H, W, 3) of the one colour."""
+        return directions.new_tensor(self.color).expand_as(directions)

@@ -1,0 +1,210 @@
+"""Cameras and rays; the one place that knows the conventions.
+
+World: right-handed, z up. Camera (OpenGL): x right, y up, looks along -z; ``c2w`` maps camera to world coordinates.
+Azimuth 0 looks at the object's front from +x and grows counter-clockwise seen from above (90 degrees: from +y);
+elevation grows upwards. Pixel (row i, column j) has its centre at (j + 0.5, i + 0.5) from the top left corner.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Rays:
+    """Rays of ``B`` images.
+
+    Attributes:
+        origins: (B, H, W, 3), world.
+        directions: (B, H, W, 3), world, unit length.
+        cosines: (B, H, W), cosine between each ray and its camera's viewing axis; distance along the ray times this is
+            z-depth.
+    """
+
+    origins: Tensor
+    directions: Tensor
+    cosines: Tensor
+
+
+@dataclass(frozen=True)
+class Cameras:
+    """A batch of ``B`` pinhole cameras with square pixels and one image size.
+
+    Attributes:
+        c2w: (B, 4, 4), camera to world.
+        fovy: (B,), vertical field of view in radians.
+        azimuth: (B,), radians in [-pi, pi).
+        elevation: (B,), radians in [-pi/2, pi/2].
+        distance: (B,), scene units from the point looked at.
+        height, width: pixels.
+    """
+
+    c2w: Tensor
+    fovy: Tensor
+    azimuth: Tensor
+    elevation: Tensor
+    distance: Tensor
+    height: int
+    width: int
+
+    def __post_init__(self) -> None:
+        batch = self.c2w.shape[0]
+        if self.c2w.shape != (batch, 4, 4):
+            raise ValueError(f"c2w must be (B, 4, 4), got {tuple(self.c2w.shape)}")
+        for name in ("fovy", "azimuth", "elevation", "distance"):
+            shape = tuple(getattr(self, name).shape)
+            if shape != (batch,):
+                raise ValueError(f"{name} must be ({batch},), got {shape}")
+
+    def __len__(self) -> int:
+        return self.c2w.shape[0]
+
+    def __getitem__(self, index: slice | Tensor | int) -> Cameras:
+        """Select cameras by slice, index tensor or integer; the result keeps its batch dimension."""
+        if isinstance(index, int):
+            index = slice(index, index + 1 or None)
+        return self._map(lambda tensor: tensor[index])
+
+    def to(self, device: torch.device | str) -> Cameras:
+        return self._map(lambda tensor: tensor.to(device))
+
+    def with_size(self, height: int, width: int) -> Cameras:
+        """The same cameras with another image size (the vertical field of view is kept)."""
+        return replace(self, height=height, width=width)
+
+    @classmethod
+    def cat(cls, batches: list[Cameras]) -> Cameras:
+        """Join batches of one image size."""
+        sizes = {(batch.height, batch.width) for batch in batches}
+        if len(sizes) != 1:
+            raise ValueError(f"cameras of different image sizes cannot be joined: {sorted(sizes)}")
+        tensors = {f.name: torch.cat([getattr(b, f.name) for b in batches]) for f in fields(cls) if f.name not in _SIZE}
+        return replace(batches[0], **tensors)
+
+    @property
+    def origins(self) -> Tensor:
+        """(B, 3), camera centres in the world."""
+        return self.c2w[:, :3, 3]
+
+    @property
+    def w2c(self) -> Tensor:
+        """(B, 4, 4), world to camera."""
+        rotation = self.c2w[:, :3, :3].transpose(1, 2)
+        w2c = torch.zeros_like(self.c2w)
+        w2c[:, :3, :3] = rotation
+        w2c[:, :3, 3] = -(rotation @ self.c2w[:, :3, 3:])[..., 0]
+        w2c[:, 3, 3] = 1.0
+        return w2c
+
+    def projection(self, near: float = 0.1, far: float = 100.0) -> Tensor:
+        """(B, 4, 4), OpenGL clip-space projection (y up, z in [-w, w])."""
+        cot = 1.0 / torch.tan(self.fovy / 2)
+        matrix = torch.zeros_like(self.c2w)
+        matrix[:, 0, 0] = cot * self.height / self.width
+        matrix[:, 1, 1] = cot
+        matrix[:, 2, 2] = -(far + near) / (far - near)
+        matrix[:, 2, 3] = -2.0 * far * near / (far - near)
+        matrix[:, 3, 2] = -1.0
+        return matrix
+
+    def rays(self) -> Rays:
+        """Rays through all pixel centres."""
+        device, dtype = self.c2w.device, self.c2w.dtype
+        focal = 0.5 * self.height / torch.tan(self.fovy / 2)  # pixels
+        x = torch.arange(self.width, device=device, dtype=dtype) + 0.5 - self.width / 2
+        y = self.height / 2 - (torch.arange(self.height, device=device, dtype=dtype) + 0.5)
+        batch = len(self)
+        local = torch.stack(
+            [
+                (x[None, None, :] / focal[:, None, None]).expand(batch, self.height, self.width),
+                (y[None, :, None] / focal[:, None, None]).expand(batch, self.height, self.width),
+                -torch.ones(batch, self.height, self.width, device=device, dtype=dtype),
+            ],
+            dim=-1,
+        )
+        norm = local.norm(dim=-1, keepdim=True)
+        directions = torch.einsum("bij,bhwj->bhwi", self.c2w[:, :3, :3], local / norm)
+        origins = self.origins[:, None, None, :].expand_as(directions)
+        return Rays(origins=origins, directions=directions, cosines=1.0 / norm[..., 0])
+
+    def _map(self, function) -> Cameras:  # type: ignore[no-untyped-def]
+        return replace(self, **{f.name: function(getattr(self, f.name)) for f in fields(self) if f.name not in _SIZE})
+
+
+_SIZE = ("height", "width")
+
+
+def look_at(position: Tensor, target: Tensor, up: Tensor) -> Tensor:
+    """(B, 4, 4) ``c2w`` of OpenGL cameras at ``position`` looking at ``target``.
+
+    Args:
+        position, target, up: (B, 3), world. Where the view is parallel to ``up`` (straight down), the image's up is the
+            limit reached from azimuth 0 (world -x looking down, +x looking up).
+    """
+    backward = torch.nn.functional.normalize(position - target, dim=-1)
+    right = torch.linalg.cross(up, backward, dim=-1)
+    degenerate = right.norm(dim=-1, keepdim=True) < 1e-6
+    right = torch.where(degenerate, right.new_tensor([0.0, 1.0, 0.0]).expand_as(right), right)
+    right = torch.nn.functional.normalize(right, dim=-1)
+    c2w = torch.zeros(*position.shape[:-1], 4, 4, device=position.device, dtype=position.dtype)
+    c2w[..., :3, 0] = right
+    c2w[..., :3, 1] = torch.linalg.cross(backward, right, dim=-1)
+    c2w[..., :3, 2] = backward
+    c2w[..., :3, 3] = position
+    c2w[..., 3, 3] = 1.0
+    return c2w
+
+
+def spherical(azimuth: Tensor, elevation: Tensor, distance: Tensor) -> Tensor:
+    """(B, 3) positions from angles in radians and distances."""
+    return distance[:, None] * torch.stack(
+        [elevation.cos() * azimuth.cos(), elevation.cos() * azimuth.sin(), elevation.sin()], dim=-1
+    )
+
+
+def orbit(
+    azimuth_deg: Tensor,
+    elevation_deg: Tensor,
+    distance: Tensor,
+    fovy_deg: Tensor,
+    height: int,
+    width: int,
+    *,
+    offset: Tensor | None = None,
+    target: Tensor | None = None,
+    up: Tensor | None = None,
+) -> Cameras:
+    """Cameras on spheres around the origin, looking inwards.
+
+    Args:
+        azimuth_deg, elevation_deg, distance, fovy_deg: (B,).
+        height, width: pixels.
+        offset: (B, 3), added to the positions (camera perturbation).
+        target: (B, 3), looked-at points; the origin by default.
+        up: (B, 3), up directions; world z by default.
+    """
+    azimuth, elevation = torch.deg2rad(azimuth_deg), torch.deg2rad(elevation_deg)
+    position = spherical(azimuth, elevation, distance)
+    if offset is not None:
+        position = position + offset
+    target = torch.zeros_like(position) if target is None else target
+    up = position.new_tensor([0.0, 0.0, 1.0]).expand_as(position) if up is None else up
+    if up.shape == position.shape and offset is None:
+        # Straight up or down the image's "up" depends on the azimuth: use its limit instead of the degenerate cross product.
+        pole = elevation.cos().abs()[:, None] < 1e-4
+        limit = torch.stack([-azimuth.cos(), -azimuth.sin(), torch.zeros_like(azimuth)], -1) * elevation.sin()[:, None].sign()
+        up = torch.where(pole, limit, up)
+    wrapped = torch.remainder(azimuth + math.pi, 2 * math.pi) - math.pi
+    return Cameras(
+        c2w=look_at(position, target, up),
+        fovy=torch.deg2rad(fovy_deg),
+        azimuth=wrapped,
+        elevation=elevation,
+        distance=distance,
+        height=height,
+        width=width,
+    )

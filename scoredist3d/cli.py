@@ -1,0 +1,262 @@
+"""The command line: train, validate, test, export, list, describe.
+
+Exit codes: 0 done, 1 the run failed, 2 a mistake in the command or the configuration, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from scoredist3d import registry
+from scoredist3d.config.fields import ConfigError
+from scoredist3d.custom import load_custom
+
+OK, RUN_FAILED, USAGE_ERROR, INTERRUPTED = 0, 1, 2, 130
+MODES = ("train", "validate", "test", "export")
+
+_EPILOG = """examples:
+  python launch.py --config configs/quickstart.yaml --train prompt="a red mug"
+  python launch.py --config configs/quickstart.yaml --train --dry-run prompt="a red mug" trainer.max_steps=100
+  python launch.py --train --resume outputs/quickstart/RUN
+  python launch.py --export outputs/quickstart/RUN
+  python launch.py --list guidance
+  python launch.py --describe guidance/sds
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Raises instead of printing its usage and leaving."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; --help shows how it goes")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code; every error is one message on stderr."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    verbose = "--verbose" in arguments or os.environ.get("SCOREDIST3D_DEBUG") == "1"
+    try:
+        return _dispatch(_parse_arguments(arguments))
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    # The outermost frame: whatever failed becomes one message and an exit code.
+    except Exception as error:
+        if verbose:
+            traceback.print_exc()
+        is_users = isinstance(error, ValueError)
+        print(f"error: {error}" if is_users else f"error: {type(error).__name__}: {error}", file=sys.stderr)
+        if not is_users and not verbose:
+            print("(--verbose shows where it happened)", file=sys.stderr)
+        return USAGE_ERROR if isinstance(error, ConfigError) else RUN_FAILED
+
+
+def _dispatch(options: argparse.Namespace) -> int:
+    failures = load_custom([_repository_root() / "custom", Path.cwd() / "custom"])
+    for failure in failures:
+        print(f"warning: {failure}", file=sys.stderr)
+    try:
+        if options.list is not None or options.describe is not None:
+            return _show(options)
+        return _run(options)
+    except (ConfigError, registry.UnknownComponentError) as error:
+        note = "\n(a custom package could not be loaded, see the warning above)" if failures else ""
+        raise ConfigError(f"{error}{note}") from error
+
+
+def _show(options: argparse.Namespace) -> int:
+    from scoredist3d.config import describe
+
+    if options.describe is not None:
+        kind, slash, name = options.describe.partition("/")
+        if not slash or not name:
+            raise ConfigError(f"--describe wants KIND/NAME, as in guidance/sds; got {options.describe!r}")
+        _check_kind(kind)
+        print(describe.describe_component(kind, name))
+    elif options.list:
+        _check_kind(options.list)
+        print(describe.list_components(options.list))
+    else:
+        print(describe.list_kinds())
+    return OK
+
+
+def _check_kind(kind: str) -> None:
+    if kind not in registry.KINDS:
+        near = registry.near_matches(kind, list(registry.KINDS))
+        raise ConfigError(f"there is no kind {kind!r}.{near} Kinds are {', '.join(registry.KINDS)}")
+
+
+def _run(options: argparse.Namespace) -> int:
+    from scoredist3d.config.validation import load_experiment, to_yaml
+
+    mode = _mode(options)
+    devices = parse_devices(options.gpu)
+    source = options.resume if mode == "train" else getattr(options, mode) or options.resume
+    checkpoint: Path | None = None
+    files = list(options.config)
+    if source:
+        folder, checkpoint = _find_run(Path(source))
+        files.insert(0, str(folder / "configs" / "resolved.yaml"))
+    elif mode != "train" and not options.dry_run:
+        raise ConfigError(f"--{mode} needs a trained run: --{mode} outputs/NAME/RUN, or a checkpoint with --resume")
+    if not files:
+        raise ConfigError(f"--{mode} needs --config FILE, as in --config configs/quickstart.yaml")
+    config = load_experiment(files, options.overrides)
+    if options.dry_run:
+        print(to_yaml(config), end="")
+        return OK
+    _check_devices(devices)
+    from scoredist3d.training import run
+
+    if mode == "train":
+        result = run.run_training(config, devices=devices, resume=checkpoint)
+    else:
+        assert checkpoint is not None
+        action = {"validate": run.run_validation, "test": run.run_test, "export": run.run_export}[mode]
+        result = action(config, checkpoint, devices=devices)
+    return INTERRUPTED if result.interrupted else OK
+
+
+def _parse_arguments(arguments: list[str]) -> argparse.Namespace:
+    parser = _Parser(
+        prog="launch.py",
+        description="Text to 3D by score distillation.",
+        usage="launch.py --config FILE [...] --train|--validate RUN|--test RUN|--export RUN [key.path=value ...]",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--config", nargs="+", action="extend", default=[], metavar="FILE", help="YAML files; later ones win"
+    )
+    parser.add_argument("--train", action="store_true", help="optimise, then test and export")
+    for mode, text in (
+        ("validate", "render views of"),
+        ("test", "render the turntable of"),
+        ("export", "write meshes of"),
+    ):
+        parser.add_argument(
+            f"--{mode}", nargs="?", const="", metavar="RUN", help=f"{text} a run's folder or checkpoint"
+        )
+    parser.add_argument("--resume", metavar="RUN", help="run folder or checkpoint to go on from; its config is used")
+    parser.add_argument(
+        "--gpu",
+        metavar="IDS",
+        help="'0', '0,1', ..., 'cpu' or 'cpu:2' (processes); when left out, the first GPU or else the CPU",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print the full config that would run, and stop")
+    parser.add_argument("--list", nargs="?", const="", metavar="KIND", help="kinds, or the components of a kind")
+    parser.add_argument("--describe", metavar="KIND/NAME", help="the fields of a component")
+    parser.add_argument("--verbose", action="store_true", help="tracebacks with errors")
+    options, rest = parser.parse_known_args(arguments)
+    flags = [item for item in rest if item.startswith("-")]
+    if flags:
+        known = [name for action in parser._actions for name in action.option_strings]
+        raise ConfigError(
+            f"unknown option {flags[0]}.{registry.near_matches(flags[0], known)} --help shows all of them"
+        )
+    options.overrides = []
+    # `--config a.yaml key=value` and `--export key=value`: the option has swallowed an override.
+    options.config, swallowed = (
+        [f for f in options.config if not _is_override(f)],
+        [*filter(_is_override, options.config)],
+    )
+    for mode in MODES[1:]:
+        if _is_override(getattr(options, mode) or ""):
+            swallowed.append(getattr(options, mode))
+            setattr(options, mode, "")
+    stray = [item for item in rest if "=" not in item]
+    if stray:
+        raise ConfigError(
+            f'{stray[0]!r} is neither an option nor key.path=value; a prompt is given as prompt="{stray[0]}"'
+        )
+    options.overrides = [*swallowed, *rest]
+    return options
+
+
+def _is_override(text: str) -> bool:
+    return "=" in text and not Path(text).exists()
+
+
+def _mode(options: argparse.Namespace) -> str:
+    chosen = ["train"] * options.train + [mode for mode in MODES[1:] if getattr(options, mode) is not None]
+    if len(chosen) > 1:
+        raise ConfigError(
+            f"give one of --train, --validate, --test, --export, not {' and '.join('--' + m for m in chosen)}"
+        )
+    if not chosen and not options.dry_run:
+        raise ConfigError(
+            "say what to do: one of --train, --validate, --test, --export, --list, --describe; --help shows how"
+        )
+    return chosen[0] if chosen else "train"
+
+
+def parse_devices(text: str | None) -> list[int] | str:
+    """``--gpu``: GPU indices, ``"cpu"``, ``"cpu:2"`` (processes), or ``"auto"`` where it is not given.
+
+    Raises:
+        ConfigError: Anything else, or a GPU named twice.
+    """
+    if text is None:
+        return "auto"
+    if text == "cpu" or re.fullmatch(r"cpu:[1-9]\d*", text):
+        return text
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts) or len(set(parts)) < len(parts):
+        raise ConfigError(f"--gpu wants different GPU numbers, as in 0 or 0,1, or cpu; got {text!r}")
+    return [int(part) for part in parts]
+
+
+def _check_devices(devices: list[int] | str) -> None:
+    if isinstance(devices, str):
+        return
+    import torch
+
+    count = torch.cuda.device_count()
+    absent = [index for index in devices if index >= count]
+    if absent:
+        have = f"has GPUs 0 to {count - 1}" if count else "has no usable GPU (CUDA); use --gpu cpu"
+        raise ConfigError(f"--gpu: there is no GPU {absent[0]}, this machine {have}")
+
+
+def _find_run(path: Path) -> tuple[Path, Path]:
+    """Folder and checkpoint of what a user names: a run, a checkpoint, or a folder of runs (then the newest)."""
+    from scoredist3d.training.folder import find_run
+
+    runs = _runs_below(path)
+    if not path.exists():
+        known = [str(run) for run in _runs_below(Path("outputs"))[:3]]
+        raise ConfigError(f"run {path} does not exist.{' Newest runs: ' + ', '.join(known) if known else ''}")
+    if runs:
+        if len(runs) > 1:
+            print(f"{path} holds {len(runs)} runs; taking the newest, {runs[0]}", file=sys.stderr)
+        path = runs[0]
+    try:
+        folder, checkpoint = find_run(path)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    return folder.root, checkpoint
+
+
+def _runs_below(path: Path) -> list[Path]:
+    """Runs in the sub-folders of ``path``, the newest first; none if ``path`` is a run itself."""
+    if (path / "configs" / "resolved.yaml").is_file():
+        return []
+    found = [*path.glob("*/configs/resolved.yaml"), *path.glob("*/*/configs/resolved.yaml")]
+    return [file.parents[1] for file in sorted(found, key=lambda file: (file.stat().st_mtime, str(file)), reverse=True)]
+
+
+def _repository_root() -> Path:
+    return Path(__file__).resolve().parents[1]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

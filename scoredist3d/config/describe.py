@@ -1,0 +1,102 @@
+"""What ``--list`` and ``--describe`` print: the registry and the fields of a component, in columns."""
+
+from __future__ import annotations
+
+import dataclasses
+import textwrap
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from scoredist3d import registry
+from scoredist3d.config.fields import MISSING, field_types
+from scoredist3d.config.leaves import described, shown
+from scoredist3d.config.validation import block_class, dump, own_fields
+
+WIDTH = 120
+
+
+class Row(NamedTuple):
+    """One field: its key, its default, what it accepts, what it is for."""
+
+    key: str
+    default: str
+    accepts: str
+    help: str
+
+
+def list_kinds() -> str:
+    """The kinds of components, one a line, with the package that holds them."""
+    width = max(map(len, registry.KINDS))
+    lines = [f"  {kind:<{width}}  {package.replace('.', '/')}/" for kind, package in registry.KINDS.items()]
+    return "\n".join(["Kinds of components (--list KIND names the components of one):", *lines])
+
+
+def list_components(kind: str) -> str:
+    """The components of a kind: name, idea in one line, paper."""
+    names = registry.names(kind)
+    if not names:
+        return f"No {kind} is registered."
+    width = max(map(len, names))
+    lines = []
+    for name in names:
+        entry = registry.lookup(kind, name)
+        paper = f"  (arXiv {entry.arxiv})" if entry.arxiv else ""
+        lines.append(f"  {name:<{width}}  {entry.summary}{paper}")
+    return "\n".join([f"{kind} (--describe {kind}/NAME shows the fields of one):", *lines])
+
+
+def describe_component(kind: str, name: str) -> str:
+    """All fields of ``kind/name``: key, default, what it accepts, help; nested blocks with dotted keys."""
+    entry = registry.lookup(kind, name)
+    paper = f"\narXiv {entry.arxiv}" if entry.arxiv else ""
+    rows = list(_rows(entry.config_cls, ""))
+    head = f"{kind}/{name}: {entry.summary}{paper}\n"
+    return f"{head}\n{format_rows(rows)}" if rows else f"{head}\nIt has no fields."
+
+
+def format_rows(rows: list[Row]) -> str:
+    """Rows as columns; the help text stands under what the field accepts."""
+    key_width = max(len("key"), *(len(row.key) for row in rows))
+    default_width = min(max(len("default"), *(len(row.default) for row in rows)), 24)
+    indent = " " * (2 + key_width + 2 + default_width + 2)
+    lines = [f"  {'key':<{key_width}}  {'default':<{default_width}}  accepts"]
+    for row in rows:
+        head = f"  {row.key:<{key_width}}  {row.default:<{default_width}}  "
+        accepts = textwrap.wrap(row.accepts, WIDTH - len(indent))
+        text = [
+            *accepts,
+            *textwrap.wrap(row.help, WIDTH - len(indent) - 2, initial_indent="  ", subsequent_indent="  "),
+        ]
+        lines += [head + text[0], *(indent + line for line in text[1:])]
+    return "\n".join(lines)
+
+
+def _rows(cls: type, prefix: str, base: Any = None) -> Iterator[Row]:
+    types = field_types(cls)
+    for field in own_fields(cls):
+        hint, key, text = types[field.name], prefix + field.name, field.metadata.get("help", "")
+        default = _default(field, base)
+        nested = block_class(hint)
+        if "component" in field.metadata:
+            kind = field.metadata["component"]
+            yield Row(key, field.metadata["default_type"] or "null", f"a {kind} (--list {kind})", text)
+        elif "component_map" in field.metadata:
+            kind, shorthand = field.metadata["component_map"], field.metadata["shorthand"]
+            accepts = f"{kind} names (--list {kind}), each with its {shorthand} or a block"
+            yield Row(key, shown(dump(default)), accepts, text)
+        elif nested is not None and default is not None:
+            yield from _rows(nested, f"{key}.", None if default is MISSING else default)
+        else:
+            accepts = described(hint, field.metadata.get("bounds", {}))
+            yield Row(key, "(required)" if default is MISSING else _plain(default), accepts, text)
+
+
+def _default(field: dataclasses.Field[Any], base: Any) -> Any:
+    if base is not None:
+        return getattr(base, field.name)
+    return field.default_factory() if field.default_factory is not MISSING else field.default
+
+
+def _plain(value: Any) -> str:
+    plain = dump(value)
+    return plain if isinstance(plain, str) and plain else shown(plain)

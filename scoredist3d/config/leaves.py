@@ -1,0 +1,208 @@
+"""Values of single fields: what a type hint and its bounds allow, in words and in code."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+import types
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, Union, get_args, get_origin
+
+from scoredist3d.config.schedule import Schedule
+from scoredist3d.registry import near_matches
+
+NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
+_SCHEDULE_FORM = "a schedule {from, to, start, end, shape}"
+
+Bounds = Mapping[str, float | None]
+ParseNested = Callable[[type, Any], Any]
+
+
+class Problem(ValueError):
+    """A value that its field does not accept; ``where`` is the position inside a list or mapping, if any."""
+
+    def __init__(self, message: str, where: str = ""):
+        super().__init__(message)
+        self.where = where
+
+
+def parse_leaf(hint: Any, value: Any, bounds: Bounds, nested: ParseNested) -> Any:
+    """``value`` as ``hint`` wants it.
+
+    Whole numbers pass for floats, and text that spells a number (``1e-3`` is text to many YAML writers) for numbers;
+    true and false never pass for numbers. ``nested`` parses a dataclass found on the way.
+
+    Raises:
+        Problem: The value has the wrong type or lies outside ``bounds``.
+    """
+    origin, arguments = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return value
+    if hint is Schedule:
+        return _parse_schedule(value, bounds)
+    if dataclasses.is_dataclass(hint):
+        return nested(hint, value)  # type: ignore[arg-type]
+    if origin in (Union, types.UnionType):
+        return _parse_union(hint, arguments, value, bounds, nested)
+    if origin is Literal:
+        return _parse_literal(hint, arguments, value)
+    if origin in (list, tuple):
+        return _parse_sequence(hint, value, bounds, nested)
+    if origin is dict:
+        return _parse_dict(hint, arguments, value, bounds, nested)
+    if hint in (int, float):
+        return _parse_number(hint, value, bounds)
+    if hint in (bool, str):
+        if isinstance(value, hint):
+            return value
+        quote = "; put quotes around it" if hint is str and isinstance(value, (int, float)) else ""
+        raise Problem(f"must be {described(hint, bounds)}, got {shown(value)}{quote}")
+    raise TypeError(f"a config field cannot have the type {hint!r}")
+
+
+def described(hint: Any, bounds: Bounds) -> str:
+    """What a field accepts, in words: ``a number >= 0``, ``one of 'linear', 'cosine'``, ``a list of whole numbers``."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if hint is Schedule:
+        return f"a number{_limits(bounds)} or {_SCHEDULE_FORM}"
+    if origin in (Union, types.UnionType):
+        words = [described(member, bounds) for member in arguments if member is not type(None)]
+        return " or ".join([*words, "null"] if type(None) in arguments else words)
+    if origin is Literal:
+        return "one of " + ", ".join(shown(choice) for choice in arguments)
+    if origin is tuple and Ellipsis not in arguments:
+        return f"a list of {len(arguments)} values ({', '.join(described(item, bounds) for item in arguments)})"
+    if origin in (list, tuple):
+        return f"a list, each item {described(arguments[0], bounds)}"
+    if origin is dict:
+        return f"a mapping from names, each value {described(arguments[1], bounds)}"
+    if dataclasses.is_dataclass(hint):
+        return f"a block ({', '.join(field.name for field in dataclasses.fields(hint) if field.init)})"
+    leaves = {
+        int: f"a whole number{_limits(bounds)}",
+        float: f"a number{_limits(bounds)}",
+        bool: "true or false",
+        str: "text",
+    }
+    return leaves.get(hint, "anything")
+
+
+def shown(value: Any, limit: int = 80) -> str:
+    """``value`` as it is quoted in messages: YAML's words for null and truth, long values cut."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    text = repr(value)
+    return text if len(text) <= limit else text[: limit - 4] + " ..."
+
+
+def _limits(bounds: Bounds) -> str:
+    ge, gt, le, lt = (bounds.get(key) for key in ("ge", "gt", "le", "lt"))
+    if ge is not None and le is not None:
+        return f" from {ge:g} to {le:g}"
+    limits = [
+        f"{sign} {limit:g}" for sign, limit in ((">=", ge), (">", gt), ("<=", le), ("<", lt)) if limit is not None
+    ]
+    return " " + " and ".join(limits) if limits else ""
+
+
+def _within(number: float, bounds: Bounds) -> bool:
+    ge, gt, le, lt = (bounds.get(key) for key in ("ge", "gt", "le", "lt"))
+    return (
+        (ge is None or number >= ge)
+        and (gt is None or number > gt)
+        and (le is None or number <= le)
+        and (lt is None or number < lt)
+    )
+
+
+def _as_number(value: Any) -> Any:
+    """Text that spells a number, as that number; anything else unchanged."""
+    if isinstance(value, str) and NUMBER.fullmatch(value.strip()):
+        number = float(value)
+        return int(number) if number.is_integer() and not re.search(r"[.eE]", value) else number
+    return value
+
+
+def _parse_number(hint: type, value: Any, bounds: Bounds) -> Any:
+    number = _as_number(value)
+    good = isinstance(number, (int, float)) and not isinstance(number, bool) and math.isfinite(number)
+    if good and hint is int:
+        good = float(number).is_integer()
+    if not good or not _within(number, bounds):
+        raise Problem(f"must be {described(hint, bounds)}, got {shown(value)}")
+    return hint(number)
+
+
+def _parse_schedule(value: Any, bounds: Bounds) -> Schedule:
+    wanted = f"must be {described(Schedule, bounds)}, got {shown(value)}"
+    if isinstance(value, dict):
+        value = {key: _as_number(item) for key, item in value.items()}
+    elif isinstance(value, (list, tuple)):
+        value = [_as_number(item) for item in value]
+    elif not isinstance(value, Schedule):
+        value = _as_number(value)
+    try:
+        schedule = Schedule.parse(value)
+    except ValueError as error:
+        # A number that went wrong is told what fits; a schedule that went wrong, which part of it.
+        raise Problem(str(error) if isinstance(value, (dict, list)) else wanted) from None
+    if not all(_within(number, bounds) for number in schedule.values):
+        raise Problem(wanted)
+    return schedule
+
+
+def _parse_literal(hint: Any, choices: tuple[Any, ...], value: Any) -> Any:
+    for choice in choices:
+        if value == choice and type(value) is type(choice):
+            return choice
+    near = (
+        near_matches(value, [choice for choice in choices if isinstance(choice, str)]) if isinstance(value, str) else ""
+    )
+    raise Problem(f"must be {described(hint, {})}, got {shown(value)}{'.' + near if near else ''}")
+
+
+def _parse_union(hint: Any, members: tuple[Any, ...], value: Any, bounds: Bounds, nested: ParseNested) -> Any:
+    others = [member for member in members if member is not type(None)]
+    if value is None and len(others) < len(members):
+        return None
+    exact = [member for member in others if isinstance(member, type) and type(value) is member]
+    problems = []
+    for member in [*exact, *(other for other in others if other not in exact)]:
+        try:
+            return parse_leaf(member, value, bounds, nested)
+        except Problem as problem:
+            problems.append(problem)
+    if len(others) == 1 and (problems[0].where or not str(problems[0]).startswith("must be ")):
+        raise problems[0]
+    raise Problem(f"must be {described(hint, bounds)}, got {shown(value)}")
+
+
+def _parse_sequence(hint: Any, value: Any, bounds: Bounds, nested: ParseNested) -> Any:
+    kind, arguments = get_origin(hint), get_args(hint)
+    fixed = kind is tuple and Ellipsis not in arguments
+    if not isinstance(value, (list, tuple)) or (fixed and len(value) != len(arguments)):
+        raise Problem(f"must be {described(hint, bounds)}, got {shown(value)}")
+    items = []
+    for index, item in enumerate(value):
+        try:
+            items.append(parse_leaf(arguments[index] if fixed else arguments[0], item, bounds, nested))
+        except Problem as problem:
+            raise Problem(str(problem), f"{index}.{problem.where}".rstrip(".")) from None
+    return kind(items)
+
+
+def _parse_dict(
+    hint: Any, arguments: tuple[Any, ...], value: Any, bounds: Bounds, nested: ParseNested
+) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise Problem(f"must be {described(hint, bounds)}, got {shown(value)}")
+    parsed = {}
+    for key, item in value.items():
+        if not isinstance(key, str):
+            raise Problem(f"must be {described(hint, bounds)}; the name {shown(key)} is not text, put quotes around it")
+        try:
+            parsed[key] = parse_leaf(arguments[1], item, bounds, nested)
+        except Problem as problem:
+            raise Problem(str(problem), f"{key}.{problem.where}".rstrip(".")) from None
+    return parsed

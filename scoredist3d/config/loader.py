@@ -1,0 +1,250 @@
+"""Layers of YAML become one plain dictionary.
+
+Later layers win: the files of ``include:`` (in order), then the file itself, then further files, then the overrides of
+the command line, which together are one layer. A layer that changes a block's ``type`` starts that block afresh, since
+the fields of one class mean nothing to another. Interpolations ``${...}`` are resolved once, after the last layer.
+Nothing here knows which keys exist; :mod:`scoredist3d.config.validation` does.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
+
+from scoredist3d.config.fields import ConfigError
+from scoredist3d.registry import near_matches
+
+MISSING_MARK = "???"
+# Free text: `prompt=a mug: blue` is a sentence, not a YAML mapping.
+TEXT_KEYS = ("prompt", "negative_prompt", "name", "tag")
+# Mappings whose entries may be written as the bare value of one key; spelt out here so that layers merge either form.
+SHORTHANDS: dict[tuple[str, ...], str] = {("system", "loss"): "weight"}
+
+
+def repository_root() -> Path:
+    """The folder that holds ``launch.py``, ``configs/`` and ``custom/`` (next to the package)."""
+    return Path(__file__).resolve().parents[2]
+
+
+def load(
+    files: Sequence[str | Path], overrides: Sequence[str] = (), *, defaults: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Read, merge and resolve.
+
+    Args:
+        files: YAML files, later ones win. A relative path is looked for from the working directory, then in the
+            repository and its ``configs/``.
+        overrides: ``key.path=value`` with the value in YAML; list items by index (``a.b.0=1``).
+        defaults: The lowest layer.
+
+    Returns:
+        Plain dicts, lists and scalars. Keys that are still ``???`` stay so, for the validator to name.
+
+    Raises:
+        ConfigError: A file that is missing, includes itself or is not YAML; a malformed override; an interpolation that
+            leads nowhere.
+    """
+    merged = copy.deepcopy(defaults or {})
+    for file in files:
+        for layer in _file_layers(find_config(file), ()):
+            merged = merge(merged, layer)
+    merged = merge(merged, parse_overrides(overrides))
+    return _resolve(merged)
+
+
+def find_config(file: str | Path) -> Path:
+    """The existing file that a user means by ``file``.
+
+    Raises:
+        ConfigError: There is none; the message names similar files.
+    """
+    file = Path(file)
+    places = [Path.cwd(), Path.cwd() / "configs", repository_root(), repository_root() / "configs"]
+    for place in places:
+        if (place / file).is_file():
+            return place / file
+    raise ConfigError(f"config file {file} does not exist.{_similar_files(file)}")
+
+
+def merge(base: Any, layer: Any, path: tuple[str, ...] = ()) -> Any:
+    """``layer`` over ``base``; neither is changed. Mappings merge key by key, anything else is replaced."""
+    if isinstance(layer, dict):
+        layer = _expand_shorthands(layer, path)
+    if isinstance(base, list) and isinstance(layer, dict) and layer and all(_is_index(key) for key in layer):
+        return _merge_list(base, layer, path)
+    if not isinstance(base, dict) or not isinstance(layer, dict):
+        base = {}
+        if not isinstance(layer, dict):
+            return copy.deepcopy(layer)
+    if "type" in base and "type" in layer and base["type"] != layer["type"]:
+        base = {}
+    result = copy.deepcopy(base)
+    for key, value in layer.items():
+        result[key] = merge(result.get(key), value, (*path, str(key)))
+    return result
+
+
+def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
+    """One layer from ``key.path=value`` strings.
+
+    Raises:
+        ConfigError: No ``=``, an empty key, or a value that is not YAML.
+    """
+    layer: dict[str, Any] = {}
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        parts = key.strip().replace("[", ".").replace("]", "").split(".")
+        if not equals or not all(parts):
+            raise ConfigError(f"override {override!r} is not of the form key.path=value")
+        block = layer
+        for part in parts[:-1]:
+            if not isinstance(block.get(part), dict):
+                block[part] = {}
+            block = block[part]
+        block[parts[-1]] = _override_value(override, parts, text)
+    return layer
+
+
+def _override_value(override: str, parts: list[str], text: str) -> Any:
+    if len(parts) == 1 and parts[0] in TEXT_KEYS:
+        quoted = len(text) >= 2 and text[0] == text[-1] and text[0] in "\"'"
+        return text[1:-1] if quoted else text
+    try:
+        return _plain(OmegaConf.from_dotlist([f"value={text}"]))["value"]
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError(f"override {override!r}: the value is not valid YAML ({_yaml_problem(error)})") from None
+
+
+def _file_layers(file: Path, chain: tuple[Path, ...]) -> list[dict[str, Any]]:
+    """The layers of one file, its includes first. ``chain`` holds the files that led here."""
+    file = file.resolve()
+    if file in chain:
+        trail = " -> ".join(_short(link) for link in (*chain[chain.index(file) :], file))
+        raise ConfigError(f"include cycle: {trail}")
+    own = _read_yaml(file)
+    includes = own.pop("include", [])
+    includes = [includes] if isinstance(includes, str) else includes
+    if not isinstance(includes, list) or not all(isinstance(name, str) for name in includes):
+        raise ConfigError(f"{_short(file)}: include must be a list of files, got {includes!r}")
+    layers = []
+    for name in includes:
+        layers += _file_layers(_find_include(name, file, chain), (*chain, file))
+    return [*layers, own]
+
+
+def _find_include(name: str, including: Path, chain: tuple[Path, ...]) -> Path:
+    for place in (including.parent, Path.cwd() / "configs", repository_root() / "configs"):
+        if (place / name).is_file():
+            return place / name
+    trail = " -> ".join([*(_short(link) for link in (*chain, including)), name])
+    raise ConfigError(
+        f"{_short(including)}: included file {name} does not exist, neither beside it nor in configs/ "
+        f"({trail}).{_similar_files(Path(name))}"
+    )
+
+
+def _read_yaml(file: Path) -> dict[str, Any]:
+    try:
+        content = _plain(OmegaConf.load(file))
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise ConfigError(f"{_short(file)}, line {line}: not valid YAML, {_yaml_problem(error)}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{_short(file)}: not a text file in UTF-8") from None
+    except (yaml.YAMLError, OmegaConfBaseException, OSError) as error:
+        raise ConfigError(f"{_short(file)}: {_yaml_problem(error)}") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{_short(file)}: must hold `key: value` lines, got {content!r}")
+    return content
+
+
+def _yaml_problem(error: Exception) -> str:
+    """The first sentence of what a parser says."""
+    if isinstance(error, yaml.MarkedYAMLError):
+        return " ".join(part for part in (error.context, error.problem) if part)
+    return str(error).strip().splitlines()[0]
+
+
+def _plain(config: Any) -> Any:
+    return OmegaConf.to_container(config, resolve=False)
+
+
+def _resolve(merged: dict[str, Any]) -> dict[str, Any]:
+    config = OmegaConf.create(merged)
+    problems: list[str] = []
+    resolved = _resolve_node(config, _plain(config), (), problems)
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return resolved
+
+
+def _resolve_node(config: Any, value: Any, path: tuple[Any, ...], problems: list[str]) -> Any:
+    """``value``, the raw content of ``config`` at ``path``, with interpolations replaced; every failure is listed."""
+    if isinstance(value, dict):
+        return {key: _resolve_node(config, item, (*path, key), problems) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_resolve_node(config, item, (*path, index), problems) for index, item in enumerate(value)]
+    if not isinstance(value, str) or "${" not in value:
+        return value
+    try:
+        node = config
+        for key in path:
+            node = node[key]
+        return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+    except InterpolationToMissingValueError:
+        # The missing value is named by the validator; what points at it is missing for the same reason.
+        return MISSING_MARK
+    except OmegaConfBaseException as error:
+        problems.append(f"{'.'.join(map(str, path))}: cannot resolve {value!r}: {_yaml_problem(error)}")
+        return value
+
+
+def _expand_shorthands(layer: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
+    key = SHORTHANDS.get(path)
+    if key is None:
+        return layer
+    return {name: {key: value} if is_bare(value) else value for name, value in layer.items()}
+
+
+def is_bare(value: Any) -> bool:
+    """Whether an entry is a number, a schedule or an interpolation: no block, nor the null that removes one."""
+    if isinstance(value, dict):
+        return not {"from", "to"}.isdisjoint(value)
+    return value is not None
+
+
+def _merge_list(base: list[Any], layer: dict[str, Any], path: tuple[str, ...]) -> list[Any]:
+    result = copy.deepcopy(base)
+    for key, value in layer.items():
+        index = int(key)
+        if index >= len(result):
+            raise ConfigError(
+                f"{'.'.join(path)}: has {len(result)} items (0 to {len(result) - 1}), there is no item {index}"
+            )
+        result[index] = merge(result[index], value, (*path, str(key)))
+    return result
+
+
+def _is_index(key: Any) -> bool:
+    return str(key).isdecimal()
+
+
+def _short(path: Path) -> str:
+    """Relative to the working directory where that is shorter to read."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def _similar_files(file: Path) -> str:
+    roots = {root.resolve() for root in (Path.cwd() / "configs", repository_root() / "configs") if root.is_dir()}
+    known = sorted({str(path.relative_to(root)) for root in roots for path in root.rglob("*.yaml")})
+    wanted = str(file.with_suffix("")).removeprefix("./").removeprefix("configs/")
+    same_name = [name for name in known if Path(name).name == file.name]
+    if same_name:
+        return f" Did you mean {' or '.join(repr(name) for name in same_name[:3])} in configs/?"
+    return near_matches(wanted, [name.removesuffix(".yaml") for name in known])

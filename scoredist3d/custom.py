@@ -1,0 +1,58 @@
+"""User packages: whatever lies in ``custom/`` is imported at start and registers its components."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import traceback
+import types
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+NAMESPACE = "custom"
+
+
+def load_custom(folders: Sequence[Path]) -> list[str]:
+    """Import every package and module of ``folders`` as ``custom.<name>``.
+
+    A package is a sub-folder; without an ``__init__.py`` each of its modules is imported. Names that start with ``_``
+    or ``.`` are left alone.
+
+    Returns:
+        One sentence per package that could not be imported, with the error and the line that raised it.
+    """
+    existing = list(dict.fromkeys(folder.resolve() for folder in folders if folder.is_dir()))
+    if not existing:
+        return []
+    namespace = sys.modules.setdefault(NAMESPACE, types.ModuleType(NAMESPACE, "User packages."))
+    namespace.__path__ = [str(folder) for folder in existing]
+    importlib.invalidate_caches()
+    failures = []
+    for folder in existing:
+        for name in _module_names(folder):
+            try:
+                importlib.import_module(name)
+            # A user's file may raise anything at import; all of it is reported and none of it may stop the program.
+            except Exception as error:
+                failures.append(f"{name.replace('.', '/')} could not be loaded: {_described(error)}")
+    return failures
+
+
+def _module_names(folder: Path) -> Iterator[str]:
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith(("_", ".")):
+            continue
+        name = f"{NAMESPACE}.{path.stem}"
+        if path.suffix == ".py" or (path / "__init__.py").is_file():
+            yield name
+        elif path.is_dir():
+            yield from (f"{name}.{module.stem}" for module in sorted(path.glob("*.py")))
+
+
+def _described(error: Exception) -> str:
+    """Type, message, and where in the user's files it happened."""
+    if isinstance(error, SyntaxError):
+        return f"SyntaxError: {error.msg} ({error.filename}, line {error.lineno})"
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "importlib" not in frame.filename]
+    place = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {error}{place}"

@@ -1,0 +1,169 @@
+"""Random cameras around the object."""
+
+from __future__ import annotations
+
+import bisect
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from scoredist3d.cameras import Cameras, orbit
+from scoredist3d.config import option
+from scoredist3d.data.base import CameraSampler
+from scoredist3d.registry import register
+from scoredist3d.seeding import Rng
+
+Range = tuple[float, float]
+
+
+@dataclass
+class EvaluationConfig:
+    """The fixed cameras of validation and test."""
+
+    val_views: int = option(4, "Views of a validation grid, evenly spaced in azimuth from the front.", ge=1)
+    test_views: int = option(60, "Frames of the turntable, one turn in all.", ge=1)
+    elevation: float = option(15.0, "Degrees.", ge=-90, le=90)
+    distance: float = option(3.2, "From the origin; scaled as the training distances are.", gt=0)
+    fovy: float = option(40.0, "Vertical field of view, degrees.", gt=0, lt=180)
+    height: int = option(256, "Pixels.", ge=1)
+    width: int = option(256, "Pixels.", ge=1)
+
+
+@register("data", "random-camera", summary="Random views around the object, evenly spread in azimuth.", arxiv="2209.14988")
+class RandomCamera(CameraSampler):
+    """Azimuth, elevation, distance and field of view drawn from ranges; optional jitter of position, target and up.
+
+    With ``batch_uniform_azimuth`` the N views of a step, over all ranks, are spaced evenly, at (i + u) / N of the range
+    with one u ~ U(0, 1) per step: every step sees the object from all sides. Elevation is uniform over the sphere's area
+    with probability ``area_probability`` (sin of the elevation is uniform), else uniform in the angle.
+    """
+
+    @dataclass
+    class Config(CameraSampler.Config):
+        """Options of the random cameras."""
+
+        batch_size: int | list[int] = option(4, "Views per step and rank; a list gives one value per milestone stage.", ge=1)
+        height: int | list[int] = option(64, "Pixels; a list gives one value per milestone stage.", ge=1)
+        width: int | list[int] = option(64, "Pixels; a list gives one value per milestone stage.", ge=1)
+        resolution_milestones: list[int] = option([], "Steps at which the next values of the lists begin.", ge=1)
+        azimuth_range: Range = option((-180.0, 180.0), "Degrees; 0 is the front.", ge=-360, le=360)
+        elevation_range: Range = option((-10.0, 60.0), "Degrees above the horizon.", ge=-90, le=90)
+        distance_range: Range = option((3.04, 3.36), "Distance from the origin, scene units.", gt=0)
+        fovy_range: Range = option((40.0, 40.0), "Vertical field of view, degrees.", gt=0, lt=180)
+        relative_distance: bool = option(
+            False, "Divide distances by tan(fovy / 2): the object keeps its size in the image whatever the field of view."
+        )
+        batch_uniform_azimuth: bool = option(True, "Space the views of a step evenly in azimuth.")
+        area_probability: float = option(0.5, "How often elevation is uniform in area, not in angle.", ge=0, le=1)
+        position_jitter: float = option(0.0, "Positions move by U(-j, j) per axis, scene units.", ge=0)
+        target_jitter: float = option(0.0, "Deviation of the point looked at, scene units.", ge=0)
+        up_jitter: float = option(0.0, "Deviation of the up vector.", ge=0)
+        evaluation: EvaluationConfig = field(
+            default_factory=EvaluationConfig, metadata={"help": "The fixed cameras of validation and test."}
+        )
+
+        def validate(self) -> list[str]:
+            """Ordered ranges, and as many listed values as stages."""
+            problems = super().validate()
+            for name in ("azimuth_range", "elevation_range", "distance_range", "fovy_range"):
+                low, high = getattr(self, name)
+                if low > high:
+                    problems.append(f"{name}: the first value must not exceed the second, got [{low:g}, {high:g}]")
+            milestones = self.resolution_milestones
+            if any(later <= earlier for earlier, later in zip(milestones, milestones[1:], strict=False)):
+                problems.append(f"resolution_milestones: must increase, got {milestones}")
+            stages = len(milestones) + 1
+            for name in ("batch_size", "height", "width"):
+                values = getattr(self, name)
+                if isinstance(values, list) and len(values) != stages:
+                    problems.append(
+                        f"{name}: needs {stages} values, one more than resolution_milestones has, got {len(values)}"
+                    )
+            return problems
+
+    def __init__(self, config: Config, *, world_size: int = 1) -> None:
+        super().__init__(config, world_size=world_size)
+        self.config = config
+
+    def sample(self, step: int, rng: Rng) -> Cameras:
+        """The cameras of ``rng.rank`` at an optimiser step."""
+        config = self.config
+        stage = bisect.bisect_right(config.resolution_milestones, step)
+        batch, height, width = (_at(values, stage) for values in (config.batch_size, config.height, config.width))
+        generator = rng("cameras", step)
+        azimuth = self._azimuth(batch, step, rng, generator)
+        elevation = self._elevation(batch, generator)
+        fovy = _uniform(config.fovy_range, batch, generator)
+        distance = _uniform(config.distance_range, batch, generator)
+        return orbit(
+            azimuth,
+            elevation,
+            self._distance(distance, fovy),
+            fovy,
+            height,
+            width,
+            **self._jitter(batch, generator),
+        )
+
+    def evaluation(self, split: Literal["val", "test"]) -> Cameras:
+        """``val_views`` or ``test_views`` cameras, evenly spaced counter-clockwise from the front."""
+        if split not in ("val", "test"):
+            raise ValueError(f"the evaluation split is 'val' or 'test', got {split!r}")
+        config = self.config.evaluation
+        views = config.val_views if split == "val" else config.test_views
+        constant = torch.ones(views)
+        fovy = config.fovy * constant
+        return orbit(
+            torch.arange(views) * (360.0 / views),
+            config.elevation * constant,
+            self._distance(config.distance * constant, fovy),
+            fovy,
+            config.height,
+            config.width,
+        )
+
+    def _azimuth(self, batch: int, step: int, rng: Rng, generator: torch.Generator) -> Tensor:
+        """(batch,) degrees."""
+        low, high = self.config.azimuth_range
+        if not self.config.batch_uniform_azimuth:
+            return _uniform(self.config.azimuth_range, batch, generator)
+        offset = torch.rand(1, generator=rng.shared()("azimuth", step))
+        # Ranks interleave: each has the whole range, and together they have it N times as densely.
+        index = torch.arange(batch) * self.world_size + rng.rank
+        return low + (high - low) * (index + offset) / (batch * self.world_size)
+
+    def _elevation(self, batch: int, generator: torch.Generator) -> Tensor:
+        """(batch,) degrees."""
+        low, high = self.config.elevation_range
+        by_angle = _uniform((low, high), batch, generator)
+        sines = (math.sin(math.radians(low)), math.sin(math.radians(high)))
+        by_area = torch.rad2deg(torch.asin(_uniform(sines, batch, generator).clamp(-1.0, 1.0)))
+        return torch.where(torch.rand(batch, generator=generator) < self.config.area_probability, by_area, by_angle)
+
+    def _distance(self, distance: Tensor, fovy_deg: Tensor) -> Tensor:
+        if not self.config.relative_distance:
+            return distance
+        return distance / torch.tan(torch.deg2rad(fovy_deg) / 2)
+
+    def _jitter(self, batch: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """Perturbations for :func:`orbit`; those that are switched off are left out."""
+        config = self.config
+        offset = _uniform((-config.position_jitter, config.position_jitter), (batch, 3), generator)
+        target = config.target_jitter * torch.randn(batch, 3, generator=generator)
+        up = torch.tensor([0.0, 0.0, 1.0]) + config.up_jitter * torch.randn(batch, 3, generator=generator)
+        jitter = {"offset": offset, "target": target, "up": up}
+        sizes = {"offset": config.position_jitter, "target": config.target_jitter, "up": config.up_jitter}
+        return {name: value for name, value in jitter.items() if sizes[name] > 0}
+
+
+def _at(values: int | list[int], stage: int) -> int:
+    return values[stage] if isinstance(values, list) else values
+
+
+def _uniform(bounds: Range, size: int | tuple[int, int], generator: torch.Generator) -> Tensor:
+    low, high = bounds
+    shape = (size,) if isinstance(size, int) else size
+    return low + (high - low) * torch.rand(*shape, generator=generator)

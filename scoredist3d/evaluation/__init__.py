@@ -1,0 +1,1 @@
+"""Measuring results: the probe network and image statistics."""

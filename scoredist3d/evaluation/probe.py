@@ -1,0 +1,125 @@
+"""The probe: a small network that reads category, colours, pattern and viewing azimuth off a 64x64 picture.
+
+It is trained on real renders of the procedural objects only (never on samples of the prior), so it can judge what the
+prior and distillation make. Its own error on fresh real renders is the floor that measurements are compared with.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+PROBE_FOLDER = Path(__file__).resolve().parents[1] / "assets" / "probe"
+INPUT_SIZE = 64
+
+
+@dataclass(frozen=True)
+class ProbeReading:
+    """What the probe sees in ``B`` pictures.
+
+    Attributes:
+        category, color, second_color, pattern: (B, classes), log-probabilities.
+        direction: (B, 4, 2), unit vectors (cos k a, sin k a) of the azimuth a for symmetry orders k = 1..4.
+        features: (B, F), penultimate activations, for feature-space distances.
+    """
+
+    category: Tensor
+    color: Tensor
+    second_color: Tensor
+    pattern: Tensor
+    direction: Tensor
+    features: Tensor
+
+    def azimuth_error_deg(self, azimuth: Tensor, symmetry: Tensor) -> Tensor:
+        """(B,) absolute azimuth error in degrees, modulo each object's rotational symmetry.
+
+        Args:
+            azimuth: (B,), true azimuth in radians.
+            symmetry: (B,), order k of the rotational symmetry about z (1 = a unique front); 0 gives NaN, as the azimuth
+                of a body of revolution is undefined.
+        """
+        order = symmetry.clamp(1, 4)
+        direction = self.direction[torch.arange(len(order), device=order.device), order - 1]
+        predicted = torch.atan2(direction[:, 1], direction[:, 0])
+        difference = torch.remainder(predicted - order * azimuth + math.pi, 2 * math.pi) - math.pi
+        error = torch.rad2deg(difference.abs() / order)
+        return torch.where(symmetry > 0, error, torch.full_like(error, float("nan")))
+
+
+class Probe(nn.Module):
+    """Convolutional reader, about 0.3 million parameters.
+
+    Args:
+        categories, colors, patterns: Class names, in the order of the outputs.
+        width: Channels of the first stage.
+    """
+
+    def __init__(
+        self, categories: Sequence[str], colors: Sequence[str], patterns: Sequence[str], *, width: int = 24
+    ) -> None:
+        super().__init__()
+        self.categories, self.colors, self.patterns = tuple(categories), tuple(colors), tuple(patterns)
+        self.width = width
+        channels = [3, width, 2 * width, 3 * width, 4 * width]
+        layers: list[nn.Module] = []
+        for index, (inner, outer) in enumerate(zip(channels[:-1], channels[1:], strict=True)):
+            layers += [nn.Conv2d(inner, outer, 3, stride=2 if index else 1, padding=1), nn.GroupNorm(8, outer), nn.SiLU()]
+            layers += [nn.Conv2d(outer, outer, 3, padding=1, groups=1 if index < 3 else 4), nn.GroupNorm(8, outer), nn.SiLU()]
+        self.body = nn.Sequential(*layers)
+        flat = 2 * channels[-1]
+        self.neck = nn.Sequential(nn.Linear(flat + 4 * channels[-1], 128), nn.SiLU())
+        self.heads = nn.ModuleDict(
+            {
+                "category": nn.Linear(128, len(self.categories)),
+                "color": nn.Linear(128, len(self.colors)),
+                "second_color": nn.Linear(128, len(self.colors)),
+                "pattern": nn.Linear(128, len(self.patterns)),
+                "direction": nn.Linear(128, 8),
+            }
+        )
+
+    def forward(self, images: Tensor) -> ProbeReading:
+        """Read (B, H, W, 3) images in [0, 1]; other sizes are resized to 64x64."""
+        pixels = images.movedim(-1, 1)
+        if pixels.shape[-2:] != (INPUT_SIZE, INPUT_SIZE):
+            pixels = functional.interpolate(pixels, (INPUT_SIZE, INPUT_SIZE), mode="bilinear", antialias=True)
+        maps = self.body(2.0 * pixels - 1.0)
+        pooled = torch.cat(
+            [maps.mean((2, 3)), maps.amax((2, 3)), functional.adaptive_avg_pool2d(maps, 2).flatten(1)], dim=1
+        )
+        features = self.neck(pooled)
+        direction = self.heads["direction"](features).view(-1, 4, 2)
+        return ProbeReading(
+            category=functional.log_softmax(self.heads["category"](features), -1),
+            color=functional.log_softmax(self.heads["color"](features), -1),
+            second_color=functional.log_softmax(self.heads["second_color"](features), -1),
+            pattern=functional.log_softmax(self.heads["pattern"](features), -1),
+            direction=functional.normalize(direction, dim=-1),
+            features=features,
+        )
+
+    @classmethod
+    def load(cls, folder: Path = PROBE_FOLDER, device: torch.device | str = "cpu") -> Probe:
+        """The shipped probe in fp32, frozen.
+
+        Raises:
+            FileNotFoundError: The folder holds no probe.
+        """
+        if not (folder / "config.json").is_file():
+            raise FileNotFoundError(f"no probe in {folder}: expected config.json and probe.safetensors")
+        probe = cls(**json.loads((folder / "config.json").read_text()))
+        weights = {name: tensor.float() for name, tensor in load_file(folder / "probe.safetensors").items()}
+        probe.load_state_dict(weights)
+        return probe.to(device).eval().requires_grad_(False)
+
+    def config(self) -> dict[str, object]:
+        """What :meth:`load` needs beside the weights."""
+        return {"categories": self.categories, "colors": self.colors, "patterns": self.patterns, "width": self.width}

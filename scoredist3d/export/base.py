@@ -1,0 +1,84 @@
+"""What an exporter is and what it reports."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from scoredist3d.config import ComponentConfig
+from scoredist3d.export.field import ExportableField
+
+StageProgress = Callable[[str, float], None]
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What came out.
+
+    Attributes:
+        faces, vertices: Of the exported, simplified surface.
+        watertight: Every edge has exactly two faces, which agree about the winding.
+        holes: Connected groups of boundary edges.
+        nonmanifold_edges: Edges with more than two faces.
+        components: Connected pieces of surface.
+        dropped_components: Pieces removed as floaters.
+        threshold: Density of the iso-surface.
+        density_range: Smallest and largest density seen on the grid.
+        bounds: Lowest and highest corner, world coordinates (z up).
+        bytes: File name to size.
+        seconds: Stage to wall time.
+        notes: Sentences about anything unusual, e.g. a fallback.
+    """
+
+    faces: int
+    vertices: int
+    watertight: bool
+    holes: int
+    nonmanifold_edges: int
+    components: int
+    dropped_components: int
+    threshold: float
+    density_range: tuple[float, float]
+    bounds: tuple[tuple[float, ...], tuple[float, ...]]
+    bytes: dict[str, int]
+    seconds: dict[str, float]
+    notes: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types, ready for JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """Files written, and the report about them."""
+
+    paths: list[Path]
+    report: ExportReport
+
+
+class Exporter(ABC):
+    """Turns a field into files."""
+
+    @dataclass
+    class Config(ComponentConfig):
+        """Options of the concrete exporter."""
+
+    @abstractmethod
+    def export(
+        self, field: ExportableField, folder: Path, name: str, progress: StageProgress | None = None
+    ) -> ExportResult:
+        """Write the object into ``folder`` under ``name`` with the formats' suffixes.
+
+        Args:
+            field: What to export.
+            folder: Made if absent. Either all files appear in it or none.
+            name: Reduced to ASCII letters, digits, dots, dashes and underscores.
+            progress: Called with a stage's name and its fraction done.
+
+        Raises:
+            ValueError: Nothing to export, or a field that gives impossible values; says which setting to change.
+        """

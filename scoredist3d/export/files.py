@@ -1,0 +1,50 @@
+"""Atomic writes: a file or a set of files appears complete or not at all."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def safe_name(name: str, fallback: str = "asset") -> str:
+    """``name`` reduced to ASCII letters, digits, dot, dash and underscore, which every MTL reader accepts."""
+    ascii_name = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", ascii_name).strip("-.")[:80] or fallback
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A temporary path beside ``path``, with its suffix; moved onto ``path`` on success, removed on an exception."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def staged_files(folder: Path) -> Iterator[tuple[Path, list[Path]]]:
+    """A staging folder inside ``folder`` for files that belong together.
+
+    Yields the staging folder and an empty list. On success every staged file is moved into ``folder`` in the order in
+    which its name was added to the list (put a file after those it refers to) and the list then holds the final paths.
+    On an exception nothing in ``folder`` has changed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=".export-", dir=folder))
+    paths: list[Path] = []
+    try:
+        yield staging, paths
+        for index, path in enumerate(paths):
+            paths[index] = folder / path.name
+            os.replace(staging / path.name, paths[index])
+    finally:
+        shutil.rmtree(staging)

@@ -1,0 +1,174 @@
+"""Streaming video files."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from collections.abc import Generator
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from scoredist3d.export.images import Image, to_uint8
+
+logger = logging.getLogger(__name__)
+
+
+def ffmpeg_available() -> bool:
+    """Whether imageio-ffmpeg and its ffmpeg binary can be used."""
+    try:
+        import imageio_ffmpeg
+
+        imageio_ffmpeg.get_ffmpeg_exe()
+    except (ImportError, RuntimeError):
+        return False
+    return True
+
+
+class VideoWriter:
+    """Writes frames to an mp4 as they come: H.264, yuv420p, BT.709, index in front so that browsers start at once.
+
+    Use as a context manager; the file appears when the block ends without an exception, under :attr:`path`. Frames go
+    straight to the encoder, so memory does not grow with their number. Odd sizes are padded by repeating the last row
+    or column. Without ffmpeg the frames become an animated WebP of the same stem (GIF where Pillow lacks WebP):
+    :attr:`path` then has another suffix and :attr:`note` says so. ::
+
+        with VideoWriter(folder / "turntable.mp4", fps=30) as video:
+            for frame in frames:
+                video.add(frame)
+        print(video.path)
+
+    Args:
+        path: Target; its folder is made.
+        fps: Frames per second.
+        crf: H.264 quality, lower is better; 18 is visually lossless.
+
+    Raises:
+        ValueError: fps that is not positive.
+    """
+
+    def __init__(self, path: Path, fps: float = 30.0, *, crf: int = 18) -> None:
+        if not fps > 0:
+            raise ValueError(f"fps must be positive, got {fps}")
+        self.path, self.fps, self.crf = Path(path).with_suffix(".mp4"), float(fps), crf
+        self.note = ""
+        self.num_frames = 0
+        self._shape: tuple[int, ...] = ()
+        self._encoder: _Ffmpeg | _Pillow | None = None
+
+    def __enter__(self) -> VideoWriter:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        return self
+
+    def add(self, frame: Image) -> None:
+        """Append a frame: (H, W, 3) uint8 or floating point in [0, 1].
+
+        Raises:
+            ValueError: Another shape than the first frame's, or values that are not finite.
+            OSError: The encoder died.
+        """
+        array = to_uint8(frame)
+        if self._encoder is None:
+            self._shape = array.shape
+            self._encoder = self._open(array.shape[0] + array.shape[0] % 2, array.shape[1] + array.shape[1] % 2)
+        if array.shape != self._shape:
+            raise ValueError(
+                f"every frame of a video has the size of the first, {self._shape[:2]}, got {array.shape[:2]}"
+            )
+        self._encoder.add(np.pad(array, ((0, array.shape[0] % 2), (0, array.shape[1] % 2), (0, 0)), mode="edge"))
+        self.num_frames += 1
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._encoder is None:
+            if kind is None:
+                raise ValueError(f"no frame was added to {self.path.name}")
+            return
+        temporary = self._encoder.temporary
+        try:
+            self._encoder.close(finish=kind is None)
+            if kind is None:
+                os.replace(temporary, self.path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def _open(self, height: int, width: int) -> _Ffmpeg | _Pillow:
+        if ffmpeg_available():
+            return _Ffmpeg(_beside(self.path), height, width, self.fps, self.crf)
+        from PIL import features
+
+        self.path = self.path.with_suffix(".webp" if features.check("webp") else ".gif")
+        self.note = f"ffmpeg was not found, so the video is {self.path.name}; `pip install imageio-ffmpeg` gives an mp4"
+        logger.warning(self.note)
+        return _Pillow(_beside(self.path), height, width, self.fps)
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+
+
+class _Ffmpeg:
+    """Pipes frames to ffmpeg."""
+
+    def __init__(self, temporary: Path, height: int, width: int, fps: float, crf: int) -> None:
+        import imageio_ffmpeg
+
+        self.temporary = temporary
+        # Untagged files are decoded with BT.601 or BT.709 depending on the player and size: convert to one and say so.
+        color = ["-vf", "scale=out_color_matrix=bt709:out_range=tv"]
+        color += ["-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709", "-color_range", "tv"]
+        self.pipe: Generator[None, bytes | np.ndarray | None, None] = imageio_ffmpeg.write_frames(
+            str(temporary),
+            (width, height),
+            fps=fps,
+            codec="libx264",
+            quality=None,
+            macro_block_size=1,
+            ffmpeg_log_level="error",
+            output_params=["-crf", str(crf), "-preset", "medium", *color, "-movflags", "+faststart"],
+        )
+        self.pipe.send(None)
+
+    def add(self, frame: np.ndarray) -> None:
+        self.pipe.send(np.ascontiguousarray(frame))
+
+    def close(self, finish: bool) -> None:
+        self.pipe.close()
+        if finish and not (self.temporary.exists() and self.temporary.stat().st_size > 0):
+            raise OSError(f"ffmpeg wrote no video to {self.temporary}")
+
+
+class _Pillow:
+    """Spools raw frames to an unnamed file on disk and encodes them at the end: Pillow wants all of them at once."""
+
+    def __init__(self, temporary: Path, height: int, width: int, fps: float) -> None:
+        self.temporary, self.size, self.fps, self.count = temporary, (height, width), fps, 0
+        self.spool = tempfile.TemporaryFile(dir=temporary.parent)  # noqa: SIM115 closed in close()
+
+    def add(self, frame: np.ndarray) -> None:
+        opaque = np.full((*self.size, 1), 255, dtype=np.uint8)
+        self.spool.write(np.concatenate([frame, opaque], axis=2).tobytes())
+        self.count += 1
+
+    def close(self, finish: bool) -> None:
+        from PIL import Image as Pillow
+
+        with self.spool:
+            if not finish:
+                return
+            self.spool.flush()
+            height, width = self.size
+            frames = np.memmap(self.spool, dtype=np.uint8, mode="r", shape=(self.count, height, width, 4))
+            # frombuffer with this mode and layout does not copy: the frames stay on disk until they are encoded.
+            images = [Pillow.frombuffer("RGBA", (width, height), frame, "raw", "RGBA", 0, 1) for frame in frames]
+            images[0].save(
+                self.temporary,
+                save_all=True,
+                append_images=images[1:],
+                duration=round(1000 / self.fps),
+                loop=0,
+                quality=90,
+            )

@@ -1,0 +1,39 @@
+"""What every regulariser offers to the training step."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from scoredist3d.config import ComponentConfig, Schedule, option
+from scoredist3d.geometry.base import Geometry
+from scoredist3d.renderers.base import Render
+
+
+class Loss(ABC):
+    """One term of the objective; its value is unweighted, so that a log line means the same under every weight.
+
+    Attributes:
+        needs_normal: Whether renders must carry normals while the term's weight is not zero.
+    """
+
+    @dataclass
+    class Config(ComponentConfig):
+        """Options of every loss."""
+
+        weight: Schedule = option(1.0, "Factor of the term in the objective; the term is skipped while it is 0.", ge=0)
+
+    needs_normal: bool = False
+
+    def __init__(self, config: Config) -> None:
+        self._weight = config.weight
+
+    def weight(self, step: int) -> float:
+        """The factor at an optimiser step."""
+        return self._weight(step)
+
+    @abstractmethod
+    def __call__(self, render: Render, geometry: Geometry, step: int) -> Tensor:
+        """The term's value, a scalar that may be differentiated."""

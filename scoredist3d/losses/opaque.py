@@ -1,0 +1,34 @@
+"""Penalty on half-transparent pixels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from scoredist3d.config import option
+from scoredist3d.geometry.base import Geometry
+from scoredist3d.losses.base import Loss
+from scoredist3d.registry import register
+from scoredist3d.renderers.base import Render
+
+
+@register("loss", "opaque", summary="Entropy of the opacity: pixels should be empty or solid.")
+class Opaque(Loss):
+    """mean over pixels of -O log O - (1 - O) log(1 - O), with O clamped to [margin, 1 - margin]."""
+
+    @dataclass
+    class Config(Loss.Config):
+        """Options of the opaque loss."""
+
+        margin: float = option(1e-3, "Opacities this close to 0 or 1 are left alone.", gt=0, lt=0.5)
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.margin = config.margin
+
+    def __call__(self, render: Render, geometry: Geometry, step: int) -> Tensor:
+        """The mean over all pixels, in nats."""
+        opacity = render.opacity.clamp(self.margin, 1.0 - self.margin)
+        return F.binary_cross_entropy(opacity, opacity)

@@ -1,0 +1,41 @@
+"""Penalty on visible surfaces that face away from the camera."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from scoredist3d.geometry.base import Geometry
+from scoredist3d.losses.base import Loss
+from scoredist3d.registry import register
+from scoredist3d.renderers.base import Render
+
+
+@register("loss", "orientation", summary="Visible normals should face the camera.", arxiv="2111.09883")
+class Orientation(Loss):
+    """mean over rays of sum_i sg(w_i) max(0, n_i . v)^2 (Ref-NeRF; DreamFusion, appendix).
+
+    v is the ray's direction, w_i and n_i weight and outward normal of its sample i. The weights are not differentiated,
+    so that the term turns surfaces instead of making them transparent. The mean is over the rays that see anything, so
+    that the weight does not depend on how much of the image the object fills.
+    """
+
+    @dataclass
+    class Config(Loss.Config):
+        """No further options."""
+
+    needs_normal = True
+
+    def __call__(self, render: Render, geometry: Geometry, step: int) -> Tensor:
+        """The mean over rays with an opacity above 0.
+
+        Raises:
+            ValueError: A render without normals.
+        """
+        record = render.samples
+        if record is None or record.normals is None:
+            raise ValueError("the orientation loss needs a render with samples and normals (with_normal=True)")
+        away = (record.normals * record.view_dirs).sum(-1).clamp_min(0.0)
+        rays = (render.opacity > 0).sum().clamp_min(1)
+        return (record.weights.detach() * away.square()).sum() / rays

@@ -1,0 +1,49 @@
+"""Penalty on thick surfaces."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from scoredist3d.config import option
+from scoredist3d.geometry.base import Geometry
+from scoredist3d.losses.base import Loss
+from scoredist3d.ops.compositing import accumulate
+from scoredist3d.registry import register
+from scoredist3d.renderers.base import Render
+
+
+@register("loss", "z-variance", summary="Variance of the depth along each ray: crisp surfaces.", arxiv="2305.18766")
+class ZVariance(Loss):
+    """mean over rays of sum_i w_i (t_i - d)^2 / O, with d = sum_i w_i t_i / O the ray's depth (HiFA).
+
+    Only rays with opacity O above ``min_opacity`` count: on the others the depth means little.
+    """
+
+    @dataclass
+    class Config(Loss.Config):
+        """Options of the z-variance loss."""
+
+        min_opacity: float = option(0.5, "Rays with a smaller opacity are left out.", gt=0, lt=1)
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.min_opacity = config.min_opacity
+
+    def __call__(self, render: Render, geometry: Geometry, step: int) -> Tensor:
+        """The mean over the rays that count, in squared scene units.
+
+        Raises:
+            ValueError: A render without samples.
+        """
+        record = render.samples
+        if record is None:
+            raise ValueError("the z-variance loss needs a render with samples, as made while training")
+        depth = render.depth.reshape(-1)
+        deviation = record.samples.midpoints - depth[record.samples.ray_indices]
+        moment = accumulate(record.weights, deviation.square()[:, None], record.samples)[:, 0]
+        opacity = render.opacity.reshape(-1)
+        counted = opacity > self.min_opacity
+        variance = moment / opacity.clamp_min(self.min_opacity)
+        return (variance * counted).sum() / counted.sum().clamp_min(1)

@@ -1,0 +1,93 @@
+"""What every material offers to renderers and exporters."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from scoredist3d.cameras import Cameras
+from scoredist3d.config import ComponentConfig
+
+
+@dataclass(frozen=True)
+class Light:
+    """One point light with ambient light for each of ``N`` images or points.
+
+    Attributes:
+        position: (N, 3), world.
+        ambient: (N,), strength of the light that comes from everywhere.
+        diffuse: (N,), strength of the point light.
+        textureless: (N,), 1 where the albedo is replaced by white, else 0.
+    """
+
+    position: Tensor
+    ambient: Tensor
+    diffuse: Tensor
+    textureless: Tensor
+
+    def __getitem__(self, index: Tensor) -> Light:
+        """The lights at (M,) indices, e.g. of the image that each sample point belongs to."""
+        return Light(self.position[index], self.ambient[index], self.diffuse[index], self.textureless[index])
+
+
+class Material(nn.Module, ABC):
+    """Turns geometry features into colours in [0, 1].
+
+    Attributes:
+        num_features: Feature channels expected from the geometry.
+    """
+
+    @dataclass
+    class Config(ComponentConfig):
+        """Options of every material (none)."""
+
+    num_features: int = 3
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+
+    @abstractmethod
+    def forward(
+        self,
+        features: Tensor,
+        *,
+        normals: Tensor | None = None,
+        view_dirs: Tensor | None = None,
+        points: Tensor | None = None,
+        light: Light | None = None,
+    ) -> Tensor:
+        """Colours of ``N`` points.
+
+        Args:
+            features: (N, num_features).
+            normals: (N, 3) unit, outward; given where ``sample_light`` returned a light.
+            view_dirs: (N, 3) unit, from the camera to the point.
+            points: (N, 3), world.
+            light: One per point, or ``None`` for the unlit colour.
+
+        Returns:
+            (N, 3) in [0, 1].
+        """
+
+    @abstractmethod
+    def albedo(self, features: Tensor, *, points: Tensor | None = None) -> Tensor:
+        """(N, 3) colours in [0, 1] without any light, as an exported texture holds them."""
+
+    def sample_light(self, cameras: Cameras, step: int, generator: torch.Generator | None) -> Light | None:
+        """The light of each image of a step; ``None`` where the material needs none (then normals are not needed either).
+
+        Args:
+            cameras: (B).
+            step: Optimiser step.
+            generator: Of this step; ``None`` in evaluation, which must not be random.
+        """
+        return None
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Optimiser groups ``{"name", "params"}``; empty for a material without parameters."""
+        params = list(self.parameters())
+        return [{"name": "material", "params": params}] if params else []

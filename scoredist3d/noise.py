@@ -1,0 +1,373 @@
+"""Noise schedules: how a diffusion model mixes images with noise, and what its output means.
+
+Every model here describes x_t = alpha_t x_0 + sigma_t eps. Two families share one interface:
+
+* :class:`VPSchedule`, the discrete variance-preserving chain of DDPM and Stable Diffusion: alpha^2 + sigma^2 = 1,
+  velocity v = alpha eps - sigma x_0.
+* :class:`FlowSchedule`, rectified flow (Stable Diffusion 3, Flux): alpha = 1 - s, sigma = s, velocity v = eps - x_0.
+
+Time ``t`` is a float in [0, 1], 1 is the noisiest level, and t * num_train_timesteps is the position on the model's own
+schedule: timestep 500 of 1000 is t = 0.5. A negative ``t`` means the clean image itself (alpha 1, sigma 0), which a VP
+chain reaches only after its last step: its timestep 0 still holds a little noise.
+
+In both families v = a eps - b x_0 with a alpha + b sigma = 1, so that x_0 = a x_t - sigma v and eps = b x_t + alpha v
+hold without a division; that is why velocity models are safe where alpha is 0.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+PredictionType = Literal["epsilon", "sample", "v_prediction"]
+PREDICTION_TYPES: tuple[PredictionType, ...] = ("epsilon", "sample", "v_prediction")
+
+CLEAN = -1.0
+"""The time that stands for the clean image, below every level of the model."""
+
+
+def per_item(coefficient: Tensor, like: Tensor) -> Tensor:
+    """A (B,) coefficient in ``like``'s dtype, shaped (B, 1, 1, ...) to multiply it."""
+    return coefficient.to(like.dtype).reshape(-1, *[1] * (like.ndim - 1))
+
+
+class NoiseSchedule(ABC):
+    """Coefficients, conversions and deterministic steps of one diffusion model.
+
+    Methods take ``t`` as a (B,) floating tensor and answer in its dtype and on its device; the tables behind them
+    are float64. Nothing here synchronises a device.
+
+    Attributes:
+        prediction_type: What the network outputs: ``epsilon``, ``sample`` (x_0) or ``v_prediction`` (either velocity).
+        num_train_timesteps: Number of levels the model was trained on.
+    """
+
+    prediction_type: PredictionType
+    num_train_timesteps: int
+
+    @staticmethod
+    def from_config(config: Mapping[str, Any], *, image_tokens: int | None = None) -> NoiseSchedule:
+        """Build the schedule that a diffusers ``scheduler_config.json`` describes.
+
+        Args:
+            config: The scheduler's configuration. Flow matching is told by its class or its shift; everything else is a VP
+                chain.
+            image_tokens: Number of image tokens of the transformer, needed where the shift depends on the resolution.
+
+        Raises:
+            ValueError: A beta schedule or prediction type that is not known.
+        """
+        if "FlowMatch" in str(config.get("_class_name", "")) or ("shift" in config and "beta_schedule" not in config):
+            return FlowSchedule.from_scheduler_config(config, image_tokens=image_tokens)
+        return VPSchedule.from_scheduler_config(config)
+
+    @abstractmethod
+    def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """(alpha, sigma) at the level that ``t`` snaps to, (B,) each; (1, 0) where t < 0."""
+
+    @abstractmethod
+    def velocity_coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """(a, b) of v = a eps - b x_0, (B,) each."""
+
+    @abstractmethod
+    def snap(self, t: Tensor) -> Tensor:
+        """The nearest time the model was trained on, in [0, 1]."""
+
+    @abstractmethod
+    def timestep(self, t: Tensor) -> Tensor:
+        """What the network is told as its timestep, (B,): integers for VP chains, floats for flows."""
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """Share of the image in x_t."""
+        return self.coefficients(t)[0]
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """Share of the noise in x_t."""
+        return self.coefficients(t)[1]
+
+    def lambda_(self, t: Tensor) -> Tensor:
+        """Noise-to-signal ratio sigma / alpha, increasing in t (infinite at a zero-SNR level)."""
+        alpha, sigma = self.coefficients(t)
+        return sigma / alpha
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        """log(alpha^2 / sigma^2), decreasing in t."""
+        alpha, sigma = self.coefficients(t)
+        return 2.0 * (alpha.log() - sigma.log())
+
+    def add_noise(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """x_t = alpha_t x_0 + sigma_t eps."""
+        alpha, sigma = self.coefficients(t)
+        return per_item(alpha, x0) * x0 + per_item(sigma, x0) * eps
+
+    def to_x0(self, output: Tensor, x_t: Tensor, t: Tensor, kind: PredictionType | None = None) -> Tensor:
+        """Convert a prediction of ``kind`` (default: the network's own) at (x_t, t) to the clean image."""
+        kind = kind or self.prediction_type
+        alpha, sigma = (per_item(c, x_t) for c in self.coefficients(t))
+        if kind == "sample":
+            return output
+        if kind == "epsilon":
+            return (x_t - sigma * output) / alpha
+        return per_item(self.velocity_coefficients(t)[0], x_t) * x_t - sigma * output
+
+    def to_eps(self, output: Tensor, x_t: Tensor, t: Tensor, kind: PredictionType | None = None) -> Tensor:
+        """Convert a prediction of ``kind`` (default: the network's own) at (x_t, t) to the noise."""
+        kind = kind or self.prediction_type
+        alpha, sigma = (per_item(c, x_t) for c in self.coefficients(t))
+        if kind == "epsilon":
+            return output
+        if kind == "sample":
+            return (x_t - alpha * output) / sigma
+        return per_item(self.velocity_coefficients(t)[1], x_t) * x_t + alpha * output
+
+    def to_v(self, output: Tensor, x_t: Tensor, t: Tensor, kind: PredictionType | None = None) -> Tensor:
+        """Convert a prediction of ``kind`` (default: the network's own) at (x_t, t) to this family's velocity."""
+        kind = kind or self.prediction_type
+        if kind == "v_prediction":
+            return output
+        alpha, sigma = (per_item(c, x_t) for c in self.coefficients(t))
+        a, b = (per_item(c, x_t) for c in self.velocity_coefficients(t))
+        if kind == "epsilon":
+            return (output - b * x_t) / alpha
+        return (a * x_t - output) / sigma
+
+    def ddim_variance(self, t: Tensor, s: Tensor) -> Tensor:
+        """Variance of the ancestral step t -> s (s < t), sigma_s^2/sigma_t^2 (1 - alpha_t^2/alpha_s^2); DDIM eq. 16,
+        eta 1.
+        """
+        alpha_t, sigma_t = self.coefficients(t)
+        alpha_s, sigma_s = self.coefficients(s)
+        return (sigma_s / sigma_t).square() * (1.0 - (alpha_t / alpha_s).square())
+
+    def ddim_step(
+        self, eps: Tensor, x0: Tensor, t: Tensor, s: Tensor, *, eta: float = 0.0, noise: Tensor | None = None
+    ) -> Tensor:
+        """Move from level ``t`` to ``s`` along the predicted noise and image (DDIM, 2010.02502, eq. 12).
+
+        x_s = alpha_s x_0 + sqrt(sigma_s^2 - eta^2 var) eps + eta sqrt(var) noise. With eta 0 this is the Euler step of
+        the probability-flow ODE in lambda and of a rectified flow, and valid in both directions (s > t inverts).
+
+        Raises:
+            ValueError: ``eta`` is not 0 and no noise is given.
+        """
+        alpha, sigma = self.coefficients(s)
+        if eta == 0.0:
+            return per_item(alpha, x0) * x0 + per_item(sigma, eps) * eps
+        if noise is None:
+            raise ValueError(f"a DDIM step with eta={eta} needs the noise to add")
+        variance = eta**2 * self.ddim_variance(t, s)
+        direction = (sigma.square() - variance).clamp_min(0.0).sqrt()
+        return per_item(alpha, x0) * x0 + per_item(direction, eps) * eps + per_item(variance.sqrt(), noise) * noise
+
+    def levels(self, steps: int, start: float = 1.0, *, end: float = CLEAN) -> list[float]:
+        """``steps`` decreasing times from ``start`` down, followed by ``end``: ``steps`` steps, ``steps + 1`` levels.
+
+        The spacing is diffusers' "trailing": it begins at the noisiest level, where the model has seen pure noise.
+
+        Raises:
+            ValueError: ``steps`` is not positive.
+        """
+        if steps < 1:
+            raise ValueError(f"a trajectory needs at least one step, got {steps}")
+        low = max(end, 0.0)
+        return [*(start + (low - start) * k / steps for k in range(steps)), end]
+
+
+class VPSchedule(NoiseSchedule):
+    """Discrete variance-preserving chain: alpha_t = sqrt(abar_t), sigma_t = sqrt(1 - abar_t)."""
+
+    def __init__(self, alphas_cumprod: Tensor, prediction_type: PredictionType = "epsilon") -> None:
+        """Args:
+        alphas_cumprod: (N,), abar of each training timestep, decreasing, in [0, 1].
+        prediction_type: What the network outputs.
+
+        Raises:
+            ValueError: Unknown prediction type, or values outside [0, 1].
+        """
+        _check_prediction_type(prediction_type)
+        abar = alphas_cumprod.detach().double().cpu()
+        if abar.ndim != 1 or not bool(((abar >= 0) & (abar <= 1)).all()):
+            raise ValueError("alphas_cumprod must be a vector of values in [0, 1]")
+        self.prediction_type = prediction_type
+        self.num_train_timesteps = len(abar)
+        # Entry 0 is the clean image, entry 1 + k is timestep k.
+        abar = torch.cat([abar.new_ones(1), abar])
+        self._table = torch.stack([abar.sqrt(), (1.0 - abar).sqrt()])
+        self._on_device: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+
+    @classmethod
+    def stable_diffusion(cls, prediction_type: PredictionType = "epsilon") -> VPSchedule:
+        """The schedule of Stable Diffusion 1 and 2: betas 0.00085..0.012 linear in their square roots, 1000 steps."""
+        betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+        return cls.from_scheduler_config({**betas, "prediction_type": prediction_type})
+
+    @classmethod
+    def from_scheduler_config(cls, config: Mapping[str, Any]) -> VPSchedule:
+        """From the configuration of a diffusers DDPM, DDIM, PNDM, Euler, ... scheduler."""
+        betas = _betas(config)
+        abar = torch.cumprod(1.0 - betas, dim=0)
+        if config.get("rescale_betas_zero_snr", False):
+            abar = _zero_terminal_snr(abar)
+        return cls(abar, config.get("prediction_type", "epsilon"))
+
+    def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """(alpha, sigma) from the table, at the timestep nearest to ``t``."""
+        key = (t.device, t.dtype)
+        if key not in self._on_device:
+            self._on_device[key] = self._table.to(dtype=t.dtype).to(t.device)
+        index = (t * self.num_train_timesteps).round().clamp(0, self.num_train_timesteps - 1).long() + 1
+        alpha, sigma = self._on_device[key][:, torch.where(t < 0, 0, index)]
+        return alpha, sigma
+
+    def velocity_coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """(alpha, sigma): v = alpha eps - sigma x_0."""
+        return self.coefficients(t)
+
+    def snap(self, t: Tensor) -> Tensor:
+        """The nearest k / N, k in 0..N-1."""
+        return self.timestep(t).to(t.dtype) / self.num_train_timesteps
+
+    def timestep(self, t: Tensor) -> Tensor:
+        """The nearest k in 0..N-1, integers; 0 for the clean image."""
+        return (t * self.num_train_timesteps).round().clamp(0, self.num_train_timesteps - 1).long()
+
+    def levels(self, steps: int, start: float = 1.0, *, end: float = CLEAN) -> list[float]:
+        """As in the base class; the noisiest level is timestep N - 1, diffusers' round(N - k N / steps) - 1."""
+        n = self.num_train_timesteps
+        top = min(round(start * n), n - 1)
+        span = top + 1 - max(round(end * n), 0)
+        if steps < 1:
+            raise ValueError(f"a trajectory needs at least one step, got {steps}")
+        return [*(round(top + 1 - k * span / steps - 1) / n for k in range(steps)), end]
+
+
+class FlowSchedule(NoiseSchedule):
+    """Rectified flow x_s = (1 - s) x_0 + s eps with the timestep shift of its sampler.
+
+    ``t`` is the position on the unshifted schedule and s = shift t / (1 + (shift - 1) t) (arXiv 2403.03206, eq. 23), so
+    that equal steps in t are the steps of the model's own sampler. The network is told s * num_train_timesteps.
+    """
+
+    def __init__(
+        self, shift: float = 1.0, num_train_timesteps: int = 1000, prediction_type: PredictionType = "v_prediction"
+    ) -> None:
+        """Args:
+        shift: 1 for none, 3 for Stable Diffusion 3.
+        num_train_timesteps: Levels the model was trained on.
+        prediction_type: What the network outputs; flow models predict the velocity.
+
+        Raises:
+            ValueError: A shift that is not positive or an unknown prediction type.
+        """
+        _check_prediction_type(prediction_type)
+        if not shift > 0:
+            raise ValueError(f"the shift of a flow schedule must be positive, got {shift}")
+        self.shift = float(shift)
+        self.num_train_timesteps = int(num_train_timesteps)
+        self.prediction_type = prediction_type
+
+    @classmethod
+    def from_scheduler_config(cls, config: Mapping[str, Any], *, image_tokens: int | None = None) -> FlowSchedule:
+        """From the configuration of a diffusers FlowMatch scheduler.
+
+        Raises:
+            ValueError: The shift depends on the resolution and ``image_tokens`` is not given.
+        """
+        shift = float(config.get("shift", 1.0))
+        if config.get("use_dynamic_shifting", False):
+            if image_tokens is None:
+                raise ValueError(
+                    "this flow schedule shifts by the resolution: pass image_tokens, the number of image tokens"
+                )
+            low, high = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+            base, top = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
+            mu = base + (top - base) * (image_tokens - low) / (high - low)
+            shift = math.exp(mu) if config.get("time_shift_type", "exponential") == "exponential" else mu
+        return cls(shift, int(config.get("num_train_timesteps", 1000)))
+
+    def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """(1 - s, s) with s = shift t / (1 + (shift - 1) t)."""
+        u = t.clamp(0.0, 1.0)
+        denominator = 1.0 + (self.shift - 1.0) * u
+        return (1.0 - u) / denominator, self.shift * u / denominator
+
+    def velocity_coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """(1, 1): v = eps - x_0."""
+        one = torch.ones_like(t)
+        return one, one
+
+    def snap(self, t: Tensor) -> Tensor:
+        """The nearest k / N, k in 1..N."""
+        return (t * self.num_train_timesteps).round().clamp(1, self.num_train_timesteps) / self.num_train_timesteps
+
+    def timestep(self, t: Tensor) -> Tensor:
+        """s N, not rounded."""
+        return self.sigma(t) * self.num_train_timesteps
+
+
+def solve_ode(
+    schedule: NoiseSchedule,
+    predict: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+    x: Tensor,
+    levels: Sequence[float],
+    *,
+    callback: Callable[[int, float, Tensor, Tensor], None] | None = None,
+) -> Tensor:
+    """Follow the probability-flow ODE through ``levels`` with DDIM (for flows: Euler) steps.
+
+    Decreasing levels sample, increasing levels invert.
+
+    Args:
+        schedule: The model's schedule.
+        predict: (x_t, t (B,)) -> (eps, x_0); called once per step, at the level the step starts from.
+        x: (B, ...), the state at ``levels[0]``.
+        levels: Times to visit; the first is where ``x`` is.
+        callback: Called after each step with (index, reached level, x, predicted x_0).
+
+    Returns:
+        The state at ``levels[-1]``.
+    """
+    for index, (start, stop) in enumerate(pairwise(levels)):
+        t = x.new_full((len(x),), start)
+        s = x.new_full((len(x),), stop)
+        eps, x0 = predict(x, t)
+        x = schedule.ddim_step(eps, x0, t, s)
+        if callback is not None:
+            callback(index, stop, x, x0)
+    return x
+
+
+def _check_prediction_type(prediction_type: str) -> None:
+    if prediction_type not in PREDICTION_TYPES:
+        raise ValueError(f"prediction_type must be one of {', '.join(PREDICTION_TYPES)}, got {prediction_type!r}")
+
+
+def _betas(config: Mapping[str, Any]) -> Tensor:
+    """(N,) float64 betas of a diffusers scheduler configuration."""
+    if config.get("trained_betas") is not None:
+        return torch.as_tensor(config["trained_betas"], dtype=torch.float64)
+    steps = int(config.get("num_train_timesteps", 1000))
+    start, end = float(config.get("beta_start", 1e-4)), float(config.get("beta_end", 0.02))
+    name = config.get("beta_schedule", "linear")
+    if name == "linear":
+        return torch.linspace(start, end, steps, dtype=torch.float64)
+    if name == "scaled_linear":
+        return torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float64).square()
+    if name == "squaredcos_cap_v2":
+        u = torch.linspace(0.0, 1.0, steps + 1, dtype=torch.float64)
+        abar = torch.cos((u + 0.008) / 1.008 * math.pi / 2).square()
+        return (1.0 - abar[1:] / abar[:-1]).clamp_max(0.999)
+    raise ValueError(f"beta_schedule {name!r} is not known; known are linear, scaled_linear and squaredcos_cap_v2")
+
+
+def _zero_terminal_snr(abar: Tensor) -> Tensor:
+    """Shift and scale sqrt(abar) so that the last level holds no image (arXiv 2305.08891, algorithm 1)."""
+    root = abar.sqrt()
+    first, last = root[0], root[-1]
+    return ((root - last) * first / (first - last)).square()

@@ -1,0 +1,154 @@
+"""C kernels for the CPU, compiled at first use and called through ctypes.
+
+Plain C with OpenMP and raw pointers: any ``cc`` builds it in about a second, with no headers but the C library's, where
+the same code as a torch extension takes a minute. The shared library is kept in the user's cache under a key of
+everything it depends on. Without a compiler the operators fall back to torch. ``SCOREDIST3D_NATIVE=0`` turns this off.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import logging
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import tempfile
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+logger = logging.getLogger("scoredist3d")
+
+_SOURCES = ("hash_grid.c", "rays.c")
+# No contraction into FMA: the kernels then do the arithmetic of the torch reference, bit by bit where the order agrees.
+_BASE_FLAGS = ("-std=gnu11", "-O2", "-ftree-vectorize", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
+# From the fastest; a compiler or machine that refuses one gets the next.
+_OPTIONAL_FLAGS = (("-march=native", "-fopenmp"), ("-fopenmp",), ("-march=native",), ())
+_COMPILE_TIMEOUT = 120.0
+
+
+class _Unavailable(Exception):
+    """The library cannot be built or loaded; the message says why."""
+
+
+def available() -> bool:
+    """Whether the C kernels can be used; builds them if need be."""
+    return _load()[0] is not None
+
+
+def unavailable_reason() -> str | None:
+    """Why the kernels cannot be used, in one line, or None."""
+    return _load()[1]
+
+
+def call(function: str, *arguments: Tensor | float | int | None) -> None:
+    """Call a kernel: tensors become pointers (they must be contiguous), None a null pointer, ``int`` is int64, ``float``
+    is float. The number of threads, torch's own, is added as the last argument.
+
+    Raises:
+        RuntimeError: If the kernels are not available.
+    """
+    library, reason = _load()
+    if library is None:
+        raise RuntimeError(f"the C kernels are not available: {reason}")
+    kernel = getattr(library, function)
+    kernel.restype = None
+    kernel(*(_as_ctypes(argument) for argument in arguments), ctypes.c_int64(torch.get_num_threads()))
+
+
+def _as_ctypes(argument: Tensor | float | int | None) -> ctypes.c_void_p | ctypes.c_int64 | ctypes.c_float:
+    if isinstance(argument, Tensor):
+        assert argument.is_contiguous() and argument.device.type == "cpu"
+        return ctypes.c_void_p(argument.data_ptr())
+    if argument is None:
+        return ctypes.c_void_p(None)
+    return ctypes.c_float(argument) if isinstance(argument, float) else ctypes.c_int64(argument)
+
+
+@lru_cache(maxsize=1)
+def _load() -> tuple[ctypes.CDLL | None, str | None]:
+    """The library, or the reason why there is none."""
+    if os.environ.get("SCOREDIST3D_NATIVE") == "0":
+        return None, "switched off by SCOREDIST3D_NATIVE=0"
+    try:
+        return _build(), None
+    except (_Unavailable, OSError, subprocess.SubprocessError) as error:
+        return None, " ".join(str(error).split())[:300]
+
+
+def _build() -> ctypes.CDLL:
+    """Load the library from the cache, or compile it with the first compiler and flags that work."""
+    compilers = _compilers()
+    if not compilers:
+        raise _Unavailable("no C compiler found ($CC, cc, gcc, clang)")
+    folder = _cache_folder()
+    problem = ""
+    for compiler in compilers:
+        for optional in _OPTIONAL_FLAGS:
+            command = [*compiler, *_BASE_FLAGS, *optional]
+            target = folder / f"native-{_key(command)}.so"
+            try:
+                if not target.exists():
+                    _compile(command, target)
+                return ctypes.CDLL(str(target))
+            except (_Unavailable, OSError, subprocess.SubprocessError) as error:
+                problem = f"{shlex.join(command)}: {error}"
+                logger.debug("native kernels: %s", problem)
+    raise _Unavailable(problem)
+
+
+def _compilers() -> list[list[str]]:
+    names = [os.environ.get("CC", ""), "cc", "gcc", "clang"]
+    commands = [shlex.split(name) for name in dict.fromkeys(names) if name.strip()]
+    return [[path, *command[1:]] for command in commands if (path := shutil.which(command[0])) is not None]
+
+
+def _cache_folder() -> Path:
+    """The user's cache, or a folder of this process where that cannot be written."""
+    root = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    folder = Path(root) / "scoredist3d"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return Path(tempfile.mkdtemp(prefix="scoredist3d-"))
+    return folder if os.access(folder, os.W_OK) else Path(tempfile.mkdtemp(prefix="scoredist3d-"))
+
+
+def _key(command: list[str]) -> str:
+    digest = hashlib.blake2b(digest_size=12)
+    digest.update("\0".join([*command, _processor()]).encode())
+    for name in _SOURCES:
+        digest.update((Path(__file__).parent / name).read_bytes())
+    return digest.hexdigest()
+
+
+@lru_cache(maxsize=1)
+def _processor() -> str:
+    """What ``-march=native`` depends on: architecture, model and instruction sets."""
+    description = [platform.system(), platform.machine(), platform.processor()]
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        lines = cpuinfo.read_text(errors="replace").splitlines()
+        description += sorted({line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))})
+    return "\n".join(description)
+
+
+def _compile(command: list[str], target: Path) -> None:
+    """Compile to a temporary file beside the target and move it there, so that nobody ever loads half a library."""
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=target.stem, suffix=".tmp")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        sources = [str(Path(__file__).parent / source) for source in _SOURCES]
+        full = [*command, *sources, "-o", str(temporary), "-lm"]
+        done = subprocess.run(full, capture_output=True, text=True, timeout=_COMPILE_TIMEOUT, check=False)
+        if done.returncode != 0:
+            raise _Unavailable(done.stderr.strip()[:300] or f"exit status {done.returncode}")
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,110 @@
+"""Occupancy grid: which cells of the scene can hold density, kept up to date while the density changes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+
+class OccupancyGrid(nn.Module):
+    """Running maximum of the density on a grid over [-radius, radius]^3 (Müller et al. 2022, appendix E.2).
+
+    All state is in persistent buffers, so a resumed run sees what the uninterrupted one would. Cells that do not touch the
+    ball of ``radius`` are never occupied.
+
+    Args:
+        resolution: G, cells along an axis.
+        radius: Half the side of the cube and radius of the ball, scene units.
+        threshold: A cell is occupied while the optical depth of one step in it exceeds this, or the mean over the ball if
+            that is smaller (so a faint scene is not thrown away).
+        step_size: Length of one step, scene units; default: the ball's diameter over 1024, as in instant-ngp with a unit
+            scale.
+        warmup_updates: This many first updates look at every cell in the ball.
+    """
+
+    occupied: Tensor
+    density: Tensor
+    num_updates: Tensor
+    in_ball: Tensor
+
+    def __init__(
+        self,
+        resolution: int = 64,
+        radius: float = 1.0,
+        *,
+        threshold: float = 0.01,
+        step_size: float = 0.01,
+        warmup_updates: int = 16,
+    ) -> None:
+        super().__init__()
+        if resolution < 1 or not radius > 0 or threshold < 0 or not step_size > 0 or warmup_updates < 1:
+            raise ValueError(
+                "occupancy grid: resolution, radius, step_size and warmup_updates must be positive and threshold not negative"
+            )
+        self.resolution, self.radius, self.threshold, self.step_size = resolution, radius, threshold, step_size
+        self.warmup_updates = warmup_updates
+        inside = _touches_ball(resolution)
+        self.register_buffer("in_ball", inside, persistent=False)
+        self.register_buffer("occupied", inside.clone())
+        self.register_buffer("density", torch.zeros(resolution, resolution, resolution))
+        self.register_buffer("num_updates", torch.zeros((), dtype=torch.int64))
+
+    @torch.no_grad()
+    def update(
+        self,
+        density_fn: Callable[[Tensor], Tensor],
+        generator: torch.Generator,
+        *,
+        decay: float = 0.95,
+        chunk: int = 2**18,
+    ) -> None:
+        """Look at some cells at a random point each and renew the grid: ``density <- max(decay * density, new)``.
+
+        During the warm-up every cell in the ball is looked at; later a quarter of them, drawn uniformly, and up to as many
+        of the occupied ones. If no cell passes the threshold, all of the ball counts as occupied, so that a scene that
+        has not started yet still gets gradients.
+
+        Args:
+            density_fn: Density (N,) at points (N, 3) in scene units.
+            generator: Randomness, on the grid's device.
+            decay: Factor on the density that a looked-at cell had.
+            chunk: At most this many points per call of ``density_fn``.
+        """
+        cells = self._cells_to_update(generator)
+        device, resolution = self.density.device, self.resolution
+        offsets = torch.rand(len(cells), 3, generator=generator, device=device)
+        corners = torch.stack((cells // resolution**2, cells // resolution % resolution, cells % resolution), dim=1)
+        points = ((corners + offsets) / resolution * 2 - 1) * self.radius
+        new = torch.cat([density_fn(part).reshape(-1) for part in points.split(chunk)]).to(self.density)
+        flat = self.density.view(-1)
+        flat[cells] = torch.maximum(flat[cells] * decay, new)
+        self._renew()
+        self.num_updates += 1
+
+    def _cells_to_update(self, generator: torch.Generator) -> Tensor:
+        inside = self.in_ball.flatten().nonzero()[:, 0]
+        if int(self.num_updates) < self.warmup_updates:
+            return inside
+        count = max(1, len(inside) // 4)
+        device = inside.device
+        uniform = inside[torch.randperm(len(inside), generator=generator, device=device)[:count]]
+        occupied = self.occupied.flatten().nonzero()[:, 0]
+        occupied = occupied[torch.randperm(len(occupied), generator=generator, device=device)[:count]]
+        return torch.cat((uniform, occupied)).unique()
+
+    def _renew(self) -> None:
+        depth = self.density * self.step_size
+        limit = depth[self.in_ball].mean().clamp(max=self.threshold)
+        occupied = (depth > limit) & self.in_ball
+        self.occupied.copy_(torch.where(occupied.any(), occupied, self.in_ball))
+
+
+def _touches_ball(resolution: int) -> Tensor:
+    """(G, G, G) bool: cells of [-1, 1]^3 with a point in the unit ball."""
+    edges = torch.linspace(-1, 1, resolution + 1)
+    low, high = edges[:-1], edges[1:]
+    nearest = torch.where((low < 0) & (high > 0), torch.zeros(()), torch.minimum(low.abs(), high.abs()))
+    squared = nearest**2
+    return squared[:, None, None] + squared[None, :, None] + squared[None, None, :] < 1

@@ -1,0 +1,5 @@
+"""From a prompt and cameras to the conditionings that guidance combines."""
+
+from scoredist3d.prompts.processor import PromptProcessor
+
+__all__ = ["PromptProcessor"]

@@ -1,0 +1,227 @@
+"""Text to conditioning: view words, negative prompts, Perp-Neg, each text embedded once."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from scoredist3d.cameras import Cameras
+from scoredist3d.config import ComponentConfig, option
+from scoredist3d.priors.base import Branches, Conditioning, Prior
+from scoredist3d.registry import register
+
+_log = logging.getLogger(__name__)
+
+VIEWS = ("front", "side", "back", "overhead")
+_FRONT, _SIDE, _BACK, _OVERHEAD = range(len(VIEWS))
+_PLAIN, _NEGATIVE, _EMPTY = range(len(VIEWS), len(VIEWS) + 3)
+
+
+@register(
+    "prompt-processor",
+    "view-dependent",
+    summary="View words by camera angle, negative prompt, optional Perp-Neg.",
+    arxiv="2209.14988",
+)
+class PromptProcessor:
+    """Makes the branches of a batch of cameras; the texts are embedded once, at the first call.
+
+    A camera looking at the front (|azimuth| below the front threshold) sees "{prompt}, front view", one beyond 180
+    degrees minus the back threshold "back view", one above the overhead threshold "overhead view", all others "side
+    view". Without cameras the prompt itself is used.
+    """
+
+    @dataclass
+    class Config(ComponentConfig):
+        """View words and their sectors."""
+
+        view_dependent: Literal["auto", "always", "never"] = option(
+            "auto",
+            "Add view words to the prompt; auto leaves them out where the prior is conditioned on the camera itself.",
+        )
+        front_suffix: str = option(", front view", "Added to the prompt in front views.")
+        side_suffix: str = option(", side view", "Added to the prompt in side views.")
+        back_suffix: str = option(", back view", "Added to the prompt in back views.")
+        overhead_suffix: str = option(", overhead view", "Added to the prompt in views from above.")
+        front_threshold: float = option(45.0, "Half the width of the front sector, degrees of azimuth.", ge=0, le=180)
+        back_threshold: float = option(45.0, "Half the width of the back sector, degrees of azimuth.", ge=0, le=180)
+        overhead_threshold: float = option(60.0, "Elevation above which a view is overhead, degrees.", ge=-90, le=90)
+        perp_neg: bool = option(False, "Perp-Neg: interpolate view prompts and steer away from the other views.")
+        perp_neg_side_back: tuple[float, float, float] = option(
+            (1.0, 0.5, -0.606), "a, b, c of a exp(-b r) + c: how far views between side and back avoid the side."
+        )
+        perp_neg_front_behind: tuple[float, float, float] = option(
+            (1.0, 0.5, 0.967), "a, b, c: how far views between side and back avoid the front."
+        )
+        perp_neg_front_side: tuple[float, float, float] = option(
+            (4.0, 0.5, -2.426), "a, b, c: how far views between front and side avoid the front."
+        )
+        perp_neg_side_front: tuple[float, float, float] = option(
+            (4.0, 0.5, -2.426), "a, b, c: how far views between front and side avoid the side."
+        )
+
+        def validate(self) -> list[str]:
+            """Sectors may not overlap; Perp-Neg needs view words."""
+            problems = []
+            if self.front_threshold + self.back_threshold > 180:
+                problems.append(
+                    f"front_threshold: {self.front_threshold} and back_threshold {self.back_threshold} overlap; "
+                    "their sum may be at most 180"
+                )
+            if self.perp_neg and self.view_dependent == "never":
+                problems.append("perp_neg: works with view words; set view_dependent to always")
+            return problems
+
+    def __init__(self, config: Config, *, prior: Prior, prompt: str, negative_prompt: str = "") -> None:
+        """Args:
+        config: View words and their sectors.
+        prior: Embeds the texts.
+        prompt: What to make.
+        negative_prompt: Takes the place of the empty prompt in guidance.
+
+        A warning names words that the prior does not know.
+        """
+        self.config = config
+        self.prompt, self.negative_prompt = prompt, negative_prompt
+        self._prior = prior
+        self._cache: dict[str, Conditioning] = {}
+        self._table: Conditioning | None = None
+        if config.perp_neg and not self.uses_view_words:
+            _log.warning(
+                "Perp-Neg is off: the prior is conditioned on cameras; set view_dependent to always to use both."
+            )
+        for message in (unknown_words_message(prior, text) for text in (prompt, negative_prompt)):
+            if message:
+                _log.warning(message)
+
+    @property
+    def uses_view_words(self) -> bool:
+        """Whether view words are added for cameras."""
+        choice = self.config.view_dependent
+        return choice == "always" or (choice == "auto" and not self._prior.takes_cameras)
+
+    @property
+    def texts(self) -> dict[str, str]:
+        """The distinct prompts by role, for logs and for people."""
+        config = self.config
+        suffixes = (config.front_suffix, config.side_suffix, config.back_suffix, config.overhead_suffix)
+        views = {
+            view: self.prompt + (suffix if self.uses_view_words else "")
+            for view, suffix in zip(VIEWS, suffixes, strict=True)
+        }
+        return {**views, "plain": self.prompt, "negative": self.negative_prompt, "empty": ""}
+
+    def __call__(self, cameras: Cameras | None = None, batch: int | None = None) -> Branches:
+        """The conditionings of a batch.
+
+        Args:
+            cameras: One per image; their values never leave their device.
+            batch: Number of images where there are no cameras (default 1).
+        """
+        count = (1 if batch is None else batch) if cameras is None else len(cameras)
+        table = self._embedded()
+        camera = self._prior.camera_condition(cameras, count)
+
+        def fixed(row: int) -> Conditioning:
+            return _with_camera(table[row : row + 1].expand(count), camera)
+
+        plain, unconditional, empty = fixed(_PLAIN), fixed(_NEGATIVE), fixed(_EMPTY)
+        if cameras is None or not self.uses_view_words:
+            return Branches(plain, unconditional, plain=plain, empty=empty, cameras=cameras)
+        if self.config.perp_neg:
+            positive, negatives = self._perp_neg(cameras, table, camera)
+            return Branches(positive, unconditional, negatives, plain=plain, empty=empty, cameras=cameras)
+        positive = _with_camera(table[self.view_indices(cameras).to(table.text.device)], camera)
+        return Branches(positive, unconditional, plain=plain, empty=empty, cameras=cameras)
+
+    def embed(self, texts: Sequence[str]) -> Conditioning:
+        """Embeddings of any texts without cameras, (len(texts), L, D); a text already seen is not encoded again."""
+        new = [text for text in dict.fromkeys(texts) if text not in self._cache]
+        if new:
+            encoded = self._prior.embed(new)
+            for index, text in enumerate(new):
+                self._cache[text] = encoded[index : index + 1]
+        return Conditioning.cat([self._cache[text] for text in texts])
+
+    def view_indices(self, cameras: Cameras) -> Tensor:
+        """(B,) indices into :data:`VIEWS`."""
+        azimuth, elevation = _degrees(cameras)
+        view = torch.full_like(azimuth, _SIDE, dtype=torch.long)
+        view = torch.where(azimuth < self.config.front_threshold, _FRONT, view)
+        view = torch.where(azimuth > 180.0 - self.config.back_threshold, _BACK, view)
+        return torch.where(elevation > self.config.overhead_threshold, _OVERHEAD, view)
+
+    def perp_neg_weights(self, cameras: Cameras) -> tuple[Tensor, Tensor, Tensor]:
+        """Perp-Neg by view (arXiv 2304.04968, as in the reference framework).
+
+        With f(r) = a exp(-b r) + c, for |azimuth| below 90 degrees r = 1 - |azimuth| / 90, the positive prompt is r
+        front + (1 - r) side, and the weights are -f_front_side(r) and -f_side_front(1 - r); beyond, r = 2 - |azimuth| /
+        90, the prompt is r side + (1 - r) back, and the weights are -f_front_behind(r) and -f_side_back(r). Overhead
+        views avoid none.
+
+        Returns:
+            Interpolation rows (B, 4) over :data:`VIEWS`, and the (B,) weights of the front and the side prompt.
+        """
+        config = self.config
+        azimuth, elevation = _degrees(cameras)
+        ahead = azimuth < 90.0
+        r = torch.where(ahead, 1.0 - azimuth / 90.0, 2.0 - azimuth / 90.0)
+        zero = torch.zeros_like(r)
+        before = torch.stack([r, 1.0 - r, zero, zero], dim=-1)
+        behind = torch.stack([zero, r, 1.0 - r, zero], dim=-1)
+        rows = torch.where(ahead[:, None], before, behind)
+        front = -torch.where(ahead, _decay(config.perp_neg_front_side, r), _decay(config.perp_neg_front_behind, r))
+        side = -torch.where(ahead, _decay(config.perp_neg_side_front, 1.0 - r), _decay(config.perp_neg_side_back, r))
+        overhead = elevation > config.overhead_threshold
+        rows = torch.where(overhead[:, None], rows.new_tensor([0.0, 0.0, 0.0, 1.0]), rows)
+        return rows, torch.where(overhead, zero, front), torch.where(overhead, zero, side)
+
+    def _perp_neg(
+        self, cameras: Cameras, table: Conditioning, camera: Tensor | None
+    ) -> tuple[Conditioning, tuple[tuple[Conditioning, Tensor], ...]]:
+        rows, front, side = (part.to(table.text) for part in self.perp_neg_weights(cameras))
+        views = table[: len(VIEWS)]
+        pooled = None if views.pooled is None else rows.to(views.pooled.dtype) @ views.pooled
+        positive = Conditioning(torch.einsum("bv,vld->bld", rows, views.text), camera, pooled)
+        return positive, tuple(
+            (_with_camera(table[view : view + 1].expand(len(cameras)), camera), weights)
+            for view, weights in ((_FRONT, front), (_SIDE, side))
+        )
+
+    def _embedded(self) -> Conditioning:
+        """The embeddings of :attr:`texts` in order, on the device the prior was on at the first call."""
+        if self._table is None:
+            self._table = self.embed(list(self.texts.values()))
+        return self._table
+
+
+def unknown_words_message(prior: Prior, prompt: str) -> str | None:
+    """A sentence for people about words the prior has never seen, or None."""
+    unknown = prior.unknown_words(prompt)
+    if not unknown or prior.vocabulary is None:
+        return None
+    words = ", ".join(repr(word) for word in unknown)
+    return (
+        f"The prior has never seen the word{'s' if len(unknown) > 1 else ''} {words}, so the result may ignore "
+        f"{'them' if len(unknown) > 1 else 'it'}. It knows: {', '.join(sorted(prior.vocabulary))}."
+    )
+
+
+def _degrees(cameras: Cameras) -> tuple[Tensor, Tensor]:
+    """|azimuth| in [0, 180] and elevation, degrees."""
+    azimuth = torch.remainder(torch.rad2deg(cameras.azimuth) + 180.0, 360.0) - 180.0
+    return azimuth.abs(), torch.rad2deg(cameras.elevation)
+
+
+def _decay(coefficients: tuple[float, float, float], r: Tensor) -> Tensor:
+    a, b, c = coefficients
+    return a * torch.exp(-b * r) + c
+
+
+def _with_camera(conditioning: Conditioning, camera: Tensor | None) -> Conditioning:
+    return Conditioning(conditioning.text, camera, conditioning.pooled)

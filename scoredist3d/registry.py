@@ -1,0 +1,140 @@
+"""Names to classes, one namespace per kind of component.
+
+A component is a class with a nested ``Config`` dataclass (see :mod:`scoredist3d.config.fields`) and a constructor
+``__init__(self, config, **runtime)``. Registering it is one decorator::
+
+    @register("guidance", "sds", summary="Follow the denoiser's error on a noised render.", arxiv="2209.14988")
+    class ScoreDistillationSampling(Guidance): ...
+
+Modules of a kind's package are imported at the first look-up of that kind, so a new component is a new file and nothing
+else. User packages in ``custom/`` register through the same decorator.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+KINDS: dict[str, str] = {
+    "system": "scoredist3d.systems",
+    "prior": "scoredist3d.priors",
+    "prompt-processor": "scoredist3d.prompts",
+    "guidance": "scoredist3d.guidance",
+    "geometry": "scoredist3d.geometry",
+    "material": "scoredist3d.materials",
+    "background": "scoredist3d.backgrounds",
+    "renderer": "scoredist3d.renderers",
+    "loss": "scoredist3d.losses",
+    "data": "scoredist3d.data",
+    "exporter": "scoredist3d.export",
+}
+
+ClassT = TypeVar("ClassT", bound=type)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One registered component."""
+
+    kind: str
+    name: str
+    cls: type
+    summary: str
+    arxiv: str | None = None
+
+    @property
+    def config_cls(self) -> type:
+        config_cls: type = self.cls.Config  # type: ignore[attr-defined]
+        return config_cls
+
+
+class UnknownComponentError(ValueError):
+    """A component name that no class of this kind is registered under."""
+
+
+_entries: dict[str, dict[str, Entry]] = {kind: {} for kind in KINDS}
+_loaded: set[str] = set()
+
+
+def near_matches(name: str, known: list[str]) -> str:
+    """`` Did you mean 'a' or 'b'?`` for the closest known names, or the empty string."""
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    return f" Did you mean {' or '.join(repr(match) for match in close)}?" if close else ""
+
+
+def register(kind: str, name: str, *, summary: str, arxiv: str | None = None) -> Callable[[ClassT], ClassT]:
+    """Class decorator: make ``type: <name>`` select this class wherever a block of ``kind`` is configured.
+
+    Args:
+        kind: One of :data:`KINDS`.
+        name: The registry name, lower case with dashes.
+        summary: The one-line idea shown by ``--list``.
+        arxiv: The paper's arXiv id, where the component comes from one.
+
+    Raises:
+        ValueError: Unknown kind, a class without a ``Config``, or a name already taken by another class.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"unknown component kind {kind!r}; kinds are {', '.join(KINDS)}")
+
+    def decorate(cls: ClassT) -> ClassT:
+        if not hasattr(cls, "Config"):
+            raise ValueError(f"{cls.__qualname__} has no nested Config dataclass, so it cannot be registered as {kind}/{name}")
+        taken = _entries[kind].get(name)
+        if taken is not None and (taken.cls.__module__, taken.cls.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise ValueError(
+                f"{kind}/{name} is already registered by {taken.cls.__module__}.{taken.cls.__qualname__}; "
+                f"choose another name for {cls.__module__}.{cls.__qualname__}"
+            )
+        _entries[kind][name] = Entry(kind=kind, name=name, cls=cls, summary=summary, arxiv=arxiv)
+        cls.registry_name = name
+        return cls
+
+    return decorate
+
+
+def _load(kind: str) -> None:
+    if kind not in KINDS:
+        raise ValueError(f"unknown component kind {kind!r}.{near_matches(kind, list(KINDS))} Kinds are {', '.join(KINDS)}")
+    if kind in _loaded:
+        return
+    _loaded.add(kind)
+    package = importlib.import_module(KINDS[kind])
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"{package.__name__}.{module.name}")
+
+
+def names(kind: str) -> list[str]:
+    """Registered names of a kind, sorted."""
+    _load(kind)
+    return sorted(_entries[kind])
+
+
+def lookup(kind: str, name: str) -> Entry:
+    """The entry registered as ``kind/name``.
+
+    Raises:
+        UnknownComponentError: No such name; the message lists near matches and all names.
+    """
+    _load(kind)
+    try:
+        return _entries[kind][name]
+    except KeyError:
+        known = sorted(_entries[kind])
+        raise UnknownComponentError(
+            f"no {kind} is called {name!r}.{near_matches(name, known)} Known: {', '.join(known) or 'none'}"
+        ) from None
+
+
+def entry_of(config: Any) -> Entry:
+    """The entry whose ``Config`` class ``config`` is an instance of (its ``type`` field names it)."""
+    return lookup(config.kind, config.type)
+
+
+def build(config: Any, **runtime: Any) -> Any:
+    """Construct the component that a validated config block describes: ``cls(config, **runtime)``."""
+    return entry_of(config).cls(config, **runtime)

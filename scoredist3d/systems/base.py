@@ -1,0 +1,142 @@
+"""What every system offers to the training run, and the assembly that systems share.
+
+A system is a plain ``nn.Module``: it can be stepped in a notebook or a test. :mod:`scoredist3d.training` puts it into
+Lightning, whose import takes seconds that listing components or checking a config should not cost.
+"""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from scoredist3d import registry
+from scoredist3d.config import ComponentConfig, component
+from scoredist3d.priors.base import Branches
+from scoredist3d.seeding import Rng
+from scoredist3d.systems.optimizer import OptimizerConfig
+
+if TYPE_CHECKING:
+    from scoredist3d.config.experiment import PreviewConfig, TurntableConfig
+    from scoredist3d.export.field import ExportableField
+
+
+@dataclass(frozen=True)
+class TrainingStep:
+    """What one forward pass hands to the optimiser and to the log.
+
+    Attributes:
+        loss: Scalar to differentiate.
+        scalars: Values to log; detached one-element tensors stay on their device until they are written.
+    """
+
+    loss: Tensor
+    scalars: dict[str, Tensor | float]
+
+
+class System(nn.Module, ABC):
+    """Prior, prompt and guidance around a representation that subclasses add.
+
+    The frozen prior is held outside of the module tree: it is in no ``state_dict``, no checkpoint and no optimiser.
+    What a guidance trains (VSD's second network) is in the ``state_dict`` but not in the optimiser: it steps itself,
+    with an optimiser whose state is in its ``get_extra_state``.
+    """
+
+    @dataclass
+    class Config(ComponentConfig):
+        """Blocks that every system has."""
+
+        guidance: ComponentConfig = component("guidance", "sds", "How the prior's prediction becomes a gradient.")
+        prompt_processor: ComponentConfig = component(
+            "prompt-processor", "view-dependent", "From text to conditioning."
+        )
+        optimizer: OptimizerConfig = field(default_factory=OptimizerConfig, metadata={"help": "Adam and its rates."})
+
+    video_name: str
+    """File stem of the video that :meth:`frames` fills."""
+
+    def __init__(self, config: Config, *, prior: nn.Module, prompt: str, negative_prompt: str = "") -> None:
+        super().__init__()
+        self.config = config
+        prior.requires_grad_(False).eval()
+        self._outside_the_tree = (prior,)
+        self.prompts = build_component(
+            config.prompt_processor, prior=prior, prompt=prompt, negative_prompt=negative_prompt
+        )
+        self.guidance = build_component(config.guidance, prior=prior)
+
+    @property
+    def prior(self) -> Any:
+        """The frozen diffusion model."""
+        return self._outside_the_tree[0]
+
+    @abstractmethod
+    def training_step(self, step: int, rng: Rng) -> TrainingStep:
+        """One forward pass; everything random comes from ``rng`` and ``step``."""
+
+    @abstractmethod
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Optimiser groups ``{"name", "params"}``, named ``<block>`` or ``<block>.<part>``."""
+
+    @abstractmethod
+    def preview(self, config: PreviewConfig) -> dict[str, Tensor]:
+        """Rows of a preview grid: name to (B, H, W, 3) in [0, 1], the same B in every row."""
+
+    @abstractmethod
+    def frames(self, config: TurntableConfig, snapshots: Sequence[Path]) -> Iterator[Tensor]:
+        """(H, W, 3) frames in [0, 1] of the final video; ``snapshots`` are the run's preview images, oldest first."""
+
+    def export_field(self) -> ExportableField | None:
+        """The object as a field that exporters can mesh, or ``None`` where there is no object."""
+        return None
+
+    def prepare_step(self, step: int, rng: Rng) -> None:
+        """Set what depends on the step before its first forward pass; ``rng`` is the one that all ranks share."""
+
+    def restore_step(self, step: int) -> None:
+        """Set what is a function of the step alone (levels), for evaluation of a loaded checkpoint."""
+
+    def to_device(self, device: torch.device) -> None:
+        """Move everything, the prior included (Lightning moves only what is in the module tree)."""
+        self.prior.to(device)
+        self.to(device)
+
+    def guide(self, latents: Tensor, branches: Branches, step: int, rng: Rng, **extras: Any) -> TrainingStep:
+        """The guidance's loss and its log entries; ``extras`` as in the guidance's call."""
+        output = self.guidance(latents, branches, step, rng, **extras)
+        config: Any = self.config.guidance
+        weight = config.weight(step)
+        scalars: dict[str, Tensor | float] = {f"guidance/{key}": value for key, value in output.diagnostics.items()}
+        if weight != 0.0:
+            scalars["loss/guidance"] = output.loss.detach() / weight
+        scalars["weighted/guidance"] = output.loss.detach()
+        return TrainingStep(output.loss, scalars)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the representation is."""
+        return next(self.parameters()).device
+
+
+def build_component(config: ComponentConfig, **runtime: Any) -> Any:
+    """Construct a configured component with those of the offered runtime objects that its constructor names."""
+    accepted = inspect.signature(registry.entry_of(config).cls).parameters
+    if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in accepted.values()):
+        runtime = {name: value for name, value in runtime.items() if name in accepted}
+    return registry.build(config, **runtime)
+
+
+def named_groups(block: str, module: nn.Module) -> list[dict[str, Any]]:
+    """A block's parameter groups, the block's name in front: ``geometry`` + ``encoding`` -> ``geometry.encoding``."""
+    own: Any = getattr(module, "parameter_groups", None)
+    groups = own() if own is not None else [{"name": block, "params": list(module.parameters())}]
+    return [
+        {"name": group["name"] if group["name"] == block else f"{block}.{group['name']}", "params": group["params"]}
+        for group in groups
+    ]

@@ -1,0 +1,237 @@
+"""What happens around the optimiser steps: metrics, preview grids, checkpoints, stopping, the progress line."""
+
+from __future__ import annotations
+
+import time
+from abc import abstractmethod
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+
+from scoredist3d.config.experiment import CheckpointConfig, LogConfig, PreviewConfig
+from scoredist3d.training.checkpoint import checkpoint_name, kept_checkpoints, link_or_copy, remove_leftovers
+from scoredist3d.training.console import Console, duration, memory_use
+from scoredist3d.training.folder import RunFolder
+from scoredist3d.training.interrupt import InterruptGuard
+from scoredist3d.training.lightning_module import TrainingModule
+from scoredist3d.training.metrics import MetricsFile
+
+
+class StepCallback(pl.Callback):
+    """Calls :meth:`after_step` once per optimiser step (not per accumulated batch), with the number of steps done."""
+
+    def __init__(self) -> None:
+        self._seen = 0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Steps before this one were seen by the run that is resumed."""
+        self._seen = trainer.global_step
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Dispatch."""
+        if trainer.global_step != self._seen:
+            self._seen = trainer.global_step
+            self.after_step(trainer, pl_module, trainer.global_step)
+
+    @abstractmethod
+    def after_step(self, trainer: pl.Trainer, module: TrainingModule, step: int) -> None:
+        """``step`` optimiser steps are done."""
+
+
+def is_due(step: int, every: int, max_steps: int) -> bool:
+    """At multiples of ``every`` (0: never) and at the last step."""
+    return step >= max_steps or (every > 0 and step % every == 0)
+
+
+class MetricsWriter(StepCallback):
+    """Means over the last window of steps to ``metrics.csv`` and TensorBoard.
+
+    ``metrics.csv`` holds nothing that depends on the clock, so that a resumed run writes the rows of the uninterrupted
+    one; the open window travels in the checkpoint. On several devices the values are rank 0's.
+    """
+
+    def __init__(self, folder: RunFolder, config: LogConfig, *, is_writer: bool) -> None:
+        super().__init__()
+        self.folder, self.config, self.is_writer = folder, config, is_writer
+        self.file: MetricsFile | None = None
+        self.events: Any = None
+        self._window_start = (0, 0.0)
+        self._restored: dict[str, list[float]] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The open window."""
+        return {"window": self._module.buffer.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Kept until training starts."""
+        self._restored = state_dict["window"]
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Open the files, dropping what a killed run wrote after the checkpoint."""
+        super().on_train_start(trainer, pl_module)
+        self._module: TrainingModule = pl_module
+        pl_module.buffer.load_state_dict(self._restored)
+        step = trainer.global_step
+        self._window_start = (step, time.perf_counter())
+        if not self.is_writer:
+            return
+        self.file = MetricsFile(self.folder.metrics, resume_step=step or None)
+        if self.config.tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.events = SummaryWriter(str(self.folder.tensorboard), purge_step=step + 1 if step else None)
+
+    def after_step(self, trainer: pl.Trainer, module: TrainingModule, step: int) -> None:
+        """Write a row where one is due."""
+        if not is_due(step, self.config.every_n_steps, trainer.max_steps):
+            return
+        module.check_finite()
+        row = module.buffer.mean_row()
+        row |= {f"lr/{group['name']}": float(group["lr"]) for group in trainer.optimizers[0].param_groups}
+        if self.file is not None:
+            self.file.append(step, row)
+        if self.events is not None:
+            first, start = self._window_start
+            for key, value in row.items():
+                self.events.add_scalar(key, value, step)
+            self.events.add_scalar("performance/steps_per_second", (step - first) / (time.perf_counter() - start), step)
+            self._window_start = (step, time.perf_counter())
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Flush the events, also after an error."""
+        if self.events is not None:
+            self.events.close()
+
+
+class PreviewGrids(StepCallback):
+    """Saves ``images/step-000200.png`` on the way and at the end."""
+
+    def __init__(self, config: PreviewConfig, save: Callable[[TrainingModule, int], object]) -> None:
+        super().__init__()
+        self.config, self.save = config, save
+
+    def after_step(self, trainer: pl.Trainer, module: TrainingModule, step: int) -> None:
+        """Save a grid where one is due."""
+        if is_due(step, self.config.every_n_steps, trainer.max_steps):
+            self.save(module, step)
+
+
+class Checkpoints(StepCallback):
+    """``step-*.ckpt`` files and ``last.ckpt``, a second name of the newest one; all ranks take part, rank 0 writes."""
+
+    def __init__(self, folder: Path, config: CheckpointConfig, *, is_writer: bool) -> None:
+        super().__init__()
+        self.folder, self.config, self.is_writer = folder, config, is_writer
+        self.saved_step = -1
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Clear away what a killed process left half written."""
+        super().on_train_start(trainer, pl_module)
+        if self.is_writer and self.folder.is_dir():
+            remove_leftovers(self.folder)
+
+    def after_step(self, trainer: pl.Trainer, module: TrainingModule, step: int) -> None:
+        """Save where it is due."""
+        if is_due(step, self.config.every_n_steps, trainer.max_steps):
+            self.save(trainer, module)
+
+    def save(self, trainer: pl.Trainer, module: TrainingModule) -> None:
+        """Save the state after the current step, unless that has happened.
+
+        Raises:
+            NonFiniteError: The state comes from a non-finite loss or gradient; no checkpoint is overwritten with it.
+        """
+        step = trainer.global_step
+        if step == self.saved_step:
+            return
+        module.check_finite()
+        _check_ranks_agree(trainer, module)
+        path = self.folder / checkpoint_name(step)
+        trainer.save_checkpoint(path)
+        self.saved_step = step
+        if self.is_writer:
+            link_or_copy(path, self.folder / "last.ckpt")
+            older = [kept for kept in kept_checkpoints(self.folder) if kept < path]
+            for surplus in older[: max(0, len(older) - self.config.keep + 1)]:
+                surplus.unlink()
+
+
+def _check_ranks_agree(trainer: pl.Trainer, module: TrainingModule) -> None:
+    """Ranks train one scene: after averaged gradients their weights must be the same.
+
+    Raises:
+        RuntimeError: They are not, so the gradients of some rank were not averaged.
+    """
+    if trainer.world_size == 1:
+        return
+    with torch.no_grad():
+        norms = torch.stack([norm.double() for norm in torch._foreach_norm(list(module.system.parameters()))])
+        everywhere = trainer.strategy.all_gather(norms)
+    if not torch.allclose(everywhere, norms.expand_as(everywhere), rtol=1e-5, atol=1e-12):
+        raise RuntimeError(f"step {trainer.global_step}: the ranks' weights differ; their gradients were not averaged")
+
+
+class StopOnRequest(StepCallback):
+    """Ends the run, with a checkpoint, after the step in which any rank's guard was asked to stop."""
+
+    def __init__(self, guard: InterruptGuard, checkpoints: Checkpoints) -> None:
+        super().__init__()
+        self.guard, self.checkpoints = guard, checkpoints
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Lightning has put its own SIGTERM handler over the guard's, which would end the run without a word."""
+        super().on_train_start(trainer, pl_module)
+        self.guard.install()
+
+    def after_step(self, trainer: pl.Trainer, module: TrainingModule, step: int) -> None:
+        """Stop if any rank was asked to."""
+        stop = self.guard.requested
+        if trainer.world_size > 1:
+            stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
+        if stop:
+            self.checkpoints.save(trainer, module)
+            trainer.should_stop = True
+
+
+class ProgressLine(StepCallback):
+    """One line: step, speed, losses, memory, time."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self.console = console
+        self._start = 0.0
+        self._warm = (0, 0.0)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the clock."""
+        super().on_train_start(trainer, pl_module)
+        self._start = time.monotonic()
+        self._warm = (0, 0.0)
+
+    def after_step(self, trainer: pl.Trainer, module: TrainingModule, step: int) -> None:
+        """Draw the line where it is due."""
+        if not self._warm[1]:
+            self._warm = (step, time.monotonic())
+        if self.console.due() or (step >= trainer.max_steps and not self.console.quiet):
+            self.console.progress(self.text(step, trainer.max_steps, module))
+
+    def text(self, step: int, max_steps: int, module: TrainingModule) -> str:
+        """The line."""
+        now = time.monotonic()
+        first, since = self._warm  # the first step, with its one-time costs, says nothing about the others
+        per_step = (now - since) / (step - first) if step > first else now - self._start
+        rate = f"{1 / per_step:.1f} it/s" if per_step < 1 else f"{per_step:.1f} s/it"
+        latest = module.buffer.latest
+        terms = [f"{key.removeprefix('loss/')} {value:.4g}" for key, value in latest.items() if key.startswith("loss/")]
+        loss = (
+            f"loss {latest['loss']:.4g}" + (f" ({', '.join(terms)})" if len(terms) > 1 else "")
+            if "loss" in latest
+            else "loss ..."
+        )
+        return (
+            f"step {step}/{max_steps}  {rate}  {loss}  {memory_use(module.device)}  "
+            f"{duration(now - self._start)} elapsed, {duration((max_steps - step) * per_step)} left"
+        )

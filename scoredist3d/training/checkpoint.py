@@ -1,0 +1,118 @@
+"""Checkpoint files: written atomically, read without executing code.
+
+A checkpoint is a plain dict of tensors, numbers, strings and containers of them. Its ``scoredist3d`` entry says which
+version of the program wrote it and at which step.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import zipfile
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import scoredist3d
+from scoredist3d.training.folder import LAST_CHECKPOINT, atomic_file, sync_folder
+
+MARKER = "scoredist3d"
+FORMAT = 1
+
+
+def write_checkpoint(checkpoint: dict[str, Any], path: str | Path) -> None:
+    """Save so that ``path`` is at every moment absent, the old file, or the whole new file (also after a power cut)."""
+    path = Path(path)
+    with atomic_file(path) as file:
+        torch.save(checkpoint | {MARKER: {"format": FORMAT, "version": scoredist3d.__version__}}, file)
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Load a checkpoint to the CPU; only tensors and plain values are accepted, so a foreign file cannot run code.
+
+    Raises:
+        ValueError: Missing, damaged, of another program, or of a newer format; one sentence that says what to do.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"checkpoint {path} does not exist{_alternatives(path)}")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, zipfile.BadZipFile, KeyError, ValueError) as error:
+        raise ValueError(f"{path} is damaged or not a checkpoint of this program{_alternatives(path)}") from error
+    marker = checkpoint.get(MARKER) if isinstance(checkpoint, dict) else None
+    if not isinstance(marker, dict):
+        raise ValueError(f"{path} was not written by this program{_alternatives(path)}")
+    if marker.get("format") != FORMAT:
+        raise ValueError(
+            f"{path} has checkpoint format {marker.get('format')} (version {marker.get('version')}), this program "
+            f"reads format {FORMAT}; use the version of the program that wrote it"
+        )
+    return checkpoint
+
+
+def load_weights(module: nn.Module, weights: dict[str, Any]) -> None:
+    """Load every tensor of a checkpoint's ``state_dict`` into ``module``.
+
+    Raises:
+        ValueError: Names or shapes differ: the checkpoint is of another configuration.
+    """
+    own = module.state_dict()
+    missing, unexpected = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
+    changed = [name for name in sorted(own.keys() & weights.keys()) if _shape(own[name]) != _shape(weights[name])]
+    problems = [
+        f"{what} {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
+        for what, names in (("it lacks", missing), ("it has the unknown", unexpected), ("other sizes in", changed))
+        if names
+    ]
+    if problems:
+        raise ValueError(
+            f"the checkpoint belongs to another configuration ({'; '.join(problems)}); use the config that it was trained "
+            "with, configs/resolved.yaml of its run"
+        )
+    module.load_state_dict(weights)
+
+
+def _shape(value: Any) -> tuple[int, ...]:
+    return tuple(getattr(value, "shape", ()))
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Make ``target`` a second name of ``source``'s content, atomically; a copy where links are not supported."""
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    with suppress(FileNotFoundError):
+        temporary.unlink()
+    try:
+        os.link(source, temporary)
+    except OSError:
+        temporary.write_bytes(source.read_bytes())
+    os.replace(temporary, target)
+    sync_folder(target.parent)
+
+
+def kept_checkpoints(folder: Path) -> list[Path]:
+    """The numbered checkpoints of a run, oldest first."""
+    return sorted(folder.glob("step-*.ckpt"))
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete temporary files that a killed process left while writing."""
+    for leftover in folder.glob(".*.tmp"):
+        leftover.unlink(missing_ok=True)
+
+
+def checkpoint_name(step: int) -> str:
+    """File name of the numbered checkpoint after ``step`` optimiser steps."""
+    return f"step-{step:06d}.ckpt"
+
+
+def _alternatives(path: Path) -> str:
+    others = [
+        p.name for p in [*kept_checkpoints(path.parent), path.parent / LAST_CHECKPOINT] if p != path and p.is_file()
+    ]
+    if others:
+        return f"; use another one of {path.parent}: {', '.join(others)}"
+    return "; there is no other one in its folder, so start the run again"

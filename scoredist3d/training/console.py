@@ -1,0 +1,94 @@
+"""What a run says on the terminal: sentences, and one line of progress that a person can read."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TextIO
+
+import psutil
+import torch
+
+SECONDS_BETWEEN_LINES = 10.0
+SECONDS_BETWEEN_REFRESHES = 0.2
+
+
+class Console:
+    """Prints sentences, and progress that is redrawn in place on a terminal and repeated every few seconds elsewhere.
+
+    A quiet console (all ranks but the first) prints nothing.
+    """
+
+    def __init__(self, stream: TextIO | None = None, *, quiet: bool = False) -> None:
+        self.stream = stream or sys.stdout
+        self.quiet = quiet
+        self.interactive = not quiet and self.stream.isatty()
+        self._width = 0
+        self._next = 0.0
+
+    def say(self, text: str = "") -> None:
+        """A line of its own; a progress line in place is ended first."""
+        if not self.quiet:
+            self._end_line()
+            print(text, file=self.stream, flush=True)
+
+    def due(self) -> bool:
+        """Whether the progress line may be drawn again already (drawing is cheap, formatting it is not free)."""
+        return not self.quiet and time.monotonic() >= self._next
+
+    def progress(self, text: str) -> None:
+        """Draw the progress line."""
+        if self.quiet:
+            return
+        if not self.interactive:
+            self._next = time.monotonic() + SECONDS_BETWEEN_LINES
+            print(text, file=self.stream, flush=True)
+            return
+        self._next = time.monotonic() + SECONDS_BETWEEN_REFRESHES
+        text = text[: max(20, shutil.get_terminal_size().columns - 1)]
+        print("\r" + text.ljust(self._width), end="", file=self.stream, flush=True)
+        self._width = len(text)
+
+    def _end_line(self) -> None:
+        if self._width:
+            print(file=self.stream)
+            self._width = 0
+
+
+class StageClock:
+    """Wall time of each stage of a run."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Add the time inside the block to ``name``, also where it raises."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+    def summary(self) -> str:
+        """``start-up 4.1 s, training 121.0 s, ...; 140.2 s in all``."""
+        parts = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in self.seconds.items())
+        return f"{parts}; {sum(self.seconds.values()):.1f} s in all"
+
+
+def duration(seconds: float) -> str:
+    """``0:07``, ``12:30`` or ``1:02:03``."""
+    whole = max(0, round(seconds))
+    hours, minutes = whole // 3600, whole // 60 % 60
+    return f"{hours}:{minutes:02d}:{whole % 60:02d}" if hours else f"{minutes}:{whole % 60:02d}"
+
+
+def memory_use(device: torch.device) -> str:
+    """Resident memory of the process, and the peak of the GPU's where one is used."""
+    text = f"{psutil.Process().memory_info().rss / 2**30:.2f} GiB"
+    if device.type == "cuda":
+        text += f" + GPU {torch.cuda.max_memory_allocated(device) / 2**30:.2f} GiB"
+    return text

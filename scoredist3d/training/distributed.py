@@ -1,0 +1,140 @@
+"""Several processes for one scene: this process is rank 0 and starts the others."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+DeviceSpec = str | list[int]
+
+
+@dataclass(frozen=True)
+class Devices:
+    """Where a run computes.
+
+    Attributes:
+        kind: ``cpu`` or ``cuda``.
+        indices: GPU numbers, or 0 .. n-1 for n CPU processes; one rank each.
+    """
+
+    kind: str
+    indices: tuple[int, ...]
+
+    @classmethod
+    def parse(cls, devices: DeviceSpec) -> Devices:
+        """``"auto"`` (first GPU, else CPU), ``"cpu"``, ``"cpu:2"`` (two processes) or a list of GPU numbers.
+
+        Raises:
+            ValueError: Something else, or an empty list.
+        """
+        import torch
+
+        if devices == "auto":
+            return cls("cuda", (0,)) if torch.cuda.is_available() else cls("cpu", (0,))
+        if isinstance(devices, list) and devices:
+            return cls("cuda", tuple(devices))
+        if isinstance(devices, str):
+            kind, _, count = devices.partition(":")
+            if kind == "cpu" and (not count or (count.isdecimal() and int(count) > 0)):
+                return cls("cpu", tuple(range(int(count or 1))))
+        raise ValueError(f"devices are 'auto', 'cpu', 'cpu:2' or GPU numbers as in [0, 1]; got {devices!r}")
+
+    @property
+    def world_size(self) -> int:
+        """Number of ranks."""
+        return len(self.indices)
+
+    @property
+    def first(self) -> str:
+        """Torch's name of rank 0's device."""
+        return "cpu" if self.kind == "cpu" else f"cuda:{self.indices[0]}"
+
+    def argument(self) -> str:
+        """The form that the command line of a worker takes."""
+        return f"cpu:{self.world_size}" if self.kind == "cpu" else ",".join(map(str, self.indices))
+
+    def describe(self) -> str:
+        """For people."""
+        if self.kind == "cpu":
+            return "CPU" if self.world_size == 1 else f"CPU, {self.world_size} processes"
+        import torch
+
+        names = [f"GPU {index} ({torch.cuda.get_device_name(index)})" for index in self.indices]
+        return ", ".join(names)
+
+
+@dataclass
+class Workers:
+    """The processes of ranks 1 .. n-1, which read the resolved config of the run folder; a context manager.
+
+    A worker ends with its parent. One that fails ends the run with a message: the others would wait for it for ever.
+    """
+
+    devices: Devices
+    folder: Path
+    resume: Path | None
+    say: Callable[[str], None]
+    port: int = 0
+    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    def __enter__(self) -> Workers:
+        if self.devices.world_size > 1:
+            self.port = free_port()
+            for rank in range(1, self.devices.world_size):
+                self.processes.append(subprocess.Popen(self._command(rank)))
+            threading.Thread(target=self._watch, daemon=True).start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        processes, self.processes = self.processes, []
+        for process in processes:
+            if kind is not None:
+                process.terminate()
+            try:
+                process.wait(timeout=60)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+    def _command(self, rank: int) -> list[str]:
+        command = [sys.executable, "-m", "scoredist3d.training.worker", str(self.folder)]
+        command += ["--rank", str(rank), "--devices", self.devices.argument(), "--port", str(self.port)]
+        command += ["--parent", str(os.getpid())]
+        return command + (["--resume", str(self.resume)] if self.resume is not None else [])
+
+    def _watch(self) -> None:
+        while processes := list(self.processes):
+            for rank, process in enumerate(processes, start=1):
+                code = process.poll()
+                if code not in (None, 0) and self.processes:
+                    time.sleep(2.0)  # the same error usually stops this rank as well, with a better message
+                    if self.processes:
+                        self.say(f"error: rank {rank} ended with exit code {code}, see its message above")
+                        os._exit(1)
+            time.sleep(0.5)
+
+
+def free_port() -> int:
+    """A TCP port of this machine that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def end_with_parent(parent: int) -> None:
+    """Watch the parent process and end this one soon after it is gone."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -1,0 +1,170 @@
+"""From a config to a system, and from a system to a trained one."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from scoredist3d import registry
+from scoredist3d.config.experiment import ExperimentConfig
+from scoredist3d.seeding import Rng
+from scoredist3d.systems.base import System, build_component
+from scoredist3d.training.console import Console
+from scoredist3d.training.distributed import Devices
+from scoredist3d.training.folder import RunFolder
+from scoredist3d.training.interrupt import InterruptGuard
+from scoredist3d.training.outputs import save_preview
+
+
+@dataclass(frozen=True)
+class Place:
+    """This process among those of the run.
+
+    Attributes:
+        devices: Of all ranks.
+        rank: Of this one.
+        port: Where the ranks meet.
+    """
+
+    devices: Devices
+    rank: int = 0
+    port: int = 0
+
+    @property
+    def is_writer(self) -> bool:
+        """Rank 0 writes files and speaks."""
+        return self.rank == 0
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """How training ended.
+
+    Attributes:
+        step: Optimiser steps done in all.
+        interrupted: Stopped by a signal, with a checkpoint.
+    """
+
+    step: int
+    interrupted: bool
+
+
+def build_system(config: ExperimentConfig, place: Place) -> System:
+    """Construct prior, camera sampler and system, on the CPU."""
+    cameras = build_component(config.data, world_size=place.devices.world_size * config.trainer.accumulate)
+    system: System = build_component(
+        config.system,
+        prior=registry.build(config.prior),
+        prompt=config.prompt,
+        negative_prompt=config.negative_prompt,
+        cameras=cameras,
+        rng=Rng(config.seed),
+    )
+    return system
+
+
+def fit(
+    system: System,
+    config: ExperimentConfig,
+    folder: RunFolder,
+    place: Place,
+    console: Console,
+    guard: InterruptGuard,
+    *,
+    resume: Path | None = None,
+) -> FitResult:
+    """Optimise until ``trainer.max_steps`` or an interrupt; the system is trained in place.
+
+    Raises:
+        NonFiniteError: A loss term or gradient is NaN or infinite.
+        ValueError: The checkpoint cannot be read or does not belong to this system.
+    """
+    import_lightning()
+    import pytorch_lightning as pl
+
+    with _quiet_lightning():
+        from scoredist3d.training.callbacks import Checkpoints, MetricsWriter, PreviewGrids, ProgressLine, StopOnRequest
+        from scoredist3d.training.lightning_module import EndlessSteps, TrainingModule
+
+        module = TrainingModule(system, config.trainer, Rng(config.seed))
+        checkpoints = Checkpoints(folder.checkpoints, config.checkpoint, is_writer=place.is_writer)
+        callbacks: list[pl.Callback] = [MetricsWriter(folder, config.log, is_writer=place.is_writer)]
+        if place.is_writer:
+            callbacks.append(
+                PreviewGrids(
+                    config.preview, lambda module, step: save_preview(module.system, config.preview, folder, step)
+                )
+            )
+        callbacks += [ProgressLine(console), checkpoints, StopOnRequest(guard, checkpoints)]
+        trainer = pl.Trainer(callbacks=callbacks, **_trainer_options(config, folder, place))
+        try:
+            trainer.fit(module, train_dataloaders=EndlessSteps(), ckpt_path=resume and str(resume), weights_only=True)
+        finally:
+            if torch.distributed.is_initialized():
+                torch.distributed.destroy_process_group()
+    return FitResult(trainer.global_step, guard.requested and trainer.global_step < config.trainer.max_steps)
+
+
+def _trainer_options(config: ExperimentConfig, folder: RunFolder, place: Place) -> dict[str, Any]:
+    from pytorch_lightning.strategies import DDPStrategy
+
+    from scoredist3d.training.lightning_plugins import AtomicCheckpointIO, LocalRanks
+
+    plugins: list[Any] = [AtomicCheckpointIO(), LocalRanks(place.rank, place.devices.world_size, place.port)]
+    strategy: Any = "auto"
+    if place.devices.world_size > 1:
+        # Buffers are a function of the shared random stream and of weights that are equal already.
+        strategy = DDPStrategy(broadcast_buffers=False, find_unused_parameters=False)
+    trainer = config.trainer
+    on_cpu = place.devices.kind == "cpu"
+    return {
+        "accelerator": "cpu" if on_cpu else "gpu",
+        "devices": place.devices.world_size if on_cpu else list(place.devices.indices),
+        "strategy": strategy,
+        "plugins": plugins,
+        "max_steps": trainer.max_steps,
+        "max_epochs": -1,
+        "precision": trainer.precision,
+        "accumulate_grad_batches": trainer.accumulate,
+        "detect_anomaly": trainer.detect_anomaly,
+        "default_root_dir": str(folder.root),
+        "limit_val_batches": 0,
+        "num_sanity_val_steps": 0,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "use_distributed_sampler": False,
+    }
+
+
+def import_lightning() -> None:
+    """Import Lightning (seconds), without its advice; later imports are free."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        importlib.import_module("pytorch_lightning")
+
+
+@contextmanager
+def _quiet_lightning() -> Iterator[None]:
+    """Lightning's banners and advice are about choices that this program has made on purpose."""
+    loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning_fabric")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"(pytorch_lightning|lightning_fabric)\.")
+        warnings.filterwarnings("ignore", message=".*(torch\\.jit|lr_scheduler).*")
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)

@@ -1,0 +1,150 @@
+"""Where a run keeps its files: ``<output_root>/<name>/<tag>@<YYYYmmdd-HHMMSS>/``."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import BinaryIO
+
+LAST_CHECKPOINT = "last.ckpt"
+RESOLVED_CONFIG = "resolved.yaml"
+_UNSAFE = re.compile(r"[^\w.+-]+")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths inside one run's folder; nothing is created by asking for a path."""
+
+    root: Path
+
+    @classmethod
+    def create(cls, output_root: str | Path, name: str, tag: str, *, now: datetime | None = None) -> RunFolder:
+        """Make the folder of a new run; a second run within the same second gets ``-2``, ``-3``, ... appended."""
+        stamp = (now or datetime.now()).strftime("%Y%m%d-%H%M%S")
+        base = Path(output_root) / slug(name) / f"{slug(tag)}@{stamp}"
+        for attempt in range(1, 1000):
+            root = base if attempt == 1 else base.with_name(f"{base.name}-{attempt}")
+            with suppress(FileExistsError):
+                root.mkdir(parents=True)
+                return cls(root)
+        raise ValueError(f"{base} and 998 neighbours exist already; choose another tag")
+
+    @property
+    def checkpoints(self) -> Path:
+        """Numbered checkpoints and ``last.ckpt``."""
+        return self.root / "ckpts"
+
+    @property
+    def last_checkpoint(self) -> Path:
+        """The newest checkpoint."""
+        return self.checkpoints / LAST_CHECKPOINT
+
+    @property
+    def images(self) -> Path:
+        """Preview grids."""
+        return self.root / "images"
+
+    @property
+    def videos(self) -> Path:
+        """Turntable or animation."""
+        return self.root / "videos"
+
+    @property
+    def export(self) -> Path:
+        """The object's files."""
+        return self.root / "export"
+
+    @property
+    def code(self) -> Path:
+        """What ran."""
+        return self.root / "code"
+
+    @property
+    def tensorboard(self) -> Path:
+        """TensorBoard events."""
+        return self.root / "tb"
+
+    @property
+    def metrics(self) -> Path:
+        """One row per logging window."""
+        return self.root / "metrics.csv"
+
+    @property
+    def configs(self) -> Path:
+        """Resolved config and command."""
+        return self.root / "configs"
+
+    @property
+    def resolved_config(self) -> Path:
+        """Runs again by itself."""
+        return self.configs / RESOLVED_CONFIG
+
+
+def find_run(path: str | Path) -> tuple[RunFolder, Path]:
+    """The run and checkpoint meant by a run folder or by a checkpoint file inside one.
+
+    Raises:
+        ValueError: No such path, not a run folder, or no checkpoint in it yet.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise ValueError(f"{path} does not exist; give a run folder (<name>/<tag>@<time>) or a .ckpt file inside one")
+    if path.is_file():
+        folder = RunFolder(path.resolve().parent.parent)
+        if path.suffix != ".ckpt" or not folder.resolved_config.is_file():
+            raise ValueError(
+                f"{path} is not a checkpoint inside a run folder; give a run folder or <run>/ckpts/{LAST_CHECKPOINT}"
+            )
+        return folder, path
+    folder = RunFolder(path.parent if path.name == "ckpts" else path)
+    if not folder.resolved_config.is_file():
+        raise ValueError(f"{path} is not a run folder: it has no configs/{RESOLVED_CONFIG}")
+    if not folder.last_checkpoint.is_file():
+        raise ValueError(f"{path} has no checkpoint yet (ckpts/{LAST_CHECKPOINT} is missing); train it first")
+    return folder, folder.last_checkpoint
+
+
+def slug(text: str, *, limit: int = 60) -> str:
+    """``text`` as one path component: letters, digits and ``_ . + -``; never empty."""
+    return _UNSAFE.sub("-", text.strip()).strip("-.")[:limit].rstrip("-.") or "run"
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """A file to write whose content appears under ``path`` as a whole or not at all (also after a power cut)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename in ``folder`` durable; file systems that cannot sync a directory are left as they are."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a text file's content in one go."""
+    with atomic_file(path) as file:
+        file.write(text.encode())

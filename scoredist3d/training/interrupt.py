@@ -1,0 +1,64 @@
+"""Ctrl-C (and SIGTERM) without losing work."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+from types import FrameType, TracebackType
+from typing import Any
+
+
+class InterruptGuard:
+    """While active, the first signal asks for a graceful stop and the second one ends the process at once.
+
+    Outside of :attr:`graceful` sections (loading, export) the first signal raises ``KeyboardInterrupt`` where it
+    arrives. Ending at once is safe: every file is written atomically. Signals can only be caught in the main thread;
+    elsewhere the guard does nothing.
+    """
+
+    signals = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.say = say
+        self.graceful = False
+        self.received: int | None = None
+        self._previous: dict[int, Any] = {}
+
+    @property
+    def requested(self) -> bool:
+        """Whether a stop was asked for."""
+        return self.received is not None
+
+    @property
+    def exit_code(self) -> int:
+        """128 + signal number, as shells report it: 130 after Ctrl-C."""
+        return 128 + (self.received or signal.SIGINT)
+
+    def __enter__(self) -> InterruptGuard:
+        self._previous = {number: signal.getsignal(number) for number in self.signals}
+        self.install()
+        return self
+
+    def install(self) -> None:
+        """Catch the signals, again where another library has put its own handlers in between."""
+        if threading.current_thread() is threading.main_thread():
+            for number in self.signals:
+                signal.signal(number, self._handle)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in self._previous.items():
+                signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.requested:
+            self.say("Stopped at once; the last saved checkpoint is intact.")
+            os._exit(128 + number)
+        self.received = number
+        if not self.graceful:
+            raise KeyboardInterrupt
+        self.say("Stopping after this step and saving a checkpoint; press Ctrl-C again to stop at once.")

@@ -1,0 +1,119 @@
+"""Scalars of a run: collected as tensors, fetched in blocks, written to ``metrics.csv`` and TensorBoard."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from scoredist3d.guidance.checks import NonFiniteError
+from scoredist3d.training.folder import write_atomically
+
+
+class MetricBuffer:
+    """Per-step scalars that stay on their device until :meth:`fetch`.
+
+    ``add`` costs no device synchronisation. ``fetch`` moves everything pending in one transfer and keeps the values
+    until :meth:`mean_row` closes the window, so that a checkpoint between two rows can carry the open window.
+    """
+
+    def __init__(self) -> None:
+        self._pending: list[tuple[int, dict[str, Tensor | float]]] = []
+        self._values: dict[str, list[float]] = {}
+        self.latest: dict[str, float] = {}
+        """The newest fetched value of every scalar."""
+
+    def add(self, step: int, scalars: dict[str, Tensor | float]) -> None:
+        """Collect the scalars of one step; tensors must have one element and are detached."""
+        self._pending.append((step, {k: v.detach() if isinstance(v, Tensor) else v for k, v in scalars.items()}))
+
+    def fetch(self) -> None:
+        """Move the pending scalars to the host.
+
+        Raises:
+            NonFiniteError: One of them is NaN or infinite; names the first such step and term.
+        """
+        if not self._pending:
+            return
+        tensors = [v.reshape(()) for _, row in self._pending for v in row.values() if isinstance(v, Tensor)]
+        numbers = iter(torch.stack([t.to(torch.float64) for t in tensors]).tolist() if tensors else [])
+        pending, self._pending = self._pending, []
+        for step, row in pending:
+            for key, value in row.items():
+                number = next(numbers) if isinstance(value, Tensor) else float(value)
+                if not math.isfinite(number):
+                    raise NonFiniteError(f"step {step}: {key} is {number}")
+                self._values.setdefault(key, []).append(number)
+                self.latest[key] = number
+
+    def mean_row(self) -> dict[str, float]:
+        """Close the window: the mean of every scalar over the steps that reported it."""
+        self.fetch()
+        row = {key: math.fsum(values) / len(values) for key, values in self._values.items()}
+        self._values = {}
+        return row
+
+    def state_dict(self) -> dict[str, list[float]]:
+        """The open window (fetched)."""
+        self.fetch()
+        return {key: list(values) for key, values in self._values.items()}
+
+    def load_state_dict(self, state: dict[str, list[float]]) -> None:
+        """Continue an open window."""
+        self._pending = []
+        self._values = {key: list(values) for key, values in state.items()}
+
+
+class MetricsFile:
+    """``metrics.csv``: one row per logging window, first column ``step``.
+
+    Rows are appended and flushed, so a killed run loses at most the row being written; opening the file for a resumed
+    run drops a torn last line and every row after the resumed step. A new scalar adds a column (the file is rewritten atomically).
+    """
+
+    def __init__(self, path: Path, *, resume_step: int | None = None) -> None:
+        self.path = path
+        self.columns: list[str] = ["step"]
+        if resume_step is not None and path.exists():
+            columns, rows = read_rows(path)
+            self.columns = columns or self.columns
+            self._rewrite([row for row in rows if int(row["step"]) <= resume_step])
+        else:
+            self._rewrite([])
+
+    def append(self, step: int, row: dict[str, float]) -> None:
+        """Write one row; values are written with all their digits."""
+        new = [key for key in row if key not in self.columns]
+        if new:
+            _, rows = read_rows(self.path)
+            self.columns += new
+            self._rewrite(rows)
+        with self.path.open("a", encoding="utf-8", newline="") as file:
+            file.write(_line([str(step), *(_cell(row.get(key)) for key in self.columns[1:])]))
+
+    def _rewrite(self, rows: list[dict[str, str]]) -> None:
+        lines = [_line(self.columns)] + [_line([row.get(key, "") for key in self.columns]) for row in rows]
+        write_atomically(self.path, "".join(lines))
+
+
+def read_rows(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    """Columns and rows of a metrics file; a last line without its newline was torn by a kill and is left out."""
+    text = path.read_text(encoding="utf-8")
+    text = text[: text.rfind("\n") + 1]
+    reader = csv.DictReader(io.StringIO(text))
+    rows = [row for row in reader if None not in row and None not in row.values()]
+    return list(reader.fieldnames or []), rows
+
+
+def _line(cells: list[str]) -> str:
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerow(cells)
+    return out.getvalue()
+
+
+def _cell(value: float | None) -> str:
+    return "" if value is None else repr(float(value))

@@ -1,0 +1,61 @@
+"""What a run shows and hands over: preview grids, the final video, the exported object."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from scoredist3d import registry
+from scoredist3d.config.experiment import ExperimentConfig, PreviewConfig
+from scoredist3d.export.images import image_grid, save_png
+from scoredist3d.export.video import VideoWriter
+from scoredist3d.systems.base import System
+from scoredist3d.training.folder import RunFolder, slug
+
+
+@torch.no_grad()
+def save_preview(system: System, config: PreviewConfig, folder: RunFolder, step: int, *, prefix: str = "step") -> Path:
+    """One row per quantity, one column per view: ``images/<prefix>-000200.png``."""
+    rows = system.preview(config)
+    if len(rows) == 1:
+        grid = image_grid(next(iter(rows.values())))
+    else:
+        columns = len(next(iter(rows.values())))
+        grid = image_grid([image for row in rows.values() for image in row], columns)
+    return save_png(grid, folder.images / f"{prefix}-{step:06d}.png")
+
+
+def latest_preview(folder: RunFolder) -> Path | None:
+    """The newest grid of the optimisation."""
+    return max(folder.images.glob("step-*.png"), default=None)
+
+
+@torch.no_grad()
+def write_video(
+    system: System, config: ExperimentConfig, folder: RunFolder, progress: Callable[[float], None]
+) -> tuple[Path, str]:
+    """The turntable (3D) or the animation of the optimisation (2D); its path, and a remark or an empty string."""
+    snapshots = sorted(folder.images.glob("step-*.png"))
+    expected = max(1, config.test.frames)
+    with VideoWriter(folder.videos / f"{system.video_name}.mp4", fps=config.test.fps) as video:
+        for index, frame in enumerate(system.frames(config.test, snapshots)):
+            video.add(frame)
+            progress(min(1.0, (index + 1) / expected))
+    return video.path, video.note
+
+
+def export_object(
+    system: System, config: ExperimentConfig, folder: RunFolder, progress: Callable[[str, float], None]
+) -> Any:
+    """Mesh and texture files in ``export/``; the exporter's result with ``paths`` and ``report``.
+
+    Raises:
+        ValueError: The system has no object (text-to-2d), or nothing of it is solid.
+    """
+    field = system.export_field()
+    if field is None:
+        raise ValueError(f"system.type={config.system.type} makes images, so there is no object to export")
+    return registry.build(config.exporter).export(field, folder.export, slug(config.prompt), progress)

@@ -1,0 +1,45 @@
+"""Entry of ranks 1 .. n-1 of a run on several devices, started by ``distributed.Workers``."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+
+import scoredist3d
+from scoredist3d.custom import load_custom
+
+
+def main() -> None:
+    """Train as one rank, silently; rank 0 writes and speaks."""
+    parser = argparse.ArgumentParser(prog="scoredist3d.training.worker")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--rank", type=int, required=True)
+    parser.add_argument("--devices", required=True)
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--parent", type=int, required=True)
+    parser.add_argument("--resume", type=Path)
+    options = parser.parse_args()
+    load_custom([Path(scoredist3d.__file__).resolve().parents[1] / "custom", Path.cwd() / "custom"])
+
+    from scoredist3d.config.validation import load_experiment
+    from scoredist3d.training.console import Console
+    from scoredist3d.training.distributed import Devices, end_with_parent
+    from scoredist3d.training.fit import Place, build_system, fit
+    from scoredist3d.training.folder import RunFolder
+    from scoredist3d.training.interrupt import InterruptGuard
+
+    end_with_parent(options.parent)
+    logging.getLogger("scoredist3d").setLevel(logging.CRITICAL)  # rank 0 says the same
+    folder = RunFolder(options.folder)
+    config = load_experiment([folder.resolved_config])
+    spec = options.devices if options.devices.startswith("cpu") else [int(i) for i in options.devices.split(",")]
+    place = Place(Devices.parse(spec), options.rank, options.port)
+    console = Console(quiet=True)
+    with InterruptGuard(console.say) as guard:
+        guard.graceful = True
+        fit(build_system(config, place), config, folder, place, console, guard, resume=options.resume)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+"""What the training stages share: averaging, learning-rate shape, resumable state, one log line."""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class Ema:
+    """Exponential moving average of a module's parameters, warmed up so that early steps do not linger."""
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        self.module = copy.deepcopy(module).eval().requires_grad_(False)
+        self.decay = decay
+        self.steps = 0
+
+    @torch.no_grad()
+    def update(self, module: nn.Module) -> None:
+        self.steps += 1
+        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
+        averaged, current = list(self.module.parameters()), [p.detach() for p in module.parameters()]
+        torch._foreach_mul_(averaged, decay)
+        torch._foreach_add_(averaged, current, alpha=1 - decay)
+
+
+def learning_rate(step: int, total: int, peak: float, *, warmup: int = 200, hold: float = 0.5) -> float:
+    """Linear warm-up, constant until ``hold`` of the run, then cosine to 1 % of the peak."""
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    progress = max(0.0, (step / max(total, 1) - hold) / (1 - hold))
+    return peak * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0))))
+
+
+def save_state(path: Path, state: dict[str, Any]) -> None:
+    """Write a training state atomically."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    torch.save(state, temporary)
+    os.replace(temporary, path)
+
+
+def load_state(path: Path, device: torch.device) -> dict[str, Any] | None:
+    """A stage's last training state, or None where it has not begun."""
+    return torch.load(path, map_location=device, weights_only=True) if path.is_file() else None
+
+
+@dataclass
+class Stage:
+    """A resumable training loop over ``total`` steps: state, learning rate, log lines.
+
+    Attributes:
+        name: File stem of the state and first word of the log lines.
+        modules: What is trained.
+        optimizer: Its optimiser.
+        emas: Averages by name; they are saved with the state.
+        total: Steps of the whole stage.
+        work: Folder of the states.
+        peak_lr: Highest learning rate.
+    """
+
+    name: str
+    modules: dict[str, nn.Module]
+    optimizer: torch.optim.Optimizer
+    emas: dict[str, Ema]
+    total: int
+    work: Path
+    peak_lr: float
+    warmup: int = 200
+    save_every_s: float = 60.0
+    step: int = 0
+    _saved_at: float = 0.0
+    _logged: tuple[int, float] = (0, 0.0)
+
+    def resume(self, device: torch.device) -> None:
+        state = load_state(self.work / f"{self.name}.pt", device)
+        if state is not None:
+            for key, module in self.modules.items():
+                module.load_state_dict(state["modules"][key])
+            for key, ema in self.emas.items():
+                ema.module.load_state_dict(state["emas"][key])
+                ema.steps = state["step"]
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.step, self.total = state["step"], state["total"]
+        self._saved_at = time.monotonic()
+        self._logged = (self.step, time.monotonic())
+
+    def save(self) -> None:
+        save_state(
+            self.work / f"{self.name}.pt",
+            {
+                "modules": {key: module.state_dict() for key, module in self.modules.items()},
+                "emas": {key: ema.module.state_dict() for key, ema in self.emas.items()},
+                "optimizer": self.optimizer.state_dict(),
+                "step": self.step,
+                "total": self.total,
+            },
+        )
+        self._saved_at = time.monotonic()
+
+    def advance(self, loss: Tensor, *, batch: int, log_every: int) -> None:
+        """Count a finished step; save and log when due."""
+        self.step += 1
+        if self.step % log_every == 0 or self.step == self.total:
+            value = float(loss)
+            if not math.isfinite(value):
+                raise FloatingPointError(f"{self.name}: loss {value} at step {self.step}")
+            last_step, last_time = self._logged
+            rate = (self.step - last_step) * batch / max(time.monotonic() - last_time, 1e-9)
+            print(f"{self.name} {self.step}/{self.total} loss {value:.4f} {rate:,.0f} samples/s", flush=True)
+            self._logged = (self.step, time.monotonic())
+        if self.step == self.total or time.monotonic() - self._saved_at > self.save_every_s:
+            self.save()
+
+    def fit_to(self, minutes: float, *, since: float, skipped: int) -> None:
+        """Set the length so that the stage lasts ``minutes``, from the rate since the ``skipped``-th step began at ``since``."""
+        rate = (self.step - skipped) / (time.monotonic() - since)
+        self.total = max(self.step + 1, round(self.step + 60.0 * minutes * rate))
+        print(f"{self.name}: {rate:.1f} steps/s, {self.total} steps in all", flush=True)
+
+    def set_lr(self) -> None:
+        lr = learning_rate(self.step, self.total, self.peak_lr, warmup=self.warmup)
+        for group in self.optimizer.param_groups:
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(lr)
+            else:
+                group["lr"] = lr

@@ -1,0 +1,145 @@
+"""The embedded prior's networks, in plain diffusers format.
+
+Sizes are chosen for two CPU cores: one classifier-free-guided prediction of four views costs about 70 ms.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel
+
+IMAGE_SIZE = 64
+LATENT_STD = 0.5
+"""Latents are scaled to this standard deviation: half the usual one shifts every noise level by -6 dB, so that text acts
+over 44 % of the time axis of the standard schedule instead of 15 %."""
+
+
+@dataclass(frozen=True)
+class PriorSizes:
+    """Widths of the networks; the defaults are the shipped model, :meth:`miniature` trains in seconds for tests."""
+
+    unet_channels: tuple[int, ...] = (64, 96, 144)
+    unet_heads: tuple[int, ...] = (2, 3, 4)
+    vae_channels: tuple[int, ...] = (32, 48, 64)
+    text_width: int = 128
+    text_layers: int = 3
+    text_heads: int = 4
+    norm_groups: int = 16
+    image_size: int = IMAGE_SIZE
+    latent_channels: int = 4
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def miniature(cls) -> PriorSizes:
+        return cls(
+            unet_channels=(16, 32),
+            unet_heads=(1, 2),
+            vae_channels=(8, 8, 16),
+            text_width=32,
+            text_layers=1,
+            text_heads=2,
+            norm_groups=8,
+        )
+
+
+def build_vae(sizes: PriorSizes) -> AutoencoderKL:
+    """Autoencoder with 4x spatial reduction and four latent channels."""
+    stages = len(sizes.vae_channels)
+    return AutoencoderKL(
+        in_channels=3,
+        out_channels=3,
+        down_block_types=("DownEncoderBlock2D",) * stages,
+        up_block_types=("UpDecoderBlock2D",) * stages,
+        block_out_channels=sizes.vae_channels,
+        layers_per_block=1,
+        latent_channels=sizes.latent_channels,
+        norm_num_groups=min(16, sizes.vae_channels[0]),
+        sample_size=sizes.image_size,
+        mid_block_add_attention=False,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+    )
+
+
+def build_unet(sizes: PriorSizes, latent_size: int) -> UNet2DConditionModel:
+    """Denoiser: text by cross attention, camera (flattened 4x4 camera-to-world) added to the time embedding."""
+    stages = len(sizes.unet_channels)
+    return UNet2DConditionModel(
+        sample_size=latent_size,
+        in_channels=sizes.latent_channels,
+        out_channels=sizes.latent_channels,
+        down_block_types=("CrossAttnDownBlock2D",) * stages,
+        up_block_types=("CrossAttnUpBlock2D",) * stages,
+        mid_block_type="UNetMidBlock2DCrossAttn",
+        block_out_channels=sizes.unet_channels,
+        layers_per_block=1,
+        cross_attention_dim=sizes.text_width,
+        attention_head_dim=sizes.unet_heads,
+        norm_num_groups=sizes.norm_groups,
+        use_linear_projection=True,
+        class_embed_type="projection",
+        projection_class_embeddings_input_dim=16,
+    )
+
+
+def build_text_encoder(sizes: PriorSizes, vocabulary_size: int, max_length: int, special: dict[str, int]) -> CLIPTextModel:
+    """Text encoder trained jointly with the denoiser."""
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=vocabulary_size,
+            hidden_size=sizes.text_width,
+            intermediate_size=3 * sizes.text_width,
+            num_hidden_layers=sizes.text_layers,
+            num_attention_heads=sizes.text_heads,
+            max_position_embeddings=max_length,
+            projection_dim=sizes.text_width,
+            bos_token_id=special["bos"],
+            eos_token_id=special["eos"],
+            pad_token_id=special["pad"],
+        )
+    )
+
+
+def build_scheduler() -> DDIMScheduler:
+    """Stable Diffusion's schedule with v-prediction."""
+    return DDIMScheduler(
+        num_train_timesteps=1000,
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type="v_prediction",
+        timestep_spacing="trailing",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        rescale_betas_zero_snr=False,
+    )
+
+
+def save_prior(
+    folder: Path, *, vae: AutoencoderKL, unet: UNet2DConditionModel, text_encoder: CLIPTextModel, dtype: torch.dtype
+) -> None:
+    """Write the diffusers folder; the tokenizer and vocabulary are already in it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, module in (("vae", vae), ("unet", unet), ("text_encoder", text_encoder)):
+        module.to(dtype).save_pretrained(folder / name, safe_serialization=True)
+    build_scheduler().save_pretrained(folder / "scheduler")
+    index = {
+        "_class_name": "StableDiffusionPipeline",
+        "_diffusers_version": "0.42.1",
+        "feature_extractor": [None, None],
+        "image_encoder": [None, None],
+        "requires_safety_checker": False,
+        "safety_checker": [None, None],
+        "scheduler": ["diffusers", "DDIMScheduler"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")

@@ -1,0 +1,84 @@
+"""Stage 3: the probe, trained on real renders only (half of them through the autoencoder, so that its blur is no clue)."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn import functional
+
+from scoredist3d.data.shapes import CATEGORIES, COLORS, PATTERNS
+from scoredist3d.evaluation.probe import Probe, ProbeReading
+
+from .common import Ema, Stage
+from .pool import Pool, Targets, composite, random_backgrounds
+
+
+def probe_loss(reading: ProbeReading, targets: Targets) -> Tensor:
+    """Cross entropies of the attributes plus 1 - cos of the azimuth error in the object's symmetry order."""
+    loss = functional.nll_loss(reading.category, targets.category)
+    loss = loss + functional.nll_loss(reading.color, targets.color)
+    loss = loss + 0.3 * functional.nll_loss(reading.second_color, targets.second_color)
+    loss = loss + 0.3 * functional.nll_loss(reading.pattern, targets.pattern)
+    order = targets.symmetry.clamp(1, 4)
+    angle = order * targets.azimuth
+    aim = torch.stack([angle.cos(), angle.sin()], -1)
+    direction = reading.direction[torch.arange(len(order), device=order.device), order - 1]
+    off = (1 - (direction * aim).sum(-1)) * (targets.symmetry > 0)
+    return loss + off.mean()
+
+
+def corrupt(image: Tensor, vae: AutoencoderKL, generator: torch.Generator) -> Tensor:
+    """Real renders as distillation might show them: through the autoencoder, blurred, noisy."""
+    device = image.device
+    chance = torch.rand(3, len(image), 1, 1, 1, generator=generator, device=device)
+    decoded = 0.5 * (vae.decode(vae.encode(2.0 * image - 1.0).latent_dist.mean).sample + 1.0)
+    image = torch.where(chance[0] < 0.5, decoded.clamp(0, 1).to(image.dtype), image)
+    soft = functional.avg_pool2d(functional.pad(image, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+    image = torch.where(chance[1] < 0.3, soft, image)
+    level = 0.08 * torch.rand(len(image), 1, 1, 1, generator=generator, device=device) * (chance[2] < 0.5)
+    return (image + level * torch.randn(image.shape, generator=generator, device=device)).clamp(0, 1)
+
+
+def train_probe(
+    pool: Pool, vae: AutoencoderKL, *, steps: int, batch: int, work: Path, generator: torch.Generator, width: int = 24
+) -> Probe:
+    """Train and return the averaged probe."""
+    device = pool.device
+    probe = Probe(CATEGORIES, COLORS, PATTERNS, width=width).to(device)
+    optimizer = torch.optim.AdamW(probe.parameters(), lr=2e-3, betas=(0.9, 0.99), weight_decay=0.02)
+    stage = Stage("probe", {"probe": probe}, optimizer, {"probe": Ema(probe, 0.998)}, steps, work, 2e-3, warmup=min(200, steps // 5))
+    stage.resume(device)
+    amp = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
+    while stage.step < stage.total:
+        stage.set_lr()
+        index = pool.random_index(batch, generator)
+        background = random_backgrounds(batch, generator, device, white=0.4, gray=0.5)
+        image = composite(pool.rgba_at(index), background)
+        with amp:
+            with torch.no_grad():
+                image = corrupt(image, vae, generator)
+            loss = probe_loss(probe(image.movedim(1, -1)), pool.targets_at(index))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(probe.parameters(), 1.0)
+        optimizer.step()
+        stage.emas["probe"].update(probe)
+        stage.advance(loss.detach(), batch=batch, log_every=max(1, steps // 20))
+    averaged: Probe = stage.emas["probe"].module
+    return averaged
+
+
+def save_probe(probe: Probe, folder: Path) -> None:
+    """Write ``config.json`` and ``probe.safetensors`` (fp16)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {name: tensor.detach().half().cpu().contiguous() for name, tensor in probe.state_dict().items()}
+    temporary = folder / "probe.safetensors.tmp"
+    save_file(weights, temporary)
+    os.replace(temporary, folder / "probe.safetensors")
+    (folder / "config.json").write_text(json.dumps(probe.config()) + "\n")

@@ -1,0 +1,137 @@
+"""Conventions of scoredist3d.cameras against values worked out by hand."""
+
+import math
+
+import pytest
+import torch
+
+from scoredist3d.cameras import Cameras, look_at, orbit
+
+ROOT3, ROOT15 = math.sqrt(3.0), math.sqrt(1.5)
+
+
+def one(azimuth: float, elevation: float, distance: float = 3.0, fovy: float = 90.0, size: int = 2) -> Cameras:
+    return orbit(*(torch.tensor([value]) for value in (azimuth, elevation, distance, fovy)), size, size)
+
+
+def random_cameras(count: int = 6, height: int = 5, width: int = 8) -> Cameras:
+    generator = torch.Generator().manual_seed(0)
+    u = torch.rand(4, count, generator=generator, dtype=torch.float64)
+    return orbit(360 * u[0] - 180, 160 * u[1] - 80, 1 + 3 * u[2], 20 + 60 * u[3], height, width)
+
+
+def test_front_view_rays():
+    """From +x the object's left hand, +y, is on the right of the image; fovy 90 and 2 pixels give half-pixel offsets 0.5."""
+    rays = one(0.0, 0.0).rays()
+    assert torch.equal(rays.origins[0, 0, 0], torch.tensor([3.0, 0.0, 0.0]))
+    expected = torch.tensor(
+        [[[-1.0, -0.5, 0.5], [-1.0, 0.5, 0.5]], [[-1.0, -0.5, -0.5], [-1.0, 0.5, -0.5]]]
+    )  # rows from the top (+z), columns from -y to +y
+    torch.testing.assert_close(rays.directions[0], expected / ROOT15)
+    torch.testing.assert_close(rays.cosines, torch.full((1, 2, 2), 1 / ROOT15))
+
+
+def test_centre_ray_looks_at_the_origin():
+    centre = one(0.0, 0.0, size=1).rays().directions[0, 0, 0]
+    torch.testing.assert_close(centre, torch.tensor([-1.0, 0.0, 0.0]))
+    diagonal = one(45.0, math.degrees(math.atan(1 / math.sqrt(2.0))), ROOT3, size=1)  # the corner (1, 1, 1)
+    torch.testing.assert_close(diagonal.origins[0], torch.ones(3))
+    torch.testing.assert_close(diagonal.rays().directions[0, 0, 0], -torch.ones(3) / ROOT3)
+
+
+@pytest.mark.parametrize(
+    ("azimuth", "position", "right"),
+    [
+        (0.0, (3, 0, 0), (0, 1, 0)),
+        (90.0, (0, 3, 0), (-1, 0, 0)),
+        (180.0, (-3, 0, 0), (0, -1, 0)),
+        (270.0, (0, -3, 0), (1, 0, 0)),
+    ],
+)
+def test_azimuth_grows_counter_clockwise_from_above(azimuth, position, right):
+    camera = one(azimuth, 0.0)
+    torch.testing.assert_close(camera.origins[0], torch.tensor(position).float(), atol=1e-6, rtol=0)
+    torch.testing.assert_close(camera.c2w[0, :3, 0], torch.tensor(right).float(), atol=1e-6, rtol=0)
+    torch.testing.assert_close(camera.c2w[0, :3, 1], torch.tensor([0.0, 0.0, 1.0]), atol=1e-6, rtol=0)
+
+
+def test_azimuth_is_wrapped():
+    torch.testing.assert_close(one(270.0, 0.0).azimuth, torch.tensor([-math.pi / 2]))
+    torch.testing.assert_close(one(180.0, 0.0).azimuth, torch.tensor([-math.pi]))
+    torch.testing.assert_close(one(-190.0, 0.0).azimuth, torch.tensor([math.radians(170.0)]))
+
+
+@pytest.mark.parametrize("azimuth", [0.0, 30.0, 90.0, -120.0])
+@pytest.mark.parametrize("pole", [90.0, -90.0])
+def test_poles_are_the_limit_of_nearby_elevations(azimuth, pole):
+    at, near = one(azimuth, pole), one(azimuth, pole * (1 - 1e-3))
+    torch.testing.assert_close(at.c2w, near.c2w, atol=6e-3, rtol=0)  # 0.09 degrees apart at distance 3
+    rotation = at.c2w[0, :3, :3]
+    torch.testing.assert_close(rotation.T @ rotation, torch.eye(3), atol=1e-5, rtol=0)
+
+
+def test_look_at_along_up_has_a_documented_image_up():
+    up = torch.tensor([[0.0, 0.0, 1.0]])
+    above = look_at(torch.tensor([[0.0, 0.0, 2.0]]), torch.zeros(1, 3), up)
+    below = look_at(torch.tensor([[0.0, 0.0, -2.0]]), torch.zeros(1, 3), up)
+    assert torch.equal(above[0, :3, 1], torch.tensor([-1.0, 0.0, 0.0]))
+    assert torch.equal(below[0, :3, 1], torch.tensor([1.0, 0.0, 0.0]))
+
+
+def test_c2w_is_a_right_handed_rigid_motion_and_w2c_its_inverse():
+    cameras = random_cameras()
+    rotation = cameras.c2w[:, :3, :3]
+    identity = torch.eye(3, dtype=torch.float64).expand(len(cameras), 3, 3)
+    torch.testing.assert_close(rotation @ rotation.transpose(1, 2), identity)
+    torch.testing.assert_close(torch.linalg.det(rotation), torch.ones(len(cameras), dtype=torch.float64))
+    torch.testing.assert_close(cameras.w2c @ cameras.c2w, torch.eye(4, dtype=torch.float64).expand(len(cameras), 4, 4))
+
+
+def test_projection_agrees_with_rays():
+    """A point on the ray of pixel (i, j) projects to the centre of pixel (i, j), and to the depth of its z."""
+    cameras = random_cameras()
+    rays, near, far = cameras.rays(), 0.5, 20.0
+    distance = 2.5
+    points = rays.origins + distance * rays.directions
+    ones = torch.ones_like(points[..., :1])
+    view_projection = cameras.projection(near, far) @ cameras.w2c
+    clip = torch.einsum("bij,bhwj->bhwi", view_projection, torch.cat([points, ones], dim=-1))
+    ndc = clip[..., :3] / clip[..., 3:]
+    columns = (torch.arange(cameras.width, dtype=torch.float64) + 0.5) / cameras.width * 2 - 1
+    rows = 1 - (torch.arange(cameras.height, dtype=torch.float64) + 0.5) / cameras.height * 2
+    torch.testing.assert_close(ndc[..., 0], columns[None, None, :].expand_as(ndc[..., 0]))
+    torch.testing.assert_close(ndc[..., 1], rows[None, :, None].expand_as(ndc[..., 1]))
+    depth = distance * rays.cosines
+    torch.testing.assert_close(clip[..., 3], depth)
+    torch.testing.assert_close(ndc[..., 2], (far + near) / (far - near) - 2 * far * near / (far - near) / depth)
+
+
+def test_fovy_spans_the_height():
+    camera = one(0.0, 0.0, fovy=60.0, size=1001)
+    directions = camera.rays().directions[0, :, 500]
+    angle = torch.acos((directions[0] * directions[-1]).sum())
+    torch.testing.assert_close(math.degrees(angle), 60.0, atol=0.1, rtol=0)  # a pixel's height less than the whole
+
+
+def test_offset_target_and_up_move_the_camera():
+    angles = [torch.tensor([value]) for value in (0.0, 0.0, 3.0, 40.0)]
+    moved = orbit(*angles, 1, 1, offset=torch.tensor([[0.0, 0.0, 1.0]]), target=torch.tensor([[0.0, 0.0, 1.0]]))
+    torch.testing.assert_close(moved.origins, torch.tensor([[3.0, 0.0, 1.0]]))
+    torch.testing.assert_close(moved.rays().directions[0, 0, 0], torch.tensor([-1.0, 0.0, 0.0]))
+    rolled = orbit(*angles, 1, 1, up=torch.tensor([[0.0, 1.0, 0.0]]))
+    torch.testing.assert_close(rolled.c2w[0, :3, 1], torch.tensor([0.0, 1.0, 0.0]))
+
+
+def test_selection_and_joining_keep_the_batch_dimension():
+    cameras = random_cameras(4)
+    assert len(cameras[-1]) == 1 and torch.equal(cameras[-1].c2w[0], cameras.c2w[3])
+    joined = Cameras.cat([cameras[:1], cameras[1:]])
+    assert torch.equal(joined.c2w, cameras.c2w) and torch.equal(joined.distance, cameras.distance)
+    with pytest.raises(ValueError, match="different image sizes"):
+        Cameras.cat([cameras, cameras.with_size(3, 3)])
+
+
+def test_shapes_are_checked():
+    cameras = random_cameras(2)
+    with pytest.raises(ValueError, match=r"fovy must be \(2,\), got \(1,\)"):
+        Cameras(cameras.c2w, cameras.fovy[:1], cameras.azimuth, cameras.elevation, cameras.distance, 4, 4)

@@ -1,0 +1,75 @@
+"""What docs/configuration.md tells people to type does what it says."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from scoredist3d import cli, registry
+from scoredist3d.config.validation import load_experiment, to_yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+TEXT = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", TEXT, flags=re.DOTALL)
+
+
+COMMANDS = [line for block in blocks("sh") for line in block.splitlines() if line.strip()]
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A working directory with one finished run and the custom component of the page."""
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / "outputs" / "quickstart" / "a-red-mug@20260101-120000"
+    (run / "configs").mkdir(parents=True)
+    (run / "ckpts").mkdir()
+    (run / "ckpts" / "last.ckpt").write_bytes(b"state")
+    config = load_experiment([ROOT / "configs" / "quickstart.yaml"], ["prompt=a red mug"])
+    (run / "configs" / "resolved.yaml").write_text(to_yaml(config), encoding="utf-8")
+    (code,) = blocks("python")
+    (tmp_path / "custom").mkdir()
+    (tmp_path / "custom" / "halo.py").write_text(code, encoding="utf-8")
+    yield tmp_path
+    registry._entries["loss"].pop("halo", None)
+    for name in [name for name in sys.modules if name == "custom" or name.startswith("custom.")]:
+        del sys.modules[name]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_works(command: str, workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    program, script, *arguments = shlex.split(command)
+    assert (program, script) == ("python", "launch.py")
+    assert cli.main(arguments) == cli.OK
+    captured = capsys.readouterr()
+    assert captured.err == "" and captured.out
+    if "--dry-run" in arguments:
+        shown = yaml.safe_load(captured.out)
+        for override in [item for item in arguments if "=" in item and "null" not in item]:
+            path, _, value = override.partition("=")
+            found = shown
+            for part in path.split("."):
+                found = found[int(part)] if isinstance(found, list) else found[part]
+            assert found == (value if path == "prompt" else yaml.safe_load(value))
+
+
+def test_the_example_file_is_valid(workplace: Path) -> None:
+    (example,) = blocks("yaml")
+    (workplace / "example.yaml").write_text(example, encoding="utf-8")
+    config = load_experiment(["example.yaml"], ["prompt=a red mug"])
+    assert config.system.guidance.guidance_scale(0) == 20.0
+    assert config.system.loss["sparsity"].weight(600) == pytest.approx(0.1)
+
+
+def test_null_takes_a_loss_out(workplace: Path) -> None:
+    quickstart = [ROOT / "configs" / "quickstart.yaml"]
+    assert "sparsity" in load_experiment(quickstart, ["prompt=x"]).system.loss
+    assert "sparsity" not in load_experiment(quickstart, ["prompt=x", "system.loss.sparsity=null"]).system.loss

@@ -1,0 +1,115 @@
+"""The configs that come with the program, against the components that come with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from scoredist3d import registry
+from scoredist3d.config import ConfigError
+from scoredist3d.config.describe import describe_component
+from scoredist3d.config.fields import MISSING, field_types
+from scoredist3d.config.loader import load
+from scoredist3d.config.validation import (
+    block_class,
+    dump,
+    load_experiment,
+    own_fields,
+    parse_component,
+    to_yaml,
+    validate,
+)
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+FILES = sorted(CONFIGS.rglob("*.yaml"))
+RECIPES = [file for file in FILES if "prompt" in yaml.safe_load(file.read_text())]
+FRAGMENTS = [file for file in FILES if file not in RECIPES]
+
+
+def label(file: Path) -> str:
+    return str(file.relative_to(CONFIGS))
+
+
+def components() -> list[tuple[str, str]]:
+    return [(kind, name) for kind in registry.KINDS for name in registry.names(kind)]
+
+
+@pytest.mark.parametrize("file", RECIPES, ids=label)
+def test_a_recipe_validates_and_runs_again_from_its_saved_form(file: Path, tmp_path: Path) -> None:
+    config = load_experiment([file], ["prompt=a red mug"])
+    assert validate(dump(config)) == config
+    saved = tmp_path / "resolved.yaml"
+    saved.write_text(to_yaml(config), encoding="utf-8")
+    assert load_experiment([saved]) == config
+
+
+@pytest.mark.parametrize("file", RECIPES, ids=label)
+def test_a_recipe_asks_for_its_prompt(file: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_experiment([file])
+    assert str(caught.value).startswith("prompt: is required but missing")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("file", FRAGMENTS, ids=label)
+def test_a_fragment_goes_on_top_of_the_quickstart(file: Path) -> None:
+    load_experiment([CONFIGS / "quickstart.yaml", file], ["prompt=a red mug"])
+
+
+@pytest.mark.parametrize("file", FILES, ids=label)
+def test_no_file_repeats_what_it_includes(file: Path) -> None:
+    own = yaml.safe_load(file.read_text())
+    includes = own.pop("include", [])
+    below = dict(leaves(load([file.parent / name if (file.parent / name).is_file() else name for name in includes])))
+    repeated = [path for path, value in leaves(own) if value != "???" and below.get(path, MISSING) == value]
+    assert repeated == []
+
+
+def test_recipes_have_names_of_their_own() -> None:
+    names = [yaml.safe_load(file.read_text())["name"] for file in RECIPES]
+    assert len(set(names)) == len(names)
+
+
+def test_every_component_documents_every_field() -> None:
+    undocumented = []
+    for kind, name in components():
+        undocumented += [
+            f"{kind}/{name}.{path}" for path in fields_without_help(registry.lookup(kind, name).config_cls)
+        ]
+    assert undocumented == []
+
+
+def test_every_component_can_be_described_and_has_valid_defaults() -> None:
+    for kind, name in components():
+        assert f"{kind}/{name}" in describe_component(kind, name)
+        required = [
+            field.name
+            for field in own_fields(registry.lookup(kind, name).config_cls)
+            if field.default is MISSING and field.default_factory is MISSING
+        ]
+        if not required:
+            config = parse_component(kind, {"type": name})
+            assert parse_component(kind, dump(config)) == config
+
+
+def leaves(value: Any, path: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], Any]]:
+    """Path and value of everything but blocks; types and bare loss weights included."""
+    if isinstance(value, dict) and value:
+        return [leaf for key, item in value.items() for leaf in leaves(item, (*path, key))]
+    return [(path, value)]
+
+
+def fields_without_help(cls: type, prefix: str = "") -> list[str]:
+    missing = []
+    types = field_types(cls)
+    for field in own_fields(cls):
+        if not field.metadata.get("help"):
+            missing.append(prefix + field.name)
+        hint = types[field.name]
+        nested = block_class(hint)
+        if nested is not None and "component" not in field.metadata:
+            missing += fields_without_help(nested, f"{prefix}{field.name}.")
+    return missing

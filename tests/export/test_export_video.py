@@ -1,0 +1,156 @@
+"""Videos and images read back."""
+
+import builtins
+import os
+
+import imageio.v2 as imageio
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from scoredist3d.export import video as video_module
+from scoredist3d.export.images import image_grid, save_png, to_uint8
+from scoredist3d.export.video import VideoWriter, ffmpeg_available
+
+needs_ffmpeg = pytest.mark.skipif(not ffmpeg_available(), reason="imageio-ffmpeg is not installed")
+
+
+def frames(count, height, width):
+    """Plain colours that change from frame to frame."""
+    for index in range(count):
+        frame = torch.zeros(height, width, 3)
+        frame[..., 0], frame[..., 1], frame[..., 2] = index / max(count - 1, 1), 0.5, 0.25
+        yield frame
+
+
+@needs_ffmpeg
+@pytest.mark.parametrize(("height", "width"), [(48, 64), (33, 51)])
+def test_mp4_has_the_frames_and_an_even_size(tmp_path, height, width):
+    with VideoWriter(tmp_path / "new" / "turn.mp4", fps=12) as video:
+        for frame in frames(9, height, width):
+            video.add(frame)
+        assert not (tmp_path / "new" / "turn.mp4").exists()
+    assert video.path == tmp_path / "new" / "turn.mp4" and video.num_frames == 9 and video.note == ""
+    reader = imageio.get_reader(video.path)
+    meta, read = reader.get_meta_data(), [np.asarray(frame) for frame in reader]
+    reader.close()
+    assert meta["codec"] == "h264" and meta["pix_fmt"].startswith("yuv420p") and meta["fps"] == 12
+    assert len(read) == 9 and read[0].shape == (height + height % 2, width + width % 2, 3)
+    for index, frame in enumerate(read):
+        # Chroma subsampling and crf 18 on a plain colour cost a few levels.
+        np.testing.assert_allclose(frame.mean((0, 1)), [255 * index / 8, 127.5, 63.75], atol=5)
+    assert os.listdir(tmp_path / "new") == ["turn.mp4"]
+
+
+@needs_ffmpeg
+def test_mp4_starts_with_its_index(tmp_path):
+    with VideoWriter(tmp_path / "turn.mp4") as video:
+        for frame in frames(3, 32, 32):
+            video.add(frame)
+    data = video.path.read_bytes()
+    assert 0 < data.index(b"moov") < data.index(b"mdat")
+
+
+@needs_ffmpeg
+def test_an_exception_leaves_no_file_and_keeps_the_old_one(tmp_path):
+    (tmp_path / "turn.mp4").write_bytes(b"old")
+    with pytest.raises(RuntimeError, match="in the middle"), VideoWriter(tmp_path / "turn.mp4") as video:
+        for frame in frames(3, 32, 32):
+            video.add(frame)
+        raise RuntimeError("in the middle")
+    assert os.listdir(tmp_path) == ["turn.mp4"] and (tmp_path / "turn.mp4").read_bytes() == b"old"
+
+
+@needs_ffmpeg
+def test_frames_are_checked(tmp_path):
+    with pytest.raises(ValueError, match=r"size of the first, \(32, 32\), got \(32, 30\)"):  # noqa: SIM117
+        with VideoWriter(tmp_path / "a.mp4") as video:
+            video.add(np.zeros((32, 32, 3), dtype=np.uint8))
+            video.add(np.zeros((32, 30, 3), dtype=np.uint8))
+    with pytest.raises(ValueError, match="1 values that are not finite"), VideoWriter(tmp_path / "b.mp4") as video:
+        frame = torch.zeros(8, 8, 3)
+        frame[0, 0, 0] = torch.nan
+        video.add(frame)
+    with pytest.raises(ValueError, match="no frame"), VideoWriter(tmp_path / "c.mp4"):
+        pass
+    with pytest.raises(ValueError, match="fps"):
+        VideoWriter(tmp_path / "d.mp4", fps=0)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.fixture
+def without_ffmpeg(monkeypatch):
+    real = builtins.__import__
+
+    def importing(name, *args, **kwargs):
+        if name.startswith("imageio_ffmpeg"):
+            raise ImportError(name)
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", importing)
+    assert not video_module.ffmpeg_available()
+
+
+@pytest.mark.parametrize("suffix", [".webp", ".gif"])
+def test_without_ffmpeg_an_animation_of_the_same_stem_is_written(tmp_path, monkeypatch, without_ffmpeg, caplog, suffix):
+    if suffix == ".gif":
+        monkeypatch.setattr("PIL.features.check", lambda name: False)
+    with VideoWriter(tmp_path / "turn.mp4", fps=10) as video:
+        for frame in frames(6, 33, 48):
+            video.add(frame)
+    assert video.path == tmp_path / f"turn{suffix}" and os.listdir(tmp_path) == [video.path.name]
+    assert "imageio-ffmpeg" in video.note and video.note in caplog.text
+    with Image.open(video.path) as animation:
+        assert animation.n_frames == 6 and animation.size == (48, 34)
+        animation.seek(5)
+        np.testing.assert_allclose(np.asarray(animation.convert("RGB")).mean((0, 1)), [255, 127.5, 63.75], atol=6)
+
+
+def test_without_ffmpeg_an_exception_leaves_no_file(tmp_path, without_ffmpeg):
+    with pytest.raises(RuntimeError), VideoWriter(tmp_path / "turn.mp4") as video:
+        for frame in frames(3, 16, 16):
+            video.add(frame)
+        raise RuntimeError
+    assert os.listdir(tmp_path) == []
+
+
+def test_png_round_trip_and_rounding(tmp_path):
+    image = torch.tensor([[[0.0, 0.5, 1.0], [-0.2, 1.2, 100.4 / 255]]])
+    path = save_png(image, tmp_path / "deep" / "image.png")
+    np.testing.assert_array_equal(np.asarray(Image.open(path)), [[[0, 128, 255], [0, 255, 100]]])
+    assert os.listdir(tmp_path / "deep") == ["image.png"]
+    gray = to_uint8(torch.full((2, 3), 0.2))
+    assert gray.shape == (2, 3, 3) and (gray == 51).all()
+    unchanged = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
+    np.testing.assert_array_equal(to_uint8(unchanged), unchanged)
+    np.testing.assert_array_equal(to_uint8(torch.from_numpy(unchanged)), unchanged)
+
+
+@pytest.mark.parametrize("bad", [torch.zeros(2, 2, 4), torch.zeros(2), torch.zeros(2, 2, 3, dtype=torch.int64)])
+def test_other_images_are_refused(bad, tmp_path):
+    with pytest.raises(ValueError, match="an image"):
+        save_png(bad, tmp_path / "x.png")
+    assert os.listdir(tmp_path) == []
+
+
+def test_image_grid_places_images_row_by_row():
+    images = [torch.full((4, 6, 3), value) for value in (0.0, 0.2, 0.4, 0.6, 0.8)]
+    grid = image_grid(images, columns=2, gap=1)
+    assert grid.shape == (3 * 5 - 1, 2 * 7 - 1, 3) and grid.dtype == np.uint8
+    for index, value in enumerate((0, 51, 102, 153, 204)):
+        top, left = index // 2 * 5, index % 2 * 7
+        assert (grid[top : top + 4, left : left + 6] == value).all()
+    assert (grid[4] == 255).all() and (grid[:, 6] == 255).all() and (grid[10:, 7:] == 255).all()
+    assert image_grid(torch.zeros(7, 4, 4, 3)).shape == (3 * 6 - 2, 3 * 6 - 2, 3)
+
+
+def test_image_grid_labels_are_drawn_under_the_images():
+    images = [torch.zeros(16, 40, 3)] * 2
+    plain, labelled = image_grid(images, gap=0), image_grid(images, labels=["step 1", "φ"], gap=0)
+    assert labelled.shape == (plain.shape[0] + 14, plain.shape[1], 3)
+    assert (labelled[:16] == 0).all() and labelled[16:].min() < 128 < labelled[16:].mean()
+    with pytest.raises(ValueError, match="1 labels for 2 images"):
+        image_grid(images, labels=["only one"])
+    with pytest.raises(ValueError, match="at least one"):
+        image_grid([])

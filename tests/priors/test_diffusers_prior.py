@@ -1,0 +1,266 @@
+"""Loading a Stable-Diffusion-shaped folder and predicting with it."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from safetensors.torch import load_file, save_file
+
+from scoredist3d import registry
+from scoredist3d.cameras import orbit
+from scoredist3d.priors import Branches, Conditioning, camera_embedding, guided_prediction, sample
+from scoredist3d.priors.diffusers_loading import PriorError
+from scoredist3d.priors.diffusers_prior import DiffusersPrior
+
+
+def load(folder, **options) -> DiffusersPrior:
+    return DiffusersPrior(DiffusersPrior.Config(pretrained_model_name_or_path=str(folder), **options))
+
+
+def cameras(count: int):
+    azimuth = torch.linspace(-150.0, 150.0, count)
+    return orbit(azimuth, torch.full((count,), 15.0), torch.full((count,), 2.5), torch.full((count,), 40.0), 16, 16)
+
+
+def test_is_registered_with_the_embedded_default():
+    entry = registry.lookup("prior", "diffusers")
+    assert entry.cls is DiffusersPrior and entry.config_cls().pretrained_model_name_or_path == "embedded"
+
+
+def test_loads_frozen_and_in_evaluation_mode(folders):
+    prior = load(folders())
+    assert not any(p.requires_grad for p in prior.parameters()) and not any(m.training for m in prior.modules())
+    assert (prior.image_size, prior.latent_shape(16, 16), prior.latent_shape(32, 16)) == (16, (4, 8, 8), (4, 16, 8))
+    assert prior.takes_cameras and prior.schedule.prediction_type == "v_prediction"
+    assert prior.dtype == torch.float32
+
+
+def test_prediction_is_the_networks_output(folders):
+    prior = load(folders())
+    unet = UNet2DConditionModel.from_pretrained(folders() / "unet")
+    views = cameras(2)
+    conditioning = prior.embed(["a red mug", "a chair"], views)
+    x, t = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1)), torch.tensor([0.5, 0.123])
+    with torch.no_grad():
+        expected = unet(
+            x, torch.tensor([500, 123]), encoder_hidden_states=conditioning.text, class_labels=camera_embedding(views)
+        ).sample
+    prediction = prior.predict(x, t, conditioning)
+    assert torch.equal(prediction.output, expected) and torch.equal(prediction.v, expected)
+    alpha, sigma = (c[:, None, None, None] for c in prior.schedule.coefficients(t))
+    torch.testing.assert_close(prediction.eps, alpha * expected + sigma * x)
+    torch.testing.assert_close(prediction.x0, alpha * x - sigma * expected)
+
+
+def test_camera_and_text_matter_and_no_camera_is_zeros(folders):
+    prior = load(folders())
+    x, t = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1)), torch.tensor([0.5, 0.5])
+    seen = prior.embed(["a red mug"] * 2, cameras(2))
+    blind = prior.embed(["a red mug"] * 2)
+    assert torch.equal(blind.camera, torch.zeros(2, 16)) and torch.equal(blind.camera, seen.without_camera().camera)
+    assert not torch.allclose(prior.predict(x, t, seen).output, prior.predict(x, t, blind).output)
+    other = prior.embed(["a blue chair"] * 2)
+    assert not torch.allclose(prior.predict(x, t, other).output, prior.predict(x, t, blind).output)
+    with pytest.raises(ValueError, match="conditioned on cameras"):
+        prior.predict(x, t, Conditioning(seen.text))
+    with pytest.raises(ValueError, match="as many cameras"):
+        prior.embed(["a mug"], cameras(2))
+
+
+def test_without_camera_embedding(folders):
+    prior = load(folders(camera=False))
+    assert not prior.takes_cameras
+    conditioning = prior.embed(["a mug"], cameras(1))
+    assert conditioning.camera is None and conditioning.text.shape == (1, 8, 16)
+    assert prior.predict(torch.zeros(1, 4, 8, 8), torch.tensor([0.5]), conditioning).output.shape == (1, 4, 8, 8)
+
+
+def test_encode_and_decode_follow_the_autoencoder(folders):
+    prior = load(folders())
+    vae = AutoencoderKL.from_pretrained(folders() / "vae")
+    rgb = torch.rand(2, 16, 16, 3, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        posterior = vae.encode(2 * rgb.permute(0, 3, 1, 2) - 1).latent_dist
+        mode = prior.encode(rgb)
+        torch.testing.assert_close(mode, posterior.mean * 0.5)
+        drawn = prior.encode(rgb, torch.Generator().manual_seed(3))
+        noise = torch.randn(mode.shape, generator=torch.Generator().manual_seed(3))
+        torch.testing.assert_close(drawn, (posterior.mean + posterior.std * noise) * 0.5)
+        expected = vae.decode(mode / 0.5).sample
+        torch.testing.assert_close(prior.decode(mode), (0.5 * expected + 0.5).permute(0, 2, 3, 1))
+
+
+@pytest.mark.parametrize(("height", "width", "latent"), [(16, 16, (8, 8)), (40, 40, (8, 8)), (7, 7, (8, 8)), (16, 32, (8, 16))])
+def test_images_are_resized_to_the_models_size_with_gradient(folders, height, width, latent):
+    prior = load(folders())
+    rgb = torch.rand(1, height, width, 3, requires_grad=True)
+    z = prior.encode(rgb)
+    assert z.shape == (1, 4, *latent)
+    (gradient,) = torch.autograd.grad(z.square().sum(), rgb)
+    assert gradient.abs().sum() > 0 and torch.isfinite(gradient).all()
+    assert all(p.grad is None for p in prior.parameters())
+
+
+def test_pixel_model_without_autoencoder(folders):
+    prior = load(folders(vae=None, camera=False))
+    rgb = torch.rand(1, 8, 8, 3)
+    assert prior.image_size == 8 and prior.latent_shape(8, 8) == (3, 8, 8)
+    torch.testing.assert_close(prior.encode(rgb), 2 * rgb.permute(0, 3, 1, 2) - 1)
+    torch.testing.assert_close(prior.decode(prior.encode(rgb)), rgb)
+
+
+def test_variance_channels_are_dropped(folders):
+    prior = load(folders(vae=None, camera=False, out_channels=6))
+    x = torch.zeros(1, 3, 8, 8)
+    assert prior.predict(x, torch.tensor([0.5]), prior.embed([""])).output.shape == x.shape
+
+
+def test_tiny_autoencoder(folders):
+    prior = load(folders(vae="tiny"))
+    z = prior.encode(torch.rand(1, 16, 16, 3), torch.Generator())
+    assert z.shape == (1, 4, 8, 8) and prior.decode(z).shape == (1, 16, 16, 3)
+
+
+def test_half_precision_keeps_the_callers_dtype(folders):
+    prior = load(folders(), precision="bf16")
+    assert prior.dtype == torch.bfloat16
+    x = torch.randn(1, 4, 8, 8)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        prediction = prior.predict(x, torch.tensor([0.5]), prior.embed(["a mug"]))
+    assert prediction.output.dtype == torch.float32 and prediction.eps.dtype == torch.float32
+    assert prior.encode(torch.rand(1, 16, 16, 3)).dtype == torch.float32
+    assert prior.to("cpu").dtype == torch.bfloat16
+
+
+@pytest.mark.gpu
+def test_auto_precision_follows_the_device(folders):
+    prior = load(folders())
+    holder = torch.nn.ModuleList([prior]).to("cuda")
+    assert prior.dtype == torch.float16 and prior.device.type == "cuda"
+    z = sample(
+        prior, Branches(prior.embed(["a mug"]), prior.embed([""])), steps=2, generator=torch.Generator("cuda").manual_seed(0)
+    )
+    assert z.device.type == "cuda" and torch.isfinite(z).all()
+    holder.to("cpu")
+    assert prior.dtype == torch.float32
+
+
+def test_unknown_words_are_found(folders):
+    prior = load(folders())
+    assert prior.unknown_words("a Red teapot, front view of 2 teapots") == ["teapot", "of", "teapots"]
+    assert prior.unknown_words("a blue mug") == []
+
+
+def test_sampling_is_seeded_and_guided(folders):
+    prior = load(folders())
+    branches = Branches(prior.embed(["a red mug"] * 2, cameras(2)), prior.embed([""] * 2, cameras(2)))
+    draws = [sample(prior, branches, steps=4, generator=torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)]
+    assert torch.equal(draws[0], draws[1]) and not torch.allclose(draws[0], draws[2])
+    assert draws[0].shape == (2, 4, 8, 8)
+    other = sample(prior, branches, steps=4, scale=1.0, generator=torch.Generator().manual_seed(0))
+    assert not torch.allclose(draws[0], other)
+
+
+def test_guidance_runs_one_forward_pass_of_the_needed_branches(folders):
+    prior = load(folders())
+    sizes = []
+    prior.unet.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
+    one = prior.embed(["a red mug"])
+    other = prior.embed(["a chair"])
+    branches = Branches(one, prior.embed([""]), negatives=((other, torch.tensor([-0.5])), (other, torch.tensor([-1.0]))))
+    plain = Branches(one, branches.unconditional)
+    x, t = torch.randn(3, 4, 8, 8), torch.full((3,), 0.4)
+    for scale, chosen, expected in [(7.5, plain, 6), (1.0, plain, 3), (0.0, plain, 3), (7.5, branches, 12), (0.0, branches, 3)]:
+        sizes.clear()
+        guided_prediction(prior, x, t, chosen, scale)
+        assert sizes == [expected]
+
+
+def broken(folders, tmp_path):
+    return shutil.copytree(folders(), tmp_path / "broken")
+
+
+def test_missing_folder_is_named():
+    with pytest.raises(PriorError, match=r"'/no/such/folder' is no folder here"):
+        load("/no/such/folder")
+
+
+def test_unreachable_hub_id_is_named():
+    with pytest.raises(PriorError, match=r"'nobody/nothing' is no folder here and cannot be fetched"):
+        load("nobody/nothing")
+
+
+@pytest.mark.parametrize(
+    ("remove", "message"),
+    [
+        ("model_index.json", "model_index.json is missing"),
+        ("unet", "its folder unet/ is missing"),
+        ("scheduler/scheduler_config.json", r"scheduler/scheduler_config.json is missing"),
+        ("vae/diffusion_pytorch_model.safetensors", "the vae of .* cannot be loaded"),
+        ("text_encoder/model.safetensors", "the text_encoder of .* cannot be loaded"),
+    ],
+)
+def test_incomplete_folder_names_the_part(folders, tmp_path, remove, message):
+    folder = broken(folders, tmp_path)
+    path = folder / remove
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with pytest.raises(PriorError, match=message):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("part", "file"), [("unet", "diffusion_pytorch_model.safetensors"), ("text_encoder", "model.safetensors")]
+)
+def test_missing_weights_are_an_error(folders, tmp_path, part, file):
+    folder = broken(folders, tmp_path)
+    weights = load_file(folder / part / file)
+    dropped = sorted(weights)[0]
+    del weights[dropped]
+    save_file(weights, folder / part / file, metadata={"format": "pt"})
+    with pytest.raises(PriorError, match=f"the {part} of .* lacks 1 weights, the first is "):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "message"),
+    [
+        ("unet", {"projection_class_embeddings_input_dim": 7}, "no camera embedding|cannot be loaded"),
+        ("scheduler", {"prediction_type": "noise"}, "prediction_type must be one of"),
+    ],
+)
+def test_unfit_parts_are_named(folders, tmp_path, part, change, message):
+    folder = broken(folders, tmp_path)
+    path = next((folder / part).glob("*config.json"))
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(ValueError, match=message):
+        load(folder)
+
+
+def test_unknown_classes_are_named(folders, tmp_path):
+    folder = broken(folders, tmp_path)
+    path = folder / "model_index.json"
+    index = json.loads(path.read_text())
+    for value, message in [
+        (["diffusers", "NoSuchNet"], "NoSuchNet, which the installed diffusers does not have"),
+        (["flax", "FlaxUNet"], "only diffusers and transformers"),
+        ([None, None], "has no unet"),
+    ]:
+        path.write_text(json.dumps({**index, "unet": value}))
+        with pytest.raises(PriorError, match=message):
+            load(folder)
+    path.write_text("{")
+    with pytest.raises(PriorError, match="no valid JSON"):
+        load(folder)
+
+
+def test_vocabulary_forms(folders, tmp_path):
+    folder = broken(folders, tmp_path)
+    (folder / "vocabulary.json").write_text(json.dumps({"words": ["ice cream", "Mug"]}))
+    assert load(folder).vocabulary == {"ice", "cream", "mug"}
+    (folder / "vocabulary.json").write_text(json.dumps({"list": []}))
+    with pytest.raises(PriorError, match="must be a list of words"):
+        load(folder)
+    (folder / "vocabulary.json").unlink()
+    assert load(folder).vocabulary is None and load(folder).unknown_words("anything goes") == []

@@ -1,0 +1,102 @@
+"""The training script's own code path, in miniature: train, resume, export, load, sample, evaluate."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
+
+import evaluate_prior
+import train_prior
+from prior_training.common import Ema, learning_rate
+
+from scoredist3d.evaluation.probe import Probe
+from scoredist3d.priors.diffusers_prior import DiffusersPrior
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("miniature")
+    arguments = ["--miniature", "--device", "cpu", "--work", str(folder / "work"), "--out", str(folder / "assets")]
+    assert train_prior.main(arguments) == 0
+    return folder
+
+
+def test_miniature_is_a_loadable_camera_conditioned_prior(trained: Path) -> None:
+    prior = DiffusersPrior(DiffusersPrior.Config(pretrained_model_name_or_path=str(trained / "assets" / "prior")))
+    assert prior.latent_shape(64, 64) == (4, 16, 16)
+    assert prior.unknown_words("a red mug") == []
+    assert prior.unknown_words("a red zeppelin") == ["zeppelin"]
+    z = prior.encode(torch.rand(2, 64, 64, 3, generator=torch.Generator().manual_seed(0)))
+    assert z.shape == (2, 4, 16, 16)
+
+
+def test_weights_are_half_precision_safetensors(trained: Path) -> None:
+    from safetensors.torch import load_file
+
+    weights = load_file(trained / "assets" / "prior" / "unet" / "diffusion_pytorch_model.safetensors")
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float16}
+    assert not list((trained / "assets").rglob("*.bin"))
+
+
+def test_rerun_resumes_at_the_end_and_changes_nothing(trained: Path) -> None:
+    weights = trained / "assets" / "prior" / "unet" / "diffusion_pytorch_model.safetensors"
+    before = weights.read_bytes()
+    arguments = ["--miniature", "--device", "cpu", "--work", str(trained / "work"), "--out", str(trained / "assets")]
+    assert train_prior.main(arguments) == 0
+    assert weights.read_bytes() == before
+    assert json.loads((trained / "work" / "recipe.json").read_text())["recipe"]["denoiser_steps"] == 6
+
+
+def test_export_only_without_states_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--miniature", "--device", "cpu", "--export-only", "--work", str(tmp_path / "w"), "--out", str(tmp_path)]
+    assert train_prior.main(arguments) == 1
+    assert "no saved denoiser state yet" in capsys.readouterr().err
+
+
+def test_evaluation_writes_its_tables(trained: Path, tmp_path: Path) -> None:
+    arguments = ["--prior", str(trained / "assets" / "prior"), "--probe", str(trained / "assets" / "probe")]
+    arguments += ["--out", str(tmp_path), "--device", "cpu", "--per-pair", "1", "--steps", "1", "--scales", "1"]
+    assert evaluate_prior.main([*arguments, "--limit", "24"]) == 0
+    result = json.loads((tmp_path / "evaluation.json").read_text())
+    assert set(result["accuracy"]) == {"real renders", "real, encoded", "DDIM-1, scale 1"}
+    assert all(0.0 <= row["category"] <= 1.0 for row in result["accuracy"].values())
+    # An untrained network does not listen: wrong words cost it nothing.
+    assert all(abs(row["color"] - 1.0) < 0.2 for row in result["where_conditioning_acts"])
+    assert (tmp_path / "samples.png").stat().st_size > 1000
+
+
+def test_probe_azimuth_error_respects_symmetry() -> None:
+    probe = Probe(["a"], ["b"], ["c"], width=8)
+    reading = probe(torch.rand(4, 64, 64, 3, generator=torch.Generator().manual_seed(0)))
+    predicted = torch.atan2(reading.direction[:, 1, 1], reading.direction[:, 1, 0]) / 2  # order 2
+    order = torch.tensor([2, 2, 2, 0])
+    azimuth = predicted + torch.tensor([0.0, torch.pi, 0.1, 0.0])
+    error = reading.azimuth_error_deg(azimuth, order)
+    torch.testing.assert_close(error[:3], torch.rad2deg(torch.tensor([0.0, 0.0, 0.1])), atol=1e-3, rtol=0)
+    assert error[3].isnan()
+
+
+def test_learning_rate_shape() -> None:
+    rates = [learning_rate(step, 1000, 1.0, warmup=100) for step in range(1001)]
+    assert rates[0] == pytest.approx(0.01) and rates[99] == 1.0 and rates[500] == 1.0
+    assert rates[1000] == pytest.approx(0.01)
+    assert all(a >= b for a, b in zip(rates[100:], rates[101:], strict=False))
+
+
+def test_ema_follows_the_weights() -> None:
+    layer = torch.nn.Linear(1, 1, bias=False)
+    ema = Ema(layer, 0.9)
+    torch.nn.init.zeros_(ema.module.weight)
+    torch.nn.init.ones_(layer.weight)
+    expected = 0.0
+    for step in range(1, 50):
+        ema.update(layer)
+        decay = min(0.9, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay)
+    assert ema.module.weight.item() == pytest.approx(expected, rel=1e-5)

@@ -1,0 +1,227 @@
+import pytest
+import torch
+
+from scoredist3d.cameras import orbit
+from scoredist3d.data.shapes import (
+    AZIMUTH_SYMMETRY,
+    CATEGORIES,
+    COLOR_VALUES,
+    COLORS,
+    MODES,
+    PATTERNS,
+    SIZES,
+    Objects,
+    azimuth_symmetry,
+    render_objects,
+    sample_objects,
+)
+from scoredist3d.data.shapes.primitives import NUM_HOLES, NUM_SOLIDS
+
+FIELDS = ("geometry", "surface", "category", "color", "second_color", "pattern", "size", "mode")
+
+
+def _generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def _cameras(azimuth: torch.Tensor, elevation: float = 15.0, size: int = 32):
+    count = len(azimuth)
+    full = torch.full((count,), 1.0)
+    return orbit(azimuth, elevation * full, 3.2 * full, 40.0 * full, size, size)
+
+
+def test_names():
+    assert len(CATEGORIES) == len(set(CATEGORIES)) == 28
+    assert len(COLORS) == len(COLOR_VALUES) == 12
+    assert set(MODES) == set(AZIMUTH_SYMMETRY) == set(CATEGORIES)
+    assert all(len(modes) >= 2 for modes in MODES.values())
+    values = torch.tensor(COLOR_VALUES)
+    distance = torch.cdist(values, values) + 10 * torch.eye(12)
+    assert distance.min() > 0.25  # five standard deviations of the colour jitter
+
+
+def test_same_generator_same_objects():
+    first, second = sample_objects(200, _generator(3)), sample_objects(200, _generator(3))
+    assert all(torch.equal(getattr(first, name), getattr(second, name)) for name in FIELDS)
+    assert not torch.equal(first.geometry, sample_objects(200, _generator(4)).geometry)
+
+
+def test_attributes_are_balanced_and_independent():
+    count = 20_000
+    objects = sample_objects(count, _generator(1))
+    for name, number in (("category", 28), ("color", 12)):
+        share = getattr(objects, name).bincount(minlength=number) / count
+        assert (share * number - 1).abs().max() < 0.15  # 4 standard errors at 28 classes
+    joint = torch.zeros(12, len(PATTERNS)).index_put((objects.color, objects.pattern), torch.ones(()), accumulate=True)
+    expected = joint.sum(1, keepdim=True) * joint.sum(0, keepdim=True) / count
+    chi_square = ((joint - expected) ** 2 / expected).sum()
+    assert chi_square < 55 + 4 * 110**0.5  # 55 degrees of freedom
+    single = (objects.second_color == objects.color).float().mean()
+    assert 0.4 < single < 0.6
+    needs_two = (objects.pattern >= 1) & (objects.pattern <= 3)
+    assert (objects.second_color != objects.color)[needs_two].all()
+
+
+def test_fixed_attributes_are_kept_and_checked():
+    objects = sample_objects(
+        6, _generator(), category=3, color=torch.arange(6), pattern=0, size=1, mode=1, second_color=7
+    )
+    assert objects.category.unique().tolist() == [3]
+    assert objects.color.tolist() == list(range(6))
+    assert objects.second_color.unique().tolist() == [7]
+    assert objects.mode.unique().tolist() == objects.size.unique().tolist() == [1]
+    single = sample_objects(500, _generator(), color=2, second_color=2)
+    assert not ((single.pattern >= 1) & (single.pattern <= 3)).any()
+    with pytest.raises(ValueError, match="category must lie in"):
+        sample_objects(2, _generator(), category=28)
+    with pytest.raises(ValueError, match="mode must lie in"):
+        sample_objects(2, _generator(), category=0, mode=2)
+    with pytest.raises(ValueError, match="second_color that differs"):
+        sample_objects(2, _generator(), color=1, second_color=1, pattern=PATTERNS.index("striped"))
+    with pytest.raises(ValueError, match="count must be at least 1"):
+        sample_objects(0, _generator())
+
+
+def test_objects_fill_the_unit_ball_and_are_centred():
+    objects = sample_objects(28 * 8, _generator(2), category=torch.arange(28).repeat(8))
+    axis = torch.linspace(-1.05, 1.05, 43)
+    grid = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"), -1).flatten(0, 2)
+    outside = grid[grid.norm(dim=-1) > 0.99]
+    for chunk in range(0, len(objects), 28):
+        part = objects[chunk : chunk + 28]
+        assert not part.occupancy(outside.expand(28, -1, 3)).any()
+        inside = part.occupancy(grid.expand(28, -1, 3))
+        low = torch.where(inside[..., None], grid, 9.0).amin(1)
+        high = torch.where(inside[..., None], grid, -9.0).amax(1)
+        # Thin parts (wicks, propellers, flag poles) slip through a grid of 0.05.
+        assert ((high - low).amax(-1) > 0.9).all()
+        assert ((high + low).abs().amax(-1) / 2 < 0.17).all()
+
+
+def test_selection_joining_and_trimming():
+    objects = sample_objects(28, _generator(5), category=torch.arange(28))
+    assert len(objects[3]) == len(objects[-1]) == 1
+    assert objects[-1].category.item() == 27
+    mask = objects.color == objects.color[0]
+    assert len(objects[mask]) == int(mask.sum())
+    twice = objects[:2].repeat_interleave(2)
+    assert twice.category.tolist() == [0, 0, 1, 1]
+    again = Objects.cat([objects[:10], objects[10:]]).to("cpu")
+    assert torch.equal(again.geometry, objects.geometry)
+    mushrooms = sample_objects(4, _generator(), category=CATEGORIES.index("mushroom"))
+    trimmed = mushrooms.trimmed()
+    assert trimmed.geometry.shape[1] < NUM_SOLIDS
+    cameras = _cameras(torch.zeros(4))
+    assert torch.equal(render_objects(mushrooms, cameras).rgba, render_objects(trimmed, cameras).rgba)
+    mugs = sample_objects(4, _generator(), category=0).trimmed()
+    assert mugs.geometry.shape[1] == NUM_HOLES + NUM_HOLES
+
+
+def test_main_color_dominates_and_is_as_named():
+    """Mean hue of what is seen, relative to the shading, is nearest to the named colour."""
+    count = 28 * 12
+    category = torch.arange(28).repeat_interleave(12)
+    objects = sample_objects(count, _generator(6), category=category, color=torch.arange(12).repeat(28))
+    dominant = torch.zeros(count)
+    azimuths = (20.0, 140.0, 260.0)
+    for azimuth in azimuths:
+        cameras = _cameras(torch.full((count,), azimuth), elevation=25.0, size=20)
+        # Light from everywhere leaves the unlit colour times a known factor: undo it per pixel with the normal.
+        render = render_objects(objects, cameras, antialias=1, light=torch.tensor([[0.0, 0.0, -1.0]]).expand(count, 3))
+        rgba, normal = render.rgba, render.normal
+        light = 0.45 + 0.075 * (1 + normal[..., 2]) + 0.45 * (-normal[..., 2]).clamp_min(0)
+        albedo = rgba[..., :3] / light[..., None]
+        named = torch.tensor(COLOR_VALUES)[objects.color][:, None, None]
+        # Within 4 standard deviations of the jitter, or in the darker tones of the materials (same hue, mortar).
+        near = (albedo - named).norm(dim=-1) < 0.27
+        near |= ((albedo - named * 0.62).norm(dim=-1) < 0.2) & (objects.pattern == 4)[:, None, None]
+        near |= ((albedo - named * 0.5 - 0.36).norm(dim=-1) < 0.2) & (objects.pattern == 5)[:, None, None]
+        hit = rgba[..., 3] > 0
+        dominant += (near & hit).sum((1, 2)) / hit.sum((1, 2)) / len(azimuths)
+    family = dominant.view(28, 12).mean(1)
+    report = {CATEGORIES[i]: round(family[i].item(), 2) for i in range(28)}
+    assert (family > 0.6).all(), report
+    assert (dominant > 0.6).float().mean() > 0.85, report
+
+
+def test_front_is_towards_plus_x():
+    """A snowman's carrot is seen from the front, not from behind; a mug's handle is on the right of the front view."""
+    snowman = CATEGORIES.index("snowman")
+    white = COLORS.index("white")
+    objects = sample_objects(16, _generator(7), category=snowman, color=white, second_color=white, pattern=0)
+
+    def carrot(azimuth: float) -> torch.Tensor:
+        rgb = render_objects(objects, _cameras(torch.full((16,), azimuth), size=48)).over(torch.ones(3))
+        return ((rgb[..., 0] > 0.4) & (rgb[..., 2] < 0.5 * rgb[..., 0])).flatten(1).sum(1)
+
+    assert (carrot(0.0) > 4).all()
+    assert (carrot(180.0) < carrot(0.0)).all()
+    mugs = sample_objects(16, _generator(8), category=CATEGORIES.index("mug"))
+    alpha = render_objects(mugs, _cameras(torch.zeros(16), size=48)).rgba[..., 3]
+    extra = alpha - alpha.flip(2)  # the bounding box is centred, so the cup itself is on the left
+    row = alpha.shape[1] // 2
+    body = alpha[:, : row // 2 + 4].sum(1)
+    columns = torch.arange(48) + 0.5
+    center = (body * columns).sum(1) / body.sum(1)
+    assert (center < 24).all()
+    assert extra.abs().sum() > 0
+
+
+def test_antialiased_alpha_is_the_mean_coverage():
+    objects = sample_objects(28, _generator(9), category=torch.arange(28))
+    cameras = _cameras(torch.full((28,), 30.0), size=16)
+    coarse = render_objects(objects, cameras, antialias=2)
+    fine = render_objects(objects, cameras.with_size(32, 32), antialias=1)
+    alpha = fine.rgba[..., 3].unflatten(1, (16, 2)).unflatten(3, (16, 2)).mean((2, 4))
+    assert torch.allclose(coarse.rgba[..., 3], alpha)
+    background = torch.tensor([0.2, 0.9, 0.4])
+    averaged = fine.over(background).unflatten(1, (16, 2)).unflatten(3, (16, 2)).mean((2, 4))
+    # Compositing the averaged straight colours equals averaging the composited pixels.
+    assert torch.allclose(coarse.over(background), averaged, atol=1e-5)
+    assert coarse.rgba.min() >= 0
+    assert coarse.rgba.max() <= 1
+    empty = coarse.rgba[..., 3] == 0
+    assert (coarse.rgba[empty] == 0).all()
+    assert (coarse.depth[empty] == 0).all()
+    depth = coarse.depth[~empty]
+    assert depth.min() > 2.2
+    assert depth.max() < 4.2
+    assert coarse.over(torch.rand(28, 3, generator=_generator())).shape == (28, 16, 16, 3)
+
+
+def test_chunks_do_not_change_images():
+    objects = sample_objects(5, _generator(10))
+    cameras = _cameras(torch.arange(5) * 70.0, size=16)
+    assert torch.equal(render_objects(objects, cameras).rgba, render_objects(objects, cameras, chunk_rays=1).rgba)
+    with pytest.raises(ValueError, match="need as many cameras"):
+        render_objects(objects, cameras[:2])
+
+
+def test_light_is_fixed_in_the_world():
+    """The colour of a surface point does not depend on the camera: same face, same colour."""
+    objects = sample_objects(1, _generator(11), category=CATEGORIES.index("house"), color=0, second_color=0, pattern=0)
+    views = objects.repeat_interleave(2)
+    render = render_objects(views, _cameras(torch.tensor([20.0, -20.0]), size=48), antialias=1)
+    front = (render.normal[..., 0] > 0.999) & (render.rgba[..., 3] == 1)
+    seen = [render.rgba[i][front[i]][:, :3] for i in range(2)]
+    assert len(seen[0]) > 50
+    assert torch.allclose(seen[0].median(0).values, seen[1].median(0).values, atol=1e-4)
+    dark = render_objects(objects, _cameras(torch.zeros(1)), light=torch.tensor([[-1.0, 0.0, 0.0]]))
+    bright = render_objects(objects, _cameras(torch.zeros(1)), light=torch.tensor([[1.0, 0.0, 0.0]]))
+    assert dark.rgba[..., :3].mean() < bright.rgba[..., :3].mean()
+
+
+def test_azimuth_symmetry_is_that_of_the_geometry():
+    """Occupancy repeats after a turn by 360 / order degrees; families of order 1 do not repeat."""
+    points = torch.rand(1, 4000, 3, generator=_generator(12)) * 1.6 - 0.8
+    half_turn = points * torch.tensor([-1.0, -1.0, 1.0])
+    for name, order in AZIMUTH_SYMMETRY.items():
+        objects = sample_objects(6, _generator(13), category=CATEGORIES.index(name), size=0)
+        turned = objects.occupancy(half_turn.expand(6, -1, 3))
+        same = objects.occupancy(points.expand(6, -1, 3))
+        overlap = (turned & same).sum().item() / (turned | same).sum().item()
+        if order != 1:
+            assert overlap > 0.88, (name, overlap)
+    objects = sample_objects(300, _generator(14), category=CATEGORIES.index("bowl"))
+    orders = azimuth_symmetry(objects)
+    assert torch.equal(orders == 2, objects.size == SIZES.index("wide"))
