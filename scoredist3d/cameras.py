@@ -196,7 +196,10 @@ def orbit(
     if up.shape == position.shape and offset is None:
         # Straight up or down the image's "up" depends on the azimuth: use its limit instead of the degenerate cross product.
         pole = elevation.cos().abs()[:, None] < 1e-4
-        limit = torch.stack([-azimuth.cos(), -azimuth.sin(), torch.zeros_like(azimuth)], -1) * elevation.sin()[:, None].sign()
+        limit = (
+            torch.stack([-azimuth.cos(), -azimuth.sin(), torch.zeros_like(azimuth)], -1)
+            * elevation.sin()[:, None].sign()
+        )
         up = torch.where(pole, limit, up)
     wrapped = torch.remainder(azimuth + math.pi, 2 * math.pi) - math.pi
     return Cameras(

@@ -56,9 +56,8 @@ class NoiseSchedule(ABC):
         """Build the schedule that a diffusers ``scheduler_config.json`` describes.
 
         Args:
-            config: The scheduler's configuration. Flow matching is told by its class or its shift; everything else is a VP
-                chain.
-            image_tokens: Number of image tokens of the transformer, needed where the shift depends on the resolution.
+            config: Its content. A class or a shift of flow matching tells a flow; everything else is a VP chain.
+            image_tokens: Number of image tokens of the transformer, where the shift depends on the resolution.
 
         Raises:
             ValueError: A beta schedule or prediction type that is not known.

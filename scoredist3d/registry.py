@@ -83,7 +83,9 @@ def register(kind: str, name: str, *, summary: str, arxiv: str | None = None) ->
 
     def decorate(cls: ClassT) -> ClassT:
         if not hasattr(cls, "Config"):
-            raise ValueError(f"{cls.__qualname__} has no nested Config dataclass, so it cannot be registered as {kind}/{name}")
+            raise ValueError(
+                f"{cls.__qualname__} has no nested Config dataclass, so it cannot be registered as {kind}/{name}"
+            )
         taken = _entries[kind].get(name)
         if taken is not None and (taken.cls.__module__, taken.cls.__qualname__) != (cls.__module__, cls.__qualname__):
             raise ValueError(
@@ -99,13 +101,19 @@ def register(kind: str, name: str, *, summary: str, arxiv: str | None = None) ->
 
 def _load(kind: str) -> None:
     if kind not in KINDS:
-        raise ValueError(f"unknown component kind {kind!r}.{near_matches(kind, list(KINDS))} Kinds are {', '.join(KINDS)}")
+        raise ValueError(
+            f"unknown component kind {kind!r}.{near_matches(kind, list(KINDS))} Kinds are {', '.join(KINDS)}"
+        )
     if kind in _loaded:
         return
-    _loaded.add(kind)
-    package = importlib.import_module(KINDS[kind])
-    for module in pkgutil.iter_modules(package.__path__):
-        importlib.import_module(f"{package.__name__}.{module.name}")
+    _loaded.add(kind)  # before the imports, which may look up their own kind
+    try:
+        package = importlib.import_module(KINDS[kind])
+        for module in pkgutil.iter_modules(package.__path__):
+            importlib.import_module(f"{package.__name__}.{module.name}")
+    except BaseException:
+        _loaded.discard(kind)  # a half-loaded kind must not pass for the whole one at the next look-up
+        raise
 
 
 def names(kind: str) -> list[str]:

@@ -3,9 +3,9 @@
 
     python scripts/evaluate_prior.py --prior embedded --out docs/prior
 
-Samples "a COLOUR CATEGORY" for all categories and colours from fresh cameras and asks the probe for category, colour and
-azimuth; the probe's own error on real renders from the same cameras, with and without the prior's autoencoder, stands
-beside it. Writes ``evaluation.json``, ``evaluation.md`` and ``samples.png`` into ``--out``.
+Samples "a COLOUR CATEGORY" for all categories and colours from fresh cameras and asks the probe for category, colour
+and azimuth; the probe's own error on real renders from the same kind of cameras, with and without the prior's
+autoencoder, stands beside it. Writes ``evaluation.json``, ``evaluation.md`` and ``samples.png`` into ``--out``.
 """
 
 from __future__ import annotations
@@ -39,7 +39,6 @@ from scoredist3d.export.images import image_grid, save_png
 from scoredist3d.priors.base import Branches, Conditioning, Prior
 from scoredist3d.priors.diffusers_prior import DiffusersPrior
 from scoredist3d.priors.sampling import sample
-
 
 
 def accuracy(
@@ -109,12 +108,18 @@ def where_conditioning_acts(prior: Prior, *, count: int, device: torch.device) -
     objects = sample_objects(count, generator, device, color=color, second_color=color)
     cameras = training_cameras(count, prior.image_size, generator, device)
     render = render_objects(objects, cameras, antialias=2)
-    z = torch.cat([prior.encode(c) for c in (render.rgba[..., :3] * render.rgba[..., 3:] + 1 - render.rgba[..., 3:]).split(256)])
+    z = torch.cat(
+        [prior.encode(c) for c in (render.rgba[..., :3] * render.rgba[..., 3:] + 1 - render.rgba[..., 3:]).split(256)]
+    )
     other_color = (objects.color + 1 + torch.arange(count, device=device) % (len(COLORS) - 1)) % len(COLORS)
-    other_category = (objects.category + 1 + torch.arange(count, device=device) % (len(CATEGORIES) - 1)) % len(CATEGORIES)
+    other_category = (objects.category + 1 + torch.arange(count, device=device) % (len(CATEGORIES) - 1)) % len(
+        CATEGORIES
+    )
 
     def texts(category: Tensor, color: Tensor) -> list[str]:
-        return [simple_caption(CATEGORIES[c], COLORS[k]) for c, k in zip(category.tolist(), color.tolist(), strict=True)]
+        return [
+            simple_caption(CATEGORIES[c], COLORS[k]) for c, k in zip(category.tolist(), color.tolist(), strict=True)
+        ]
 
     right = prior.embed(texts(objects.category, objects.color), cameras)
     rolled = cameras[torch.arange(count, device=device).roll(1)]
@@ -164,10 +169,13 @@ def markdown(result: dict[str, Any]) -> str:
     """The measured tables, as they stand in the model card."""
     head = "| pictures | category | colour | azimuth error, median (mean) |\n| --- | --- | --- | --- |\n"
     rows = "".join(
-        f"| {name} | {row['category']:.3f} | {row['color']:.3f} | {row['azimuth_median_deg']:.1f} ({row['azimuth_mean_deg']:.1f}) deg |\n"
+        f"| {name} | {row['category']:.3f} | {row['color']:.3f} "
+        f"| {row['azimuth_median_deg']:.1f} ({row['azimuth_mean_deg']:.1f}) deg |\n"
         for name, row in result["accuracy"].items()
     )
-    acts = "| t | SNR of latents, dB | wrong colour | wrong category | wrong camera |\n| --- | --- | --- | --- | --- |\n"
+    acts = (
+        "| t | SNR of latents, dB | wrong colour | wrong category | wrong camera |\n| --- | --- | --- | --- | --- |\n"
+    )
     acts += "".join(
         f"| {r['t']:.2f} | {r['snr_db']:.1f} | {r['color']:.2f} | {r['category']:.2f} | {r['camera']:.2f} |\n"
         for r in result["where_conditioning_acts"]
@@ -207,7 +215,9 @@ def main(argv: list[str] | None = None) -> int:
         print(name, {k: round(v, 3) for k, v in table[name].items()}, flush=True)
     result = {
         "accuracy": table,
-        "where_conditioning_acts": where_conditioning_acts(prior, count=min(512 * arguments.per_pair, limit), device=device),
+        "where_conditioning_acts": where_conditioning_acts(
+            prior, count=min(512 * arguments.per_pair, limit), device=device
+        ),
         "per_pair": arguments.per_pair,
         "seconds": round(time.monotonic() - began),
         "device": str(device),

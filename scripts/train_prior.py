@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Train the embedded prior (and its probe) from scratch on procedural objects.
 
-One command, resumable: every stage saves its state to ``--work`` once a minute, and the same command goes on from there.
+One command, resumable: every stage saves its state to ``--work`` once a minute, and the same command goes on.
 
     python scripts/train_prior.py --work runs/prior --out scoredist3d/assets            # the shipped model, one H100
     python scripts/train_prior.py --work runs/mini --out runs/mini/assets --miniature   # seconds, on a CPU (tests)
@@ -145,7 +145,9 @@ def main(argv: list[str] | None = None) -> int:
         )
         vae.save_pretrained(arguments.work / "vae")
     vae.eval().requires_grad_(False)
-    psnr = {name: round(reconstruction_psnr(vae, pool, generator, background=name), 2) for name in ("white", "gray", "rgb")}
+    psnr = {
+        name: round(reconstruction_psnr(vae, pool, generator, background=name), 2) for name in ("white", "gray", "rgb")
+    }
     note(f"autoencoder: scaling {vae.config.scaling_factor:.4f}, PSNR {psnr}")
     probe = train_probe(
         pool,
@@ -171,9 +173,7 @@ def main(argv: list[str] | None = None) -> int:
         refreshes=recipe.refreshes,
         minutes=recipe.denoiser_minutes,
     )
-    save_prior(
-        prior_folder, vae=vae, unet=averaged.unet, text_encoder=averaged.text_encoder, dtype=torch.float16
-    )
+    save_prior(prior_folder, vae=vae, unet=averaged.unet, text_encoder=averaged.text_encoder, dtype=torch.float16)
     seconds = time.monotonic() - began
     (arguments.work / "recipe.json").write_text(
         json.dumps({"recipe": asdict(recipe), "seconds": round(seconds), "psnr": psnr, "device": str(device)}, indent=2)

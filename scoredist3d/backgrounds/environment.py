@@ -22,8 +22,8 @@ _CHUNK = 1 << 17
 class Environment(Background):
     """rgb(d) = sigmoid(MLP(d, sin(2^k pi d), cos(2^k pi d))), k < ``num_frequencies``.
 
-    With some probability a training image gets a random uniform colour instead, so that the environment cannot take over
-    what the object should show.
+    With some probability a training image gets a random uniform colour instead, so that the environment cannot take
+    over what the object should show.
     """
 
     @dataclass
@@ -33,9 +33,7 @@ class Environment(Background):
         num_frequencies: int = option(3, "Octaves of the direction's encoding; more gives sharper detail.", ge=0, le=10)
         hidden_width: int = option(16, "Units per hidden layer.", ge=1)
         hidden_layers: int = option(2, "Hidden layers.", ge=1, le=8)
-        random_probability: float = option(
-            0.5, "How often a training image gets a random colour instead.", ge=0, le=1
-        )
+        random_probability: float = option(0.5, "How often a training image gets a random colour instead.", ge=0, le=1)
         evaluation_color: tuple[float, float, float] | None = option(
             None, "RGB in evaluation instead of the environment; null shows the environment.", ge=0, le=1
         )

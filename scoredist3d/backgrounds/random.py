@@ -34,7 +34,10 @@ class Random(Background):
             """The range must be ordered."""
             low, high = self.value_range
             if low > high:
-                return [*super().validate(), f"value_range: the first value must not exceed the second, got [{low}, {high}]"]
+                return [
+                    *super().validate(),
+                    f"value_range: the first value must not exceed the second, got [{low}, {high}]",
+                ]
             return super().validate()
 
     def __init__(self, config: Config) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import itertools
 import math
 from dataclasses import dataclass, field
 from typing import Literal
@@ -32,20 +33,24 @@ class EvaluationConfig:
     width: int = option(256, "Pixels.", ge=1)
 
 
-@register("data", "random-camera", summary="Random views around the object, evenly spread in azimuth.", arxiv="2209.14988")
+@register(
+    "data", "random-camera", summary="Random views around the object, evenly spread in azimuth.", arxiv="2209.14988"
+)
 class RandomCamera(CameraSampler):
     """Azimuth, elevation, distance and field of view drawn from ranges; optional jitter of position, target and up.
 
     With ``batch_uniform_azimuth`` the N views of a step, over all ranks, are spaced evenly, at (i + u) / N of the range
-    with one u ~ U(0, 1) per step: every step sees the object from all sides. Elevation is uniform over the sphere's area
-    with probability ``area_probability`` (sin of the elevation is uniform), else uniform in the angle.
+    with one u ~ U(0, 1) per step: every step sees the object from all sides. Elevation is uniform over the sphere's
+    area with probability ``area_probability`` (its sine is uniform), else uniform in the angle.
     """
 
     @dataclass
     class Config(CameraSampler.Config):
         """Options of the random cameras."""
 
-        batch_size: int | list[int] = option(4, "Views per step and rank; a list gives one value per milestone stage.", ge=1)
+        batch_size: int | list[int] = option(
+            4, "Views per step and rank; a list gives one value per milestone stage.", ge=1
+        )
         height: int | list[int] = option(64, "Pixels; a list gives one value per milestone stage.", ge=1)
         width: int | list[int] = option(64, "Pixels; a list gives one value per milestone stage.", ge=1)
         resolution_milestones: list[int] = option([], "Steps at which the next values of the lists begin.", ge=1)
@@ -54,7 +59,8 @@ class RandomCamera(CameraSampler):
         distance_range: Range = option((3.04, 3.36), "Distance from the origin, scene units.", gt=0)
         fovy_range: Range = option((40.0, 40.0), "Vertical field of view, degrees.", gt=0, lt=180)
         relative_distance: bool = option(
-            False, "Divide distances by tan(fovy / 2): the object keeps its size in the image whatever the field of view."
+            False,
+            "Divide distances by tan(fovy / 2): the object keeps its size in the image whatever the field of view.",
         )
         batch_uniform_azimuth: bool = option(True, "Space the views of a step evenly in azimuth.")
         area_probability: float = option(0.5, "How often elevation is uniform in area, not in angle.", ge=0, le=1)
@@ -73,7 +79,7 @@ class RandomCamera(CameraSampler):
                 if low > high:
                     problems.append(f"{name}: the first value must not exceed the second, got [{low:g}, {high:g}]")
             milestones = self.resolution_milestones
-            if any(later <= earlier for earlier, later in zip(milestones, milestones[1:], strict=False)):
+            if any(later <= earlier for earlier, later in itertools.pairwise(milestones)):
                 problems.append(f"resolution_milestones: must increase, got {milestones}")
             stages = len(milestones) + 1
             for name in ("batch_size", "height", "width"):

@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -70,9 +71,17 @@ class Probe(nn.Module):
         self.width = width
         channels = [3, width, 2 * width, 3 * width, 4 * width]
         layers: list[nn.Module] = []
-        for index, (inner, outer) in enumerate(zip(channels[:-1], channels[1:], strict=True)):
-            layers += [nn.Conv2d(inner, outer, 3, stride=2 if index else 1, padding=1), nn.GroupNorm(8, outer), nn.SiLU()]
-            layers += [nn.Conv2d(outer, outer, 3, padding=1, groups=1 if index < 3 else 4), nn.GroupNorm(8, outer), nn.SiLU()]
+        for index, (inner, outer) in enumerate(pairwise(channels)):
+            layers += [
+                nn.Conv2d(inner, outer, 3, stride=2 if index else 1, padding=1),
+                nn.GroupNorm(8, outer),
+                nn.SiLU(),
+            ]
+            layers += [
+                nn.Conv2d(outer, outer, 3, padding=1, groups=1 if index < 3 else 4),
+                nn.GroupNorm(8, outer),
+                nn.SiLU(),
+            ]
         self.body = nn.Sequential(*layers)
         flat = 2 * channels[-1]
         self.neck = nn.Sequential(nn.Linear(flat + 4 * channels[-1], 128), nn.SiLU())

@@ -56,7 +56,7 @@ class Geometry(nn.Module, ABC):
         """(N,) densities at (N, 3) world points; cheaper than :meth:`forward`."""
 
     def update_step(self, step: int) -> None:
-        """Set everything that depends on the optimiser step. A function of ``step`` alone, so resuming needs no state."""
+        """Set everything that depends on the optimiser step, from ``step`` alone, so that resuming needs no state."""
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Optimiser groups ``{"name", "params"}``; the optimiser block may give each name its own learning rate."""

@@ -37,7 +37,9 @@ class HashGridConfig:
 
     num_levels: int = option(8, "Resolution levels.", ge=1, le=32)
     features_per_level: int = option(2, "Features stored per grid vertex and level.", ge=1, le=8)
-    log2_hashmap_size: int = option(14, "log2 of the entries per level; finer levels share entries by hashing.", ge=4, le=24)
+    log2_hashmap_size: int = option(
+        14, "log2 of the entries per level; finer levels share entries by hashing.", ge=4, le=24
+    )
     base_resolution: int = option(8, "Vertices per axis of the coarsest level.", ge=2)
     per_level_scale: float = option(1.5, "Growth of the resolution from level to level.", ge=1)
     max_resolution: int | None = option(
@@ -48,7 +50,7 @@ class HashGridConfig:
         default_factory=CoarseToFineConfig, metadata={"help": "Levels that are switched on while training."}
     )
     backend: Literal["auto", "torch", "native", "triton", "tinycudann"] = option(
-        "auto", "Implementation of the encoding; analytic normals need one other than tinycudann."
+        "auto", "Implementation of the encoding; analytic normals take auto where this is tinycudann."
     )
 
 
@@ -70,9 +72,9 @@ class ImplicitVolume(Geometry):
     """Density tau(x) = act(f(x) + b(x)) / radius inside the ball, 0 outside; features are the network's other outputs.
 
     f is the first output of the network on the encoding of x, b the blob that starts the optimisation with something in
-    the middle: with u = |x| / radius and strength lambda, ``blob_dreamfusion`` is lambda exp(-u^2 / (2 s^2)) (DreamFusion,
-    appendix) and ``blob_magic3d`` is lambda (1 - u / s) (Magic3D). Dividing by the radius makes optical depth, and so
-    every other option, independent of the scene's scale.
+    the middle: with u = |x| / radius and strength lambda, ``blob_dreamfusion`` is lambda exp(-u^2 / (2 s^2))
+    (DreamFusion, appendix) and ``blob_magic3d`` is lambda (1 - u / s) (Magic3D). Dividing by the radius makes optical
+    depth, and so every other option, independent of the scene's scale.
     """
 
     @dataclass
@@ -90,10 +92,12 @@ class ImplicitVolume(Geometry):
         )
         density_blob_strength: float = option(10.0, "lambda: height of the blob before the activation.")
         density_blob_size: float = option(
-            0.5, "s: where the magic3d blob crosses zero, or the dreamfusion blob's deviation; fraction of the radius.", gt=0
+            0.5,
+            "s: where the magic3d blob crosses zero, or the dreamfusion blob's deviation; fraction of the radius.",
+            gt=0,
         )
         normal: Literal["analytic", "finite-difference"] = option(
-            "finite-difference", "How normals are computed; analytic differentiates the encoding twice and is slower."
+            "analytic", "How normals are computed; finite differences look further and so are smoother, but cost more."
         )
         finite_difference_step: float = option(
             0.01, "Offset of the finite-difference samples, as a fraction of the radius.", gt=0
@@ -102,20 +106,15 @@ class ImplicitVolume(Geometry):
         def validate(self) -> list[str]:
             """Relations between grid options."""
             problems = super().validate()
-            start_level = self.grid.coarse_to_fine.start_level
-            if start_level is not None and start_level > self.grid.num_levels:
+            levels, start_level = self.grid.num_levels, self.grid.coarse_to_fine.start_level
+            if start_level is not None and start_level > levels:
                 problems.append(
-                    f"grid.coarse_to_fine.start_level: must be at most grid.num_levels = {self.grid.num_levels}, got {start_level}"
+                    f"grid.coarse_to_fine.start_level: must be at most grid.num_levels = {levels}, got {start_level}"
                 )
             if self.grid.max_resolution is not None and self.grid.max_resolution < self.grid.base_resolution:
                 problems.append(
                     f"grid.max_resolution: must be at least grid.base_resolution = {self.grid.base_resolution}, "
                     f"got {self.grid.max_resolution}"
-                )
-            if self.normal == "analytic" and self.grid.backend == "tinycudann":
-                problems.append(
-                    "grid.backend: tinycudann is not twice differentiable, which normal=analytic needs; "
-                    "use auto, or normal=finite-difference"
                 )
             return problems
 
@@ -163,15 +162,20 @@ class ImplicitVolume(Geometry):
             return self.spec.num_levels
         return min(self.spec.num_levels, schedule.start_level + max(0, step - schedule.start_step) // schedule.every)
 
-    def _encode(self, points: Tensor) -> Tensor:
+    def _encode(self, points: Tensor, *, twice_differentiable: bool = False) -> Tensor:
         """Encoding of (N, 3) world points: the cube around the ball is the grid's [0, 1]^3."""
         unit = 0.5 + (0.5 / self.radius) * points
-        levels = self.num_active_levels
-        return hash_grid_encode(unit, self.table, self.spec, backend=self.config.grid.backend, num_active_levels=levels)
+        backend: str = self.config.grid.backend
+        if twice_differentiable and backend == "tinycudann":
+            backend = "auto"
+        return hash_grid_encode(unit, self.table, self.spec, backend=backend, num_active_levels=self.num_active_levels)
 
-    def _evaluate(self, points: Tensor, distance: Tensor) -> tuple[Tensor, Tensor]:
+    def _evaluate(
+        self, points: Tensor, distance: Tensor, *, twice_differentiable: bool = False
+    ) -> tuple[Tensor, Tensor]:
         """f(x) + b(x) (N,) and features (N, F)."""
-        raw, features = self.network(self._encode(points)).split([1, self.num_features], dim=-1)
+        encoding = self._encode(points, twice_differentiable=twice_differentiable)
+        raw, features = self.network(encoding).split([1, self.num_features], dim=-1)
         return raw[:, 0] + self._blob(distance), features
 
     def _raw_density(self, points: Tensor, distance: Tensor) -> Tensor:
@@ -197,7 +201,7 @@ class ImplicitVolume(Geometry):
         with torch.enable_grad():
             points = points if points.requires_grad else points.detach().requires_grad_()
             distance = points.norm(dim=-1) / self.radius
-            raw, features = self._evaluate(points, distance)
+            raw, features = self._evaluate(points, distance, twice_differentiable=True)
             (gradient,) = torch.autograd.grad(raw.sum(), points, create_graph=build_graph, retain_graph=True)
             density = self._activate(raw, distance)
         if not build_graph:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -13,15 +14,15 @@ from torch.nn import functional as F
 class MLP(nn.Module):
     """ReLU network ``widths[0] -> ... -> widths[-1]`` with biases and no activation at the end.
 
-    Weights are drawn from U(-sqrt(6 / fan_in), sqrt(6 / fan_in)) (He), biases start at zero. Only the given generator is
-    used; ``torch.nn.Linear`` would draw from the global stream.
+    Weights are drawn from U(-sqrt(6 / fan_in), sqrt(6 / fan_in)) (He), biases start at zero. Only the given generator
+    is used; ``torch.nn.Linear`` would draw from the global stream.
     """
 
     def __init__(self, widths: Sequence[int], generator: torch.Generator) -> None:
         super().__init__()
         self.weights = nn.ParameterList()
         self.biases = nn.ParameterList()
-        for fan_in, fan_out in zip(widths[:-1], widths[1:], strict=True):
+        for fan_in, fan_out in itertools.pairwise(widths):
             bound = math.sqrt(6.0 / fan_in)
             self.weights.append(torch.empty(fan_out, fan_in).uniform_(-bound, bound, generator=generator))
             self.biases.append(torch.zeros(fan_out))

@@ -78,7 +78,7 @@ class Material(nn.Module, ABC):
         """(N, 3) colours in [0, 1] without any light, as an exported texture holds them."""
 
     def sample_light(self, cameras: Cameras, step: int, generator: torch.Generator | None) -> Light | None:
-        """The light of each image of a step; ``None`` where the material needs none (then normals are not needed either).
+        """The light of each image of a step; ``None`` where the material needs none, and so no normals either.
 
         Args:
             cameras: (B).

@@ -19,10 +19,10 @@ from scoredist3d.registry import register
 class Diffuse(Material):
     """rgb = albedo * (ambient + diffuse max(0, n . l)), with l the unit vector from the point to the light.
 
-    Light that bends the surface's look with its shape rules out flat, painted-on objects. Each image of a step draws its
-    phase: unlit until ``ambient_only_steps``, then lit with probability ``diffuse_probability``, of which with white
-    albedo (shape alone must explain the image) with ``textureless_probability``. The light's direction is drawn around
-    the camera's from N(camera / |camera|, I) and its distance uniformly, in units of the camera's.
+    Light that makes the surface's look depend on its shape rules out flat, painted-on objects. Each image of a step
+    draws its phase: unlit until ``ambient_only_steps``, then lit with probability ``diffuse_probability``, of which
+    with white albedo (shape alone must explain the image) with ``textureless_probability``. The light's direction is
+    drawn around the camera's from N(camera / |camera|, I) and its distance uniformly, in units of the camera's.
     """
 
     @dataclass
@@ -47,7 +47,9 @@ class Diffuse(Material):
             problems = super().validate()
             low, high = self.light_distance_range
             if low > high:
-                problems.append(f"light_distance_range: the first value must not exceed the second, got [{low}, {high}]")
+                problems.append(
+                    f"light_distance_range: the first value must not exceed the second, got [{low}, {high}]"
+                )
             if self.ambient + self.diffuse > 1.0 + 1e-6:
                 problems.append(
                     f"ambient: ambient + diffuse must be at most 1 so that colours stay in [0, 1], "

@@ -1,7 +1,7 @@
 """Which implementation of an operator runs.
 
-``auto`` takes the first usable of the operator's candidates for the device: CUDA prefers Triton, the CPU prefers native C
-and both end at torch. The choice is logged once per operator and device. A backend asked for by name that cannot run
+``auto`` takes the first usable of the operator's candidates for the device: CUDA prefers Triton, the CPU prefers native
+C, and both end at torch. The choice is logged once per operator and device. A backend asked for by name that cannot run
 raises, saying what to install.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
-from functools import lru_cache
+from functools import cache
 
 import torch
 
@@ -50,7 +50,7 @@ def choose(op: str, requested: str, device: torch.device, supported: tuple[str, 
     return requested
 
 
-@lru_cache(maxsize=None)
+@cache
 def missing(backend: str) -> str | None:
     """Why ``backend`` is not usable on this machine (with its install line), or None if it is."""
     if backend == "torch":
@@ -77,11 +77,11 @@ def _tensor_problem(backend: str, device_type: str, dtype: torch.dtype) -> str |
     return f"it needs CUDA tensors and these are on {device_type}"
 
 
-@lru_cache(maxsize=None)
+@cache
 def _automatic(op: str, device_type: str, supported: tuple[str, ...], is_float32: bool) -> str:
     if not is_float32:
         return "torch"
-    reasons = []
+    reasons: list[str] = []
     for name in _AUTO.get(device_type, ("torch",)):
         problem = missing(name) if name in supported else None
         if name in supported and problem is None:

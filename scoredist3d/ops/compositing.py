@@ -1,8 +1,8 @@
 """Emission-absorption compositing of packed intervals (Max 1995; Mildenhall et al. 2020, equation 3).
 
 With density sigma_i constant on an interval of length dt_i, ``alpha_i = 1 - exp(-sigma_i dt_i)``, transmittance
-``T_i = exp(-sum_{j<i} sigma_j dt_j)`` over the earlier intervals of the same ray, and weight ``w_i = T_i alpha_i``: exact
-integrals for a piecewise constant medium, so the weights of a ray sum to its opacity.
+``T_i = exp(-sum_{j<i} sigma_j dt_j)`` over the earlier intervals of the same ray, and weight ``w_i = T_i alpha_i``:
+exact integrals for a piecewise constant medium, so the weights of a ray sum to its opacity.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from scoredist3d.ops.ray_marching import RaySamples
 
 BACKENDS = ("torch", "native", "triton", "nerfacc")
 
-# exp(-80) = 2e-35 is nothing beside 1. Larger optical depths of one interval change no weight, and cutting them keeps the
-# running sum over all rays exact, whatever the density is.
+# exp(-80) = 2e-35 is nothing beside 1. Larger optical depths of one interval change no weight, and cutting them keeps
+# the running sum over all rays exact, whatever the density is.
 _MAX_OPTICAL_DEPTH = 80.0
 
 
@@ -96,8 +96,8 @@ def _optical_depths(densities: Tensor, samples: RaySamples) -> tuple[Tensor, Ten
     """Optical depth (M,) of each interval, and that of the earlier ones of its ray."""
     lengths = samples.lengths
     depth = (densities * lengths).clamp(max=_MAX_OPTICAL_DEPTH)
-    # One running sum over all rays, less its value where the ray starts. In float64: the sum over an image is some 1e5, of
-    # which float32 would keep two decimals.
+    # One running sum over all rays, less its value where the ray starts. In float64: the sum over an image is some 1e5,
+    # of which float32 would keep two decimals.
     total = torch.nn.functional.pad(depth.double().cumsum(0), (1, 0))
     before = total[:-1] - total[samples.offsets[:-1]][samples.ray_indices]
     return depth, before.to(depth.dtype)
@@ -145,11 +145,11 @@ class _Weights(torch.autograd.Function):
         if ctx.backend == "triton":
             from scoredist3d.ops import rays_triton
 
-            return rays_triton.weights_gradient(grad, *ctx.saved_tensors, _MAX_OPTICAL_DEPTH), None, None
+            weights, densities, *intervals = ctx.saved_tensors
+            arguments = (grad, weights, densities, *intervals, _MAX_OPTICAL_DEPTH)
+            return rays_triton.weights_gradient(*arguments), None, None
         out = torch.empty_like(grad)
-        native.call(
-            "sd3d_render_weights_gradient", grad, *ctx.saved_tensors, _MAX_OPTICAL_DEPTH, out, ctx.num_rays
-        )
+        native.call("sd3d_render_weights_gradient", grad, *ctx.saved_tensors, _MAX_OPTICAL_DEPTH, out, ctx.num_rays)
         return out, None, None
 
 

@@ -1,10 +1,10 @@
 """Multiresolution hash encoding (Müller et al. 2022, https://arxiv.org/abs/2201.05989, section 3).
 
-Level ``l`` is a grid with ``scale_l = base_resolution * per_level_scale^l - 1`` cells along each axis of the unit cube. A
-point x lies at ``x * scale_l + 0.5`` in it; its features are the trilinear blend of the eight corners' table entries. A
-level whose corners all fit in ``2^log2_hashmap_size`` entries is indexed densely, a finer one by the spatial hash
-``(x * 1) xor (y * 2654435761) xor (z * 805459861)``. Layout, offsets and the half-cell shift are those of tiny-cuda-nn, so
-that its parameters are ours, reshaped.
+Level ``l`` is a grid with ``scale_l = base_resolution * per_level_scale^l - 1`` cells along each axis of the unit cube.
+A point x lies at ``x * scale_l + 0.5`` in it; its features are the trilinear blend of the eight corners' table entries.
+A level whose corners all fit in ``2^log2_hashmap_size`` entries is indexed densely, a finer one by the spatial hash
+``(x * 1) xor (y * 2654435761) xor (z * 805459861)``. Layout, offsets and the half-cell shift are those of tiny-cuda-nn,
+so that its parameters are ours, reshaped.
 
 Each backend provides the same three kernels (encode, gradient to the table, gradient to the points), each also along a
 direction; the autograd functions here are built from them once, first and second order, for all backends.
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cache, cached_property
 from types import ModuleType
 from typing import Any
 
@@ -61,7 +61,7 @@ class HashGridSpec:
 
     @cached_property
     def scales(self) -> tuple[float, ...]:
-        """Cells along an axis of the unit cube, per level; in float32 as in tiny-cuda-nn, so that the rounding agrees."""
+        """Cells along an axis of the unit cube, per level; float32 as in tiny-cuda-nn, so that the rounding agrees."""
         growth = np.log2(np.float32(self.per_level_scale))
         powers = np.exp2(np.arange(self.num_levels, dtype=np.float32) * growth)
         return tuple(float(s) for s in powers * np.float32(self.base_resolution) - np.float32(1))
@@ -135,7 +135,7 @@ def hash_grid_encode(
     return _Encode.apply(points, table, spec, levels, _kernels(name))
 
 
-@lru_cache(maxsize=None)
+@cache
 def _kernels(name: str) -> ModuleType:
     """The module with ``encode``, ``table_gradient`` and ``point_gradient`` of a backend."""
     return importlib.import_module(f"scoredist3d.ops.hash_grid_{name}")
@@ -145,7 +145,9 @@ class _Encode(torch.autograd.Function):
     """y = encode(x, table)."""
 
     @staticmethod
-    def forward(ctx: Any, points: Tensor, table: Tensor, spec: HashGridSpec, levels: int, kernels: ModuleType) -> Tensor:
+    def forward(
+        ctx: Any, points: Tensor, table: Tensor, spec: HashGridSpec, levels: int, kernels: ModuleType
+    ) -> Tensor:
         points, table = points.contiguous(), table.contiguous()
         ctx.save_for_backward(points, table)
         ctx.settings = (spec, levels, kernels)
@@ -209,9 +211,9 @@ class _EncodeBackward(torch.autograd.Function):
         return total[0], total[1], total[2], None, None, None, None
 
 
-@lru_cache(maxsize=None)
+@cache
 def _tinycudann_module(spec: HashGridSpec, device: torch.device) -> torch.nn.Module:
-    """A tiny-cuda-nn encoding that computes ``spec``; its own parameters are replaced at each call."""
+    """A tiny-cuda-nn encoding of ``spec`` on the current device; its own parameters are replaced at each call."""
     import tinycudann
 
     config = {
@@ -222,8 +224,7 @@ def _tinycudann_module(spec: HashGridSpec, device: torch.device) -> torch.nn.Mod
         "base_resolution": spec.base_resolution,
         "per_level_scale": spec.per_level_scale,
     }
-    with torch.cuda.device(device):
-        module = tinycudann.Encoding(3, config, dtype=torch.float32)
+    module = tinycudann.Encoding(3, config, dtype=torch.float32)
     expected = spec.num_entries * spec.features_per_level
     if module.params.numel() != expected:
         raise ValueError(f"hash grid: tinycudann lays out {module.params.numel()} parameters where we have {expected}")
@@ -231,7 +232,8 @@ def _tinycudann_module(spec: HashGridSpec, device: torch.device) -> torch.nn.Mod
 
 
 def _encode_tinycudann(points: Tensor, table: Tensor, spec: HashGridSpec, levels: int) -> Tensor:
-    module = _tinycudann_module(spec, points.device)
-    features = torch.func.functional_call(module, {"params": table.reshape(-1)}, (points.clamp(0, 1),))
+    with torch.cuda.device_of(points):
+        module = _tinycudann_module(spec, points.device)
+        features = torch.func.functional_call(module, {"params": table.reshape(-1)}, (points.clamp(0, 1),))
     active = features[:, : levels * spec.features_per_level].to(table.dtype)
     return torch.nn.functional.pad(active, (0, spec.output_dim - active.shape[1]))

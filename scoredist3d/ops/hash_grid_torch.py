@@ -11,7 +11,6 @@ from torch.nn import functional
 if TYPE_CHECKING:
     from scoredist3d.ops.hash_grid import HashGridSpec
 
-_PRIMES = (1, 2654435761, 805459861)
 _CORNERS = [(c & 1, c >> 1 & 1, c >> 2 & 1) for c in range(8)]
 
 
@@ -70,10 +69,10 @@ def _locate(points: Tensor, spec: HashGridSpec, level: int) -> tuple[Tensor, Ten
     position = points.clamp(0, 1) * spec.scales[level] + 0.5
     low = position.floor()
     fraction = position - low
-    x, y, z = ((low[:, d].long(), low[:, d].long() + 1) for d in range(3))
+    x, y, z = ((c, c + 1) for c in low.long().unbind(1))
     if spec.hashed[level]:
-        mask = 0xFFFFFFFF
-        x, y, z = (tuple(c * prime & mask for c in pair) for pair, prime in zip((x, y, z), _PRIMES, strict=True))
+        y = (y[0] * 2654435761 & 0xFFFFFFFF, y[1] * 2654435761 & 0xFFFFFFFF)
+        z = (z[0] * 805459861 & 0xFFFFFFFF, z[1] * 805459861 & 0xFFFFFFFF)
         corners = [x[i] ^ y[j] ^ z[k] for i, j, k in _CORNERS]
     else:
         resolution = spec.resolutions[level]

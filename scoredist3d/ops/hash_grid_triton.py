@@ -1,7 +1,8 @@
 """Hash grid kernels in Triton: CUDA, float32 (also in Triton's interpreter, for the tests).
 
-One program handles a block of points in one level; gradients to the table are summed with atomics, so on a GPU their last
-bits vary from run to run. Floating-point contraction is off, so that points fall in the cells of the torch reference.
+One program handles a block of points in one level; gradients to the table are summed with atomics, so on a GPU their
+last bits vary from run to run. Floating-point contraction is off, so that points fall in the cells of the torch
+reference.
 """
 
 # mypy: disallow-untyped-defs=False, check-untyped-defs=False
@@ -216,9 +217,7 @@ def _launch(kernel: Any, grid: tuple[int, ...], arguments: tuple, spec: HashGrid
     if 0 in grid:
         return
     with torch.cuda.device_of(arguments[0]):
-        kernel[grid](
-            *arguments, F=spec.features_per_level, DIRECTED=direction is not None, BLOCK=_BLOCK, **_OPTIONS
-        )
+        kernel[grid](*arguments, F=spec.features_per_level, DIRECTED=direction is not None, BLOCK=_BLOCK, **_OPTIONS)
 
 
 def _or(direction: Tensor | None, points: Tensor) -> Tensor:

@@ -11,16 +11,15 @@ from torch import Tensor, nn
 class OccupancyGrid(nn.Module):
     """Running maximum of the density on a grid over [-radius, radius]^3 (Müller et al. 2022, appendix E.2).
 
-    All state is in persistent buffers, so a resumed run sees what the uninterrupted one would. Cells that do not touch the
-    ball of ``radius`` are never occupied.
+    All state is in persistent buffers, so a resumed run sees what the uninterrupted one would. Cells that do not touch
+    the ball of ``radius`` are never occupied.
 
     Args:
         resolution: G, cells along an axis.
         radius: Half the side of the cube and radius of the ball, scene units.
-        threshold: A cell is occupied while the optical depth of one step in it exceeds this, or the mean over the ball if
-            that is smaller (so a faint scene is not thrown away).
-        step_size: Length of one step, scene units; default: the ball's diameter over 1024, as in instant-ngp with a unit
-            scale.
+        threshold: A cell is occupied while the optical depth of one step in it exceeds this, or the mean over the ball
+            if that is smaller (so a faint scene is not thrown away).
+        step_size: Length of one step of the ray march, scene units.
         warmup_updates: This many first updates look at every cell in the ball.
     """
 
@@ -41,7 +40,8 @@ class OccupancyGrid(nn.Module):
         super().__init__()
         if resolution < 1 or not radius > 0 or threshold < 0 or not step_size > 0 or warmup_updates < 1:
             raise ValueError(
-                "occupancy grid: resolution, radius, step_size and warmup_updates must be positive and threshold not negative"
+                "occupancy grid: resolution, radius, step_size and warmup_updates must be positive, "
+                "threshold must not be negative"
             )
         self.resolution, self.radius, self.threshold, self.step_size = resolution, radius, threshold, step_size
         self.warmup_updates = warmup_updates
@@ -62,9 +62,9 @@ class OccupancyGrid(nn.Module):
     ) -> None:
         """Look at some cells at a random point each and renew the grid: ``density <- max(decay * density, new)``.
 
-        During the warm-up every cell in the ball is looked at; later a quarter of them, drawn uniformly, and up to as many
-        of the occupied ones. If no cell passes the threshold, all of the ball counts as occupied, so that a scene that
-        has not started yet still gets gradients.
+        During the warm-up every cell in the ball is looked at; later a quarter of them, drawn uniformly, and up to as
+        many of the occupied ones. If no cell passes the threshold, all of the ball counts as occupied, so that a scene
+        that has not started yet still gets gradients.
 
         Args:
             density_fn: Density (N,) at points (N, 3) in scene units.

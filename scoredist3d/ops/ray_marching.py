@@ -83,7 +83,8 @@ def march_rays(
         step_size: Length of every interval, scene units.
         occupancy: (G, G, G) bool over [-radius, radius]^3, indexed [x, y, z]; None means occupied everywhere.
         jitter: (R,) in [0, 1): all intervals of a ray are shifted by this fraction of a step; None means no shift.
-        backend: auto, torch, native (CPU), triton or nerfacc (CUDA). All give the same intervals (nerfacc: up to rounding).
+        backend: auto, torch, native (CPU), triton or nerfacc (CUDA). All give the same intervals (nerfacc: up to
+            rounding).
 
     Returns:
         The intervals; not differentiable.
@@ -123,7 +124,12 @@ def max_intervals(radius: float, step_size: float) -> int:
 
 
 def _check(
-    origins: Tensor, directions: Tensor, radius: float, step_size: float, occupancy: Tensor | None, jitter: Tensor | None
+    origins: Tensor,
+    directions: Tensor,
+    radius: float,
+    step_size: float,
+    occupancy: Tensor | None,
+    jitter: Tensor | None,
 ) -> None:
     if origins.ndim != 2 or origins.shape[1] != 3 or origins.shape != directions.shape:
         shapes = f"{tuple(origins.shape)} and {tuple(directions.shape)}"
@@ -131,7 +137,9 @@ def _check(
     if not radius > 0 or not step_size > 0:
         raise ValueError(f"ray marching: radius and step_size must be positive, got {radius} and {step_size}")
     if max_intervals(radius, step_size) > 2**20:
-        raise ValueError(f"ray marching: step_size {step_size} cuts the ball of radius {radius} into over 2^20 intervals")
+        raise ValueError(
+            f"ray marching: step_size {step_size} cuts the ball of radius {radius} into over 2^20 intervals"
+        )
     if occupancy is not None and (
         occupancy.dtype != torch.bool or occupancy.ndim != 3 or len(set(occupancy.shape)) != 1
     ):

@@ -1,7 +1,7 @@
 """Ray marching and compositing kernels in Triton: CUDA, float32 (also in Triton's interpreter, for the tests).
 
-One program handles a block of rays and walks along them in chunks of intervals. Loops are ``while`` loops because Triton's
-interpreter cannot take a tensor as the bound of ``range`` with numpy 2.4.
+One program handles a block of rays and walks along them in chunks of intervals. Loops are ``while`` loops because
+Triton's interpreter cannot take a tensor as the bound of ``range`` with numpy 2.4.
 """
 
 # mypy: disallow-untyped-defs=False, check-untyped-defs=False

@@ -47,7 +47,7 @@ class Render:
     Attributes:
         rgb: (B, H, W, 3) in [0, 1], over the background.
         opacity: (B, H, W, 1) in [0, 1].
-        depth: (B, H, W, 1), mean distance along the ray in scene units of what the pixel shows; 0 where it shows nothing.
+        depth: (B, H, W, 1), mean distance along the ray of what the pixel shows, scene units; 0 where it shows nothing.
         background: (B, H, W, 3), what is behind.
         normal: (B, H, W, 3), unit world normals, zero where nothing is seen; ``None`` where not asked for.
         samples: Present while training only.
@@ -75,7 +75,7 @@ class Renderer(nn.Module, ABC):
         super().__init__()
         if geometry.num_features != material.num_features:
             raise ValueError(
-                f"geometry.num_features is {geometry.num_features}, but the material takes {material.num_features} features; "
+                f"geometry.num_features is {geometry.num_features}, but the material takes {material.num_features}; "
                 f"set geometry.num_features={material.num_features}"
             )
         self._parts = (geometry, material, background)  # in a tuple, nn.Module does not register them
@@ -102,7 +102,7 @@ class Renderer(nn.Module, ABC):
         Args:
             cameras: (B), on the device of the geometry.
             step: Optimiser step.
-            rng: Source of the training randomness (jitter, background, light); ``None`` renders for evaluation, without any.
+            rng: Source of the training randomness (jitter, background, light); ``None`` renders for evaluation.
             with_normal: Also composite normals and record those of the samples.
         """
 

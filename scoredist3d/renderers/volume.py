@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from scoredist3d.backgrounds.base import Background
 from scoredist3d.cameras import Cameras
-from scoredist3d.config import ComponentConfig, option
+from scoredist3d.config import option
 from scoredist3d.geometry.base import Geometry
 from scoredist3d.materials.base import Light, Material
 from scoredist3d.ops.compositing import accumulate, render_weights, transmittance
@@ -46,22 +46,25 @@ class _RayColors:
 
 @register("renderer", "volume", summary="Volume rendering by ray marching through occupied space.", arxiv="2003.08934")
 class VolumeRenderer(Renderer):
-    """C = sum_i w_i c_i + (1 - sum_i w_i) C_background with w_i = T_i (1 - exp(-sigma_i dt)), T_i = exp(-sum_{j<i} sigma_j dt).
+    """C = sum_i w_i c_i + (1 - sum_i w_i) C_bg, w_i = T_i (1 - exp(-sigma_i dt)), T_i = exp(-sum_{j<i} sigma_j dt).
 
     The ball is cut into steps of its diameter / ``num_samples``; in training each ray's steps are shifted by a random
-    fraction, so that nothing can hide between samples. Steps in unoccupied cells are left out, and so are those that less
-    than ``min_transmittance`` of the light reaches: a first pass without gradients finds them, which pays as soon as part
-    of the object hides another.
+    fraction, so that nothing can hide between samples. Steps in unoccupied cells are left out. Where gradients or
+    normals make a sample expensive, so are those that less than ``min_transmittance`` of the light reaches: a first
+    pass for the density alone finds them, which pays as soon as the object hides its inside.
     """
 
     @dataclass
-    class Config(ComponentConfig):
+    class Config(Renderer.Config):
         """Options of the volume renderer."""
 
         num_samples: int = option(96, "Steps across the ball's diameter.", ge=2, le=4096)
         jitter: bool = option(True, "Shift each training ray's steps by a random fraction of one.")
         min_transmittance: float = option(
-            1e-3, "Samples that less of the light reaches are left out; 0 keeps all and skips the first pass.", ge=0, lt=1
+            1e-3,
+            "Training samples that less of the light reaches are left out; 0 keeps all and skips the first pass.",
+            ge=0,
+            lt=1,
         )
         occupancy: OccupancyConfig = field(
             default_factory=OccupancyConfig, metadata={"help": "Which parts of space are skipped."}
@@ -102,7 +105,9 @@ class VolumeRenderer(Renderer):
         if rng is not None and self.config.jitter:
             jitter = torch.rand(len(origins), generator=rng("jitter", step, device), device=device)
         light = self.material.sample_light(cameras, step, None if rng is None else rng("light", step, device))
-        background = self.background(rays.directions, generator=None if rng is None else rng("background", step, device))
+        background = self.background(
+            rays.directions, generator=None if rng is None else rng("background", step, device)
+        )
         if torch.is_grad_enabled():
             colors = self._trace(origins, directions, jitter, light, 0, cameras, with_normal)
         else:
@@ -163,8 +168,10 @@ class VolumeRenderer(Renderer):
             backend=backend,
         )
         points = samples.positions(origins, directions)
-        samples, points = self._drop_hidden(samples, points)
-        field_values = self.geometry(points, with_normal=with_normal or light is not None)
+        needs_normal = with_normal or light is not None
+        if torch.is_grad_enabled() or needs_normal:
+            samples, points = self._drop_hidden(samples, points)
+        field_values = self.geometry(points, with_normal=needs_normal)
         normals = field_values.normal
         sample_light = None
         if light is not None:

@@ -78,10 +78,12 @@ class TextTo2D(System):
         return {"images": self.canvas.images(self.prior)}
 
     def frames(self, config: TurntableConfig, snapshots: Sequence[Path]) -> Iterator[Tensor]:
-        """The preview grids saved while optimising, and the result."""
+        """The preview grids saved while optimising, each held so long that there are ``config.frames`` or more."""
+        hold = -(-config.frames // max(1, len(snapshots)))
         for path in snapshots:
             with Image.open(path) as image:
-                yield torch.from_numpy(np.asarray(image.convert("RGB"), dtype=np.float32) / 255.0)
+                frame = torch.from_numpy(np.asarray(image.convert("RGB"), dtype=np.float32) / 255.0)
+            yield from [frame] * hold
 
     def _draw(self, step: int, rng: Rng) -> Tensor:
         particles = len(self.canvas.values)

@@ -12,7 +12,7 @@ import pytorch_lightning as pl
 import torch
 
 from scoredist3d.config.experiment import CheckpointConfig, LogConfig, PreviewConfig
-from scoredist3d.training.checkpoint import checkpoint_name, kept_checkpoints, link_or_copy, remove_leftovers
+from scoredist3d.training.checkpoint import checkpoint_name, kept_checkpoints, link_or_copy, remove_leftovers, step_of
 from scoredist3d.training.console import Console, duration, memory_use
 from scoredist3d.training.folder import RunFolder
 from scoredist3d.training.interrupt import InterruptGuard
@@ -154,7 +154,7 @@ class Checkpoints(StepCallback):
         self.saved_step = step
         if self.is_writer:
             link_or_copy(path, self.folder / "last.ckpt")
-            older = [kept for kept in kept_checkpoints(self.folder) if kept < path]
+            older = [kept for kept in kept_checkpoints(self.folder) if step_of(kept) < step]
             for surplus in older[: max(0, len(older) - self.config.keep + 1)]:
                 surplus.unlink()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import warnings
 import zipfile
 from contextlib import suppress
 from pathlib import Path
@@ -40,8 +41,12 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"checkpoint {path} does not exist{_alternatives(path)}")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, zipfile.BadZipFile, KeyError, ValueError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickles that are then refused
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except PermissionError as error:
+        raise ValueError(f"{path} may not be read by this user; change its permissions") from error
+    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, zipfile.BadZipFile, KeyError, ValueError) as error:
         raise ValueError(f"{path} is damaged or not a checkpoint of this program{_alternatives(path)}") from error
     marker = checkpoint.get(MARKER) if isinstance(checkpoint, dict) else None
     if not isinstance(marker, dict):
@@ -70,8 +75,8 @@ def load_weights(module: nn.Module, weights: dict[str, Any]) -> None:
     ]
     if problems:
         raise ValueError(
-            f"the checkpoint belongs to another configuration ({'; '.join(problems)}); use the config that it was trained "
-            "with, configs/resolved.yaml of its run"
+            f"the checkpoint belongs to another configuration ({'; '.join(problems)}); use the config that it was "
+            "trained with, configs/resolved.yaml of its run"
         )
     module.load_state_dict(weights)
 
@@ -95,7 +100,13 @@ def link_or_copy(source: Path, target: Path) -> None:
 
 def kept_checkpoints(folder: Path) -> list[Path]:
     """The numbered checkpoints of a run, oldest first."""
-    return sorted(folder.glob("step-*.ckpt"))
+    return sorted(folder.glob("step-*.ckpt"), key=step_of)
+
+
+def step_of(path: Path) -> int:
+    """The step in the name of a numbered checkpoint or preview."""
+    digits = path.stem.removeprefix("step-")
+    return int(digits) if digits.isdecimal() else -1
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -96,7 +96,7 @@ class Workers:
         processes, self.processes = self.processes, []
         for process in processes:
             if kind is not None:
-                process.terminate()
+                process.kill()  # it waits for this rank for ever, and writes nothing that could be left half done
             try:
                 process.wait(timeout=60)
             except subprocess.TimeoutExpired:

@@ -15,13 +15,14 @@ class InterruptGuard:
 
     Outside of :attr:`graceful` sections (loading, export) the first signal raises ``KeyboardInterrupt`` where it
     arrives. Ending at once is safe: every file is written atomically. Signals can only be caught in the main thread;
-    elsewhere the guard does nothing.
+    elsewhere, and with ``active=False``, the guard does nothing.
     """
 
     signals = (signal.SIGINT, signal.SIGTERM)
 
-    def __init__(self, say: Callable[[str], None]) -> None:
+    def __init__(self, say: Callable[[str], None], *, active: bool = True) -> None:
         self.say = say
+        self.active = active and threading.current_thread() is threading.main_thread()
         self.graceful = False
         self.received: int | None = None
         self._previous: dict[int, Any] = {}
@@ -43,14 +44,14 @@ class InterruptGuard:
 
     def install(self) -> None:
         """Catch the signals, again where another library has put its own handlers in between."""
-        if threading.current_thread() is threading.main_thread():
+        if self.active:
             for number in self.signals:
                 signal.signal(number, self._handle)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if threading.current_thread() is threading.main_thread():
+        if self.active:
             for number, handler in self._previous.items():
                 signal.signal(number, handler)
 

@@ -72,7 +72,8 @@ class MetricsFile:
     """``metrics.csv``: one row per logging window, first column ``step``.
 
     Rows are appended and flushed, so a killed run loses at most the row being written; opening the file for a resumed
-    run drops a torn last line and every row after the resumed step. A new scalar adds a column (the file is rewritten atomically).
+    run drops a torn last line and every row after the resumed step. A new scalar adds a column (the file is rewritten
+    atomically).
     """
 
     def __init__(self, path: Path, *, resume_step: int | None = None) -> None:

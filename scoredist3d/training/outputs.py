@@ -13,6 +13,7 @@ from scoredist3d.config.experiment import ExperimentConfig, PreviewConfig
 from scoredist3d.export.images import image_grid, save_png
 from scoredist3d.export.video import VideoWriter
 from scoredist3d.systems.base import System
+from scoredist3d.training.checkpoint import step_of
 from scoredist3d.training.folder import RunFolder, slug
 
 
@@ -30,7 +31,7 @@ def save_preview(system: System, config: PreviewConfig, folder: RunFolder, step:
 
 def latest_preview(folder: RunFolder) -> Path | None:
     """The newest grid of the optimisation."""
-    return max(folder.images.glob("step-*.png"), default=None)
+    return max(folder.images.glob("step-*.png"), key=step_of, default=None)
 
 
 @torch.no_grad()
@@ -38,7 +39,7 @@ def write_video(
     system: System, config: ExperimentConfig, folder: RunFolder, progress: Callable[[float], None]
 ) -> tuple[Path, str]:
     """The turntable (3D) or the animation of the optimisation (2D); its path, and a remark or an empty string."""
-    snapshots = sorted(folder.images.glob("step-*.png"))
+    snapshots = sorted(folder.images.glob("step-*.png"), key=step_of)
     expected = max(1, config.test.frames)
     with VideoWriter(folder.videos / f"{system.video_name}.mp4", fps=config.test.fps) as video:
         for index, frame in enumerate(system.frames(config.test, snapshots)):

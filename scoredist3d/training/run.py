@@ -25,7 +25,7 @@ from scoredist3d.training.fit import Place, build_system, fit, import_lightning
 from scoredist3d.training.folder import RunFolder, find_run, slug
 from scoredist3d.training.interrupt import InterruptGuard
 from scoredist3d.training.outputs import export_object, latest_preview, save_preview, write_video
-from scoredist3d.training.snapshot import save_snapshot
+from scoredist3d.training.snapshot import custom_folders, save_snapshot
 
 
 @dataclass
@@ -80,7 +80,7 @@ def run_training(
         try:
             with clock.stage("start-up"):
                 _announce(config, place.devices, folder, checkpoint, console)
-                save_snapshot(folder, to_yaml(config), sys.argv, Path.cwd() / "custom")
+                save_snapshot(folder, to_yaml(config), sys.argv, custom_folders())
             with Workers(place.devices, folder.root, checkpoint, console.say) as workers:
                 with clock.stage("start-up"):
                     import_lightning()

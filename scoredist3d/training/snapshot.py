@@ -9,12 +9,13 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+import scoredist3d
 from scoredist3d.training.folder import RunFolder, write_atomically
 
 _LARGEST_DIFF = 5_000_000  # characters; a larger one is somebody's data, not code
 
 
-def save_snapshot(folder: RunFolder, resolved_yaml: str, command: Sequence[str], custom: Path | None = None) -> None:
+def save_snapshot(folder: RunFolder, resolved_yaml: str, command: Sequence[str], custom: Sequence[Path] = ()) -> None:
     """Write ``configs/`` and ``code/`` of a new run.
 
     ``code/`` holds ``commit.txt`` and ``changes.diff`` where the package runs from a git checkout, ``packages.txt``
@@ -25,18 +26,20 @@ def save_snapshot(folder: RunFolder, resolved_yaml: str, command: Sequence[str],
     write_atomically(folder.code / "packages.txt", "".join(f"{line}\n" for line in installed_packages()))
     for name, text in git_state(Path(__file__).resolve().parent).items():
         write_atomically(folder.code / name, text)
-    if custom is not None and custom.is_dir():
-        ignore = shutil.ignore_patterns("__pycache__", "*.pyc", ".*")
-        shutil.copytree(custom, folder.code / "custom", ignore=ignore, dirs_exist_ok=True)
+    ignore = shutil.ignore_patterns("__pycache__", "*.pyc", ".*")
+    for source in {path.resolve() for path in custom if path.is_dir()}:
+        shutil.copytree(source, folder.code / "custom", ignore=ignore, dirs_exist_ok=True)
+
+
+def custom_folders() -> list[Path]:
+    """Where user packages are: ``custom/`` beside this package, and in the folder that the program was started in."""
+    return [Path(scoredist3d.__file__).resolve().parents[1] / "custom", Path.cwd() / "custom"]
 
 
 def installed_packages() -> list[str]:
     """Sorted ``name==version`` of every installed distribution."""
-    found = {
-        f"{distribution.metadata['Name']}=={distribution.version}"
-        for distribution in importlib.metadata.distributions()
-        if distribution.metadata["Name"]
-    }
+    metadata = [distribution.metadata for distribution in importlib.metadata.distributions()]  # parsed at each access
+    found = {f"{entry['Name']}=={entry['Version']}" for entry in metadata if entry["Name"]}
     return sorted(found, key=str.lower)
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import logging
+import signal
 from pathlib import Path
 
-import scoredist3d
 from scoredist3d.custom import load_custom
+from scoredist3d.training.snapshot import custom_folders
 
 
 def main() -> None:
@@ -20,7 +21,7 @@ def main() -> None:
     parser.add_argument("--parent", type=int, required=True)
     parser.add_argument("--resume", type=Path)
     options = parser.parse_args()
-    load_custom([Path(scoredist3d.__file__).resolve().parents[1] / "custom", Path.cwd() / "custom"])
+    load_custom(custom_folders())
 
     from scoredist3d.config.validation import load_experiment
     from scoredist3d.training.console import Console
@@ -30,15 +31,16 @@ def main() -> None:
     from scoredist3d.training.interrupt import InterruptGuard
 
     end_with_parent(options.parent)
+    # Ctrl-C reaches every process of the terminal; rank 0 decides for all of them when to stop.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     logging.getLogger("scoredist3d").setLevel(logging.CRITICAL)  # rank 0 says the same
     folder = RunFolder(options.folder)
     config = load_experiment([folder.resolved_config])
     spec = options.devices if options.devices.startswith("cpu") else [int(i) for i in options.devices.split(",")]
     place = Place(Devices.parse(spec), options.rank, options.port)
     console = Console(quiet=True)
-    with InterruptGuard(console.say) as guard:
-        guard.graceful = True
-        fit(build_system(config, place), config, folder, place, console, guard, resume=options.resume)
+    guard = InterruptGuard(console.say, active=False)
+    fit(build_system(config, place), config, folder, place, console, guard, resume=options.resume)
 
 
 if __name__ == "__main__":

@@ -120,7 +120,7 @@ class Stage:
             self.save()
 
     def fit_to(self, minutes: float, *, since: float, skipped: int) -> None:
-        """Set the length so that the stage lasts ``minutes``, from the rate since the ``skipped``-th step began at ``since``."""
+        """Set the length so that the stage lasts ``minutes``; the rate is that of the steps after ``skipped``."""
         rate = (self.step - skipped) / (time.monotonic() - since)
         self.total = max(self.step + 1, round(self.step + 60.0 * minutes * rate))
         print(f"{self.name}: {rate:.1f} steps/s, {self.total} steps in all", flush=True)

@@ -16,8 +16,8 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 IMAGE_SIZE = 64
 LATENT_STD = 0.5
-"""Latents are scaled to this standard deviation: half the usual one shifts every noise level by -6 dB, so that text acts
-over 44 % of the time axis of the standard schedule instead of 15 %."""
+"""Latents are scaled to this standard deviation: half the usual one shifts every noise level by -6 dB, so that text
+acts over 44 % of the time axis of the standard schedule instead of 15 %."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,9 @@ def build_unet(sizes: PriorSizes, latent_size: int) -> UNet2DConditionModel:
     )
 
 
-def build_text_encoder(sizes: PriorSizes, vocabulary_size: int, max_length: int, special: dict[str, int]) -> CLIPTextModel:
+def build_text_encoder(
+    sizes: PriorSizes, vocabulary_size: int, max_length: int, special: dict[str, int]
+) -> CLIPTextModel:
     """Text encoder trained jointly with the denoiser."""
     return CLIPTextModel(
         CLIPTextConfig(

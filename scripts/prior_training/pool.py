@@ -50,7 +50,9 @@ class DenoiserBatch:
     camera: Tensor
 
 
-def random_backgrounds(count: int, generator: torch.Generator, device: torch.device, *, white: float, gray: float) -> Tensor:
+def random_backgrounds(
+    count: int, generator: torch.Generator, device: torch.device, *, white: float, gray: float
+) -> Tensor:
     """(count, 3, 1, 1): white with probability ``white``, a random gray with ``gray``, else a random colour."""
     kind = torch.rand(count, generator=generator, device=device)[:, None]
     value = torch.rand(count, 3, generator=generator, device=device)
@@ -78,7 +80,7 @@ def training_cameras(count: int, size: int, generator: torch.Generator, device: 
 
 
 class Pool:
-    """Views of random objects: pictures (uint8 RGBA), captions as token ids, cameras, attributes, and latents once encoded.
+    """Views of random objects: pictures (uint8 RGBA), captions as token ids, cameras, attributes, latents once encoded.
 
     Args:
         tokenizer: The prior's tokenizer.
@@ -147,7 +149,12 @@ class Pool:
         for start in range(0, self.count, RENDER_BLOCK):
             part = slice(start, start + RENDER_BLOCK)
             render = render_objects(
-                views[part], cameras[part], antialias=self.antialias, chunk_rays=1 << 22, cast=self._cast, shader=self._shade
+                views[part],
+                cameras[part],
+                antialias=self.antialias,
+                chunk_rays=1 << 22,
+                cast=self._cast,
+                shader=self._shade,
             )
             self.rgba[part] = (255 * render.rgba).round().to(torch.uint8)
         kind = torch.rand(self.count, generator=generator, device=self.device)

@@ -1,4 +1,4 @@
-"""Stage 3: the probe, trained on real renders only (half of them through the autoencoder, so that its blur is no clue)."""
+"""Stage 3: the probe, trained on real renders only (half of them through the autoencoder: its blur is no clue)."""
 
 from __future__ import annotations
 
@@ -52,7 +52,16 @@ def train_probe(
     device = pool.device
     probe = Probe(CATEGORIES, COLORS, PATTERNS, width=width).to(device)
     optimizer = torch.optim.AdamW(probe.parameters(), lr=2e-3, betas=(0.9, 0.99), weight_decay=0.02)
-    stage = Stage("probe", {"probe": probe}, optimizer, {"probe": Ema(probe, 0.998)}, steps, work, 2e-3, warmup=min(200, steps // 5))
+    stage = Stage(
+        "probe",
+        {"probe": probe},
+        optimizer,
+        {"probe": Ema(probe, 0.998)},
+        steps,
+        work,
+        2e-3,
+        warmup=min(200, steps // 5),
+    )
     stage.resume(device)
     amp = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
     while stage.step < stage.total:

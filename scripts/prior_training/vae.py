@@ -1,7 +1,7 @@
 """Stage 1: the autoencoder.
 
-Half of its pictures have coloured backgrounds, some are blurred or half transparent: during distillation the encoder sees
-fog and soft blobs long before it sees an object, and its gradient has to point the right way there too.
+Half of its pictures have coloured backgrounds, some are blurred or half transparent: during distillation the encoder
+sees fog and soft blobs long before it sees an object, and its gradient has to point the right way there too.
 """
 
 from __future__ import annotations
@@ -47,7 +47,9 @@ def train_vae(
     device = pool.device
     vae.to(device).train()
     optimizer = torch.optim.AdamW(vae.parameters(), lr=1.5e-3, betas=(0.9, 0.99), weight_decay=1e-4)
-    stage = Stage("vae", {"vae": vae}, optimizer, {"vae": Ema(vae, 0.998)}, steps, work, 1.5e-3, warmup=min(200, steps // 5))
+    stage = Stage(
+        "vae", {"vae": vae}, optimizer, {"vae": Ema(vae, 0.998)}, steps, work, 1.5e-3, warmup=min(200, steps // 5)
+    )
     stage.resume(device)
     amp = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
 

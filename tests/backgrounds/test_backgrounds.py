@@ -28,7 +28,7 @@ def test_defaults_build_and_ignore_the_global_stream(name):
     state = torch.random.get_rng_state()
     built = background(name)
     first = built(directions(), generator=seeded(0))
-    assert first.shape == (3, 4, 4, 3) and 0 <= first.min() and first.max() <= 1
+    assert first.shape == (3, 4, 4, 3) and first.min() >= 0 and first.max() <= 1
     assert torch.equal(first, built(directions(), generator=seeded(0)))
     assert torch.equal(built(directions()), built(directions()))
     assert torch.equal(torch.random.get_rng_state(), state)
@@ -45,7 +45,7 @@ def test_random_gray_is_one_gray_per_image():
     assert torch.equal(images, levels[:, None, None, None].expand_as(images))
     assert levels.min() < 0.05 and levels.max() > 0.95  # missed by 200 uniform draws with probability 4e-5
     bounded = background("random", value_range=[0.4, 0.6], white_probability=0.0)(directions(50), generator=seeded(0))
-    assert 0.4 <= bounded.min() and bounded.max() <= 0.6
+    assert bounded.min() >= 0.4 and bounded.max() <= 0.6
 
 
 def test_random_rgb_varies_between_channels_and_images():

@@ -21,7 +21,7 @@ def random_cameras(count: int = 6, height: int = 5, width: int = 8) -> Cameras:
 
 
 def test_front_view_rays():
-    """From +x the object's left hand, +y, is on the right of the image; fovy 90 and 2 pixels give half-pixel offsets 0.5."""
+    """From +x the object's left hand, +y, is on the image's right; fovy 90 and 2 pixels give half-pixel offsets 0.5."""
     rays = one(0.0, 0.0).rays()
     assert torch.equal(rays.origins[0, 0, 0], torch.tensor([3.0, 0.0, 0.0]))
     expected = torch.tensor(

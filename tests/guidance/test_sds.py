@@ -122,7 +122,9 @@ def test_oracle_returning_the_injected_noise_gives_zero():
     prior.answer = eps
     assert torch.equal(gradient_of(sds(prior, guidance_scale=1.0), z, 1, rng), torch.zeros_like(z))
     prior.answer = eps + 1.0
-    assert gradient_of(sds(prior, guidance_scale=1.0, weighting="uniform"), z, 1, rng).mean().item() == pytest.approx(1.0)
+    assert gradient_of(sds(prior, guidance_scale=1.0, weighting="uniform"), z, 1, rng).mean().item() == pytest.approx(
+        1.0
+    )
 
 
 def test_silent_denoiser_leaves_the_weighted_noise():
@@ -146,7 +148,9 @@ def test_gradient_is_affine_in_the_scale_and_single_branches_at_zero_and_one():
     only_unconditional = gradient_of(sds(prior, guidance_scale=0.0), z, b=Branches(wrong, right.unconditional))
     only_conditional = gradient_of(sds(prior, guidance_scale=1.0), z, b=Branches(right.positive, wrong))
     assert torch.equal(only_unconditional, at[0.0]) and torch.equal(only_conditional, at[1.0])
-    assert not torch.allclose(gradient_of(sds(prior, guidance_scale=2.0), z, b=Branches(wrong, right.unconditional)), at[1.0])
+    assert not torch.allclose(
+        gradient_of(sds(prior, guidance_scale=2.0), z, b=Branches(wrong, right.unconditional)), at[1.0]
+    )
 
 
 @pytest.mark.parametrize("rescale", [0.0, 0.7])
@@ -166,7 +170,9 @@ def test_flow_denoiser_agrees_with_the_chain_at_equal_noise_to_signal():
     s = ratio / (1 + ratio)
     flow = gaussian("flow", FlowSchedule(num_train_timesteps=10**12))  # levels fine enough to hit s
     z = latents((3, 1, 2, 2))
-    ours = gradient_of(sds(vp, guidance_scale=1.0, weighting="uniform", t_min=level, t_max=level), z, b=branches(vp, ""))
+    ours = gradient_of(
+        sds(vp, guidance_scale=1.0, weighting="uniform", t_min=level, t_max=level), z, b=branches(vp, "")
+    )
     theirs = gradient_of(sds(flow, guidance_scale=1.0, weighting="uniform", t_min=s, t_max=s), z, b=branches(flow, ""))
     torch.testing.assert_close(theirs, ours, rtol=0, atol=1e-9)
     # The flow weighting is that of velocity regression: G = v_hat - (eps - z).
@@ -174,7 +180,9 @@ def test_flow_denoiser_agrees_with_the_chain_at_equal_noise_to_signal():
     context = regression.begin(z, 0, Rng())
     x_t, eps = regression.noised(z, context)
     velocity = flow.predict(x_t, context.t, flow.embed([""] * 3)).v
-    torch.testing.assert_close(gradient_of(regression, z, b=branches(flow, "")), velocity - (eps - z), rtol=0, atol=1e-9)
+    torch.testing.assert_close(
+        gradient_of(regression, z, b=branches(flow, "")), velocity - (eps - z), rtol=0, atol=1e-9
+    )
 
 
 @pytest.mark.parametrize("level", [0.1, 0.5, 0.9])
@@ -232,7 +240,9 @@ def test_all_seeds_converge_to_the_mode_where_sampling_keeps_the_spread():
         guidance(z, branches(prior, ""), step, Rng(1)).loss.backward()
         optimizer.step()
     assert (z.mean() - M).abs() < 0.02 and z.std() < 0.1 * S
-    drawn = sample(prior, branches(prior, ""), steps=100, scale=1.0, batch=64, generator=torch.Generator().manual_seed(0))
+    drawn = sample(
+        prior, branches(prior, ""), steps=100, scale=1.0, batch=64, generator=torch.Generator().manual_seed(0)
+    )
     assert abs(drawn.std().item() - S) < 0.1 * S
 
 
@@ -257,7 +267,9 @@ def test_items_are_independent_of_the_batch_and_runs_repeat():
     four, two = gradient_of(guidance, z, 9), gradient_of(guidance, z[:2], 9)
     torch.testing.assert_close(four[:2], two, rtol=0, atol=1e-13)
     assert torch.equal(four, gradient_of(guidance, z, 9))
-    assert not torch.allclose(four, gradient_of(guidance, z, 10)) and not torch.allclose(four, gradient_of(guidance, z, 9, Rng(1)))
+    assert not torch.allclose(four, gradient_of(guidance, z, 10)) and not torch.allclose(
+        four, gradient_of(guidance, z, 9, Rng(1))
+    )
 
 
 def test_one_forward_pass_per_step_with_only_the_needed_branches():
@@ -276,7 +288,9 @@ def test_image_term_is_hifas_pull_on_the_decoded_prediction():
     guidance = sds(prior, guidance_scale=7.5, image_weight=0.01)
     rgb = torch.rand(2, 8, 8, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).requires_grad_()
     z, rng = prior.encode(rgb), Rng(3)
-    latent_only = torch.autograd.grad(sds(prior, guidance_scale=7.5)(z, branches(prior), 2, rng).loss, rgb, retain_graph=True)[0]
+    latent_only = torch.autograd.grad(
+        sds(prior, guidance_scale=7.5)(z, branches(prior), 2, rng).loss, rgb, retain_graph=True
+    )[0]
     both = torch.autograd.grad(guidance(z, branches(prior), 2, rng, rgb=rgb).loss, rgb)[0]
     context = guidance.begin(z.detach(), 2, rng)
     x_t, _ = guidance.noised(z.detach(), context)

@@ -53,7 +53,9 @@ def test_sparsity_by_hand():
     opacity = torch.tensor([0.0, 1.0, 0.5])
     expected = (0.1 + math.sqrt(1.01) + math.sqrt(0.26)) / 3
     assert value("sparsity", image(opacity)).item() == pytest.approx(expected)
-    assert value("sparsity", image(opacity), epsilon=1.0).item() == pytest.approx((1 + math.sqrt(2) + math.sqrt(1.25)) / 3)
+    assert value("sparsity", image(opacity), epsilon=1.0).item() == pytest.approx(
+        (1 + math.sqrt(2) + math.sqrt(1.25)) / 3
+    )
 
 
 def test_sparsity_pushes_opacity_down_even_from_zero_smoothly():

@@ -18,7 +18,14 @@ def material(name: str, **options) -> Material:
 
 
 def cameras(count: int = 64):
-    return orbit(torch.arange(count) * 5.0, torch.full((count,), 20.0), torch.full((count,), 3.0), torch.full((count,), 40.0), 4, 4)
+    return orbit(
+        torch.arange(count) * 5.0,
+        torch.full((count,), 20.0),
+        torch.full((count,), 3.0),
+        torch.full((count,), 40.0),
+        4,
+        4,
+    )
 
 
 def light(ambient: float, diffuse: float, textureless: float = 0.0) -> Light:
@@ -79,7 +86,7 @@ def test_light_is_drawn_near_the_camera_from_the_given_generator_only():
     assert torch.equal(torch.random.get_rng_state(), state)
     assert torch.equal(first.position, again.position) and not torch.equal(first.position, other.position)
     distance = first.position.norm(dim=-1) / 3.0
-    assert 0.8 - 1e-5 <= distance.min() and distance.max() <= 1.5 + 1e-5
+    assert distance.min() >= 0.8 - 1e-5 and distance.max() <= 1.5 + 1e-5
     still = material("diffuse", ambient_only_steps=0, light_spread=0.0, light_distance_range=[1.0, 1.0])
     drawn = still.sample_light(cameras(), 0, torch.Generator())
     torch.testing.assert_close(drawn.position, cameras().origins)

@@ -12,7 +12,11 @@ CONFIGS = {
     "stable-diffusion": SD,
     "linear": {"beta_schedule": "linear", "clip_sample": False},
     "cosine": {"beta_schedule": "squaredcos_cap_v2", "clip_sample": False},
-    "trained": {"trained_betas": np.linspace(0.001, 0.02, 100).tolist(), "num_train_timesteps": 100, "clip_sample": False},
+    "trained": {
+        "trained_betas": np.linspace(0.001, 0.02, 100).tolist(),
+        "num_train_timesteps": 100,
+        "clip_sample": False,
+    },
     "zero-snr": {**SD, "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"},
 }
 
@@ -156,7 +160,10 @@ def test_flow_agrees_with_diffusers(shift):
     z, eps = draws(4)
     picked = scheduler.timesteps[[0, 300, 700, 999]]
     torch.testing.assert_close(
-        ours.add_noise(z, eps, t[[0, 300, 700, 999]].float()), scheduler.scale_noise(z, picked, eps), rtol=1e-5, atol=1e-6
+        ours.add_noise(z, eps, t[[0, 300, 700, 999]].float()),
+        scheduler.scale_noise(z, picked, eps),
+        rtol=1e-5,
+        atol=1e-6,
     )
 
 

@@ -24,7 +24,9 @@ def build_tokenizer(folder: Path) -> int:
             parts = [parts[0] + parts[1], *parts[2:]]
             if parts[0] not in vocab:
                 vocab.append(parts[0])
-    tokenizer = CLIPTokenizer(vocab={token: index for index, token in enumerate(vocab)}, merges=merges, model_max_length=8)
+    tokenizer = CLIPTokenizer(
+        vocab={token: index for index, token in enumerate(vocab)}, merges=merges, model_max_length=8
+    )
     tokenizer.save_pretrained(folder)
     return len(vocab)
 
@@ -60,7 +62,11 @@ def build_folder(folder: Path, *, camera: bool, vae: str | None, out_channels: i
     )
     CLIPTextModel(text).save_pretrained(folder / "text_encoder")
     DDIMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type="v_prediction", clip_sample=False
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type="v_prediction",
+        clip_sample=False,
     ).save_pretrained(folder / "scheduler")
     index = {
         "_class_name": "StableDiffusionPipeline",

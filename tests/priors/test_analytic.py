@@ -71,7 +71,9 @@ def test_words_choose_components():
 
 @pytest.mark.parametrize("factor", [1, 2])
 def test_preset_samples_are_images_of_the_prompt(factor):
-    prior = registry.lookup("prior", "gaussian-mixture").cls(GaussianMixturePrior.Config(image_size=16, factor=factor, std=0.05))
+    prior = registry.lookup("prior", "gaussian-mixture").cls(
+        GaussianMixturePrior.Config(image_size=16, factor=factor, std=0.05)
+    )
     assert prior.latent_shape(16, 16) == (3, 16 // factor, 16 // factor)
     branches = Branches(prior.embed(["a red left blob"]), prior.embed([""]))
     z = sample(prior, branches, steps=50, scale=1.0, batch=8, generator=torch.Generator().manual_seed(0))

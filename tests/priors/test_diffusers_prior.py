@@ -92,7 +92,9 @@ def test_encode_and_decode_follow_the_autoencoder(folders):
         torch.testing.assert_close(prior.decode(mode), (0.5 * expected + 0.5).permute(0, 2, 3, 1))
 
 
-@pytest.mark.parametrize(("height", "width", "latent"), [(16, 16, (8, 8)), (40, 40, (8, 8)), (7, 7, (8, 8)), (16, 32, (8, 16))])
+@pytest.mark.parametrize(
+    ("height", "width", "latent"), [(16, 16, (8, 8)), (40, 40, (8, 8)), (7, 7, (8, 8)), (16, 32, (8, 16))]
+)
 def test_images_are_resized_to_the_models_size_with_gradient(folders, height, width, latent):
     prior = load(folders())
     rgb = torch.rand(1, height, width, 3, requires_grad=True)
@@ -140,7 +142,10 @@ def test_auto_precision_follows_the_device(folders):
     holder = torch.nn.ModuleList([prior]).to("cuda")
     assert prior.dtype == torch.float16 and prior.device.type == "cuda"
     z = sample(
-        prior, Branches(prior.embed(["a mug"]), prior.embed([""])), steps=2, generator=torch.Generator("cuda").manual_seed(0)
+        prior,
+        Branches(prior.embed(["a mug"]), prior.embed([""])),
+        steps=2,
+        generator=torch.Generator("cuda").manual_seed(0),
     )
     assert z.device.type == "cuda" and torch.isfinite(z).all()
     holder.to("cpu")
@@ -169,10 +174,18 @@ def test_guidance_runs_one_forward_pass_of_the_needed_branches(folders):
     prior.unet.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
     one = prior.embed(["a red mug"])
     other = prior.embed(["a chair"])
-    branches = Branches(one, prior.embed([""]), negatives=((other, torch.tensor([-0.5])), (other, torch.tensor([-1.0]))))
+    branches = Branches(
+        one, prior.embed([""]), negatives=((other, torch.tensor([-0.5])), (other, torch.tensor([-1.0])))
+    )
     plain = Branches(one, branches.unconditional)
     x, t = torch.randn(3, 4, 8, 8), torch.full((3,), 0.4)
-    for scale, chosen, expected in [(7.5, plain, 6), (1.0, plain, 3), (0.0, plain, 3), (7.5, branches, 12), (0.0, branches, 3)]:
+    for scale, chosen, expected in [
+        (7.5, plain, 6),
+        (1.0, plain, 3),
+        (0.0, plain, 3),
+        (7.5, branches, 12),
+        (0.0, branches, 3),
+    ]:
         sizes.clear()
         guided_prediction(prior, x, t, chosen, scale)
         assert sizes == [expected]

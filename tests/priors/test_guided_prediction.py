@@ -47,7 +47,9 @@ def test_guidance_is_affine_in_the_scale_by_the_diffusers_formula():
     eps_c, eps_u = (p.eps for p in predict_branches(prior, x, t, [b.positive, b.unconditional]))
     for scale in (-7.5, 2.0, 7.5, 100.0):
         expected = eps_u + scale * (eps_c - eps_u)
-        torch.testing.assert_close(guided_prediction(prior, x, t, b, scale).eps, expected, rtol=0, atol=1e-12 * abs(scale))
+        torch.testing.assert_close(
+            guided_prediction(prior, x, t, b, scale).eps, expected, rtol=0, atol=1e-12 * abs(scale)
+        )
 
 
 @pytest.mark.parametrize("kind", ["sample", "v_prediction"])
@@ -65,10 +67,11 @@ def test_every_parametrisation_gives_the_same_guided_noise(kind, negatives, resc
 
 
 def test_flow_and_variance_preserving_predictions_agree_at_equal_noise_to_signal():
-    # x_t of a flow is x_t of the chain times a factor when lambda is equal: then x_0 and eps are the same random variables.
+    # At equal lambda the two x_t differ by a factor only, so both models know the same about x_0 and eps.
     vp = GaussianMixturePrior(GaussianMixturePrior.Config(image_size=8), schedule=VPSchedule.stable_diffusion())
-    flow = blobs("flow")
-    flow = GaussianMixturePrior(GaussianMixturePrior.Config(image_size=8, parametrization="flow"), schedule=FlowSchedule())
+    flow = GaussianMixturePrior(
+        GaussianMixturePrior.Config(image_size=8, parametrization="flow"), schedule=FlowSchedule()
+    )
     t = torch.tensor([0.3, 0.6, 0.9], dtype=torch.float64)
     ratio = vp.schedule.lambda_(t)
     s = ratio / (1 + ratio)
@@ -92,9 +95,7 @@ def test_perp_neg_matches_the_formula():
         for e_neg, (_, weights) in zip((e_1, e_2), b.negatives, strict=True):
             a, d = (e_neg - e_u)[item], direction[item]
             expected[item] += weights[item] * (a - (a * d).sum() / (d * d).sum() * d)
-    torch.testing.assert_close(
-        guided_prediction(prior, x, t, b, 7.5).eps, e_u + 7.5 * expected, rtol=0, atol=1e-11
-    )
+    torch.testing.assert_close(guided_prediction(prior, x, t, b, 7.5).eps, e_u + 7.5 * expected, rtol=0, atol=1e-11)
 
 
 def test_perp_neg_with_zero_weights_is_plain_guidance_and_acts_at_scale_one():

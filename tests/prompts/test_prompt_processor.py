@@ -53,7 +53,16 @@ def test_is_registered():
 
 @pytest.mark.parametrize(
     ("azimuth", "view"),
-    [(0, "front"), (44, "front"), (-44, "front"), (46, "side"), (-90, "side"), (134, "side"), (136, "back"), (180, "back")],
+    [
+        (0, "front"),
+        (44, "front"),
+        (-44, "front"),
+        (46, "side"),
+        (-90, "side"),
+        (134, "side"),
+        (136, "back"),
+        (180, "back"),
+    ],
 )
 def test_view_words_follow_the_azimuth(azimuth, view):
     branches = processor()(views([azimuth]))

@@ -54,7 +54,16 @@ def test_rerun_resumes_at_the_end_and_changes_nothing(trained: Path) -> None:
 
 
 def test_export_only_without_states_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["--miniature", "--device", "cpu", "--export-only", "--work", str(tmp_path / "w"), "--out", str(tmp_path)]
+    arguments = [
+        "--miniature",
+        "--device",
+        "cpu",
+        "--export-only",
+        "--work",
+        str(tmp_path / "w"),
+        "--out",
+        str(tmp_path),
+    ]
     assert train_prior.main(arguments) == 1
     assert "no saved denoiser state yet" in capsys.readouterr().err
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from scoredist3d.cameras import orbit
-from scoredist3d.data.shapes import CATEGORIES, cast_rays, occupancy, sample_objects
+from scoredist3d.data.shapes import CATEGORIES, cast_rays, occupancy, sample_objects, shade
 from scoredist3d.data.shapes.builder import fit
 from scoredist3d.data.shapes.primitives import NUM_HOLES, NUM_SOLIDS, empty_geometry
 
@@ -163,3 +163,18 @@ def test_fit_centres_and_scales_a_stretched_sphere():
     fitted = fit(geometry, 1, torch.tensor([[1.0, 1.0, 2.0]]), torch.tensor([0.9]))
     points = torch.tensor([[[0.0, 0.0, 0.89], [0.0, 0.0, 0.91], [0.44, 0.0, 0.0], [0.46, 0.0, 0.0], [0.0, -0.44, 0.0]]])
     assert occupancy(fitted, points).tolist() == [[True, False, True, False, True]]
+
+
+def test_caster_and_shader_compile_without_graph_breaks():
+    objects = sample_objects(2, torch.Generator().manual_seed(9))
+    directions = _cameras(2, size=4).rays().directions.flatten(1, 2)
+    origins = _cameras(2, size=4).origins[:, None]
+    light = torch.tensor([[0.3, 0.4, 0.8]]).expand(2, 3)
+
+    def render(geometry, surface, origins, directions):
+        hits = cast_rays(geometry, origins, directions, group=NUM_SOLIDS)
+        return shade(surface, geometry, hits, light)
+
+    compiled = torch.compile(render, fullgraph=True, backend="eager")
+    arguments = (objects.geometry, objects.surface, origins, directions)
+    assert torch.equal(compiled(*arguments), render(*arguments))

@@ -28,7 +28,9 @@ CANVAS = {"type": "text-to-2d", "geometry": {"particles": 3}, "guidance": {"guid
 
 
 def make(block: dict[str, Any], *, prompt: str = "red left blob", seed: int = 0) -> System:
-    cameras = registry.build(parse_component("data", {"type": "random-camera", "batch_size": 2, "height": 8, "width": 8}))
+    cameras = registry.build(
+        parse_component("data", {"type": "random-camera", "batch_size": 2, "height": 8, "width": 8})
+    )
     return build_component(
         parse_component("system", block),
         prior=registry.build(parse_component("prior", {"type": "gaussian-mixture", "image_size": 8})),
@@ -91,7 +93,9 @@ def test_preview_and_frames_leave_the_state_alone() -> None:
     system.prepare_step(0, Rng())
     before = {name: value.clone() for name, value in system.state_dict().items()}
     rows = system.preview(PreviewConfig(azimuths=[0.0, 120.0, 240.0], size=8))
-    assert {name: tuple(row.shape) for name, row in rows.items()} == dict.fromkeys(("rgb", "opacity", "depth"), (3, 8, 8, 3))
+    assert {name: tuple(row.shape) for name, row in rows.items()} == dict.fromkeys(
+        ("rgb", "opacity", "depth"), (3, 8, 8, 3)
+    )
     assert all(bool(((row >= 0) & (row <= 1)).all()) for row in rows.values())
     frames = list(system.frames(TurntableConfig(frames=2, height=8, width=10), []))
     assert [tuple(frame.shape) for frame in frames] == [(8, 10, 3)] * 2
@@ -165,7 +169,7 @@ def test_canvas_reaches_the_mode_that_the_prompt_names(parametrisation: str) -> 
     images = system.preview(PreviewConfig())["images"]
     (mode,) = [i for i, words in enumerate(system.prior._labels) if {"red", "left"} <= words]
     target = system.prior.decode(system.prior._means[mode : mode + 1].float()).clamp(0, 1)
-    # The mixture's deviation is 0.1 in [-1, 1], so 0.05 here; the next mode is another colour or side, 0.1 away on average.
+    # The mixture's deviation is 0.05 in [0, 1]; the next mode is another colour or side, about 0.1 away on average.
     assert float((images - target).abs().mean()) < 0.03
 
 
@@ -182,11 +186,11 @@ def test_particles_are_drawn_without_replacement_and_others_stay() -> None:
 
 
 def test_representation_and_system_must_fit() -> None:
-    with pytest.raises(ConfigError, match="use system.type=text-to-2d"):
+    with pytest.raises(ConfigError, match=r"use system\.type=text-to-2d"):
         parse_component("system", {"type": "text-to-3d", "geometry": {"type": "image-canvas"}})
     with pytest.raises(ConfigError, match="optimises an image-canvas, not implicit-volume"):
         parse_component("system", {"type": "text-to-2d", "geometry": {"type": "implicit-volume"}})
-    with pytest.raises(ConfigError, match="exceeds geometry.particles"):
+    with pytest.raises(ConfigError, match=r"exceeds geometry\.particles"):
         parse_component("system", {"type": "text-to-2d", "geometry": {"particles": 2}, "particles_per_step": 3})
 
 
@@ -204,7 +208,9 @@ def test_learning_rates_follow_the_longest_matching_name() -> None:
 
 def test_unknown_group_and_nothing_trainable_are_named() -> None:
     groups = [{"name": "geometry.encoding", "params": [nn.Parameter(torch.zeros(1))]}]
-    with pytest.raises(ValueError, match=r"lr_groups\.geometri: no such parameter group.*Groups are geometry\.encoding"):
+    with pytest.raises(
+        ValueError, match=r"lr_groups\.geometri: no such parameter group.*Groups are geometry\.encoding"
+    ):
         build_optimizer(OptimizerConfig(lr_groups={"geometri": Schedule.constant(1.0)}), groups)
     with pytest.raises(ValueError, match="nothing to optimise"):
         build_optimizer(OptimizerConfig(), [{"name": "a", "params": []}])

@@ -34,7 +34,11 @@ from scoredist3d.training.snapshot import git_state, save_snapshot
 
 
 def test_checkpoint_round_trip_keeps_types_and_bits(tmp_path: Path) -> None:
-    state = {"weights": {"a": torch.randn(3, generator=torch.Generator().manual_seed(0))}, "step": 7, "window": [0.1, 2.0]}
+    state = {
+        "weights": {"a": torch.randn(3, generator=torch.Generator().manual_seed(0))},
+        "step": 7,
+        "window": [0.1, 2.0],
+    }
     write_checkpoint(state, tmp_path / "last.ckpt")
     loaded = read_checkpoint(tmp_path / "last.ckpt")
     assert torch.equal(loaded["weights"]["a"], state["weights"]["a"])
@@ -129,9 +133,14 @@ def test_weights_of_another_configuration_are_refused() -> None:
 
 
 def test_last_is_a_second_name_and_survives_the_first(tmp_path: Path) -> None:
-    for step in (10, 9, 1200000):
+    for step in (10, 9, 1200000, 999999):
         write_checkpoint({"step": step}, tmp_path / f"step-{step:06d}.ckpt")
-    assert [path.stem for path in kept_checkpoints(tmp_path)] == ["step-000009", "step-000010", "step-1200000"]
+    assert [path.stem for path in kept_checkpoints(tmp_path)] == [
+        "step-000009",
+        "step-000010",
+        "step-999999",
+        "step-1200000",
+    ]
     for name in ("step-000009.ckpt", "step-000010.ckpt"):
         link_or_copy(tmp_path / name, tmp_path / "last.ckpt")
     (tmp_path / "step-000010.ckpt").unlink()
@@ -217,7 +226,7 @@ def test_snapshot_holds_command_config_code_and_packages(tmp_path: Path) -> None
     (custom / "a.py").write_text("pass\n")
     (custom / "a.pyc").write_text("")
     folder = RunFolder(tmp_path / "run")
-    save_snapshot(folder, "prompt: a mug\n", ["launch.py", "prompt=a mug"], tmp_path / "custom")
+    save_snapshot(folder, "prompt: a mug\n", ["launch.py", "prompt=a mug"], [tmp_path / "custom", tmp_path / "none"])
     assert folder.resolved_config.read_text() == "prompt: a mug\n"
     assert (folder.configs / "command.txt").read_text() == "launch.py 'prompt=a mug'\n"
     assert any(line.startswith("torch==") for line in (folder.code / "packages.txt").read_text().splitlines())

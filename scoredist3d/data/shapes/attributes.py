@@ -20,11 +20,13 @@ class Mode:
         adjective: Said before the noun ("round table"), or None.
         feature: Said after "with" ("two sails"), or None.
         parts: Names of the parts in the second colour; singular names are said with an article.
+        symmetry: Order of rotational symmetry where it differs from the family's.
     """
 
     adjective: str | None = None
     feature: str | None = None
     parts: tuple[str, ...] = ()
+    symmetry: int | None = None
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ COLOR_TABLE: dict[str, tuple[float, float, float]] = {
     "purple": (0.52, 0.12, 0.74),
     "pink": (1.00, 0.56, 0.76),
     "brown": (0.45, 0.25, 0.10),
-    "black": (0.08, 0.08, 0.09),
+    "black": (0.12, 0.12, 0.13),
     "white": (0.98, 0.98, 0.97),
     "gray": (0.52, 0.52, 0.53),
 }
@@ -86,8 +88,10 @@ FAMILIES: tuple[Category, ...] = (
     Category("bowl", ("dish",), _modes(("round", None), ("straight", None), parts=("rim", "base")), 0),
     Category("teapot", ("kettle",), _modes(("round", None), ("straight", None), parts=("lid", "handle"))),
     Category("chair", (), _modes((None, None), (None, "arms"), parts=("seat",))),
-    Category("stool", ("bar stool",), _modes((None, "three legs"), (None, "four legs"), parts=("seat",)), 0),
-    Category("table", ("desk",), _modes(("square", None), ("round", None), parts=("legs",)), 2),
+    Category(
+        "stool", ("bar stool",), (Mode(None, "three legs", ("seat",), 3), Mode(None, "four legs", ("seat",), 4)), 0
+    ),
+    Category("table", ("desk",), (Mode("square", None, ("legs",)), Mode("round", None, ("stand",), 0)), 2),
     Category("bed", (), _modes((None, "one pillow"), (None, "two pillows"), parts=("frame", "headboard"))),
     Category("bookshelf", ("bookcase",), _modes((None, "two shelves"), (None, "three shelves"), parts=("books",))),
     Category("lamp", ("table lamp",), _modes(("pointed", None), ("round", None), parts=("stand", "base")), 0),
@@ -103,7 +107,7 @@ FAMILIES: tuple[Category, ...] = (
     Category(
         "train engine",
         ("train", "locomotive"),
-        _modes((None, "two wheels"), (None, "three wheels"), parts=("roof", "chimney")),
+        _modes((None, "four wheels"), (None, "six wheels"), parts=("roof", "chimney")),
     ),
     Category(
         "snowman",
@@ -133,14 +137,19 @@ MODES: dict[str, tuple[Mode, ...]] = {family.name: family.modes for family in FA
 AZIMUTH_SYMMETRY: dict[str, int] = {family.name: family.symmetry for family in FAMILIES}
 # Part and feature names that take no article, and numbers that begin one.
 PLURALS = frozenset({"legs", "books", "fins", "arms", "engines"})
-COUNTS = frozenset({"one", "two", "three", "four", "five", "eight"})
+COUNTS = frozenset({"one", "two", "three", "four", "five", "six", "eight"})
 
 
 def azimuth_symmetry(objects: Objects) -> Tensor:
     """(N,) int64, order of rotational symmetry about z: 1 has a front, 2 repeats after 180 degrees, 0 has no azimuth.
 
-    A round family stretched to "wide" repeats after 180 degrees.
+    Finer than AZIMUTH_SYMMETRY: knows the mode (a round table) and that a round object stretched to "wide" is oval.
     """
-    orders = torch.tensor([family.symmetry for family in FAMILIES], device=objects.category.device)[objects.category]
-    wide = objects.size == SIZES.index("wide")
-    return torch.where((orders == 0) & wide, 2, orders)
+    device = objects.category.device
+    table = torch.zeros(len(FAMILIES), max(len(family.modes) for family in FAMILIES), dtype=torch.int64)
+    for i, family in enumerate(FAMILIES):
+        for k, mode in enumerate(family.modes):
+            table[i, k] = family.symmetry if mode.symmetry is None else mode.symmetry
+    orders = table.to(device)[objects.category, objects.mode]
+    oval = torch.where(orders % 2 == 0, 2, 1)
+    return torch.where(objects.size == SIZES.index("wide"), oval, orders)

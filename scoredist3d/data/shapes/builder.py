@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from scoredist3d.data.shapes.primitives import NUM_COLUMNS, NUM_HOLES, NUM_SOLIDS, empty_geometry
+from scoredist3d.data.shapes.primitives import NUM_HOLES, NUM_SOLIDS, empty_geometry
 
 Number = float | Tensor
 Vector = tuple[Number, Number, Number]
@@ -135,25 +136,46 @@ class Builder:
         """Put a piece into the object."""
         self._pieces.append(piece)
 
-    def box(self, center: Vector, half: Vector, **options: object) -> None:
-        """Box, wedge, frustum or pyramid."""
-        self.add(self.piece(center, half, quadric=(0.0, 0.0), **options))  # type: ignore[arg-type]
+    def either(self, condition: Tensor, yes: Piece, no: Piece) -> Piece:
+        """One piece that is ``yes`` where the condition holds, else ``no``: alternatives share a row of the table."""
+        rows = condition[:, None]
+        paint = Paint(
+            torch.where(rows, yes.paint.first, no.paint.first),
+            torch.where(rows, yes.paint.second, no.paint.second),
+            torch.where(condition, yes.paint.pattern, no.paint.pattern),
+        )
+        hole = None
+        if yes.hole is not None and no.hole is not None:
+            hole = self.either(condition, yes.hole, no.hole)
+        elif yes.hole is not None or no.hole is not None:
+            raise ValueError("alternatives must both be hollow or both be full")
+        return Piece(torch.where(rows, yes.geometry, no.geometry), paint, hole)
 
-    def round(
-        self, center: Vector, radius: Number, half_height: Number, *, top: Number = 1.0, **options: object
-    ) -> None:
+    def box_piece(self, center: Vector, half: Vector, **options: Any) -> Piece:
+        """A :meth:`box` that is not added."""
+        return self.piece(center, half, quadric=(0.0, 0.0), **options)
+
+    def ball_piece(self, center: Vector, half: Vector, **options: Any) -> Piece:
+        """A :meth:`ball` that is not added."""
+        return self.piece(center, half, quadric=(1.0, 1.0), **options)
+
+    def box(self, center: Vector, half: Vector, **options: Any) -> None:
+        """Box, wedge, frustum or pyramid."""
+        self.add(self.box_piece(center, half, **options))
+
+    def round(self, center: Vector, radius: Number, half_height: Number, *, top: Number = 1.0, **options: Any) -> None:
         """Cylinder, frustum or cone: ``radius`` at the lower end, ``top * radius`` at the upper end."""
         self.add(self.round_piece(center, radius, half_height, top=top, **options))
 
     def round_piece(
-        self, center: Vector, radius: Number, half_height: Number, *, top: Number = 1.0, **options: object
+        self, center: Vector, radius: Number, half_height: Number, *, top: Number = 1.0, **options: Any
     ) -> Piece:
         """A :meth:`round` that is not added (to cut it out of another piece)."""
-        return self.piece(center, (radius, radius, half_height), quadric=(1.0, 0.0), taper=(top, top), **options)  # type: ignore[arg-type]
+        return self.piece(center, (radius, radius, half_height), quadric=(1.0, 0.0), taper=(top, top), **options)
 
-    def ball(self, center: Vector, half: Vector, **options: object) -> None:
+    def ball(self, center: Vector, half: Vector, **options: Any) -> None:
         """Ellipsoid, or part of one between ``zlo`` and ``zhi`` (-1..1)."""
-        self.add(self.piece(center, half, quadric=(1.0, 1.0), **options))  # type: ignore[arg-type]
+        self.add(self.ball_piece(center, half, **options))
 
     def _rotation(self, frame: tuple[tuple[float, ...], ...] | Tensor | None) -> Tensor:
         if frame is None:
@@ -218,7 +240,7 @@ def _axis_rotation(degrees: Tensor, axis: int) -> Tensor:
     return rotation
 
 
-def fit(geometry: Tensor, num_pieces: int, factors: Tensor, radius: Tensor) -> Tensor:
+def fit(geometry: Tensor, num_pieces: int, factors: Tensor, radius: Tensor, *, axial: bool = False) -> Tensor:
     """Stretch objects along the world's axes, centre their bounding boxes and scale them to a given extent.
 
     Args:
@@ -226,6 +248,7 @@ def fit(geometry: Tensor, num_pieces: int, factors: Tensor, radius: Tensor) -> T
         num_pieces: The solids in use are the first ``num_pieces`` rows.
         factors: (N, 3).
         radius: (N,), wanted distance of the farthest point from the origin.
+        axial: Centre along z only: the z axis is an axis of symmetry and stays where it is.
     """
     matrix = geometry[..., 0:9].unflatten(-1, (3, 3)) / factors[:, None, None, :]
     offset = geometry[..., 9:12]
@@ -235,6 +258,8 @@ def fit(geometry: Tensor, num_pieces: int, factors: Tensor, radius: Tensor) -> T
     low = torch.where(real, points, math.inf).amin((2, 3))
     high = torch.where(real, points, -math.inf).amax((2, 3))
     center = (low + high) / 2
+    if axial:
+        center = center * torch.tensor([0.0, 0.0, 1.0], device=center.device)
     reach = torch.where(real, points - center[:, :, None, None], 0.0).square().sum(1).amax((1, 2)).sqrt()
     scale = (radius / reach)[:, None, None]
     # p_new = scale (p - center), so M_new = M / scale and m_new = m + M center.
@@ -267,6 +292,3 @@ def _inverse(matrix: Tensor) -> Tensor:
     a, b, c = matrix.unbind(-2)
     columns = torch.stack([torch.linalg.cross(b, c), torch.linalg.cross(c, a), torch.linalg.cross(a, b)], -1)
     return columns / (a * torch.linalg.cross(b, c)).sum(-1)[..., None, None]
-
-
-__all__ = ["ALONG_X", "ALONG_Y", "NUM_COLUMNS", "NUM_SURFACE_COLUMNS", "Builder", "Paint", "Piece", "fit"]

@@ -40,7 +40,8 @@ class Caption(NamedTuple):
 
     Attributes:
         text: The caption.
-        category, color, second_color, pattern, size, mode, view, background: Whether the text states this attribute.
+        category, color, second_color, pattern, size, mode, view, background: Whether the text states this attribute. A
+            named part ("with a blue hat") can hint at a mode that is not stated.
     """
 
     text: str

@@ -11,7 +11,6 @@ _FUNCTION_WORDS = (
     "a an the of with and on in at by to for from some no not is it its that this very photo render three d model toy "
     "view background object style picture image side top bottom front rear left right small large big little"
 )
-PUNCTUATION = (",", ".")
 
 
 @cache

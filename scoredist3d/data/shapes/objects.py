@@ -228,5 +228,7 @@ def _build(
         )
         BUILDERS[name](builder)
         built, surface[chosen] = builder.tables()
-        geometry[chosen] = fit(built, builder.num_pieces, factors[chosen], extent[chosen])
+        geometry[chosen] = fit(
+            built, builder.num_pieces, factors[chosen], extent[chosen], axial=FAMILIES[i].symmetry != 1
+        )
     return geometry, surface

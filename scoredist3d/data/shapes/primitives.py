@@ -17,8 +17,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-NUM_SOLIDS = 16
-NUM_HOLES = 3
+NUM_SOLIDS = 14
+NUM_HOLES = 2
 NUM_COLUMNS = 21
 # Columns of the geometry table: M (row-major), m, q_xy, q_z, ax, bx, ay, by, xlo, zlo, zhi.
 _MATRIX, _OFFSET = slice(0, 9), slice(9, 12)
@@ -169,60 +169,58 @@ def _leave_holes(
     return torch.where(reached, hole_leave, float("inf")), inside
 
 
+def take_rows(table: Tensor, rows: Tensor) -> Tensor:
+    """(N, R, C), row ``rows[n, r]`` of ``table[n]``, (N, E, C)."""
+    count, size = table.shape[:2]
+    first = torch.arange(count, device=table.device)[:, None] * size
+    return table.flatten(0, 1).index_select(0, (rows + first).flatten()).unflatten(0, rows.shape)
+
+
 def _hits(geometry: Tensor, origins: Tensor, directions: Tensor, t: Tensor, index: Tensor) -> Hits:
-    """Local position and normal at the hits: the normal of the constraint that is closest to being violated."""
+    """Local position and normal at the hits."""
     hit = torch.isfinite(t)
-    t_safe = torch.where(hit, t, 0.0)
-    point = origins + directions * t_safe[..., None]
-    rows = geometry.gather(1, index[..., None].expand(-1, -1, NUM_COLUMNS))
+    point = origins + directions * torch.where(hit, t, 0.0)[..., None]
+    rows = take_rows(geometry, index)
     matrix = rows[..., _MATRIX].unflatten(-1, (3, 3))
     local = (matrix * point[..., None, :]).sum(-1) + rows[..., _OFFSET]
-    gradient = _active_gradient(rows, local, matrix)
+    stretch = matrix.norm(dim=-1)  # 1 / half-size along each local axis
     sign = torch.where(index >= num_solids(geometry), -1.0, 1.0)
-    gradient = gradient * (sign * hit)[..., None]
+    gradient = _active_gradient(rows, local, stretch) * (sign * hit)[..., None]
     normal = torch.nn.functional.normalize((matrix * gradient[..., :, None]).sum(-2), dim=-1)
-    # Along the frame's axes, in world units: rows of M have length 1 / half-size.
-    local_normal = torch.nn.functional.normalize(gradient * matrix.norm(dim=-1), dim=-1)
+    local_normal = torch.nn.functional.normalize(gradient * stretch, dim=-1)
     return Hits(t, normal, index, local * hit[..., None], local_normal)
 
 
-def _constraint_values(rows: Tensor, local: Tensor) -> Tensor:
-    """(..., 7) values of all constraints, negative inside; the quadric comes last, -infinity where there is none."""
+def _constraints(rows: Tensor, local: Tensor) -> list[tuple[Tensor, tuple[Tensor, Tensor, Tensor]]]:
+    """All constraints, the quadric last: values (negative inside; -infinity for no quadric) and local gradients."""
     x, y, z = local.unbind(-1)
-    wx = rows[..., _AX] + rows[..., _BX] * z
-    wy = rows[..., _AY] + rows[..., _BY] * z
-    q_xy, q_z = rows[..., _Q_XY], rows[..., _Q_Z]
-    quadric = q_xy * (x * x + y * y) + q_z * z * z - wx * wx
-    quadric = torch.where(q_xy > 0, quadric, -math.inf)
-    sides = (x - wx, rows[..., _XLO] * wx - x, y - wy, -y - wy, z - rows[..., _ZHI], rows[..., _ZLO] - z)
-    return torch.stack([*sides, quadric], -1)
+    bx, by = rows[..., _BX], rows[..., _BY]
+    wx, wy = rows[..., _AX] + bx * z, rows[..., _AY] + by * z
+    q_xy, q_z, xlo = rows[..., _Q_XY], rows[..., _Q_Z], rows[..., _XLO]
+    zero, one = torch.zeros_like(z), torch.ones_like(z)
+    quadric = torch.where(q_xy > 0, q_xy * (x * x + y * y) + q_z * z * z - wx * wx, -math.inf)
+    return [
+        (x - wx, (one, zero, -bx)),
+        (xlo * wx - x, (-one, zero, xlo * bx)),
+        (y - wy, (zero, one, -by)),
+        (-y - wy, (zero, -one, -by)),
+        (z - rows[..., _ZHI], (zero, zero, one)),
+        (rows[..., _ZLO] - z, (zero, zero, -one)),
+        (quadric, (2 * q_xy * x, 2 * q_xy * y, 2 * (q_z * z - wx * bx))),
+    ]
 
 
-def _constraint_gradients(rows: Tensor, local: Tensor) -> Tensor:
-    """(..., 7, 3) gradients of :func:`_constraint_values` in the local frame."""
-    x, y, z = local.unbind(-1)
-    bx, by, q_xy = rows[..., _BX], rows[..., _BY], rows[..., _Q_XY]
-    wx = rows[..., _AX] + bx * z
-    zero, one = torch.zeros_like(x), torch.ones_like(x)
-    gradients = (
-        (one, zero, -bx),
-        (-one, zero, rows[..., _XLO] * bx),
-        (zero, one, -by),
-        (zero, -one, -by),
-        (zero, zero, one),
-        (zero, zero, -one),
-        (2 * q_xy * x, 2 * q_xy * y, 2 * (rows[..., _Q_Z] * z - wx * bx)),
-    )
-    return torch.stack([torch.stack(gradient, -1) for gradient in gradients], -2)
-
-
-def _active_gradient(rows: Tensor, local: Tensor, matrix: Tensor) -> Tensor:
-    """(..., 3) local gradient of the constraint with the largest value, in units of distance."""
-    gradients = _constraint_gradients(rows, local)
-    # Rows of the matrix are the gradients of the local coordinates.
-    lengths = (gradients[..., :, :, None] * matrix[..., None, :, :]).sum(-2).norm(dim=-1)
-    active = (_constraint_values(rows, local) / lengths.clamp_min(1e-9)).argmax(-1)
-    return gradients.gather(-2, active[..., None, None].expand(*active.shape, 1, 3))[..., 0, :]
+def _active_gradient(rows: Tensor, local: Tensor, stretch: Tensor) -> Tensor:
+    """(..., 3) local gradient of the constraint nearest to being violated, distances taken along the local axes."""
+    sx, sy, sz = (stretch * stretch).unbind(-1)
+    best = torch.full_like(sx, -math.inf)
+    active: tuple[Tensor, ...] = (best, best, best)
+    for value, (gx, gy, gz) in _constraints(rows, local):
+        distance = value * torch.rsqrt((gx * gx * sx + gy * gy * sy + gz * gz * sz).clamp_min(1e-18))
+        closer = distance > best
+        best = torch.where(closer, distance, best)
+        active = tuple(torch.where(closer, new, old) for new, old in zip((gx, gy, gz), active, strict=True))
+    return torch.stack(active, -1)
 
 
 def occupancy(geometry: Tensor, points: Tensor) -> Tensor:
@@ -248,4 +246,7 @@ def occupancy(geometry: Tensor, points: Tensor) -> Tensor:
 def _inside(rows: Tensor, points: Tensor) -> Tensor:
     matrix = rows[:, _MATRIX].unflatten(-1, (3, 3))
     local = points @ matrix.transpose(1, 2) + rows[:, None, _OFFSET]
-    return (_constraint_values(rows[:, None], local) <= 0).all(-1)
+    inside = torch.ones(points.shape[:2], dtype=torch.bool, device=points.device)
+    for value, _ in _constraints(rows[:, None], local):
+        inside = inside & (value <= 0)
+    return inside

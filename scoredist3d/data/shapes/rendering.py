@@ -12,11 +12,12 @@ from torch import Tensor
 from scoredist3d.cameras import Cameras
 from scoredist3d.data.shapes.attributes import BRICK, CHECKERED, DOTTED, STRIPED, WOODEN
 from scoredist3d.data.shapes.objects import Objects
-from scoredist3d.data.shapes.primitives import Hits, cast_rays
+from scoredist3d.data.shapes.primitives import Hits, cast_rays, take_rows
 
 # Towards the light: above, somewhat in front and to one side, so that top, front and both sides differ.
 DEFAULT_LIGHT: tuple[float, float, float] = (0.45, 0.40, 0.80)
 _AMBIENT, _SKY, _DIFFUSE = 0.45, 0.15, 0.45
+_CPU_CHUNK, _DEVICE_CHUNK = 1 << 14, 1 << 22
 _STRIPE_PERIOD = 0.38  # scene units
 _CHECK_PERIOD = 0.44
 _DOT_PERIOD = 0.30
@@ -52,7 +53,7 @@ def render_objects(
     *,
     antialias: int = 2,
     light: Tensor | None = None,
-    chunk_rays: int = 1 << 16,
+    chunk_rays: int | None = None,
     cast: Callable[..., Hits] = cast_rays,
     shader: Callable[..., Tensor] | None = None,
 ) -> ShapeRender:
@@ -65,7 +66,7 @@ def render_objects(
         cameras: N cameras, on the same device.
         antialias: Rays per pixel and axis.
         light: (N, 3), directions towards the light; DEFAULT_LIGHT by default.
-        chunk_rays: Rays cast at once. Small keeps temporaries in a CPU's cache; use 2^22 or so on a GPU.
+        chunk_rays: Rays cast at once; 2^14 on a CPU (temporaries stay in its cache) and 2^22 elsewhere by default.
         cast, shader: Replacements for :func:`cast_rays` and :func:`shade`, e.g. compiled ones.
 
     Raises:
@@ -76,11 +77,16 @@ def render_objects(
     if light is None:
         light = torch.tensor(DEFAULT_LIGHT, device=objects.device).expand(len(objects), 3)
     fine = cameras.with_size(cameras.height * antialias, cameras.width * antialias)
+    on_cpu = objects.device.type == "cpu"
+    if chunk_rays is None:
+        chunk_rays = _CPU_CHUNK if on_cpu else _DEVICE_CHUNK
     step = max(1, chunk_rays // (fine.height * fine.width))
     parts = []
     for start in range(0, len(objects), step):
         chunk = slice(start, start + step)
-        parts.append(_render(objects[chunk], fine[chunk], light[chunk], antialias, cast, shader or shade))
+        # Trimming looks at values and changes shapes: free on a CPU, a synchronisation and a new graph elsewhere.
+        part = objects[chunk].trimmed() if on_cpu else objects[chunk]
+        parts.append(_render(part, fine[chunk], light[chunk], antialias, cast, shader or shade))
     rgba, depth, normal = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
     return ShapeRender(rgba, depth, normal)
 
@@ -116,8 +122,8 @@ def shade(surface: Tensor, geometry: Tensor, hits: Hits, light: Tensor) -> Tenso
         hits: Result of :func:`cast_rays`.
         light: (N, 3), directions towards the light.
     """
-    rows = surface.gather(1, hits.primitive[..., None].expand(-1, -1, surface.shape[-1]))
-    shape = geometry[..., 0:14].gather(1, hits.primitive[..., None].expand(-1, -1, 14))
+    rows = take_rows(surface, hits.primitive)
+    shape = take_rows(geometry[..., 0:14], hits.primitive)
     albedo = _pattern(rows, shape, hits)
     toward = torch.nn.functional.normalize(light, dim=-1)[:, None, :]
     lambert = (hits.normal * toward).sum(-1).clamp_min(0.0)
@@ -146,7 +152,9 @@ def _pattern(rows: Tensor, shape: Tensor, hits: Hits) -> Tensor:
     course = v / (0.5 * _BRICK_PERIOD) + phase
     joint = _frac(_cells(u, circumference, _BRICK_PERIOD, 1) + 0.5 * _frac(torch.floor(course) / 2) * 2)
     mortar = (pattern == BRICK) & ((_frac(course) < 0.2) | (joint < 0.1))
-    return torch.where(mortar[..., None], 0.5 * color + 0.36, color)
+    # Mortar contrasts with the bricks: darker on light colours, lighter on dark ones.
+    joints = torch.where(color.mean(-1, keepdim=True) > 0.55, 0.62 * color, 0.5 * color + 0.36)
+    return torch.where(mortar[..., None], joints, color)
 
 
 def _surface_coordinates(shape: Tensor, hits: Hits) -> tuple[Tensor, Tensor, Tensor, Tensor]:

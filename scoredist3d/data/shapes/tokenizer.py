@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scoredist3d.data.shapes.lexicon import PUNCTUATION, lexicon
+from scoredist3d.data.shapes.lexicon import lexicon
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer
@@ -89,6 +89,3 @@ def _write(path: Path, text: str) -> None:
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
-
-
-__all__ = ["MAX_LENGTH", "PUNCTUATION", "build_tokenizer", "learn_merges"]

@@ -26,7 +26,16 @@ logger = logging.getLogger("scoredist3d")
 
 _SOURCES = ("hash_grid.c", "rays.c")
 # No contraction into FMA: the kernels then do the arithmetic of the torch reference, bit by bit where the order agrees.
-_BASE_FLAGS = ("-std=gnu11", "-O2", "-ftree-vectorize", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
+_BASE_FLAGS = (
+    "-std=gnu11",
+    "-O2",
+    "-ftree-vectorize",
+    "-ffp-contract=off",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-fPIC",
+    "-shared",
+)
 # From the fastest; a compiler or machine that refuses one gets the next.
 _OPTIONAL_FLAGS = (("-march=native", "-fopenmp"), ("-fopenmp",), ("-march=native",), ())
 _COMPILE_TIMEOUT = 120.0
@@ -47,8 +56,9 @@ def unavailable_reason() -> str | None:
 
 
 def call(function: str, *arguments: Tensor | float | int | None) -> None:
-    """Call a kernel: tensors become pointers (they must be contiguous), None a null pointer, ``int`` is int64, ``float``
-    is float. The number of threads, torch's own, is added as the last argument.
+    """Call a kernel; the number of threads, torch's own, is added as the last argument.
+
+    Tensors become pointers (they must be contiguous), None a null pointer, ``int`` is int64, ``float`` is float.
 
     Raises:
         RuntimeError: If the kernels are not available.
@@ -134,7 +144,9 @@ def _processor() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         lines = cpuinfo.read_text(errors="replace").splitlines()
-        description += sorted({line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))})
+        description += sorted(
+            {line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))}
+        )
     return "\n".join(description)
 
 

@@ -47,17 +47,18 @@ def robot(b: Builder) -> None:
     b.box((0, 0, 0), (depth, width, height))
     square = b.mode == 0
     z = height + 0.03 + head
-    b.box((0, 0, z), (depth * 0.95, head * 1.2, head), on=square, paint=b.second)
-    b.ball((0, 0, z - head), (head * 1.2, head * 1.2, head * 2.0), zlo=0.0, on=~square, paint=b.second)
-    face = b.select(square, depth * 0.95, head * 1.08)
-    eye = b.fixed(0.97, 0.97, 0.9)
+    block = b.box_piece((0, 0, z), (depth * 0.95, head * 1.2, head), paint=b.second)
+    vault = b.ball_piece((0, 0, z - head), (head * 1.2, head * 1.2, head * 2.0), zlo=0.0, paint=b.second)
+    b.add(b.either(square, block, vault))
+    gray = b.fixed(0.35, 0.35, 0.38)
+    face = b.select(square, depth * 0.95, head * 1.02)
+    b.box((face, 0, z + 0.04), (0.06, head * 0.92, 0.11), paint=b.fixed(*_DARK))
     for side in (-1, 1):
-        b.round((face, side * head * 0.5, z + 0.04), 0.085, 0.05, frame=ALONG_X, paint=eye)
-        b.round((face + 0.02, side * head * 0.5, z + 0.04), 0.04, 0.05, frame=ALONG_X, paint=b.fixed(*_DARK))
+        b.round((face + 0.05, side * head * 0.45, z + 0.04), 0.075, 0.03, frame=ALONG_X, paint=b.fixed(1.0, 0.97, 0.8))
         b.box((0, side * (width + 0.12), 0.02), (0.11, 0.1, height * 0.92), paint=b.plain)
         b.box((0, side * width * 0.52, -height - 0.22), (0.13, 0.13, 0.26), paint=b.plain)
-        b.box((0.06, side * width * 0.52, -height - 0.46), (0.21, 0.15, 0.07), paint=b.fixed(0.35, 0.35, 0.38))
-    b.round((0, 0, z + head + 0.12), 0.03, 0.14, paint=b.fixed(0.35, 0.35, 0.38))
+        b.box((0.06, side * width * 0.52, -height - 0.46), (0.21, 0.15, 0.07), paint=gray)
+    b.round((0, 0, z + head + 0.12), 0.03, 0.14, paint=gray)
     b.ball((0, 0, z + head + 0.28), (0.075, 0.075, 0.075), paint=b.second)
     b.box((depth, 0, 0.06), (0.03, width * 0.55, height * 0.4), paint=b.fixed(0.8, 0.85, 0.88))
 

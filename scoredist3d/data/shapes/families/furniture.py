@@ -27,10 +27,9 @@ def stool(b: Builder) -> None:
     """A thick round seat on three or four splayed legs joined by a ring."""
     radius, leg, splay = b.uniform(0.38, 0.46), b.uniform(0.55, 0.7), b.uniform(8.0, 12.0)
     b.round((0, 0, 0.02), radius, 0.12, paint=b.second)
-    turn = b.uniform(0.0, 30.0)
     three = b.mode == 0
     for k in range(4):
-        azimuth = turn + b.select(three, 120.0 * k, 90.0 * k)
+        azimuth = b.select(three, 120.0 * k, 45.0 + 90.0 * k)
         cos, sin = torch.cos(azimuth * math.pi / 180), torch.sin(azimuth * math.pi / 180)
         reach = radius * 0.72 + leg * 0.17
         on = ~three if k == 3 else None
@@ -91,23 +90,23 @@ def bookshelf(b: Builder) -> None:
         floor = -height + wall + pitch * k + 0.03
         on = three if k == 3 else None
         for side in (-1, 1):
-            tall = pitch * b.uniform(0.26, 0.4)
-            broad = b.uniform(0.12, 0.2)
+            tall = pitch * b.uniform(0.24, 0.38)
+            broad = b.uniform(0.11, 0.17)
             shift = side * (width - wall - broad)
             b.box((0.02, shift, floor + tall), (depth * 0.6, broad, tall), on=on, paint=books)
 
 
 def lamp(b: Builder) -> None:
-    """A big shade (frustum or dome) on a thin pole with a flat base."""
-    shade, height, pole = b.uniform(0.56, 0.66), b.uniform(0.3, 0.38), b.uniform(0.42, 0.52)
-    cone = b.mode == 0
-    cavity = b.round_piece((0, 0, -0.03), shade * 0.92, height, top=0.5, paint=b.plain)
-    b.round((0, 0, 0), shade, height, top=b.uniform(0.42, 0.56), hole=cavity, on=cone)
-    dome = b.piece((0, 0, -height * 1.03), (shade * 0.9, shade * 0.9, height * 1.6), quadric=(1.0, 1.0), paint=b.plain)
-    b.ball((0, 0, -height), (shade, shade, height * 1.8), zlo=0.0, hole=dome, on=~cone)
+    """A big shade (frustum or dome, open below) on a thin pole with a flat base."""
+    shade, height, pole = b.uniform(0.54, 0.64), b.uniform(0.3, 0.36), b.uniform(0.5, 0.6)
+    funnel = b.round_piece((0, 0, -0.03), shade * 0.92, height, top=0.5, paint=b.plain)
+    cone = b.round_piece((0, 0, 0), shade, height, top=b.uniform(0.42, 0.56), hole=funnel)
+    vault = b.ball_piece((0, 0, -height * 1.03), (shade * 0.9, shade * 0.9, height * 1.4), paint=b.plain)
+    dome = b.ball_piece((0, 0, -height), (shade, shade, height * 1.6), zlo=0.0, hole=vault)
+    b.add(b.either(b.mode == 0, cone, dome))
     b.ball((0, 0, -height * 0.4), (0.15, 0.15, 0.17), paint=b.fixed(1.0, 0.93, 0.6))
     b.round((0, 0, -height * 0.5 - pole), 0.055, pole + 0.1, paint=b.second)
-    b.round((0, 0, -height * 0.5 - 2 * pole - 0.08), b.uniform(0.34, 0.42), 0.065, top=0.75, paint=b.second)
+    b.round((0, 0, -height * 0.5 - 2 * pole - 0.08), b.uniform(0.36, 0.44), 0.065, top=0.75, paint=b.second)
 
 
 def candle(b: Builder) -> None:

@@ -11,10 +11,12 @@ def mug(b: Builder) -> None:
     cavity = b.round_piece((0, 0, 0.1), radius * 0.86, half, top=top, paint=b.plain)
     b.round((0, 0, 0), radius, half, top=top, hole=cavity)
     outer, thick = b.uniform(0.40, 0.48), b.uniform(0.09, 0.12)
-    inner = b.round_piece((0, radius * 0.94, 0), outer * 0.6, thick * 1.2, frame=ALONG_X)
-    b.round((0, radius * 0.94, 0), outer, thick, frame=ALONG_X, xlo=0.0, hole=inner, on=b.mode == 0, paint=b.second)
-    cut = b.piece((0, radius * 0.94, 0), (thick * 1.2, outer * 0.62, outer * 0.62), quadric=(0.0, 0.0))
-    b.box((0, radius * 0.94 + outer / 2, 0), (thick, outer / 2, outer), hole=cut, on=b.mode == 1, paint=b.second)
+    wall = radius * 0.94
+    inner = b.round_piece((0, wall, 0), outer * 0.6, thick * 1.2, frame=ALONG_X, paint=b.second)
+    ring = b.round_piece((0, wall, 0), outer, thick, frame=ALONG_X, xlo=0.0, hole=inner, paint=b.second)
+    cut = b.box_piece((0, wall, 0), (thick * 1.2, outer * 0.62, outer * 0.62), paint=b.second)
+    frame = b.box_piece((0, wall + outer / 2, 0), (thick, outer / 2, outer), hole=cut, paint=b.second)
+    b.add(b.either(b.mode == 0, ring, frame))
 
 
 def bottle(b: Builder) -> None:
@@ -23,23 +25,23 @@ def bottle(b: Builder) -> None:
     shoulder, neck = b.uniform(0.24, 0.36), b.uniform(0.2, 0.28)
     thin = radius * b.uniform(0.34, 0.42)
     b.round((0, 0, 0), radius, half)
-    dome = b.mode == 0
-    b.ball((0, 0, half), (radius, radius, shoulder), zlo=0.0, on=dome)
-    b.round((0, 0, half + shoulder / 2), radius, shoulder / 2, top=thin / radius, on=~dome)
+    dome = b.ball_piece((0, 0, half), (radius, radius, shoulder), zlo=0.0)
+    cone = b.round_piece((0, 0, half + shoulder / 2), radius, shoulder / 2, top=thin / radius)
+    b.add(b.either(b.mode == 0, dome, cone))
     b.round((0, 0, half + shoulder * 0.7 + neck), thin, neck)
     b.round((0, 0, half + shoulder * 0.7 + 2 * neck + 0.08), thin * 1.25, 0.1, paint=b.second_or(0.25, 0.25, 0.27))
-    b.round((0, 0, -half * 0.15), radius * 1.03, half * 0.42, paint=b.second_or(0.94, 0.92, 0.86))
+    b.round((0, 0, -half * 0.15), radius * 1.03, half * 0.3, paint=b.second_or(0.94, 0.92, 0.86))
 
 
 def wine_glass(b: Builder) -> None:
     """A bowl (egg or cone) open at the top on a thin stem with a flat foot."""
     width, height, stem = b.uniform(0.5, 0.6), b.uniform(0.55, 0.7), b.uniform(0.26, 0.36)
     egg = b.mode == 0
-    cavity = b.select(egg, 0.0, 0.0)
-    hole = b.piece((0, 0, cavity + 0.04), (width * 0.88, width * 0.88, height * 0.92), quadric=(1.0, 1.0), zhi=0.7)
-    b.ball((0, 0, 0), (width, width, height), zhi=0.55, hole=hole, on=egg)
-    point = b.round_piece((0, 0, 0.14), 0.0 * width + 0.01, height * 0.75, top=width / 0.0105)
-    b.round((0, 0, 0), 0.05, height * 0.75, top=width * 1.2 / 0.05, hole=point, on=~egg)
+    oval = b.ball_piece((0, 0, 0.04), (width * 0.88, width * 0.88, height * 0.92), zhi=0.7, paint=b.plain)
+    rounded = b.ball_piece((0, 0, 0), (width, width, height), zhi=0.55, hole=oval)
+    funnel = b.round_piece((0, 0, 0.14), 0.01, height * 0.75, top=width * 1.15 / 0.01, paint=b.plain)
+    pointed = b.round_piece((0, 0, 0), 0.05, height * 0.75, top=width * 1.2 / 0.05, hole=funnel)
+    b.add(b.either(egg, rounded, pointed))
     bottom = b.select(egg, height * 0.97, height * 0.73)
     b.round((0, 0, -bottom - stem), 0.075, stem + 0.04, paint=b.second)
     b.round((0, 0, -bottom - 2 * stem), width * 0.78, 0.07, top=0.25, paint=b.second)
@@ -49,12 +51,11 @@ def bowl(b: Builder) -> None:
     """A wide half ball or frustum, hollow, with a rim and a foot."""
     radius, depth, cut = b.uniform(0.8, 0.9), b.uniform(0.55, 0.72), b.uniform(-0.05, 0.1)
     curved = b.mode == 0
-    hole = b.piece(
-        (0, 0, 0.05), (radius * 0.92, radius * 0.92, depth * 0.95), quadric=(1.0, 1.0), zhi=0.4, paint=b.plain
-    )
-    b.ball((0, 0, 0), (radius, radius, depth), zhi=cut, hole=hole, on=curved)
-    cone = b.round_piece((0, 0, -depth * 0.4), radius * 0.42, depth * 0.5, top=2.0, paint=b.plain)
-    b.round((0, 0, -depth * 0.5), radius * 0.5, depth * 0.5, top=1.9, hole=cone, on=~curved)
+    inner = b.ball_piece((0, 0, 0.05), (radius * 0.92, radius * 0.92, depth * 0.95), zhi=0.4, paint=b.plain)
+    half_ball = b.ball_piece((0, 0, 0), (radius, radius, depth), zhi=cut, hole=inner)
+    pit = b.round_piece((0, 0, -depth * 0.4), radius * 0.42, depth * 0.5, top=2.0, paint=b.plain)
+    frustum = b.round_piece((0, 0, -depth * 0.5), radius * 0.5, depth * 0.5, top=1.9, hole=pit)
+    b.add(b.either(curved, half_ball, frustum))
     rim = b.select(curved, depth * cut, -0.02)
     edge = b.select(curved, radius, radius * 0.97)
     opening = b.round_piece((0, 0, rim), edge * 0.9, 0.2, paint=b.second)

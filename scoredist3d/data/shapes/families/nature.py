@@ -31,7 +31,7 @@ def pine_tree(b: Builder) -> None:
 
 def flower(b: Builder) -> None:
     """A head of five or eight petals that faces forward (+x) on a stem with two leaves."""
-    petal, middle = b.uniform(0.3, 0.34), b.uniform(0.17, 0.2)
+    petal, middle = b.uniform(0.36, 0.4), b.uniform(0.17, 0.2)
     eight = b.mode == 1
     green = b.fixed(0.18, 0.52, 0.16)
     tilt = b.uniform(10.0, 20.0)  # the head looks slightly upwards
@@ -53,7 +53,7 @@ def flower(b: Builder) -> None:
     stem = b.uniform(0.5, 0.58)
     b.round((-0.08, 0, -stem - 0.14), 0.045, stem, paint=green)
     for side in (-1, 1):
-        b.ball((-0.06, side * 0.2, -stem - 0.3), (0.1, 0.06, 0.26), frame=b.turn(roll=-52.0 * side), paint=green)
+        b.ball((-0.06, side * 0.2, -stem - 0.3), (0.09, 0.05, 0.22), frame=b.turn(roll=-52.0 * side), paint=green)
 
 
 def cactus(b: Builder) -> None:

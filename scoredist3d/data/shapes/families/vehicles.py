@@ -115,20 +115,19 @@ def train_engine(b: Builder) -> None:
     """A steam engine: boiler along x, cab behind, chimney, dome, wheels and a buffer in front."""
     length, radius = b.uniform(0.5, 0.58), b.uniform(0.25, 0.3)
     dark = b.fixed(0.14, 0.14, 0.15)
-    b.box((-0.05, 0, -radius - 0.04), (0.92, 0.3, 0.09), paint=dark)
+    b.box((-0.05, 0, -radius - 0.04), (0.92, 0.33, 0.09), paint=b.plain)
     b.round((0.28, 0, 0.0), radius, length, frame=ALONG_X)
     b.round((0.28 + length, 0, 0.0), radius * 0.86, 0.04, frame=ALONG_X, paint=dark)
     cab = b.uniform(0.34, 0.4)
     b.box((-0.6, 0, 0.12), (0.32, 0.36, cab + 0.04))
     b.box((-0.6, 0, cab + 0.2), (0.4, 0.42, 0.06), paint=b.second)
     window = b.fixed(0.66, 0.86, 0.95)
-    b.box((-0.58, 0, cab * 0.62), (0.17, 0.375, 0.13), paint=window)
+    b.box((-0.58, 0, cab * 0.62), (0.13, 0.375, 0.11), paint=window)
     stack = b.uniform(0.18, 0.24)
     b.round((0.62, 0, radius + stack * 0.8), 0.085, stack, top=1.5, paint=b.second)
     b.ball((0.14, 0, radius), (0.12, 0.12, 0.15), paint=b.second)
-    wheel, three = b.uniform(0.2, 0.23), b.mode == 1
+    wheel, three = b.uniform(0.17, 0.2), b.mode == 1
     for k, x in enumerate((-0.6, 0.5, -0.05)):
-        for side in (-1, 1):
-            on = three if k == 2 else None
-            b.round((x, side * 0.31, -radius - 0.18), wheel, 0.06, frame=ALONG_Y, on=on, paint=dark)
-    b.box((0.94, 0, -radius - 0.14), (0.2, 0.3, 0.14), taper=(0.1, 1.0), xlo=0.0, paint=b.fixed(0.4, 0.4, 0.42))
+        # Both wheels of an axle are one cylinder: the frame hides what is between them.
+        b.round((x, 0, -radius - 0.2), wheel, 0.37, frame=ALONG_Y, on=three if k == 2 else None, paint=dark)
+    b.box((0.94, 0, -radius - 0.14), (0.2, 0.3, 0.14), taper=(0.1, 1.0), xlo=0.0, paint=b.plain)
