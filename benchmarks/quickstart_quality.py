@@ -98,7 +98,8 @@ def work(prompt: str, seed: int, out: Path, gpu: str, overrides: list[str]) -> N
         raise RuntimeError(f"{prompt}: no system came back")
     figures, views = measure(result.system, prompt, torch.device(Devices.parse(devices).first))
     report = json.loads((result.folder / "export" / "report.json").read_text())
-    mesh = {key: report[key] for key in ("faces", "watertight", "holes", "components", "bytes")}
+    mesh = {key: report[key] for key in ("faces", "watertight", "holes", "components")}
+    mesh["bytes"] = next(size for name, size in report["bytes"].items() if name.endswith(".glb"))
     figures |= {"prompt": prompt, "seed": seed, "seconds": sum(result.seconds.values()), "mesh": mesh}
     torch.save(views.cpu(), out / "views.pt")
     (out / "asset.json").write_text(json.dumps(figures, indent=2))
@@ -128,7 +129,7 @@ def summarise(out: Path) -> int:
         print(f"no finished asset in {out}", file=sys.stderr)
         return 1
     lines = [
-        "| prompt | seed | category | colour | IoU (best other family) | faces | watertight | MiB |",
+        "| prompt | seed | category | colour | IoU (best other family) | faces | watertight | GLB MiB |",
         "| --- |" * 1,
     ]
     lines[1] = "| --- | --- | --- | --- | --- | --- | --- | --- |"
@@ -177,7 +178,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     jobs = [(prompt, seed) for seed in arguments.seeds for prompt in arguments.prompts]
     with ThreadPoolExecutor(arguments.jobs) as pool:
-        list(pool.map(lambda job: run_worker(*job, arguments.out, arguments, overrides), jobs))
+        list(pool.map(lambda job: run_worker(job[0], job[1], arguments.out, arguments, overrides), jobs))
     return summarise(arguments.out)
 
 

@@ -7,8 +7,8 @@ found through :mod:`scoredist3d.registry`.
 
 import os
 
-# Waiting OpenMP threads must sleep, not spin: with another process busy on a 2-core machine, libgomp's spinning barriers
-# made a small UNet 38 times slower. The variable is read when torch loads, so it is set before anything imports torch.
+# Waiting OpenMP threads must sleep, not spin: with another process busy on a 2-core machine, libgomp's spinning
+# barriers made a small UNet 38 times slower. The variable is read when torch loads, so it is set before that.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __version__ = "0.1.0"

@@ -8,7 +8,9 @@ elevation grows upwards. Pixel (row i, column j) has its centre at (j + 0.5, i +
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -70,6 +72,7 @@ class Cameras:
         return self._map(lambda tensor: tensor[index])
 
     def to(self, device: torch.device | str) -> Cameras:
+        """The same cameras on another device."""
         return self._map(lambda tensor: tensor.to(device))
 
     def with_size(self, height: int, width: int) -> Cameras:
@@ -82,7 +85,9 @@ class Cameras:
         sizes = {(batch.height, batch.width) for batch in batches}
         if len(sizes) != 1:
             raise ValueError(f"cameras of different image sizes cannot be joined: {sorted(sizes)}")
-        tensors = {f.name: torch.cat([getattr(b, f.name) for b in batches]) for f in fields(cls) if f.name not in _SIZE}
+        tensors: dict[str, Any] = {
+            f.name: torch.cat([getattr(b, f.name) for b in batches]) for f in fields(cls) if f.name not in _SIZE
+        }
         return replace(batches[0], **tensors)
 
     @property
@@ -131,8 +136,9 @@ class Cameras:
         origins = self.origins[:, None, None, :].expand_as(directions)
         return Rays(origins=origins, directions=directions, cosines=1.0 / norm[..., 0])
 
-    def _map(self, function) -> Cameras:  # type: ignore[no-untyped-def]
-        return replace(self, **{f.name: function(getattr(self, f.name)) for f in fields(self) if f.name not in _SIZE})
+    def _map(self, function: Callable[[Tensor], Tensor]) -> Cameras:
+        tensors: dict[str, Any] = {f.name: function(getattr(self, f.name)) for f in fields(self) if f.name not in _SIZE}
+        return replace(self, **tensors)
 
 
 _SIZE = ("height", "width")
@@ -194,7 +200,7 @@ def orbit(
     target = torch.zeros_like(position) if target is None else target
     up = position.new_tensor([0.0, 0.0, 1.0]).expand_as(position) if up is None else up
     if up.shape == position.shape and offset is None:
-        # Straight up or down the image's "up" depends on the azimuth: use its limit instead of the degenerate cross product.
+        # Straight up or down the image's "up" depends on the azimuth: take its limit, the cross product degenerates.
         pole = elevation.cos().abs()[:, None] < 1e-4
         limit = (
             torch.stack([-azimuth.cos(), -azimuth.sin(), torch.zeros_like(azimuth)], -1)

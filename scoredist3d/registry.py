@@ -48,6 +48,7 @@ class Entry:
 
     @property
     def config_cls(self) -> type:
+        """The component's nested ``Config`` dataclass."""
         config_cls: type = self.cls.Config  # type: ignore[attr-defined]
         return config_cls
 
@@ -93,7 +94,6 @@ def register(kind: str, name: str, *, summary: str, arxiv: str | None = None) ->
                 f"choose another name for {cls.__module__}.{cls.__qualname__}"
             )
         _entries[kind][name] = Entry(kind=kind, name=name, cls=cls, summary=summary, arxiv=arxiv)
-        cls.registry_name = name
         return cls
 
     return decorate

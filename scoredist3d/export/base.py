@@ -51,6 +51,14 @@ class ExportReport:
         """Plain types, ready for JSON."""
         return asdict(self)
 
+    def describe(self) -> str:
+        """One line for a person."""
+        closed = "watertight" if self.watertight else f"{self.holes} holes, {self.nonmanifold_edges} non-manifold edges"
+        size = sum(self.bytes.values()) / 2**20
+        return f"mesh: {self.faces:,} faces, {closed}, {self.components} pieces, {size:.1f} MiB in all" + "".join(
+            f"; {note}" for note in self.notes
+        )
+
 
 @dataclass(frozen=True)
 class ExportResult:

@@ -36,7 +36,7 @@ class TexturedMeshExporter(Exporter):
     class Config(Exporter.Config):
         """Quality, size and formats."""
 
-        formats: list[Literal["glb", "obj", "ply"]] = option(  # noqa: RUF009 option() copies the list
+        formats: list[Literal["glb", "obj", "ply"]] = option(
             ["glb", "obj"], "Files to write. ply holds the surface before simplification, coloured at its vertices."
         )
         resolution: int = option(128, "Density samples along each side of the cube around the ball.", ge=8, le=1024)

@@ -19,7 +19,6 @@ from scoredist3d.ops import native
 logger = logging.getLogger("scoredist3d")
 
 _INSTALL = {
-    "native": "install a C compiler (for example `apt install gcc`) or point $CC at one",
     "triton": "pip install triton (Linux; CUDA builds of torch bring it)",
     "nerfacc": "pip install nerfacc",
     "tinycudann": "see requirements-cuda.txt",
@@ -56,7 +55,7 @@ def missing(backend: str) -> str | None:
     if backend == "torch":
         return None
     if backend == "native":
-        return None if native.available() else f"{native.unavailable_reason()}; {_INSTALL['native']}"
+        return native.unavailable_reason()
     if importlib.util.find_spec(backend) is None:
         return f"the package {backend} is not installed; {_INSTALL[backend]}"
     return None

@@ -86,6 +86,17 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{whole % 60:02d}" if hours else f"{minutes}:{whole % 60:02d}"
 
 
+def peak_memory_gib() -> float:
+    """Largest resident memory of the process so far, in GiB."""
+    info = psutil.Process().memory_info()
+    if hasattr(info, "peak_wset"):  # Windows
+        return float(info.peak_wset) / 2**30
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**30 if sys.platform == "darwin" else 2**20)
+
+
 def memory_use(device: torch.device) -> str:
     """Resident memory of the process, and the peak of the GPU's where one is used."""
     text = f"{psutil.Process().memory_info().rss / 2**30:.2f} GiB"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import tempfile
@@ -10,7 +11,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 LAST_CHECKPOINT = "last.ckpt"
 RESOLVED_CONFIG = "resolved.yaml"
@@ -148,3 +149,9 @@ def write_atomically(path: Path, text: str) -> None:
     """Replace a text file's content in one go."""
     with atomic_file(path) as file:
         file.write(text.encode())
+
+
+def write_json(path: Path, content: dict[str, Any]) -> Path:
+    """Replace a JSON file's content in one go; returns ``path``."""
+    write_atomically(path, json.dumps(content, indent=2) + "\n")
+    return path

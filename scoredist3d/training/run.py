@@ -19,10 +19,10 @@ from scoredist3d.config.experiment import ExperimentConfig
 from scoredist3d.config.validation import to_yaml
 from scoredist3d.systems.base import System
 from scoredist3d.training.checkpoint import load_weights, read_checkpoint
-from scoredist3d.training.console import Console, StageClock
+from scoredist3d.training.console import Console, StageClock, peak_memory_gib
 from scoredist3d.training.distributed import Devices, DeviceSpec, Workers
 from scoredist3d.training.fit import Place, build_system, fit, import_lightning
-from scoredist3d.training.folder import RunFolder, find_run, slug
+from scoredist3d.training.folder import RunFolder, find_run, slug, write_json
 from scoredist3d.training.interrupt import InterruptGuard
 from scoredist3d.training.outputs import export_object, latest_preview, save_preview, write_video
 from scoredist3d.training.snapshot import custom_folders, save_snapshot
@@ -198,6 +198,8 @@ def _export(
         exported = export_object(system, config, folder, progress)
     names = {".png": "texture", ".mtl": "material"}
     result.paths |= {names.get(path.suffix, path.suffix.removeprefix(".")): path for path in exported.paths}
+    result.paths["mesh report"] = write_json(folder.export / "report.json", exported.report.to_dict())
+    console.say(exported.report.describe())
 
 
 def _folder(config: ExperimentConfig, output: Path | str | None) -> RunFolder:
@@ -237,6 +239,8 @@ def _close(result: RunResult, folder: RunFolder, console: Console, clock: StageC
         "checkpoint": folder.last_checkpoint,
     }
     result.paths = {name: path for name, path in result.paths.items() if path.exists()}
+    summary = {"step": result.step, "seconds": clock.seconds, "peak_memory_gib": round(peak_memory_gib(), 3)}
+    result.paths["summary"] = write_json(folder.root / "summary.json", summary)
     console.say("Done:")
     for name, path in result.paths.items():
         console.say(f"  {name:<16} {path}")

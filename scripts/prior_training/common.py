@@ -18,7 +18,7 @@ class Ema:
     """Exponential moving average of a module's parameters, warmed up so that early steps do not linger."""
 
     def __init__(self, module: nn.Module, decay: float) -> None:
-        self.module = copy.deepcopy(module).eval().requires_grad_(False)
+        self.module: Any = copy.deepcopy(module).eval().requires_grad_(False)
         self.decay = decay
         self.steps = 0
 
@@ -26,7 +26,8 @@ class Ema:
     def update(self, module: nn.Module) -> None:
         self.steps += 1
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
-        averaged, current = list(self.module.parameters()), [p.detach() for p in module.parameters()]
+        averaged: list[Tensor] = [p.detach() for p in self.module.parameters()]
+        current: list[Tensor] = [p.detach() for p in module.parameters()]
         torch._foreach_mul_(averaged, decay)
         torch._foreach_add_(averaged, current, alpha=1 - decay)
 

@@ -52,7 +52,7 @@ def train_denoiser(
     device = pool.device
     denoiser.to(device).train()
     if device.type == "cuda":
-        denoiser.to(memory_format=torch.channels_last)
+        denoiser.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     fused = {"fused": True} if device.type == "cuda" else {}
     optimizer = torch.optim.AdamW(denoiser.parameters(), lr=1e-3, betas=(0.9, 0.99), weight_decay=0.01, **fused)
     stage = Stage(

@@ -25,23 +25,8 @@ def compile_for_hopper(kernel, constants: dict, types: dict[str, str]) -> int:
     return len(triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options).asm["cubin"])
 
 
-FLOATS = [
-    "points",
-    "direction",
-    "table",
-    "grad",
-    "out",
-    "origins",
-    "directions",
-    "near",
-    "far",
-    "jitter",
-    "starts",
-    "ends",
-    "densities",
-    "weights",
-    "values",
-]
+FLOATS = ["points", "direction", "table", "grad", "out", "origins", "directions", "near", "far", "jitter"]
+FLOATS += ["starts", "ends", "densities", "weights", "values"]
 TYPES = (
     dict.fromkeys(FLOATS, "*fp32")
     | dict.fromkeys(("step", "radius", "cells_per_unit", "last_cell", "max_depth"), "fp32")

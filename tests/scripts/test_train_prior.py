@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -95,7 +96,7 @@ def test_learning_rate_shape() -> None:
     rates = [learning_rate(step, 1000, 1.0, warmup=100) for step in range(1001)]
     assert rates[0] == pytest.approx(0.01) and rates[99] == 1.0 and rates[500] == 1.0
     assert rates[1000] == pytest.approx(0.01)
-    assert all(a >= b for a, b in zip(rates[100:], rates[101:], strict=False))
+    assert all(a >= b for a, b in pairwise(rates[100:]))
 
 
 def test_ema_follows_the_weights() -> None:

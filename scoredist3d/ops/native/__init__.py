@@ -95,7 +95,7 @@ def _build() -> ctypes.CDLL:
     """Load the library from the cache, or compile it with the first compiler and flags that work."""
     compilers = _compilers()
     if not compilers:
-        raise _Unavailable("no C compiler found ($CC, cc, gcc, clang)")
+        raise _Unavailable("no C compiler found; install one (for example `apt install gcc`) or point $CC at one")
     folder = _cache_folder()
     problem = ""
     for compiler in compilers:
