@@ -14,6 +14,8 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from scoredist3d.data.shapes import lexicon
+
 IMAGE_SIZE = 64
 LATENT_STD = 0.5
 """Latents are scaled to this standard deviation: half the usual one shifts every noise level by -6 dB, so that text
@@ -126,7 +128,7 @@ def build_scheduler() -> DDIMScheduler:
 def save_prior(
     folder: Path, *, vae: AutoencoderKL, unet: UNet2DConditionModel, text_encoder: CLIPTextModel, dtype: torch.dtype
 ) -> None:
-    """Write the diffusers folder; the tokenizer and vocabulary are already in it."""
+    """Write the diffusers folder and the list of words the prior knows; the tokenizer is already in it."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, module in (("vae", vae), ("unet", unet), ("text_encoder", text_encoder)):
         module.to(dtype).save_pretrained(folder / name, safe_serialization=True)
@@ -144,4 +146,5 @@ def save_prior(
         "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", "AutoencoderKL"],
     }
+    (folder / "vocabulary.json").write_text(json.dumps(lexicon(), indent=0) + "\n")
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")

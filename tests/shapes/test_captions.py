@@ -185,5 +185,4 @@ def test_tokenizer(tmp_path):
         "tokenizer.json",
         "tokenizer_config.json",
         "vocab.json",
-        "vocabulary.json",
     ]

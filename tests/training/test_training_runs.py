@@ -58,7 +58,7 @@ def test_a_run_ends_with_everything_it_promises(trained: Any) -> None:
     result, _, console = trained
     paths = result.paths
     expected = {"turntable", "image grid", "glb", "obj", "material", "texture", "metrics", "tensorboard", "config"}
-    assert expected | {"code snapshot", "checkpoint"} == set(paths)
+    assert expected | {"code snapshot", "checkpoint", "mesh report", "summary"} == set(paths)
     assert all(path.exists() and str(path) in console.text for path in paths.values())
     assert paths["glb"].read_bytes()[:4] == b"glTF"
     assert [path.name for path in sorted((result.folder / "images").iterdir())] == [
@@ -111,7 +111,7 @@ def test_validate_test_and_export_of_a_finished_run(trained: Any) -> None:
     result, config, _ = trained
     files = {path: path.read_bytes() for path in (result.paths["glb"], result.paths["texture"])}
     exported = run_export(config, result.folder, devices="cpu", console=Recorder())
-    assert exported.step == 3 and set(exported.paths) == {"glb", "obj", "material", "texture"}
+    assert exported.step == 3 and set(exported.paths) == {"glb", "obj", "material", "texture", "mesh report"}
     assert all(path.read_bytes() == content for path, content in files.items())
     frames = run_test(config, find_run(result.folder)[1], devices="cpu", console=Recorder())
     assert set(frames.paths) == {"turntable"}

@@ -23,7 +23,7 @@ def build_tokenizer(folder: str | Path) -> CLIPTokenizer:
     """Write a CLIP tokenizer for the captions and load it.
 
     ``vocab.json`` and ``merges.txt`` are what every version of transformers reads, ``tokenizer.json`` is what version 5
-    writes; ``vocabulary.json`` is the list of known words. Padding is the end token, which has the highest id.
+    writes. Padding is the end token, which has the highest id.
 
     Args:
         folder: Where to write; made if needed.
@@ -44,7 +44,6 @@ def build_tokenizer(folder: str | Path) -> CLIPTokenizer:
     _write(folder / "merges.txt", "\n".join(merge_lines) + "\n")
     _write(folder / "special_tokens_map.json", json.dumps(special, indent=2))
     _write(folder / "tokenizer_config.json", json.dumps(settings, indent=2))
-    _write(folder / "vocabulary.json", json.dumps(lexicon(), indent=0))
     # A stale tokenizer.json would win over the files just written.
     (folder / "tokenizer.json").unlink(missing_ok=True)
     CLIPTokenizer.from_pretrained(folder).save_pretrained(folder)
