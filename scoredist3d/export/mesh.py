@@ -154,19 +154,22 @@ def decimate(mesh: Mesh, max_faces: int) -> Mesh:
     """Quadric edge collapse (Garland and Heckbert 1997) down to at most ``max_faces`` faces, then :func:`repair`.
 
     The collapse keeps a closed surface closed but may pinch thin walls together; the repair parts them again. It cannot
-    where two edges with the same ends are left, so a few lower targets, with other collapses, are tried then.
+    always, e.g. where two edges with the same ends are left, so a few lower targets, with other collapses, are tried
+    until no edge is worse than before.
     """
     if len(mesh.faces) <= max_faces:
         return mesh
     import fast_simplification
 
     best, fewest = mesh, math.inf
+    boundary = topology(mesh).boundary_edges
     for scale in (1.0, 0.98, 0.95, 0.91, 0.86, 0.8):
         vertices, faces = fast_simplification.simplify(
             mesh.vertices.astype(np.float64), mesh.faces.astype(np.int32), target_count=int(scale * max_faces)
         )
         candidate = repair(Mesh(vertices.astype(np.float32), faces.astype(np.int64)))
-        bad = topology(candidate).nonmanifold_edges
+        seen = topology(candidate)
+        bad = seen.nonmanifold_edges + seen.misoriented_edges + max(0, seen.boundary_edges - boundary)
         if bad < fewest:
             best, fewest = candidate, bad
         if bad == 0:
@@ -178,9 +181,9 @@ def repair(mesh: Mesh) -> Mesh:
     """Part the sheets that meet in edges with four or more faces, by giving each sheet vertices of its own.
 
     Pairs of faces on the same three vertices with opposite winding (a wall without thickness) are removed first. Around
-    an edge the faces are sorted by angle and neighbours stay together. There are two ways to do that; where the first
-    one leaves both sheets on the same vertices, because they are connected around the edge's ends, the other one parts
-    them. Positions do not change.
+    an edge the faces are sorted by angle and neighbours of opposite direction stay together. There are two ways to do
+    that; where the first one leaves both sheets on the same vertices, because they are connected around the edge's
+    ends, the other one parts them. Positions do not change.
     """
     mesh = _drop_double_faces(compact(mesh))
     for shift in (0, 1, 0, 1):
@@ -204,12 +207,18 @@ def _part_sheets(mesh: Mesh, shift: int) -> Mesh:
     forward = start < end
     low, high = np.minimum(start, end), np.maximum(start, end)
     angle = _edge_angles(mesh.vertices[low], mesh.vertices[high], mesh.vertices[mesh.faces[:, [2, 0, 1]].ravel()])
-    key = low * len(mesh.vertices) + high
-    order = np.lexsort((angle, key))
-    _, first, group, counts = np.unique(key[order], return_index=True, return_inverse=True, return_counts=True)
-    rank = (np.arange(len(order)) - first[group] + shift) % counts[group]
-    order, group, pair = order[by := np.lexsort((rank, group))], group[by], rank[by] // 2
-    partner = np.flatnonzero((group[1:] == group[:-1]) & (pair[1:] == pair[:-1]))
+    # Faces on the two sides of a sheet run along their edge in opposite directions: pair the k-th of one direction with
+    # the (k + shift)-th of the other, in the order of their angles.
+    side = 2 * (low * len(mesh.vertices) + high) + forward
+    order = np.lexsort((angle, side))
+    _, first, group, counts = np.unique(side[order], return_index=True, return_inverse=True, return_counts=True)
+    rank = (np.arange(len(order)) - first[group] + np.where(forward[order], shift, 0)) % counts[group]
+    by = np.lexsort((forward[order], rank, side[order] // 2))
+    order, rank = order[by], rank[by]
+    edge = side[order] // 2
+    partner = np.flatnonzero(
+        (edge[1:] == edge[:-1]) & (rank[1:] == rank[:-1]) & (forward[order][1:] != forward[order][:-1])
+    )
     one, two = order[partner], order[partner + 1]
     # The corner at an edge's lower vertex joins the partner's corner there, and the same at the higher vertex.
     low_corner, high_corner = np.where(forward, corner, next_corner), np.where(forward, next_corner, corner)

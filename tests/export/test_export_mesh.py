@@ -95,6 +95,16 @@ def test_repair_parts_pinched_walls_and_removes_walls_without_thickness():
     assert repair(TETRAHEDRON).vertices.shape == (4, 3)
 
 
+def test_repair_pairs_faces_of_opposite_direction_where_the_angles_tie():
+    # A second tetrahedron on the edge 0-1, in the same wedge: sorting by angle alone cannot tell whose face is whose.
+    vertices = np.concatenate([TETRAHEDRON.vertices, 2 * TETRAHEDRON.vertices[2:]])
+    other = np.array([0, 1, 4, 5])[TETRAHEDRON.faces]
+    pinched = Mesh(vertices, np.concatenate([TETRAHEDRON.faces, other]))
+    assert topology(pinched).nonmanifold_edges == 1
+    parted = topology(repair(pinched))
+    assert (parted.nonmanifold_edges, parted.misoriented_edges, parted.boundary_edges) == (0, 0, 0)
+
+
 def test_decimating_thin_noisy_walls_stays_watertight():
     directions = 28.0 * np.random.default_rng(0).standard_normal((64, 3))
     waves = torch.from_numpy(directions.astype(np.float32)).T
