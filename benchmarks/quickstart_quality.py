@@ -120,8 +120,8 @@ def run_worker(prompt: str, seed: int, out: Path, arguments: argparse.Namespace,
     print(f"{prompt} seed {seed}: {'done' if process.returncode == 0 else 'FAILED, see ' + str(folder / 'log.txt')}")
 
 
-def summarise(out: Path) -> int:
-    """Write the tables and the sheet; returns the exit code."""
+def summarise(out: Path, expected: int) -> int:
+    """Write the tables and the sheet; returns the exit code, 1 where fewer than ``expected`` assets came out."""
     from scoredist3d.export.images import image_grid, save_png
 
     assets = sorted(out.glob("*/asset.json"))
@@ -161,8 +161,11 @@ def summarise(out: Path) -> int:
     (out / "quality.md").write_text("\n".join(lines) + "\n")
     (out / "quality.json").write_text(json.dumps(rows, indent=2) + "\n")
     views = torch.cat([torch.load(path.parent / "views.pt", weights_only=True) for path in assets])
-    save_png(image_grid(views, columns=3 * NUM_VIEWS), out / "sheet.png")
+    save_png(image_grid(views, columns=min(3, len(rows)) * NUM_VIEWS), out / "sheet.png")
     print("\n".join(lines))
+    if len(rows) < expected:
+        print(f"{expected - len(rows)} of {expected} assets failed and are NOT in these means", file=sys.stderr)
+        return 1
     return 0
 
 
@@ -184,7 +187,7 @@ def main(argv: list[str] | None = None) -> int:
     jobs = [(prompt, seed) for seed in arguments.seeds for prompt in arguments.prompts]
     with ThreadPoolExecutor(arguments.jobs) as pool:
         list(pool.map(lambda job: run_worker(job[0], job[1], arguments.out, arguments, overrides), jobs))
-    return summarise(arguments.out)
+    return summarise(arguments.out, len(jobs))
 
 
 if __name__ == "__main__":

@@ -95,7 +95,8 @@ def _check_kind(kind: str) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from scoredist3d.config.validation import load_experiment, to_yaml
+    from scoredist3d.config.loader import merge_layers
+    from scoredist3d.config.validation import layers_to_yaml, load_experiment, to_yaml
 
     mode = _mode(options)
     devices = parse_devices(options.gpu)
@@ -104,7 +105,8 @@ def _run(options: argparse.Namespace) -> int:
     files = list(options.config)
     if source:
         folder, checkpoint = _find_run(Path(source))
-        files.insert(0, str(folder / "configs" / "resolved.yaml"))
+        written = folder / "configs" / "config.yaml"
+        files.insert(0, str(written if written.is_file() else folder / "configs" / "resolved.yaml"))
     elif mode != "train" and not options.dry_run:
         raise ConfigError(f"--{mode} needs a trained run: --{mode} outputs/NAME/RUN, or a checkpoint with --resume")
     if not files:
@@ -117,7 +119,8 @@ def _run(options: argparse.Namespace) -> int:
     from scoredist3d.training import run
 
     if mode == "train":
-        result = run.run_training(config, devices=devices, resume=checkpoint)
+        source = layers_to_yaml(merge_layers(files, options.overrides))
+        result = run.run_training(config, devices=devices, resume=checkpoint, source=source)
     else:
         assert checkpoint is not None
         action = {"validate": run.run_validation, "test": run.run_test, "export": run.run_export}[mode]

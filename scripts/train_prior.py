@@ -37,7 +37,7 @@ from scoredist3d.data.shapes import build_tokenizer
 
 @dataclass(frozen=True)
 class Recipe:
-    """Sizes of a training run; the defaults made the shipped weights."""
+    """Sizes of a training run; the defaults with ``--denoiser-minutes 10`` (7,676 steps) made the shipped weights."""
 
     objects: int = 160_000
     views: int = 5
@@ -105,7 +105,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"[{time.monotonic() - began:7.1f} s] {text}", flush=True)
 
     prior_folder = arguments.out / "prior"
-    tokenizer = build_tokenizer(prior_folder / "tokenizer")
+    tokenizer = build_tokenizer(arguments.work / "tokenizer")
     torch.manual_seed(recipe.seed)  # initial weights of library modules are drawn from the global stream
     vae = build_vae(sizes)
     special = {"bos": tokenizer.bos_token_id, "eos": tokenizer.eos_token_id, "pad": tokenizer.pad_token_id}
@@ -173,7 +173,13 @@ def main(argv: list[str] | None = None) -> int:
         refreshes=recipe.refreshes,
         minutes=recipe.denoiser_minutes,
     )
-    save_prior(prior_folder, vae=vae, unet=averaged.unet, text_encoder=averaged.text_encoder, dtype=torch.float16)
+    save_prior(
+        prior_folder,
+        vae=vae,
+        unet=averaged.unet,
+        text_encoder=averaged.text_encoder,
+        tokenizer=arguments.work / "tokenizer",
+    )
     seconds = time.monotonic() - began
     (arguments.work / "recipe.json").write_text(
         json.dumps({"recipe": asdict(recipe), "seconds": round(seconds), "psnr": psnr, "device": str(device)}, indent=2)
@@ -190,7 +196,7 @@ def export_states(work: Path, folder: Path, denoiser: Denoiser, device: torch.de
         return 1
     denoiser.load_state_dict(state["emas"]["denoiser"])
     vae = AutoencoderKL.from_pretrained(work / "vae")
-    save_prior(folder, vae=vae, unet=denoiser.unet, text_encoder=denoiser.text_encoder, dtype=torch.float16)
+    save_prior(folder, vae=vae, unet=denoiser.unet, text_encoder=denoiser.text_encoder, tokenizer=work / "tokenizer")
     print(f"exported step {state['step']}")
     return 0
 

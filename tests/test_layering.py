@@ -20,6 +20,7 @@ LEVELS: dict[str, int] = {
     "registry": 1,
     "config": 1,
     "custom": 1,
+    "files": 1,
     "geometry": 2,
     "materials": 2,
     "backgrounds": 2,

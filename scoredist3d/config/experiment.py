@@ -42,6 +42,10 @@ class PreviewConfig:
     elevation: float = option(15.0, "Degrees above the horizon.", ge=-90, le=90)
     size: int = option(128, "Pixels per side of one image.", ge=8, le=4096)
 
+    def validate(self) -> list[str]:
+        """A grid has at least one column."""
+        return [] if self.azimuths else ["azimuths: must hold at least one angle; every_n_steps=0 turns previews off"]
+
 
 @dataclass
 class LogConfig:

@@ -50,12 +50,17 @@ def load(
         ConfigError: A file that is missing, includes itself or is not YAML; a malformed override; an interpolation that
             leads nowhere.
     """
-    merged = copy.deepcopy(defaults or {})
+    return _resolve(merge(copy.deepcopy(defaults or {}), merge_layers(files, overrides)))
+
+
+def merge_layers(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Read and merge, with interpolations kept as they are written; arguments and errors as for :func:`load`."""
+    merged: dict[str, Any] = {}
     for file in files:
         for layer in _file_layers(find_config(file), ()):
             merged = merge(merged, layer)
-    merged = merge(merged, parse_overrides(overrides))
-    return _resolve(merged)
+    result: dict[str, Any] = merge(merged, parse_overrides(overrides))
+    return result
 
 
 def find_config(file: str | Path) -> Path:

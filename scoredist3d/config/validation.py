@@ -91,6 +91,12 @@ def to_yaml(config: Any) -> str:
     return yaml.dump(_escape(dump(config)), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
+def layers_to_yaml(merged: dict[str, Any]) -> str:
+    """Merged layers as a config file, interpolations kept: what a resumed run starts from, so that overriding a value
+    also moves what was written in terms of it."""
+    return yaml.dump(merged, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+
 class _Dumper(yaml.SafeDumper):
     """Lists of plain values on one line, text that looks like a number in quotes."""
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from scoredist3d.cameras import Cameras
 from scoredist3d.config import ComponentConfig
@@ -27,5 +27,5 @@ class CameraSampler(ABC):
         """The cameras of one rank at an optimiser step; on the CPU."""
 
     @abstractmethod
-    def evaluation(self, split: Literal["val", "test"]) -> Cameras:
-        """Fixed cameras: a few views (``val``) or a full turn (``test``); on the CPU."""
+    def evaluation(self, azimuths: Sequence[float], elevation: float, height: int, width: int) -> Cameras:
+        """Cameras to look at the object with, angles in degrees; on the CPU."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import bisect
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -22,15 +22,10 @@ Range = tuple[float, float]
 
 @dataclass
 class EvaluationConfig:
-    """The fixed cameras of validation and test."""
+    """Distance and lens of the views that are shown; their angles and sizes are in ``preview`` and ``test``."""
 
-    val_views: int = option(4, "Views of a validation grid, evenly spaced in azimuth from the front.", ge=1)
-    test_views: int = option(60, "Frames of the turntable, one turn in all.", ge=1)
-    elevation: float = option(15.0, "Degrees.", ge=-90, le=90)
     distance: float = option(3.2, "From the origin; scaled as the training distances are.", gt=0)
     fovy: float = option(40.0, "Vertical field of view, degrees.", gt=0, lt=180)
-    height: int = option(256, "Pixels.", ge=1)
-    width: int = option(256, "Pixels.", ge=1)
 
 
 @register(
@@ -68,7 +63,7 @@ class RandomCamera(CameraSampler):
         target_jitter: float = option(0.0, "Deviation of the point looked at, scene units.", ge=0)
         up_jitter: float = option(0.0, "Deviation of the up vector.", ge=0)
         evaluation: EvaluationConfig = field(
-            default_factory=EvaluationConfig, metadata={"help": "The fixed cameras of validation and test."}
+            default_factory=EvaluationConfig, metadata={"help": "Distance and lens of the views that are shown."}
         )
 
         def validate(self) -> list[str]:
@@ -114,22 +109,14 @@ class RandomCamera(CameraSampler):
             **self._jitter(batch, generator),
         )
 
-    def evaluation(self, split: Literal["val", "test"]) -> Cameras:
-        """``val_views`` or ``test_views`` cameras, evenly spaced counter-clockwise from the front."""
-        if split not in ("val", "test"):
-            raise ValueError(f"the evaluation split is 'val' or 'test', got {split!r}")
+    def evaluation(self, azimuths: Sequence[float], elevation: float, height: int, width: int) -> Cameras:
+        """Cameras at the given angles and size, at the evaluation distance and field of view."""
         config = self.config.evaluation
-        views = config.val_views if split == "val" else config.test_views
-        constant = torch.ones(views)
+        azimuth = torch.tensor([float(angle) for angle in azimuths])
+        constant = torch.ones_like(azimuth)
         fovy = config.fovy * constant
-        return orbit(
-            torch.arange(views) * (360.0 / views),
-            config.elevation * constant,
-            self._distance(config.distance * constant, fovy),
-            fovy,
-            config.height,
-            config.width,
-        )
+        distance = self._distance(config.distance * constant, fovy)
+        return orbit(azimuth, elevation * constant, distance, fovy, height, width)
 
     def _azimuth(self, batch: int, step: int, rng: Rng, generator: torch.Generator) -> Tensor:
         """(batch,) degrees."""

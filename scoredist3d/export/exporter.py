@@ -51,6 +51,11 @@ class TexturedMeshExporter(Exporter):
         fill_cavities: bool = option(True, "Make empty space that no outside view can reach solid.")
         refine_steps: int = option(4, "Bisections of each vertex along its grid edge, with new densities.", ge=0, le=16)
         smoothing: int = option(0, "Taubin smoothing steps before simplification, for noisy surfaces.", ge=0, le=200)
+        unlit: bool = option(
+            False,
+            "Mark the GLB as unlit, for colours that hold their shading already (material no-material): viewers then "
+            "show them as they are and add no light of their own.",
+        )
         padding: int = option(4, "Texels between the pieces of the texture.", ge=0, le=64)
         unwrap_timeout: float = option(60.0, "Seconds for xatlas; then each face gets its own piece of texture.", ge=0)
         chunk: int = option(131072, "Points per query of the field.", ge=1)
@@ -89,7 +94,7 @@ class TexturedMeshExporter(Exporter):
                 paths += write_obj(staging, name, mesh, texture)
             if "glb" in config.formats:
                 paths.append(staging / f"{name}.glb")
-                write_glb(paths[-1], mesh, texture, name)
+                write_glb(paths[-1], mesh, texture, name, unlit=config.unlit)
             if "ply" in config.formats:
                 paths.append(staging / f"{name}.ply")
                 colors = quantize(query_color(field, surface.vertices, chunk=config.chunk))

@@ -1,4 +1,4 @@
-"""Atomic writes: a file or a set of files appears complete or not at all."""
+"""Names that every reader accepts, and sets of files that appear together or not at all."""
 
 from __future__ import annotations
 
@@ -16,18 +16,6 @@ def safe_name(name: str, fallback: str = "asset") -> str:
     """``name`` reduced to ASCII letters, digits, dot, dash and underscore, which every MTL reader accepts."""
     ascii_name = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
     return re.sub(r"[^A-Za-z0-9._-]+", "-", ascii_name).strip("-.")[:80] or fallback
-
-
-@contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path``, with its suffix; moved onto ``path`` on success, removed on an exception."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -33,7 +33,7 @@ def split_seams(mesh: Mesh) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndar
     return mesh.vertices[vertex], mesh.vertex_normals()[vertex], mesh.uvs[uv], faces.reshape(-1, 3)
 
 
-def write_glb(path: Path, mesh: Mesh, texture: np.ndarray, name: str) -> None:
+def write_glb(path: Path, mesh: Mesh, texture: np.ndarray, name: str, *, unlit: bool = False) -> None:
     """Write a binary glTF with one textured, fully rough, non-metallic material.
 
     Args:
@@ -41,9 +41,12 @@ def write_glb(path: Path, mesh: Mesh, texture: np.ndarray, name: str) -> None:
         mesh: Unwrapped, world coordinates.
         texture: (S, S, 3) uint8 display sRGB, row 0 on top.
         name: Name of the node, mesh and material.
+        unlit: Declare ``KHR_materials_unlit``: viewers show the texture as it is. The fully rough material stays as the
+            fallback of viewers that do not know the extension.
     """
     import trimesh
     from PIL import Image
+    from trimesh.exchange.gltf import export_glb
 
     vertices, normals, uvs, faces = split_seams(mesh)
     material = trimesh.visual.material.PBRMaterial(
@@ -59,8 +62,14 @@ def write_glb(path: Path, mesh: Mesh, texture: np.ndarray, name: str) -> None:
     )
     scene = trimesh.Scene()
     scene.add_geometry(geometry, node_name=name, geom_name=name)
-    data: Any = scene.export(file_type="glb", include_normals=True)
+    data: Any = export_glb(scene, include_normals=True, tree_postprocessor=_declare_unlit if unlit else None)
     path.write_bytes(data)
+
+
+def _declare_unlit(tree: dict[str, Any]) -> None:
+    tree["extensionsUsed"] = sorted({*tree.get("extensionsUsed", []), "KHR_materials_unlit"})
+    for material in tree["materials"]:
+        material.setdefault("extensions", {})["KHR_materials_unlit"] = {}
 
 
 def write_ply(path: Path, mesh: Mesh) -> None:

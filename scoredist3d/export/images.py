@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from scoredist3d.export.files import atomic_path
+from scoredist3d.files import atomic_path
 
 Image = Tensor | np.ndarray
 

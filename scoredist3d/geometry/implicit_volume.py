@@ -36,7 +36,7 @@ class HashGridConfig:
     """Multiresolution hash grid over the cube around the ball."""
 
     num_levels: int = option(8, "Resolution levels.", ge=1, le=32)
-    features_per_level: int = option(2, "Features stored per grid vertex and level.", ge=1, le=8)
+    features_per_level: Literal[1, 2, 4, 8] = option(2, "Features stored per grid vertex and level.")
     log2_hashmap_size: int = option(
         14, "log2 of the entries per level; finer levels share entries by hashing.", ge=4, le=24
     )

@@ -141,6 +141,9 @@ def _kernels(name: str) -> ModuleType:
     return importlib.import_module(f"scoredist3d.ops.hash_grid_{name}")
 
 
+_REUSE_BYTES = 2**28
+
+
 class _Encode(torch.autograd.Function):
     """y = encode(x, table)."""
 
@@ -150,8 +153,12 @@ class _Encode(torch.autograd.Function):
     ) -> Tensor:
         points, table = points.contiguous(), table.contiguous()
         ctx.save_for_backward(points, table)
-        ctx.settings = (spec, levels, kernels)
-        return kernels.encode(points, table, spec, levels)
+        # Torch finds the corners in many passes over memory: where there is room, the backward pass gets them back.
+        needed = 64 * points.shape[0] * levels  # bytes
+        reuse = kernels.__name__.endswith("_torch") and points.device.type == "cpu" and needed <= _REUSE_BYTES
+        kept: dict[str, Any] = {"keep": []} if reuse and ctx.needs_input_grad[1] else {}
+        ctx.settings = (spec, levels, kernels, kept.get("keep"))
+        return kernels.encode(points, table, spec, levels, **kept)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -174,6 +181,7 @@ class _EncodeBackward(torch.autograd.Function):
         spec: HashGridSpec,
         levels: int,
         kernels: ModuleType,
+        kept: Any,
     ) -> tuple[Tensor | None, Tensor | None]:
         grad = grad.contiguous()
         ctx.save_for_backward(grad, points, table)
@@ -181,7 +189,8 @@ class _EncodeBackward(torch.autograd.Function):
         ctx.kernels = kernels
         ctx.set_materialize_grads(False)
         grad_points = kernels.point_gradient(points, table, grad, spec, levels) if needs[0] else None
-        grad_table = kernels.table_gradient(points, grad, spec, levels) if needs[1] else None
+        reused = {"kept": kept} if kept else {}
+        grad_table = kernels.table_gradient(points, grad, spec, levels, **reused) if needs[1] else None
         return grad_points, grad_table
 
     @staticmethod
@@ -208,7 +217,7 @@ class _EncodeBackward(torch.autograd.Function):
             if wants_points:
                 for_points.append(kernels.point_gradient(points, of_table, grad, *ctx.settings))
         total = [sum(terms[1:], terms[0]) if terms else None for terms in (for_grad, for_points, for_table)]
-        return total[0], total[1], total[2], None, None, None, None
+        return total[0], total[1], total[2], None, None, None, None, None
 
 
 @cache

@@ -11,33 +11,56 @@ from torch.nn import functional
 if TYPE_CHECKING:
     from scoredist3d.ops.hash_grid import HashGridSpec
 
+# Corner entries (N, 8) and their weights (N, 8) in one level.
+Located = tuple[Tensor, Tensor]
 _CORNERS = [(c & 1, c >> 1 & 1, c >> 2 & 1) for c in range(8)]
+_PRIME_Y, _PRIME_Z = 2654435761 - 2**32, 805459861  # as 32-bit integers
 
 
-def encode(points: Tensor, table: Tensor, spec: HashGridSpec, levels: int, direction: Tensor | None = None) -> Tensor:
-    """Features (N, L * F), or their derivative along ``direction`` (N, 3)."""
+def encode(
+    points: Tensor,
+    table: Tensor,
+    spec: HashGridSpec,
+    levels: int,
+    direction: Tensor | None = None,
+    *,
+    keep: list[Located] | None = None,
+) -> Tensor:
+    """Features (N, L * F), or their derivative along ``direction`` (N, 3); corners and weights go to ``keep``."""
     out = table.new_zeros(points.shape[0], spec.num_levels, spec.features_per_level)
     for level in range(levels):
         indices, fraction = _locate(points, spec, level)
         weights = _weights(fraction, _steps(points, spec, level, direction))
+        if keep is not None:
+            keep.append((indices, weights))
         entries = table[spec.offsets[level] : spec.offsets[level + 1]]
         out[:, level] = functional.embedding_bag(indices, entries, mode="sum", per_sample_weights=weights)
     return out.flatten(1)
 
 
 def table_gradient(
-    points: Tensor, grad: Tensor, spec: HashGridSpec, levels: int, direction: Tensor | None = None
+    points: Tensor,
+    grad: Tensor,
+    spec: HashGridSpec,
+    levels: int,
+    direction: Tensor | None = None,
+    *,
+    kept: list[Located] | None = None,
 ) -> Tensor:
-    """Gradient (num_entries, F) of ``sum(grad * encode(points, table, direction))``."""
+    """Gradient (num_entries, F) of ``sum(grad * encode(points, table, direction))``; ``kept`` is what encode kept."""
     num_features = spec.features_per_level
     out = grad.new_zeros(num_features, spec.num_entries)
     for level in range(levels):
-        indices, fraction = _locate(points, spec, level)
-        weights = _weights(fraction, _steps(points, spec, level, direction))
-        indices = indices.flatten() + spec.offsets[level]
+        if kept:
+            indices, weights = kept[level]
+        else:
+            indices, fraction = _locate(points, spec, level)
+            weights = _weights(fraction, _steps(points, spec, level, direction))
+        indices = indices.flatten().long()
         for feature in range(num_features):
             column = grad[:, level * num_features + feature, None]
-            out[feature].scatter_add_(0, indices, (weights * column).flatten())
+            part = out[feature, spec.offsets[level] : spec.offsets[level + 1]]
+            part.scatter_add_(0, indices, (weights * column).flatten())
     return out.t().contiguous()
 
 
@@ -65,26 +88,29 @@ def _steps(points: Tensor, spec: HashGridSpec, level: int, direction: Tensor | N
 
 
 def _locate(points: Tensor, spec: HashGridSpec, level: int) -> tuple[Tensor, Tensor]:
-    """Entries of the eight corners within the level (N, 8) and the position in the cell (N, 3)."""
+    """Entries (int32) of the eight corners within the level (N, 8) and the position in the cell (N, 3)."""
     position = points.clamp(0, 1) * spec.scales[level] + 0.5
     low = position.floor()
     fraction = position - low
-    x, y, z = ((c, c + 1) for c in low.long().unbind(1))
+    # 32 bits are enough: a table is a power of two, whose mask keeps only bits that wrapping leaves right.
+    x, y, z = ((c, c + 1) for c in low.int().t().contiguous().unbind(0))
+    size = spec.sizes[level]
     if spec.hashed[level]:
-        y = (y[0] * 2654435761 & 0xFFFFFFFF, y[1] * 2654435761 & 0xFFFFFFFF)
-        z = (z[0] * 805459861 & 0xFFFFFFFF, z[1] * 805459861 & 0xFFFFFFFF)
-        corners = [x[i] ^ y[j] ^ z[k] for i, j, k in _CORNERS]
-    else:
-        resolution = spec.resolutions[level]
-        corners = [x[i] + (y[j] + z[k] * resolution) * resolution for i, j, k in _CORNERS]
-    return torch.stack(corners, dim=1) % spec.sizes[level], fraction
+        mask = size - 1
+        x = (x[0] & mask, x[1] & mask)
+        yz = [[(y[j] * _PRIME_Y ^ z[k] * _PRIME_Z) & mask for k in (0, 1)] for j in (0, 1)]
+        return torch.stack([x[i] ^ yz[j][k] for i, j, k in _CORNERS], dim=1), fraction
+    resolution = spec.resolutions[level]
+    yz = [[(y[j] + z[k] * resolution) * resolution for k in (0, 1)] for j in (0, 1)]
+    return torch.stack([x[i] + yz[j][k] for i, j, k in _CORNERS], dim=1) % size, fraction
 
 
 def _weights(fraction: Tensor, along: Tensor | None) -> Tensor:
     """Trilinear weights (N, 8), or their derivative along ``along`` (N, 3; in cells)."""
-    x, y, z = ((1 - fraction[:, d], fraction[:, d]) for d in range(3))
+    x, y, z = ((1 - f, f) for f in fraction.t().contiguous().unbind(0))
     if along is None:
-        return torch.stack([x[i] * y[j] * z[k] for i, j, k in _CORNERS], dim=1)
+        xy = [[x[i] * y[j] for j in (0, 1)] for i in (0, 1)]
+        return torch.stack([xy[i][j] * z[k] for i, j, k in _CORNERS], dim=1)
     vx, vy, vz = along.unbind(1)
     rows = [
         (2 * i - 1) * y[j] * z[k] * vx + (2 * j - 1) * x[i] * z[k] * vy + (2 * k - 1) * x[i] * y[j] * vz

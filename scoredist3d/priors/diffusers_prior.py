@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self
@@ -17,6 +18,8 @@ from scoredist3d.priors.base import Conditioning, Prediction, Prior
 from scoredist3d.priors.camera_embedding import CAMERA_EMBEDDING_SIZE, camera_embedding
 from scoredist3d.priors.diffusers_loading import EMBEDDED, PipelineSource, PriorError
 from scoredist3d.registry import register
+
+_log = logging.getLogger("scoredist3d")
 
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -73,6 +76,12 @@ class DiffusersPrior(Prior):
         self.text_encoder = source.load_network("text_encoder", dtype)
         self.tokenizer = source.load("tokenizer")
         self.vae = source.load_network("vae", dtype) if source.has("vae") else None
+        channels = 3 if self.vae is None else self.vae.config.latent_channels
+        if self.unet.config.in_channels != channels:
+            raise PriorError(
+                f"prior.pretrained_model_name_or_path: the UNet of {source.name} takes {self.unet.config.in_channels} "
+                f"channels, not the {channels} of plain text-to-image models; inpainting and editing models do not fit"
+            )
         self.vocabulary = source.vocabulary()
         self._factor = 1 if self.vae is None else 2 ** (len(_stages(self.vae.config)) - 1)
         self._scale, self._shift = _latent_scaling(None if self.vae is None else self.vae.config)
@@ -126,13 +135,24 @@ class DiffusersPrior(Prior):
         """
         if cameras is not None and len(cameras) != len(prompts):
             raise ValueError(f"{len(prompts)} prompts need as many cameras, got {len(cameras)}")
-        length = min(self.tokenizer.model_max_length, self.text_encoder.config.max_position_embeddings)
+        length = self.tokenizer.model_max_length
+        length = min(length, getattr(self.text_encoder.config, "max_position_embeddings", length))
+        self._warn_if_cut(prompts, length)
         tokens = self.tokenizer(
             list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
         )
         with torch.autocast(self.device.type, enabled=False):
             text = self.text_encoder(tokens.input_ids.to(self.device)).last_hidden_state
         return Conditioning(text=text.float(), camera=self.camera_condition(cameras, len(prompts)))
+
+    def _warn_if_cut(self, prompts: Sequence[str], length: int) -> None:
+        for prompt in dict.fromkeys(prompts):
+            ids = self.tokenizer(prompt).input_ids
+            if len(ids) > length:
+                lost = self.tokenizer.decode(ids[length - 1 :], skip_special_tokens=True).strip()
+                _log.warning(
+                    "the prompt is longer than the prior's %d tokens; it does not see the end: %r", length, lost
+                )
 
     def camera_condition(self, cameras: Cameras | None, batch: int) -> Tensor | None:
         """Flattened camera matrices; zeros without cameras; None for a model without a camera embedding."""

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from scoredist3d.cameras import orbit
 from scoredist3d.config import ComponentConfig, component, component_map
 from scoredist3d.geometry.base import Geometry
 from scoredist3d.losses.base import Loss
@@ -124,17 +123,9 @@ class TextTo3D(System):
     @torch.no_grad()
     def _views(self, azimuths: Sequence[float], elevation: float, height: int, width: int) -> Iterator[Render]:
         """Renders from one camera each, at the evaluation distance and field of view of the camera block."""
-        like = self.cameras.evaluation("val")[0]
-        for azimuth in azimuths:
-            camera = orbit(
-                torch.tensor([float(azimuth)]),
-                torch.tensor([float(elevation)]),
-                like.distance,
-                torch.rad2deg(like.fovy),
-                height,
-                width,
-            )
-            yield self.renderer(camera.to(self.device), step=self.step, rng=None)
+        cameras = self.cameras.evaluation(azimuths, elevation, height, width)
+        for index in range(len(cameras)):
+            yield self.renderer(cameras[index].to(self.device), step=self.step, rng=None)
 
     def _regularised(
         self, guided: Tensor, losses: dict[str, Loss], render: Render, step: int

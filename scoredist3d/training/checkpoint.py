@@ -18,7 +18,8 @@ import torch
 from torch import nn
 
 import scoredist3d
-from scoredist3d.training.folder import LAST_CHECKPOINT, atomic_file, sync_folder
+from scoredist3d.files import atomic_file, sync_folder
+from scoredist3d.training.folder import LAST_CHECKPOINT
 
 MARKER = "scoredist3d"
 FORMAT = 1

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from scoredist3d.files import write_atomically
 from scoredist3d.guidance.checks import NonFiniteError
-from scoredist3d.training.folder import write_atomically
 
 
 class MetricBuffer:

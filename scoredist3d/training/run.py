@@ -16,13 +16,15 @@ from pathlib import Path
 import torch
 
 from scoredist3d.config.experiment import ExperimentConfig
+from scoredist3d.config.fields import ConfigError
 from scoredist3d.config.validation import to_yaml
+from scoredist3d.files import write_json
 from scoredist3d.systems.base import System
 from scoredist3d.training.checkpoint import load_weights, read_checkpoint
 from scoredist3d.training.console import Console, StageClock, peak_memory_gib
 from scoredist3d.training.distributed import Devices, DeviceSpec, Workers
 from scoredist3d.training.fit import Place, build_system, fit, import_lightning
-from scoredist3d.training.folder import RunFolder, find_run, slug, write_json
+from scoredist3d.training.folder import RunFolder, find_run, slug
 from scoredist3d.training.interrupt import InterruptGuard
 from scoredist3d.training.outputs import export_object, latest_preview, save_preview, write_video
 from scoredist3d.training.snapshot import custom_folders, save_snapshot
@@ -55,6 +57,7 @@ def run_training(
     devices: DeviceSpec = "auto",
     resume: Path | str | None = None,
     output: Path | str | None = None,
+    source: str | None = None,
     console: Console | None = None,
 ) -> RunResult:
     """Optimise, then write the final video and export the object.
@@ -64,6 +67,7 @@ def run_training(
         devices: See the module.
         resume: Run folder or checkpoint to continue in place, to ``trainer.max_steps`` of ``config``.
         output: Folder to use in place of ``<output_root>/<name>/<tag>@<time>``.
+        source: The config as it was written, interpolations kept; saved as ``configs/config.yaml`` for resuming.
         console: Where to print.
 
     Raises:
@@ -73,6 +77,7 @@ def run_training(
     """
     console, clock = console or Console(), StageClock()
     place = Place(Devices.parse(devices))
+    _check_precision(config, place.devices)
     found = find_run(resume) if resume is not None else None
     folder = _folder(config, output) if found is None else found[0]
     checkpoint = found[1] if found else None
@@ -80,7 +85,7 @@ def run_training(
         try:
             with clock.stage("start-up"):
                 _announce(config, place.devices, folder, checkpoint, console)
-                save_snapshot(folder, to_yaml(config), sys.argv, custom_folders())
+                save_snapshot(folder, to_yaml(config), source, sys.argv, custom_folders())
             with Workers(place.devices, folder.root, checkpoint, console.say) as workers:
                 with clock.stage("start-up"):
                     import_lightning()
@@ -207,6 +212,14 @@ def _folder(config: ExperimentConfig, output: Path | str | None) -> RunFolder:
         Path(output).mkdir(parents=True, exist_ok=True)
         return RunFolder(Path(output))
     return RunFolder.create(config.output_root, config.name, config.tag or slug(config.prompt))
+
+
+def _check_precision(config: ExperimentConfig, devices: Devices) -> None:
+    if devices.kind == "cpu" and config.trainer.precision != "32-true":
+        raise ConfigError(
+            f"trainer.precision: {config.trainer.precision} on a CPU is many times slower than 32-true; "
+            "set trainer.precision=32-true, or give a GPU with --gpu"
+        )
 
 
 def _announce(

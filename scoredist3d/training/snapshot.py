@@ -10,25 +10,30 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import scoredist3d
-from scoredist3d.training.folder import RunFolder, write_atomically
+from scoredist3d.files import write_atomically
+from scoredist3d.training.folder import RunFolder
 
 _LARGEST_DIFF = 5_000_000  # characters; a larger one is somebody's data, not code
 
 
-def save_snapshot(folder: RunFolder, resolved_yaml: str, command: Sequence[str], custom: Sequence[Path] = ()) -> None:
+def save_snapshot(
+    folder: RunFolder, resolved_yaml: str, source: str | None, command: Sequence[str], custom: Sequence[Path] = ()
+) -> None:
     """Write ``configs/`` and ``code/`` of a new run.
 
     ``code/`` holds ``commit.txt`` and ``changes.diff`` where the package runs from a git checkout, ``packages.txt``
     (name==version, as ``pip freeze`` lists them) and a copy of the user's ``custom/`` packages.
     """
     write_atomically(folder.resolved_config, resolved_yaml)
+    if source is not None:
+        write_atomically(folder.configs / "config.yaml", source)
     write_atomically(folder.configs / "command.txt", shlex.join(command) + "\n")
     write_atomically(folder.code / "packages.txt", "".join(f"{line}\n" for line in installed_packages()))
     for name, text in git_state(Path(__file__).resolve().parent).items():
         write_atomically(folder.code / name, text)
     ignore = shutil.ignore_patterns("__pycache__", "*.pyc", ".*")
-    for source in {path.resolve() for path in custom if path.is_dir()}:
-        shutil.copytree(source, folder.code / "custom", ignore=ignore, dirs_exist_ok=True)
+    for package in {path.resolve() for path in custom if path.is_dir()}:
+        shutil.copytree(package, folder.code / "custom", ignore=ignore, dirs_exist_ok=True)
 
 
 def custom_folders() -> list[Path]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from scoredist3d.files import atomic_path
 
 
 class Ema:
@@ -42,10 +43,8 @@ def learning_rate(step: int, total: int, peak: float, *, warmup: int = 200, hold
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
     """Write a training state atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    torch.save(state, temporary)
-    os.replace(temporary, path)
+    with atomic_path(path) as temporary:
+        torch.save(state, temporary)
 
 
 def load_state(path: Path, device: torch.device) -> dict[str, Any] | None:
@@ -65,6 +64,7 @@ class Stage:
         total: Steps of the whole stage.
         work: Folder of the states.
         peak_lr: Highest learning rate.
+        generator: Source of batches, noise and levels; its position is saved, so that a resumed stage goes on drawing.
     """
 
     name: str
@@ -74,6 +74,7 @@ class Stage:
     total: int
     work: Path
     peak_lr: float
+    generator: torch.Generator
     warmup: int = 200
     save_every_s: float = 60.0
     step: int = 0
@@ -90,6 +91,7 @@ class Stage:
                 ema.steps = state["step"]
             self.optimizer.load_state_dict(state["optimizer"])
             self.step, self.total = state["step"], state["total"]
+            self.generator.set_state(state["generator"].cpu())
         self._saved_at = time.monotonic()
         self._logged = (self.step, time.monotonic())
 
@@ -100,6 +102,7 @@ class Stage:
                 "modules": {key: module.state_dict() for key, module in self.modules.items()},
                 "emas": {key: ema.module.state_dict() for key, ema in self.emas.items()},
                 "optimizer": self.optimizer.state_dict(),
+                "generator": self.generator.get_state(),
                 "step": self.step,
                 "total": self.total,
             },

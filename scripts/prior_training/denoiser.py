@@ -63,6 +63,7 @@ def train_denoiser(
         steps,
         work,
         1e-3,
+        generator,
         warmup=min(300, steps // 5),
     )
     stage.resume(device)

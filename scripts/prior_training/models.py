@@ -6,6 +6,7 @@ Sizes are chosen for two CPU cores: one classifier-free-guided prediction of fou
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -126,12 +127,12 @@ def build_scheduler() -> DDIMScheduler:
 
 
 def save_prior(
-    folder: Path, *, vae: AutoencoderKL, unet: UNet2DConditionModel, text_encoder: CLIPTextModel, dtype: torch.dtype
+    folder: Path, *, vae: AutoencoderKL, unet: UNet2DConditionModel, text_encoder: CLIPTextModel, tokenizer: Path
 ) -> None:
-    """Write the diffusers folder and the list of words the prior knows; the tokenizer is already in it."""
+    """Write the diffusers folder in fp16, with a copy of the tokenizer's folder and the list of words it knows."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, module in (("vae", vae), ("unet", unet), ("text_encoder", text_encoder)):
-        module.to(dtype).save_pretrained(folder / name, safe_serialization=True)
+        module.to(torch.float16).save_pretrained(folder / name, safe_serialization=True)
     build_scheduler().save_pretrained(folder / "scheduler")
     index = {
         "_class_name": "StableDiffusionPipeline",
@@ -146,5 +147,6 @@ def save_prior(
         "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", "AutoencoderKL"],
     }
+    shutil.copytree(tokenizer, folder / "tokenizer", dirs_exist_ok=True)
     (folder / "vocabulary.json").write_text(json.dumps(lexicon(), indent=0) + "\n")
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import torch
@@ -14,6 +13,7 @@ from torch.nn import functional
 
 from scoredist3d.data.shapes import CATEGORIES, COLORS, PATTERNS
 from scoredist3d.evaluation.probe import Probe, ProbeReading
+from scoredist3d.files import atomic_path
 
 from .common import Ema, Stage
 from .pool import Pool, Targets, composite, random_backgrounds
@@ -60,6 +60,7 @@ def train_probe(
         steps,
         work,
         2e-3,
+        generator,
         warmup=min(200, steps // 5),
     )
     stage.resume(device)
@@ -87,7 +88,6 @@ def save_probe(probe: Probe, folder: Path) -> None:
     """Write ``config.json`` and ``probe.safetensors`` (fp16)."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: tensor.detach().half().cpu().contiguous() for name, tensor in probe.state_dict().items()}
-    temporary = folder / "probe.safetensors.tmp"
-    save_file(weights, temporary)
-    os.replace(temporary, folder / "probe.safetensors")
+    with atomic_path(folder / "probe.safetensors") as temporary:
+        save_file(weights, temporary)
     (folder / "config.json").write_text(json.dumps(probe.config()) + "\n")

@@ -48,7 +48,15 @@ def train_vae(
     vae.to(device).train()
     optimizer = torch.optim.AdamW(vae.parameters(), lr=1.5e-3, betas=(0.9, 0.99), weight_decay=1e-4)
     stage = Stage(
-        "vae", {"vae": vae}, optimizer, {"vae": Ema(vae, 0.998)}, steps, work, 1.5e-3, warmup=min(200, steps // 5)
+        "vae",
+        {"vae": vae},
+        optimizer,
+        {"vae": Ema(vae, 0.998)},
+        steps,
+        work,
+        1.5e-3,
+        generator,
+        warmup=min(200, steps // 5),
     )
     stage.resume(device)
     amp = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")

@@ -79,7 +79,8 @@ def test_train(here: Path, runs: FakeRuns) -> None:
     ]
     assert cli.main(arguments) == cli.OK
     ((name, (config,), options),) = runs.calls
-    assert name == "run_training" and options == {"devices": "cpu", "resume": None}
+    assert name == "run_training" and (options["devices"], options["resume"]) == ("cpu", None)
+    assert "guidance_scale: 20" in options["source"]
     assert config.prompt == "a red mug" and config.system.guidance.guidance_scale(0) == 20.0
 
 

@@ -1,4 +1,4 @@
-"""What docs/configuration.md tells people to type does what it says."""
+"""What the documents tell people to type does what it says."""
 
 from __future__ import annotations
 
@@ -18,11 +18,24 @@ ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", TEXT, flags=re.DOTALL)
+def blocks(language: str, text: str = TEXT) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
 
 
-COMMANDS = [line for block in blocks("sh") for line in block.splitlines() if line.strip()]
+def commands(text: str) -> list[str]:
+    lines = [line.split("   #")[0].strip() for block in blocks("sh", text) for line in block.splitlines()]
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+COMMANDS = commands(TEXT)
+PRIOR_CARD = "scoredist3d/assets/prior/README.md"
+OTHER_PAGES = ("README.md", "docs/backends.md", "docs/quickstart.md")
+OTHER_COMMANDS = [
+    (page, command)
+    for page in OTHER_PAGES
+    for command in commands((ROOT / page).read_text(encoding="utf-8"))
+    if not command.startswith("make ")
+]
 
 
 @pytest.fixture
@@ -59,6 +72,36 @@ def test_every_command_works(command: str, workplace: Path, capsys: pytest.Captu
             for part in path.split("."):
                 found = found[int(part)] if isinstance(found, list) else found[part]
             assert found == (value if path == "prompt" else yaml.safe_load(value))
+
+
+@pytest.mark.parametrize(("page", "command"), OTHER_COMMANDS)
+def test_commands_of_other_pages_are_understood(
+    page: str, command: str, workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = command.replace("quickstart/RUN", "quickstart/a-red-mug@20260101-120000")
+    program, script, *arguments = shlex.split(command)
+    assert program == "python"
+    if script != "launch.py":
+        assert (ROOT / script).is_file()
+        return
+    if not {"--list", "--describe", "--dry-run"} & set(arguments):
+        arguments.append("--dry-run")
+    assert cli.main(arguments) == cli.OK, capsys.readouterr().err
+
+
+def test_the_make_targets_of_the_readme_exist() -> None:
+    targets = {
+        line.split(":")[0] for line in (ROOT / "Makefile").read_text().splitlines() if re.match(r"^[a-z-]+:", line)
+    }
+    made = {line.split()[1] for line in commands((ROOT / "README.md").read_text()) if line.startswith("make ")}
+    assert made and made <= targets
+
+
+def test_links_and_pictures_of_the_pages_exist() -> None:
+    for page in ("README.md", "docs/configuration.md", "docs/backends.md", "docs/quickstart.md", PRIOR_CARD):
+        text = (ROOT / page).read_text(encoding="utf-8")
+        for target in re.findall(r"\]\(([^)#]+)\)", text):
+            assert ((ROOT / page).parent / target).exists(), (page, target)
 
 
 def test_the_example_file_is_valid(workplace: Path) -> None:

@@ -113,13 +113,12 @@ def test_jitter_is_off_by_default_and_moves_what_it_names():
 
 
 def test_evaluation_cameras():
-    views = sampler(evaluation={"val_views": 4, "test_views": 8, "elevation": 20.0, "height": 10, "width": 12})
-    val, test = views.evaluation("val"), views.evaluation("test")
-    torch.testing.assert_close(val.azimuth.rad2deg(), torch.tensor([0.0, 90.0, -180.0, -90.0]), atol=1e-4, rtol=0)
-    assert len(test) == 8 and (test.height, test.width) == (10, 12)
-    torch.testing.assert_close(test.elevation.rad2deg(), torch.full((8,), 20.0))
-    with pytest.raises(ValueError, match="'val' or 'test'"):
-        views.evaluation("train")
+    views = sampler(evaluation={"distance": 2.0, "fovy": 50.0}).evaluation([0, 90, 270], 20.0, 10, 12)
+    torch.testing.assert_close(views.azimuth.rad2deg(), torch.tensor([0.0, 90.0, -90.0]), atol=1e-4, rtol=0)
+    assert len(views) == 3 and (views.height, views.width) == (10, 12)
+    torch.testing.assert_close(views.elevation.rad2deg(), torch.full((3,), 20.0))
+    torch.testing.assert_close(views.origins.norm(dim=-1), torch.full((3,), 2.0))
+    torch.testing.assert_close(views.fovy.rad2deg(), torch.full((3,), 50.0))
 
 
 @pytest.mark.parametrize(

@@ -89,6 +89,17 @@ def test_glb_file_follows_the_format(exported):
     assert data.isascii() is False and json.dumps(document).isascii()
 
 
+@pytest.mark.parametrize("unlit", [False, True])
+def test_glb_says_whether_viewers_may_light_it(tmp_path, unlit):
+    field = AnalyticField(sphere(0.5))
+    result = make_exporter(formats=["glb"], unlit=unlit, resolution=24, max_faces=200).export(field, tmp_path, "ball")
+    data = result.paths[0].read_bytes()
+    tree = json.loads(data[20 : 20 + struct.unpack("<I", data[12:16])[0]])
+    assert tree.get("extensionsUsed", []) == (["KHR_materials_unlit"] if unlit else [])
+    assert ("KHR_materials_unlit" in tree["materials"][0].get("extensions", {})) is unlit
+    assert "baseColorTexture" in tree["materials"][0]["pbrMetallicRoughness"]
+
+
 def test_obj_round_trip(exported):
     folder, _, _ = exported
     name = "Ein-gruner-Wurfel-uber"

@@ -17,6 +17,7 @@ import pytest
 import torch
 from torch import nn
 
+from scoredist3d.files import write_atomically
 from scoredist3d.guidance.checks import NonFiniteError
 from scoredist3d.training.checkpoint import (
     kept_checkpoints,
@@ -27,7 +28,7 @@ from scoredist3d.training.checkpoint import (
     write_checkpoint,
 )
 from scoredist3d.training.console import duration
-from scoredist3d.training.folder import RunFolder, find_run, slug, write_atomically
+from scoredist3d.training.folder import RunFolder, find_run, slug
 from scoredist3d.training.interrupt import InterruptGuard
 from scoredist3d.training.metrics import MetricBuffer, MetricsFile, read_rows
 from scoredist3d.training.snapshot import git_state, save_snapshot
@@ -226,7 +227,13 @@ def test_snapshot_holds_command_config_code_and_packages(tmp_path: Path) -> None
     (custom / "a.py").write_text("pass\n")
     (custom / "a.pyc").write_text("")
     folder = RunFolder(tmp_path / "run")
-    save_snapshot(folder, "prompt: a mug\n", ["launch.py", "prompt=a mug"], [tmp_path / "custom", tmp_path / "none"])
+    save_snapshot(
+        folder,
+        "prompt: a mug\n",
+        "prompt: ${name}\n",
+        ["launch.py", "prompt=a mug"],
+        [tmp_path / "custom", tmp_path / "none"],
+    )
     assert folder.resolved_config.read_text() == "prompt: a mug\n"
     assert (folder.configs / "command.txt").read_text() == "launch.py 'prompt=a mug'\n"
     assert any(line.startswith("torch==") for line in (folder.code / "packages.txt").read_text().splitlines())

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scoredist3d.data.shapes.lexicon import lexicon
+from scoredist3d.files import write_atomically
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer
@@ -40,10 +40,10 @@ def build_tokenizer(folder: str | Path) -> CLIPTokenizer:
     merge_lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
     special = {"bos_token": _START, "eos_token": _END, "unk_token": _END, "pad_token": _END}
     settings = {**special, "model_max_length": MAX_LENGTH, "do_lower_case": True, "tokenizer_class": "CLIPTokenizer"}
-    _write(folder / "vocab.json", json.dumps(vocabulary, ensure_ascii=False))
-    _write(folder / "merges.txt", "\n".join(merge_lines) + "\n")
-    _write(folder / "special_tokens_map.json", json.dumps(special, indent=2))
-    _write(folder / "tokenizer_config.json", json.dumps(settings, indent=2))
+    write_atomically(folder / "vocab.json", json.dumps(vocabulary, ensure_ascii=False))
+    write_atomically(folder / "merges.txt", "\n".join(merge_lines) + "\n")
+    write_atomically(folder / "special_tokens_map.json", json.dumps(special, indent=2))
+    write_atomically(folder / "tokenizer_config.json", json.dumps(settings, indent=2))
     # A stale tokenizer.json would win over the files just written.
     (folder / "tokenizer.json").unlink(missing_ok=True)
     CLIPTokenizer.from_pretrained(folder).save_pretrained(folder)
@@ -82,9 +82,3 @@ def _byte_characters() -> tuple[str, ...]:
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in printable]
     return (*(chr(byte) for byte in printable), *(chr(256 + k) for k in range(len(others))))
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
