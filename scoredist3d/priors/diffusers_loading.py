@@ -7,6 +7,7 @@ warning.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -109,6 +110,9 @@ class PipelineSource:
         keywords: dict[str, Any] = {"dtype": dtype, "output_loading_info": True}
         if self.variant is not None:
             keywords["variant"] = self.variant
+        if self.has(part) and self.index[part][0] == "diffusers":
+            # Asked for by default, and without accelerate declined with a warning for each network.
+            keywords["low_cpu_mem_usage"] = importlib.util.find_spec("accelerate") is not None
         network, info = self.load(part, **keywords)
         missing = sorted(info["missing_keys"])
         if missing:
