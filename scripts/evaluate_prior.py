@@ -93,8 +93,7 @@ def probe_floor(prior: Prior, probe: Probe, *, count: int, device: torch.device)
     generator = torch.Generator(device).manual_seed(4321)
     objects = sample_objects(count, generator, device)
     cameras = training_cameras(count, prior.image_size, generator, device)
-    render = render_objects(objects, cameras, antialias=2)
-    images = render.rgba[..., :3] * render.rgba[..., 3:] + 1 - render.rgba[..., 3:]
+    images = render_objects(objects, cameras, antialias=2).over(torch.ones(3, device=device))
     through = torch.cat([prior.decode(prior.encode(chunk)).clamp(0, 1) for chunk in images.split(256)])
     truth = (objects.category, objects.color, cameras.azimuth, azimuth_symmetry(objects))
     return {"real renders": accuracy(probe, images, *truth), "real, encoded": accuracy(probe, through, *truth)}
@@ -107,10 +106,8 @@ def where_conditioning_acts(prior: Prior, *, count: int, device: torch.device) -
     color = torch.randint(0, len(COLORS), (count,), generator=generator, device=device)
     objects = sample_objects(count, generator, device, color=color, second_color=color)
     cameras = training_cameras(count, prior.image_size, generator, device)
-    render = render_objects(objects, cameras, antialias=2)
-    z = torch.cat(
-        [prior.encode(c) for c in (render.rgba[..., :3] * render.rgba[..., 3:] + 1 - render.rgba[..., 3:]).split(256)]
-    )
+    images = render_objects(objects, cameras, antialias=2).over(torch.ones(3, device=device))
+    z = torch.cat([prior.encode(chunk) for chunk in images.split(256)])
     other_color = (objects.color + 1 + torch.arange(count, device=device) % (len(COLORS) - 1)) % len(COLORS)
     other_category = (objects.category + 1 + torch.arange(count, device=device) % (len(CATEGORIES) - 1)) % len(
         CATEGORIES

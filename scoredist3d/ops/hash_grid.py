@@ -141,9 +141,6 @@ def _kernels(name: str) -> ModuleType:
     return importlib.import_module(f"scoredist3d.ops.hash_grid_{name}")
 
 
-_REUSE_BYTES = 2**28
-
-
 class _Encode(torch.autograd.Function):
     """y = encode(x, table)."""
 
@@ -153,12 +150,11 @@ class _Encode(torch.autograd.Function):
     ) -> Tensor:
         points, table = points.contiguous(), table.contiguous()
         ctx.save_for_backward(points, table)
-        # Torch finds the corners in many passes over memory: where there is room, the backward pass gets them back.
-        needed = 64 * points.shape[0] * levels  # bytes
-        reuse = kernels.__name__.endswith("_torch") and points.device.type == "cpu" and needed <= _REUSE_BYTES
-        kept: dict[str, Any] = {"keep": []} if reuse and ctx.needs_input_grad[1] else {}
-        ctx.settings = (spec, levels, kernels, kept.get("keep"))
-        return kernels.encode(points, table, spec, levels, **kept)
+        # Kernels that find the corners at some cost offer a store that gives them back to the backward pass.
+        offer = getattr(kernels, "corner_store", None)
+        keep = offer(points, levels) if offer is not None and ctx.needs_input_grad[1] else None
+        ctx.settings = (spec, levels, kernels, keep)
+        return kernels.encode(points, table, spec, levels, **({} if keep is None else {"keep": keep}))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

@@ -11,10 +11,17 @@ from torch.nn import functional
 if TYPE_CHECKING:
     from scoredist3d.ops.hash_grid import HashGridSpec
 
+_STORE_BYTES = 2**28
 # Corner entries (N, 8) and their weights (N, 8) in one level.
 Located = tuple[Tensor, Tensor]
 _CORNERS = [(c & 1, c >> 1 & 1, c >> 2 & 1) for c in range(8)]
 _PRIME_Y, _PRIME_Z = 2654435761 - 2**32, 805459861  # as 32-bit integers
+
+
+def corner_store(points: Tensor, levels: int) -> list[Located] | None:
+    """Where :func:`encode` keeps corners for :func:`table_gradient`; None on a device or at a size that has no room."""
+    needed = 64 * points.shape[0] * levels  # bytes: eight 32-bit entries and weights per point and level
+    return [] if points.device.type == "cpu" and needed <= _STORE_BYTES else None
 
 
 def encode(

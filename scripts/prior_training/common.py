@@ -132,7 +132,4 @@ class Stage:
     def set_lr(self) -> None:
         lr = learning_rate(self.step, self.total, self.peak_lr, warmup=self.warmup)
         for group in self.optimizer.param_groups:
-            if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(lr)
-            else:
-                group["lr"] = lr
+            group["lr"] = lr

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
@@ -36,7 +35,6 @@ class PriorSizes:
     norm_groups: int = 16
     image_size: int = IMAGE_SIZE
     latent_channels: int = 4
-    extra: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def miniature(cls) -> PriorSizes:
