@@ -1,5 +1,6 @@
 """Guidance: how a prior's prediction becomes a gradient. One file per method, on one base."""
 
-from scoredist3d.guidance.base import Guidance, GuidanceOutput, GuidanceStep, Score
+from scoredist3d.guidance.base import Cost, Guidance, GuidanceOutput, Score
+from scoredist3d.guidance.step import GuidanceStep
 
-__all__ = ["Guidance", "GuidanceOutput", "GuidanceStep", "Score"]
+__all__ = ["Cost", "Guidance", "GuidanceOutput", "GuidanceStep", "Score"]

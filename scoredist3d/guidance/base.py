@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -12,9 +12,11 @@ from torch import Tensor, nn
 
 from scoredist3d.config import ComponentConfig, Schedule, option
 from scoredist3d.guidance.checks import FiniteCheck
+from scoredist3d.guidance.step import GuidanceStep, level_tensor, select
 from scoredist3d.noise import NoiseSchedule, per_item
 from scoredist3d.priors.base import Branches, Prediction, Prior, guided_prediction
 from scoredist3d.priors.sampling import denoise
+from scoredist3d.prompts.processor import ExtraPrompt
 from scoredist3d.seeding import Rng
 
 Weighting = Literal["sds", "uniform", "fantasia3d", "lambda", "flow"]
@@ -30,33 +32,6 @@ WEIGHTINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 @dataclass(frozen=True)
-class GuidanceStep:
-    """One step's circumstances, the same for every method.
-
-    Attributes:
-        step: Optimiser step.
-        t: (B,) levels, snapped to the model's.
-        levels: The same as Python numbers, for control flow that must not wait for the device.
-        rng: The run's randomness; see :meth:`noise`.
-        rgb: (B, H, W, 3) images that were encoded, attached to the graph, where the caller has them.
-        opacity: (B, H, W, 1) of the render, where there is one.
-        particles: (B,) index of the particle that each item shows, for methods with state per particle.
-    """
-
-    step: int
-    t: Tensor
-    levels: tuple[float, ...]
-    rng: Rng
-    rgb: Tensor | None = None
-    opacity: Tensor | None = None
-    particles: Tensor | None = None
-
-    def noise(self, like: Tensor, stream: str = "noise") -> Tensor:
-        """Gaussian noise in the shape of ``like``; item i depends on (seed, stream, step, i) only, not on the batch."""
-        return item_noise(self.rng, stream, self.step, like)
-
-
-@dataclass(frozen=True)
 class Score:
     """What a method computes for one step, all detached.
 
@@ -69,6 +44,19 @@ class Score:
     gradient: Tensor
     rgb_gradient: Tensor | None = None
     diagnostics: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Network evaluations of one step, per image of the batch.
+
+    Attributes:
+        prior: Rows of the frozen denoiser: 2 for one prediction with classifier-free guidance.
+        own: Rows of what the method trains itself, those of its training included.
+    """
+
+    prior: int
+    own: int = 0
 
 
 @dataclass(frozen=True)
@@ -91,7 +79,12 @@ class Guidance(nn.Module, ABC):
 
     Item i of a batch draws its level and noise from generators derived from (seed, step, i): its gradient does not
     depend on how many items come with it, and a resumed run repeats them.
+
+    Attributes:
+        needs_source: Whether the method edits, and ``GuidanceStep.source`` must be given.
     """
+
+    needs_source: bool = False
 
     @dataclass
     class Config(ComponentConfig):
@@ -125,9 +118,15 @@ class Guidance(nn.Module, ABC):
                 return []
             return [f"t_min: {low(wrong[0]):g} is above t_max {high(wrong[0]):g} at step {wrong[0]}"]
 
-    def __init__(self, config: Config, *, prior: Prior) -> None:
+    def __init__(self, config: Config, *, prior: Prior, rng: Rng | None = None) -> None:
+        """Args:
+        config: Options.
+        prior: The frozen diffusion model.
+        rng: Initialises what the method trains; equal on all ranks.
+        """
         super().__init__()
         self.config = config
+        self.rng = (rng or Rng()).shared()
         # Outside of the module tree: the frozen prior belongs in no state_dict.
         self._outside: tuple[Prior] = (prior,)
         self._check = FiniteCheck()
@@ -146,6 +145,21 @@ class Guidance(nn.Module, ABC):
     def score_gradient(self, z: Tensor, branches: Branches, step: GuidanceStep) -> Score:
         """The method: dL/dz for detached (B, C, h, w) latents. Called without gradients."""
 
+    def extra_prompts(self, prompt: str) -> dict[str, ExtraPrompt]:
+        """Further texts the method needs, by the name under which ``Branches.extra`` will hold their conditionings."""
+        return {}
+
+    def cost(self, branches: Branches, step: GuidanceStep) -> Cost:
+        """Network evaluations of the step; a method that does more than one guided prediction says so here."""
+        return Cost(self.guided_rows(branches, self._value("guidance_scale", step.step)))
+
+    @staticmethod
+    def guided_rows(branches: Branches, scale: float) -> int:
+        """Rows of the denoiser that one guided prediction takes per image; see :func:`guided_prediction`."""
+        if scale == 0.0 or (scale == 1.0 and not branches.negatives):
+            return 1
+        return 2 + len(branches.negatives)
+
     def update(self, z: Tensor, branches: Branches, step: GuidanceStep) -> dict[str, Tensor]:
         """Train what the method owns on detached latents; returns values to log. Called once per forward pass."""
         return {}
@@ -159,7 +173,8 @@ class Guidance(nn.Module, ABC):
         *,
         rgb: Tensor | None = None,
         opacity: Tensor | None = None,
-        particles: Tensor | None = None,
+        particles: Sequence[int] | None = None,
+        source: Tensor | None = None,
     ) -> GuidanceOutput:
         """The distillation loss of a batch.
 
@@ -171,15 +186,21 @@ class Guidance(nn.Module, ABC):
             branches: The conditionings, of B items or of one.
             step: Optimiser step.
             rng: The run's randomness.
-            rgb, opacity, particles: See :class:`GuidanceStep`.
+            rgb, opacity, source: See :class:`GuidanceStep`.
+            particles: Number of the particle that each item shows; all show particle 0 by default.
 
         Raises:
             NonFiniteError: The latents or the gradient hold NaN or infinity (on CUDA: did so in the step before).
+            ValueError: The method edits and no source is given.
         """
+        if self.needs_source and source is None:
+            raise ValueError(
+                f"{self.config.type or type(self).__name__} edits something: it needs the source's latents"
+            )
         self._check.collect()
         self._check(step, "the latents of the render", z.detach())
         latents = z.detach()
-        context = self.begin(latents, step, rng, rgb=rgb, opacity=opacity, particles=particles)
+        context = self.begin(latents, step, rng, particles=particles, rgb=rgb, opacity=opacity, source=source)
         with torch.no_grad():
             score = self.score_gradient(latents, branches, context)
             gradient = self._clipped(score.gradient, step)
@@ -198,10 +219,13 @@ class Guidance(nn.Module, ABC):
             loss * self._value("weight", step), {key: value.detach() for key, value in diagnostics.items()}
         )
 
-    def begin(self, z: Tensor, step: int, rng: Rng, **extras: Tensor | None) -> GuidanceStep:
+    def begin(
+        self, z: Tensor, step: int, rng: Rng, *, particles: Sequence[int] | None = None, **extras: Tensor | None
+    ) -> GuidanceStep:
         """The circumstances of a step: levels from ``rng``, and what the caller passes on."""
         levels = self.sample_levels(len(z), step, rng)
-        return GuidanceStep(step, torch.tensor(levels, dtype=z.dtype).to(z.device), tuple(levels), rng, **extras)
+        shown = (0,) * len(z) if particles is None else tuple(particles)
+        return GuidanceStep(step, level_tensor(levels, z), tuple(levels), rng, shown, **extras)
 
     def sample_levels(self, batch: int, step: int, rng: Rng) -> list[float]:
         """Uniform draws from [t_min(step), t_max(step)], snapped; images that the prior sees jointly share one.
@@ -217,10 +241,27 @@ class Guidance(nn.Module, ABC):
         snapped: list[float] = self.schedule.snap(low + (high - low) * torch.stack(draws)).tolist()
         return [level for level in snapped for _ in range(self.prior.views)][:batch]
 
-    def guided(self, x_t: Tensor, branches: Branches, step: GuidanceStep) -> Prediction:
-        """The prior's prediction at the step's level, scale and rescale."""
-        scale = self._value("guidance_scale", step.step)
-        return guided_prediction(self.prior, x_t, step.t, branches, scale, rescale=self.config.guidance_rescale)
+    def guided(
+        self,
+        x_t: Tensor,
+        branches: Branches,
+        step: GuidanceStep,
+        *,
+        t: Tensor | None = None,
+        scale: float | None = None,
+    ) -> Prediction:
+        """The prior's prediction under classifier-free guidance with the configured rescale.
+
+        Args:
+            x_t: (B, C, h, w).
+            branches: Of B items or one.
+            step: Gives the level and, by the configured schedule, the scale where they are not given.
+            t: (B,), another level.
+            scale: Another guidance scale.
+        """
+        t = step.t if t is None else t
+        scale = self._value("guidance_scale", step.step) if scale is None else scale
+        return guided_prediction(self.prior, x_t, t, branches, scale, rescale=self.config.guidance_rescale)
 
     def noised(self, z: Tensor, step: GuidanceStep) -> tuple[Tensor, Tensor]:
         """(x_t, eps) with the step's own noise."""
@@ -273,30 +314,6 @@ def surrogate_loss(x: Tensor, gradient: Tensor) -> Tensor:
     """A scalar of value sum ||G||^2 / (2 B) whose gradient with respect to ``x`` is G / B."""
     along = ((x - x.detach()) * gradient).sum()
     return (along + 0.5 * gradient.square().sum()) / len(x)
-
-
-def item_noise(rng: Rng, stream: str, step: int, like: Tensor) -> Tensor:
-    """Gaussian noise in ``like``'s shape, dtype and device, every item from a generator of its own."""
-    noise = torch.empty_like(like)
-    for index, item in enumerate(noise):
-        item.normal_(generator=rng(f"{stream}/{index}", step, like.device))
-    return noise
-
-
-def select(branches: Branches, items: slice, batch: int) -> Branches:
-    """The branches of some items of a batch."""
-
-    def pick(conditioning: Any) -> Any:
-        return None if conditioning is None else conditioning.expand(batch)[items]
-
-    return Branches(
-        positive=pick(branches.positive),
-        unconditional=pick(branches.unconditional),
-        negatives=tuple((pick(c), weights.expand(batch)[items]) for c, weights in branches.negatives),
-        plain=pick(branches.plain),
-        empty=pick(branches.empty),
-        cameras=None if branches.cameras is None else branches.cameras[items],
-    )
 
 
 def _groups(levels: tuple[float, ...], size: int) -> list[tuple[slice, float]]:

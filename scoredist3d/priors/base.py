@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any, Self
 
@@ -100,15 +100,16 @@ class Conditioning:
             ValueError: A field is given in some batches and missing in others.
         """
         joined: dict[str, Any] = {}
-        for field in fields(cls):
-            values = [getattr(part, field.name) for part in parts]
+        for part_field in fields(cls):
+            name = part_field.name
+            values = [getattr(part, name) for part in parts]
             if any(value is None for value in values) and any(value is not None for value in values):
-                raise ValueError(f"cannot join conditionings: {field.name} is given in some and missing in others")
-            joined[field.name] = None if values[0] is None else torch.cat(values)
+                raise ValueError(f"cannot join conditionings: {name} is given in some and missing in others")
+            joined[name] = None if values[0] is None else torch.cat(values)
         return cls(**joined)
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Conditioning:
-        parts = {field.name: getattr(self, field.name) for field in fields(self)}
+        parts = {part.name: getattr(self, part.name) for part in fields(self)}
         return replace(self, **{name: function(part) for name, part in parts.items() if part is not None})
 
 
@@ -123,6 +124,7 @@ class Branches:
         plain: The prompt without view words (variational networks learn it); None means ``positive``.
         empty: The empty prompt; None means ``unconditional``.
         cameras: The views, for methods that condition on them by themselves.
+        extra: Further prompts that the method asked for, by its own names.
     """
 
     positive: Conditioning
@@ -131,6 +133,7 @@ class Branches:
     plain: Conditioning | None = None
     empty: Conditioning | None = None
     cameras: Cameras | None = None
+    extra: Mapping[str, Conditioning] = field(default_factory=dict)
 
 
 class Prior(nn.Module, ABC):

@@ -1,5 +1,5 @@
 """From a prompt and cameras to the conditionings that guidance combines."""
 
-from scoredist3d.prompts.processor import PromptProcessor
+from scoredist3d.prompts.processor import ExtraPrompt, PromptProcessor
 
-__all__ = ["PromptProcessor"]
+__all__ = ["ExtraPrompt", "PromptProcessor"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,6 +20,19 @@ _log = logging.getLogger(__name__)
 VIEWS = ("front", "side", "back", "overhead")
 _FRONT, _SIDE, _BACK, _OVERHEAD = range(len(VIEWS))
 _PLAIN, _NEGATIVE, _EMPTY = range(len(VIEWS), len(VIEWS) + 3)
+
+
+@dataclass(frozen=True)
+class ExtraPrompt:
+    """A further text that a distillation method compares with the prompt.
+
+    Attributes:
+        text: The whole text.
+        view_words: Whether it gets the same view words as the prompt; the negative prompt, for one, gets none.
+    """
+
+    text: str
+    view_words: bool = True
 
 
 @register(
@@ -77,17 +90,26 @@ class PromptProcessor:
                 problems.append("perp_neg: works with view words; set view_dependent to always")
             return problems
 
-    def __init__(self, config: Config, *, prior: Prior, prompt: str, negative_prompt: str = "") -> None:
+    def __init__(
+        self,
+        config: Config,
+        *,
+        prior: Prior,
+        prompt: str,
+        negative_prompt: str = "",
+        extra: Mapping[str, ExtraPrompt] | None = None,
+    ) -> None:
         """Args:
         config: View words and their sectors.
         prior: Embeds the texts.
         prompt: What to make.
         negative_prompt: Takes the place of the empty prompt in guidance.
+        extra: Further texts of the distillation method, by name.
 
         A warning names words that the prior does not know.
         """
         self.config = config
-        self.prompt, self.negative_prompt = prompt, negative_prompt
+        self.prompt, self.negative_prompt, self.extra = prompt, negative_prompt, dict(extra or {})
         self._prior = prior
         self._cache: dict[str, Conditioning] = {}
         self._table: Conditioning | None = None
@@ -110,11 +132,14 @@ class PromptProcessor:
         """The distinct prompts by role, for logs and for people."""
         config = self.config
         suffixes = (config.front_suffix, config.side_suffix, config.back_suffix, config.overhead_suffix)
-        views = {
-            view: self.prompt + (suffix if self.uses_view_words else "")
-            for view, suffix in zip(VIEWS, suffixes, strict=True)
-        }
-        return {**views, "plain": self.prompt, "negative": self.negative_prompt, "empty": ""}
+        added = suffixes if self.uses_view_words else ("",) * len(VIEWS)
+        views = {view: self.prompt + suffix for view, suffix in zip(VIEWS, added, strict=True)}
+        texts = {**views, "plain": self.prompt, "negative": self.negative_prompt, "empty": ""}
+        for name, extra in self.extra.items():
+            own = added if extra.view_words else ("",) * len(VIEWS)
+            texts |= {f"{name}, {view}": extra.text + suffix for view, suffix in zip(VIEWS, own, strict=True)}
+            texts[name] = extra.text
+        return texts
 
     def __call__(self, cameras: Cameras | None = None, batch: int | None = None) -> Branches:
         """The conditionings of a batch.
@@ -131,13 +156,18 @@ class PromptProcessor:
             return _with_camera(table[row : row + 1].expand(count), camera)
 
         plain, unconditional, empty = fixed(_PLAIN), fixed(_NEGATIVE), fixed(_EMPTY)
+        first = _EMPTY + 1  # of the rows of each extra prompt: one per view, then the text alone
+        blocks = {name: first + index * (len(VIEWS) + 1) for index, name in enumerate(self.extra)}
         if cameras is None or not self.uses_view_words:
-            return Branches(plain, unconditional, plain=plain, empty=empty, cameras=cameras)
+            extra = {name: fixed(row + len(VIEWS)) for name, row in blocks.items()}
+            return Branches(plain, unconditional, plain=plain, empty=empty, cameras=cameras, extra=extra)
+        view = self.view_indices(cameras).to(table.text.device)
+        extra = {name: _with_camera(table[row + view], camera) for name, row in blocks.items()}
         if self.config.perp_neg:
             positive, negatives = self._perp_neg(cameras, table, camera)
-            return Branches(positive, unconditional, negatives, plain=plain, empty=empty, cameras=cameras)
-        positive = _with_camera(table[self.view_indices(cameras).to(table.text.device)], camera)
-        return Branches(positive, unconditional, plain=plain, empty=empty, cameras=cameras)
+            return Branches(positive, unconditional, negatives, plain=plain, empty=empty, cameras=cameras, extra=extra)
+        positive = _with_camera(table[view], camera)
+        return Branches(positive, unconditional, plain=plain, empty=empty, cameras=cameras, extra=extra)
 
     def embed(self, texts: Sequence[str]) -> Conditioning:
         """Embeddings of any texts without cameras, (len(texts), L, D); a text already seen is not encoded again."""

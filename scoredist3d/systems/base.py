@@ -61,15 +61,21 @@ class System(nn.Module, ABC):
     video_name: str
     """File stem of the video that :meth:`frames` fills."""
 
-    def __init__(self, config: Config, *, prior: nn.Module, prompt: str, negative_prompt: str = "") -> None:
+    def __init__(
+        self, config: Config, *, prior: nn.Module, prompt: str, negative_prompt: str = "", rng: Rng | None = None
+    ) -> None:
         super().__init__()
         self.config = config
         prior.requires_grad_(False).eval()
         self._outside_the_tree = (prior,)
+        self.guidance = build_component(config.guidance, prior=prior, rng=rng)
         self.prompts = build_component(
-            config.prompt_processor, prior=prior, prompt=prompt, negative_prompt=negative_prompt
+            config.prompt_processor,
+            prior=prior,
+            prompt=prompt,
+            negative_prompt=negative_prompt,
+            extra=self.guidance.extra_prompts(prompt),
         )
-        self.guidance = build_component(config.guidance, prior=prior)
 
     @property
     def prior(self) -> Any:

@@ -1,4 +1,4 @@
-"""The optimiser of a system: one Adam over named parameter groups, each with its own learning rate schedule."""
+"""The optimiser of a system: one over named parameter groups, each with its own learning rate schedule."""
 
 from __future__ import annotations
 
@@ -14,9 +14,13 @@ from scoredist3d.registry import near_matches
 
 @dataclass
 class OptimizerConfig:
-    """Adam over all groups of the representation."""
+    """One optimiser over all groups of the representation."""
 
-    name: Literal["adam", "adamw"] = option("adam", "adamw decays weights apart from the gradient, adam adds no decay.")
+    name: Literal["adam", "adamw", "sgd"] = option(
+        "adam",
+        "adamw decays weights apart from the gradient, adam adds no decay; sgd is plain gradient descent, in which "
+        "several methods follow the sampler exactly.",
+    )
     lr: Schedule = option(0.01, "Learning rate of the groups that lr_groups does not name.", ge=0)
     lr_groups: dict[str, Schedule] = option(
         {}, "Learning rates of single groups, e.g. {geometry.encoding: 0.01, background: 0.001}.", ge=0
@@ -33,16 +37,16 @@ class OptimizerConfig:
         self.lr_groups = {name: Schedule.parse(value) for name, value in self.lr_groups.items()}
 
     def validate(self) -> list[str]:
-        """Weight decay does nothing under plain Adam."""
-        if self.name == "adam" and self.weight_decay > 0:
-            return [f"weight_decay: {self.weight_decay} has no effect with name=adam; use name=adamw"]
+        """Weight decay does nothing where the optimiser has none."""
+        if self.name != "adamw" and self.weight_decay > 0:
+            return [f"weight_decay: {self.weight_decay} has no effect with name={self.name}; use name=adamw"]
         return []
 
 
 def build_optimizer(
     config: OptimizerConfig, groups: Sequence[dict[str, Any]], *, fused: bool = True
 ) -> torch.optim.Optimizer:
-    """Adam or AdamW over ``groups`` ({"name", "params"}); empty groups are left out.
+    """The configured optimiser over ``groups`` ({"name", "params"}); empty groups are left out.
 
     Raises:
         ValueError: ``lr_groups`` names a group that does not exist, or nothing is trainable.
@@ -61,6 +65,8 @@ def build_optimizer(
                 f"system.optimizer.lr_groups.{name}: no such parameter group.{near_matches(name, names)} "
                 f"Groups are {', '.join(names)}"
             )
+    if config.name == "sgd":
+        return torch.optim.SGD(trainable, lr=config.lr(0), fused=fused)
     options: dict[str, Any] = {"lr": config.lr(0), "betas": tuple(config.betas), "eps": config.eps, "fused": fused}
     if config.name == "adamw":
         return torch.optim.AdamW(trainable, weight_decay=config.weight_decay, **options)

@@ -58,16 +58,16 @@ class TextTo2D(System):
     def __init__(
         self, config: Config, *, prior: nn.Module, prompt: str, negative_prompt: str = "", rng: Rng | None = None
     ) -> None:
-        super().__init__(config, prior=prior, prompt=prompt, negative_prompt=negative_prompt)
+        super().__init__(config, prior=prior, prompt=prompt, negative_prompt=negative_prompt, rng=rng)
         self.settings = config
         self.canvas = build_component(config.geometry, prior=prior, rng=rng)
 
     def training_step(self, step: int, rng: Rng) -> TrainingStep:
         """Distillation loss of a batch of particles."""
         index = self._draw(step, rng)
-        latents = self.canvas.latents(self.prior, index, rng("encode", step, self.device))
+        latents = self.canvas.latents(self.prior, index.to(self.device), rng("encode", step, self.device))
         branches = self.prompts(self._cameras(len(index)), batch=len(index))
-        return self.guide(latents, branches, step, rng, particles=index)
+        return self.guide(latents, branches, step, rng, particles=index.tolist())
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """One group, ``canvas``."""
@@ -86,12 +86,12 @@ class TextTo2D(System):
             yield from [frame] * hold
 
     def _draw(self, step: int, rng: Rng) -> Tensor:
+        """The particles of this step, (B,) on the CPU."""
         particles = len(self.canvas.values)
         count = self.settings.particles_per_step
         if count is None or count == particles:
-            return torch.arange(particles, device=self.device)
-        order = torch.randperm(particles, generator=rng("particles", step))
-        return order[:count].to(self.device)
+            return torch.arange(particles)
+        return torch.randperm(particles, generator=rng("particles", step))[:count]
 
     def _cameras(self, batch: int) -> Cameras | None:
         if self.settings.view is None:

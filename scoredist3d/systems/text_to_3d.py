@@ -58,7 +58,7 @@ class TextTo3D(System):
         cameras: Any = None,
         rng: Rng | None = None,
     ) -> None:
-        super().__init__(config, prior=prior, prompt=prompt, negative_prompt=negative_prompt)
+        super().__init__(config, prior=prior, prompt=prompt, negative_prompt=negative_prompt, rng=rng)
         if cameras is None:
             raise ValueError("text-to-3d needs a camera sampler: pass cameras=registry.build(config.data)")
         rng = (rng or Rng()).shared()

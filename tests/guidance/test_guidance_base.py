@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from scoredist3d.guidance import Guidance, GuidanceStep, Score
-from scoredist3d.guidance.base import item_noise, surrogate_loss
+from scoredist3d.guidance.base import surrogate_loss
 from scoredist3d.guidance.checks import NonFiniteError
+from scoredist3d.guidance.step import item_noise
 from scoredist3d.priors import Branches
 from scoredist3d.priors.analytic import GaussianMixturePrior
 from scoredist3d.seeding import Rng
@@ -120,10 +121,10 @@ def test_items_do_not_depend_on_the_batch_nor_on_earlier_calls():
 
 def test_what_a_method_is_told():
     g = method()
-    particles = torch.tensor([4, 1])
+    particles = [4, 1]
     g(latents(2), branches(g.prior), 9, Rng(), opacity=torch.ones(2, 8, 8, 1), particles=particles)
     (step,) = g.seen
-    assert step.step == 9 and torch.equal(step.particles, particles) and step.opacity is not None and step.rgb is None
+    assert step.step == 9 and step.particles == (4, 1) and step.opacity is not None and step.rgb is None
     assert step.t.tolist() == list(step.levels) and step.t.dtype == torch.float64
 
 
