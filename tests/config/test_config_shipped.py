@@ -63,6 +63,7 @@ def test_a_fragment_goes_on_top_of_the_quickstart(file: Path) -> None:
 def test_no_file_repeats_what_it_includes(file: Path) -> None:
     own = yaml.safe_load(file.read_text())
     includes = own.pop("include", [])
+    includes = [includes] if isinstance(includes, str) else includes
     below = dict(leaves(load([file.parent / name if (file.parent / name).is_file() else name for name in includes])))
     repeated = [path for path, value in leaves(own) if value != "???" and below.get(path, MISSING) == value]
     assert repeated == []
