@@ -65,11 +65,12 @@ def measure(system: Any, prompt: str, device: torch.device, *, rivals: bool = Fa
 
     color, category = prompt.split(" ", 2)[1:]
     held_back = ring([22.5 + 45.0 * i for i in range(NUM_VIEWS)], [5.0, 25.0, 40.0], 64, device)
-    views = torch.cat([system.renderer(held_back[i], step=system.step, rng=None).rgb for i in range(NUM_VIEWS)])
+    scene = system.scenes[0]
+    views = torch.cat([scene(held_back[i], step=scene.step, rng=None).rgb for i in range(NUM_VIEWS)])
     reading = Probe.load(device=device)(views)
     symmetry = torch.full((NUM_VIEWS,), AZIMUTH_SYMMETRY[category], device=device)
     outline = ring([30.0 * i for i in range(12)], [0.0, 20.0, 45.0], 64, device)
-    opacity = torch.cat([system.renderer(outline[i], step=system.step, rng=None).opacity[..., 0] for i in range(12)])
+    opacity = torch.cat([scene(outline[i], step=scene.step, rng=None).opacity[..., 0] for i in range(12)])
     figures: dict[str, Any] = {
         "category": (reading.category.argmax(-1) == CATEGORIES.index(category)).float().mean().item(),
         "color": (reading.color.argmax(-1) == COLORS.index(color)).float().mean().item(),

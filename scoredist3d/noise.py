@@ -230,11 +230,16 @@ class VPSchedule(NoiseSchedule):
 
     def snap(self, t: Tensor) -> Tensor:
         """The nearest k / N, k in 0..N-1."""
-        return self.timestep(t).to(t.dtype) / self.num_train_timesteps
+        return self.timestep(t).clamp_min(0).to(t.dtype) / self.num_train_timesteps
 
     def timestep(self, t: Tensor) -> Tensor:
-        """The nearest k in 0..N-1, integers; 0 for the clean image."""
-        return (t * self.num_train_timesteps).round().clamp(0, self.num_train_timesteps - 1).long()
+        """The nearest k in 0..N-1, integers; 0 for the clean image.
+
+        The clean image at a time between ``CLEAN`` and 0 is labelled with that negative timestep, which no model was
+        trained on; only reproductions of code that does so ask for it.
+        """
+        index = (t * self.num_train_timesteps).round().clamp_max(self.num_train_timesteps - 1)
+        return torch.where(t <= CLEAN, 0, index).long()
 
     def levels(self, steps: int, start: float = 1.0, *, end: float = CLEAN) -> list[float]:
         """As in the base class; the noisiest level is timestep N - 1, diffusers' round(N - k N / steps) - 1."""

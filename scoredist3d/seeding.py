@@ -33,3 +33,8 @@ class Rng:
     def shared(self) -> Rng:
         """The same stream on every rank (initialisation, background that all ranks share)."""
         return Rng(self.seed, 0)
+
+    def derive(self, name: str) -> Rng:
+        """An independent source of the same kind, e.g. for one of several scenes."""
+        digest = hashlib.blake2b(f"{self.seed}/{name}".encode(), digest_size=8).digest()
+        return Rng(int.from_bytes(digest, "little") & (2**63 - 1), self.rank)

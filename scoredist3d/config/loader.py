@@ -140,7 +140,41 @@ def _file_layers(file: Path, chain: tuple[Path, ...]) -> list[dict[str, Any]]:
     layers = []
     for name in includes:
         layers += _file_layers(_find_include(name, file, chain), (*chain, file))
-    return [*layers, own]
+    return [*layers, _with_parts(own, file, chain, ())]
+
+
+def _with_parts(block: Any, file: Path, chain: tuple[Path, ...], path: tuple[str, ...]) -> Any:
+    """Blocks that say ``include: file.yaml#key.path`` over the block at that path of that file.
+
+    Interpolations that lead into the included block lead into the copy.
+    """
+    if not isinstance(block, dict):
+        return block
+    own = {key: _with_parts(value, file, chain, (*path, str(key))) for key, value in block.items()}
+    if not path or "include" not in own:
+        return own
+    name, hash_mark, inner = str(own.pop("include")).partition("#")
+    part: Any = {}
+    if hash_mark:
+        for layer in _file_layers(_find_include(name, file, chain), (*chain, file)):
+            part = merge(part, layer)
+    for key in inner.split("."):
+        part = part.get(key) if isinstance(part, dict) else None
+    if not isinstance(part, dict):
+        raise ConfigError(
+            f"{_short(file)}: {'.'.join(path)}.include must be file.yaml#key.path of a block, "
+            f"got {name}{hash_mark}{inner}"
+        )
+    return merge(_moved(part, inner, ".".join(path)), own, path)
+
+
+def _moved(value: Any, old: str, new: str) -> Any:
+    """``value`` with every interpolation that starts with ``old`` starting with ``new``."""
+    if isinstance(value, dict):
+        return {key: _moved(item, old, new) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_moved(item, old, new) for item in value]
+    return value.replace("${" + old + ".", "${" + new + ".") if isinstance(value, str) else value
 
 
 def _find_include(name: str, including: Path, chain: tuple[Path, ...]) -> Path:

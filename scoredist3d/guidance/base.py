@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from scoredist3d.config import ComponentConfig, Schedule, option
 from scoredist3d.guidance.checks import FiniteCheck
+from scoredist3d.guidance.dreamtime import DreamTime, DreamTimeConfig
 from scoredist3d.guidance.step import GuidanceStep, level_tensor, select
 from scoredist3d.noise import NoiseSchedule, per_item
 from scoredist3d.priors.base import Branches, Prediction, Prior, guided_prediction
@@ -51,11 +52,12 @@ class Cost:
     """Network evaluations of one step, per image of the batch.
 
     Attributes:
-        prior: Rows of the frozen denoiser: 2 for one prediction with classifier-free guidance.
+        prior: Rows of the frozen denoiser: 2 for one prediction with classifier-free guidance (a fraction where
+            only some images of the batch need one).
         own: Rows of what the method trains itself, those of its training included.
     """
 
-    prior: int
+    prior: float
     own: int = 0
 
 
@@ -108,10 +110,16 @@ class Guidance(nn.Module, ABC):
             "(the gradient of regression to the predicted image), flow 1/alpha (that of velocity regression).",
         )
         grad_clip: Schedule | None = option(None, "Clamp every element of the gradient to +- this value.", gt=0)
+        dreamtime: DreamTimeConfig = field(
+            default_factory=DreamTimeConfig,
+            metadata={"help": "DreamTime: one level per step, falling from t_max to t_min."},
+        )
 
         def validate(self) -> list[str]:
-            """The level range may not be empty at any step."""
+            """The level range may not be empty at any step, nor move under DreamTime."""
             low, high = self.t_min, self.t_max
+            if self.dreamtime.steps and not low.values[0] == low.values[1] <= high.values[0] == high.values[1]:
+                return ["dreamtime: anneals by itself; give t_min and t_max one number each, t_min the smaller"]
             steps = sorted({low.start, low.end, high.start, high.end, (low.start + low.end) // 2})
             wrong = [step for step in steps if low(step) > high(step)]
             if not wrong:
@@ -130,6 +138,9 @@ class Guidance(nn.Module, ABC):
         # Outside of the module tree: the frozen prior belongs in no state_dict.
         self._outside: tuple[Prior] = (prior,)
         self._check = FiniteCheck()
+        falls = config.dreamtime.steps > 0
+        ends = config.t_min.start_value, config.t_max.start_value
+        self._dreamtime = DreamTime(config.dreamtime, prior.schedule, *ends) if falls else None
 
     @property
     def prior(self) -> Prior:
@@ -230,9 +241,13 @@ class Guidance(nn.Module, ABC):
     def sample_levels(self, batch: int, step: int, rng: Rng) -> list[float]:
         """Uniform draws from [t_min(step), t_max(step)], snapped; images that the prior sees jointly share one.
 
+        With ``dreamtime`` all share its level of the step.
+
         Raises:
             ValueError: The range is empty at this step.
         """
+        if self._dreamtime is not None:
+            return [self._dreamtime(step)] * batch
         low, high = self._value("t_min", step), self._value("t_max", step)
         if low > high:
             raise ValueError(f"guidance.t_min is {low:g} at step {step}, above t_max {high:g}")
@@ -268,6 +283,10 @@ class Guidance(nn.Module, ABC):
         eps = step.noise(z)
         return self.schedule.add_noise(z, eps, step.t), eps
 
+    def noisy_input(self, z: Tensor, branches: Branches, step: GuidanceStep) -> Tensor:
+        """x_t as the prior sees it first, for previews; for methods with noise of their own to override."""
+        return self.noised(z, step)[0]
+
     def time_weight(self, t: Tensor) -> Tensor:
         """(B,), w(t) of the configured weighting."""
         return WEIGHTINGS[self.config.weighting](*self.schedule.coefficients(t))
@@ -275,10 +294,13 @@ class Guidance(nn.Module, ABC):
     def weighted(self, prediction: Prediction, z: Tensor, eps: Tensor) -> Tensor:
         """w(t) (eps_hat - eps) for x_t = alpha z + sigma eps.
 
-        For ``lambda`` the equal z - x0_hat is taken, which stays finite where alpha is 0.
+        For ``lambda`` the equal z - x0_hat is taken and for ``flow`` v_hat - v, which stay finite where alpha is 0.
         """
         if self.config.weighting == "lambda":
             return z - prediction.x0
+        if self.config.weighting == "flow":
+            a, b = (per_item(c, z) for c in self.schedule.velocity_coefficients(prediction.t))
+            return prediction.v - (a * eps - b * z)
         return per_item(self.time_weight(prediction.t), z) * (prediction.eps - eps)
 
     @torch.no_grad()
@@ -288,7 +310,7 @@ class Guidance(nn.Module, ABC):
         """What the method saw at this step, as images (B, H, W, 3): noisy input, one-step and full denoising of it."""
         z = z.detach()
         context = self.begin(z, step, rng, **extras)
-        x_t, _ = self.noised(z, context)
+        x_t = self.noisy_input(z, branches, context)
         one_step = self.guided(x_t, branches, context).x0
         scale = self._value("guidance_scale", step)
         full = torch.cat(

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from torch import Tensor
-from torch.nn import functional
 
 from scoredist3d.config import Schedule, option
-from scoredist3d.guidance.base import Guidance, GuidanceStep, Score
-from scoredist3d.noise import per_item
-from scoredist3d.priors.base import Branches, Prediction
+from scoredist3d.guidance.base import Guidance, Score
+from scoredist3d.guidance.image_space import regression_weight, with_image_term
+from scoredist3d.guidance.step import GuidanceStep
+from scoredist3d.priors.base import Branches
 from scoredist3d.registry import register
 
 
@@ -35,7 +35,8 @@ class ScoreDistillationSampling(Guidance):
         )
         image_weight: Schedule = option(
             0.0,
-            "Weight of HiFA's image-space term w(t) alpha/sigma (rgb - decode(x0_hat)); needs a decoder call per step.",
+            "Weight of HiFA's image-space term w(t) alpha/sigma (rgb - decode(x0_hat)): on the render, or through the "
+            "decoder where latents are optimised; needs a decoder call per step.",
             ge=0,
         )
 
@@ -45,21 +46,9 @@ class ScoreDistillationSampling(Guidance):
         """w(t) (eps_hat - eps), and HiFA's image-space term where it has a weight."""
         x_t, eps = self.noised(z, step)
         prediction = self.guided(x_t, branches, step)
-        return Score(self.weighted(prediction, z, eps), self._image_gradient(prediction, step))
-
-    def _image_gradient(self, prediction: Prediction, step: GuidanceStep) -> Tensor | None:
-        """HiFA (arXiv 2305.18766): the same pull as the latent term's, on the decoded prediction, in [0, 1] RGB."""
-        weight = self.config.image_weight(step.step)
-        if weight == 0.0:
-            return None
-        if step.rgb is None:
-            raise ValueError(
-                "guidance.image_weight needs the rendered image, and this system distils latents directly; set it to 0"
-            )
-        rgb = step.rgb.detach()
-        decoded = self.prior.decode(prediction.x0).movedim(-1, 1)
-        target = functional.interpolate(
-            decoded, rgb.shape[1:3], mode="bilinear", align_corners=False, antialias=True
-        ).movedim(1, -1)
-        scale = weight * self.time_weight(step.t) / self.schedule.lambda_(step.t)
-        return per_item(scale, rgb) * (rgb - target)
+        score = Score(self.weighted(prediction, z, eps))
+        image_weight = self.config.image_weight(step.step)
+        if image_weight == 0.0:
+            return score
+        weight = image_weight * regression_weight(self.config.weighting, self.schedule, step.t)
+        return with_image_term(score, self.prior, z, prediction.x0, step, weight)

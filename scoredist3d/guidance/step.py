@@ -49,7 +49,7 @@ class GuidanceStep:
         """
         rng = self.rng.shared()
         draws = {
-            particle: torch.empty_like(like[0]).normal_(generator=rng(f"{stream}/{particle}", 0, like.device))
+            particle: torch.empty_like(like[0]).normal_(generator=rng(f"particle/{stream}/{particle}", 0, like.device))
             for particle in dict.fromkeys(self.particles)
         }
         return torch.stack([draws[particle] for particle in self.particles])
@@ -77,8 +77,8 @@ def level_tensor(levels: Sequence[float], like: Tensor) -> Tensor:
     return torch.tensor(levels, dtype=like.dtype).to(like.device)
 
 
-def select(branches: Branches, items: slice, batch: int) -> Branches:
-    """The branches of some items of a batch."""
+def select(branches: Branches, items: slice | Tensor, batch: int) -> Branches:
+    """The branches of some items of a batch, given as a slice or an index tensor."""
 
     def pick(conditioning: Any) -> Any:
         return None if conditioning is None else conditioning.expand(batch)[items]

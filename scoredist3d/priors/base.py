@@ -136,6 +136,25 @@ class Branches:
     extra: Mapping[str, Conditioning] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class AdapterPoints:
+    """Where a network can be adapted without touching its weights (see :mod:`scoredist3d.guidance.variational`).
+
+    Attributes:
+        network: The denoiser that :meth:`Prior.predict` calls.
+        linears: Paths of its linear layers that low-rank adapters are put on.
+        time_embedding: Path of the module whose (B, ``width``) output a further condition can be added to.
+        width: Size of the time embedding.
+        text_width: Size D of the text embedding that the network attends to.
+    """
+
+    network: nn.Module
+    linears: tuple[str, ...]
+    time_embedding: str
+    width: int
+    text_width: int
+
+
 class Prior(nn.Module, ABC):
     """A frozen text-to-image diffusion model.
 
@@ -192,6 +211,10 @@ class Prior(nn.Module, ABC):
         """(batch, 16) camera conditioning, zeros without cameras; None for a prior that takes none."""
         return None
 
+    def adapter_points(self) -> AdapterPoints | None:
+        """Where adapters can be attached; None for a prior that is no network."""
+        return None
+
     def unknown_words(self, prompt: str) -> list[str]:
         """Words of the prompt, in order, that are not in :attr:`vocabulary`; empty where any word is fine."""
         if self.vocabulary is None:
@@ -241,6 +264,13 @@ def guided_prediction(
         return predict_branches(prior, x_t, t, [branches.unconditional])[0]
     if scale == 1.0 and not branches.negatives:
         return predict_branches(prior, x_t, t, [branches.positive])[0]
+    return guided_and_unconditional(prior, x_t, t, branches, scale, rescale=rescale)[0]
+
+
+def guided_and_unconditional(
+    prior: Prior, x_t: Tensor, t: Tensor, branches: Branches, scale: float, *, rescale: float = 0.0
+) -> tuple[Prediction, Prediction]:
+    """:func:`guided_prediction` at any scale and the unconditional branch it contains, from the same forward pass."""
     negatives = [conditioning for conditioning, _ in branches.negatives]
     conditionings = [branches.positive, branches.unconditional, *negatives]
     positive, unconditional, *others = predict_branches(prior, x_t, t, conditionings)
@@ -250,7 +280,9 @@ def guided_prediction(
         away = perpendicular(other.output - unconditional.output, direction)
         guided = guided + scale * per_item(weights, away) * away
     prediction = positive.with_output(guided)
-    return _rescaled(prediction, positive, rescale, prior.views) if rescale > 0.0 else prediction
+    if rescale > 0.0:
+        prediction = _rescaled(prediction, positive, rescale, prior.views)
+    return prediction, unconditional
 
 
 def perpendicular(a: Tensor, b: Tensor) -> Tensor:

@@ -96,7 +96,7 @@ class PipelineSource:
         if self.folder is not None and not (self.folder / part).is_dir():
             raise PriorError(f"{_KEY}: {self.name} is incomplete: its folder {part}/ is missing")
         try:
-            with _no_progress_bar(library):
+            with no_progress_bar(library):
                 return cls.from_pretrained(self.name, subfolder=part, **self._options(), **keywords)
         except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
             raise PriorError(f"{_KEY}: the {part} of {self.name} cannot be loaded: {_first_line(error)}") from error
@@ -181,7 +181,7 @@ def _download_index(name: str, revision: str | None) -> dict[str, Any]:
 
 
 @contextmanager
-def _no_progress_bar(library: str) -> Iterator[None]:
+def no_progress_bar(library: str) -> Iterator[None]:
     """Quiet: loading a small part takes a fraction of a second, and the bar would break the run's own output."""
     logging = importlib.import_module(f"{library}.utils.logging")
     enabled = logging.is_progress_bar_enabled()

@@ -14,7 +14,7 @@ from torch.nn import functional
 from scoredist3d.cameras import Cameras
 from scoredist3d.config import ComponentConfig, option
 from scoredist3d.noise import NoiseSchedule
-from scoredist3d.priors.base import Conditioning, Prediction, Prior
+from scoredist3d.priors.base import AdapterPoints, Conditioning, Prediction, Prior
 from scoredist3d.priors.camera_embedding import CAMERA_EMBEDDING_SIZE, camera_embedding
 from scoredist3d.priors.diffusers_loading import EMBEDDED, PipelineSource, PriorError
 from scoredist3d.registry import register
@@ -55,10 +55,15 @@ class DiffusersPrior(Prior):
 
     unet: Any
     text_encoder: Any
+    tokenizer: Any
     vae: Any
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, *, denoiser_only: bool = False) -> None:
         """Load the model on the CPU; move it with ``.to(device)``.
+
+        Args:
+            config: Which model.
+            denoiser_only: Leave out what encodes texts and images; only :meth:`predict` works then.
 
         Raises:
             PriorError: The folder or hub id is missing, incomplete, or of another shape than Stable Diffusion's.
@@ -73,11 +78,13 @@ class DiffusersPrior(Prior):
         self.schedule = NoiseSchedule.from_config(source.scheduler_config())
         self.unet = source.load_network("unet", dtype)
         self.takes_cameras = _takes_cameras(self.unet.config, source.name)
-        self.text_encoder = source.load_network("text_encoder", dtype)
-        self.tokenizer = source.load("tokenizer")
-        self.vae = source.load_network("vae", dtype) if source.has("vae") else None
+        self.text_encoder = self.tokenizer = self.vae = None
+        if not denoiser_only:
+            self.text_encoder = source.load_network("text_encoder", dtype)
+            self.tokenizer = source.load("tokenizer")
+            self.vae = source.load_network("vae", dtype) if source.has("vae") else None
         channels = 3 if self.vae is None else self.vae.config.latent_channels
-        if self.unet.config.in_channels != channels:
+        if not denoiser_only and self.unet.config.in_channels != channels:
             raise PriorError(
                 f"prior.pretrained_model_name_or_path: the UNet of {source.name} takes {self.unet.config.in_channels} "
                 f"channels, not the {channels} of plain text-to-image models; inpainting and editing models do not fit"
@@ -182,6 +189,13 @@ class DiffusersPrior(Prior):
         # Models that also predict a variance (DeepFloyd) return it as further channels.
         output = output[:, : x_t.shape[1]].to(x_t.dtype)
         return Prediction(output, self.schedule.prediction_type, x_t, t, self.schedule)
+
+    def adapter_points(self) -> AdapterPoints:
+        """The projections of all attention layers, and the timestep embedding."""
+        names = ("to_q", "to_k", "to_v", "to_out.0")
+        linears = tuple(path for path, _ in self.unet.named_modules() if path.endswith(names))
+        width = self.unet.time_embedding.linear_2.out_features
+        return AdapterPoints(self.unet, linears, "time_embedding", width, self.unet.config.cross_attention_dim)
 
     def _resized(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) to the model's size: the shorter side becomes ``image_size``, both multiples of the latent

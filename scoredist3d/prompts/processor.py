@@ -13,11 +13,12 @@ from torch import Tensor
 from scoredist3d.cameras import Cameras
 from scoredist3d.config import ComponentConfig, option
 from scoredist3d.priors.base import Branches, Conditioning, Prior
+from scoredist3d.prompts.debias import VIEW_WORDS, MaskedLanguageModel, debiased_prompts
 from scoredist3d.registry import register
 
 _log = logging.getLogger(__name__)
 
-VIEWS = ("front", "side", "back", "overhead")
+VIEWS = VIEW_WORDS
 _FRONT, _SIDE, _BACK, _OVERHEAD = range(len(VIEWS))
 _PLAIN, _NEGATIVE, _EMPTY = range(len(VIEWS), len(VIEWS) + 3)
 
@@ -77,9 +78,22 @@ class PromptProcessor:
         perp_neg_side_front: tuple[float, float, float] = option(
             (4.0, 0.5, -2.426), "a, b, c: how far views between front and side avoid the side."
         )
+        debias_model: str | None = option(
+            None,
+            "Masked language model (folder or hub id, e.g. bert-base-uncased) by which each view's prompt loses the "
+            "words that speak against the view: the prompt debiasing of D-SDS (2303.15413). Its score debiasing is a "
+            "growing guidance.grad_clip.",
+        )
+        debias_words: list[str] | None = option(None, "The words that debiasing may leave out; all where not given.")
+        debias_threshold: float = option(
+            0.95,
+            "A word is left out where P(view | prompt) over its mean with and without the word is lower.",
+            ge=0,
+            le=1,
+        )
 
         def validate(self) -> list[str]:
-            """Sectors may not overlap; Perp-Neg needs view words."""
+            """Sectors may not overlap; Perp-Neg and debiasing need view words."""
             problems = []
             if self.front_threshold + self.back_threshold > 180:
                 problems.append(
@@ -88,6 +102,8 @@ class PromptProcessor:
                 )
             if self.perp_neg and self.view_dependent == "never":
                 problems.append("perp_neg: works with view words; set view_dependent to always")
+            if self.debias_model and self.view_dependent == "never":
+                problems.append("debias_model: works with view words; set view_dependent to always")
             return problems
 
     def __init__(
@@ -117,6 +133,7 @@ class PromptProcessor:
             _log.warning(
                 "Perp-Neg is off: the prior is conditioned on cameras; set view_dependent to always to use both."
             )
+        self._view_prompts = self._debiased()
         for message in (unknown_words_message(prior, text) for text in (prompt, negative_prompt)):
             if message:
                 _log.warning(message)
@@ -133,7 +150,7 @@ class PromptProcessor:
         config = self.config
         suffixes = (config.front_suffix, config.side_suffix, config.back_suffix, config.overhead_suffix)
         added = suffixes if self.uses_view_words else ("",) * len(VIEWS)
-        views = {view: self.prompt + suffix for view, suffix in zip(VIEWS, added, strict=True)}
+        views = {view: self._view_prompts[view] + suffix for view, suffix in zip(VIEWS, added, strict=True)}
         texts = {**views, "plain": self.prompt, "negative": self.negative_prompt, "empty": ""}
         for name, extra in self.extra.items():
             own = added if extra.view_words else ("",) * len(VIEWS)
@@ -210,6 +227,22 @@ class PromptProcessor:
         overhead = elevation > config.overhead_threshold
         rows = torch.where(overhead[:, None], rows.new_tensor([0.0, 0.0, 0.0, 1.0]), rows)
         return rows, torch.where(overhead, zero, front), torch.where(overhead, zero, side)
+
+    def _debiased(self) -> dict[str, str]:
+        """The prompt of each view before its view word is added."""
+        config = self.config
+        if config.debias_model is None:
+            return dict.fromkeys(VIEWS, self.prompt)
+        if not self.uses_view_words:
+            _log.warning(
+                "Prompt debiasing is off: the prior is conditioned on cameras; set view_dependent to always to use it."
+            )
+            return dict.fromkeys(VIEWS, self.prompt)
+        model = MaskedLanguageModel(config.debias_model)
+        texts = debiased_prompts(self.prompt, model, threshold=config.debias_threshold, removable=config.debias_words)
+        for view, text in texts.items():
+            _log.info("debiased prompt of the %s view: %r", view, text)
+        return texts
 
     def _perp_neg(
         self, cameras: Cameras, table: Conditioning, camera: Tensor | None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,41 +41,27 @@ class TrainingStep:
 
 
 class System(nn.Module, ABC):
-    """Prior, prompt and guidance around a representation that subclasses add.
+    """What is optimised under a frozen prior.
 
-    The frozen prior is held outside of the module tree: it is in no ``state_dict``, no checkpoint and no optimiser.
-    What a guidance trains (VSD's second network) is in the ``state_dict`` but not in the optimiser: it steps itself,
-    with an optimiser whose state is in its ``get_extra_state``.
+    The prior is held outside of the module tree: it is in no ``state_dict``, no checkpoint and no optimiser.
     """
 
     @dataclass
     class Config(ComponentConfig):
         """Blocks that every system has."""
 
-        guidance: ComponentConfig = component("guidance", "sds", "How the prior's prediction becomes a gradient.")
-        prompt_processor: ComponentConfig = component(
-            "prompt-processor", "view-dependent", "From text to conditioning."
-        )
         optimizer: OptimizerConfig = field(default_factory=OptimizerConfig, metadata={"help": "Adam and its rates."})
 
     video_name: str
     """File stem of the video that :meth:`frames` fills."""
+    label_rows: bool = False
+    """Whether preview grids name their rows."""
 
-    def __init__(
-        self, config: Config, *, prior: nn.Module, prompt: str, negative_prompt: str = "", rng: Rng | None = None
-    ) -> None:
+    def __init__(self, config: Config, *, prior: nn.Module) -> None:
         super().__init__()
         self.config = config
         prior.requires_grad_(False).eval()
         self._outside_the_tree = (prior,)
-        self.guidance = build_component(config.guidance, prior=prior, rng=rng)
-        self.prompts = build_component(
-            config.prompt_processor,
-            prior=prior,
-            prompt=prompt,
-            negative_prompt=negative_prompt,
-            extra=self.guidance.extra_prompts(prompt),
-        )
 
     @property
     def prior(self) -> Any:
@@ -98,9 +84,22 @@ class System(nn.Module, ABC):
     def frames(self, config: TurntableConfig, snapshots: Sequence[Path]) -> Iterator[Tensor]:
         """(H, W, 3) frames in [0, 1] of the final video; ``snapshots`` are the run's preview images, oldest first."""
 
-    def export_field(self) -> ExportableField | None:
-        """The object as a field that exporters can mesh, or ``None`` where there is no object."""
-        return None
+    def export_fields(self) -> Sequence[ExportableField]:
+        """The objects as fields that exporters can mesh; none where the system makes images."""
+        return ()
+
+    @property
+    def steps_everything(self) -> bool:
+        """Whether every step gives every trained parameter a gradient."""
+        return True
+
+    def start_from(self, state: Mapping[str, Any]) -> None:
+        """Take over the representation in another run's ``state_dict``.
+
+        Raises:
+            ValueError: This system cannot, or the state holds another representation.
+        """
+        raise ValueError("system.init_from: this system cannot start from another run")
 
     def prepare_step(self, step: int, rng: Rng) -> None:
         """Set what depends on the step before its first forward pass; ``rng`` is the one that all ranks share."""
@@ -113,21 +112,51 @@ class System(nn.Module, ABC):
         self.prior.to(device)
         self.to(device)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the representation is."""
+        return next(self.parameters()).device
+
+
+class GuidedSystem(System):
+    """Prompt and guidance around a representation that subclasses add.
+
+    What a guidance trains (VSD's second network) is in the ``state_dict`` but in no parameter group: it steps itself,
+    with an optimiser whose state is in its ``get_extra_state``.
+    """
+
+    @dataclass
+    class Config(System.Config):
+        """Blocks of systems with one guidance."""
+
+        guidance: ComponentConfig = component("guidance", "sds", "How the prior's prediction becomes a gradient.")
+        prompt_processor: ComponentConfig = component(
+            "prompt-processor", "view-dependent", "From text to conditioning."
+        )
+
+    def __init__(
+        self, config: Config, *, prior: nn.Module, prompt: str, negative_prompt: str = "", rng: Rng | None = None
+    ) -> None:
+        super().__init__(config, prior=prior)
+        self.guidance = build_component(config.guidance, prior=prior, rng=rng)
+        self.prompts = build_component(
+            config.prompt_processor,
+            prior=prior,
+            prompt=prompt,
+            negative_prompt=negative_prompt,
+            extra=self.guidance.extra_prompts(prompt),
+        )
+
     def guide(self, latents: Tensor, branches: Branches, step: int, rng: Rng, **extras: Any) -> TrainingStep:
         """The guidance's loss and its log entries; ``extras`` as in the guidance's call."""
         output = self.guidance(latents, branches, step, rng, **extras)
-        config: Any = self.config.guidance
-        weight = config.weight(step)
+        config: Any = self.config
+        weight = config.guidance.weight(step)
         scalars: dict[str, Tensor | float] = {f"guidance/{key}": value for key, value in output.diagnostics.items()}
         if weight != 0.0:
             scalars["loss/guidance"] = output.loss.detach() / weight
         scalars["weighted/guidance"] = output.loss.detach()
         return TrainingStep(output.loss, scalars)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the representation is."""
-        return next(self.parameters()).device
 
 
 def build_component(config: ComponentConfig, **runtime: Any) -> Any:

@@ -48,15 +48,17 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """The configured optimiser over ``groups`` ({"name", "params"}); empty groups are left out.
 
+    A group may bring a config of its own under the key ``optimizer``.
+
     Raises:
         ValueError: ``lr_groups`` names a group that does not exist, or nothing is trainable.
     """
-    trainable = []
+    trainable: list[tuple[OptimizerConfig, dict[str, Any]]] = []
     for group in groups:
         params = [p for p in group["params"] if p.requires_grad]
         if params:
-            trainable.append({"name": group["name"], "params": params})
-    names = [group["name"] for group in trainable]
+            trainable.append((group.get("optimizer", config), {"name": group["name"], "params": params}))
+    names = [group["name"] for _, group in trainable]
     if not names:
         raise ValueError("nothing to optimise: no component of system has trainable parameters")
     for name in config.lr_groups:
@@ -65,12 +67,52 @@ def build_optimizer(
                 f"system.optimizer.lr_groups.{name}: no such parameter group.{near_matches(name, names)} "
                 f"Groups are {', '.join(names)}"
             )
+    by_config: list[tuple[OptimizerConfig, list[dict[str, Any]]]] = []
+    for own, group in trainable:
+        if not by_config or by_config[-1][0] is not own:
+            by_config.append((own, []))
+        by_config[-1][1].append(group)
+    optimizers = [_build(own, members, fused) for own, members in by_config]
+    return optimizers[0] if len(optimizers) == 1 else SideBySide(optimizers)
+
+
+def _build(config: OptimizerConfig, groups: list[dict[str, Any]], fused: bool) -> torch.optim.Optimizer:
     if config.name == "sgd":
-        return torch.optim.SGD(trainable, lr=config.lr(0), fused=fused)
+        return torch.optim.SGD(groups, lr=config.lr(0), fused=fused)
     options: dict[str, Any] = {"lr": config.lr(0), "betas": tuple(config.betas), "eps": config.eps, "fused": fused}
     if config.name == "adamw":
-        return torch.optim.AdamW(trainable, weight_decay=config.weight_decay, **options)
-    return torch.optim.Adam(trainable, **options)
+        return torch.optim.AdamW(groups, weight_decay=config.weight_decay, **options)
+    return torch.optim.Adam(groups, **options)
+
+
+class SideBySide(torch.optim.Optimizer):
+    """Several optimisers over different parameters, stepped together as one."""
+
+    def __init__(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+        self.optimizers = tuple(optimizers)
+        super().__init__([group for optimizer in optimizers for group in optimizer.param_groups], {})
+        # The very same dicts, so that a learning rate set here is set there.
+        self.param_groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+
+    def step(self, closure: Any = None) -> Any:
+        """One step of each; the closure is evaluated once, first."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for optimizer in self.optimizers:
+            optimizer.step()
+        return loss
+
+    def state_dict(self) -> dict[str, Any]:
+        """Of each, by position."""
+        return {"side_by_side": [optimizer.state_dict() for optimizer in self.optimizers]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from :meth:`state_dict`."""
+        for optimizer, state in zip(self.optimizers, state_dict["side_by_side"], strict=True):
+            optimizer.load_state_dict(state)
+        self.param_groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
 
 
 def set_learning_rates(optimizer: torch.optim.Optimizer, config: OptimizerConfig, step: int) -> None:

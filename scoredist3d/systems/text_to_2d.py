@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,18 +17,20 @@ from scoredist3d.cameras import Cameras, orbit
 from scoredist3d.config import ComponentConfig, component, option
 from scoredist3d.registry import register
 from scoredist3d.seeding import Rng
-from scoredist3d.systems.base import System, TrainingStep, build_component, named_groups
+from scoredist3d.systems.base import GuidedSystem, TrainingStep, build_component, named_groups
 
 if TYPE_CHECKING:
     from scoredist3d.config.experiment import PreviewConfig, TurntableConfig
 
+_log = logging.getLogger(__name__)
+
 
 @register("system", "text-to-2d", summary="Optimise free images so that each looks like the prompt.")
-class TextTo2D(System):
+class TextTo2D(GuidedSystem):
     """Canvas -> (prior.encode) -> guidance. Particles share nothing, so each is one run of the method."""
 
     @dataclass
-    class Config(System.Config):
+    class Config(GuidedSystem.Config):
         """The canvas and how it is looked at."""
 
         geometry: ComponentConfig = component("geometry", "image-canvas", "The images.")
@@ -60,14 +63,27 @@ class TextTo2D(System):
     ) -> None:
         super().__init__(config, prior=prior, prompt=prompt, negative_prompt=negative_prompt, rng=rng)
         self.settings = config
-        self.canvas = build_component(config.geometry, prior=prior, rng=rng)
+        view = None if config.view is None else _cameras_at(config.view, 1, self.prior.image_size)
+        edits = self.guidance.needs_source
+        self.canvas = build_component(config.geometry, prior=prior, rng=rng, view=view, keep_start=edits)
+        if edits and not self.canvas.starts_from_images:
+            _log.warning(
+                f"guidance.type: {config.guidance.type} edits, and these images start as noise; set "
+                "geometry.init_prompt or geometry.init_image to what should be edited."
+            )
 
     def training_step(self, step: int, rng: Rng) -> TrainingStep:
-        """Distillation loss of a batch of particles."""
-        index = self._draw(step, rng)
-        latents = self.canvas.latents(self.prior, index.to(self.device), rng("encode", step, self.device))
+        """Distillation loss of a batch of particles; methods that edit see them as they were at the start, too."""
+        drawn = self._draw(step, rng)
+        index, device = drawn.to(self.device), self.device
+        latents = self.canvas.latents(self.prior, index, rng("encode", step, device))
+        source = None
+        if self.guidance.needs_source:
+            # The same draw of the encoder's, so that only what was changed differs.
+            source = self.canvas.source(self.prior, index, rng("encode", step, device))
         branches = self.prompts(self._cameras(len(index)), batch=len(index))
-        return self.guide(latents, branches, step, rng, particles=index.tolist())
+        rgb = self.canvas.pixels(self.prior, index)
+        return self.guide(latents, branches, step, rng, rgb=rgb, particles=drawn.tolist(), source=source)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """One group, ``canvas``."""
@@ -94,8 +110,11 @@ class TextTo2D(System):
         return torch.randperm(particles, generator=rng("particles", step))[:count]
 
     def _cameras(self, batch: int) -> Cameras | None:
-        if self.settings.view is None:
-            return None
-        azimuth, elevation = (torch.full((batch,), angle) for angle in self.settings.view)
-        distance, fovy = torch.full((batch,), 3.0), torch.full((batch,), 40.0)
-        return orbit(azimuth, elevation, distance, fovy, self.canvas.size, self.canvas.size).to(self.device)
+        view = self.settings.view
+        return None if view is None else _cameras_at(view, batch, self.canvas.size).to(self.device)
+
+
+def _cameras_at(view: tuple[float, float], batch: int, size: int) -> Cameras:
+    """Equal cameras in a direction, told to the prior about images that no camera took."""
+    azimuth, elevation, distance, fovy = (torch.full((batch,), value) for value in (*view, 3.0, 40.0))
+    return orbit(azimuth, elevation, distance, fovy, size, size)

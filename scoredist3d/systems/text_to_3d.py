@@ -1,8 +1,9 @@
-"""Text to 3D: render views of one scene and let the prior judge them."""
+"""Text to 3D: render views of a scene, or of several, and let the prior judge them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import copy
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,25 +11,31 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from scoredist3d.config import ComponentConfig, component, component_map
+from scoredist3d import registry
+from scoredist3d.cameras import Cameras
+from scoredist3d.config import ComponentConfig, component, component_map, option
 from scoredist3d.geometry.base import Geometry
 from scoredist3d.losses.base import Loss
-from scoredist3d.materials.base import Material
 from scoredist3d.registry import register
 from scoredist3d.renderers.base import Render
 from scoredist3d.seeding import Rng
-from scoredist3d.systems.base import System, TrainingStep, build_component, named_groups
+from scoredist3d.systems.base import GuidedSystem, TrainingStep, build_component
+from scoredist3d.systems.scene import Scene, SceneField, merged_groups
 
 if TYPE_CHECKING:
     from scoredist3d.config.experiment import PreviewConfig, TurntableConfig
 
 
 @register("system", "text-to-3d", summary="Optimise a scene so that its rendered views look like the prompt.")
-class TextTo3D(System):
-    """Cameras -> renderer -> prior.encode -> guidance, plus weighted regularisers."""
+class TextTo3D(GuidedSystem):
+    """Cameras -> renderer -> prior.encode -> guidance, plus weighted regularisers.
+
+    With ``particles`` above 1 the run optimises that many scenes at once; each step draws some of them, and the
+    guidance is told which. Methods that edit see the scene as it was at the start through the same cameras.
+    """
 
     @dataclass
-    class Config(System.Config):
+    class Config(GuidedSystem.Config):
         """Blocks of the representation and the regularisers."""
 
         geometry: ComponentConfig = component("geometry", "implicit-volume", "Density and features of the object.")
@@ -36,14 +43,29 @@ class TextTo3D(System):
         background: ComponentConfig = component("background", "random", "What is behind the object.")
         renderer: ComponentConfig = component("renderer", "volume", "From scene and cameras to images.")
         loss: dict[str, ComponentConfig] = component_map("loss", "Regularisers and their weights.")
+        particles: int = option(1, "Scenes optimised in one run, from different starting values.", ge=1)
+        particles_per_step: int = option(
+            1, "Scenes drawn in each step without replacement, all seen from the step's cameras.", ge=1
+        )
+        init_from: str | None = option(
+            None, "Run folder or checkpoint whose scene to start from; its representation must be the same."
+        )
 
         def validate(self) -> list[str]:
-            """A canvas has no density to render."""
+            """A canvas has no density to render; edits need something to edit."""
             problems = super().validate()
             if self.geometry is not None and self.geometry.type == "image-canvas":
                 problems.append(
                     "geometry.type: image-canvas cannot be rendered from cameras; use system.type=text-to-2d"
                 )
+            if self.particles_per_step > self.particles:
+                problems.append(
+                    f"particles_per_step: {self.particles_per_step} exceeds particles, which is {self.particles}"
+                )
+            if self.guidance is not None and not self.init_from:
+                method: Any = registry.entry_of(self.guidance).cls
+                if method.needs_source:
+                    problems.append(f"init_from: {self.guidance.type} edits a scene; give the run folder that made it")
             return problems
 
     video_name = "turntable"
@@ -61,112 +83,154 @@ class TextTo3D(System):
         super().__init__(config, prior=prior, prompt=prompt, negative_prompt=negative_prompt, rng=rng)
         if cameras is None:
             raise ValueError("text-to-3d needs a camera sampler: pass cameras=registry.build(config.data)")
-        rng = (rng or Rng()).shared()
+        self.settings = config
         self.cameras = cameras
-        self.geometry = build_component(config.geometry, rng=rng)
-        self.material = build_component(config.material, rng=rng)
-        self.background = build_component(config.background, rng=rng)
-        self.renderer = build_component(
-            config.renderer, geometry=self.geometry, material=self.material, background=self.background, rng=rng
-        )
+        rng = (rng or Rng()).shared()
+        parts = (config.geometry, config.material, config.background, config.renderer)
+        streams = [rng, *(rng.derive(f"particle/{index}") for index in range(1, config.particles))]
+        self.scenes = nn.ModuleList(Scene(*parts, rng=stream) for stream in streams)
         self.losses = {name: build_component(block) for name, block in config.loss.items()}
-        self.step = 0
+        self.source = self._frozen_copy() if self.guidance.needs_source else None
+
+    @property
+    def geometry(self) -> Geometry:
+        """Of the first scene."""
+        return self.scenes[0].geometry  # type: ignore[return-value]
+
+    @property
+    def steps_everything(self) -> bool:
+        """Scenes that a step does not draw get no gradient."""
+        return self.settings.particles_per_step == len(self.scenes)
 
     def training_step(self, step: int, rng: Rng) -> TrainingStep:
         """Loss of one batch of views."""
         losses = {name: loss for name, loss in self.losses.items() if loss.weight(step) != 0.0}
+        drawn = self._draw(step, rng.shared())
         cameras = self.cameras.sample(step, rng).to(self.device)
-        render = self.renderer(
-            cameras, step=step, rng=rng, with_normal=any(loss.needs_normal for loss in losses.values())
+        with_normal = any(loss.needs_normal for loss in losses.values())
+        renders = [self.scenes[index](cameras, step=step, rng=rng, with_normal=with_normal) for index in drawn]
+        rgb, opacity = (torch.cat([getattr(render, name) for render in renders]) for name in ("rgb", "opacity"))
+        latents = self.prior.encode(rgb, rng("encode", step, self.device))
+        guided = self.guide(
+            latents,
+            self.prompts(Cameras.cat([cameras] * len(drawn))),
+            step,
+            rng,
+            rgb=rgb,
+            opacity=opacity,
+            particles=[index for index in drawn for _ in range(len(cameras))],
+            source=self._source_latents(cameras, step, rng, len(drawn)),
         )
-        latents = self.prior.encode(render.rgb, rng("encode", step, self.device))
-        guided = self.guide(latents, self.prompts(cameras), step, rng, rgb=render.rgb, opacity=render.opacity)
-        total, terms = self._regularised(guided.loss, losses, render, step)
-        return TrainingStep(total, guided.scalars | terms | {"opacity": render.opacity.detach().mean()})
+        total, terms = self._regularised(guided.loss, losses, dict(zip(drawn, renders, strict=True)), step)
+        return TrainingStep(total, guided.scalars | terms | {"opacity": opacity.detach().mean()})
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """``geometry.*``, ``material``, ``background`` and ``renderer`` groups, where they have parameters."""
-        parts = {name: getattr(self, name) for name in ("geometry", "material", "background", "renderer")}
-        return [group for name, part in parts.items() for group in named_groups(name, part)]
+        """``geometry.*``, ``material``, ``background`` and ``renderer`` groups, each over all scenes."""
+        return merged_groups([group for scene in self.scenes for group in scene.parameter_groups()])  # type: ignore[operator]
+
+    def start_from(self, state: Mapping[str, Any]) -> None:
+        """Take over the first scene of another run's ``state_dict`` of the same representation, in every scene.
+
+        Raises:
+            ValueError: The state holds no such scene.
+        """
+        prefix = "scenes.0."
+        weights = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+        targets = [*self.scenes, *([] if self.source is None else [self.source])]
+        for scene in targets:
+            own = scene.state_dict()
+            differing = sorted(own.keys() ^ weights.keys()) or [
+                name for name, value in own.items() if value.shape != weights[name].shape
+            ]
+            if differing:
+                raise ValueError(
+                    f"system.init_from: the scene there is represented otherwise (it differs in {differing[0]}); use "
+                    "the geometry, material, background and renderer of the run that made it"
+                )
+            scene.continue_from(weights)  # type: ignore[operator]
 
     def prepare_step(self, step: int, rng: Rng) -> None:
         """Levels and occupancy."""
-        self.step = step
-        self.renderer.update_step(step, rng)
+        for index, scene in enumerate(self.scenes):
+            scene.prepare_step(step, rng.derive(f"particle/{index}") if index else rng)  # type: ignore[operator]
 
     def restore_step(self, step: int) -> None:
-        """Levels as after ``step`` optimiser steps; the occupancy grid is in the checkpoint."""
-        self.step = step
-        self.geometry.update_step(step)
+        """Levels as after ``step`` optimiser steps; the occupancy grids are in the checkpoint."""
+        for scene in self.scenes:
+            scene.restore_step(step)  # type: ignore[operator]
 
     def preview(self, config: PreviewConfig) -> dict[str, Tensor]:
-        """Colour, opacity and depth (near is bright) of views around the object."""
-        renders = list(self._views(config.azimuths, config.elevation, config.size, config.size))
+        """Colour, opacity and depth (near is bright) of views around the first object, and colour of the others."""
+        renders = list(self._views(0, config.azimuths, config.elevation, config.size, config.size))
         opacity = torch.cat([render.opacity for render in renders])
         depth = torch.cat([render.depth for render in renders])
-        return {
+        rows = {
             "rgb": torch.cat([render.rgb for render in renders]),
             "opacity": opacity.expand(*opacity.shape[:-1], 3),
             "depth": depth_image(depth, opacity).expand(*depth.shape[:-1], 3),
         }
+        for index in range(1, len(self.scenes)):
+            views = self._views(index, config.azimuths, config.elevation, config.size, config.size)
+            rows[f"rgb {index + 1}"] = torch.cat([render.rgb for render in views])
+        return rows
 
     def frames(self, config: TurntableConfig, snapshots: Sequence[Path]) -> Iterator[Tensor]:
-        """One turn around the object."""
+        """One turn around the objects, side by side."""
         azimuths = [360.0 * index / config.frames for index in range(config.frames)]
-        for render in self._views(azimuths, config.elevation, config.height, config.width):
-            yield render.rgb[0]
+        turns = [
+            self._views(index, azimuths, config.elevation, config.height, config.width)
+            for index in range(len(self.scenes))
+        ]
+        for renders in zip(*turns, strict=True):
+            yield torch.cat([render.rgb[0] for render in renders], dim=1)
 
-    def export_field(self) -> SceneField:
-        """Density and unlit colour."""
-        return SceneField(self.geometry, self.material)
+    def export_fields(self) -> list[SceneField]:
+        """Density and unlit colour of every scene."""
+        return [SceneField(scene) for scene in self.scenes]  # type: ignore[arg-type]
 
     @torch.no_grad()
-    def _views(self, azimuths: Sequence[float], elevation: float, height: int, width: int) -> Iterator[Render]:
+    def _views(
+        self, scene: int, azimuths: Sequence[float], elevation: float, height: int, width: int
+    ) -> Iterator[Render]:
         """Renders from one camera each, at the evaluation distance and field of view of the camera block."""
         cameras = self.cameras.evaluation(azimuths, elevation, height, width)
+        shown: Any = self.scenes[scene]
         for index in range(len(cameras)):
-            yield self.renderer(cameras[index].to(self.device), step=self.step, rng=None)
+            yield shown(cameras[index].to(self.device), step=shown.step, rng=None)
+
+    def _draw(self, step: int, rng: Rng) -> list[int]:
+        """The scenes of this step, the same on every rank."""
+        count = self.settings.particles_per_step
+        if self.steps_everything:
+            return list(range(count))
+        drawn: list[int] = torch.randperm(len(self.scenes), generator=rng("particles", step))[:count].tolist()
+        return drawn
+
+    def _frozen_copy(self) -> nn.Module:
+        return copy.deepcopy(self.scenes[0]).requires_grad_(False)
+
+    @torch.no_grad()
+    def _source_latents(self, cameras: Cameras, step: int, rng: Rng, count: int) -> Tensor | None:
+        """Latents of the scene as it was at the start, over the same backgrounds, ``count`` times."""
+        if self.source is None:
+            return None
+        rgb = self.source(cameras, step=step, rng=rng).rgb
+        return self.prior.encode(torch.cat([rgb] * count), rng("encode", step, self.device))
 
     def _regularised(
-        self, guided: Tensor, losses: dict[str, Loss], render: Render, step: int
+        self, guided: Tensor, losses: dict[str, Loss], renders: dict[int, Render], step: int
     ) -> tuple[Tensor, dict[str, Tensor | float]]:
-        """Sum of the guidance's loss and the weighted terms; each term for the log, raw and weighted."""
+        """Guidance's loss and the weighted terms (means over the drawn scenes); each term logged raw and weighted."""
         total = guided
         scalars: dict[str, Tensor | float] = {}
         for name, loss in losses.items():
-            value = loss(render, self.geometry, step)
+            values = [loss(render, self.scenes[index].geometry, step) for index, render in renders.items()]  # type: ignore[arg-type]
+            value = torch.stack(values).mean()
             weighted = loss.weight(step) * value
             total = total + weighted
             scalars[f"loss/{name}"] = value.detach()
             scalars[f"weighted/{name}"] = weighted.detach()
         return total, scalars
-
-
-class SceneField:
-    """A trained scene as exporters see it."""
-
-    def __init__(self, geometry: Geometry, material: Material) -> None:
-        self._geometry, self._material = geometry, material
-
-    @property
-    def radius(self) -> float:
-        """Scene units."""
-        return self._geometry.radius
-
-    @property
-    def device(self) -> torch.device:
-        """Where points must be."""
-        return self._geometry.device
-
-    @torch.no_grad()
-    def density(self, points: Tensor) -> Tensor:
-        """(N,) at (N, 3)."""
-        return self._geometry.density(points)
-
-    @torch.no_grad()
-    def color(self, points: Tensor) -> Tensor:
-        """(N, 3) in [0, 1] at (N, 3)."""
-        return self._material.albedo(self._geometry(points).features, points=points)
 
 
 def depth_image(depth: Tensor, opacity: Tensor) -> Tensor:

@@ -17,9 +17,10 @@ from scoredist3d import registry
 from scoredist3d.config.experiment import ExperimentConfig
 from scoredist3d.seeding import Rng
 from scoredist3d.systems.base import System, build_component
+from scoredist3d.training.checkpoint import read_checkpoint
 from scoredist3d.training.console import Console
 from scoredist3d.training.distributed import Devices
-from scoredist3d.training.folder import RunFolder
+from scoredist3d.training.folder import RunFolder, find_run
 from scoredist3d.training.interrupt import InterruptGuard
 from scoredist3d.training.outputs import save_preview
 
@@ -71,6 +72,11 @@ def build_system(config: ExperimentConfig, place: Place) -> System:
     return system
 
 
+def start_of(config: ExperimentConfig) -> str | None:
+    """The run whose scene a new run starts from, for systems that can."""
+    return getattr(config.system, "init_from", None)
+
+
 def fit(
     system: System,
     config: ExperimentConfig,
@@ -87,6 +93,9 @@ def fit(
         NonFiniteError: A loss term or gradient is NaN or infinite.
         ValueError: The checkpoint cannot be read or does not belong to this system.
     """
+    start = start_of(config)
+    if resume is None and start is not None:
+        system.start_from(read_checkpoint(find_run(start)[1])["state_dict"])
     import_lightning()
     import pytorch_lightning as pl
 
@@ -104,7 +113,7 @@ def fit(
                 )
             )
         callbacks += [ProgressLine(console), checkpoints, StopOnRequest(guard, checkpoints)]
-        trainer = pl.Trainer(callbacks=callbacks, **_trainer_options(config, folder, place))
+        trainer = pl.Trainer(callbacks=callbacks, **_trainer_options(system, config, folder, place))
         try:
             trainer.fit(module, train_dataloaders=EndlessSteps(), ckpt_path=resume and str(resume), weights_only=True)
         finally:
@@ -113,7 +122,7 @@ def fit(
     return FitResult(trainer.global_step, guard.requested and trainer.global_step < config.trainer.max_steps)
 
 
-def _trainer_options(config: ExperimentConfig, folder: RunFolder, place: Place) -> dict[str, Any]:
+def _trainer_options(system: System, config: ExperimentConfig, folder: RunFolder, place: Place) -> dict[str, Any]:
     from pytorch_lightning.strategies import DDPStrategy
 
     from scoredist3d.training.lightning_plugins import AtomicCheckpointIO, LocalRanks
@@ -122,7 +131,7 @@ def _trainer_options(config: ExperimentConfig, folder: RunFolder, place: Place) 
     strategy: Any = "auto"
     if place.devices.world_size > 1:
         # Buffers are a function of the shared random stream and of weights that are equal already.
-        strategy = DDPStrategy(broadcast_buffers=False, find_unused_parameters=False)
+        strategy = DDPStrategy(broadcast_buffers=False, find_unused_parameters=not system.steps_everything)
     trainer = config.trainer
     on_cpu = place.devices.kind == "cpu"
     return {

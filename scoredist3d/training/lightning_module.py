@@ -43,8 +43,9 @@ class TrainingModule(pl.LightningModule):
         self.rng = rng
         self.buffer = MetricBuffer()
         self.micro_batch = 0
-        # The guidance's own networks get their gradients outside of DDP's backward pass.
-        ignored = [f"system.guidance.{name}" for name, _ in system.guidance.named_parameters()]
+        # Networks of a guidance's own get their gradients outside of DDP's backward pass.
+        grouped = {id(p) for group in system.parameter_groups() for p in group["params"]}
+        ignored = [f"system.{name}" for name, p in system.named_parameters() if id(p) not in grouped]
         self._ddp_params_and_buffers_to_ignore = ignored
         self._gradient_norms: list[tuple[int, list[str], Tensor]] = []
 
@@ -86,7 +87,7 @@ class TrainingModule(pl.LightningModule):
 
     def on_after_backward(self) -> None:
         """A parameter without gradient leaves DDP waiting for it for ever; say which one instead."""
-        if self.trainer.world_size > 1:
+        if self.trainer.world_size > 1 and self.system.steps_everything:
             missing = [name for name, p in self._optimised() if p.grad is None]
             if missing:
                 raise ValueError(

@@ -21,11 +21,13 @@ from scoredist3d.training.folder import RunFolder, slug
 def save_preview(system: System, config: PreviewConfig, folder: RunFolder, step: int, *, prefix: str = "step") -> Path:
     """One row per quantity, one column per view: ``images/<prefix>-000200.png``."""
     rows = system.preview(config)
-    if len(rows) == 1:
+    if len(rows) == 1 and not system.label_rows:
         grid = image_grid(next(iter(rows.values())))
     else:
         columns = len(next(iter(rows.values())))
-        grid = image_grid([image for row in rows.values() for image in row], columns)
+        names = [name if column == 0 else "" for name in rows for column in range(columns)]
+        images = [image for row in rows.values() for image in row]
+        grid = image_grid(images, columns, labels=names if system.label_rows else None)
     return save_png(grid, folder.images / f"{prefix}-{step:06d}.png")
 
 
@@ -48,15 +50,17 @@ def write_video(
     return video.path, video.note
 
 
-def export_object(
+def export_objects(
     system: System, config: ExperimentConfig, folder: RunFolder, progress: Callable[[str, float], None]
-) -> Any:
-    """Mesh and texture files in ``export/``; the exporter's result with ``paths`` and ``report``.
+) -> list[Any]:
+    """Mesh and texture files in ``export/``; of each object the exporter's result with ``paths`` and ``report``.
 
     Raises:
-        ValueError: The system has no object (text-to-2d), or nothing of it is solid.
+        ValueError: The system has no object (text-to-2d), or nothing of one is solid.
     """
-    field = system.export_field()
-    if field is None:
+    fields = system.export_fields()
+    if not fields:
         raise ValueError(f"system.type={config.system.type} makes images, so there is no object to export")
-    return registry.build(config.exporter).export(field, folder.export, slug(config.prompt), progress)
+    exporter, name = registry.build(config.exporter), slug(config.prompt)
+    names = [name, *(f"{name}-{index}" for index in range(2, len(fields) + 1))]
+    return [exporter.export(field, folder.export, own, progress) for field, own in zip(fields, names, strict=True)]

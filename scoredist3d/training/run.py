@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -23,10 +24,10 @@ from scoredist3d.systems.base import System
 from scoredist3d.training.checkpoint import load_weights, read_checkpoint
 from scoredist3d.training.console import Console, StageClock, peak_memory_gib
 from scoredist3d.training.distributed import Devices, DeviceSpec, Workers
-from scoredist3d.training.fit import Place, build_system, fit, import_lightning
+from scoredist3d.training.fit import Place, build_system, fit, import_lightning, start_of
 from scoredist3d.training.folder import RunFolder, find_run, slug
 from scoredist3d.training.interrupt import InterruptGuard
-from scoredist3d.training.outputs import export_object, latest_preview, save_preview, write_video
+from scoredist3d.training.outputs import export_objects, latest_preview, save_preview, write_video
 from scoredist3d.training.snapshot import custom_folders, save_snapshot
 
 
@@ -78,6 +79,9 @@ def run_training(
     console, clock = console or Console(), StageClock()
     place = Place(Devices.parse(devices))
     _check_precision(config, place.devices)
+    start = start_of(config)
+    if resume is None and start is not None:
+        find_run(start)  # before anything is written
     found = find_run(resume) if resume is not None else None
     folder = _folder(config, output) if found is None else found[0]
     checkpoint = found[1] if found else None
@@ -170,7 +174,7 @@ def _finish(
     grid = latest_preview(folder)
     if grid is not None:
         result.paths["image grid"] = grid
-    if system.export_field() is None:
+    if not system.export_fields():
         return
     try:
         _export(system, config, folder, result, console, clock)
@@ -200,11 +204,15 @@ def _export(
             console.progress(f"export: {stage} {fraction:.0%}")
 
     with clock.stage("export"):
-        exported = export_object(system, config, folder, progress)
+        objects = export_objects(system, config, folder, progress)
     names = {".png": "texture", ".mtl": "material"}
-    result.paths |= {names.get(path.suffix, path.suffix.removeprefix(".")): path for path in exported.paths}
-    result.paths["mesh report"] = write_json(folder.export / "report.json", exported.report.to_dict())
-    console.say(exported.report.describe())
+    for number, exported in enumerate(objects, start=1):
+        label, ending = ("", "") if number == 1 else (f" {number}", f"-{number}")
+        for path in exported.paths:
+            result.paths[names.get(path.suffix, path.suffix.removeprefix(".")) + label] = path
+        report = write_json(folder.export / f"report{ending}.json", exported.report.to_dict())
+        result.paths[f"mesh report{label}"] = report
+        console.say(exported.report.describe())
 
 
 def _folder(config: ExperimentConfig, output: Path | str | None) -> RunFolder:
@@ -231,7 +239,7 @@ def _announce(
     lines = {
         "prompt": f'"{config.prompt}"' + (f', not "{config.negative_prompt}"' if config.negative_prompt else ""),
         "prior": config.prior.type + (f" ({source})" if source else ""),
-        "guidance": system.guidance.type,  # type: ignore[attr-defined]
+        "guidance": _methods(system),
         "representation": f"{system.type}: {', '.join(part.type for part in parts if part is not None)}",
         "steps": f"{config.trainer.max_steps}, seed {config.seed}, precision {config.trainer.precision}",
         "device": devices.describe(),
@@ -241,6 +249,11 @@ def _announce(
         lines["resume"] = str(resume)
     for name, text in lines.items():
         console.say(f"{name:<16} {text}")
+
+
+def _methods(system: Any) -> str:
+    """The distillation methods of a run: one, or those of a comparison."""
+    return system.guidance.type if hasattr(system, "guidance") else ", ".join(system.chosen)
 
 
 def _close(result: RunResult, folder: RunFolder, console: Console, clock: StageClock) -> None:

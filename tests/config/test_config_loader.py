@@ -197,12 +197,13 @@ def test_a_missing_include_is_named_with_its_chain(here: Path) -> None:
 
 
 def test_a_missing_file_has_near_matches(here: Path) -> None:
-    write(here, configs__guidance__abc="a: 1\n")
-    assert error_of(["configs/guidance/abd.yaml"]).startswith(
-        "config file configs/guidance/abd.yaml does not exist. Did you mean 'guidance/abc'"
+    write(here, configs__guidance__frobnicate="a: 1\n")
+    assert error_of(["configs/guidance/frobnicat.yaml"]).startswith(
+        "config file configs/guidance/frobnicat.yaml does not exist. Did you mean 'guidance/frobnicate'"
     )
     assert (
-        error_of(["abc.yaml"]) == "config file abc.yaml does not exist. Did you mean 'guidance/abc.yaml' in configs/?"
+        error_of(["frobnicate.yaml"])
+        == "config file frobnicate.yaml does not exist. Did you mean 'guidance/frobnicate.yaml' in configs/?"
     )
 
 

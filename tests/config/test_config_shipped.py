@@ -56,7 +56,10 @@ def test_a_recipe_asks_for_its_prompt(file: Path) -> None:
 
 @pytest.mark.parametrize("file", FRAGMENTS, ids=label)
 def test_a_fragment_goes_on_top_of_the_quickstart(file: Path) -> None:
-    load_experiment([CONFIGS / "quickstart.yaml", file], ["prompt=a red mug"])
+    method = yaml.safe_load(file.read_text()).get("system", {}).get("guidance", {}).get("type", "sds")
+    edits = registry.lookup("guidance", method).cls.needs_source  # type: ignore[attr-defined]
+    start = ["system.init_from=outputs/source"] if edits else []
+    load_experiment([CONFIGS / "quickstart.yaml", file], ["prompt=a red mug", *start])
 
 
 @pytest.mark.parametrize("file", FILES, ids=label)

@@ -295,12 +295,10 @@ def test_image_term_is_hifas_pull_on_the_decoded_prediction():
     both = torch.autograd.grad(guidance(z, branches(prior), 2, rng, rgb=rgb).loss, rgb)[0]
     context = guidance.begin(z.detach(), 2, rng)
     x_t, _ = guidance.noised(z.detach(), context)
-    decoded = prior.decode(guidance.guided(x_t, branches(prior), context).x0)
+    decoded = prior.decode(guidance.guided(x_t, branches(prior), context).x0).clamp(0, 1)
     alpha, sigma = (c[:, None, None, None] for c in prior.schedule.coefficients(context.t))
     expected = 0.01 * sigma**2 * alpha / sigma * (rgb - decoded) / 2
     torch.testing.assert_close(both - latent_only, expected.detach(), rtol=0, atol=1e-12)
-    with pytest.raises(ValueError, match=r"guidance\.image_weight needs the rendered image"):
-        guidance(z.detach().requires_grad_(), branches(prior), 2, rng)
 
 
 def test_distillation_differs_from_ddim_even_with_falling_levels():

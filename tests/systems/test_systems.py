@@ -82,7 +82,7 @@ def test_ranks_see_other_views_but_keep_the_same_occupancy() -> None:
 
 def test_same_seed_same_scene_other_seed_other_scene() -> None:
     def table(seed: int) -> torch.Tensor:
-        return make(VOLUME, seed=seed).state_dict()["geometry.table"]
+        return make(VOLUME, seed=seed).state_dict()["scenes.0.geometry.table"]
 
     assert torch.equal(table(3), table(3))
     assert not torch.equal(table(3), table(4))
@@ -105,7 +105,7 @@ def test_preview_and_frames_leave_the_state_alone() -> None:
 
 def test_export_field_is_the_geometry_and_the_unlit_colour() -> None:
     system: Any = make(VOLUME)
-    field = system.export_field()
+    (field,) = system.export_fields()
     points = 0.5 * torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
     assert field.radius == 1.0
     assert torch.equal(field.density(points), system.geometry.density(points).detach())

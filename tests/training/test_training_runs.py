@@ -102,7 +102,7 @@ def test_metrics_hold_each_term_raw_and_weighted_and_the_rates(trained: Any) -> 
 def test_checkpoint_holds_occupancy_and_optimiser_but_no_prior(trained: Any) -> None:
     state = last(trained[0].folder)
     assert state["global_step"] == 3
-    assert "renderer.occupancy.occupied" in state["state_dict"]
+    assert "scenes.0.renderer.occupancy.occupied" in state["state_dict"]
     assert len(state["optimizer_states"][0]["state"]) == len(list(trained[0].system.parameters()))
     assert not any("prior" in name or "_means" in name for name in state["state_dict"])
 
@@ -125,7 +125,8 @@ def test_same_seed_gives_the_same_checkpoint_another_seed_another(trained: Any, 
     assert_same(last(trained[0].folder), last(again.folder))
     other = run_training(make(tmp_path, seed=1), devices="cpu", console=Recorder())
     assert not torch.equal(
-        last(other.folder)["state_dict"]["geometry.table"], again.system.state_dict()["geometry.table"]
+        last(other.folder)["state_dict"]["scenes.0.geometry.table"],
+        again.system.state_dict()["scenes.0.geometry.table"],
     )
 
 
@@ -252,7 +253,7 @@ def test_a_gradient_that_is_not_finite_names_the_tensor(tmp_path: Path, monkeypa
         return system
 
     monkeypatch.setattr("scoredist3d.training.run.build_system", poisoned)
-    with pytest.raises(NonFiniteError, match=r"step 0: the gradient of geometry\.table has norm (nan|inf)"):
+    with pytest.raises(NonFiniteError, match=r"step 0: the gradient of scenes\.0\.geometry\.table has norm (nan|inf)"):
         run_training(make(tmp_path), devices="cpu", console=Recorder())
 
 
@@ -289,7 +290,7 @@ def test_two_processes_train_one_scene_with_their_own_cameras(tmp_path: Path) ->
         make(tmp_path / "one", trainer={"max_steps": 3, "accumulate": 2}), devices="cpu", console=Recorder()
     )
     alone = run_training(make(tmp_path / "alone"), devices="cpu", console=Recorder())
-    table = "geometry.table"
+    table = "scenes.0.geometry.table"
     states = [last(result.folder)["state_dict"] for result in (both, one, alone)]
     assert not torch.allclose(states[0][table], states[2][table], atol=1e-4)
     # Halving is exact in floating point: the mean over ranks and that over accumulated batches are the same bits.

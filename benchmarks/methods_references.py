@@ -1,0 +1,80 @@
+"""What the methods of ``methods.py`` are compared with: real renders of a caption, and samples of the prior."""
+
+from __future__ import annotations
+
+import torch
+from quickstart_quality import NUM_VIEWS, ring
+from torch import Tensor
+
+from scoredist3d import registry
+from scoredist3d.cameras import Cameras
+from scoredist3d.config.validation import parse_component
+from scoredist3d.data.shapes import CATEGORIES, COLORS, simple_caption
+from scoredist3d.evaluation.measures import objects_of_caption, real_pictures
+from scoredist3d.priors.base import Branches
+from scoredist3d.priors.sampling import sample
+
+REFERENCES = ("real renders", "DDIM samples")
+REAL_2D, REAL_3D = 256, 32  # real renders that a prompt's pictures are compared with: pictures, objects of 8 views
+ELEVATION_2D = 20.0
+DDIM_STEPS, DDIM_SCALE = 25, 5.0
+
+
+def caption_of(prompt: str) -> tuple[str, str | None]:
+    """(category, colour or None) of "a COLOUR CATEGORY" or "a CATEGORY".
+
+    Raises:
+        ValueError: Another form, or words that the procedural objects do not have.
+    """
+    _, _, rest = prompt.partition(" ")
+    first, _, others = rest.partition(" ")
+    category, color = (others, first) if first in COLORS else (rest, None)
+    if category not in CATEGORIES:
+        raise ValueError(f"prompt {prompt!r} is not 'a COLOUR CATEGORY'; categories are {', '.join(CATEGORIES)}")
+    return category, color
+
+
+def source_prompt(prompt: str) -> str:
+    """What methods that edit start from: another colour where the prompt names one, else another category."""
+    category, color = caption_of(prompt)
+    if color is None:
+        return simple_caption(CATEGORIES[(CATEGORIES.index(category) + 1) % len(CATEGORIES)])
+    return simple_caption(category, COLORS[(COLORS.index(color) + 3) % len(COLORS)])
+
+
+def held_back() -> Cameras:
+    """The 8 cameras that 3D assets are seen from, between those of the previews."""
+    azimuths = [22.5 + 45.0 * index for index in range(NUM_VIEWS)]
+    return ring(azimuths, [5.0, 25.0, 40.0], 64, torch.device("cpu"))
+
+
+def front(count: int) -> Cameras:
+    """The one view of the 2D recipes."""
+    return ring([0.0] * count, [ELEVATION_2D], 64, torch.device("cpu"))
+
+
+def real(dimension: str, prompt: str, seed: int) -> Tensor:
+    """Real renders of the caption: those that methods are compared with, and after them as many as a method makes."""
+    category, color = caption_of(prompt)
+    if dimension == "2d":
+        count = REAL_2D + seed
+        objects = objects_of_caption(category, color, count)
+        return real_pictures(objects, front(count), white=False)[:, None]
+    count = REAL_3D + 1
+    objects = objects_of_caption(category, color, count, seed=seed).repeat_interleave(NUM_VIEWS)
+    views = torch.arange(NUM_VIEWS).repeat(count)
+    return real_pictures(objects, held_back()[views], white=True).unflatten(0, (count, NUM_VIEWS))
+
+
+@torch.no_grad()
+def ddim(dimension: str, prompt: str, seed: int, device: torch.device) -> Tensor:
+    """Samples of the prior from the same cameras; those of different views are different objects."""
+    block = {"type": "diffusers", "pretrained_model_name_or_path": "embedded"}
+    prior = registry.build(parse_component("prior", block)).to(device)
+    cameras = (front(seed) if dimension == "2d" else held_back()).to(device)
+    count = len(cameras)
+    branches = Branches(prior.embed([prompt] * count, cameras), prior.embed([""] * count, cameras))
+    generator = torch.Generator().manual_seed(0 if dimension == "2d" else seed)
+    latents = sample(prior, branches, steps=DDIM_STEPS, scale=DDIM_SCALE, generator=generator)
+    images = prior.decode(latents).clamp(0.0, 1.0)
+    return images[:, None] if dimension == "2d" else images[None]

@@ -1,0 +1,275 @@
+"""Turns what ``methods_runs.py`` made into a table, plots and picture sheets."""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from methods_plots import bars, scatter
+from methods_references import REAL_2D, REAL_3D, REFERENCES, caption_of
+from methods_runs import DIMENSIONS, folder_of
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from scoredist3d.data.shapes import CATEGORIES, COLORS
+from scoredist3d.evaluation.measures import (
+    expected_entropy,
+    high_frequency_share,
+    kernel_distance,
+    label_entropy,
+    pair_distance,
+    saturation,
+)
+from scoredist3d.evaluation.probe import Probe
+from scoredist3d.export.images import image_grid, save_png
+
+NUM_REAL = {"2d": REAL_2D, "3d": REAL_3D}
+OPEN = ("color", "second_color", "pattern")  # what the probe reads and a caption may leave open
+DOCS_COLUMNS = 8
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Pictures of one prompt as the probe reads them; A assets, V views of each.
+
+    Attributes:
+        images: (A, V, H, W, 3).
+        features: (A, V, F).
+        category, color: (A, V), the indices read from each picture.
+        labels: Attribute -> (A,), read from the mean over each asset's views.
+    """
+
+    images: Tensor
+    features: Tensor
+    category: Tensor
+    color: Tensor
+    labels: dict[str, Tensor]
+
+
+@torch.no_grad()
+def read(probe: Any, images: Tensor) -> Seen:
+    """Read (A, V, H, W, 3)."""
+    assets, views = images.shape[:2]
+    readings = [probe(part) for part in images.flatten(0, 1).split(128)]
+
+    def joined(name: str) -> Tensor:
+        return torch.cat([getattr(reading, name) for reading in readings]).unflatten(0, (assets, views))
+
+    labels = {name: joined(name).mean(1).argmax(-1) for name in OPEN}
+    return Seen(images, joined("features"), joined("category").argmax(-1), joined("color").argmax(-1), labels)
+
+
+def spread(features: Tensor) -> float:
+    """Mean distance between (A, V, F) assets in the same view, two or more of them."""
+    return statistics.fmean(pair_distance(features[:, view]) for view in range(features.shape[1]))
+
+
+def measure(prompt: str, made: Seen, real: Seen, unit: float) -> dict[str, float]:
+    """Figures of one prompt; where ``x`` is shown as a ratio, ``real_x`` is its value for real renders.
+
+    Args:
+        prompt: Says what is right.
+        made: Pictures of the method.
+        real: Real renders of the caption from the same cameras.
+        unit: Of the features whose distance is measured.
+    """
+    category, color = caption_of(prompt)
+    pictures, real_pictures = made.images.flatten(0, 1), real.images.flatten(0, 1)
+    features, real_features = made.features.flatten(0, 1) / unit, real.features.flatten(0, 1) / unit
+    figures = {
+        "category": float((made.category == CATEGORIES.index(category)).float().mean()),
+        "saturation": float(saturation(pictures).mean()),
+        "real_saturation": float(saturation(real_pictures).mean()),
+        "detail": float(high_frequency_share(pictures).mean()),
+        "real_detail": float(high_frequency_share(real_pictures).mean()),
+        "distance": kernel_distance(features, real_features),
+    }
+    if color is not None:
+        figures["color"] = float((made.color == COLORS.index(color)).float().mean())
+    if len(made.images) > 1:
+        left_open = [name for name in OPEN if name != "color" or color is None]
+        figures["spread"], figures["real_spread"] = spread(made.features), spread(real.features)
+        figures["labels"] = sum(label_entropy(made.labels[name]) for name in left_open)
+        figures["real_labels"] = sum(expected_entropy(real.labels[name], len(made.images)) for name in left_open)
+    return figures
+
+
+def collect(out: Path, dimension: str) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Tensor]]]:
+    """Figures by method, and pictures by method and prompt; the references first.
+
+    Raises:
+        ValueError: There are no real renders to compare with.
+    """
+    probe, limit = Probe.load(), NUM_REAL[dimension]
+    folders = {path.name: path for path in sorted((out / dimension).iterdir()) if any(path.glob("*.json"))}
+    references = [folder_of(out, dimension, name).name for name in REFERENCES]
+    real_name = references[0]
+    if real_name not in folders:
+        raise ValueError(f"there are no real renders in {out / dimension}: see its logs")
+    order = [name for name in references if name in folders] + [name for name in folders if name not in references]
+    real = {prompt: read(probe, parts[0][:limit]) for prompt, parts in parts_of(folders[real_name]).items()}
+    unit = float(torch.cat([seen.features.flatten(0, 1) for seen in real.values()]).square().mean().sqrt())
+    table: dict[str, dict[str, Any]] = {}
+    pictures: dict[str, dict[str, Tensor]] = {}
+    for name in order:
+        cut = limit if name == real_name else 0
+        parts = {prompt: made for prompt, made in parts_of(folders[name]).items() if prompt in real}
+        pictures[name] = {prompt: torch.cat([part[cut:] for part in made]) for prompt, made in parts.items()}
+        rows = [measure(prompt, read(probe, made), real[prompt], unit) for prompt, made in pictures[name].items()]
+        table[name] = {**means(rows), **costs(folders[name])}
+    return table, pictures
+
+
+def parts_of(folder: Path) -> dict[str, list[Tensor]]:
+    """Pictures (A, V, H, W, 3) in [0, 1] of each task, by prompt."""
+    parts: dict[str, list[Tensor]] = {}
+    for path in sorted(folder.glob("*.json")):
+        images = torch.load(path.with_suffix(".pt"), weights_only=True).float() / 255.0
+        parts.setdefault(json.loads(path.read_text())["prompt"], []).append(images)
+    return parts
+
+
+def means(rows: list[dict[str, float]]) -> dict[str, Any]:
+    """Means over the prompts that have a value, ratios of such means, and the standard error of the distance."""
+    keys = {key: None for row in rows for key in row}
+    result: dict[str, Any] = {key: statistics.fmean(row[key] for row in rows if key in row) for key in keys}
+    for name in ("saturation", "detail", "spread", "labels"):
+        if result.get(f"real_{name}"):
+            result[f"{name}_ratio"] = result[name] / result[f"real_{name}"]
+    distances = [row["distance"] for row in rows]
+    if len(distances) > 1:
+        result["distance_error"] = statistics.stdev(distances) / len(distances) ** 0.5
+    return {"prompts": len(rows), **result}
+
+
+def costs(folder: Path) -> dict[str, float]:
+    """Means over a method's runs; empty for references."""
+    runs = [json.loads(path.read_text()) for path in folder.glob("*.json")]
+    keys = ("seconds", "steps", "memory_mib", "prior_rows", "declared_rows", "own_rows")
+    return {key: statistics.fmean(run[key] for run in runs) for key in keys if all(key in run for run in runs)}
+
+
+def write(out: Path, command: str, dimensions: tuple[str, ...], gpu: str, docs: Path | None) -> bool:
+    """Everything into ``out``, pictures also into ``docs``; whether there was anything."""
+    timing_file = out / "timing.json"
+    timing = json.loads(timing_file.read_text()) if timing_file.is_file() else {}
+    device = torch.cuda.get_device_name(int(gpu)) if gpu != "cpu" else platform.processor() or platform.machine()
+    lines = ["Made by", "", "```sh", command, "```", "", f"on {device}, torch {torch.__version__}.", ""]
+    tables: dict[str, Any] = {}
+    for dimension in (d for d in DIMENSIONS if d in dimensions and (out / d).is_dir()):
+        table, pictures = collect(out, dimension)
+        tables[dimension] = table
+        if dimension == "2d":
+            for name in table:
+                table[name] |= {f"alone_{key}": value for key, value in timing.get(name, {}).items() if key != "recipe"}
+        lines += [*markdown(dimension, table), ""]
+        plots = {
+            f"quality-{dimension}.svg": scatter(
+                [(n, r["spread_ratio"], r["distance"]) for n, r in table.items() if "spread_ratio" in r],
+                "spread between seeds, relative to real renders",
+                "distance to real renders (KID style)",
+            ),
+            f"cost-{dimension}.svg": bars(
+                [(n, r["prior_rows"], r["own_rows"]) for n, r in table.items() if "prior_rows" in r],
+                "network evaluations per image and step: prior, and the method's own",
+            ),
+        }
+        for folder in [out, *([docs] if docs is not None else [])]:
+            folder.mkdir(parents=True, exist_ok=True)
+            for name, text in plots.items():
+                (folder / name).write_text(text, encoding="utf-8")
+        write_sheets(out, docs, dimension, pictures)
+    if not tables:
+        return False
+    (out / "methods.md").write_text("\n".join(lines), encoding="utf-8")
+    (out / "methods.json").write_text(json.dumps({"command": command, "device": device, **tables}, indent=2) + "\n")
+    print("\n".join(lines))
+    return True
+
+
+def markdown(dimension: str, table: dict[str, dict[str, Any]]) -> list[str]:
+    """The table of one dimension, with what its columns mean."""
+    flat = dimension == "2d"
+    head = ["", "category", "colour", "spread", *(["open labels"] if flat else []), "saturation", "detail", "distance"]
+    head += ["evaluations", "own", "steps", *(["ms per step"] if flat else []), "s per run", "MiB"]
+    lines = [f"## {dimension.upper()}", "", "| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
+    for name, row in table.items():
+        error = f" ± {shown(row['distance_error'], 3)}" if "distance_error" in row else ""
+        alone = row.get("alone_ms_per_step")
+        seconds = row.get("seconds") if alone is None else alone * row["alone_steps"] / 1000
+        cells = [name, shown(row.get("category")), shown(row.get("color")), shown(row.get("spread_ratio"))]
+        cells += [shown(row.get("labels_ratio"))] if flat else []
+        cells += [shown(row.get("saturation_ratio")), shown(row.get("detail_ratio"))]
+        cells += [shown(row.get("distance"), 3) + error]
+        cells += [shown(row.get("prior_rows"), 1), shown(row.get("own_rows"), 1), shown(row.get("steps"), 0)]
+        cells += [shown(alone, 1)] if flat else []
+        cells += [shown(seconds, 1), shown(row.get("alone_memory_mib", row.get("memory_mib")), 0)]
+        lines.append("| " + " | ".join(cells) + " |")
+    return [*lines, "", *notes(flat)]
+
+
+def notes(flat: bool) -> list[str]:
+    """What the columns mean."""
+    asset, timed = ("picture", "one process alone, all seeds of a prompt") if flat else ("view", "while other jobs ran")
+    labels = "- open labels: entropy of colour, second colour and pattern as read, where the prompt leaves them open."
+    return [
+        f"- category, colour: share of {asset}s in which the probe reads what the prompt says (colour: where it does).",
+        "- spread: mean distance between the probe's features of two seeds.",
+        *([labels] if flat else []),
+        "- saturation: mean HSV S. detail: share of the power above half of Nyquist.",
+        "- These are relative to real renders of the caption from the same cameras (entropy: of as many as seeds).",
+        "- distance: unbiased squared MMD (cubic kernel, as in KID) of the probe's features to those real renders;",
+        "  features in units of their root mean square; mean and standard error over prompts.",
+        "- evaluations: rows of the prior per image and step, counted. own: rows of networks that the method trains,",
+        "  as it declares them.",
+        f"- s per run, MiB: {timed}.",
+    ]
+
+
+def shown(value: float | None, digits: int = 2) -> str:
+    """A cell."""
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+def write_sheets(out: Path, docs: Path | None, dimension: str, pictures: dict[str, dict[str, Tensor]]) -> None:
+    """One row per method (first seed of every prompt; in 3D four views of it), and the small ones for the docs."""
+    rows = {}
+    for name, by_prompt in pictures.items():
+        firsts = [views_of(images[0], dimension) for images in by_prompt.values()]
+        if not firsts:
+            continue
+        rows[name] = torch.cat(firsts)
+        if docs is None:
+            continue
+        chosen = list(by_prompt.values())[: DOCS_COLUMNS if dimension == "2d" else DOCS_COLUMNS // 4]
+        shown_seeds = range(min(2, min(len(images) for images in chosen)))
+        cells = [views_of(images[seed], dimension) for seed in shown_seeds for images in chosen]
+        save_png(
+            image_grid(torch.cat(cells), len(torch.cat(cells)) // len(shown_seeds)), docs / f"{name}-{dimension}.png"
+        )
+    if rows:
+        save_png(labelled_rows(rows), out / f"sheet-{dimension}.png")
+
+
+def views_of(asset: Tensor, dimension: str) -> Tensor:
+    """The pictures that stand for an asset: itself, or every second of its views."""
+    return asset if dimension == "2d" else asset[::2]
+
+
+def labelled_rows(rows: dict[str, Tensor], strip: int = 14) -> np.ndarray:
+    """One row of pictures each under its name, (H, W, 3) uint8."""
+    grids = {name: image_grid(images, len(images)) for name, images in rows.items()}
+    width = max(grid.shape[1] for grid in grids.values())
+    sheet = Image.new("RGB", (width, sum(grid.shape[0] + strip for grid in grids.values())), "white")
+    top = 0
+    for name, grid in grids.items():
+        ImageDraw.Draw(sheet).text((2, top + 1), name, fill="black")
+        sheet.paste(Image.fromarray(grid), (0, top + strip))
+        top += grid.shape[0] + strip
+    return np.asarray(sheet)

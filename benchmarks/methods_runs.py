@@ -1,0 +1,376 @@
+"""Makes the assets of ``methods.py``: one process per job, images and costs into files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from methods_references import (
+    DDIM_SCALE,
+    DDIM_STEPS,
+    NUM_VIEWS,
+    REAL_2D,
+    REAL_3D,
+    REFERENCES,
+    ddim,
+    held_back,
+    real,
+    source_prompt,
+)
+from torch import Tensor
+
+ROOT = Path(__file__).resolve().parents[1]
+DIMENSIONS = ("2d", "3d")
+NOT_A_METHOD = ("compare",)
+QUICK = (
+    "preview.every_n_steps=0",
+    "checkpoint.every_n_steps=0",
+    "log.tensorboard=false",
+    "log.every_n_steps=100",
+)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One run: in 2D ``seed`` is the number of particles, in 3D the run's seed."""
+
+    prompt: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Stem of its files."""
+        return f"{self.prompt.replace(' ', '-')}-{self.seed}"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One process: some tasks of one method."""
+
+    dimension: str
+    method: str
+    tasks: tuple[Task, ...]
+
+    def to_text(self) -> str:
+        """One command-line argument."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_text(cls, text: str) -> Job:
+        """The inverse of :meth:`to_text`."""
+        values = json.loads(text)
+        return cls(values["dimension"], values["method"], tuple(Task(**task) for task in values["tasks"]))
+
+
+def recipes(dimension: str, only: Sequence[str]) -> list[str]:
+    """Names of the recipes, all or those asked for.
+
+    Raises:
+        ValueError: A name that has no recipe in either dimension.
+    """
+    known = {
+        d: sorted(p.stem for p in (ROOT / "configs" / f"text-to-{d}").glob("*.yaml") if p.stem not in NOT_A_METHOD)
+        for d in DIMENSIONS
+    }
+    unknown = [name for name in only if not any(name in names for names in known.values())]
+    if unknown:
+        raise ValueError(f"there is no recipe {unknown[0]!r}; recipes are {', '.join(known['2d'])}")
+    return [name for name in known[dimension] if not only or name in only]
+
+
+def configured(dimension: str, method: str, prompt: str, overrides: Sequence[str]) -> Any:
+    """The typed config of one run."""
+    from scoredist3d.config.validation import load_experiment
+
+    file = ROOT / "configs" / f"text-to-{dimension}" / f"{method}.yaml"
+    return load_experiment([file], [f"prompt={prompt}", *QUICK, *overrides])
+
+
+def edits(dimension: str, method: str) -> bool:
+    """Whether a recipe's guidance changes something that is there."""
+    from scoredist3d import registry
+    from scoredist3d.config.loader import load
+
+    block = load([ROOT / "configs" / f"text-to-{dimension}" / f"{method}.yaml"])["system"]["guidance"]
+    needs_source: bool = registry.lookup("guidance", block["type"]).cls.needs_source  # type: ignore[attr-defined]
+    return needs_source
+
+
+def fingerprint(dimension: str, method: str, overrides: Sequence[str]) -> str:
+    """Changes when the recipe, or what it includes, does."""
+    from scoredist3d.config.loader import load
+
+    if method in REFERENCES:
+        return f"{REAL_2D}, {REAL_3D}, {DDIM_STEPS}, {DDIM_SCALE}"
+    file = ROOT / "configs" / f"text-to-{dimension}" / f"{method}.yaml"
+    text = json.dumps(load([file], ["prompt=x", *overrides]), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def folder_of(out: Path, dimension: str, method: str) -> Path:
+    """Where a method's results are."""
+    return out / dimension / method.replace(" ", "-")
+
+
+def is_done(out: Path, dimension: str, method: str, task: Task, recipe: str) -> bool:
+    """Whether this very run has been made."""
+    path = folder_of(out, dimension, method) / f"{task.name}.json"
+    return path.is_file() and json.loads(path.read_text())["recipe"] == recipe
+
+
+def work(job: Job, out: Path, gpu: str, overrides: list[str]) -> int:
+    """Make every task of a job; a failed one is told and does not keep the others from being made."""
+    from scoredist3d.custom import load_custom
+
+    load_custom([ROOT / "custom", Path.cwd() / "custom"])
+    recipe, failed = fingerprint(job.dimension, job.method, overrides), 0
+    for task in job.tasks:
+        try:
+            images, figures = make(job, task, out, gpu, overrides)
+            save(folder_of(out, job.dimension, job.method), task, images, {"recipe": recipe, **figures})
+        # A measuring harness: any method may fail in any way, and the others are still wanted.
+        except Exception:
+            traceback.print_exc()
+            print(f"FAILED: {job.dimension} {job.method} {task.prompt!r}", flush=True)
+            failed += 1
+    return 1 if failed else 0
+
+
+def save(folder: Path, task: Task, images: Tensor, figures: dict[str, Any]) -> None:
+    """``<task>.pt`` (8-bit pictures) and then ``<task>.json``, whose presence says that both are there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save((images.clamp(0, 1) * 255).round().to(torch.uint8).cpu(), folder / f"{task.name}.pt")
+    text = json.dumps({"prompt": task.prompt, "seed": task.seed, **figures}, indent=2)
+    (folder / f"{task.name}.json").write_text(text + "\n")
+
+
+def make(job: Job, task: Task, out: Path, gpu: str, overrides: list[str]) -> tuple[Tensor, dict[str, Any]]:
+    """Pictures (assets, views, H, W, 3) of a task, and its figures."""
+    if job.method == "real renders":
+        return real(job.dimension, task.prompt, task.seed), {}
+    if job.method == "DDIM samples":
+        return ddim(job.dimension, task.prompt, task.seed, device_of(gpu)), {}
+    options = [*overrides, f"seed={0 if job.dimension == '2d' else task.seed}"]
+    if job.dimension == "2d":
+        options.append(f"system.geometry.particles={task.seed}")
+    if edits(job.dimension, job.method):
+        options += editing_overrides(job.dimension, task, out / "sources", gpu, overrides)
+    config = configured(job.dimension, job.method, task.prompt, options)
+    run = folder_of(out, job.dimension, job.method) / "runs" / task.name
+    system, figures = train(config, run, gpu)
+    images = pictures_of(system, job.dimension)
+    shutil.rmtree(run / "ckpts")  # large, and of no use once the pictures are made
+    return images, figures
+
+
+def editing_overrides(dimension: str, task: Task, out: Path, gpu: str, overrides: list[str]) -> list[str]:
+    """Start from another thing and say what it is; in 3D it is made here, by SDS."""
+    source = source_prompt(task.prompt)
+    said = f"system.guidance.source_prompt={source}"
+    if dimension == "2d":
+        return [said, f"system.geometry.init_prompt={source}"]
+    folder = out / f"{Task(source, task.seed).name}-{time.time_ns()}"
+    train(configured("3d", "sds", source, [*overrides, f"seed={task.seed}"]), folder, gpu)
+    return [said, f"system.init_from={folder}"]
+
+
+def device_of(gpu: str) -> torch.device:
+    """``cpu`` or the GPU of that number."""
+    return torch.device("cpu" if gpu == "cpu" else f"cuda:{gpu}")
+
+
+def train(config: Any, folder: Path, gpu: str) -> tuple[Any, dict[str, Any]]:
+    """Optimise without video and export; the system, and what it took."""
+    from scoredist3d.config.validation import to_yaml
+    from scoredist3d.files import write_atomically
+    from scoredist3d.training.console import Console
+    from scoredist3d.training.distributed import Devices
+    from scoredist3d.training.fit import Place, build_system, fit, import_lightning
+    from scoredist3d.training.folder import RunFolder
+    from scoredist3d.training.interrupt import InterruptGuard
+
+    import_lightning()
+    run, console = RunFolder(folder), Console()
+    write_atomically(run.resolved_config, to_yaml(config))
+    place = Place(Devices.parse("cpu" if gpu == "cpu" else [int(gpu)]))
+    system = build_system(config, place)
+    start_memory(device_of(gpu))
+    with InterruptGuard(console.say) as guard, Counter(system).counting() as counter:
+        began = time.perf_counter()
+        outcome = fit(system, config, run, place, console, guard)
+        synchronise(device_of(gpu))
+        seconds = time.perf_counter() - began
+    if outcome.interrupted:
+        raise KeyboardInterrupt
+    system.to_device(device_of(gpu))
+    return system, {
+        "seconds": seconds,
+        "steps": outcome.step,
+        "memory_mib": peak_memory(device_of(gpu)),
+        **counter.per_image(),
+    }
+
+
+@dataclass
+class Counter:
+    """Counts rows of the prior, and asks the method for those of its own network.
+
+    Attributes:
+        prior: Rows that the frozen denoiser was asked for.
+        declared: Rows that the method's ``cost`` declares, those of its own networks apart.
+        own: Rows of its own networks, as declared.
+        images: Images that were judged.
+    """
+
+    system: Any
+    prior: int = 0
+    declared: int = 0
+    own: int = 0
+    images: int = 0
+
+    @contextmanager
+    def counting(self) -> Iterator[Counter]:
+        """Count what the guidance does inside of the block."""
+        prior, guidance = self.system.prior, self.system.guidance
+        predict, forward, score_gradient = prior.predict, guidance.forward, guidance.score_gradient
+        inside = False
+
+        def counted(x_t: Tensor, t: Tensor, conditioning: Any) -> Any:
+            self.prior += inside * len(x_t)
+            return predict(x_t, t, conditioning)
+
+        def entered(*args: Any, **kwargs: Any) -> Any:
+            nonlocal inside  # samples that a run starts from are none of the method's
+            inside = True
+            try:
+                return forward(*args, **kwargs)
+            finally:
+                inside = False
+
+        def asked(z: Tensor, branches: Any, step: Any) -> Any:
+            cost = guidance.cost(branches, step)
+            self.declared += cost.prior * len(z)
+            self.own += cost.own * len(z)
+            self.images += len(z)
+            return score_gradient(z, branches, step)
+
+        prior.predict, guidance.forward, guidance.score_gradient = counted, entered, asked
+        try:
+            yield self
+        finally:
+            del prior.predict, guidance.forward, guidance.score_gradient
+
+    def per_image(self) -> dict[str, float]:
+        """Mean rows per image and step."""
+        images = max(1, self.images)
+        return {
+            "prior_rows": self.prior / images,
+            "declared_rows": self.declared / images,
+            "own_rows": self.own / images,
+        }
+
+
+@torch.no_grad()
+def pictures_of(system: Any, dimension: str) -> Tensor:
+    """(assets, views, H, W, 3): particles in 2D, the held-back views of every scene in 3D."""
+    if dimension == "2d":
+        images: Tensor = system.canvas.images(system.prior)
+        return images[:, None]
+    cameras = held_back().to(system.device)
+    return torch.stack(
+        [
+            torch.cat([scene(cameras[view], step=scene.step, rng=None).rgb for view in range(NUM_VIEWS)])
+            for scene in system.scenes
+        ]
+    )
+
+
+def untimed(out: Path, only: Sequence[str], overrides: Sequence[str]) -> list[str]:
+    """2D recipes whose steps have not been timed as they are now."""
+    path = out / "timing.json"
+    known = json.loads(path.read_text()) if path.is_file() else {}
+    return [
+        name for name in recipes("2d", only) if known.get(name, {}).get("recipe") != fingerprint("2d", name, overrides)
+    ]
+
+
+def time_methods(methods: list[str], steps: int, particles: int, out: Path, gpu: str, overrides: list[str]) -> int:
+    """Milliseconds of single steps, spread over the whole schedule, with nothing else running; into ``timing.json``."""
+    from scoredist3d.custom import load_custom
+
+    load_custom([ROOT / "custom", Path.cwd() / "custom"])
+    path, failed = out / "timing.json", 0
+    known = json.loads(path.read_text()) if path.is_file() else {}
+    for method in methods:
+        try:
+            figures = time_method(method, steps, particles, gpu, overrides)
+            known[method] = {"recipe": fingerprint("2d", method, overrides), **figures}
+        # As in work(): one broken method must not hide the others.
+        except Exception:
+            traceback.print_exc()
+            print(f"FAILED: timing of {method}", flush=True)
+            failed += 1
+    path.write_text(json.dumps(known, indent=2) + "\n")
+    return 1 if failed else 0
+
+
+def time_method(method: str, steps: int, particles: int, gpu: str, overrides: list[str]) -> dict[str, float]:
+    """Mean milliseconds of a 2D step, the optimiser's included, and peak memory."""
+    from scoredist3d.seeding import Rng
+    from scoredist3d.systems.optimizer import build_optimizer, set_learning_rates
+    from scoredist3d.training.distributed import Devices
+    from scoredist3d.training.fit import Place, build_system
+
+    options = [*overrides, f"system.geometry.particles={particles}"]
+    if edits("2d", method):
+        options += editing_overrides("2d", Task("a red mug", 0), Path(), gpu, overrides)
+    config = configured("2d", method, "a red mug", options)
+    system = build_system(config, Place(Devices.parse("cpu" if gpu == "cpu" else [int(gpu)])))
+    device = device_of(gpu)
+    system.to_device(device)
+    start_memory(device)
+    optimizer = build_optimizer(system.config.optimizer, system.parameter_groups())
+    last = config.trainer.max_steps
+    schedule = [0, last // 2, last - 1] + [round((index + 0.5) * last / steps) for index in range(steps)]
+    began = 0.0
+    for index, step in enumerate(schedule):
+        if index == 3:  # the first ones warm up
+            synchronise(device)
+            began = time.perf_counter()
+        set_learning_rates(optimizer, system.config.optimizer, step)
+        system.prepare_step(step, Rng())
+        optimizer.zero_grad()
+        system.training_step(step, Rng()).loss.backward()
+        optimizer.step()
+    synchronise(device)
+    milliseconds = 1000 * (time.perf_counter() - began) / steps
+    return {"ms_per_step": milliseconds, "steps": last, "memory_mib": peak_memory(device)}
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait for a GPU."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def start_memory(device: torch.device) -> None:
+    """Begin a new peak on a GPU; a process keeps its own for life."""
+    if device.type == "cuda":
+        torch.cuda.init()
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_memory(device: torch.device) -> float:
+    """MiB: allocated on the GPU, or resident in the process."""
+    from scoredist3d.training.console import peak_memory_gib
+
+    return torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else 1024 * peak_memory_gib()

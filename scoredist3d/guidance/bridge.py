@@ -1,0 +1,143 @@
+"""Score distillation as a bridge between image distributions (SDS-Bridge)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from scoredist3d.config import Schedule, option
+from scoredist3d.guidance.base import WEIGHTINGS, Cost, Guidance, GuidanceStep, Score, Weighting
+from scoredist3d.guidance.prompting import warn_of_unknown_words
+from scoredist3d.noise import per_item, solve_ode
+from scoredist3d.priors.base import Branches, Conditioning, predict_branches
+from scoredist3d.prompts.processor import ExtraPrompt
+from scoredist3d.registry import register
+
+
+@register(
+    "guidance",
+    "bridge",
+    summary="SDS first, then from a description of the render's defects towards the prompt.",
+    arxiv="2406.09417",
+)
+class Bridge(Guidance):
+    """Stage one is SDS towards the prompt; stage two, from ``stage_two_start_step`` on, is
+
+        G = w2(t) w (eps_hat(x_t, y_target) - eps_hat(x_t, y_source)),
+
+    without guidance formula and without the injected noise. It is the one-step form of a dual diffusion bridge that
+    leads from what renders look like after stage one, said in words, to good images of the prompt. Texts are
+
+        y_target = prompt + target_modifier,    y_source = source_prompt, or prompt + source_modifier.
+
+    For two Gaussians of equal spread G is a constant drift: stage two has no fixed point of its own and must end.
+    ``path: full`` walks the bridge instead (arXiv 2203.08382): z is inverted to level t with the source text and
+    sampled back with the target text to z', and G = w (z - z'); meant for the end of an optimisation, with falling
+    levels. To edit an image, start from it with ``stage_two_start_step: 0`` and describe it as the source.
+    """
+
+    @dataclass
+    class Config(Guidance.Config):
+        """Options of the bridge; defaults are the authors' for radiance fields."""
+
+        guidance_scale: Schedule = option(100.0, "gamma of stage one, SDS; the authors take 100 in 3D and 40 in 2D.")
+        stage_two_start_step: int = option(
+            20000,
+            "First step of stage two; 0 leaves stage one out. The paper has 20000 of 25000, in 2D 500 of 2500.",
+            ge=0,
+        )
+        stage_two_weight: Schedule = option(1.0, "w of stage two; the paper takes 1 in 3D and 25 in 2D.", ge=0)
+        stage_two_weighting: Weighting = option(
+            "uniform", "w2(t) of stage two, see weighting; the authors' 2D code has sds."
+        )
+        target_modifier: str = option(
+            ", detailed high resolution, high quality, sharp", "Added to the prompt, in both stages."
+        )
+        source_modifier: str = option(
+            ", oversaturated, smooth, pixelated, cartoon, foggy, hazy, blurry, bad structure, noisy, malformed",
+            "Added to the prompt to describe what stage one makes of it.",
+        )
+        source_modifier_only: bool = option(False, "Leave the prompt out of the source text.")
+        source_prompt: str | None = option(None, "The whole source text, in place of prompt and source_modifier.")
+        path: Literal["one-step", "full"] = option("one-step", "Form of stage two.")
+        path_steps: int = option(10, "Steps of each half of the full path.", ge=1)
+
+        def validate(self) -> list[str]:
+            """One way to say what the source is."""
+            problems = super().validate()
+            if self.source_prompt is not None and self.source_modifier_only:
+                problems.append(
+                    "source_modifier_only: has no effect with source_prompt, which is the whole source text"
+                )
+            return problems
+
+    config: Config
+
+    def extra_prompts(self, prompt: str) -> dict[str, ExtraPrompt]:
+        """``source``, and ``target`` where it is more than the prompt; both with the prompt's view words."""
+        advice = "set source_prompt or source_modifier to words that it knows"
+        source = self.config.source_prompt
+        if source is None:
+            source = self.config.source_modifier
+            warn_of_unknown_words(self.prior, "source_modifier", source, advice)
+            source = source.lstrip(" ,") if self.config.source_modifier_only else prompt + source
+        else:
+            warn_of_unknown_words(self.prior, "source_prompt", source, advice)
+        texts = {"source": ExtraPrompt(source)}
+        if self.config.target_modifier:
+            advice = "set it to words that it knows, or to an empty text"
+            warn_of_unknown_words(self.prior, "target_modifier", self.config.target_modifier, advice)
+            texts["target"] = ExtraPrompt(prompt + self.config.target_modifier)
+        return texts
+
+    def cost(self, branches: Branches, step: GuidanceStep) -> Cost:
+        """That of SDS; on the full path one row per step of each half."""
+        if self._in_stage_one(step):
+            return super().cost(branches, step)
+        return Cost(2 if self.config.path == "one-step" else 2 * self.config.path_steps)
+
+    def score_gradient(self, z: Tensor, branches: Branches, step: GuidanceStep) -> Score:
+        """The stage is a function of the step alone, so a resumed run is in the right one."""
+        branches = replace(branches, positive=branches.extra.get("target", branches.positive))
+        if self._in_stage_one(step):
+            x_t, eps = self.noised(z, step)
+            return Score(self.weighted(self.guided(x_t, branches, step), z, eps))
+        source = branches.extra["source"]
+        weight = self._value("stage_two_weight", step.step)
+        if self.config.path == "full":
+            return Score(weight * (z - self._across(z, source, branches.positive, step)))
+        x_t, _ = self.noised(z, step)
+        to, off = predict_branches(self.prior, x_t, step.t, [branches.positive, source])
+        w2 = WEIGHTINGS[self.config.stage_two_weighting](*self.schedule.coefficients(step.t))
+        return Score(weight * per_item(w2, z) * (to.eps - off.eps))
+
+    def _in_stage_one(self, step: GuidanceStep) -> bool:
+        return step.step < self.config.stage_two_start_step
+
+    def _across(self, z: Tensor, source: Conditioning, target: Conditioning, step: GuidanceStep) -> Tensor:
+        """z inverted with the source text to each item's level, and sampled from there with the target text."""
+        ends = []
+        for items, level in step.runs():
+            under_source, under_target = (self._under(text, items, len(z)) for text in (source, target))
+            down = self.schedule.levels(self.config.path_steps, start=level)
+            up = down[-2::-1]
+            # Of a clean image no prediction knows the noise: the first step takes that of the level it leads to.
+            lowest = z.new_full((len(z[items]),), up[0])
+            eps, _ = under_source(per_item(self.schedule.alpha(lowest), z) * z[items], lowest)
+            noisy = solve_ode(self.schedule, under_source, self.schedule.add_noise(z[items], eps, lowest), up)
+            ends.append(solve_ode(self.schedule, under_target, noisy, down))
+        return torch.cat(ends)
+
+    def _under(self, text: Conditioning, items: slice, batch: int) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """The plain prediction under a text, for some items of the batch."""
+        chosen = text.expand(batch)[items]
+
+        def predict(x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+            prediction = self.prior.predict(x_t, t, chosen)
+            return prediction.eps, prediction.x0
+
+        return predict

@@ -1,0 +1,132 @@
+"""Flow Score Distillation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from scoredist3d.config import Schedule, option
+from scoredist3d.guidance.base import Guidance, Score
+from scoredist3d.guidance.noise_fields import PersistentNoise, covered, world_map_crop, world_map_shape
+from scoredist3d.guidance.step import GuidanceStep, level_tensor
+from scoredist3d.noise import per_item
+from scoredist3d.priors.base import Branches, Prediction, Prior
+from scoredist3d.registry import register
+from scoredist3d.seeding import Rng
+
+
+@register(
+    "guidance", "fsd", summary="SDS along one falling noise level with noise fixed to the object.", arxiv="2405.10988"
+)
+class FlowScoreDistillation(Guidance):
+    """G = w(t) (eps_hat(alpha_t z + sigma_t n(c), t, y) - n(c)) with noise n(c) fixed by the seed and the camera c.
+
+    With x_t = alpha_t z + sigma_t n and fixed n the probability-flow ODE reads dz / d lambda = eps_hat - n, lambda =
+    sigma / alpha (proposition 1). So with one level that falls with the step (the same schedule for t_min and t_max, or
+    ``dreamtime``), plain SGD of rate 1 and ``weighting: lambda-step`` this is DDIM (for flow models: Euler) on z, step
+    by step. Fresh noise in its place is annealed SDS, which forgets where it was heading and loses variety.
+
+    In 3D one noise image for all views leaves holes, so n is a window of a map around the object that turns with the
+    camera, and a fixed image behind it. The map is the form of the authors' later code (arXiv 2501.05445); the paper's
+    own w(t) is not known to us, ``lambda`` is that code's up to its factor 2.
+    """
+
+    @dataclass
+    class Config(Guidance.Config):
+        """Options of FSD."""
+
+        weighting: Literal["lambda", "lambda-step", "sds", "uniform", "fantasia3d", "flow"] = option(  # type: ignore[assignment]
+            "lambda",
+            "w(t): lambda sigma/alpha; lambda-step the fall of sigma/alpha to the next step's level, which is DDIM; "
+            "sds sigma^2; uniform 1; fantasia3d alpha sigma^2; flow 1/alpha.",
+        )
+        noise_field: Literal["world-map", "constant", "random"] = option(
+            "world-map",
+            "n(c): world-map windows of a map around the object; constant one image per particle for all views; "
+            "random fresh noise at every step (annealed SDS).",
+        )
+        world_map_angle: float = option(
+            180.0, "Degrees of azimuth that one window of the world map spans.", gt=0, le=360
+        )
+        background_noise: Literal["fixed", "random", "none"] = option(
+            "fixed",
+            "Noise where the render's opacity is below one half, for the world map: one image per particle, fresh "
+            "noise, or the map there too.",
+        )
+        sqrt_beta: Schedule = option(
+            1.0,
+            "Share of the deterministic noise: n = sqrt_beta n(c) + sqrt(1 - sqrt_beta^2) fresh noise; 0 is SDS.",
+            ge=0,
+            le=1,
+        )
+        sde_rate: Schedule = option(
+            0.0,
+            "g: after every step n(c) becomes sqrt(1 - g) n(c) + sqrt(g) fresh noise; the authors' later code uses "
+            "1e-4.",
+            ge=0,
+            lt=1,
+        )
+
+        def validate(self) -> list[str]:
+            """A step in lambda leads from one level to the next."""
+            problems = super().validate()
+            if self.weighting == "lambda-step" and self.dreamtime.steps == 0 and self.t_min != self.t_max:
+                problems.append(
+                    "weighting: lambda-step needs one level per step; give t_min and t_max the same falling schedule"
+                )
+            return problems
+
+    config: Config
+
+    def __init__(self, config: Config, *, prior: Prior, rng: Rng | None = None) -> None:
+        super().__init__(config, prior=prior, rng=rng)
+        self._persistent = PersistentNoise(config.sde_rate)
+
+    def score_gradient(self, z: Tensor, branches: Branches, step: GuidanceStep) -> Score:
+        """w(t) (eps_hat - n)."""
+        n = self.noise(z, branches, step)
+        prediction = self.guided(self.schedule.add_noise(z, n, step.t), branches, step)
+        if self.config.weighting == "lambda-step":
+            return Score(self._lambda_step(prediction, z, step))
+        return Score(self.weighted(prediction, z, n))
+
+    def noisy_input(self, z: Tensor, branches: Branches, step: GuidanceStep) -> Tensor:
+        """x_t with the noise of the views."""
+        return self.schedule.add_noise(z, self.noise(z, branches, step), step.t)
+
+    def noise(self, z: Tensor, branches: Branches, step: GuidanceStep) -> Tensor:
+        """(B, C, h, w), the blend of deterministic and fresh noise, N(0, 1) in every element."""
+        share = self._value("sqrt_beta", step.step)
+        field = self.config.noise_field
+        if field == "random" or share == 0.0:
+            return step.noise(z)
+        n = self._persistent(step, z, "fsd/constant") if field == "constant" else self._world_map(z, branches, step)
+        if share < 1.0:
+            n = share * n + (1.0 - share**2) ** 0.5 * step.noise(z)
+        if field == "world-map" and self.config.background_noise == "random" and step.opacity is not None:
+            n = torch.where(covered(step.opacity, z), n, step.noise(z, "fsd/fresh-background"))
+        return n
+
+    def _world_map(self, z: Tensor, branches: Branches, step: GuidanceStep) -> Tensor:
+        height, width = z.shape[-2:]
+        shape = world_map_shape(height, width, self.config.world_map_angle)
+        world = self._persistent(step, z.new_empty(*z.shape[:2], *shape), "fsd/world")
+        n = world_map_crop(world, branches.cameras, height, width)
+        if self.config.background_noise != "fixed" or step.opacity is None:
+            return n
+        return torch.where(covered(step.opacity, z), n, self._persistent(step, z, "fsd/background"))
+
+    def _lambda_step(self, prediction: Prediction, z: Tensor, step: GuidanceStep) -> Tensor:
+        """(lambda_t - lambda_p) (eps_hat - n) = (1 - lambda_p / lambda_t) (z - x0_hat), p the next step's level.
+
+        The second form is finite where alpha_t is 0.
+        """
+        level, following = step.levels[0], self.sample_levels(1, step.step + 1, step.rng)[0]
+        if following == level:
+            return torch.zeros_like(z)
+        alpha_t, sigma_t = self.schedule.coefficients(step.t)
+        alpha_p, sigma_p = self.schedule.coefficients(level_tensor([following], z))
+        return per_item(1.0 - (sigma_p * alpha_t) / (alpha_p * sigma_t), z) * (z - prediction.x0)

@@ -1,0 +1,98 @@
+"""Interval Score Matching, and Trajectory Score Matching as its generalisation."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from scoredist3d.config import Schedule, option
+from scoredist3d.guidance.base import Cost, GuidanceStep, Score, Weighting
+from scoredist3d.guidance.step import level_tensor
+from scoredist3d.guidance.trajectory import TrajectoryGuidance
+from scoredist3d.priors.base import Branches
+from scoredist3d.registry import register
+
+
+@register(
+    "guidance",
+    "ism",
+    summary="Compare two predictions an interval apart on the DDIM inversion of the render.",
+    arxiv="2311.11284",
+)
+class IntervalScoreMatching(TrajectoryGuidance):
+    """G = lambda_t [eps_gamma(x_t, t, y) - eps_0(x_mu, mu)] on the unconditional DDIM inversion of z.
+
+    x_s, s = t - interval, is reached by inversion in long steps, from z slightly noised; x_t and x_mu are one step
+    further, along eps_0(x_s, s). With mu = s (LucidDreamer, eq. 17) and lambda weights the difference is that of two
+    predicted images, x0(x_s) - x0(x_t). Trajectory Score Matching (arXiv 2405.11252) has mu = s + (t - s) sqrt(1 -
+    tsm_gamma^2): at 0, mu = t and classifier score distillation on an inverted x_t is left.
+
+    eps_0 is told the empty prompt, also where a negative prompt is the one that guidance steers away from.
+    """
+
+    @dataclass
+    class Config(TrajectoryGuidance.Config):
+        """Options of ISM; defaults as in the authors' code."""
+
+        weighting: Weighting = option("lambda", "w(t); the method's is lambda = sigma/alpha.")
+        t_max: Schedule = option(
+            {"from": 0.98, "to": 0.5, "end": 1500},
+            "Highest noise level: the whole range first, then its lower half.",
+            ge=0,
+            le=1,
+        )
+        interval: Schedule = option(
+            {"from": 0.1, "to": 0.08, "end": 1500}, "t - s, as a share of the model's levels.", gt=0, le=1
+        )
+        inversion_interval: float = option(0.2, "Longest step of the inversion to s.", gt=0, le=1)
+        inversion_steps: int = option(
+            5, "Most steps of it; it starts so many steps below s, from z noised there.", ge=0
+        )
+        inversion_guidance_scale: Schedule = option(
+            0.0, "gamma of the inversion and of the subtracted prediction; 0 is the empty prompt alone."
+        )
+        fixed_noise: bool = option(False, "Start the inversion from the particle's noise instead of fresh noise.")
+        offset_noise: float = option(0.1, "Deviation of a shift of each channel added to that noise.", ge=0)
+        tsm_gamma: float = option(1.0, "gamma of trajectory score matching; 1 is interval score matching.", ge=0, le=1)
+
+    config: Config
+
+    def score_gradient(self, z: Tensor, branches: Branches, step: GuidanceStep) -> Score:
+        """w(t) times the guided prediction at t minus the unguided one at mu."""
+        levels, mu = self.inversion_levels(step)
+        s, t = levels[-1], step.levels[0]
+        inversion, scale = self._inversion(branches), self._value("inversion_guidance_scale", step.step)
+        start = self.schedule.add_noise(z, self._start_noise(z, step), level_tensor(levels[:1] * len(z), z))
+        below = self.predict_at(self.walk(start, levels, inversion, scale), s, inversion, scale)
+        guided = self.guided(self.move(below, s, t), branches, step)
+        baseline = below if mu == s else self.predict_at(self.move(below, s, mu), mu, inversion, scale)
+        return Score(self.weight_at(t) * (guided.eps - baseline.eps), diagnostics={"s": z.new_full((), s)})
+
+    def cost(self, branches: Branches, step: GuidanceStep) -> Cost:
+        """A guided prediction, and an unguided one per inversion step, at s, and at mu where it is another level."""
+        levels, mu = self.inversion_levels(step)
+        unguided = len(levels) + (mu != levels[-1])
+        scale = self._value("inversion_guidance_scale", step.step)
+        guided = self.guided_rows(branches, self._value("guidance_scale", step.step))
+        return Cost(guided + unguided * self.guided_rows(self._inversion(branches), scale))
+
+    def inversion_levels(self, step: GuidanceStep) -> tuple[list[float], float]:
+        """The levels from the inversion's start up to s, and mu."""
+        grid, config = self.grid, self.config
+        t = grid.index(step.levels[0])
+        s = max(t - grid.index(self._value("interval", step.step)), grid.lowest)
+        stride = max(1, grid.index(config.inversion_interval))
+        start = max(s - stride * config.inversion_steps, grid.lowest)
+        mu = s + round((t - s) * math.sqrt(1.0 - config.tsm_gamma**2))
+        return [*(index / grid.count for index in range(start, s, stride)), s / grid.count], mu / grid.count
+
+    def _start_noise(self, z: Tensor, step: GuidanceStep) -> Tensor:
+        draw = step.particle_noise if self.config.fixed_noise else step.noise
+        return draw(z, "noise") + self.config.offset_noise * draw(z[:, :, :1, :1], "offset")
+
+    @staticmethod
+    def _inversion(branches: Branches) -> Branches:
+        """The prompt against the empty one, without Perp-Neg."""
+        return replace(branches, unconditional=branches.empty or branches.unconditional, negatives=())

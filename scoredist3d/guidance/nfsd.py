@@ -1,0 +1,80 @@
+"""Noise-Free Score Distillation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from scoredist3d.config import Schedule, option
+from scoredist3d.guidance.base import Cost, Guidance, GuidanceStep, Score
+from scoredist3d.guidance.prompting import empty_of, perp_neg_term, warn_of_unknown_words
+from scoredist3d.noise import per_item
+from scoredist3d.priors.base import Branches, predict_branches
+from scoredist3d.prompts.processor import ExtraPrompt
+from scoredist3d.registry import register
+
+
+@register(
+    "guidance", "nfsd", summary="The prompt's direction plus a correction towards good images.", arxiv="2310.17590"
+)
+class NoiseFreeScoreDistillation(Guidance):
+    """G = w(t) (delta_D + gamma (eps_y - eps_0)), with eps_y and eps_0 under the prompt and under the empty one.
+
+    delta_D, the correction that brings an unlikely image into the model's domain, is eps_0 itself below the threshold
+    level 0.2, where the prediction holds little noise, and eps_0 - eps_neg above it, the negative prompt standing for
+    what is wrong with a render. No injected noise remains in G, so that an ordinary scale of 7.5 suffices. G jumps at
+    the threshold. An empty negative prompt makes it the classifier score above.
+    """
+
+    @dataclass
+    class Config(Guidance.Config):
+        """Options of NFSD; scale, threshold and words are the paper's."""
+
+        guidance_scale: Schedule = option(7.5, "gamma before eps_y - eps_0.")
+        threshold: float = option(0.2, "Level from which the negative prompt makes the correction.", ge=0, le=1)
+        negative_prompt: str | None = option(
+            "unrealistic, blurry, low quality, out of focus, ugly, low contrast, dull, dark, low-resolution, gloomy",
+            "What is wrong with a render, without view words; null takes the run's own negative_prompt.",
+        )
+
+    config: Config
+
+    def extra_prompts(self, prompt: str) -> dict[str, ExtraPrompt]:
+        """``undesired``, the negative prompt where it is this method's own."""
+        text = self.config.negative_prompt
+        if text is None:
+            return {}
+        warn_of_unknown_words(self.prior, "negative_prompt", text, "set it to words that it knows, or to an empty text")
+        return {"undesired": ExtraPrompt(text, view_words=False)}
+
+    def cost(self, branches: Branches, step: GuidanceStep) -> Cost:
+        """The empty prompt; prompt and Perp-Neg's where the scale is not 0; the negative one where an item needs it."""
+        guided = 1 + len(branches.negatives) if self._value("guidance_scale", step.step) != 0.0 else 0
+        return Cost(1 + guided + self._corrects(step))
+
+    def score_gradient(self, z: Tensor, branches: Branches, step: GuidanceStep) -> Score:
+        """The correction and the direction, from one forward pass."""
+        x_t, _ = self.noised(z, step)
+        scale = self._value("guidance_scale", step.step)
+        conditionings = [empty_of(branches)]
+        if self._corrects(step):
+            conditionings.append(branches.extra.get("undesired", branches.unconditional))
+        if scale != 0.0:
+            conditionings += [branches.positive, *(text for text, _ in branches.negatives)]
+        empty, *others = [prediction.eps for prediction in predict_branches(self.prior, x_t, step.t, conditionings)]
+        total = empty
+        if self._corrects(step):
+            noisy = torch.tensor([level >= self.config.threshold for level in step.levels]).to(z.device)
+            total = torch.where(noisy[:, None, None, None], empty - others.pop(0), empty)
+        if scale != 0.0:
+            direction, *away = (other - empty for other in others)
+            if away:
+                direction = direction + perp_neg_term(direction, away, [weights for _, weights in branches.negatives])
+            total = total + scale * direction
+        return Score(per_item(self.time_weight(step.t), z) * total)
+
+    def _corrects(self, step: GuidanceStep) -> bool:
+        """Whether any item is noisy enough to need the negative prompt."""
+        return max(step.levels) >= self.config.threshold

@@ -1,0 +1,237 @@
+"""Score Distillation via Inversion."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from scoredist3d.config import Schedule, option
+from scoredist3d.guidance.base import Cost, GuidanceStep, Score, Weighting
+from scoredist3d.guidance.step import level_tensor, select
+from scoredist3d.guidance.trajectory import TrajectoryGuidance, told, told_the_same
+from scoredist3d.noise import CLEAN, per_item
+from scoredist3d.priors.base import Branches, Prior
+from scoredist3d.registry import register
+from scoredist3d.seeding import Rng
+
+
+@dataclass
+class CachedNoise:
+    """What the cached form keeps of a particle.
+
+    Attributes:
+        target: (C, h, w), the image it moves to.
+        kappa: (C, h, w), the noise predicted with that target.
+        block: Number of the target.
+        step: Optimiser step that made it.
+    """
+
+    target: Tensor
+    kappa: Tensor
+    block: int
+    step: int
+
+
+@register(
+    "guidance",
+    "sdi",
+    summary="Noise the render with what DDIM inversion finds in it; DDIM sampling seen as distillation.",
+    arxiv="2405.15891",
+)
+class ScoreDistillationViaInversion(TrajectoryGuidance):
+    """G = lambda_t (eps_gamma(alpha_t z + sigma_t kappa, t, y) - kappa) (algorithm 2), which is z - x0_hat.
+
+    Written for the predicted image x0(t), a DDIM step is
+
+        x0(t - tau) = x0(t) - lambda_{t-tau} [eps(alpha_{t-tau} x0(t) + sigma_{t-tau} kappa, t - tau, y) - kappa],
+
+    kappa = eps(x(t), t, y) (eq. 6): score distillation whose noise is the last prediction instead of a random draw. A
+    render has no last prediction, so ``kappa: inversion`` recovers one from z by DDIM inversion to t + tau under
+    negative guidance. ``cached`` keeps the last prediction of each free image, which makes the run DDIM itself: every
+    ``cached_inner_steps`` steps give a new target, which plain gradient descent at a rate equal to the batch size
+    reaches in one. ``random`` is SDS with w = lambda, ``fixed`` has one noise per particle.
+
+    Anneal t by giving t_min and t_max the same linear schedule (the paper: from 1 to 0.2 over the run).
+    """
+
+    @dataclass
+    class Config(TrajectoryGuidance.Config):
+        """Options of SDI."""
+
+        weighting: Weighting = option("lambda", "w(t); the derivation fixes it to lambda = sigma/alpha.")
+        kappa: Literal["inversion", "cached", "random", "fixed"] = option(
+            "inversion",
+            "Where the noise comes from: inversion of the latents; cached: the last prediction, for free images; "
+            "random: drawn anew; fixed: one per particle.",
+        )
+        inversion_guidance_scale: Schedule | None = option(
+            None, "gamma of the inversion; minus guidance_scale where not given, as in the paper."
+        )
+        inversion_steps: int = option(10, "Steps that an inversion over the whole range would take.", ge=1)
+        tau_max: float = option(
+            1.0 / 30.0,
+            "Inversion goes to t + tau, tau uniform below this; the released code has 1 / inversion_steps.",
+            ge=0,
+            lt=1,
+        )
+        inversion_eta: float = option(0.3, "Strength of the noise added to the inversion.", ge=0)
+        inversion_noise: Literal["per-step", "once"] = option(
+            "per-step",
+            "Where it is added: per-step: inversion_eta sqrt(var) after every step, var as in DDIM (the released "
+            "code); once: inversion_eta sigma_t to kappa (the paper's H).",
+        )
+        cached_inner_steps: int = option(1, "Optimiser steps on each target of the cached form.", ge=1)
+        reference_quirk: bool = option(
+            False,
+            "Do what the released code does in place of the paper: the latent inverted to t + tau is denoised as if it "
+            "were at t, and the network is told a negative timestep at the start of the inversion.",
+        )
+
+        def validate(self) -> list[str]:
+            """Some forms leave no choice."""
+            problems = super().validate()
+            if self.kappa == "cached" and self.weighting != "lambda":
+                problems.append("weighting: kappa: cached moves to the predicted image, which is lambda")
+            if self.reference_quirk:
+                if self.kappa != "inversion" or self.weighting != "lambda":
+                    problems.append("reference_quirk: needs kappa: inversion and weighting: lambda")
+                if self.inversion_noise != "per-step":
+                    problems.append("reference_quirk: needs inversion_noise: per-step")
+            return problems
+
+    config: Config
+
+    def __init__(self, config: Config, *, prior: Prior, rng: Rng | None = None) -> None:
+        """See :class:`Guidance`.
+
+        Raises:
+            ValueError: ``reference_quirk`` on a prior whose network does not predict the noise.
+        """
+        super().__init__(config, prior=prior, rng=rng)
+        if config.reference_quirk and prior.schedule.prediction_type != "epsilon":
+            raise ValueError(
+                "guidance.reference_quirk: the released code reads the network's output as noise, and this prior "
+                f"predicts {prior.schedule.prediction_type}; set it to false"
+            )
+        self._cached: dict[int, CachedNoise] = {}
+        self._told: dict[int, list[Tensor]] = {}
+
+    def score_gradient(self, z: Tensor, branches: Branches, step: GuidanceStep) -> Score:
+        """w(t) (eps_hat - kappa); z - x0_hat for the weighting lambda."""
+        if self.config.kappa == "cached":
+            return Score(z - self._targets(z, branches, step))
+        x_t, kappa = self.noised(z, step) if self.config.kappa != "inversion" else self.inverted(z, branches, step)
+        prediction = self.guided(x_t, branches, step)
+        return Score(self.weighted(prediction, z, kappa), diagnostics={"kappa_rms": kappa.square().mean().sqrt()})
+
+    def noised(self, z: Tensor, step: GuidanceStep) -> tuple[Tensor, Tensor]:
+        """(x_t, eps) with the particle's noise where it is fixed, with the step's otherwise."""
+        if self.config.kappa != "fixed":
+            return super().noised(z, step)
+        kappa = step.particle_noise(z, "kappa")
+        return self.schedule.add_noise(z, kappa, step.t), kappa
+
+    def cost(self, branches: Branches, step: GuidanceStep) -> Cost:
+        """One guided prediction, and one per inversion step; of the cached form, only where it needs a new target."""
+        forward = self.guided_rows(branches, self._value("guidance_scale", step.step))
+        if self.config.kappa == "cached":
+            new = [self._needs_target(particle, step) or self._made_now(particle, step) for particle in step.particles]
+            return Cost(forward * sum(new) / len(new))
+        if self.config.kappa != "inversion":
+            return Cost(forward)
+        steps = len(self.inversion_levels(step)) - 1
+        return Cost(forward + steps * self.guided_rows(branches, self._inversion_scale(step)))
+
+    def inversion_levels(self, step: GuidanceStep) -> list[float]:
+        """The levels an inversion visits: clean, 1 and every N / inversion_steps above while below t, then t + tau."""
+        grid, config = self.grid, self.config
+        spacing = max(1, grid.count // config.inversion_steps)
+        t = grid.index(step.levels[0])
+        tau = torch.rand((), generator=step.rng("tau", step.step), dtype=torch.float64).item() * config.tau_max
+        last = min(t + int(tau * grid.count), grid.highest)
+        start = (1 - spacing) / grid.count if config.reference_quirk else CLEAN
+        return [start, *(index / grid.count for index in range(1, min(t, last), spacing)), last / grid.count]
+
+    def inverted(self, z: Tensor, branches: Branches, step: GuidanceStep) -> tuple[Tensor, Tensor]:
+        """(x_t, kappa): DDIM inversion of z to t + tau, the noise found there, and z noised with it to t."""
+        eta, scale = self.config.inversion_eta, self._inversion_scale(step)
+        levels = self.inversion_levels(step)
+        per_step = eta > 0.0 and self.config.inversion_noise == "per-step"
+        x = z
+        for index, (start, stop) in enumerate(pairwise(levels)):
+            x = self.move(self.predict_at(x, start, branches, scale), start, stop)
+            if per_step:
+                x = x + eta * self._deviation(start, stop) * step.noise(z, f"inversion/{index}")
+        alpha, sigma = (per_item(c, z) for c in self.schedule.coefficients(level_tensor(levels[-1:], z)))
+        kappa = (x - alpha * z) / sigma
+        if self.config.reference_quirk:
+            return x, kappa
+        if eta > 0.0 and not per_step:
+            kappa = kappa + eta * per_item(self.schedule.sigma(step.t), z) * step.noise(z, "inversion")
+        return self.schedule.add_noise(z, kappa, step.t), kappa
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Target and noise of every particle of the cached form."""
+        return {str(particle): vars(cached).copy() for particle, cached in self._cached.items()}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Go on with saved targets."""
+        self._cached = {int(particle): CachedNoise(**values) for particle, values in state.items()}
+
+    def _inversion_scale(self, step: GuidanceStep) -> float:
+        scale = self.config.inversion_guidance_scale
+        return -self._value("guidance_scale", step.step) if scale is None else scale(step.step)
+
+    def _deviation(self, start: float, stop: float) -> float:
+        """sqrt of DDIM's variance between two levels; the released code counts the clean image as the lowest level."""
+        start = self.grid.level(0) if start < 0 and self.config.reference_quirk else start
+        ends = (torch.tensor([level], dtype=torch.float64) for level in (stop, start))
+        return self.schedule.ddim_variance(*ends).sqrt().item()
+
+    def _targets(self, z: Tensor, branches: Branches, step: GuidanceStep) -> Tensor:
+        """(B, C, h, w), the image that each particle moves to, made anew at the first step of a block.
+
+        Raises:
+            ValueError: Two items show one particle, or a particle's conditioning has changed.
+        """
+        if len(set(step.particles)) < len(step.particles):
+            raise ValueError(
+                "guidance.kappa: cached keeps one noise per image, and several views of one object share this batch; "
+                "use kappa: inversion"
+            )
+        new = [item for item, particle in enumerate(step.particles) if self._needs_target(particle, step)]
+        if new:
+            self._advance(z, branches, step, new)
+        return torch.stack([self._cached[particle].target for particle in step.particles]).to(z)
+
+    def _advance(self, z: Tensor, branches: Branches, step: GuidanceStep, items: list[int]) -> None:
+        """One DDIM step of some items: noise z with the last prediction and predict anew; pure noise at the start."""
+        start, noisy = step.particle_noise(z, "kappa"), []
+        for item in items:
+            one, cached = slice(item, item + 1), self._cached.get(step.particles[item])
+            known = None if cached is None else cached.kappa[None].to(z)
+            noisy.append(start[one] if known is None else self.schedule.add_noise(z[one], known, step.t[one]))
+        index = torch.tensor(items)
+        prediction = self.guided(torch.cat(noisy), select(branches, index, len(z)), step, t=step.t[index])
+        for i, item in enumerate(items):
+            particle = step.particles[item]
+            now = told(select(branches, slice(item, item + 1), len(z)))
+            if not told_the_same(self._told.setdefault(particle, now), now):
+                raise ValueError(
+                    "guidance.kappa: cached needs the same prompt and camera at every step, and they have changed; use "
+                    "kappa: inversion"
+                )
+            self._cached[particle] = CachedNoise(prediction.x0[i], prediction.eps[i], self._block(step.step), step.step)
+
+    def _block(self, step: int) -> int:
+        return step // self.config.cached_inner_steps
+
+    def _needs_target(self, particle: int, step: GuidanceStep) -> bool:
+        return particle not in self._cached or self._cached[particle].block != self._block(step.step)
+
+    def _made_now(self, particle: int, step: GuidanceStep) -> bool:
+        return self._cached[particle].step == step.step

@@ -1,0 +1,121 @@
+"""One object as text-to-3d optimises it: geometry, material, background and the renderer over them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from scoredist3d.cameras import Cameras
+from scoredist3d.config import ComponentConfig
+from scoredist3d.geometry.base import Geometry
+from scoredist3d.materials.base import Material
+from scoredist3d.renderers.base import Render
+from scoredist3d.seeding import Rng
+from scoredist3d.systems.base import build_component, named_groups
+
+PARTS = ("geometry", "material", "background", "renderer")
+
+
+class Scene(nn.Module):
+    """The four parts, built from their blocks.
+
+    Attributes:
+        step: Optimiser steps that the state has seen (they decide the active levels of a progressive grid), those of
+            the run it was taken from included; saved with the weights.
+        first_step: The part of them that belongs to that run.
+    """
+
+    def __init__(
+        self,
+        geometry: ComponentConfig,
+        material: ComponentConfig,
+        background: ComponentConfig,
+        renderer: ComponentConfig,
+        *,
+        rng: Rng,
+    ) -> None:
+        super().__init__()
+        self.geometry: Geometry = build_component(geometry, rng=rng)
+        self.material: Material = build_component(material, rng=rng)
+        self.background = build_component(background, rng=rng)
+        self.renderer = build_component(
+            renderer, geometry=self.geometry, material=self.material, background=self.background, rng=rng
+        )
+        self.step = self.first_step = 0
+        self.register_buffer("steps", torch.zeros(2, dtype=torch.long))
+        self.register_load_state_dict_post_hook(_restore_steps)
+
+    steps: Tensor
+
+    def forward(self, cameras: Cameras, *, step: int, rng: Rng | None, with_normal: bool = False) -> Render:
+        """See :class:`~scoredist3d.renderers.base.Renderer`."""
+        render: Render = self.renderer(cameras, step=step, rng=rng, with_normal=with_normal)
+        return render
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """``geometry.*``, ``material``, ``background`` and ``renderer`` groups, where they have parameters."""
+        return [group for name in PARTS for group in named_groups(name, getattr(self, name))]
+
+    def prepare_step(self, step: int, rng: Rng) -> None:
+        """Levels and occupancy before the run's optimiser step."""
+        self._set_step(self.first_step + step)
+        self.renderer.update_step(self.step, rng)
+
+    def restore_step(self, step: int) -> None:
+        """Levels as after ``step`` optimiser steps of the run; the occupancy grid is in the state."""
+        self._set_step(self.first_step + step)
+        self.geometry.update_step(self.step)
+
+    def continue_from(self, state: dict[str, Any]) -> None:
+        """Take over another scene's ``state_dict`` and go on counting from its step."""
+        self.load_state_dict(state)
+        self.first_step = self.step
+        self._set_step(self.step)
+
+    def _set_step(self, step: int) -> None:
+        self.step = step
+        self.steps[0].fill_(step)
+        self.steps[1].fill_(self.first_step)
+
+
+def _restore_steps(scene: Any, _: Any) -> None:
+    scene.step, scene.first_step = scene.steps.tolist()
+    scene.geometry.update_step(scene.step)
+
+
+class SceneField:
+    """A trained scene as exporters see it: density and unlit colour."""
+
+    def __init__(self, scene: Scene) -> None:
+        self._geometry, self._material = scene.geometry, scene.material
+
+    @property
+    def radius(self) -> float:
+        """Scene units."""
+        return self._geometry.radius
+
+    @property
+    def device(self) -> torch.device:
+        """Where points must be."""
+        return self._geometry.device
+
+    @torch.no_grad()
+    def density(self, points: Tensor) -> Tensor:
+        """(N,) at (N, 3)."""
+        return self._geometry.density(points)
+
+    @torch.no_grad()
+    def color(self, points: Tensor) -> Tensor:
+        """(N, 3) in [0, 1] at (N, 3)."""
+        return self._material.albedo(self._geometry(points).features, points=points)
+
+
+def merged_groups(groups: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Groups of one name joined, in the order of first appearance."""
+    merged: dict[str, list[nn.Parameter]] = {}
+    for group in groups:
+        merged.setdefault(group["name"], []).extend(group["params"])
+    return [{"name": name, "params": params} for name, params in merged.items()]

@@ -1,0 +1,113 @@
+"""The parts of benchmarks/methods.py that can be wrong without anybody seeing it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
+
+import methods
+import methods_plots
+import methods_references
+import methods_report
+import methods_runs
+
+from scoredist3d import registry
+from scoredist3d.config.validation import parse_component
+from scoredist3d.evaluation.measures import saturation
+from scoredist3d.seeding import Rng
+from scoredist3d.systems.base import build_component
+
+
+def test_prompts_are_read_as_captions() -> None:
+    assert methods_references.caption_of("a green pine tree") == ("pine tree", "green")
+    assert methods_references.caption_of("an ice cream cone") == ("ice cream cone", None)
+    with pytest.raises(ValueError, match="'a red sofa' is not"):
+        methods_references.caption_of("a red sofa")
+
+
+@pytest.mark.parametrize("prompt", [*methods.PROMPTS_2D, *methods.PROMPTS_3D])
+def test_an_edit_changes_the_colour_or_else_the_category(prompt: str) -> None:
+    category, color = methods_references.caption_of(prompt)
+    from_category, from_color = methods_references.caption_of(methods_references.source_prompt(prompt))
+    assert (from_category == category) == (color is not None)
+    assert (from_color is None) == (color is None) and (color is None or from_color != color)
+
+
+def test_every_recipe_is_measured_and_a_wrong_name_is_told() -> None:
+    assert "compare" not in methods_runs.recipes("2d", [])
+    assert {"sds", "vsd"} <= set(methods_runs.recipes("2d", [])) and methods_runs.recipes("3d", ["sds"]) == ["sds"]
+    with pytest.raises(ValueError, match="no recipe 'sdz'"):
+        methods_runs.recipes("2d", ["sdz"])
+
+
+def test_a_run_is_made_again_only_if_its_recipe_has_changed(tmp_path: Path) -> None:
+    task = methods_runs.Task("a red mug", 2)
+    job = methods_runs.Job("2d", "sds", (task,))
+    assert methods_runs.Job.from_text(job.to_text()) == job
+    recipe = methods_runs.fingerprint("2d", "sds", [])
+    assert recipe == methods_runs.fingerprint("2d", "sds", [])
+    folder = methods_runs.folder_of(tmp_path, "2d", "sds")
+    methods_runs.save(folder, task, torch.rand(2, 1, 4, 4, 3), {"recipe": recipe})
+    assert methods_runs.is_done(tmp_path, "2d", "sds", task, recipe)
+    changed = methods_runs.fingerprint("2d", "sds", ["system.guidance.guidance_scale=3"])
+    assert not methods_runs.is_done(tmp_path, "2d", "sds", task, changed)
+    assert not methods_runs.is_done(tmp_path, "2d", "sds", methods_runs.Task("a red mug", 3), recipe)
+
+
+def test_counted_evaluations_are_those_of_the_method_alone() -> None:
+    canvas = {"type": "image-canvas", "particles": 3, "init_prompt": "red left blob", "init_steps": 4}
+    block = {"type": "text-to-2d", "geometry": canvas, "guidance": {"type": "sds", "guidance_scale": 5}}
+    prior = registry.build(parse_component("prior", {"type": "gaussian-mixture", "image_size": 8}))
+    system: Any = build_component(parse_component("system", block), prior=prior, prompt="blue blob", rng=Rng())
+    with methods_runs.Counter(system).counting() as counter:
+        for step in range(2):
+            system.training_step(step, Rng())
+    assert counter.per_image() == {"prior_rows": 2.0, "declared_rows": 2.0, "own_rows": 0.0}
+    assert "predict" not in vars(prior) and "forward" not in vars(system.guidance)
+
+
+def test_real_renders_measure_as_real(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(methods_references, "REAL_2D", 32)
+    task, prompt = methods_runs.Task("a red mug", 6), "a red mug"
+    images = methods_references.real("2d", prompt, 2)
+    assert images.shape == (34, 1, 64, 64, 3)
+    folder = methods_runs.folder_of(tmp_path, "2d", "something")
+    methods_runs.save(folder, task, images[:6], {"recipe": "x", "seconds": 1.0, "steps": 3})
+    (made,) = methods_report.parts_of(folder)[prompt]
+    torch.testing.assert_close(made, images[:6], rtol=0, atol=0.5 / 255 + 1e-6)
+    probe = methods_report.Probe.load()
+    real = methods_report.read(probe, images)
+    row = methods_report.measure(prompt, methods_report.read(probe, made), real, float(real.features.std()))
+    assert row["category"] >= 4 / 6 and row["color"] >= 4 / 6
+    assert row["saturation"] == pytest.approx(float(saturation(made[:, 0]).mean()))
+    table = methods_report.means([row, {**row, "saturation": 3 * row["saturation"]}])
+    assert table["saturation_ratio"] == pytest.approx(2 * row["saturation"] / row["real_saturation"])
+    assert methods_report.costs(folder) == {"seconds": 1.0, "steps": 3.0}
+    text = "\n".join(methods_report.markdown("2d", {"something": table}))
+    assert "| something | " in text and text.count("\n| ---") == 1
+
+
+def test_plots_are_whole_and_hold_every_name() -> None:
+    points = [("a & b", 0.1, 2.0), ("c", 1.2, -0.1), ("d", 0.11, 2.0)]
+    for text in (methods_plots.scatter(points, "x", "y"), methods_plots.bars(points, "cost")):
+        names = {node.text for node in ElementTree.fromstring(text).iter() if node.tag.endswith("text")}
+        assert {"a & b", "c", "d"} <= names
+
+
+def test_a_failure_is_told_and_the_rest_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(methods_references, "REAL_2D", 4)
+    tasks = (methods_runs.Task("a red sofa", 2), methods_runs.Task("a red mug", 2))
+    assert methods_runs.work(methods_runs.Job("2d", "real renders", tasks), tmp_path, "cpu", []) == 1
+    assert "FAILED: 2d real renders 'a red sofa'" in capsys.readouterr().out
+    (path,) = (tmp_path / "2d" / "real-renders").glob("*.json")
+    assert json.loads(path.read_text())["prompt"] == "a red mug"

@@ -1,0 +1,202 @@
+"""Adversarial and entropic score distillation: VSD's limits, optima on Gaussians, spread over views."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from variational_cases import (
+    SMALL,
+    ExactPhi,
+    M,
+    S,
+    blobs,
+    branches,
+    gaussian,
+    gradient_of,
+    latents,
+    same_state,
+    state_of,
+)
+
+from scoredist3d import registry
+from scoredist3d.cameras import orbit
+from scoredist3d.config.validation import parse_component
+from scoredist3d.guidance.asd import AdversarialScoreDistillation as ASD
+from scoredist3d.guidance.esd import EntropicScoreDistillation as ESD
+from scoredist3d.guidance.vsd import VariationalScoreDistillation as VSD
+from scoredist3d.priors import Branches, Prediction
+from scoredist3d.seeding import Rng
+
+
+def seen_from_around(prior, batch: int, prompt: str = "red") -> Branches:
+    angle, one = torch.arange(batch) * 360.0 / batch, torch.ones(batch)
+    return replace(branches(prior, prompt), cameras=orbit(angle, 20 * one, 3 * one, 40 * one, 8, 8))
+
+
+def two_steps(guidance) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """The gradient of the second step, which phi's first training step has changed, and phi after it."""
+    z, b = latents(), seen_from_around(guidance.prior, 3)
+    gradient_of(guidance, z, 0, b=b)
+    return gradient_of(guidance, z, 1, b=b), state_of(guidance.phi)
+
+
+def counted_rows(guidance, b: Branches, z: torch.Tensor) -> dict[str, int]:
+    rows = {"prior": 0, "own": 0}
+    for owner, network in (("prior", guidance.prior), ("own", guidance.phi)):
+
+        def counted(x_t, t, c, owner=owner, predict=network.predict):
+            rows[owner] += len(x_t)
+            return predict(x_t, t, c)
+
+        network.predict = counted
+    guidance(z, b, 0, Rng())
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("method", "name", "arxiv", "option"),
+    [(ASD, "asd", "2312.00739", ("gamma", -0.75)), (ESD, "esd", "2401.00909", ("entropy", 0.5))],
+)
+def test_are_registered_and_have_only_their_own_options(method, name, arxiv, option):
+    entry = registry.lookup("guidance", name)
+    assert entry.cls is method and entry.arxiv == arxiv
+    assert getattr(parse_component("guidance", {"type": name}), option[0])(0) == option[1]
+    with pytest.raises(ValueError, match="gamma_phi"):
+        parse_component("guidance", {"type": name, "gamma_phi": 0.5})
+
+
+@pytest.mark.parametrize(("method", "off"), [(ASD, {"gamma": 0.0}), (ESD, {"entropy": 0.0})])
+def test_switched_off_is_vsd(method, off):
+    prior = blobs()
+    vsd_gradient, vsd_phi = two_steps(VSD(VSD.Config(phi=SMALL), prior=prior))
+    gradient, phi = two_steps(method(method.Config(phi=SMALL, **off), prior=prior))
+    assert torch.equal(gradient, vsd_gradient) and same_state(phi, vsd_phi)
+    gradient, phi = two_steps(method(method.Config(phi=SMALL), prior=prior))
+    assert not torch.equal(gradient, vsd_gradient)
+
+
+# ASD
+
+
+class Affine(torch.nn.Module):
+    """eps_phi = a x_t + b with trainable numbers."""
+
+    def __init__(self, schedule, a: float, b: float) -> None:
+        super().__init__()
+        self.schedule = schedule
+        self.a, self.b = (torch.nn.Parameter(torch.tensor(value, dtype=torch.float64)) for value in (a, b))
+
+    def predict(self, x_t, t, conditioning):
+        return Prediction(self.a * x_t + self.b, "epsilon", x_t, t, self.schedule)
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("gamma", [-0.75, 0.0, 1.0])
+def test_asd_optimum_mixes_the_renders_score_with_the_priors(gamma, kind):
+    prior, mean, std, level = gaussian(kind), -0.3, 1.2, 0.4
+    guidance = ASD(ASD.Config(phi=SMALL, gamma=gamma), prior=prior)
+    t = torch.full((20000,), level, dtype=torch.float64)
+    alpha, sigma = (c[0].item() for c in prior.schedule.coefficients(t))
+    # Both scores are affine in x_t: eps = slope (x_t - alpha mean).
+    slope_q, slope_p = sigma / (alpha**2 * std**2 + sigma**2), sigma / (alpha**2 * S**2 + sigma**2)
+    a = (slope_q + gamma * slope_p) / (1 + gamma)
+    b = -alpha * (slope_q * mean + gamma * slope_p * M) / (1 + gamma)
+    phi = Affine(prior.schedule, a, b)
+    z, eps = mean + std * latents((20000, 1, 2, 2)), latents((20000, 1, 2, 2), seed=6)
+    x_t = prior.schedule.add_noise(z, eps, t)
+
+    def slopes(offset: float = 0.0) -> torch.Tensor:
+        prediction = Affine(prior.schedule, a + offset, b)
+        loss = guidance.phi_loss(prediction.predict(x_t, t, None), z, eps, branches(prior, ""), 0)
+        return torch.stack(torch.autograd.grad(loss, [prediction.a, prediction.b]))
+
+    # Per element the derivative with respect to b is 2 r, r = eps_phi - eps + gamma (eps_phi - eps_p), and x_t times
+    # that for a; at the optimum both have mean 0.
+    predicted = phi.predict(x_t, t, None).output.detach()
+    residual = 2.0 * (predicted - eps + gamma * (predicted - slope_p * (x_t - alpha * M)))
+    error = torch.stack([(residual * x_t).std(), residual.std()]) / residual.numel() ** 0.5
+    assert (slopes().abs() < 4 * error).all()
+    assert slopes(0.2)[0] > 10 * error[0] and slopes(-0.2)[0] < -10 * error[0]
+
+
+def test_asd_enlarges_vsds_gradient_by_one_over_one_plus_gamma():
+    prior, mean, std, gamma = gaussian(), -0.3, 1.2, -0.75
+    z, b = latents((4, 1, 2, 2)), branches(prior, "")
+    exact = ExactPhi(prior.schedule, mean, std)
+
+    class Discriminator(ExactPhi):
+        def predict(self, x_t, t, conditioning):
+            renders, real = exact.predict(x_t, t, conditioning).eps, prior.predict(x_t, t, b.positive.expand(4)).eps
+            return Prediction((renders + gamma * real) / (1 + gamma), "epsilon", x_t, t, self.schedule)
+
+    gradients = []
+    for method, phi in ((VSD, exact), (ASD, Discriminator(prior.schedule, mean, std))):
+        guidance = method(method.Config(phi=SMALL, guidance_scale=1.0), prior=prior)
+        guidance.phi = phi
+        gradients.append(gradient_of(guidance, z, b=b))
+    torch.testing.assert_close(gradients[1], 4 * gradients[0], rtol=0, atol=1e-12)
+
+
+def test_asd_refuses_what_has_no_meaning():
+    with pytest.raises(ValueError, match="gamma"):
+        parse_component("guidance", {"type": "asd", "gamma": -1.5})
+    assert ASD.Config(phi=replace(SMALL, replay=4)).validate() == ["phi.replay: works with gamma 0 only; set it to 0"]
+    assert ASD.Config(phi=replace(SMALL, replay=4), gamma=0.0).validate() == []
+
+
+@pytest.mark.parametrize("gamma", [-0.75, 0.0])
+def test_asd_asks_the_prior_for_every_row_it_trains_on(gamma):
+    prior, z = blobs(), latents()
+    guidance = ASD(ASD.Config(phi=replace(SMALL, steps=2, repeats=2), gamma=gamma), prior=prior)
+    b = seen_from_around(prior, 3)
+    cost = guidance.cost(b, guidance.begin(z, 0, Rng()))
+    assert (cost.prior, cost.own) == (2 + (4 if gamma else 0), 1 + 4)
+    assert counted_rows(guidance, b, z) == {"prior": 3 * cost.prior, "own": 3 * cost.own}
+
+
+# ESD
+
+
+@pytest.mark.parametrize(("entropy", "own"), [(0.0, 2), (0.5, 3), (1.0, 2)])
+def test_esd_costs_one_more_call_of_phi_between_the_ends(entropy, own):
+    prior, z = blobs(), latents()
+    guidance = ESD(ESD.Config(phi=SMALL, entropy=entropy), prior=prior)
+    b = seen_from_around(prior, 3)
+    assert guidance.cost(b, guidance.begin(z, 0, Rng())).own == own
+    assert counted_rows(guidance, b, z) == {"prior": 6, "own": 3 * own}
+
+
+def test_esd_is_the_papers_formula():
+    prior, z, b = blobs(), latents(), seen_from_around(blobs(), 3)
+    sharp = latents(seed=8)
+
+    def gradient(entropy: float) -> torch.Tensor:
+        guidance = ESD(ESD.Config(phi=SMALL, entropy=entropy), prior=prior)
+        guidance.phi = ExactPhi(prior.schedule, 0.0, 1.0, dirac=sharp)
+        return gradient_of(guidance, z, b=b)
+
+    guidance = ESD(ESD.Config(phi=SMALL), prior=prior)
+    step = guidance.begin(z, 0, Rng())
+    x_t, _ = guidance.noised(z, step)
+    eps = guidance.guided(x_t, b, step).eps
+    alpha, sigma = (c[:, None, None, None] for c in prior.schedule.coefficients(step.t))
+    blind, aware = sigma * x_t, (x_t - alpha * sharp) / sigma  # N(0, 1), where alpha^2 + sigma^2 = 1, and a point
+    for entropy in (0.0, 0.3, 1.0):
+        expected = sigma**2 * (eps - entropy * blind - (1 - entropy) * aware)
+        torch.testing.assert_close(gradient(entropy), expected, rtol=0, atol=1e-10)
+
+
+def test_views_keep_the_priors_spread_only_with_their_entropy():
+    """One scene, 32 views: each camera sees one image with certainty, and all of them together a distribution."""
+    prior, ends = gaussian(), {}
+    b = seen_from_around(prior, 32, "")
+    for entropy in (0.0, 1.0):
+        guidance = ESD(ESD.Config(phi=SMALL, entropy=entropy, guidance_scale=1.0, weighting="lambda"), prior=prior)
+        phi = guidance.phi = ExactPhi(prior.schedule, 0.0, 1.0)
+        z = 2.0 * latents((32, 1, 2, 2))
+        for step in range(150):
+            phi.mean, phi.std, phi.dirac = z.mean(), z.std(correction=0), z
+            z = z - 0.5 * 20.0 ** (-step / 150) * gradient_of(guidance, z, step, Rng(1), b)
+        ends[entropy] = z
+    assert abs(ends[1.0].mean() - M) < 0.02 and abs(ends[1.0].std(correction=0) - S) < 0.02
+    assert abs(ends[0.0].mean() - M) < 0.02 and ends[0.0].std() < 0.1 * S

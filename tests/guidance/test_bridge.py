@@ -1,0 +1,250 @@
+"""The bridge's two stages and its full path against SDS, the classifier score and Gaussian closed forms."""
+
+from __future__ import annotations
+
+import logging
+from itertools import pairwise
+
+import pytest
+import torch
+from method_cases import CountingPrior, gradient, latents, method, prompted, views
+
+from scoredist3d import registry
+from scoredist3d.config import ConfigError
+from scoredist3d.config.validation import parse_component
+from scoredist3d.guidance.step import item_noise
+from scoredist3d.priors import Branches, Prediction
+from scoredist3d.priors.analytic import GaussianMixturePrior, Mixture
+from scoredist3d.prompts.processor import ExtraPrompt
+from scoredist3d.seeding import Rng
+
+STAGE_TWO = {"stage_two_start_step": 0, "target_modifier": "", "stage_two_weight": 3.0}
+M_SOURCE, M_TARGET, STD = 0.4, -0.3, 0.6
+
+
+def two_gaussians(std_source: float = STD, std_target: float = STD) -> GaussianMixturePrior:
+    """N(m, s^2) per element under "source" and another under "target"."""
+    mixture = Mixture(
+        torch.tensor([M_SOURCE, M_TARGET], dtype=torch.float64).view(2, 1, 1, 1).expand(2, 1, 2, 2),
+        torch.tensor([std_source, std_target], dtype=torch.float64).view(2, 1, 1, 1),
+        torch.ones(2),
+        (frozenset({"source"}), frozenset({"target"})),
+    )
+    return GaussianMixturePrior(GaussianMixturePrior.Config(), mixture=mixture)
+
+
+def between(prior: GaussianMixturePrior, source: str = "source", target: str = "target") -> Branches:
+    extra = {"source": prior.embed([source])}
+    return Branches(prior.embed([target]), prior.embed([""]), extra=extra)
+
+
+def small(seed: int = 1) -> torch.Tensor:
+    return torch.randn(3, 1, 2, 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def coefficients(guidance, like, step=0, rng=None):
+    """(alpha, sigma) of the step, shaped to multiply, and its noise."""
+    rng = rng or Rng()
+    t = torch.tensor(guidance.sample_levels(len(like), step, rng), dtype=torch.float64)
+    alpha, sigma = (c[:, None, None, None] for c in guidance.schedule.coefficients(t))
+    return alpha, sigma, item_noise(rng, "noise", step, like)
+
+
+def test_equal_texts_give_exactly_zero() -> None:
+    guidance = method("bridge", CountingPrior(), **STAGE_TWO, source_prompt="red")
+    assert torch.equal(gradient(guidance, latents(3)), torch.zeros(3, 3, 8, 8, dtype=torch.float64))
+
+
+def test_an_empty_source_is_the_classifier_score_and_the_missing_part_of_sds() -> None:
+    z = latents(3)
+    options = {"stage_two_weighting": "sds", "source_prompt": ""}
+    bridge = gradient(method("bridge", CountingPrior(), **STAGE_TWO | options), z)
+    plain = method("sds", CountingPrior(), guidance_scale=3.0)
+    empty = Branches(plain.prior.embed(["red"]), plain.prior.embed([""]))
+    classifier = gradient(method("classifier-sd", CountingPrior()), z, branches=empty)
+    torch.testing.assert_close(bridge, 3.0 * classifier, rtol=0, atol=1e-12)
+    unconditional = gradient(method("sds", CountingPrior(), guidance_scale=0.0), z, branches=empty)
+    torch.testing.assert_close(gradient(plain, z, branches=empty), bridge + unconditional, rtol=0, atol=1e-11)
+
+
+def test_swapping_the_texts_flips_the_sign_and_the_weight_is_linear() -> None:
+    z = latents(2)
+    prior = CountingPrior()
+    there = method("bridge", prior, **STAGE_TWO)
+    ahead = gradient(there, z, branches=between(prior, "green", "red"))
+    back = gradient(there, z, branches=between(prior, "red", "green"))
+    torch.testing.assert_close(ahead, -back, rtol=0, atol=1e-13)
+    half = method("bridge", prior, **STAGE_TWO | {"stage_two_weight": 1.5})
+    torch.testing.assert_close(
+        gradient(half, z, branches=between(prior, "green", "red")), ahead / 2, rtol=1e-12, atol=0
+    )
+    assert ahead.abs().max() > 0.01
+
+
+def test_stage_one_is_sds_and_the_stage_depends_on_the_step_alone() -> None:
+    options = {"guidance_scale": 7.5, "source_prompt": "green", "target_modifier": "", "stage_two_weight": 2.0}
+    bridge = method("bridge", CountingPrior(), stage_two_start_step=5, **options)
+    sds = method("sds", CountingPrior(), guidance_scale=7.5)
+    z = latents(2)
+    run = [gradient(bridge, z, step) for step in range(8)]
+    for step in range(5):
+        assert torch.equal(run[step], gradient(sds, z, step))
+    resumed = method("bridge", CountingPrior(), stage_two_start_step=5, **options)
+    always = method("bridge", CountingPrior(), stage_two_start_step=0, **options)
+    for step in (7, 5, 6):
+        assert torch.equal(gradient(resumed, z, step), run[step])
+        assert torch.equal(gradient(always, z, step), run[step])
+        assert not torch.allclose(gradient(sds, z, step), run[step])
+
+
+def test_equal_spreads_drift_at_a_constant_rate_whatever_the_image_and_the_noise() -> None:
+    guidance = method("bridge", two_gaussians(), **STAGE_TWO, t_min=0.4, t_max=0.4)
+    alpha, sigma, _ = coefficients(guidance, small())
+    drift = 3.0 * alpha * sigma * (M_SOURCE - M_TARGET) / (alpha**2 * STD**2 + sigma**2)
+    for seed, step in ((1, 0), (2, 7)):
+        found = gradient(guidance, small(seed), step, branches=between(guidance.prior))
+        torch.testing.assert_close(found, drift.expand_as(found), rtol=0, atol=1e-13)
+
+
+def test_unequal_spreads_attract_only_towards_a_narrower_target() -> None:
+    for s_source, s_target in ((0.6, 0.2), (0.2, 0.6)):
+        guidance = method("bridge", two_gaussians(s_source, s_target), **STAGE_TWO, t_min=0.3, t_max=0.3)
+        z = small()
+        alpha, sigma, eps = coefficients(guidance, z)
+        d_source, d_target = (alpha**2 * s**2 + sigma**2 for s in (s_source, s_target))
+        x_t = alpha * z + sigma * eps
+        expected = 3.0 * sigma * ((x_t - alpha * M_TARGET) / d_target - (x_t - alpha * M_SOURCE) / d_source)
+        found = gradient(guidance, z, branches=between(guidance.prior))
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+        further = gradient(guidance, z + 1.0, branches=between(guidance.prior))
+        assert bool((further > found).all()) == (s_target < s_source)
+
+
+def test_a_source_that_answers_the_injected_noise_makes_sds_with_scale_one() -> None:
+    class Knows(CountingPrior):
+        """Answers the second half of a batch, the source's rows, with the noise that was added."""
+
+        def predict(self, x_t, t, conditioning):
+            output = super().predict(x_t, t, conditioning).eps.clone()
+            if len(x_t) == 4:
+                output[2:] = item_noise(Rng(), "noise", 0, output[2:])
+            return Prediction(output, "epsilon", x_t, t, self.schedule)
+
+    z = latents(2)
+    bridge = gradient(method("bridge", Knows(), **STAGE_TWO, source_prompt="green"), z)
+    sds = gradient(method("sds", CountingPrior(), guidance_scale=1.0, weighting="uniform"), z)
+    torch.testing.assert_close(bridge, 3.0 * sds, rtol=0, atol=1e-12)
+
+
+def full(prior, **options):
+    return method("bridge", prior, **STAGE_TWO | {"stage_two_weight": 1.0, "path": "full"} | options)
+
+
+def test_the_full_path_moves_a_gaussian_onto_the_other() -> None:
+    """The ODE of N(m, s^2) keeps (x - alpha m) / sqrt(alpha^2 s^2 + sigma^2); descent goes to where that leads."""
+    guidance = full(two_gaussians(0.6, 0.3), t_min=0.8, t_max=0.8, path_steps=400)
+    z = small()
+    alpha, sigma, _ = coefficients(guidance, z)
+    d_source, d_target = (alpha**2 * s**2 + sigma**2 for s in (0.6, 0.3))
+    noisy = alpha * M_SOURCE + (d_source.sqrt() / 0.6) * (z - M_SOURCE)
+    end = M_TARGET + 0.3 * (noisy - alpha * M_TARGET) / d_target.sqrt()
+    found = gradient(guidance, z, branches=between(guidance.prior))
+    # First-order steps whose error is 0.13 of the way with 50 of them: about an eighth of that with 400.
+    assert (z - found - end).abs().max() < 0.03 * (z - end).abs().max()
+
+
+def test_the_full_path_between_equal_texts_is_the_identity_up_to_the_solvers_order() -> None:
+    errors = []
+    for steps in (50, 100, 200):
+        guidance = full(two_gaussians(), t_min=0.8, t_max=0.8, path_steps=steps)
+        errors.append(gradient(guidance, small(), branches=between(guidance.prior, "target")).abs().max().item())
+    # First order: the error halves with the step.
+    for coarse, fine in pairwise(errors):
+        assert 1.6 < coarse / fine < 2.4
+    assert errors[-1] < 0.05
+
+
+def test_one_jump_each_way_from_a_shared_point_is_the_one_step_form() -> None:
+    prior = two_gaussians(0.6, 0.3)
+    t = torch.full((3,), 0.4, dtype=torch.float64)
+    x_t = small()
+    source, target = (prior.predict(x_t, t, prior.embed([text]).expand(3)) for text in ("source", "target"))
+    ratio = prior.schedule.lambda_(t)[:, None, None, None]
+    torch.testing.assert_close(source.x0 - target.x0, ratio * (target.eps - source.eps), rtol=0, atol=1e-12)
+    guidance = full(prior, t_min=0.4, t_max=0.4, path_steps=1)
+    z = small(2)
+    alpha, sigma, _ = coefficients(guidance, z)
+    up = alpha * z + sigma * prior.predict(alpha * z, t, prior.embed(["source"]).expand(3)).eps
+    end = prior.predict(up, t, prior.embed(["target"]).expand(3)).x0
+    torch.testing.assert_close(gradient(guidance, z, branches=between(prior)), z - end, rtol=0, atol=1e-13)
+
+
+def test_items_of_several_levels_walk_the_full_path_as_if_alone() -> None:
+    guidance = full(CountingPrior(), source_prompt="green", path_steps=4)
+    z = latents(3)
+    together = gradient(guidance, z, branches=prompted(guidance, cameras=views(3)))
+    alone = gradient(guidance, z[:1], branches=prompted(guidance, cameras=views(1)))
+    torch.testing.assert_close(together[:1], alone, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("options", "rows"),
+    [({"stage_two_start_step": 1}, [2, 2]), ({}, [2, 2]), ({"path": "full", "path_steps": 4}, [8] * 8)],
+    ids=["stage one", "one step", "full path"],
+)
+def test_cost(options, rows) -> None:
+    prior = CountingPrior()
+    options = {"guidance_scale": 7.5, "source_prompt": "green"} | options
+    guidance = method("bridge", prior, **STAGE_TWO | options, t_min=0.5, t_max=0.5)
+    branches = prompted(guidance)
+    gradient(guidance, latents(1), branches=branches)
+    assert sum(prior.rows) == guidance.cost(branches, guidance.begin(latents(1), 0, Rng())).prior == rows[0]
+    if rows[0] == 8:
+        assert prior.rows == [1] * 8
+
+
+def test_texts() -> None:
+    def texts(**options) -> dict[str, ExtraPrompt]:
+        config = parse_component("guidance", {"type": "bridge"} | options)
+        return registry.build(config, prior=CountingPrior()).extra_prompts("a red blob")
+
+    assert texts()["target"].text == "a red blob, detailed high resolution, high quality, sharp"
+    assert texts()["source"].text.startswith("a red blob, oversaturated, smooth, pixelated")
+    assert texts(source_modifier=", red", source_modifier_only=True)["source"] == ExtraPrompt("red")
+    assert texts(target_modifier="", source_prompt="green") == {"source": ExtraPrompt("green")}
+    with pytest.raises(ConfigError, match="source_modifier_only: has no effect with source_prompt"):
+        parse_component("guidance", {"type": "bridge", "source_prompt": "green", "source_modifier_only": True})
+
+
+def test_the_target_modifier_joins_both_stages_and_view_words_follow_it() -> None:
+    for start in (0, 5):
+        guidance = method(
+            "bridge", CountingPrior(), stage_two_start_step=start, target_modifier=" left", source_prompt="green"
+        )
+        branches = prompted(guidance)
+        left = Branches(guidance.prior.embed(["red left"]), branches.unconditional, extra=branches.extra)
+        plain = method("bridge", CountingPrior(), stage_two_start_step=start, target_modifier="", source_prompt="green")
+        z = latents(2)
+        expected = gradient(plain, z, branches=left)
+        torch.testing.assert_close(gradient(guidance, z, branches=branches), expected, rtol=0, atol=1e-13)
+        assert not torch.allclose(gradient(plain, z, branches=prompted(plain)), expected)
+
+
+def test_words_that_the_prior_does_not_know_are_named_once_with_what_to_do(caplog) -> None:
+    caplog.set_level(logging.WARNING)
+    guidance = method("bridge", CountingPrior(), target_modifier="", source_prompt=None)
+    guidance.extra_prompts("a red blob")
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert message.startswith("guidance.source_modifier: the prior has never seen 'oversaturated', 'smooth'")
+    assert message.endswith("set source_prompt or source_modifier to words that it knows.")
+    caplog.clear()
+    method("bridge", CountingPrior(), target_modifier="", source_prompt="green blob").extra_prompts("a red blob")
+    assert not caplog.records
+
+
+def test_schedules_of_stage_two_are_in_steps_of_the_run() -> None:
+    guidance = method(
+        "bridge", CountingPrior(), **STAGE_TWO | {"stage_two_weight": [0, 1.0, 3.0, 10]}, source_prompt="green"
+    )
+    same = method("bridge", CountingPrior(), **STAGE_TWO | {"stage_two_weight": 2.0}, source_prompt="green")
+    assert torch.equal(gradient(guidance, latents(1), 5), gradient(same, latents(1), 5))

@@ -1,0 +1,99 @@
+"""Classifier score distillation: its coefficients' limits are SDS, the pure form and the paper's."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from method_cases import CountingPrior, gradient, latents, method, prompted, views
+
+from scoredist3d.guidance.step import item_noise
+from scoredist3d.priors import Branches, predict_branches
+from scoredist3d.seeding import Rng
+
+
+def branches(prior) -> Branches:
+    """Prompt, negative prompt and empty prompt, all different."""
+    return Branches(prior.embed(["red"]), prior.embed(["blue"]), empty=prior.embed([""]))
+
+
+def parts(guidance, z, step=0):
+    """w, and the predictions for prompt, negative and empty prompt, and the noise."""
+    t = torch.tensor(guidance.sample_levels(len(z), step, Rng()), dtype=torch.float64)
+    eps = item_noise(Rng(), "noise", step, z)
+    x_t = guidance.schedule.add_noise(z, eps, t)
+    b = branches(guidance.prior)
+    predictions = predict_branches(guidance.prior, x_t, t, [b.positive, b.unconditional, b.empty])
+    return guidance.schedule.sigma(t)[:, None, None, None] ** 2, *(p.eps for p in predictions), eps
+
+
+def test_the_default_is_the_pure_classifier_score() -> None:
+    guidance = method("classifier-sd", CountingPrior())
+    z = latents(3)
+    w, e_y, _, e_0, _ = parts(guidance, z)
+    found = gradient(guidance, z, branches=branches(guidance.prior))
+    torch.testing.assert_close(found, w * (e_y - e_0), rtol=0, atol=1e-13)
+
+
+def test_every_coefficient_belongs_to_its_prediction_and_follows_its_schedule() -> None:
+    options = {"c_y": [0, 0.0, 4.0, 10], "c_n": -0.7, "c_0": [0, -1.0, 0.0, 10], "c_eps": 0.3}
+    guidance = method("classifier-sd", CountingPrior(), **options)
+    z = latents(2)
+    for step, (c_y, c_0) in ((0, (0.0, -1.0)), (5, (2.0, -0.5)), (20, (4.0, 0.0))):
+        w, e_y, e_n, e_0, eps = parts(guidance, z, step)
+        expected = w * (c_y * e_y - 0.7 * e_n + c_0 * e_0 + 0.3 * eps)
+        found = gradient(guidance, z, step, branches=branches(guidance.prior))
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+
+
+def test_the_papers_form_in_terms_of_two_weights() -> None:
+    w1, w2 = 1.0, 0.5
+    guidance = method("classifier-sd", CountingPrior(), c_y=w1, c_n=-w2, c_0=w2 - w1)
+    z = latents(2)
+    w, e_y, e_n, e_0, _ = parts(guidance, z)
+    expected = w * (w1 * (e_y - e_0) + w2 * (e_0 - e_n))
+    torch.testing.assert_close(gradient(guidance, z, branches=branches(guidance.prior)), expected, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("perp_neg", [False, True], ids=["plain", "perp-neg"])
+@pytest.mark.parametrize("gamma", [7.5, 100.0])
+def test_sds_is_a_setting_of_the_coefficients(gamma: float, perp_neg: bool) -> None:
+    guidance = method("classifier-sd", CountingPrior(), c_y=gamma, c_0=1.0 - gamma, c_eps=-1.0, perp_neg_weight=gamma)
+    sds = method("sds", guidance.prior, guidance_scale=gamma)
+    seen = prompted(guidance, cameras=views(3), perp_neg=perp_neg)
+    # SDS takes the negative prompt for its unconditional branch; here both are the empty one.
+    seen = Branches(seen.positive, seen.empty, seen.negatives, empty=seen.empty)
+    found = gradient(guidance, latents(3), branches=seen)
+    torch.testing.assert_close(found, gradient(sds, latents(3), branches=seen), rtol=0, atol=1e-13 * gamma * 10)
+
+
+def test_only_branches_with_a_coefficient_are_evaluated_in_one_pass() -> None:
+    for options, rows in (({}, 2), ({"c_n": -0.5}, 3), ({"c_0": 0.0}, 1), ({"c_y": 0.0, "c_0": 0.0, "c_eps": 1.0}, 0)):
+        prior = CountingPrior()
+        guidance = method("classifier-sd", prior, **options)
+        gradient(guidance, latents(2), branches=branches(prior))
+        assert prior.rows == ([2 * rows] if rows else [])
+        assert guidance.cost(branches(prior), guidance.begin(latents(2), 0, Rng())).prior == rows
+
+
+def test_perp_neg_is_added_to_the_sum_and_can_be_switched_off() -> None:
+    prior = CountingPrior()
+    seen = prompted(method("classifier-sd", prior), cameras=views(2), perp_neg=True)
+    off, one, three = (
+        gradient(method("classifier-sd", prior, perp_neg_weight=weight), latents(2), branches=seen)
+        for weight in (0.0, 1.0, 3.0)
+    )
+    torch.testing.assert_close(three - off, 3.0 * (one - off), rtol=0, atol=1e-12)
+    plain = Branches(seen.positive, seen.unconditional, empty=seen.empty)
+    torch.testing.assert_close(off, gradient(method("classifier-sd", prior), latents(2), branches=plain))
+    # What is added is orthogonal to the pure score, item by item.
+    along = ((one - off) * off).sum((1, 2, 3)) / (one - off).flatten(1).norm(dim=1) / off.flatten(1).norm(dim=1)
+    assert (one - off).abs().max() > 1e-3 and along.abs().max() < 1e-9
+
+
+def test_without_a_negative_prompt_the_negative_branch_is_the_empty_one() -> None:
+    prior = CountingPrior()
+    bare = Branches(prior.embed(["red"]), prior.embed([""]))
+    both = gradient(method("classifier-sd", prior, c_n=-0.5, c_0=-0.5), latents(2), branches=bare)
+    torch.testing.assert_close(
+        both, gradient(method("classifier-sd", prior), latents(2), branches=bare), rtol=0, atol=1e-13
+    )

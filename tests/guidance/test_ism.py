@@ -1,0 +1,212 @@
+"""Interval and trajectory score matching against hand-made inversions and their limits."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+from method_cases import CountingPrior, gradient, latents, prompted, views
+from trajectory_cases import ABAR, M, S, coefficients, empty, gaussian
+
+from scoredist3d.guidance.ism import IntervalScoreMatching as ISM
+from scoredist3d.priors import Branches, guided_prediction
+from scoredist3d.seeding import Rng
+
+
+def ism(prior, **options) -> ISM:
+    return ISM(ISM.Config(**options), prior=prior)
+
+
+def at(level: float, interval: float = 0.08, **options) -> dict:
+    return {"t_min": level, "t_max": level, "interval": interval, **options}
+
+
+def red(prior) -> Branches:
+    return Branches(prior.embed(["red"]), prior.embed(["blue"]), empty=prior.embed([""]))
+
+
+def times(level: float, z: torch.Tensor) -> torch.Tensor:
+    return torch.full((len(z),), level, dtype=z.dtype)
+
+
+def by_hand(prior, z, noise, b: Branches, levels: list[int], t: int, scale: float):
+    """(x_s, e_u(x_s), x_t, e_g(x_t)) with Stable Diffusion's own numbers."""
+
+    def unguided(x, k):
+        return prior.predict(x, times(k / 1000, z), b.empty.expand(len(z))).eps
+
+    def step(x, e, k, to):
+        x0 = (x - (1 - ABAR[k]).sqrt() * e) / ABAR[k].sqrt()
+        return ABAR[to].sqrt() * x0 + (1 - ABAR[to]).sqrt() * e
+
+    x = ABAR[levels[0]].sqrt() * z + (1 - ABAR[levels[0]]).sqrt() * noise
+    for k, to in pairwise(levels):
+        x = step(x, unguided(x, k), k, to)
+    e_s = unguided(x, levels[-1])
+    x_t = step(x, e_s, levels[-1], t)
+    return x, e_s, x_t, guided_prediction(prior, x_t, times(t / 1000, z), b, scale).eps
+
+
+@pytest.mark.parametrize(("steps", "levels"), [(5, [0, 200, 400, 520]), (2, [120, 320, 520]), (0, [520])])
+def test_gradient_is_the_released_codes(steps, levels):
+    prior = CountingPrior()
+    guidance = ism(prior, guidance_scale=7.5, inversion_steps=steps, **at(0.6))
+    z, b = latents(2), red(prior)
+    context = guidance.begin(z, 3, Rng())
+    noise = context.noise(z, "noise") + 0.1 * context.noise(z[:, :, :1, :1], "offset")
+    x_s, e_s, x_t, e_g = by_hand(prior, z, noise, b, levels, 600, 7.5)
+    expected = ((1 - ABAR[600]) / ABAR[600]).sqrt() * (e_g - e_s)
+    ours = gradient(guidance, z, 3, branches=b)
+    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-10 * expected.abs().max().item())
+    # With lambda weights it is the difference of two predicted images.
+    images = [(x - sigma * e) / alpha for x, e, (alpha, sigma) in _at((x_s, e_s, 0.52), (x_t, e_g, 0.6))]
+    torch.testing.assert_close(ours, images[0] - images[1], rtol=0, atol=1e-10 * expected.abs().max().item())
+
+
+def _at(*states):
+    return [(x, e, coefficients(level)) for x, e, level in states]
+
+
+def test_a_vanishing_interval_leaves_classifier_guidance():
+    prior = CountingPrior()
+    z, b = latents(2), Branches(prior.embed(["red"]), prior.embed([""]), empty=prior.embed([""]))
+
+    def error(interval: float) -> float:
+        guidance = ism(prior, guidance_scale=7.5, **at(0.8, interval))
+        context = guidance.begin(z, 0, Rng())
+        levels, _ = guidance.inversion_levels(context)
+        below = guidance.predict_at(
+            guidance.walk(_start(guidance, z, context, levels[0]), levels, b, 0.0), levels[-1], b, 0.0
+        )
+        x_t = guidance.move(below, levels[-1], 0.8)
+        e_y, e_u = (guided_prediction(prior, x_t, context.t, b, scale).eps for scale in (1.0, 0.0))
+        classifier = prior.schedule.lambda_(context.t)[0] * 7.5 * (e_y - e_u)
+        return ((gradient(guidance, z, branches=b) - classifier).norm() / classifier.norm()).item()
+
+    errors = [error(interval) for interval in (0.08, 0.008, 0.001)]
+    assert errors[1] < 0.2 * errors[0] and errors[2] < 0.2 * errors[1]
+
+
+def _start(guidance: ISM, z, context, level: float):
+    noise = context.noise(z, "noise") + 0.1 * context.noise(z[:, :, :1, :1], "offset")
+    return guidance.schedule.add_noise(z, noise, times(level, z))
+
+
+@pytest.mark.parametrize("gamma", [1.0, 0.6, 0.0])
+def test_trajectory_score_matching_moves_the_baseline(gamma):
+    prior = CountingPrior()
+    guidance = ism(prior, guidance_scale=7.5, tsm_gamma=gamma, **at(0.8, 0.1))
+    z, b = latents(2), red(prior)
+    context = guidance.begin(z, 0, Rng())
+    levels, mu = guidance.inversion_levels(context)
+    assert mu == pytest.approx({1.0: 0.7, 0.6: 0.78, 0.0: 0.8}[gamma])  # s + 0.1 sqrt(1 - gamma^2)
+    noise = context.noise(z, "noise") + 0.1 * context.noise(z[:, :, :1, :1], "offset")
+    index = [round(level * 1000) for level in levels]
+    _, e_s, x_t, e_g = by_hand(prior, z, noise, b, index, 800, 7.5)
+    x_mu = by_hand(prior, z, noise, b, index, round(mu * 1000), 7.5)[2]
+    empty_prompt = b.empty.expand(2)
+    baseline = prior.predict(x_mu, times(mu, z), empty_prompt).eps
+    if gamma == 1.0:
+        torch.testing.assert_close(baseline, e_s, rtol=0, atol=1e-12)
+    if gamma == 0.0:  # classifier score distillation on x_t
+        baseline = prior.predict(x_t, times(0.8, z), empty_prompt).eps
+    expected = prior.schedule.lambda_(context.t)[0] * (e_g - baseline)
+    torch.testing.assert_close(
+        gradient(guidance, z, branches=b), expected, rtol=0, atol=1e-10 * expected.abs().max().item()
+    )
+
+
+def test_the_baseline_is_told_the_empty_prompt_and_scales_bend_the_inversion():
+    prior = CountingPrior()
+    z = latents(2)
+    plain = Branches(prior.embed(["red"]), prior.embed([""]))
+    negative = Branches(prior.embed(["red"]), prior.embed(["blue"]), empty=prior.embed([""]))
+    conditional = ism(prior, guidance_scale=1.0, **at(0.8))
+    # At scale 1 the negative prompt takes no part, in the inversion neither.
+    assert torch.equal(gradient(conditional, z, branches=plain), gradient(conditional, z, branches=negative))
+    guided = ism(prior, guidance_scale=7.5, **at(0.8))
+    assert not torch.allclose(gradient(guided, z, branches=plain), gradient(guided, z, branches=negative))
+    # The released code's reversed guidance e_y + c (e_u - e_y) is scale 1 - c.
+    c = 3.0
+    bent = ism(prior, inversion_steps=0, inversion_guidance_scale=1.0 - c, guidance_scale=1.0, **at(0.8))
+    context = bent.begin(z, 0, Rng())
+    x_s = _start(bent, z, context, 0.72)
+    e_y, e_u = (prior.predict(x_s, times(0.72, z), c.expand(2)).eps for c in (plain.positive, plain.unconditional))
+    e_s = e_y + c * (e_u - e_y)
+    (alpha, sigma), (alpha_t, sigma_t) = coefficients(0.72), coefficients(0.8)
+    x_t = alpha_t * (x_s - sigma * e_s) / alpha + sigma_t * e_s
+    e_t = prior.predict(x_t, context.t, plain.positive.expand(2)).eps
+    ours = gradient(bent, z, branches=plain)
+    torch.testing.assert_close(ours, sigma_t / alpha_t * (e_t - e_s), rtol=0, atol=1e-10 * ours.abs().max().item())
+
+
+@pytest.mark.parametrize(("level", "evaluations"), [(0.6, 4), (0.28, 2), (0.08, 1), (0.05, 1)])
+@pytest.mark.parametrize(("perp_neg", "rows"), [(False, 2), (True, 4)])
+def test_network_rows(level, evaluations, perp_neg, rows):
+    prior = CountingPrior()
+    for gamma, more in ((1.0, 0), (0.5, 1)):
+        guidance = ism(prior, tsm_gamma=gamma, **at(level))
+        b = prompted(guidance, cameras=views(3), perp_neg=perp_neg)
+        prior.rows.clear()
+        gradient(guidance, latents(3), branches=b)
+        spent = evaluations + more + rows
+        assert sum(prior.rows) == 3 * spent
+        assert guidance.cost(b, guidance.begin(latents(3), 0, Rng())).prior == spent
+
+
+def test_schedules_are_the_released_ones():
+    guidance = ism(CountingPrior())
+    for step, widest, interval in ((0, 0.98, 100), (750, 0.74, 90), (1500, 0.5, 80), (5000, 0.5, 80)):
+        levels = [guidance.sample_levels(2, draw, Rng(step)) for draw in (step,)]
+        assert all(a == b and 0.02 <= a <= widest for a, b in levels)
+        context = guidance.begin(latents(1), step, Rng(step))
+        t, s = (round(level * 1000) for level in (context.levels[0], guidance.inversion_levels(context)[0][-1]))
+        assert s == max(t - interval, 0)
+
+
+def test_fixed_noise_repeats_and_fresh_noise_does_not():
+    prior = CountingPrior()
+    z, b = latents(1).expand(2, -1, -1, -1), red(prior)
+    fixed, fresh = (ism(prior, fixed_noise=choice, **at(0.5)) for choice in (True, False))
+    one = gradient(fixed, z, 0, branches=b, particles=(1, 1))
+    assert torch.equal(one, gradient(fixed, z, 8, branches=b, particles=(1, 1))) and torch.equal(one[0], one[1])
+    assert not torch.equal(gradient(fresh, z, 0, branches=b), gradient(fresh, z, 8, branches=b))
+    context = fixed.begin(z, 0, Rng())
+    offset = fixed._start_noise(z, context) - context.particle_noise(z, "noise")
+    assert torch.allclose(offset, offset[:, :, :1, :1].expand_as(offset)) and 0.0 < offset.abs().max() < 0.5
+
+
+def test_gaussian_data_is_left_where_sampling_would_leave_it():
+    # Prompt and empty prompt mean the same, so the gradient is x0(x_s) - x0(x_t) along one trajectory. The exact ODE
+    # takes z to alpha M + (z - M) sqrt(D) / S, where x0 is M + alpha S / sqrt(D) (z - M).
+    prior = gaussian()
+    options = {"inversion_interval": 0.002, "inversion_steps": 500, "offset_noise": 0.0}
+    guidance = ism(prior, guidance_scale=1.0, **options, **at(0.5, 0.08))
+    z = M + S * torch.tensor([-2.0, -0.5, 1.0, 1.5], dtype=torch.float64).reshape(1, 1, 2, 2)
+    share = [a * S / ((a * S) ** 2 + s**2) ** 0.5 for a, s in (coefficients(level) for level in (0.42, 0.5))]
+    # The noise at the start, sigma = 0.03, moves the trajectory by up to 3 * 0.03 / S of an image; the last step is
+    # one long one.
+    torch.testing.assert_close(
+        gradient(guidance, z, branches=empty(prior)), (share[0] - share[1]) * (z - M), rtol=0.1, atol=0.02
+    )
+
+
+def test_levels_without_image_are_refused():
+    with pytest.raises(ValueError, match=r"lambda is infinite at t = 1, where this prior's levels hold no image"):
+        gradient(ism(CountingPrior("rf-v_prediction"), **at(1.0)), latents(1))
+    uniform = ism(CountingPrior("rf-v_prediction"), weighting="uniform", **at(1.0))
+    assert gradient(uniform, latents(1)).isfinite().all()
+
+
+def test_flow_priors_invert_with_euler_steps():
+    prior = CountingPrior("rf-v_prediction")
+    guidance = ism(prior, guidance_scale=3.0, inversion_steps=2, offset_noise=0.0, **at(0.6, 0.1))
+    z, b = latents(2), red(prior)
+    context = guidance.begin(z, 0, Rng())
+    x = 0.9 * z + 0.1 * context.noise(z)
+    for s, to in ((0.1, 0.3), (0.3, 0.5), (0.5, 0.6)):
+        v = prior.predict(x, times(s, z), b.empty.expand(2)).v
+        eps = x + (1 - s) * v
+        x = x + (to - s) * v
+    guided = guided_prediction(prior, x, context.t, b, 3.0).eps
+    ours = gradient(guidance, z, branches=b)
+    torch.testing.assert_close(ours, 0.6 / 0.4 * (guided - eps), rtol=0, atol=1e-10 * ours.abs().max().item())

@@ -1,0 +1,364 @@
+"""Score distillation via inversion against DDIM, its inverse, closed forms and the released code."""
+
+import io
+from itertools import pairwise
+
+import pytest
+import torch
+from method_cases import CountingPrior, gradient, latents, prompted, views
+from trajectory_cases import M, S, coefficients, ddim, ddim_inverse, descend, empty, euler, gaussian, gaussian_ddim_end
+
+from scoredist3d.guidance.sdi import ScoreDistillationViaInversion as SDI
+from scoredist3d.guidance.sds import ScoreDistillationSampling as SDS
+from scoredist3d.guidance.step import item_noise
+from scoredist3d.priors import Branches, Prediction, guided_prediction
+from scoredist3d.seeding import Rng
+
+
+def sdi(prior, **options) -> SDI:
+    return SDI(SDI.Config(**options), prior=prior)
+
+
+def falling(start: float, end: float, last: int) -> dict:
+    levels = {"from": start, "to": end, "end": last}
+    return {"t_min": levels, "t_max": levels}
+
+
+def at(level: float, **options) -> dict:
+    return {"t_min": level, "t_max": level, **options}
+
+
+def red(prior) -> Branches:
+    return Branches(prior.embed(["red"]), prior.embed([""]))
+
+
+@pytest.mark.parametrize("inner", [1, 3])
+@pytest.mark.parametrize("scale", [1.0, 7.5])
+def test_cached_form_is_ddim_step_by_step(scale, inner):
+    prior, scheduler = CountingPrior(), ddim(20)
+    guidance = sdi(
+        prior,
+        kappa="cached",
+        cached_inner_steps=inner,
+        guidance_scale=scale,
+        **falling(0.999, 0.049, 19 * inner),
+    )
+    z = latents(2)
+    trail = descend(guidance, z, red(prior), range(20 * inner))
+    x = guidance.begin(z, 0, Rng(), particles=(0, 1)).particle_noise(z, "kappa")
+    for k, timestep in enumerate(scheduler.timesteps.tolist()):
+        t = torch.full((2,), timestep / 1000, dtype=torch.float64)
+        eps = guided_prediction(prior, x, t, red(prior), scale).eps
+        stepped = scheduler.step(eps, timestep, x)
+        x = stepped.prev_sample
+        for after in trail[k * inner : (k + 1) * inner]:
+            torch.testing.assert_close(after, stepped.pred_original_sample, rtol=0, atol=1e-9)
+    assert (trail[-1] - trail[0]).abs().max() > 0.5
+
+
+def test_cached_form_is_the_euler_sampler_of_a_flow():
+    prior = CountingPrior("rf-v_prediction")
+    levels = [1.0 - 0.1 * k for k in range(10)]
+    guidance = sdi(prior, kappa="cached", guidance_scale=3.0, **falling(1.0, 0.1, 9))
+    z, scheduler = latents(2), euler(levels)
+    x = guidance.begin(z, 0, Rng(), particles=(0, 1)).particle_noise(z, "kappa")
+    for after, level, timestep in zip(
+        descend(guidance, z, red(prior), range(10)), levels, scheduler.timesteps, strict=True
+    ):
+        t = torch.full((2,), level, dtype=torch.float64)
+        velocity = guided_prediction(prior, x, t, red(prior), 3.0).v
+        torch.testing.assert_close(after, x - level * velocity, rtol=0, atol=2e-5)  # x is rounded to float32
+        x = scheduler.step(velocity, timestep, x).prev_sample
+
+
+def test_random_noise_is_sds_with_lambda_weights_bit_for_bit():
+    prior = CountingPrior()
+    options = {"guidance_scale": 7.5, "t_min": 0.02, "t_max": 0.98}
+    ours = sdi(prior, kappa="random", **options)
+    sds = SDS(SDS.Config(weighting="lambda", **at(ours.sample_levels(1, 4, Rng())[0], guidance_scale=7.5)), prior=prior)
+    b = red(prior)
+    assert torch.equal(gradient(ours, latents(3), 4, branches=b), gradient(sds, latents(3), 4, branches=b))
+
+
+def test_fixed_noise_belongs_to_the_particle():
+    guidance = sdi(CountingPrior(), kappa="fixed", **at(0.5))
+    b, z = red(guidance.prior), latents(1).expand(2, -1, -1, -1)
+    first, later = (gradient(guidance, z, step, branches=b, particles=(2, 2)) for step in (0, 7))
+    assert torch.equal(first, later) and torch.equal(first[0], first[1])
+    other = gradient(guidance, z, 0, branches=b, particles=(2, 3))
+    assert torch.equal(other[0], first[0]) and not torch.allclose(other[1], first[0])
+
+
+@pytest.mark.parametrize("kind", ["vp-epsilon", "vp-v_prediction", "rf-v_prediction"])
+@pytest.mark.parametrize("noise", ["per-step", "once"])
+def test_gradient_is_lambda_times_the_noise_difference(kind, noise):
+    prior = CountingPrior(kind)
+    guidance = sdi(prior, guidance_scale=7.5, inversion_noise=noise, **at(0.6))
+    z, b = latents(2), red(prior)
+    context = guidance.begin(z, 3, Rng())
+    x_t, kappa = guidance.inverted(z, b, context)
+    alpha, sigma = (c[:, None, None, None] for c in prior.schedule.coefficients(context.t))
+    torch.testing.assert_close(x_t, alpha * z + sigma * kappa, rtol=0, atol=1e-12)
+    prediction = guided_prediction(prior, x_t, context.t, b, 7.5)
+    expected = sigma / alpha * (prediction.eps - kappa)
+    torch.testing.assert_close(
+        gradient(guidance, z, 3, branches=b), expected, rtol=0, atol=1e-10 * expected.abs().max().item()
+    )
+
+
+def test_inversion_is_diffusers_inverse_scheduler():
+    prior, scheduler = CountingPrior(), ddim_inverse(10)
+    b, z = red(prior), latents(2)
+    for scale in (1.0, -7.5):
+        guidance = sdi(prior, inversion_guidance_scale=scale, inversion_eta=0.0, tau_max=0.0, **at(0.901))
+        x, told = z, 0  # the first step is from the clean latent, which the network is told as timestep 0
+        for timestep in scheduler.timesteps.tolist():
+            t = torch.full((2,), told / 1000, dtype=torch.float64)
+            x = scheduler.step(guided_prediction(prior, x, t, b, scale).eps, timestep, x).prev_sample
+            told = timestep
+        assert told == 901
+        x_t, _ = guidance.inverted(z, b, guidance.begin(z, 0, Rng()))
+        torch.testing.assert_close(x_t, x, rtol=0, atol=1e-10)
+
+
+def test_inversion_and_sampling_close_as_steps_grow_and_large_scales_open_the_gap():
+    prior = CountingPrior()
+    b, z = red(prior), 0.5 * latents(2)
+
+    def gap(steps: int, scale: float) -> float:
+        guidance = sdi(
+            prior, inversion_guidance_scale=scale, inversion_eta=0.0, tau_max=0.0, inversion_steps=steps, **at(0.901)
+        )
+        context = guidance.begin(z, 0, Rng())
+        x, _ = guidance.inverted(z, b, context)
+        down = guidance.inversion_levels(context)[::-1]
+        return (guidance.walk(x, down, b, scale) - z).square().mean().sqrt().item()
+
+    gaps = [gap(steps, 1.0) for steps in (10, 50, 250)]
+    assert gaps[1] < 0.4 * gaps[0] and gaps[2] < 0.4 * gaps[1] and gaps[2] < 0.02
+    assert gap(50, 7.5) > 3 * gap(50, 1.0)
+
+
+@pytest.mark.parametrize("level", [0.2, 0.5, 0.9])
+def test_inversion_on_gaussian_data(level):
+    prior = gaussian()
+    options = {"inversion_eta": 0.0, "tau_max": 0.0, "inversion_steps": 250}
+    guidance = sdi(prior, guidance_scale=1.0, inversion_guidance_scale=1.0, **options, **at(level))
+    z = M + S * torch.tensor([-2.0, -0.5, 1.0, 1.5], dtype=torch.float64).reshape(1, 1, 2, 2)
+    alpha, sigma = coefficients(level)
+    root = (alpha**2 * S**2 + sigma**2) ** 0.5
+    _, kappa = guidance.inverted(z, empty(prior), guidance.begin(z, 0, Rng()))
+    # First order in steps of one level, whose lambda grows by less than 0.006 below t = 0.5 and 0.05 at 0.9.
+    torch.testing.assert_close(kappa, (z - M) * (root / S - alpha) / sigma, rtol=0, atol=0.02)
+    exact_target = M + alpha * S / root * (z - M)
+    target = z - gradient(guidance, z, branches=empty(prior))
+    torch.testing.assert_close(target, exact_target, rtol=0, atol=0.01)
+    fixed_point = sigma * (z - M) / (alpha * S**2)
+    assert (kappa - fixed_point).abs().max() > 0.1  # inversion only approximates it
+
+
+def test_reinverted_sdi_contracts_where_cached_sdi_keeps_the_spread():
+    prior, count = gaussian(), 100
+    z = torch.randn(count, 1, 2, 2, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    cached = sdi(prior, kappa="cached", guidance_scale=1.0, **falling(0.98, 0.02, 48))
+    kept = descend(cached, z, empty(prior), range(49))[-1]
+    start = cached.begin(z, 0, Rng(), particles=range(count)).particle_noise(z, "kappa")
+    exact = gaussian_ddim_end(start, 0.98, 0.02)
+    # Spread of 400 normals: standard error S / sqrt(800) = 0.021. 49 first-order steps lose 7 % of it, 25 lose 9 %.
+    assert abs(exact.std().item() - S) < 4 * 0.021
+    assert 0.92 < (kept.std() / exact.std()).item() < 1.0 and (kept - exact).abs().max() < 0.15
+    options = {"inversion_guidance_scale": 1.0, "inversion_eta": 0.0, "tau_max": 0.0}
+    last = 24
+    inverted = sdi(prior, guidance_scale=1.0, **options, **falling(0.98, 0.02, last))
+    contracted = descend(inverted, M + S * z[:8], empty(prior), range(last + 1))[-1]
+    factor = 1.0
+    for step in range(last + 1):
+        alpha, sigma = coefficients(inverted.sample_levels(1, step, Rng())[0])
+        factor *= alpha * S / (alpha**2 * S**2 + sigma**2) ** 0.5
+    assert factor < 1e-5 and contracted.std() < 1e-4 and abs(contracted.mean().item() - M) < 1e-4
+
+
+def test_nothing_is_random_without_eta_and_tau():
+    prior = CountingPrior()
+    still = sdi(prior, inversion_eta=0.0, tau_max=0.0, **at(0.5))
+    z, b = latents(2), red(prior)
+    assert torch.equal(gradient(still, z, 0, branches=b), gradient(still, z, 9, branches=b, rng=Rng(5)))
+    for moving in (sdi(prior, tau_max=0.0, **at(0.5)), sdi(prior, inversion_eta=0.0, **at(0.5))):
+        assert not torch.equal(gradient(moving, z, 0, branches=b), gradient(moving, z, 9, branches=b))
+
+
+def test_noise_added_once_is_the_papers_h():
+    prior = CountingPrior()
+    z, b = latents(2), red(prior)
+    with_h, without = (
+        sdi(prior, inversion_noise="once", inversion_eta=eta, tau_max=0.0, **at(0.6)) for eta in (0.3, 0.0)
+    )
+    context = with_h.begin(z, 2, Rng())
+    h = with_h.inverted(z, b, context)[1] - without.inverted(z, b, context)[1]
+    noise = item_noise(Rng(), "inversion", 2, z)
+    torch.testing.assert_close(h, 0.3 * coefficients(0.6)[1] * noise, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("level", "evaluations"), [(0.98, 11), (0.6, 7), (0.25, 4), (0.0, 1)])
+@pytest.mark.parametrize(("perp_neg", "rows"), [(False, 2), (True, 4)])
+def test_network_rows_of_an_inversion(level, evaluations, perp_neg, rows):
+    prior = CountingPrior()
+    guidance = sdi(prior, tau_max=0.0, **at(level))
+    b = prompted(guidance, cameras=views(2), perp_neg=perp_neg)
+    gradient(guidance, latents(2), branches=b)
+    assert prior.rows == [2 * rows] * (evaluations + 1)
+    assert guidance.cost(b, guidance.begin(latents(2), 0, Rng())).prior == rows * (evaluations + 1)
+
+
+def test_inversion_scale_is_minus_the_scale_and_matters_to_the_inversion_alone():
+    prior = CountingPrior()
+    z, b = latents(2), red(prior)
+    implied, stated, other = (
+        gradient(sdi(prior, guidance_scale=5.0, inversion_guidance_scale=scale, **at(0.5)), z, branches=b)
+        for scale in (None, -5.0, 5.0)
+    )
+    assert torch.equal(implied, stated) and not torch.allclose(implied, other)
+    for kappa in ("random", "fixed", "cached"):
+        pair = [
+            gradient(
+                sdi(prior, kappa=kappa, inversion_guidance_scale=scale, **at(0.5)), z, branches=b, particles=(0, 1)
+            )
+            for scale in (-5.0, 5.0)
+        ]
+        assert torch.equal(*pair)
+
+
+def test_tau_is_shared_by_the_batch_and_uniform():
+    guidance = sdi(CountingPrior(), tau_max=0.1, **at(0.5))
+    ends = []
+    for step in range(200):
+        one, many = (guidance.inversion_levels(guidance.begin(latents(n), step, Rng())) for n in (1, 3))
+        assert one == many and all(a < b for a, b in pairwise(one))
+        ends.append(one[-1] - 0.5)
+    assert min(ends) >= 0.0 and max(ends) < 0.1
+    # Mean of 200 draws from 0, 0.001, ..., 0.099: 0.0495, standard error 0.0020.
+    assert abs(sum(ends) / 200 - 0.0495) < 4 * 0.0020
+
+
+def test_cached_form_evaluates_once_per_target_and_resumes_exactly():
+    def fresh() -> SDI:
+        options = {"kappa": "cached", "cached_inner_steps": 3, "guidance_scale": 7.5, **falling(0.98, 0.1, 12)}
+        return sdi(CountingPrior(), **options)
+
+    z = latents(3)
+    straight = fresh()
+    b = red(straight.prior)
+    whole = []
+    for step in range(12):
+        straight.prior.rows.clear()
+        z = descend(straight, z, b, range(step, step + 1), rate=0.3)[0]
+        whole.append(z)
+        cost = straight.cost(b, straight.begin(z, step, Rng(), particles=(0, 1, 2))).prior
+        assert cost == (2 if step % 3 == 0 else 0) and sum(straight.prior.rows) == 3 * cost
+    stopped = fresh()
+    middle = descend(stopped, latents(3), b, range(5), rate=0.3)[-1]  # inside of a block
+    file = io.BytesIO()
+    torch.save(stopped.state_dict(), file)
+    file.seek(0)
+    resumed = fresh()
+    resumed.load_state_dict(torch.load(file, weights_only=True))
+    for got, expected in zip(descend(resumed, middle, b, range(5, 12), rate=0.3), whole[5:], strict=True):
+        assert torch.equal(got, expected)
+
+
+def test_cached_form_serves_particles_that_come_and_go():
+    guidance = sdi(CountingPrior(), kappa="cached", cached_inner_steps=2, **at(0.5))
+    b, z = red(guidance.prior), latents(2)
+    gradient(guidance, z, 0, branches=b, particles=(0, 1))
+    guidance.prior.rows.clear()
+    gradient(guidance, z, 1, branches=b, particles=(1, 2))
+    assert guidance.prior.rows == [2]  # particle 2 is new, particle 1 has its target
+    step = guidance.begin(z, 1, Rng(), particles=(1, 2))
+    assert guidance.cost(b, step).prior == 1.0
+
+
+def test_cached_form_refuses_views_of_one_object():
+    guidance = sdi(CountingPrior(), kappa="cached", **falling(0.98, 0.1, 9))
+    with pytest.raises(ValueError, match="several views of one object share this batch; use kappa: inversion"):
+        gradient(guidance, latents(2), particles=(0, 0))
+    cameras = views(2)
+    gradient(guidance, latents(1), 0, branches=prompted(guidance, cameras=cameras[0]), particles=(0,))
+    gradient(guidance, latents(1), 1, branches=prompted(guidance, cameras=cameras[0]), particles=(0,))
+    with pytest.raises(ValueError, match="the same prompt and camera at every step"):
+        gradient(guidance, latents(1), 2, branches=prompted(guidance, cameras=cameras[1]), particles=(0,))
+
+
+class Timed(CountingPrior):
+    """A network whose answer depends on the timestep it is told, and which reads noise whatever that is."""
+
+    def predict(self, x_t, t, conditioning) -> Prediction:
+        timestep = self.schedule.timestep(t).to(x_t)[:, None, None, None]
+        prompt = conditioning.text.sum(-1, keepdim=True)[..., None] * conditioning.text[:, :, :1, None]
+        output = 0.8 * torch.tanh(x_t + 0.3 * prompt) * torch.cos(timestep / 400 + 0.2) + 0.1 * prompt
+        return Prediction(output, "epsilon", x_t, t, self.schedule)
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.3])
+def test_quirk_is_the_released_code(eta):
+    prior, scheduler = Timed(), ddim(50)
+    guidance = sdi(prior, reference_quirk=True, inversion_eta=eta, tau_max=0.1, **at(0.6))
+    z, b, rng = latents(2), red(prior), Rng(1)
+    conditionings = [b.positive.expand(2), b.unconditional.expand(2)]
+
+    def predict(x, timestep: int, scale: float):
+        t = torch.full((2,), timestep / 1000, dtype=torch.float64)
+        e_y, e_u = (prior.predict(x, t, conditioning).output for conditioning in conditionings)
+        return e_u + scale * (e_y - e_u)
+
+    last = round(guidance.inversion_levels(guidance.begin(z, 3, rng))[-1] * 1000)
+    assert 600 < last < 700
+    grid = [-99, 1, 101, 201, 301, 401, 501, last]
+    x = z
+    for index, (u, v) in enumerate(pairwise(grid)):
+        e = predict(x, u, -7.5)
+        abar_u = scheduler.alphas_cumprod[u] if u >= 0 else torch.ones((), dtype=torch.float64)
+        abar_v = scheduler.alphas_cumprod[v]
+        x = abar_v.sqrt() * (x - (1 - abar_u).sqrt() * e) / abar_u.sqrt() + (1 - abar_v).sqrt() * e
+        variance = scheduler._get_variance(v, u)
+        x = x + eta * variance.sqrt() * item_noise(rng, f"inversion/{index}", 3, z)
+    abar = scheduler.alphas_cumprod[600]
+    target = (x - (1 - abar).sqrt() * predict(x, 600, 7.5)) / abar.sqrt()
+    torch.testing.assert_close(gradient(guidance, z, 3, branches=b, rng=rng), z - target, rtol=0, atol=1e-9)
+
+
+def test_quirk_is_the_paper_where_tau_is_zero_and_timesteps_end_at_zero():
+    class ZeroBased(Timed):
+        def predict(self, x_t, t, conditioning):
+            output = super().predict(x_t, t.clamp_min(0.0), conditioning).output
+            return Prediction(output, "epsilon", x_t, t, self.schedule)
+
+    z = latents(2)
+    options = at(0.6, inversion_eta=0.0)
+    same, paper = (
+        gradient(sdi(p, reference_quirk=quirk, tau_max=0.0, **options), z, branches=red(p))
+        for p, quirk in ((ZeroBased(), True), (ZeroBased(), False))
+    )
+    torch.testing.assert_close(same, paper, rtol=0, atol=1e-10)
+    apart = [
+        gradient(sdi(p, reference_quirk=quirk, tau_max=0.1, **options), z, branches=red(p))
+        for p, quirk in ((ZeroBased(), True), (ZeroBased(), False))
+    ]
+    assert not torch.allclose(*apart, rtol=0, atol=1e-2)
+
+
+def test_impossible_options_are_named():
+    def problems(**options) -> list[str]:
+        return SDI.Config(**options).validate()
+
+    assert problems() == []
+    assert problems(kappa="cached", weighting="sds") == [
+        "weighting: kappa: cached moves to the predicted image, which is lambda"
+    ]
+    assert problems(reference_quirk=True, kappa="random") == [
+        "reference_quirk: needs kappa: inversion and weighting: lambda"
+    ]
+    assert problems(reference_quirk=True, inversion_noise="once") == [
+        "reference_quirk: needs inversion_noise: per-step"
+    ]
+    with pytest.raises(ValueError, match="this prior predicts v_prediction; set it to false"):
+        sdi(CountingPrior("vp-v_prediction"), reference_quirk=True)

@@ -1,0 +1,94 @@
+"""Oracles of the methods that walk the sampling ODE: diffusers' schedulers in float64, and one Gaussian."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers import DDIMInverseScheduler, DDIMScheduler, FlowMatchEulerDiscreteScheduler
+from torch import Tensor
+
+from scoredist3d.guidance import Guidance
+from scoredist3d.noise import NoiseSchedule
+from scoredist3d.priors import Branches
+from scoredist3d.priors.analytic import GaussianMixturePrior, Mixture
+from scoredist3d.seeding import Rng
+
+M, S = 0.4, 0.6
+BETAS = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64).square()
+ABAR = torch.cumprod(1.0 - BETAS, dim=0)
+
+
+def ddim(steps: int, spacing: str = "trailing") -> DDIMScheduler:
+    """Stable Diffusion's scheduler with float64 tables."""
+    return _float64(DDIMScheduler(**_betas(), clip_sample=False, set_alpha_to_one=False), steps, spacing)
+
+
+def ddim_inverse(steps: int) -> DDIMInverseScheduler:
+    """Its inverse: from the clean latent to timestep 1, then on in equal steps."""
+    return _float64(DDIMInverseScheduler(**_betas(), clip_sample=False, set_alpha_to_one=True), steps, "leading")
+
+
+def euler(levels: list[float]) -> FlowMatchEulerDiscreteScheduler:
+    """The sampler of flow models on given sigmas; its own arithmetic is float32."""
+    scheduler = FlowMatchEulerDiscreteScheduler()
+    scheduler.set_timesteps(sigmas=levels)
+    return scheduler
+
+
+def gaussian(schedule: NoiseSchedule | None = None, *, flow: bool = False) -> GaussianMixturePrior:
+    """N(M, S^2) over latents of shape (1, 2, 2); every prompt means the same."""
+    one = Mixture(
+        torch.full((1, 1, 2, 2), M, dtype=torch.float64),
+        torch.full((1, 1, 1, 1), S, dtype=torch.float64),
+        torch.ones(1),
+        (frozenset({"thing"}),),
+    )
+    config = GaussianMixturePrior.Config(parametrization="flow" if flow else "epsilon")
+    return GaussianMixturePrior(config, mixture=one, schedule=schedule)
+
+
+def empty(prior: GaussianMixturePrior) -> Branches:
+    """No prompt."""
+    return Branches(prior.embed([""]), prior.embed([""]))
+
+
+def gaussian_ddim_end(start: Tensor, t: float, level: float) -> Tensor:
+    """x(level) of the exact ODE through x(t) = start on N(M, S^2) data, Stable Diffusion's schedule."""
+    (alpha, sigma), (alpha_end, sigma_end) = (coefficients(level_) for level_ in (t, level))
+    spread, end = ((a * S) ** 2 + s**2 for a, s in ((alpha, sigma), (alpha_end, sigma_end)))
+    return alpha_end * M + (start - alpha * M) * (end / spread) ** 0.5
+
+
+def coefficients(level: float) -> tuple[float, float]:
+    """(alpha, sigma) of Stable Diffusion at t = k / 1000."""
+    abar = ABAR[round(level * 1000)].item()
+    return abar**0.5, (1.0 - abar) ** 0.5
+
+
+def descend(
+    guidance: Guidance, z: Tensor, branches: Branches, steps: range, *, rate: float = 1.0, rng: Rng | None = None
+) -> list[Tensor]:
+    """z after each step of plain gradient descent at ``rate`` times the batch size; item i is particle i."""
+    trail = []
+    for step in steps:
+        z = z.detach().requires_grad_()
+        loss = guidance(z, branches, step, rng or Rng(), particles=range(len(z))).loss
+        z = z.detach() - rate * len(z) * torch.autograd.grad(loss, z)[0]
+        trail.append(z)
+    return trail
+
+
+def _betas() -> dict[str, Any]:
+    return {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
+
+
+def _float64(scheduler: Any, steps: int, spacing: str) -> Any:
+    scheduler.register_to_config(timestep_spacing=spacing)
+    scheduler.alphas_cumprod = ABAR.clone()
+    if hasattr(scheduler, "final_alpha_cumprod"):
+        scheduler.final_alpha_cumprod = ABAR[0]
+    if hasattr(scheduler, "initial_alpha_cumprod"):
+        scheduler.initial_alpha_cumprod = torch.ones((), dtype=torch.float64)
+    scheduler.set_timesteps(steps)
+    return scheduler

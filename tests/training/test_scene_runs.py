@@ -1,0 +1,61 @@
+"""Whole runs with several scenes, and runs that start from other runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_runs import Recorder, make, plain
+
+from scoredist3d.config.validation import validate
+from scoredist3d.training.checkpoint import read_checkpoint
+from scoredist3d.training.run import run_training
+
+
+def weights(folder: Path) -> dict[str, Any]:
+    state: dict[str, Any] = read_checkpoint(folder / "ckpts" / "last.ckpt")["state_dict"]
+    return state
+
+
+def several(folder: Path, **trainer: Any) -> Any:
+    config = plain(folder, trainer={"max_steps": 4, **trainer})
+    config["system"]["particles"] = 2
+    return validate(config)
+
+
+def test_several_scenes_train_resume_and_leave_one_object_each(tmp_path: Path) -> None:
+    whole = run_training(several(tmp_path / "whole"), devices="cpu", console=Recorder())
+    assert {"glb", "glb 2", "mesh report", "mesh report 2"} <= set(whole.paths)
+    half = run_training(several(tmp_path / "half", max_steps=2), devices="cpu", console=Recorder())
+    resumed = run_training(several(tmp_path / "half"), devices="cpu", resume=half.folder, console=Recorder())
+    first, second = weights(whole.folder), weights(resumed.folder)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_two_processes_train_several_scenes(tmp_path: Path) -> None:
+    """Scenes that a step does not draw have no gradient, on any rank."""
+    both = run_training(several(tmp_path / "two"), devices="cpu:2", console=Recorder())
+    one = run_training(several(tmp_path / "one", accumulate=2), devices="cpu", console=Recorder())
+    first, second = weights(both.folder), weights(one.folder)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_run_starts_from_another_one(tmp_path: Path) -> None:
+    done = run_training(make(tmp_path / "first"), devices="cpu", console=Recorder())
+    config = plain(tmp_path / "second", trainer={"max_steps": 1})
+    config["system"] |= {"init_from": str(done.folder), "optimizer": {"lr": 0.0}}
+    again = run_training(validate(config), devices="cpu", console=Recorder())
+    before, after = weights(done.folder), weights(again.folder)
+    kept = [name for name in before if name.startswith("scenes.0.geometry")]
+    assert kept and all(torch.equal(before[name], after[name]) for name in kept)
+
+
+def test_a_missing_start_is_named_before_anything_is_written(tmp_path: Path) -> None:
+    config = plain(tmp_path / "out")
+    config["system"]["init_from"] = str(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="nowhere does not exist; give a run folder"):
+        run_training(validate(config), devices="cpu", console=Recorder())
+    assert not (tmp_path / "out").exists()
