@@ -145,7 +145,7 @@ def main(argv: list[str] | None = None) -> int:
         if run_process(arguments, what, arguments.out / "logs" / "timing.txt", overrides):
             failures.append("timing")
     command = "python benchmarks/methods.py " + shlex.join(given)
-    found = methods_report.write(arguments.out, command, chosen_dimensions(arguments), arguments.gpu, arguments.docs)
+    found = methods_report.write(arguments.out, command, chosen_dimensions(arguments), arguments.docs)
     if failures or not found:
         print(f"failed: {', '.join(failures) or 'nothing was measured'}", file=sys.stderr)
         return 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
@@ -155,19 +154,26 @@ def costs(folder: Path) -> dict[str, float]:
     return {key: statistics.fmean(run[key] for run in runs) for key in keys if all(key in run for run in runs)}
 
 
-def write(out: Path, command: str, dimensions: tuple[str, ...], gpu: str, docs: Path | None) -> bool:
+def write(out: Path, command: str, dimensions: tuple[str, ...], docs: Path | None) -> bool:
     """Everything into ``out``, pictures also into ``docs``; whether there was anything."""
     timing_file = out / "timing.json"
     timing = json.loads(timing_file.read_text()) if timing_file.is_file() else {}
-    device = torch.cuda.get_device_name(int(gpu)) if gpu != "cpu" else platform.processor() or platform.machine()
-    lines = ["Made by", "", "```sh", command, "```", "", f"on {device}, torch {torch.__version__}.", ""]
+    results = [json.loads(path.read_text()) for d in dimensions for path in out.glob(f"{d}/*/*.json")]
+    # References have no run to tell of: where they were rendered says nothing about the methods.
+    made_on = {result["device"] for result in [*results, *timing.values()] if "device" in result and "steps" in result}
+    device = "; ".join(sorted(made_on))
+    lines = ["Made by", "", "```sh", command, "```", "", f"on {device}.", ""]
     tables: dict[str, Any] = {}
     for dimension in (d for d in DIMENSIONS if d in dimensions and (out / d).is_dir()):
         table, pictures = collect(out, dimension)
         tables[dimension] = table
         if dimension == "2d":
             for name in table:
-                table[name] |= {f"alone_{key}": value for key, value in timing.get(name, {}).items() if key != "recipe"}
+                table[name] |= {
+                    f"alone_{key}": value
+                    for key, value in timing.get(name, {}).items()
+                    if key not in ("recipe", "device")
+                }
         lines += [*markdown(dimension, table), ""]
         plots = {
             f"quality-{dimension}.svg": scatter(

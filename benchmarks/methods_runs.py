@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import platform
 import shutil
 import time
 import traceback
@@ -136,7 +137,8 @@ def work(job: Job, out: Path, gpu: str, overrides: list[str]) -> int:
     for task in job.tasks:
         try:
             images, figures = make(job, task, out, gpu, overrides)
-            save(folder_of(out, job.dimension, job.method), task, images, {"recipe": recipe, **figures})
+            figures = {"recipe": recipe, "device": device_name(gpu), **figures}
+            save(folder_of(out, job.dimension, job.method), task, images, figures)
         # A measuring harness: any method may fail in any way, and the others are still wanted.
         except Exception:
             traceback.print_exc()
@@ -313,7 +315,8 @@ def time_methods(methods: list[str], steps: int, particles: int, out: Path, gpu:
     for method in methods:
         try:
             figures = time_method(method, steps, particles, gpu, overrides)
-            known[method] = {"recipe": fingerprint("2d", method, overrides), **figures}
+            recipe = fingerprint("2d", method, overrides)
+            known[method] = {"recipe": recipe, "device": device_name(gpu), **figures}
         # As in work(): one broken method must not hide the others.
         except Exception:
             traceback.print_exc()
@@ -354,6 +357,12 @@ def time_method(method: str, steps: int, particles: int, gpu: str, overrides: li
     synchronise(device)
     milliseconds = 1000 * (time.perf_counter() - began) / steps
     return {"ms_per_step": milliseconds, "steps": last, "memory_mib": peak_memory(device)}
+
+
+def device_name(gpu: str) -> str:
+    """What ran, and with which torch."""
+    name = torch.cuda.get_device_name(int(gpu)) if gpu != "cpu" else platform.processor() or platform.machine()
+    return f"{name}, torch {torch.__version__}"
 
 
 def synchronise(device: torch.device) -> None:

@@ -122,10 +122,16 @@ class PromptProcessor:
         negative_prompt: Takes the place of the empty prompt in guidance.
         extra: Further texts of the distillation method, by name.
 
+        Raises:
+            ValueError: An extra text has the name of one of the processor's own.
+
         A warning names words that the prior does not know.
         """
         self.config = config
         self.prompt, self.negative_prompt, self.extra = prompt, negative_prompt, dict(extra or {})
+        taken = sorted(self.extra.keys() & {*VIEWS, "plain", "negative", "empty"})
+        if taken:
+            raise ValueError(f"an extra prompt may not be called {taken[0]!r}: the processor has one of that name")
         self._prior = prior
         self._cache: dict[str, Conditioning] = {}
         self._table: Conditioning | None = None

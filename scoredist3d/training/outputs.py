@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from scoredist3d.export.video import VideoWriter
 from scoredist3d.systems.base import System
 from scoredist3d.training.checkpoint import step_of
 from scoredist3d.training.folder import RunFolder, slug
+
+_log = logging.getLogger("scoredist3d")
 
 
 @torch.no_grad()
@@ -56,11 +59,22 @@ def export_objects(
     """Mesh and texture files in ``export/``; of each object the exporter's result with ``paths`` and ``report``.
 
     Raises:
-        ValueError: The system has no object (text-to-2d), or nothing of one is solid.
+        ValueError: The system has no object (text-to-2d), or none that is solid; single ones that are not are left out
+            with a warning.
     """
     fields = system.export_fields()
     if not fields:
         raise ValueError(f"system.type={config.system.type} makes images, so there is no object to export")
     exporter, name = registry.build(config.exporter), slug(config.prompt)
     names = [name, *(f"{name}-{index}" for index in range(2, len(fields) + 1))]
-    return [exporter.export(field, folder.export, own, progress) for field, own in zip(fields, names, strict=True)]
+    exported, problems = [], []
+    for field, own in zip(fields, names, strict=True):
+        try:
+            exported.append(exporter.export(field, folder.export, own, progress))
+        except ValueError as error:
+            problems.append(f"{own}: {error}" if len(fields) > 1 else str(error))
+    if not exported:
+        raise ValueError("; ".join(problems))
+    for problem in problems:
+        _log.warning("no mesh was written of %s", problem)
+    return exported

@@ -10,7 +10,7 @@ from scoredist3d import registry
 from scoredist3d.cameras import Cameras, orbit
 from scoredist3d.priors import Conditioning, guided_prediction
 from scoredist3d.priors.analytic import GaussianMixturePrior
-from scoredist3d.prompts import PromptProcessor
+from scoredist3d.prompts import ExtraPrompt, PromptProcessor
 
 
 class RecordingPrior(GaussianMixturePrior):
@@ -174,3 +174,36 @@ def test_options_that_cannot_act_are_named(caplog):
     with caplog.at_level(logging.WARNING):
         branches = processor(RecordingPrior(takes_cameras=True), perp_neg=True)(views([0.0]))
     assert "Perp-Neg is off" in caplog.text and branches.negatives == ()
+
+
+@pytest.mark.parametrize("perp_neg", [False, True])
+def test_extra_prompts_get_the_same_view_words_unless_they_want_none(perp_neg: bool):
+    extra = {"source": ExtraPrompt("a dog"), "bad": ExtraPrompt("blurry", view_words=False)}
+    p = PromptProcessor(PromptProcessor.Config(perp_neg=perp_neg), prior=RecordingPrior(), prompt="a cat", extra=extra)
+    branches = p(views([0, 90, 180]))
+    assert set(branches.extra) == {"source", "bad"}
+    expected = [value(f"a dog, {view} view") for view in ("front", "side", "back")]
+    assert branches.extra["source"].text[:, 0, 0].tolist() == expected
+    assert branches.extra["bad"].text[:, 0, 0].tolist() == [value("blurry")] * 3
+    assert branches.empty is not None and branches.empty.text[0, 0, 0] == 0
+    plain = p(batch=2).extra
+    assert plain["source"].text[:, 0, 0].tolist() == [value("a dog")] * 2
+    assert plain["bad"].text[:, 0, 0].tolist() == [value("blurry")] * 2
+
+
+def test_extra_prompts_see_the_camera():
+    cameras = views([30.0, 60.0])
+    p = PromptProcessor(
+        PromptProcessor.Config(), prior=RecordingPrior(True), prompt="a cat", extra={"source": ExtraPrompt("a dog")}
+    )
+    conditioning = p(cameras).extra["source"]
+    assert conditioning.text[:, 0, 0].tolist() == [value("a dog")] * 2
+    assert torch.equal(conditioning.camera, cameras.c2w.flatten(1))
+
+
+@pytest.mark.parametrize("name", ["front", "plain", "negative", "empty"])
+def test_extra_prompts_may_not_take_the_names_of_others(name: str):
+    with pytest.raises(ValueError, match=f"an extra prompt may not be called '{name}'"):
+        PromptProcessor(
+            PromptProcessor.Config(), prior=RecordingPrior(), prompt="a cat", extra={name: ExtraPrompt("a dog")}
+        )

@@ -11,6 +11,10 @@ from tiny_runs import Recorder, make, plain
 
 from scoredist3d.config.validation import validate
 from scoredist3d.training.checkpoint import read_checkpoint
+from scoredist3d.training.distributed import Devices
+from scoredist3d.training.fit import Place, build_system
+from scoredist3d.training.folder import RunFolder
+from scoredist3d.training.outputs import export_objects
 from scoredist3d.training.run import run_training
 
 
@@ -59,3 +63,32 @@ def test_a_missing_start_is_named_before_anything_is_written(tmp_path: Path) -> 
     with pytest.raises(ValueError, match="nowhere does not exist; give a run folder"):
         run_training(validate(config), devices="cpu", console=Recorder())
     assert not (tmp_path / "out").exists()
+
+
+class Hollow:
+    """An exporter that finds nothing solid in some of the objects."""
+
+    def __init__(self, empty: set[str]) -> None:
+        self.empty = empty
+
+    def export(self, field: Any, folder: Path, name: str, progress: Any) -> str:
+        if name in self.empty:
+            raise ValueError("nothing is solid")
+        return name
+
+
+def test_an_empty_scene_does_not_cost_the_others_their_meshes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    config, folder = several(tmp_path), RunFolder(tmp_path)
+    system = build_system(config, Place(Devices.parse("cpu")))
+
+    def export(*empty: str) -> list[Any]:
+        monkeypatch.setattr("scoredist3d.training.outputs.registry.build", lambda block: Hollow(set(empty)))
+        return export_objects(system, config, folder, lambda stage, fraction: None)
+
+    assert export() == ["red-left-blob", "red-left-blob-2"]
+    assert export("red-left-blob") == ["red-left-blob-2"]
+    assert "no mesh was written of red-left-blob: nothing is solid" in caplog.text
+    with pytest.raises(ValueError, match="red-left-blob: nothing is solid; red-left-blob-2: nothing is solid"):
+        export("red-left-blob", "red-left-blob-2")
