@@ -1,0 +1,49 @@
+"""docs/methods.md has a line, a section and pictures of every registered method, and names options that exist."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from scoredist3d import registry
+from scoredist3d.config.validation import own_fields
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+TEXT = (DOCS / "methods.md").read_text(encoding="utf-8")
+METHODS = registry.names("guidance")
+
+
+def section(method: str) -> str:
+    (found,) = [part for part in re.split(r"^## ", TEXT, flags=re.MULTILINE) if f"; `{method}`*" in part]
+    return found
+
+
+def test_the_table_lists_every_method_with_its_paper_and_idea() -> None:
+    rows = re.findall(r"^\| `([a-z0-9-]+)` \| \[(.+?)\]\(#(.+?)\) \| (\S+) \| (.+) \|$", TEXT, flags=re.MULTILINE)
+    assert sorted(row[0] for row in rows) == sorted(METHODS)
+    for name, title, anchor, paper, idea in rows:
+        entry = registry.lookup("guidance", name)
+        assert (paper, idea) == (entry.arxiv, entry.summary)
+        assert section(name).startswith(title + "\n") and anchor == title.lower().replace(" ", "-")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_its_section_is_whole(method: str) -> None:
+    text = section(method)
+    (formula,) = re.findall(r"```text\n(.*?)```", text, flags=re.DOTALL)
+    assert re.search(r"\bG\w* +=", formula)
+    assert "Use it" in text and re.search(r"knob", text, flags=re.IGNORECASE) and "\nCost, " in text
+    for dimension in ("2d", "3d"):
+        assert f"](images/methods/{method}-{dimension}.png)" in text
+        assert (DOCS / "images" / "methods" / f"{method}-{dimension}.png").is_file()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_options_it_names_exist(method: str) -> None:
+    known = {field.name for field in own_fields(registry.lookup("guidance", method).config_cls)}
+    known |= {"network", "rank", "lr", "steps"} if "phi" in known else set()
+    (knobs,) = re.findall(r"(?:Knobs:|The knobs? (?:is|are)) .*?(?=\n\n)", section(method), flags=re.DOTALL)
+    values = {"posterior", "dreamcatalyst"}
+    assert set(re.findall(r"`([a-z_0-9]+)`", knobs)) - known - values == set()
