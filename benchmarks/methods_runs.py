@@ -244,6 +244,8 @@ class Counter:
         """Count what the guidance does inside of the block."""
         prior, guidance = self.system.prior, self.system.guidance
         predict, forward, score_gradient = prior.predict, guidance.forward, guidance.score_gradient
+        phi = getattr(guidance, "phi", None)
+        phi_predict = getattr(phi, "predict", None)
         inside = False
 
         def counted(x_t: Tensor, t: Tensor, conditioning: Any) -> Any:
@@ -258,6 +260,14 @@ class Counter:
             finally:
                 inside = False
 
+        def own_network(*args: Any) -> Any:
+            nonlocal inside  # adapters of a method call the prior's own network; their rows are declared as own
+            outer, inside = inside, False
+            try:
+                return phi_predict(*args)  # type: ignore[misc]
+            finally:
+                inside = outer
+
         def asked(z: Tensor, branches: Any, step: Any) -> Any:
             cost = guidance.cost(branches, step)
             self.declared += cost.prior * len(z)
@@ -266,10 +276,14 @@ class Counter:
             return score_gradient(z, branches, step)
 
         prior.predict, guidance.forward, guidance.score_gradient = counted, entered, asked
+        if phi is not None:
+            phi.predict = own_network
         try:
             yield self
         finally:
             del prior.predict, guidance.forward, guidance.score_gradient
+            if phi is not None:
+                del phi.predict
 
     def per_image(self) -> dict[str, float]:
         """Mean rows per image and step."""

@@ -137,12 +137,15 @@ class NoiseSchedule(ABC):
         return (a * x_t - output) / sigma
 
     def ddim_variance(self, t: Tensor, s: Tensor) -> Tensor:
-        """Variance of the ancestral step t -> s (s < t), sigma_s^2/sigma_t^2 (1 - alpha_t^2/alpha_s^2); DDIM eq. 16,
-        eta 1.
+        """Variance of the ancestral step t -> s (s < t), sigma_s^2 (1 - (alpha_t sigma_s / (alpha_s sigma_t))^2).
+
+        It is the variance of x_s given x_t and x_0 when x_t comes from x_s by scaling and adding noise, whatever the
+        schedule: DDIM eq. 16 with eta 1 on variance-preserving chains, and never above sigma_s^2.
         """
         alpha_t, sigma_t = self.coefficients(t)
         alpha_s, sigma_s = self.coefficients(s)
-        return (sigma_s / sigma_t).square() * (1.0 - (alpha_t / alpha_s).square())
+        kept = alpha_t * sigma_s / (alpha_s * sigma_t)
+        return sigma_s.square() * (1.0 - kept.square())
 
     def ddim_step(
         self, eps: Tensor, x0: Tensor, t: Tensor, s: Tensor, *, eta: float = 0.0, noise: Tensor | None = None
@@ -248,7 +251,7 @@ class VPSchedule(NoiseSchedule):
         span = top + 1 - max(round(end * n), 0)
         if steps < 1:
             raise ValueError(f"a trajectory needs at least one step, got {steps}")
-        return [*(round(top + 1 - k * span / steps - 1) / n for k in range(steps)), end]
+        return [*(max(round(top + 1 - k * span / steps - 1), 0) / n for k in range(steps)), end]
 
 
 class FlowSchedule(NoiseSchedule):

@@ -61,8 +61,9 @@ shape and noise schedule, whose fingerprint is stored with the weights; any othe
   {device}, torch {torch}
 - Command: `{command}`
 
-Held-out mean square error by level. *Identity* is b(z, t) = z, that is SDS; *floor* is the part of the target that
-depends on the noise and not on z, below which no corrective can be; *learnt* is the share of the difference.
+Held-out mean square error by level. *Identity* is b(z, t) = z, that is SDS; *floor* estimates, from
+finitely many noises, the part of the target that depends on the noise and not on z, which no corrective can answer;
+*learnt* is the share of the difference, and may exceed 1 by that estimate's error.
 
 {table}
 
@@ -80,8 +81,8 @@ or in a benchmark of this project is one of the paper's.
 
 It has seen clean latents of the kind named above only. For latents far from them (noise, an empty scene) its answer is
 a guess; ramp `beta` up from 0 there. It was trained with the empty prompt: with a negative prompt the prediction that
-it is compared with moves. A wider or longer trained network would learn the pictures as well as the blur, and cancel
-the pull that LMC is after.
+it is compared with moves. A wider or longer trained network is expected to learn the pictures as well as the
+blur, and so to cancel the pull that LMC is after; that was not measured.
 """
 
 

@@ -82,7 +82,13 @@ def _rows(cls: type, prefix: str, base: Any = None) -> Iterator[Row]:
             yield Row(key, field.metadata["default_type"] or "null", f"a {kind} (--list {kind})", text)
         elif "component_map" in field.metadata:
             kind, shorthand = field.metadata["component_map"], field.metadata["shorthand"]
-            accepts = f"{kind} names (--list {kind}), each with its {shorthand} or a block"
+            classes = [registry.lookup(kind, name).config_cls for name in registry.names(kind)]
+            short = any(shorthand in field_types(cls) for cls in classes)
+            accepts = (
+                f"{kind} names (--list {kind}), each with its {shorthand} or a block"
+                if short
+                else f"labels of your own, each with a block whose type is a {kind} (--list {kind})"
+            )
             yield Row(key, shown(dump(default)), accepts, text)
         elif nested is not None and default is not None:
             yield from _rows(nested, f"{key}.", None if default is MISSING else default)

@@ -208,7 +208,7 @@ class Guidance(nn.Module, ABC):
             raise ValueError(
                 f"{self.config.type or type(self).__name__} edits something: it needs the source's latents"
             )
-        self._check.collect()
+        self.check_finite()
         self._check(step, "the latents of the render", z.detach())
         latents = z.detach()
         context = self.begin(latents, step, rng, particles=particles, rgb=rgb, opacity=opacity, source=source)
@@ -216,6 +216,8 @@ class Guidance(nn.Module, ABC):
             score = self.score_gradient(latents, branches, context)
             gradient = self._clipped(score.gradient, step)
         self._check(step, f"the gradient of {type(self).__name__}", gradient)
+        if score.rgb_gradient is not None:
+            self._check(step, f"the image gradient of {type(self).__name__}", score.rgb_gradient)
         loss = surrogate_loss(z, gradient)
         if score.rgb_gradient is not None and rgb is not None:
             loss = loss + surrogate_loss(rgb, score.rgb_gradient)
@@ -229,6 +231,14 @@ class Guidance(nn.Module, ABC):
         return GuidanceOutput(
             loss * self._value("weight", step), {key: value.detach() for key, value in diagnostics.items()}
         )
+
+    def check_finite(self) -> None:
+        """Wait for the answers of finite checks that are still on their way from the device.
+
+        Raises:
+            NonFiniteError: One of them is negative.
+        """
+        self._check.collect()
 
     def begin(
         self, z: Tensor, step: int, rng: Rng, *, particles: Sequence[int] | None = None, **extras: Tensor | None

@@ -73,7 +73,9 @@ def item_noise(rng: Rng, stream: str, step: int, like: Tensor) -> Tensor:
 
 
 def level_tensor(levels: Sequence[float], like: Tensor) -> Tensor:
-    """(B,) levels in the dtype and on the device of ``like``."""
+    """(B,) levels in the dtype and on the device of ``like``; equal ones take no transfer to it."""
+    if len(set(levels)) == 1:
+        return like.new_full((len(levels),), levels[0])
     return torch.tensor(levels, dtype=like.dtype).to(like.device)
 
 

@@ -171,8 +171,10 @@ class VariationalGuidance(Guidance):
                 for group in groups
             ]
         )
-        # Half a level down, so that rounding gives the lowest and the highest as often as those between.
-        levels: list[float] = self.schedule.snap(drawn - 0.5 / self.schedule.num_train_timesteps).tolist()
+        # Half a level towards where the levels begin, so that rounding gives the outermost as often as those between.
+        half = 0.5 / self.schedule.num_train_timesteps
+        begins_at_zero = float(self.schedule.snap(drawn.new_zeros(1))) == 0.0
+        levels: list[float] = self.schedule.snap(drawn - half if begins_at_zero else drawn + half).tolist()
         return [level for level in levels for _ in range(self.prior.views)][:batch]
 
     def _with_dropped_cameras(self, told: Conditioning, step: GuidanceStep, draw: str) -> Conditioning:
@@ -184,6 +186,8 @@ class VariationalGuidance(Guidance):
 
     def _remember(self, z: Tensor, told: Conditioning) -> None:
         assert told.camera is not None
+        if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
+            raise ValueError("guidance.phi.replay: works on one device only; set it to 0")
         new = {"latents": z, "cameras": told.camera}
         kept = -(-self.config.phi.replay // self.prior.views) * self.prior.views
         old = {name: self._replay.get(name, values[:0]).to(values) for name, values in new.items()}

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from scoredist3d import registry
 from scoredist3d.config import ComponentConfig, component
+from scoredist3d.guidance.base import Guidance
 from scoredist3d.priors.base import Branches
 from scoredist3d.seeding import Rng
 from scoredist3d.systems.optimizer import OptimizerConfig
@@ -100,6 +101,16 @@ class System(nn.Module, ABC):
             ValueError: This system cannot, or the state holds another representation.
         """
         raise ValueError("system.init_from: this system cannot start from another run")
+
+    def check_finite(self) -> None:
+        """Wait for the answers of the guidances' finite checks.
+
+        Raises:
+            NonFiniteError: One of them is negative.
+        """
+        for module in self.modules():
+            if isinstance(module, Guidance):
+                module.check_finite()
 
     def prepare_step(self, step: int, rng: Rng) -> None:
         """Set what depends on the step before its first forward pass; ``rng`` is the one that all ranks share."""

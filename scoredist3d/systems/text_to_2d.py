@@ -74,7 +74,7 @@ class TextTo2D(GuidedSystem):
 
     def training_step(self, step: int, rng: Rng) -> TrainingStep:
         """Distillation loss of a batch of particles; methods that edit see them as they were at the start, too."""
-        drawn = self._draw(step, rng)
+        drawn = self._draw(step, rng.shared())
         index, device = drawn.to(self.device), self.device
         latents = self.canvas.latents(self.prior, index, rng("encode", step, device))
         source = None
@@ -102,7 +102,7 @@ class TextTo2D(GuidedSystem):
             yield from [frame] * hold
 
     def _draw(self, step: int, rng: Rng) -> Tensor:
-        """The particles of this step, (B,) on the CPU."""
+        """The particles of this step, (B,) on the CPU; equal on all ranks, as methods may keep state per particle."""
         particles = len(self.canvas.values)
         count = self.settings.particles_per_step
         if count is None or count == particles:

@@ -46,6 +46,11 @@ class TrainingModule(pl.LightningModule):
         # Networks of a guidance's own get their gradients outside of DDP's backward pass.
         grouped = {id(p) for group in system.parameter_groups() for p in group["params"]}
         ignored = [f"system.{name}" for name, p in system.named_parameters() if id(p) not in grouped]
+        if trainer_config.accumulate > 1 and any(p.requires_grad and id(p) not in grouped for p in system.parameters()):
+            raise ValueError(
+                "trainer.accumulate: the guidance trains a network of its own, one step per batch, so that batches "
+                "cannot be accumulated; set trainer.accumulate=1 and enlarge data.batch_size, or use several devices"
+            )
         self._ddp_params_and_buffers_to_ignore = ignored
         self._gradient_norms: list[tuple[int, list[str], Tensor]] = []
 
@@ -117,6 +122,7 @@ class TrainingModule(pl.LightningModule):
         """
         self.buffer.fetch()
         self.check_gradients()
+        self.system.check_finite()
 
     def check_gradients(self) -> None:
         """Look at the gradient norms collected so far (one transfer)."""

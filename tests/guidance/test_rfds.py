@@ -158,3 +158,14 @@ def test_cost_counts_the_coupling(coupling, step, rows):
     assert guidance.cost(b, guidance.begin(z, step, Rng())).prior == rows
     gradient(guidance, z, step, branches=b)
     assert sum(prior.rows) == 2 * rows
+
+
+def test_reverse_coupling_is_finite_where_nothing_of_the_image_is_left():
+    prior = CountingPrior("rf-v_prediction")
+    guidance = method("rfds", prior, coupling="reverse", eta=0.4, t_min=1.0, t_max=1.0, **SCALE)
+    z, b = latents(2), prompted(guidance)
+    eps = item_noise(Rng(), "noise", 3, z)
+    velocity = prior.predict(eps, torch.ones(2, dtype=torch.float64), b.positive.expand(2)).v
+    moved = eps + 0.4 * (velocity + z - eps)
+    expected = flow_gradient(prior, z, moved, 1.0, b)
+    torch.testing.assert_close(gradient(guidance, z, 3, branches=b), expected, rtol=0, atol=1e-11)

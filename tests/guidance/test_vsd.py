@@ -248,7 +248,9 @@ def test_the_levels_of_phi_are_equally_likely(kind):
     ]
     # 6000 draws in 10 bins: the standard deviation of a count is 23.
     counts = torch.histc(torch.tensor(steps).double(), bins=10, min=0, max=1000)
-    assert (counts - 600).abs().max() < 4 * 23.3 and max(steps) <= 999 and min(steps) <= 3
+    lowest, highest = (1, 1000) if kind == "flow" else (0, 999)
+    assert (counts - 600).abs().max() < 4 * 23.3
+    assert lowest <= min(steps) <= lowest + 4 and highest - 4 <= max(steps) <= highest
 
 
 def test_learning_rate_follows_its_schedule_and_the_loss_falls(tiny):
@@ -278,6 +280,15 @@ def test_replay_trains_on_earlier_latents():
     assert torch.equal(kept["latents"][-2:], latents((2, 3, 8, 8), seed=3)) and len(kept["latents"]) == 5
     drawn, known = (set(map(tuple, cameras.tolist())) for cameras in (torch.cat(told[-6:]), kept["cameras"]))
     assert drawn <= known and len(known) == 5 and len(drawn) > 2
+
+
+def test_replay_is_refused_on_several_devices(monkeypatch):
+    prior = blobs()
+    guidance = vsd(prior, phi=replace(SMALL, replay=5))
+    monkeypatch.setattr(distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(distributed, "get_world_size", lambda: 2)
+    with pytest.raises(ValueError, match=r"guidance\.phi\.replay: works on one device only"):
+        guidance(latents((2, 3, 8, 8)), branches(prior), 0, Rng())
 
 
 def test_non_finite_training_stops_with_its_name():

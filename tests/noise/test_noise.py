@@ -1,5 +1,7 @@
 """The noise schedule against diffusers' schedulers, and its own identities in float64."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -245,3 +247,31 @@ def test_bad_configurations_are_named():
         FlowSchedule(0.0)
     with pytest.raises(ValueError, match="at least one step"):
         VPSchedule.stable_diffusion().levels(0)
+
+
+@pytest.mark.parametrize(
+    "schedule", [VPSchedule.stable_diffusion(), FlowSchedule(), FlowSchedule(shift=3.0)], ids=["vp", "flow", "shifted"]
+)
+@pytest.mark.parametrize(("high", "low"), [(0.9, 0.675), (0.45, 0.225), (0.101, 0.001)])
+def test_ancestral_variance_is_that_of_the_forward_chain(schedule: NoiseSchedule, high: float, low: float) -> None:
+    t, s = torch.tensor([high], dtype=torch.float64), torch.tensor([low], dtype=torch.float64)
+    (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule.coefficients(t), schedule.coefficients(s)
+    # x_t = k x_s + sqrt(v) xi: condition the joint Gaussian of (x_s, x_t) given x_0 on x_t.
+    k = alpha_t / alpha_s
+    v = sigma_t**2 - k**2 * sigma_s**2
+    posterior = sigma_s**2 - (k * sigma_s**2) ** 2 / (k**2 * sigma_s**2 + v)
+    assert torch.all(v > 0)
+    torch.testing.assert_close(schedule.ddim_variance(t, s), posterior, rtol=1e-9, atol=1e-12)
+    # An ancestral step keeps the noise that belongs to its level.
+    eps, noise = torch.randn(2, 1, 100_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x0 = torch.zeros_like(eps)
+    stepped = schedule.ddim_step(eps, x0, t, s, eta=1.0, noise=noise)
+    assert float(stepped.std()) == pytest.approx(float(sigma_s), rel=0.01)  # standard error 0.0022
+
+
+@pytest.mark.parametrize("steps", [4, 10, 15])
+@pytest.mark.parametrize("start", [0.0, 0.002, 0.006])
+def test_trajectories_from_low_levels_stay_on_the_chain(steps: int, start: float) -> None:
+    levels = VPSchedule.stable_diffusion().levels(steps, start)
+    assert len(levels) == steps + 1 and levels[-1] == CLEAN
+    assert all(0.0 <= later <= level <= start for level, later in pairwise(levels[:-1]))

@@ -10,10 +10,12 @@ import torch
 from tiny_runs import Recorder, make, plain
 
 from scoredist3d.config.validation import validate
+from scoredist3d.seeding import Rng
 from scoredist3d.training.checkpoint import read_checkpoint
 from scoredist3d.training.distributed import Devices
 from scoredist3d.training.fit import Place, build_system
 from scoredist3d.training.folder import RunFolder
+from scoredist3d.training.lightning_module import TrainingModule
 from scoredist3d.training.outputs import export_objects
 from scoredist3d.training.run import run_training
 
@@ -92,3 +94,20 @@ def test_an_empty_scene_does_not_cost_the_others_their_meshes(
     assert "no mesh was written of red-left-blob: nothing is solid" in caplog.text
     with pytest.raises(ValueError, match="red-left-blob: nothing is solid; red-left-blob-2: nothing is solid"):
         export("red-left-blob", "red-left-blob-2")
+
+
+def test_a_network_of_the_guidances_own_refuses_accumulated_batches(tmp_path: Path) -> None:
+    config = plain(tmp_path, trainer={"max_steps": 2, "accumulate": 2})
+    config["system"]["guidance"] = {"type": "vsd", "phi": {"network": "unet", "channels": [8]}}
+    with pytest.raises(ValueError, match=r"trainer\.accumulate: the guidance trains a network of its own"):
+        run_training(validate(config), devices="cpu", console=Recorder())
+
+
+def test_answers_of_finite_checks_are_waited_for_before_anything_is_saved(tmp_path: Path) -> None:
+    """On CUDA the last step's answers are still on their way when training ends."""
+    system = build_system(make(tmp_path), Place(Devices.parse("cpu")))
+    asked = []
+    system.guidance.check_finite = lambda: asked.append("guidance")  # type: ignore[method-assign, union-attr]
+    module = TrainingModule(system, make(tmp_path).trainer, Rng())
+    module.check_finite()
+    assert asked == ["guidance"]
