@@ -45,5 +45,5 @@ def test_the_options_it_names_exist(method: str) -> None:
     known = {field.name for field in own_fields(registry.lookup("guidance", method).config_cls)}
     known |= {"network", "rank", "lr", "steps"} if "phi" in known else set()
     (knobs,) = re.findall(r"(?:Knobs:|The knobs? (?:is|are)) .*?(?=\n\n)", section(method), flags=re.DOTALL)
-    values = {"posterior", "dreamcatalyst"}
+    values = {"posterior", "dreamcatalyst", "full"}
     assert set(re.findall(r"`([a-z_0-9]+)`", knobs)) - known - values == set()
