@@ -81,7 +81,10 @@ def run_training(
     _check_precision(config, place.devices)
     start = start_of(config)
     if resume is None and start is not None:
-        find_run(start)  # before anything is written
+        try:
+            find_run(start)  # before anything is written
+        except ValueError as error:
+            raise ConfigError(f"system.init_from: {error}") from error
     found = find_run(resume) if resume is not None else None
     folder = _folder(config, output) if found is None else found[0]
     checkpoint = found[1] if found else None

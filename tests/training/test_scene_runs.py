@@ -62,7 +62,7 @@ def test_a_run_starts_from_another_one(tmp_path: Path) -> None:
 def test_a_missing_start_is_named_before_anything_is_written(tmp_path: Path) -> None:
     config = plain(tmp_path / "out")
     config["system"]["init_from"] = str(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="nowhere does not exist; give a run folder"):
+    with pytest.raises(ValueError, match=r"^system\.init_from: .*nowhere does not exist; give a run folder"):
         run_training(validate(config), devices="cpu", console=Recorder())
     assert not (tmp_path / "out").exists()
 
