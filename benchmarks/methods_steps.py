@@ -1,0 +1,75 @@
+#!/usr/bin/env python
+"""Seconds that the optimisation of each method's recipe takes, from single steps spread over its schedule.
+
+    python benchmarks/methods_steps.py                              # all recipes, 2D and 3D, on the CPU
+    python benchmarks/methods_steps.py --methods sds vsd --gpu 0
+
+The mean of the steps (after one that warms up) times the recipe's number of steps; start-up, video and export are not
+in it. In 3D the scene is a fresh one, so the figure is a rough one. Prints a table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+
+import methods_runs
+from methods_runs import DIMENSIONS
+
+
+def seconds(dimension: str, method: str, points: int, gpu: str) -> float:
+    """Seconds of a recipe's whole optimisation."""
+    from scoredist3d.seeding import Rng
+    from scoredist3d.systems.optimizer import build_optimizer, set_learning_rates
+    from scoredist3d.training.distributed import Devices
+    from scoredist3d.training.fit import Place, build_system
+
+    # A scene that is edited may as well be a fresh one, as far as time goes.
+    start = ["system.init_from=outputs/source"] if dimension == "3d" and methods_runs.edits("3d", method) else []
+    config = methods_runs.configured(dimension, method, "a red mug", start)
+    system = build_system(config, Place(Devices.parse("cpu" if gpu == "cpu" else [int(gpu)])))
+    device = methods_runs.device_of(gpu)
+    system.to_device(device)
+    optimizer = build_optimizer(config.system.optimizer, system.parameter_groups())
+    last, began = config.trainer.max_steps, 0.0
+    for index, step in enumerate([0, *(int(last * (i + 0.5) / points) for i in range(points))]):
+        if index == 1:
+            methods_runs.synchronise(device)
+            began = time.perf_counter()
+        set_learning_rates(optimizer, system.config.optimizer, step)
+        system.prepare_step(step, Rng())
+        optimizer.zero_grad()
+        system.training_step(step, Rng()).loss.backward()
+        optimizer.step()
+    methods_runs.synchronise(device)
+    return (time.perf_counter() - began) / points * last
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the benchmark; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--methods", nargs="+", default=[], help="recipes to time; all of them by default")
+    parser.add_argument("--points", type=int, default=8, help="steps that are timed")
+    parser.add_argument("--gpu", default="cpu", help="'cpu' or a GPU number")
+    arguments = parser.parse_args(argv)
+    rows = {d: methods_runs.recipes(d, arguments.methods) for d in DIMENSIONS}
+    names = list(dict.fromkeys(name for found in rows.values() for name in found))
+    print(f"on {methods_runs.device_name(arguments.gpu)}, {os.cpu_count()} CPU cores\n")
+    print("| seconds | 2D | 3D |\n| --- | --- | --- |", flush=True)
+    for name in names:
+        cells = [
+            f"{seconds(d, name, arguments.points, arguments.gpu):.0f}" if name in rows[d] else "" for d in DIMENSIONS
+        ]
+        print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
