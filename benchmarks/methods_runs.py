@@ -342,25 +342,31 @@ def time_methods(methods: list[str], steps: int, particles: int, out: Path, gpu:
 
 def time_method(method: str, steps: int, particles: int, gpu: str, overrides: list[str]) -> dict[str, float]:
     """Mean milliseconds of a 2D step, the optimiser's included, and peak memory."""
+    options = [*overrides, f"system.geometry.particles={particles}"]
+    if edits("2d", method):
+        options += editing_overrides("2d", Task("a red mug", 0), Path(), gpu, overrides)
+    config = configured("2d", method, "a red mug", options)
+    last = config.trainer.max_steps
+    warm_up = [0, last // 2, last - 1]
+    seconds, memory = time_steps(config, warm_up, [round((index + 0.5) * last / steps) for index in range(steps)], gpu)
+    return {"ms_per_step": 1000 * seconds, "steps": last, "memory_mib": memory}
+
+
+def time_steps(config: Any, warm_up: Sequence[int], timed: Sequence[int], gpu: str) -> tuple[float, float]:
+    """Mean seconds of single steps of a fresh system, the optimiser's included, and peak memory in MiB."""
     from scoredist3d.seeding import Rng
     from scoredist3d.systems.optimizer import build_optimizer, set_learning_rates
     from scoredist3d.training.distributed import Devices
     from scoredist3d.training.fit import Place, build_system
 
-    options = [*overrides, f"system.geometry.particles={particles}"]
-    if edits("2d", method):
-        options += editing_overrides("2d", Task("a red mug", 0), Path(), gpu, overrides)
-    config = configured("2d", method, "a red mug", options)
     system = build_system(config, Place(Devices.parse("cpu" if gpu == "cpu" else [int(gpu)])))
     device = device_of(gpu)
     system.to_device(device)
     start_memory(device)
     optimizer = build_optimizer(system.config.optimizer, system.parameter_groups())
-    last = config.trainer.max_steps
-    schedule = [0, last // 2, last - 1] + [round((index + 0.5) * last / steps) for index in range(steps)]
     began = 0.0
-    for index, step in enumerate(schedule):
-        if index == 3:  # the first ones warm up
+    for index, step in enumerate([*warm_up, *timed]):
+        if index == len(warm_up):
             synchronise(device)
             began = time.perf_counter()
         set_learning_rates(optimizer, system.config.optimizer, step)
@@ -369,8 +375,7 @@ def time_method(method: str, steps: int, particles: int, gpu: str, overrides: li
         system.training_step(step, Rng()).loss.backward()
         optimizer.step()
     synchronise(device)
-    milliseconds = 1000 * (time.perf_counter() - began) / steps
-    return {"ms_per_step": milliseconds, "steps": last, "memory_mib": peak_memory(device)}
+    return (time.perf_counter() - began) / len(timed), peak_memory(device)
 
 
 def device_name(gpu: str) -> str:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import time
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -26,30 +25,12 @@ from methods_runs import DIMENSIONS
 
 def seconds(dimension: str, method: str, points: int, gpu: str) -> float:
     """Seconds of a recipe's whole optimisation."""
-    from scoredist3d.seeding import Rng
-    from scoredist3d.systems.optimizer import build_optimizer, set_learning_rates
-    from scoredist3d.training.distributed import Devices
-    from scoredist3d.training.fit import Place, build_system
-
     # A scene that is edited may as well be a fresh one, as far as time goes.
     start = ["system.init_from=outputs/source"] if dimension == "3d" and methods_runs.edits("3d", method) else []
     config = methods_runs.configured(dimension, method, "a red mug", start)
-    system = build_system(config, Place(Devices.parse("cpu" if gpu == "cpu" else [int(gpu)])))
-    device = methods_runs.device_of(gpu)
-    system.to_device(device)
-    optimizer = build_optimizer(config.system.optimizer, system.parameter_groups())
-    last, began = config.trainer.max_steps, 0.0
-    for index, step in enumerate([0, *(int(last * (i + 0.5) / points) for i in range(points))]):
-        if index == 1:
-            methods_runs.synchronise(device)
-            began = time.perf_counter()
-        set_learning_rates(optimizer, system.config.optimizer, step)
-        system.prepare_step(step, Rng())
-        optimizer.zero_grad()
-        system.training_step(step, Rng()).loss.backward()
-        optimizer.step()
-    methods_runs.synchronise(device)
-    return (time.perf_counter() - began) / points * last
+    last = config.trainer.max_steps
+    mean, _ = methods_runs.time_steps(config, [0], [int(last * (i + 0.5) / points) for i in range(points)], gpu)
+    return mean * last
 
 
 def main(argv: list[str] | None = None) -> int:

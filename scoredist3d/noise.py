@@ -105,6 +105,11 @@ class NoiseSchedule(ABC):
         alpha, sigma = self.coefficients(t)
         return per_item(alpha, x0) * x0 + per_item(sigma, x0) * eps
 
+    def velocity(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """v = a eps - b x_0 of a known image and noise, in this family's convention."""
+        a, b = (per_item(c, x0) for c in self.velocity_coefficients(t))
+        return a * eps - b * x0
+
     def to_x0(self, output: Tensor, x_t: Tensor, t: Tensor, kind: PredictionType | None = None) -> Tensor:
         """Convert a prediction of ``kind`` (default: the network's own) at (x_t, t) to the clean image."""
         kind = kind or self.prediction_type

@@ -309,8 +309,7 @@ class Guidance(nn.Module, ABC):
         if self.config.weighting == "lambda":
             return z - prediction.x0
         if self.config.weighting == "flow":
-            a, b = (per_item(c, z) for c in self.schedule.velocity_coefficients(prediction.t))
-            return prediction.v - (a * eps - b * z)
+            return prediction.v - self.schedule.velocity(z, eps, prediction.t)
         return per_item(self.time_weight(prediction.t), z) * (prediction.eps - eps)
 
     @torch.no_grad()

@@ -11,6 +11,7 @@ from torch import Tensor
 from scoredist3d.config import Schedule, option
 from scoredist3d.guidance.base import Cost, Guidance, GuidanceStep, Score
 from scoredist3d.guidance.corrective import AUTO, load_corrective
+from scoredist3d.guidance.image_space import regression_weight
 from scoredist3d.noise import per_item
 from scoredist3d.priors.base import Branches, Prior, guided_and_unconditional
 from scoredist3d.registry import register
@@ -106,7 +107,8 @@ class ManifoldCorrective(Guidance):
             with torch.set_grad_enabled(full):
                 clean = z.clone().requires_grad_(full)
                 correction = network(clean, step.t) - clean
-            pull = residual + per_item(beta * self._pull_weight(step.t), z) * correction.detach()
+            weight = regression_weight(self.config.weighting, self.schedule, step.t)
+            pull = residual + per_item(beta * weight, z) * correction.detach()
             diagnostics["correction_rms"] = correction.detach().square().mean().sqrt()
         mean = pull.mean((-2, -1), keepdim=True)
         diagnostics |= {"pull_rms": pull.square().mean().sqrt(), "pull_mean_rms": mean.square().mean().sqrt()}
@@ -115,10 +117,3 @@ class ManifoldCorrective(Guidance):
         if full and network is not None:
             pull = pull + beta * torch.autograd.grad(correction, clean, pull)[0]
         return pull, diagnostics
-
-    def _pull_weight(self, t: Tensor) -> Tensor:
-        """(B,), w alpha/sigma: what regression to the predicted image weighs."""
-        alpha, sigma = self.schedule.coefficients(t)
-        if self.config.weighting == "flow":
-            return 1.0 / sigma
-        return torch.ones_like(t) if self.config.weighting == "lambda" else self.time_weight(t) * alpha / sigma

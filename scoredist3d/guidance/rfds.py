@@ -89,8 +89,7 @@ class RectifiedFlowDistillation(Guidance):
         prediction = predict_branches(self.prior, x_t, step.t, [branches.positive])[0]
         if self.config.eta is None:
             return prediction.eps
-        a, b = (per_item(c, z) for c in self.schedule.velocity_coefficients(step.t))
-        return eps + self.config.eta(step.step) * (prediction.v - (a * eps - b * z))
+        return eps + self.config.eta(step.step) * (prediction.v - self.schedule.velocity(z, eps, step.t))
 
     def _transported(self, z: Tensor, branches: Branches) -> Tensor:
         """The noise whose path from z passes the end of the ODE's; equal to that end where it holds no image."""

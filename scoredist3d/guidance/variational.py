@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from scoredist3d.config import ComponentConfig, Schedule, option
-from scoredist3d.noise import NoiseSchedule, per_item
+from scoredist3d.noise import NoiseSchedule
 from scoredist3d.priors.base import AdapterPoints, Branches, Conditioning, Prediction, Prior
 from scoredist3d.priors.camera_embedding import CAMERA_EMBEDDING_SIZE, camera_embedding
 from scoredist3d.priors.diffusers_prior import DiffusersPrior
@@ -113,8 +113,7 @@ def matching_output(like: Prediction, x0: Tensor, eps: Tensor) -> Tensor:
         return eps
     if like.kind == "sample":
         return x0
-    a, b = (per_item(c, x0) for c in like.schedule.velocity_coefficients(like.t))
-    return a * eps - b * x0
+    return like.schedule.velocity(x0, eps, like.t)
 
 
 class LoraPhi(Phi):

@@ -143,8 +143,7 @@ class GaussianMixturePrior(Prior):
         x0, eps = self._posterior_means(x_t, t, conditioning.text[:, 0].to(x_t.dtype))
         schedule, kind = self.schedule, self.schedule.prediction_type
         if kind == "v_prediction":
-            a, b = (c.to(x_t.dtype)[:, None, None, None] for c in schedule.velocity_coefficients(t))
-            output = a * eps - b * x0
+            output = schedule.velocity(x0, eps, t)
         else:
             output = eps if kind == "epsilon" else x0
         return Prediction(output, kind, x_t, t, schedule)

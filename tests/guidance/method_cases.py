@@ -16,6 +16,7 @@ from scoredist3d import registry
 from scoredist3d.cameras import Cameras, orbit
 from scoredist3d.config.validation import parse_component
 from scoredist3d.guidance import Guidance
+from scoredist3d.guidance.step import item_noise
 from scoredist3d.noise import FlowSchedule, NoiseSchedule, VPSchedule
 from scoredist3d.priors import Branches, Prediction
 from scoredist3d.priors.analytic import GaussianMixturePrior
@@ -134,6 +135,17 @@ class CountingPrior(GaussianMixturePrior):
         assert len(x_t) == len(t) == len(conditioning)
         self.rows.append(len(x_t))
         return super().predict(x_t, t, conditioning)
+
+
+class NoiseKnowingPrior(CountingPrior):
+    """Answers the second half of a batch of two pairs, the source's rows, with the noise that was added."""
+
+    def predict(self, x_t: Tensor, t: Tensor, conditioning: Any) -> Prediction:
+        """The base's prediction for the first half."""
+        output = super().predict(x_t, t, conditioning).eps.clone()
+        if len(x_t) == 4:
+            output[2:] = item_noise(Rng(), "noise", 0, output[2:])
+        return Prediction(output, "epsilon", x_t, t, self.schedule)
 
 
 class PairPrior(CountingPrior):

@@ -7,13 +7,13 @@ from itertools import pairwise
 
 import pytest
 import torch
-from method_cases import CountingPrior, gradient, latents, method, prompted, views
+from method_cases import CountingPrior, NoiseKnowingPrior, gradient, latents, method, prompted, views
 
 from scoredist3d import registry
 from scoredist3d.config import ConfigError
 from scoredist3d.config.validation import parse_component
 from scoredist3d.guidance.step import item_noise
-from scoredist3d.priors import Branches, Prediction
+from scoredist3d.priors import Branches
 from scoredist3d.priors.analytic import GaussianMixturePrior, Mixture
 from scoredist3d.prompts.processor import ExtraPrompt
 from scoredist3d.seeding import Rng
@@ -121,17 +121,8 @@ def test_unequal_spreads_attract_only_towards_a_narrower_target() -> None:
 
 
 def test_a_source_that_answers_the_injected_noise_makes_sds_with_scale_one() -> None:
-    class Knows(CountingPrior):
-        """Answers the second half of a batch, the source's rows, with the noise that was added."""
-
-        def predict(self, x_t, t, conditioning):
-            output = super().predict(x_t, t, conditioning).eps.clone()
-            if len(x_t) == 4:
-                output[2:] = item_noise(Rng(), "noise", 0, output[2:])
-            return Prediction(output, "epsilon", x_t, t, self.schedule)
-
     z = latents(2)
-    bridge = gradient(method("bridge", Knows(), **STAGE_TWO, source_prompt="green"), z)
+    bridge = gradient(method("bridge", NoiseKnowingPrior(), **STAGE_TWO, source_prompt="green"), z)
     sds = gradient(method("sds", CountingPrior(), guidance_scale=1.0, weighting="uniform"), z)
     torch.testing.assert_close(bridge, 3.0 * sds, rtol=0, atol=1e-12)
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from method_cases import CountingPrior, PairPrior, gradient, latents, method, prompted, views
+from method_cases import CountingPrior, NoiseKnowingPrior, PairPrior, gradient, latents, method, prompted, views
 
 from scoredist3d import registry
 from scoredist3d.config import Schedule
 from scoredist3d.config.experiment import PreviewConfig
 from scoredist3d.config.validation import parse_component
 from scoredist3d.guidance.step import item_noise
-from scoredist3d.priors import Branches, Prediction, predict_branches
+from scoredist3d.priors import Branches, predict_branches
 from scoredist3d.priors.analytic import GaussianMixturePrior, Mixture
 from scoredist3d.seeding import Rng
 from scoredist3d.systems.base import build_component
@@ -63,22 +63,13 @@ def test_the_source_under_its_own_text_is_at_rest(perp_neg: bool) -> None:
 
 
 def test_it_is_sds_less_the_sds_of_the_source_and_sds_where_the_source_is_perfectly_denoised() -> None:
-    class Knows(CountingPrior):
-        """Answers the source's half of a batch with the noise that was added."""
-
-        def predict(self, x_t, t, conditioning):
-            output = super().predict(x_t, t, conditioning).eps.clone()
-            if len(x_t) == 4:
-                output[2:] = item_noise(Rng(), "noise", 0, output[2:])
-            return Prediction(output, "epsilon", x_t, t, self.schedule)
-
     z, z_source = latents(2), latents(2, seed=6)
     options = {"guidance_scale": 1.0, "weighting": "sds", "t_min": 0.3, "t_max": 0.6}
     sds = method("sds", CountingPrior(), **options)
     of_edited, of_source = (gradient(sds, x, branches=texts(sds, y)) for x, y in ((z, "red"), (z_source, "green")))
     dds = method("delta-denoising", CountingPrior(), **options)
     torch.testing.assert_close(gradient(dds, z, source=z_source), of_edited - of_source, rtol=0, atol=1e-12)
-    perfect = method("delta-denoising", Knows(), **options)
+    perfect = method("delta-denoising", NoiseKnowingPrior(), **options)
     torch.testing.assert_close(gradient(perfect, z, source=z_source), of_edited, rtol=0, atol=1e-12)
 
 
