@@ -22,6 +22,8 @@ _INSTALL = {
     "triton": "pip install triton (Linux; CUDA builds of torch bring it)",
     "nerfacc": "pip install nerfacc",
     "tinycudann": "see requirements-cuda.txt",
+    "nvdiffrast": "see requirements-cuda.txt",
+    "gsplat": "pip install gsplat (its kernels are compiled at first use and need nvcc)",
 }
 _AUTO = {"cuda": ("triton", "torch"), "cpu": ("native", "torch")}
 

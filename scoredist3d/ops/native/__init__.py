@@ -24,7 +24,7 @@ from torch import Tensor
 
 logger = logging.getLogger("scoredist3d")
 
-_SOURCES = ("hash_grid.c", "rays.c")
+_SOURCES = tuple(sorted(path.name for path in Path(__file__).parent.glob("*.c")))
 # No contraction into FMA: the kernels then do the arithmetic of the torch reference, bit by bit where the order agrees.
 _BASE_FLAGS = (
     "-std=gnu11",
