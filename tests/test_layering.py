@@ -21,6 +21,7 @@ LEVELS: dict[str, int] = {
     "config": 1,
     "custom": 1,
     "files": 1,
+    "meshes": 1,
     "geometry": 2,
     "materials": 2,
     "backgrounds": 2,

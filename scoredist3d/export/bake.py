@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from scoredist3d.export.field import ExportableField, Progress, query_color
-from scoredist3d.export.mesh import Mesh
+from scoredist3d.meshes.mesh import Mesh
+from scoredist3d.meshes.shape import Progress, Shape, query_color
 
 # Texels this far (in texels) outside their triangle are baked too: bilinear filtering on a seam reads them.
 GUTTER = 1.5
@@ -31,7 +31,7 @@ class Texels:
 
 
 def bake_texture(
-    field: ExportableField, mesh: Mesh, size: int, *, chunk: int = 131072, progress: Progress | None = None
+    shape: Shape, mesh: Mesh, size: int, *, chunk: int = 131072, progress: Progress | None = None
 ) -> np.ndarray:
     """(size, size, 3) uint8 display sRGB texture of an unwrapped mesh.
 
@@ -41,7 +41,7 @@ def bake_texture(
     texels = rasterize(mesh, size)
     corners = mesh.vertices[mesh.faces[texels.face]]
     points = np.einsum("mk,mkc->mc", texels.barycentric, corners)
-    colors = query_color(field, points, chunk=chunk, progress=progress)
+    colors = query_color(shape, points, chunk=chunk, progress=progress)
     texture = np.zeros((size * size, 3), dtype=np.uint8)
     texture[texels.index] = quantize(colors)
     covered = np.zeros(size * size, dtype=bool)

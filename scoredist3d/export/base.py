@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from scoredist3d.config import ComponentConfig
-from scoredist3d.export.field import ExportableField
+from scoredist3d.meshes.shape import Shape
 
 StageProgress = Callable[[str, float], None]
 
@@ -25,8 +25,8 @@ class ExportReport:
         nonmanifold_edges: Edges with more than two faces.
         components: Connected pieces of surface.
         dropped_components: Pieces removed as floaters.
-        threshold: Density of the iso-surface.
-        density_range: Smallest and largest density seen on the grid.
+        threshold: Density of the iso-surface; None where the object is a surface itself.
+        density_range: Smallest and largest density seen on the grid; None likewise.
         bounds: Lowest and highest corner, world coordinates (z up).
         bytes: File name to size.
         seconds: Stage to wall time.
@@ -40,8 +40,8 @@ class ExportReport:
     nonmanifold_edges: int
     components: int
     dropped_components: int
-    threshold: float
-    density_range: tuple[float, float]
+    threshold: float | None
+    density_range: tuple[float, float] | None
     bounds: tuple[tuple[float, ...], tuple[float, ...]]
     bytes: dict[str, int]
     seconds: dict[str, float]
@@ -69,24 +69,22 @@ class ExportResult:
 
 
 class Exporter(ABC):
-    """Turns a field into files."""
+    """Turns a shape into files."""
 
     @dataclass
     class Config(ComponentConfig):
         """Options of the concrete exporter."""
 
     @abstractmethod
-    def export(
-        self, field: ExportableField, folder: Path, name: str, progress: StageProgress | None = None
-    ) -> ExportResult:
+    def export(self, shape: Shape, folder: Path, name: str, progress: StageProgress | None = None) -> ExportResult:
         """Write the object into ``folder`` under ``name`` with the formats' suffixes.
 
         Args:
-            field: What to export.
+            shape: What to export.
             folder: Made if absent. Either all files appear in it or none.
             name: Reduced to ASCII letters, digits, dots, dashes and underscores.
             progress: Called with a stage's name and its fraction done.
 
         Raises:
-            ValueError: Nothing to export, or a field that gives impossible values; says which setting to change.
+            ValueError: Nothing to export, or a shape that gives impossible values; says which setting to change.
         """

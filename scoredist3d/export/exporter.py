@@ -13,13 +13,13 @@ from typing import Any, Literal
 from scoredist3d.config import option
 from scoredist3d.export.bake import bake_texture, quantize
 from scoredist3d.export.base import Exporter, ExportReport, ExportResult, StageProgress
-from scoredist3d.export.field import ExportableField, query_color
 from scoredist3d.export.files import safe_name, staged_files
 from scoredist3d.export.gltf import write_glb, write_ply
-from scoredist3d.export.mesh import Mesh, decimate, drop_small_components, smooth, topology
 from scoredist3d.export.obj import write_obj
-from scoredist3d.export.surface import DensityGrid, automatic_threshold, extract_surface, sample_grid
-from scoredist3d.export.uv import unwrap
+from scoredist3d.meshes.mesh import decimate, drop_small_components, smooth, topology
+from scoredist3d.meshes.shape import Shape, query_color
+from scoredist3d.meshes.surface import FoundSurface, find_surface
+from scoredist3d.meshes.uv import unwrap
 from scoredist3d.registry import register
 
 logger = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ class TexturedMeshExporter(Exporter):
         )
         padding: int = option(4, "Texels between the pieces of the texture.", ge=0, le=64)
         unwrap_timeout: float = option(60.0, "Seconds for xatlas; then each face gets its own piece of texture.", ge=0)
-        chunk: int = option(131072, "Points per query of the field.", ge=1)
+        chunk: int = option(131072, "Points per query of the object.", ge=1)
 
         def validate(self) -> list[str]:
             """An export without a format would do the work and write nothing."""
@@ -67,28 +67,24 @@ class TexturedMeshExporter(Exporter):
     def __init__(self, config: Config, **runtime: Any) -> None:
         self.config = config
 
-    def export(
-        self, field: ExportableField, folder: Path, name: str, progress: StageProgress | None = None
-    ) -> ExportResult:
+    def export(self, shape: Shape, folder: Path, name: str, progress: StageProgress | None = None) -> ExportResult:
         """See :meth:`Exporter.export`."""
         config, clock, name = self.config, _Stages(progress), safe_name(name)
         notes: list[str] = []
-        with clock.stage("density") as step:
-            grid = sample_grid(field, config.resolution, chunk=config.chunk, progress=step)
-        with clock.stage("surface"):
-            threshold = automatic_threshold(grid) if config.threshold == "auto" else config.threshold
-            surface, dropped = self._surface(field, grid, threshold)
+        with clock.stage("surface") as step:
+            found, dropped = self._surface(shape, step)
+            surface = found.mesh
         with clock.stage("simplify"):
             # Parting pinched walls can leave crumbs.
             mesh, _ = drop_small_components(decimate(surface, config.max_faces), config.min_component_volume)
-            shape = topology(mesh)
+            closed = topology(mesh)
         wants_texture = bool({"glb", "obj"} & set(config.formats))
         if wants_texture:
             with clock.stage("unwrap"):
                 mesh, note = unwrap(mesh, config.texture_size, padding=config.padding, timeout=config.unwrap_timeout)
                 notes += [note] if note else []
             with clock.stage("texture") as step:
-                texture = bake_texture(field, mesh, config.texture_size, chunk=config.chunk, progress=step)
+                texture = bake_texture(shape, mesh, config.texture_size, chunk=config.chunk, progress=step)
         with clock.stage("write"), staged_files(Path(folder)) as (staging, paths):
             if "obj" in config.formats:
                 paths += write_obj(staging, name, mesh, texture)
@@ -97,11 +93,11 @@ class TexturedMeshExporter(Exporter):
                 write_glb(paths[-1], mesh, texture, name, unlit=config.unlit)
             if "ply" in config.formats:
                 paths.append(staging / f"{name}.ply")
-                colors = quantize(query_color(field, surface.vertices, chunk=config.chunk))
+                colors = quantize(query_color(shape, surface.vertices, chunk=config.chunk))
                 write_ply(paths[-1], replace(surface, vertex_colors=colors))
-        if not shape.watertight:
+        if not closed.watertight:
             notes.append(
-                f"the surface is not watertight: {shape.holes} holes, {shape.nonmanifold_edges} edges with more than "
+                f"the surface is not watertight: {closed.holes} holes, {closed.nonmanifold_edges} edges with more than "
                 "two faces; exporter.smoothing or another exporter.max_faces may help"
             )
             logger.warning(notes[-1])
@@ -109,13 +105,13 @@ class TexturedMeshExporter(Exporter):
         report = ExportReport(
             faces=len(mesh.faces),
             vertices=len(mesh.vertices),
-            watertight=shape.watertight,
-            holes=shape.holes,
-            nonmanifold_edges=shape.nonmanifold_edges,
-            components=shape.components,
+            watertight=closed.watertight,
+            holes=closed.holes,
+            nonmanifold_edges=closed.nonmanifold_edges,
+            components=closed.components,
             dropped_components=dropped,
-            threshold=threshold,
-            density_range=(grid.low, grid.high),
+            threshold=found.threshold,
+            density_range=found.density_range,
             bounds=(tuple(low.tolist()), tuple(high.tolist())),
             bytes={path.name: path.stat().st_size for path in paths},
             seconds=clock.seconds,
@@ -123,21 +119,22 @@ class TexturedMeshExporter(Exporter):
         )
         return ExportResult(paths=paths, report=report)
 
-    def _surface(self, field: ExportableField, grid: DensityGrid, threshold: float) -> tuple[Mesh, int]:
+    def _surface(self, shape: Shape, progress: Callable[[float], None]) -> tuple[FoundSurface, int]:
         """The cleaned surface before simplification, and the number of floaters dropped."""
         config = self.config
-        surface = extract_surface(
-            field,
-            grid,
-            threshold,
+        found = find_surface(
+            shape,
+            config.resolution,
+            threshold=None if config.threshold == "auto" else config.threshold,
             fill_cavities=config.fill_cavities,
             refine_steps=config.refine_steps,
             chunk=config.chunk,
+            progress=progress,
         )
-        surface, dropped = drop_small_components(surface, config.min_component_volume)
+        surface, dropped = drop_small_components(found.mesh, config.min_component_volume)
         if config.smoothing:
             surface = smooth(surface, config.smoothing)
-        return surface, dropped
+        return replace(found, mesh=surface), dropped
 
 
 class _Stages:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from scoredist3d.export.mesh import Mesh
+from scoredist3d.meshes.mesh import Mesh
 
 
 def to_y_up(vectors: np.ndarray) -> np.ndarray:

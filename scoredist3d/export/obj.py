@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from scoredist3d.export.gltf import to_y_up
-from scoredist3d.export.mesh import Mesh
+from scoredist3d.meshes.mesh import Mesh
 
 
 def write_obj(folder: Path, name: str, mesh: Mesh, texture: np.ndarray) -> list[Path]:

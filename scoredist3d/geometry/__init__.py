@@ -1,5 +1,27 @@
-"""Geometries: what is at a point of the object's ball (density, features, normal)."""
+"""Geometries: fields, surfaces and Gaussians in the object's ball."""
 
-from scoredist3d.geometry.base import Geometry, GeometryOutput
+from scoredist3d.geometry.base import (
+    Field,
+    GaussianCloud,
+    GaussianSet,
+    Geometry,
+    GeometryOutput,
+    SignedDistanceField,
+    Start,
+    Surface,
+    SurfaceMesh,
+    SurfacePoints,
+)
 
-__all__ = ["Geometry", "GeometryOutput"]
+__all__ = [
+    "Field",
+    "GaussianCloud",
+    "GaussianSet",
+    "Geometry",
+    "GeometryOutput",
+    "SignedDistanceField",
+    "Start",
+    "Surface",
+    "SurfaceMesh",
+    "SurfacePoints",
+]

@@ -1,8 +1,9 @@
-"""What every geometry offers to renderers, losses and exporters."""
+"""What every geometry offers to renderers, losses, exporters and later stages."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from scoredist3d.config import ComponentConfig, option
+from scoredist3d.meshes.mesh import Mesh
+from scoredist3d.meshes.shape import Shape
+from scoredist3d.meshes.splats import Splats
+from scoredist3d.seeding import Rng
 
 
 @dataclass(frozen=True)
@@ -20,19 +25,93 @@ class GeometryOutput:
         density: (N,), extinction per scene unit, >= 0.
         features: (N, F), unbounded; the material turns them into colour.
         normal: (N, 3) unit vectors pointing out of the object, or ``None`` where not asked for.
+        sdf: (N,), signed distance, negative inside, scene units; of signed distance fields only.
     """
 
     density: Tensor
     features: Tensor
     normal: Tensor | None = None
+    sdf: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class SurfaceMesh:
+    """A triangle mesh inside of an optimisation.
+
+    Attributes:
+        vertices: (V, 3), world, differentiable in the geometry's parameters.
+        faces: (F, 3) int64, counter-clockwise seen from outside.
+        uvs: (T, 2) texture coordinates, origin at the bottom left of the image, or None.
+        uv_faces: (F, 3) int64, indices into ``uvs``, or None.
+        fixed_topology: The faces are the same at every step, so that what is derived from them may be kept.
+    """
+
+    vertices: Tensor
+    faces: Tensor
+    uvs: Tensor | None = None
+    uv_faces: Tensor | None = None
+    fixed_topology: bool = False
+
+
+@dataclass(frozen=True)
+class SurfacePoints:
+    """``N`` points on a surface mesh, as a rasteriser finds them.
+
+    Attributes:
+        points: (N, 3), world.
+        uv: (N, 2) or None where the mesh has no texture coordinates.
+    """
+
+    points: Tensor
+    uv: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class GaussianSet:
+    """``N`` 3D Gaussians inside of an optimisation.
+
+    Attributes:
+        means: (N, 3), world.
+        scales: (N, 3), standard deviations, scene units, > 0.
+        quaternions: (N, 4), w first; normalised by whoever uses them.
+        opacities: (N,), in (0, 1).
+        features: (N, F), for the material.
+    """
+
+    means: Tensor
+    scales: Tensor
+    quaternions: Tensor
+    opacities: Tensor
+    features: Tensor
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a geometry can begin with in place of its own initialisation: another stage's object, or a file's.
+
+    Attributes:
+        mesh: Its surface, world coordinates.
+        features: (N, 3) points -> (N, F) features that give the material its look there; None where it has none.
+        shape: The object itself where it is more than a mesh.
+    """
+
+    mesh: Mesh
+    features: Callable[[Tensor], Tensor] | None = None
+    shape: Shape | None = None
 
 
 class Geometry(nn.Module, ABC):
-    """A field in the ball of ``radius`` around the origin; empty outside of it.
+    """An object in the ball of ``radius`` around the origin; nothing is outside of it.
+
+    Four kinds differ in what renderers take from them: :class:`Field`, :class:`SignedDistanceField`, :class:`Surface`
+    and :class:`GaussianCloud`. What is declared here all of them have, so that any can be exported and any can start
+    from any other.
 
     Attributes:
         radius: Scene units.
         num_features: F, the number of feature channels.
+        iso_level: :meth:`density` on the surface where that is known, else None.
+        grows: Parameters may change their sizes while training, which a run on several devices cannot follow.
     """
 
     @dataclass
@@ -42,21 +121,42 @@ class Geometry(nn.Module, ABC):
         radius: float = option(1.0, "Radius of the ball that holds the object, in scene units.", gt=0)
 
     num_features: int
+    iso_level: float | None = None
+    grows: bool = False
 
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.radius = config.radius
 
     @abstractmethod
-    def forward(self, points: Tensor, *, with_normal: bool = False) -> GeometryOutput:
-        """The field at (N, 3) world points."""
+    def density(self, points: Tensor) -> Tensor:
+        """(N,) densities at (N, 3) world points, >= 0."""
 
     @abstractmethod
-    def density(self, points: Tensor) -> Tensor:
-        """(N,) densities at (N, 3) world points; cheaper than :meth:`forward`."""
+    def features_at(self, points: Tensor) -> Tensor:
+        """(N, F) features at (N, 3) world points on or near the surface."""
+
+    def surface(self) -> Mesh | None:
+        """The surface where the geometry is one, else None."""
+        return None
+
+    def splats(self, colors: Callable[[Tensor], Tensor]) -> Splats | None:
+        """The Gaussians where the geometry is made of them, else None; ``colors`` maps features (N, F) to (N, 3)."""
+        return None
+
+    def start_from(self, start: Start, rng: Rng) -> str:
+        """Take over another object's surface and look; returns a sentence on how well that went.
+
+        Raises:
+            ValueError: This geometry cannot.
+        """
+        raise ValueError(f"geometry.type: {type(self).__name__} cannot start from another representation")
 
     def update_step(self, step: int) -> None:
         """Set everything that depends on the optimiser step, from ``step`` alone, so that resuming needs no state."""
+
+    def after_step(self, step: int, optimizer: torch.optim.Optimizer, rng: Rng) -> None:
+        """After the optimiser's update of ``step``: e.g. add or remove elements, together with their moments."""
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Optimiser groups ``{"name", "params"}``; the optimiser block may give each name its own learning rate."""
@@ -66,3 +166,43 @@ class Geometry(nn.Module, ABC):
     def device(self) -> torch.device:
         """Where the parameters are."""
         return next(self.parameters()).device
+
+
+class Field(Geometry):
+    """A density and features at every point."""
+
+    @abstractmethod
+    def forward(self, points: Tensor, *, with_normal: bool = False) -> GeometryOutput:
+        """The field at (N, 3) world points."""
+
+    def features_at(self, points: Tensor) -> Tensor:
+        """(N, F) at (N, 3)."""
+        return self.forward(points).features
+
+
+class SignedDistanceField(Field):
+    """A field whose density is a function of a signed distance."""
+
+    @abstractmethod
+    def sdf(self, points: Tensor) -> Tensor:
+        """(N,) signed distances at (N, 3) world points, negative inside, scene units."""
+
+
+class Surface(Geometry):
+    """A triangle mesh with features on it."""
+
+    @abstractmethod
+    def forward(self) -> SurfaceMesh:
+        """The mesh at the current parameters."""
+
+    @abstractmethod
+    def features(self, points: SurfacePoints) -> Tensor:
+        """(N, F) features of points that a rasteriser has found on the mesh of :meth:`forward`."""
+
+
+class GaussianCloud(Geometry):
+    """3D Gaussians with features."""
+
+    @abstractmethod
+    def forward(self) -> GaussianSet:
+        """The Gaussians at the current parameters."""

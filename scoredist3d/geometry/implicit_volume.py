@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scoredist3d.config import option
-from scoredist3d.geometry.base import Geometry, GeometryOutput
+from scoredist3d.geometry.base import Field, GeometryOutput
 from scoredist3d.geometry.networks import MLP
+from scoredist3d.materials.base import Material
 from scoredist3d.ops.hash_grid import HashGridSpec, hash_grid_encode
 from scoredist3d.registry import register
 from scoredist3d.seeding import Rng
@@ -68,7 +69,7 @@ class NetworkConfig:
     summary="Density and features from a hash grid and a small network.",
     arxiv="2201.05989",
 )
-class ImplicitVolume(Geometry):
+class ImplicitVolume(Field):
     """Density tau(x) = act(f(x) + b(x)) / radius inside the ball, 0 outside; features are the network's other outputs.
 
     f is the first output of the network on the encoding of x, b the blob that starts the optimisation with something in
@@ -78,10 +79,12 @@ class ImplicitVolume(Geometry):
     """
 
     @dataclass
-    class Config(Geometry.Config):
+    class Config(Field.Config):
         """Options of the implicit volume."""
 
-        num_features: int = option(3, "Feature channels handed to the material (3 for a colour).", ge=1)
+        num_features: int | None = option(
+            None, "Feature channels handed to the material; as many as it takes where not given.", ge=1
+        )
         grid: HashGridConfig = field(default_factory=HashGridConfig, metadata={"help": "The encoding."})
         network: NetworkConfig = field(default_factory=NetworkConfig, metadata={"help": "The network after it."})
         density_activation: Literal["softplus", "trunc-exp"] = option(
@@ -118,17 +121,17 @@ class ImplicitVolume(Geometry):
                 )
             return problems
 
-    def __init__(self, config: Config, *, rng: Rng | None = None) -> None:
+    def __init__(self, config: Config, *, rng: Rng | None = None, material: Material | None = None) -> None:
         super().__init__(config)
         self.config = config
-        self.num_features = config.num_features
+        self.num_features = config.num_features or (3 if material is None else material.num_features)
         self.spec = grid_spec(config.grid)
         generator = (rng or Rng()).shared()("geometry")
         bound = config.grid.initial_range
         table = torch.empty(self.spec.num_entries, config.grid.features_per_level)
         self.table = nn.Parameter(table.uniform_(-bound, bound, generator=generator))
         hidden = [config.network.hidden_width] * config.network.hidden_layers
-        self.network = MLP([self.spec.output_dim, *hidden, 1 + config.num_features], generator)
+        self.network = MLP([self.spec.output_dim, *hidden, 1 + self.num_features], generator)
         self.num_active_levels = self._active_levels(0)
 
     def forward(self, points: Tensor, *, with_normal: bool = False) -> GeometryOutput:

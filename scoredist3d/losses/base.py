@@ -10,6 +10,7 @@ from torch import Tensor
 from scoredist3d.config import ComponentConfig, Schedule, option
 from scoredist3d.geometry.base import Geometry
 from scoredist3d.renderers.base import Render
+from scoredist3d.seeding import Rng
 
 
 class Loss(ABC):
@@ -35,5 +36,12 @@ class Loss(ABC):
         return self._weight(step)
 
     @abstractmethod
-    def __call__(self, render: Render, geometry: Geometry, step: int) -> Tensor:
-        """The term's value, a scalar that may be differentiated."""
+    def __call__(self, render: Render, geometry: Geometry, step: int, rng: Rng) -> Tensor:
+        """The term's value, a scalar that may be differentiated.
+
+        Args:
+            render: The views of this step.
+            geometry: What they show.
+            step: Optimiser step.
+            rng: Source of the term's own randomness, e.g. points to look at.
+        """

@@ -12,6 +12,7 @@ from scoredist3d.geometry.base import Geometry
 from scoredist3d.losses.base import Loss
 from scoredist3d.registry import register
 from scoredist3d.renderers.base import Render
+from scoredist3d.seeding import Rng
 
 
 @register("loss", "opaque", summary="Entropy of the opacity: pixels should be empty or solid.")
@@ -28,7 +29,7 @@ class Opaque(Loss):
         super().__init__(config)
         self.margin = config.margin
 
-    def __call__(self, render: Render, geometry: Geometry, step: int) -> Tensor:
+    def __call__(self, render: Render, geometry: Geometry, step: int, rng: Rng) -> Tensor:
         """The mean over all pixels, in nats."""
         opacity = render.opacity.clamp(self.margin, 1.0 - self.margin)
         return F.binary_cross_entropy(opacity, opacity)

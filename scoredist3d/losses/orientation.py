@@ -10,6 +10,7 @@ from scoredist3d.geometry.base import Geometry
 from scoredist3d.losses.base import Loss
 from scoredist3d.registry import register
 from scoredist3d.renderers.base import Render
+from scoredist3d.seeding import Rng
 
 
 @register("loss", "orientation", summary="Visible normals should face the camera.", arxiv="2111.09883")
@@ -27,7 +28,7 @@ class Orientation(Loss):
 
     needs_normal = True
 
-    def __call__(self, render: Render, geometry: Geometry, step: int) -> Tensor:
+    def __call__(self, render: Render, geometry: Geometry, step: int, rng: Rng) -> Tensor:
         """The mean over rays with an opacity above 0.
 
         Raises:

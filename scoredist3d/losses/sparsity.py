@@ -11,6 +11,7 @@ from scoredist3d.geometry.base import Geometry
 from scoredist3d.losses.base import Loss
 from scoredist3d.registry import register
 from scoredist3d.renderers.base import Render
+from scoredist3d.seeding import Rng
 
 
 @register("loss", "sparsity", summary="Mean of sqrt(opacity^2 + epsilon): less fog.", arxiv="2209.14988")
@@ -30,6 +31,6 @@ class Sparsity(Loss):
         super().__init__(config)
         self.epsilon = config.epsilon
 
-    def __call__(self, render: Render, geometry: Geometry, step: int) -> Tensor:
+    def __call__(self, render: Render, geometry: Geometry, step: int, rng: Rng) -> Tensor:
         """The mean over all pixels."""
         return (render.opacity.square() + self.epsilon).sqrt().mean()

@@ -12,6 +12,7 @@ from scoredist3d.losses.base import Loss
 from scoredist3d.ops.compositing import accumulate
 from scoredist3d.registry import register
 from scoredist3d.renderers.base import Render
+from scoredist3d.seeding import Rng
 
 
 @register("loss", "z-variance", summary="Variance of the depth along each ray: crisp surfaces.", arxiv="2305.18766")
@@ -31,7 +32,7 @@ class ZVariance(Loss):
         super().__init__(config)
         self.min_opacity = config.min_opacity
 
-    def __call__(self, render: Render, geometry: Geometry, step: int) -> Tensor:
+    def __call__(self, render: Render, geometry: Geometry, step: int, rng: Rng) -> Tensor:
         """The mean over the rays that count, in squared scene units.
 
         Raises:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from scoredist3d.cameras import Cameras
 from scoredist3d.config import ComponentConfig
+from scoredist3d.meshes.shape import SurfaceChannels
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,10 @@ class Material(nn.Module, ABC):
 
     Attributes:
         num_features: Feature channels expected from the geometry.
+        num_channels: Channels of what :meth:`forward` returns: 3, or those of the prior's latents.
+        makes_latents: Renders are latents that go to the guidance as they are, not images that the prior encodes.
+        needs_normal: :meth:`forward` needs normals at every step, whether there is a light or not.
+        needs_view_dirs: :meth:`forward` needs the directions of view.
     """
 
     @dataclass
@@ -46,6 +51,10 @@ class Material(nn.Module, ABC):
         """Options of every material (none)."""
 
     num_features: int = 3
+    num_channels: int = 3
+    makes_latents: bool = False
+    needs_normal: bool = False
+    needs_view_dirs: bool = False
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -70,12 +79,32 @@ class Material(nn.Module, ABC):
             light: One per point, or ``None`` for the unlit colour.
 
         Returns:
-            (N, 3) in [0, 1].
+            (N, num_channels), colours in [0, 1] unless the material makes latents.
         """
 
     @abstractmethod
-    def albedo(self, features: Tensor, *, points: Tensor | None = None) -> Tensor:
-        """(N, 3) colours in [0, 1] without any light, as an exported texture holds them."""
+    def channels(
+        self, features: Tensor, *, points: Tensor | None = None, normals: Tensor | None = None
+    ) -> SurfaceChannels:
+        """How the surface looks without any light, as exported textures hold it.
+
+        Args:
+            features: (N, num_features).
+            points: (N, 3), world.
+            normals: (N, 3), unit, outward; where given, the shading normals can be told.
+        """
+
+    def display(self, values: Tensor) -> Tensor:
+        """(..., 3) in [0, 1] to look at, of (..., num_channels) rendered values."""
+        return values
+
+    def features_of(self, channels: SurfaceChannels) -> Tensor:
+        """(N, num_features) features that :meth:`channels` turns into ``channels``, as well as this material can.
+
+        Raises:
+            ValueError: The material's colours are no function of single points' features.
+        """
+        raise ValueError(f"material.type: {type(self).__name__} cannot take over the colours of another object")
 
     def sample_light(self, cameras: Cameras, step: int, generator: torch.Generator | None) -> Light | None:
         """The light of each image of a step; ``None`` where the material needs none, and so no normals either.
@@ -91,3 +120,8 @@ class Material(nn.Module, ABC):
         """Optimiser groups ``{"name", "params"}``; empty for a material without parameters."""
         params = list(self.parameters())
         return [{"name": "material", "params": params}] if params else []
+
+
+def logit(colors: Tensor, margin: float = 1e-3) -> Tensor:
+    """Inverse of the sigmoid for values in [0, 1], kept ``margin`` away from both ends so that it stays finite."""
+    return torch.logit(colors, eps=margin)

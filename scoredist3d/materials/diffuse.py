@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from scoredist3d.cameras import Cameras
 from scoredist3d.config import option
-from scoredist3d.materials.base import Light, Material
+from scoredist3d.materials.base import Light, Material, logit
+from scoredist3d.meshes.shape import SurfaceChannels
 from scoredist3d.registry import register
 
 
@@ -86,9 +87,15 @@ class Diffuse(Material):
         textureless = light.textureless[:, None]
         return (albedo * (1.0 - textureless) + textureless) * shading[:, None]
 
-    def albedo(self, features: Tensor, *, points: Tensor | None = None) -> Tensor:
-        """(N, 3) albedo."""
-        return features.sigmoid()
+    def channels(
+        self, features: Tensor, *, points: Tensor | None = None, normals: Tensor | None = None
+    ) -> SurfaceChannels:
+        """The albedo alone."""
+        return SurfaceChannels(features.sigmoid())
+
+    def features_of(self, channels: SurfaceChannels) -> Tensor:
+        """(N, 3): the logit of the base colour."""
+        return logit(channels.base_color)
 
     def sample_light(self, cameras: Cameras, step: int, generator: torch.Generator | None) -> Light | None:
         """Phases and light positions of a step; ``None`` where no image of it is lit."""

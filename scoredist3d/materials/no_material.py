@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from scoredist3d.materials.base import Light, Material
+from scoredist3d.materials.base import Light, Material, logit
+from scoredist3d.meshes.shape import SurfaceChannels
 from scoredist3d.registry import register
 
 
@@ -30,6 +31,12 @@ class NoMaterial(Material):
         """(N, 3) colours; everything but the features is ignored."""
         return features.sigmoid()
 
-    def albedo(self, features: Tensor, *, points: Tensor | None = None) -> Tensor:
-        """(N, 3) colours."""
-        return features.sigmoid()
+    def channels(
+        self, features: Tensor, *, points: Tensor | None = None, normals: Tensor | None = None
+    ) -> SurfaceChannels:
+        """The colour alone."""
+        return SurfaceChannels(features.sigmoid())
+
+    def features_of(self, channels: SurfaceChannels) -> Tensor:
+        """(N, 3): the logit of the base colour."""
+        return logit(channels.base_color)

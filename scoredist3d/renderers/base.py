@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from scoredist3d.backgrounds.base import Background
 from scoredist3d.cameras import Cameras
 from scoredist3d.config import ComponentConfig
-from scoredist3d.geometry.base import Geometry
+from scoredist3d.geometry.base import Geometry, SurfaceMesh
 from scoredist3d.materials.base import Material
 from scoredist3d.ops.ray_marching import RaySamples
 from scoredist3d.seeding import Rng
@@ -45,12 +45,13 @@ class Render:
     """``B`` images of the scene.
 
     Attributes:
-        rgb: (B, H, W, 3) in [0, 1], over the background.
+        rgb: (B, H, W, 3) in [0, 1], over the background; (B, H, W, C) latents where the material makes those.
         opacity: (B, H, W, 1) in [0, 1].
         depth: (B, H, W, 1), mean distance along the ray of what the pixel shows, scene units; 0 where it shows nothing.
-        background: (B, H, W, 3), what is behind.
+        background: (B, H, W, 3), what is behind (C channels where ``rgb`` has them).
         normal: (B, H, W, 3), unit world normals, zero where nothing is seen; ``None`` where not asked for.
         samples: Present while training only.
+        mesh: What a rasteriser has shown, for losses on it.
     """
 
     rgb: Tensor
@@ -59,13 +60,19 @@ class Render:
     background: Tensor
     normal: Tensor | None = None
     samples: SampleRecord | None = None
+    mesh: SurfaceMesh | None = None
 
 
 class Renderer(nn.Module, ABC):
     """Renders a geometry with a material over a background.
 
     The three parts are used, not owned: they are no sub-modules, so their parameters appear once in the system's state.
+
+    Attributes:
+        renders: The kind of geometry that it takes.
     """
+
+    renders: type[Geometry] = Geometry  # type: ignore[type-abstract]
 
     @dataclass
     class Config(ComponentConfig):
@@ -73,6 +80,8 @@ class Renderer(nn.Module, ABC):
 
     def __init__(self, config: Config, *, geometry: Geometry, material: Material, background: Background) -> None:
         super().__init__()
+        if not isinstance(geometry, self.renders):
+            raise ValueError(f"renderer.type: {type(self).__name__} cannot render {type(geometry).__name__}")
         if geometry.num_features != material.num_features:
             raise ValueError(
                 f"geometry.num_features is {geometry.num_features}, but the material takes {material.num_features}; "

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from scoredist3d.backgrounds.base import Background
 from scoredist3d.cameras import Cameras
 from scoredist3d.config import option
-from scoredist3d.geometry.base import Geometry
+from scoredist3d.geometry.base import Field
 from scoredist3d.materials.base import Light, Material
 from scoredist3d.ops.compositing import accumulate, render_weights, transmittance
 from scoredist3d.ops.occupancy import OccupancyGrid
@@ -74,7 +74,9 @@ class VolumeRenderer(Renderer):
             "auto", "Implementation of ray marching and compositing."
         )
 
-    def __init__(self, config: Config, *, geometry: Geometry, material: Material, background: Background) -> None:
+    renders = Field
+
+    def __init__(self, config: Config, *, geometry: Field, material: Material, background: Background) -> None:
         super().__init__(config, geometry=geometry, material=material, background=background)
         self.config = config
         self.step_size = 2.0 * geometry.radius / config.num_samples

@@ -25,7 +25,7 @@ from scoredist3d.systems.optimizer import OptimizerConfig
 
 if TYPE_CHECKING:
     from scoredist3d.config.experiment import PreviewConfig, TurntableConfig
-    from scoredist3d.export.field import ExportableField
+    from scoredist3d.meshes.shape import Shape
 
 
 @dataclass(frozen=True)
@@ -85,8 +85,8 @@ class System(nn.Module, ABC):
     def frames(self, config: TurntableConfig, snapshots: Sequence[Path]) -> Iterator[Tensor]:
         """(H, W, 3) frames in [0, 1] of the final video; ``snapshots`` are the run's preview images, oldest first."""
 
-    def export_fields(self) -> Sequence[ExportableField]:
-        """The objects as fields that exporters can mesh; none where the system makes images."""
+    def shapes(self) -> Sequence[Shape]:
+        """The objects, for exporters; none where the system makes images."""
         return ()
 
     @property
@@ -94,8 +94,13 @@ class System(nn.Module, ABC):
         """Whether every step gives every trained parameter a gradient."""
         return True
 
-    def start_from(self, state: Mapping[str, Any]) -> None:
-        """Take over the representation in another run's ``state_dict``.
+    @property
+    def grows(self) -> bool:
+        """Whether parameters may change their sizes while training."""
+        return False
+
+    def start_from(self, state: Mapping[str, Any], system: Any = None) -> None:
+        """Take over the representation of another run: its ``state_dict`` and its ``system`` block.
 
         Raises:
             ValueError: This system cannot, or the state holds another representation.
@@ -114,6 +119,9 @@ class System(nn.Module, ABC):
 
     def prepare_step(self, step: int, rng: Rng) -> None:
         """Set what depends on the step before its first forward pass; ``rng`` is the one that all ranks share."""
+
+    def after_step(self, step: int, optimizer: torch.optim.Optimizer, rng: Rng) -> None:
+        """After the optimiser's update of ``step``; ``rng`` is the one that all ranks share."""
 
     def restore_step(self, step: int) -> None:
         """Set what is a function of the step alone (levels), for evaluation of a loaded checkpoint."""

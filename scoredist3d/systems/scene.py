@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,9 @@ from scoredist3d.cameras import Cameras
 from scoredist3d.config import ComponentConfig
 from scoredist3d.geometry.base import Geometry
 from scoredist3d.materials.base import Material
+from scoredist3d.meshes.mesh import Mesh
+from scoredist3d.meshes.shape import SurfaceChannels
+from scoredist3d.meshes.splats import Splats
 from scoredist3d.renderers.base import Render
 from scoredist3d.seeding import Rng
 from scoredist3d.systems.base import build_component, named_groups
@@ -36,11 +39,17 @@ class Scene(nn.Module):
         renderer: ComponentConfig,
         *,
         rng: Rng,
+        prior: Any = None,
     ) -> None:
+        """Args:
+        geometry, material, background, renderer: Their blocks.
+        rng: Draws the starting values; equal on all ranks.
+        prior: For materials that make its latents.
+        """
         super().__init__()
-        self.geometry: Geometry = build_component(geometry, rng=rng)
-        self.material: Material = build_component(material, rng=rng)
-        self.background = build_component(background, rng=rng)
+        self.material: Material = build_component(material, rng=rng, prior=prior)
+        self.geometry: Geometry = build_component(geometry, rng=rng, material=self.material)
+        self.background = build_component(background, rng=rng, num_channels=self.material.num_channels)
         self.renderer = build_component(
             renderer, geometry=self.geometry, material=self.material, background=self.background, rng=rng
         )
@@ -69,6 +78,11 @@ class Scene(nn.Module):
         self._set_step(self.first_step + step)
         self.geometry.update_step(self.step)
 
+    def fits(self, state: Mapping[str, Any]) -> bool:
+        """Whether ``state`` is of a scene with these very parts."""
+        own = self.state_dict()
+        return own.keys() == state.keys() and all(value.shape == state[name].shape for name, value in own.items())
+
     def continue_from(self, state: dict[str, Any]) -> None:
         """Take over another scene's ``state_dict`` and go on counting from its step."""
         self.load_state_dict(state)
@@ -86,8 +100,8 @@ def _restore_steps(scene: Any, _: Any) -> None:
     scene.geometry.update_step(scene.step)
 
 
-class SceneField:
-    """A trained scene as exporters see it: density and unlit colour."""
+class SceneShape:
+    """A trained scene as exporters and later stages see it: where it is, and its unlit look."""
 
     def __init__(self, scene: Scene) -> None:
         self._geometry, self._material = scene.geometry, scene.material
@@ -102,15 +116,30 @@ class SceneField:
         """Where points must be."""
         return self._geometry.device
 
+    @property
+    def iso_level(self) -> float | None:
+        """Density of the surface, where known."""
+        return self._geometry.iso_level
+
     @torch.no_grad()
     def density(self, points: Tensor) -> Tensor:
         """(N,) at (N, 3)."""
         return self._geometry.density(points)
 
     @torch.no_grad()
-    def color(self, points: Tensor) -> Tensor:
-        """(N, 3) in [0, 1] at (N, 3)."""
-        return self._material.albedo(self._geometry(points).features, points=points)
+    def channels(self, points: Tensor) -> SurfaceChannels:
+        """At (N, 3)."""
+        return self._material.channels(self._geometry.features_at(points), points=points)
+
+    @torch.no_grad()
+    def surface(self) -> Mesh | None:
+        """The geometry's own surface, if it is one."""
+        return self._geometry.surface()
+
+    @torch.no_grad()
+    def splats(self) -> Splats | None:
+        """The geometry's Gaussians, if it is made of them."""
+        return self._geometry.splats(lambda features: self._material.channels(features).base_color)
 
 
 def merged_groups(groups: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

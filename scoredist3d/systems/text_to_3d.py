@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from scoredist3d import registry
 from scoredist3d.cameras import Cameras
@@ -20,10 +22,14 @@ from scoredist3d.registry import register
 from scoredist3d.renderers.base import Render
 from scoredist3d.seeding import Rng
 from scoredist3d.systems.base import GuidedSystem, TrainingStep, build_component
-from scoredist3d.systems.scene import Scene, SceneField, merged_groups
+from scoredist3d.systems.conversion import ConversionConfig, convert
+from scoredist3d.systems.scene import Scene, SceneShape, merged_groups
 
 if TYPE_CHECKING:
     from scoredist3d.config.experiment import PreviewConfig, TurntableConfig
+
+
+_log = logging.getLogger(__name__)
 
 
 @register("system", "text-to-3d", summary="Optimise a scene so that its rendered views look like the prompt.")
@@ -48,7 +54,10 @@ class TextTo3D(GuidedSystem):
             1, "Scenes drawn in each step without replacement, all seen from the step's cameras.", ge=1
         )
         init_from: str | None = option(
-            None, "Run folder or checkpoint whose scene to start from; its representation must be the same."
+            None, "Run folder or checkpoint whose scene to start from; another representation is converted."
+        )
+        conversion: ConversionConfig = field(
+            default_factory=ConversionConfig, metadata={"help": "How a scene of another representation is taken over."}
         )
 
         def validate(self) -> list[str]:
@@ -58,6 +67,13 @@ class TextTo3D(GuidedSystem):
                 problems.append(
                     "geometry.type: image-canvas cannot be rendered from cameras; use system.type=text-to-2d"
                 )
+            elif self.geometry is not None and self.renderer is not None:
+                shown: Any = registry.entry_of(self.renderer).cls
+                if not issubclass(registry.entry_of(self.geometry).cls, shown.renders):
+                    problems.append(
+                        f"renderer.type: {self.renderer.type} cannot render {self.geometry.type}; "
+                        f"use {_renderers_of(self.geometry)}"
+                    )
             if self.particles_per_step > self.particles:
                 problems.append(
                     f"particles_per_step: {self.particles_per_step} exceeds particles, which is {self.particles}"
@@ -86,9 +102,9 @@ class TextTo3D(GuidedSystem):
         self.settings = config
         self.cameras = cameras
         rng = (rng or Rng()).shared()
-        parts = (config.geometry, config.material, config.background, config.renderer)
+        self._seed = rng.seed
         streams = [rng, *(rng.derive(f"particle/{index}") for index in range(1, config.particles))]
-        self.scenes = nn.ModuleList(Scene(*parts, rng=stream) for stream in streams)
+        self.scenes = nn.ModuleList(self._scene(config, stream) for stream in streams)
         self.losses = {name: build_component(block) for name, block in config.loss.items()}
         self.source = self._frozen_copy() if self.guidance.needs_source else None
 
@@ -96,6 +112,12 @@ class TextTo3D(GuidedSystem):
     def geometry(self) -> Geometry:
         """Of the first scene."""
         return self.scenes[0].geometry  # type: ignore[return-value]
+
+    @property
+    def makes_latents(self) -> bool:
+        """Whether renders are latents."""
+        material: Any = self.scenes[0].material
+        return bool(material.makes_latents)
 
     @property
     def steps_everything(self) -> bool:
@@ -110,44 +132,51 @@ class TextTo3D(GuidedSystem):
         with_normal = any(loss.needs_normal for loss in losses.values())
         renders = [self.scenes[index](cameras, step=step, rng=rng, with_normal=with_normal) for index in drawn]
         rgb, opacity = (torch.cat([getattr(render, name) for render in renders]) for name in ("rgb", "opacity"))
-        latents = self.prior.encode(rgb, rng("encode", step, self.device))
+        latents = self._latents(rgb, step, rng)
         guided = self.guide(
             latents,
             self.prompts(Cameras.cat([cameras] * len(drawn))),
             step,
             rng,
-            rgb=rgb,
+            rgb=None if self.makes_latents else rgb,
             opacity=opacity,
             particles=[index for index in drawn for _ in range(len(cameras))],
             source=self._source_latents(cameras, step, rng, len(drawn)),
         )
-        total, terms = self._regularised(guided.loss, losses, dict(zip(drawn, renders, strict=True)), step)
+        total, terms = self._regularised(guided.loss, losses, dict(zip(drawn, renders, strict=True)), step, rng)
         return TrainingStep(total, guided.scalars | terms | {"opacity": opacity.detach().mean()})
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """``geometry.*``, ``material``, ``background`` and ``renderer`` groups, each over all scenes."""
         return merged_groups([group for scene in self.scenes for group in scene.parameter_groups()])  # type: ignore[operator]
 
-    def start_from(self, state: Mapping[str, Any]) -> None:
-        """Take over the first scene of another run's ``state_dict`` of the same representation, in every scene.
+    def start_from(self, state: Mapping[str, Any], system: Any = None) -> None:
+        """Take over the first scene of another run, in every scene.
+
+        Args:
+            state: That run's ``state_dict``.
+            system: Its ``system`` block; where not given, the representation must be the same.
 
         Raises:
-            ValueError: The state holds no such scene.
+            ValueError: The state holds no such scene, or one that cannot be converted.
         """
         prefix = "scenes.0."
         weights = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-        targets = [*self.scenes, *([] if self.source is None else [self.source])]
-        for scene in targets:
-            own = scene.state_dict()
-            differing = sorted(own.keys() ^ weights.keys()) or [
-                name for name, value in own.items() if value.shape != weights[name].shape
-            ]
-            if differing:
+        first: Any = self.scenes[0]
+        if first.fits(weights):
+            copies = weights
+        else:
+            if system is None or not weights:
                 raise ValueError(
-                    f"system.init_from: the scene there is represented otherwise (it differs in {differing[0]}); use "
-                    "the geometry, material, background and renderer of the run that made it"
+                    "system.init_from: the run there holds no scene that this representation can start from"
                 )
-            scene.continue_from(weights)  # type: ignore[operator]
+            source = self._scene(system, Rng())
+            source.load_state_dict(weights)
+            for line in convert(source, first, self.settings.conversion, Rng(self._seed)):
+                _log.info("%s", line)
+            copies = first.state_dict()
+        for scene in [*self.scenes, *([] if self.source is None else [self.source])]:
+            scene.continue_from(copies)  # type: ignore[operator]
 
     def prepare_step(self, step: int, rng: Rng) -> None:
         """Levels and occupancy."""
@@ -184,9 +213,25 @@ class TextTo3D(GuidedSystem):
         for renders in zip(*turns, strict=True):
             yield torch.cat([render.rgb[0] for render in renders], dim=1)
 
-    def export_fields(self) -> list[SceneField]:
-        """Density and unlit colour of every scene."""
-        return [SceneField(scene) for scene in self.scenes]  # type: ignore[arg-type]
+    def after_step(self, step: int, optimizer: torch.optim.Optimizer, rng: Rng) -> None:
+        """What geometries do between two updates."""
+        for index, scene in enumerate(self.scenes):
+            stream = rng.derive(f"particle/{index}") if index else rng
+            scene.geometry.after_step(step, optimizer, stream)  # type: ignore[operator, union-attr]
+
+    @property
+    def grows(self) -> bool:
+        """Whether parameters may change their sizes."""
+        return self.geometry.grows
+
+    def shapes(self) -> list[SceneShape]:
+        """Every scene, for exporters."""
+        return [SceneShape(scene) for scene in self.scenes]  # type: ignore[arg-type]
+
+    def _scene(self, config: Any, rng: Rng) -> Scene:
+        """A fresh scene of a system block."""
+        parts = (config.geometry, config.material, config.background, config.renderer)
+        return Scene(*parts, rng=rng, prior=self.prior)
 
     @torch.no_grad()
     def _views(
@@ -196,7 +241,8 @@ class TextTo3D(GuidedSystem):
         cameras = self.cameras.evaluation(azimuths, elevation, height, width)
         shown: Any = self.scenes[scene]
         for index in range(len(cameras)):
-            yield shown(cameras[index].to(self.device), step=shown.step, rng=None)
+            render = shown(cameras[index].to(self.device), step=shown.step, rng=None)
+            yield replace(render, rgb=shown.material.display(render.rgb))
 
     def _draw(self, step: int, rng: Rng) -> list[int]:
         """The scenes of this step, the same on every rank."""
@@ -215,22 +261,45 @@ class TextTo3D(GuidedSystem):
         if self.source is None:
             return None
         rgb = self.source(cameras, step=step, rng=rng).rgb
-        return self.prior.encode(torch.cat([rgb] * count), rng("encode", step, self.device))
+        return self._latents(torch.cat([rgb] * count), step, rng)
+
+    def _latents(self, rgb: Tensor, step: int, rng: Rng) -> Tensor:
+        """(B, C, h, w) of renders, which are images that the prior encodes, or latents already."""
+        if not self.makes_latents:
+            return self.prior.encode(rgb, rng("encode", step, self.device))
+        size = self.prior.latent_shape(self.prior.image_size, self.prior.image_size)[1:]
+        latents = rgb.movedim(-1, 1)
+        if latents.shape[2:] == size:
+            return latents
+        return functional.interpolate(latents, size, mode="bilinear", align_corners=False, antialias=True)
 
     def _regularised(
-        self, guided: Tensor, losses: dict[str, Loss], renders: dict[int, Render], step: int
+        self, guided: Tensor, losses: dict[str, Loss], renders: dict[int, Render], step: int, rng: Rng
     ) -> tuple[Tensor, dict[str, Tensor | float]]:
         """Guidance's loss and the weighted terms (means over the drawn scenes); each term logged raw and weighted."""
         total = guided
         scalars: dict[str, Tensor | float] = {}
         for name, loss in losses.items():
-            values = [loss(render, self.scenes[index].geometry, step) for index, render in renders.items()]  # type: ignore[arg-type]
+            values = [loss(render, self.scenes[index].geometry, step, rng) for index, render in renders.items()]  # type: ignore[arg-type]
             value = torch.stack(values).mean()
             weighted = loss.weight(step) * value
             total = total + weighted
             scalars[f"loss/{name}"] = value.detach()
             scalars[f"weighted/{name}"] = weighted.detach()
         return total, scalars
+
+
+def _renderers_of(geometry: ComponentConfig) -> str:
+    """Names of the renderers that can show a geometry."""
+    cls = registry.entry_of(geometry).cls
+    found = [name for name in registry.names("renderer") if issubclass(cls, _renders(name))]
+    return " or ".join(found) or "another geometry"
+
+
+def _renders(name: str) -> type:
+    renderer: Any = registry.lookup("renderer", name).cls
+    kind: type = renderer.renders
+    return kind
 
 
 def depth_image(depth: Tensor, opacity: Tensor) -> Tensor:

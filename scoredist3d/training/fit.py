@@ -15,6 +15,7 @@ import torch
 
 from scoredist3d import registry
 from scoredist3d.config.experiment import ExperimentConfig
+from scoredist3d.config.validation import load_experiment
 from scoredist3d.seeding import Rng
 from scoredist3d.systems.base import System, build_component
 from scoredist3d.training.checkpoint import read_checkpoint
@@ -95,7 +96,9 @@ def fit(
     """
     start = start_of(config)
     if resume is None and start is not None:
-        system.start_from(read_checkpoint(find_run(start)[1])["state_dict"])
+        folder_there, checkpoint = find_run(start)
+        source = load_experiment([folder_there.resolved_config])
+        system.start_from(read_checkpoint(checkpoint)["state_dict"], source.system)
     import_lightning()
     import pytorch_lightning as pl
 

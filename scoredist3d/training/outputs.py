@@ -62,17 +62,17 @@ def export_objects(
         ValueError: The system has no object (text-to-2d), or none that is solid; single ones that are not are left out
             with a warning.
     """
-    fields = system.export_fields()
-    if not fields:
+    shapes = system.shapes()
+    if not shapes:
         raise ValueError(f"system.type={config.system.type} makes images, so there is no object to export")
     exporter, name = registry.build(config.exporter), slug(config.prompt)
-    names = [name, *(f"{name}-{index}" for index in range(2, len(fields) + 1))]
+    names = [name, *(f"{name}-{index}" for index in range(2, len(shapes) + 1))]
     exported, problems = [], []
-    for field, own in zip(fields, names, strict=True):
+    for shape, own in zip(shapes, names, strict=True):
         try:
-            exported.append(exporter.export(field, folder.export, own, progress))
+            exported.append(exporter.export(shape, folder.export, own, progress))
         except ValueError as error:
-            problems.append(f"{own}: {error}" if len(fields) > 1 else str(error))
+            problems.append(f"{own}: {error}" if len(shapes) > 1 else str(error))
     if not exported:
         raise ValueError("; ".join(problems))
     for problem in problems:

@@ -177,7 +177,7 @@ def _finish(
     grid = latest_preview(folder)
     if grid is not None:
         result.paths["image grid"] = grid
-    if not system.export_fields():
+    if not system.shapes():
         return
     try:
         _export(system, config, folder, result, console, clock)

@@ -21,7 +21,7 @@ from export_fields import (
 from scoredist3d import registry
 from scoredist3d.export import exporter as exporter_module
 from scoredist3d.export.files import safe_name
-from scoredist3d.export.mesh import Mesh, topology
+from scoredist3d.meshes.mesh import Mesh, topology
 
 # Not symmetric: longest along +x (front), a small cube on +y, flat in z.
 BODY = union(box((0.4, 0.2, 0.1), (0.3, 0.0, 0.0)), box((0.1, 0.1, 0.1), (0.0, 0.3, 0.0)))
@@ -131,7 +131,7 @@ def test_report_and_progress(exported):
     assert report.watertight and report.components == 1 and report.holes == 0 and report.notes == ()
     assert 0 < report.faces <= 1500
     assert report.density_range == (0.0, 500.0) and 0 < report.threshold < 500
-    assert list(report.seconds) == ["density", "surface", "simplify", "unwrap", "texture", "write"]
+    assert list(report.seconds) == ["surface", "simplify", "unwrap", "texture", "write"]
     for stage in report.seconds:
         fractions = [fraction for name, fraction in stages if name == stage]
         assert fractions[0] == 0.0 and fractions[-1] == 1.0 and fractions == sorted(fractions)

@@ -12,6 +12,7 @@ from scoredist3d.config.validation import parse_component
 from scoredist3d.losses import Loss
 from scoredist3d.ops.ray_marching import RaySamples
 from scoredist3d.renderers import Render, SampleRecord
+from scoredist3d.seeding import Rng
 
 
 def loss(name: str, **options) -> Loss:
@@ -19,7 +20,7 @@ def loss(name: str, **options) -> Loss:
 
 
 def value(name: str, render: Render, **options) -> Tensor:
-    return loss(name, **options)(render, None, 0)
+    return loss(name, **options)(render, None, 0, Rng())
 
 
 def image(opacity: Tensor, depth: Tensor | None = None, samples: SampleRecord | None = None) -> Render:

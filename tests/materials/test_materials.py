@@ -36,7 +36,7 @@ def light(ambient: float, diffuse: float, textureless: float = 0.0) -> Light:
 def test_unlit_colour_is_the_sigmoid_of_the_features(name):
     built = material(name)
     torch.testing.assert_close(built(FEATURES), ALBEDO)
-    torch.testing.assert_close(built.albedo(FEATURES), ALBEDO)
+    torch.testing.assert_close(built.channels(FEATURES).base_color, ALBEDO)
     assert built.parameter_groups() == []
 
 

@@ -11,7 +11,7 @@ from scoredist3d import registry
 from scoredist3d.cameras import Cameras, orbit
 from scoredist3d.config.fields import ConfigError
 from scoredist3d.config.validation import parse_component
-from scoredist3d.geometry import Geometry, GeometryOutput
+from scoredist3d.geometry import Field, GeometryOutput
 from scoredist3d.renderers import Render
 from scoredist3d.renderers.volume import VolumeRenderer
 from scoredist3d.seeding import Rng
@@ -19,11 +19,11 @@ from scoredist3d.seeding import Rng
 DENSE = {"occupancy": {"enabled": False}, "min_transmittance": 0.0}
 
 
-class Ball(Geometry):
+class Ball(Field):
     """A ball of constant density, with another density and other features where x < 0 if asked for."""
 
     def __init__(self, front: float, back: float | None = None, radius: float = 1.0) -> None:
-        super().__init__(Geometry.Config(radius=radius))
+        super().__init__(Field.Config(radius=radius))
         self.num_features = 3
         self.front = nn.Parameter(torch.tensor(front))
         self.back = self.front if back is None else nn.Parameter(torch.tensor(back))
@@ -42,7 +42,7 @@ def build(kind: str, name: str, **options: Any) -> Any:
     return registry.build(parse_component(kind, {"type": name, **options}))
 
 
-def renderer(geometry: Geometry, *, material: Any = None, background: Any = None, **options: Any) -> VolumeRenderer:
+def renderer(geometry: Field, *, material: Any = None, background: Any = None, **options: Any) -> VolumeRenderer:
     return registry.build(
         parse_component("renderer", {"type": "volume", **options}),
         geometry=geometry,
@@ -51,7 +51,7 @@ def renderer(geometry: Geometry, *, material: Any = None, background: Any = None
     )
 
 
-def volume(scale: float = 0.3, **options: Any) -> Geometry:
+def volume(scale: float = 0.3, **options: Any) -> Field:
     """A hash-grid volume with a rough surface."""
     grid = {"num_levels": 3, "log2_hashmap_size": 10, "base_resolution": 4, **options.pop("grid", {})}
     geometry = build("geometry", "implicit-volume", grid=grid, **options)

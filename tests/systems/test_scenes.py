@@ -97,7 +97,7 @@ def test_scenes_drawn_together_share_the_views_and_the_mean_of_their_losses() ->
     assert all(p.grad is not None for p in both.parameters())
     per_scene = [
         both.losses["sparsity"](
-            both.scenes[i](both.cameras.sample(0, Rng()), step=0, rng=Rng()), both.scenes[i].geometry, 0
+            both.scenes[i](both.cameras.sample(0, Rng()), step=0, rng=Rng()), both.scenes[i].geometry, 0, Rng()
         )
         for i in range(2)
     ]
@@ -114,7 +114,7 @@ def test_all_scenes_are_shown_and_exported() -> None:
     frames = list(system.frames(TurntableConfig(frames=2, height=8, width=10), []))
     assert [tuple(frame.shape) for frame in frames] == [(8, 20, 3)] * 2
     points = torch.zeros(1, 3)
-    densities = [float(field.density(points)) for field in system.export_fields()]
+    densities = [float(field.density(points)) for field in system.shapes()]
     assert len(densities) == 2 and densities[0] != densities[1]
 
 
@@ -134,7 +134,7 @@ def test_starting_from_a_run_takes_its_scene_and_its_step() -> None:
     again.prepare_step(3, Rng())
     assert again.scenes[0].step == 8
     other = make(VOLUME | {"geometry": {"grid": {"num_levels": 2, "log2_hashmap_size": 6}}})
-    with pytest.raises(ValueError, match=r"system\.init_from: the scene there is represented otherwise"):
+    with pytest.raises(ValueError, match=r"no scene that this representation can start from"):
         other.start_from(done.state_dict())
 
 

@@ -105,11 +105,11 @@ def test_preview_and_frames_leave_the_state_alone() -> None:
 
 def test_export_field_is_the_geometry_and_the_unlit_colour() -> None:
     system: Any = make(VOLUME)
-    (field,) = system.export_fields()
+    (field,) = system.shapes()
     points = 0.5 * torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
     assert field.radius == 1.0
     assert torch.equal(field.density(points), system.geometry.density(points).detach())
-    colors = field.color(points)
+    colors = field.channels(points).base_color
     assert colors.shape == (20, 3) and bool(((colors >= 0) & (colors <= 1)).all()) and not colors.requires_grad
 
 

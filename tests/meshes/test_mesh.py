@@ -17,11 +17,11 @@ from export_fields import (
     torus,
 )
 
-from scoredist3d.export import uv
 from scoredist3d.export.bake import bake_texture, rasterize
-from scoredist3d.export.field import query_color
-from scoredist3d.export.mesh import Mesh, compact, decimate, repair, smooth, topology
-from scoredist3d.export.surface import extract_surface, sample_grid
+from scoredist3d.meshes import uv
+from scoredist3d.meshes.mesh import Mesh, compact, decimate, repair, smooth, topology
+from scoredist3d.meshes.shape import query_color
+from scoredist3d.meshes.surface import extract_surface, sample_grid
 
 TETRAHEDRON = Mesh(
     np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]], dtype=np.float32),

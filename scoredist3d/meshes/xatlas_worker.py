@@ -1,6 +1,6 @@
 """Runs xatlas in a process of its own: ``python xatlas_worker.py input.npz output.npz``.
 
-xatlas can take minutes on a noisy surface and cannot be interrupted, so :mod:`scoredist3d.export.uv` runs this file
+xatlas can take minutes on a noisy surface and cannot be interrupted, so :mod:`scoredist3d.meshes.uv` runs this file
 with a time limit. It imports nothing of the package.
 """
 

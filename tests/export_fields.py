@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from scoredist3d.meshes.shape import SurfaceChannels
+
 Sdf = Callable[[Tensor], Tensor]
 
 
@@ -24,6 +26,16 @@ class AnalyticField:
         self.sdf, self.radius, self.peak, self.softness = sdf, radius, peak, softness
         self.device = torch.device("cpu")
         self.color = color or position_color
+        self.iso_level = None
+
+    def channels(self, points: Tensor) -> SurfaceChannels:
+        return SurfaceChannels(self.color(points))
+
+    def surface(self) -> None:
+        return None
+
+    def splats(self) -> None:
+        return None
 
     def density(self, points: Tensor) -> Tensor:
         assert points.norm(dim=-1).max() <= self.radius * (1 + 1e-5), "queried outside the ball"

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from scoredist3d.export.field import ExportableField, Progress, query_density
-from scoredist3d.export.mesh import Mesh
+from scoredist3d.meshes.mesh import Mesh
+from scoredist3d.meshes.shape import Progress, Shape, query_density
 
 THRESHOLD_SETTING = "exporter.threshold"
 _MAX_DEPTH_ERROR = 8  # grid cells
@@ -43,25 +43,23 @@ class DensityGrid:
         return _axis(self.radius, self.spacing, self.values.shape[0])
 
 
-def sample_grid(
-    field: ExportableField, resolution: int, *, chunk: int = 131072, progress: Progress | None = None
-) -> DensityGrid:
+def sample_grid(shape: Shape, resolution: int, *, chunk: int = 131072, progress: Progress | None = None) -> DensityGrid:
     """Evaluate the density at ``resolution``^3 points over [-radius, radius]^3, only where they lie inside the ball.
 
     Raises:
         ValueError: A density that is not finite, or a negative one.
     """
-    radius = float(field.radius)
+    radius = float(shape.radius)
     spacing = 2.0 * radius / (resolution - 1)
     axis = _axis(radius, spacing, resolution + 2)
     square = axis.astype(np.float64) ** 2
     inside = (square[:, None, None] + square[None, :, None] + square[None, None, :]) <= radius**2 * (1 + 1e-9)
     index = np.nonzero(inside)
     points = np.stack([axis[i] for i in index], axis=1)
-    densities = query_density(field, points, chunk=chunk, progress=progress)
+    densities = query_density(shape, points, chunk=chunk, progress=progress)
     low, high = float(densities.min()), float(densities.max())
     if low < 0:
-        raise ValueError(f"the field's densities lie in [{low:.4g}, {high:.4g}]: a density cannot be negative")
+        raise ValueError(f"the object's densities lie in [{low:.4g}, {high:.4g}]: a density cannot be negative")
     values = np.zeros(inside.shape, dtype=np.float32)
     values[index] = densities
     return DensityGrid(values=values, radius=radius, spacing=spacing, low=low, high=high)
@@ -120,7 +118,7 @@ def _crossing(values: np.ndarray, level: float) -> np.ndarray:
 
 
 def extract_surface(
-    field: ExportableField,
+    shape: Shape,
     grid: DensityGrid,
     threshold: float,
     *,
@@ -131,7 +129,7 @@ def extract_surface(
     """Marching cubes on the grid, then bisection along the grid edges with fresh densities.
 
     Args:
-        field: Asked for 1 density per vertex and refinement step.
+        shape: Asked for 1 density per vertex and refinement step.
         grid: From :func:`sample_grid`.
         threshold: Density of the iso-surface.
         fill_cavities: Count empty space that is not connected to the outside as solid.
@@ -156,9 +154,58 @@ def extract_surface(
     # "ascent" is what gives outward winding here: level grows inwards.
     vertices, faces, _, _ = marching_cubes(level, 0.0, gradient_direction="ascent", allow_degenerate=False)
     if refine_steps > 0:
-        vertices = _refine(field, grid, level, threshold, vertices.astype(np.float64), refine_steps, chunk)
+        vertices = _refine(shape, grid, level, threshold, vertices.astype(np.float64), refine_steps, chunk)
     world = (vertices - 1.0) * grid.spacing - grid.radius
     return Mesh(world.astype(np.float32), faces.astype(np.int64))
+
+
+@dataclass(frozen=True)
+class FoundSurface:
+    """The surface of a shape, and how it was found.
+
+    Attributes:
+        mesh: World coordinates, outward winding.
+        threshold: Density of the iso-surface; None where the shape is a surface itself.
+        density_range: Smallest and largest density seen; None where none was asked for.
+    """
+
+    mesh: Mesh
+    threshold: float | None = None
+    density_range: tuple[float, float] | None = None
+
+
+def find_surface(
+    shape: Shape,
+    resolution: int,
+    *,
+    threshold: float | None = None,
+    fill_cavities: bool = True,
+    refine_steps: int = 4,
+    chunk: int = 131072,
+    progress: Progress | None = None,
+) -> FoundSurface:
+    """The shape's own surface, or else that of its density.
+
+    Args:
+        shape: What to look at.
+        resolution: Density samples along each side of the cube around the ball.
+        threshold: Density of the iso-surface; where not given that of the shape, or else the automatic one.
+        fill_cavities, refine_steps, chunk: See :func:`extract_surface`.
+        progress: Fraction of the densities known.
+
+    Raises:
+        ValueError: There is no surface, or densities that cannot be.
+    """
+    own = shape.surface()
+    if own is not None:
+        if len(own.faces) == 0:
+            raise ValueError("no surface to export: the mesh has no faces; train longer or start from another shape")
+        return FoundSurface(own)
+    grid = sample_grid(shape, resolution, chunk=chunk, progress=progress)
+    level = threshold if threshold is not None else shape.iso_level
+    level = automatic_threshold(grid) if level is None else level
+    mesh = extract_surface(shape, grid, level, fill_cavities=fill_cavities, refine_steps=refine_steps, chunk=chunk)
+    return FoundSurface(mesh, level, (grid.low, grid.high))
 
 
 def _axis(radius: float, spacing: float, count: int) -> np.ndarray:
@@ -189,7 +236,7 @@ def _fill_cavities(level: np.ndarray) -> None:
 
 
 def _refine(
-    field: ExportableField,
+    shape: Shape,
     grid: DensityGrid,
     level: np.ndarray,
     threshold: float,
@@ -214,7 +261,7 @@ def _refine(
     f_inside, f_outside = np.maximum(f_lower, f_upper), np.minimum(f_lower, f_upper)
     for _ in range(steps):
         middle = 0.5 * (inside + outside)
-        f_middle = _evaluate(field, grid, threshold, (middle - 1.0) * grid.spacing - grid.radius, chunk)
+        f_middle = _evaluate(shape, grid, threshold, (middle - 1.0) * grid.spacing - grid.radius, chunk)
         solid = f_middle > 0
         inside[solid], f_inside[solid] = middle[solid], f_middle[solid]
         outside[~solid], f_outside[~solid] = middle[~solid], f_middle[~solid]
@@ -223,12 +270,10 @@ def _refine(
     return vertices
 
 
-def _evaluate(
-    field: ExportableField, grid: DensityGrid, threshold: float, points: np.ndarray, chunk: int
-) -> np.ndarray:
+def _evaluate(shape: Shape, grid: DensityGrid, threshold: float, points: np.ndarray, chunk: int) -> np.ndarray:
     """(N,) f at world points; the density is asked for only inside the ball."""
     f = ((grid.radius - np.linalg.norm(points, axis=1)) / grid.spacing).astype(np.float32)
     inside = f > 0
-    density = query_density(field, points[inside], chunk=chunk)
+    density = query_density(shape, points[inside], chunk=chunk)
     f[inside] = np.minimum(f[inside], _contrast(density, threshold))
     return f

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from scoredist3d.export.mesh import Mesh
+from scoredist3d.meshes.mesh import Mesh
 
 logger = logging.getLogger(__name__)
 
