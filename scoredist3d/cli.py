@@ -21,9 +21,11 @@ from scoredist3d.custom import load_custom
 OK, RUN_FAILED, USAGE_ERROR, INTERRUPTED = 0, 1, 2, 130
 MODES = ("train", "validate", "test", "export")
 
+_PIPELINE = "pipeline.yaml"
 _EPILOG = """examples:
   python launch.py --config configs/quickstart.yaml --train prompt="a red mug"
   python launch.py --config configs/quickstart.yaml --train --dry-run prompt="a red mug" trainer.max_steps=100
+  python launch.py --config configs/pipeline/magic3d.yaml --train prompt="a red mug"
   python launch.py --train --resume outputs/quickstart/RUN
   python launch.py --export outputs/quickstart/RUN
   python launch.py --list guidance
@@ -96,11 +98,15 @@ def _check_kind(kind: str) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     from scoredist3d.config.loader import merge_layers
+    from scoredist3d.config.pipeline import is_pipeline
     from scoredist3d.config.validation import layers_to_yaml, load_experiment, to_yaml
 
     mode = _mode(options)
     devices = parse_devices(options.gpu)
     source = options.resume if mode == "train" else getattr(options, mode) or options.resume
+    stages = _pipeline_to_resume(source) if mode == "train" else None
+    if stages is not None or (not source and options.config and is_pipeline(merge_layers(options.config))):
+        return _run_stages(options, mode, stages, devices)
     checkpoint: Path | None = None
     files = list(options.config)
     if source:
@@ -126,6 +132,31 @@ def _run(options: argparse.Namespace) -> int:
         action = {"validate": run.run_validation, "test": run.run_test, "export": run.run_export}[mode]
         result = action(config, checkpoint, devices=devices)
     return INTERRUPTED if result.interrupted else OK
+
+
+def _run_stages(options: argparse.Namespace, mode: str, resumed: Path | None, devices: list[int] | str) -> int:
+    """``--train`` of a pipeline, new or resumed, or its dry run."""
+    from scoredist3d.config.pipeline import load_pipeline
+    from scoredist3d.config.validation import to_yaml
+
+    if mode != "train":
+        raise ConfigError(f"--{mode} works on one run: give a stage's folder, --{mode} outputs/NAME/RUN/STAGE")
+    files = [*([] if resumed is None else [str(resumed / _PIPELINE)]), *options.config]
+    pipeline = load_pipeline(files, options.overrides)
+    if options.dry_run:
+        print("---\n".join(f"# stage {name}\n{to_yaml(config)}" for name, config in pipeline.stages.items()), end="")
+        return OK
+    _check_devices(devices)
+    from scoredist3d.training.pipeline import run_pipeline
+
+    result = run_pipeline(pipeline, devices=devices, resume=resumed)
+    return INTERRUPTED if result.interrupted else OK
+
+
+def _pipeline_to_resume(named: str | None) -> Path | None:
+    """The pipeline's folder that a user names with ``--resume``, if it is one."""
+    folder = Path(named or "")
+    return folder if named and (folder / _PIPELINE).is_file() else None
 
 
 def _parse_arguments(arguments: list[str]) -> argparse.Namespace:

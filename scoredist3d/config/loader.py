@@ -21,6 +21,7 @@ from scoredist3d.config.fields import ConfigError
 from scoredist3d.registry import near_matches
 
 MISSING_MARK = "???"
+STAGES = "stages"
 # Free text: `prompt=a mug: blue` is a sentence, not a YAML mapping.
 TEXT_KEYS = ("prompt", "negative_prompt", "name", "tag")
 # Mappings whose entries may be written as the bare value of one key; spelt out here so that layers merge either form.
@@ -32,16 +33,13 @@ def repository_root() -> Path:
     return Path(__file__).resolve().parents[2]
 
 
-def load(
-    files: Sequence[str | Path], overrides: Sequence[str] = (), *, defaults: dict[str, Any] | None = None
-) -> dict[str, Any]:
+def load(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Read, merge and resolve.
 
     Args:
         files: YAML files, later ones win. A relative path is looked for from the working directory, then in the
             repository and its ``configs/``.
         overrides: ``key.path=value`` with the value in YAML; list items by index (``a.b.0=1``).
-        defaults: The lowest layer.
 
     Returns:
         Plain dicts, lists and scalars. Keys that are still ``???`` stay so, for the validator to name.
@@ -50,7 +48,7 @@ def load(
         ConfigError: A file that is missing, includes itself or is not YAML; a malformed override; an interpolation that
             leads nowhere.
     """
-    return _resolve(merge(copy.deepcopy(defaults or {}), merge_layers(files, overrides)))
+    return resolve(merge_layers(files, overrides))
 
 
 def merge_layers(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -133,14 +131,37 @@ def _file_layers(file: Path, chain: tuple[Path, ...]) -> list[dict[str, Any]]:
         trail = " -> ".join(_short(link) for link in (*chain[chain.index(file) :], file))
         raise ConfigError(f"include cycle: {trail}")
     own = _read_yaml(file)
-    includes = own.pop("include", [])
+    layers = _included(own, file, chain, "include")
+    stages = own.pop(STAGES, None)
+    layers.append(_with_parts(own, file, chain, ()))
+    if isinstance(stages, dict):
+        layers.append({STAGES: {name: _stage(block, file, chain, str(name)) for name, block in stages.items()}})
+    elif stages is not None:
+        raise ConfigError(f"{_short(file)}: {STAGES} must hold one block per stage, got {stages!r}")
+    return layers
+
+
+def _included(block: dict[str, Any], file: Path, chain: tuple[Path, ...], key: str) -> list[dict[str, Any]]:
+    """The layers of the whole files that a block's ``include`` names; the key is taken out of the block."""
+    includes = block.pop("include", [])
     includes = [includes] if isinstance(includes, str) else includes
     if not isinstance(includes, list) or not all(isinstance(name, str) for name in includes):
-        raise ConfigError(f"{_short(file)}: include must be a list of files, got {includes!r}")
-    layers = []
-    for name in includes:
-        layers += _file_layers(_find_include(name, file, chain), (*chain, file))
-    return [*layers, _with_parts(own, file, chain, ())]
+        raise ConfigError(f"{_short(file)}: {key} must be a list of files, got {includes!r}")
+    return [layer for name in includes for layer in _file_layers(_find_include(name, file, chain), (*chain, file))]
+
+
+def _stage(block: Any, file: Path, chain: tuple[Path, ...], name: str) -> dict[str, Any]:
+    """One stage of a pipeline: what its block includes, then the block; what other files ask for is asked for once."""
+    if not isinstance(block, dict):
+        raise ConfigError(f"{_short(file)}: {STAGES}.{name} must be a block, got {block!r}")
+    block = dict(block)
+    stage: dict[str, Any] = {}
+    for layer in _included(block, file, chain, f"{STAGES}.{name}.include"):
+        if STAGES in layer:
+            raise ConfigError(f"{_short(file)}: {STAGES}.{name}.include names a pipeline; a stage is a single run")
+        stage = merge(stage, {key: value for key, value in layer.items() if value != MISSING_MARK})
+    result: dict[str, Any] = merge(stage, _with_parts(block, file, chain, ()))
+    return result
 
 
 def _with_parts(block: Any, file: Path, chain: tuple[Path, ...], path: tuple[str, ...]) -> Any:
@@ -214,7 +235,12 @@ def _plain(config: Any) -> Any:
     return OmegaConf.to_container(config, resolve=False)
 
 
-def _resolve(merged: dict[str, Any]) -> dict[str, Any]:
+def resolve(merged: dict[str, Any]) -> dict[str, Any]:
+    """Replace every interpolation.
+
+    Raises:
+        ConfigError: One leads nowhere.
+    """
     config = OmegaConf.create(merged)
     problems: list[str] = []
     resolved = _resolve_node(config, _plain(config), (), problems)
@@ -245,7 +271,7 @@ def _resolve_node(config: Any, value: Any, path: tuple[Any, ...], problems: list
 
 
 def _expand_shorthands(layer: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
-    key = SHORTHANDS.get(path)
+    key = SHORTHANDS.get(path[2:] if path[:1] == (STAGES,) else path)  # a stage is a config of its own
     if key is None:
         return layer
     return {name: {key: value} if is_bare(value) else value for name, value in layer.items()}

@@ -20,7 +20,7 @@ from scoredist3d import registry
 from scoredist3d.config.experiment import ExperimentConfig
 from scoredist3d.config.fields import MISSING, ComponentConfig, ConfigError, field_types
 from scoredist3d.config.leaves import NUMBER, Problem, parse_leaf, shown
-from scoredist3d.config.loader import MISSING_MARK, is_bare, load
+from scoredist3d.config.loader import MISSING_MARK, is_bare, merge, merge_layers, resolve
 from scoredist3d.config.schedule import Schedule
 
 ConfigT = TypeVar("ConfigT")
@@ -42,9 +42,14 @@ def load_experiment(files: Sequence[str | Path], overrides: Sequence[str] = ()) 
     Raises:
         ConfigError: As :func:`scoredist3d.config.loader.load` and :func:`validate`.
     """
+    return load_plain(merge_layers(files, overrides))
+
+
+def load_plain(merged: dict[str, Any]) -> ExperimentConfig:
+    """Merged layers to a typed run; see :func:`load_experiment`."""
     fields = [field for field in own_fields(ExperimentConfig) if "component" not in field.metadata]
     defaults = {field.name: dump(_default(field, None)) for field in fields if _default(field, None) is not MISSING}
-    return validate(load(files, overrides, defaults=defaults))
+    return validate(resolve(merge(defaults, merged)))
 
 
 def parse(cls: type[ConfigT], plain: dict[str, Any]) -> ConfigT:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 LAST_CHECKPOINT = "last.ckpt"
 RESOLVED_CONFIG = "resolved.yaml"
+PIPELINE_CONFIG = "pipeline.yaml"
+SUMMARY = "summary.json"
 _UNSAFE = re.compile(r"[^\w.+-]+")
 
 

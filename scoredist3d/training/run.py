@@ -25,7 +25,7 @@ from scoredist3d.training.checkpoint import load_weights, read_checkpoint
 from scoredist3d.training.console import Console, StageClock, peak_memory_gib
 from scoredist3d.training.distributed import Devices, DeviceSpec, Workers
 from scoredist3d.training.fit import Place, build_system, fit, import_lightning, start_of
-from scoredist3d.training.folder import RunFolder, find_run, slug
+from scoredist3d.training.folder import SUMMARY, RunFolder, find_run, slug
 from scoredist3d.training.interrupt import InterruptGuard
 from scoredist3d.training.outputs import export_objects, latest_preview, save_preview, write_video
 from scoredist3d.training.snapshot import custom_folders, save_snapshot
@@ -59,6 +59,7 @@ def run_training(
     resume: Path | str | None = None,
     output: Path | str | None = None,
     source: str | None = None,
+    export: bool = True,
     console: Console | None = None,
 ) -> RunResult:
     """Optimise, then write the final video and export the object.
@@ -69,6 +70,7 @@ def run_training(
         resume: Run folder or checkpoint to continue in place, to ``trainer.max_steps`` of ``config``.
         output: Folder to use in place of ``<output_root>/<name>/<tag>@<time>``.
         source: The config as it was written, interpolations kept; saved as ``configs/config.yaml`` for resuming.
+        export: Write the object's files at the end; a stage that another one follows need not.
         console: Where to print.
 
     Raises:
@@ -108,7 +110,7 @@ def run_training(
                 console.say(f"Stopped at step {outcome.step} of {config.trainer.max_steps}. {_how_to_resume(folder)}")
                 return result
             system.to_device(torch.device(place.devices.first))
-            _finish(system, config, folder, result, console, clock)
+            _finish(system, config, folder, result, console, clock, export=export)
         except KeyboardInterrupt:
             console.say(_after_interrupt(folder))
             raise
@@ -170,14 +172,21 @@ def _evaluation(
 
 
 def _finish(
-    system: System, config: ExperimentConfig, folder: RunFolder, result: RunResult, console: Console, clock: StageClock
+    system: System,
+    config: ExperimentConfig,
+    folder: RunFolder,
+    result: RunResult,
+    console: Console,
+    clock: StageClock,
+    *,
+    export: bool,
 ) -> None:
     """Video and export after training; an empty scene loses its mesh, not the rest."""
     _video(system, config, folder, result, console, clock)
     grid = latest_preview(folder)
     if grid is not None:
         result.paths["image grid"] = grid
-    if not system.shapes():
+    if not export or not system.shapes():
         return
     try:
         _export(system, config, folder, result, console, clock)
@@ -269,7 +278,7 @@ def _close(result: RunResult, folder: RunFolder, console: Console, clock: StageC
     }
     result.paths = {name: path for name, path in result.paths.items() if path.exists()}
     summary = {"step": result.step, "seconds": clock.seconds, "peak_memory_gib": round(peak_memory_gib(), 3)}
-    result.paths["summary"] = write_json(folder.root / "summary.json", summary)
+    result.paths["summary"] = write_json(folder.root / SUMMARY, summary)
     console.say("Done:")
     for name, path in result.paths.items():
         console.say(f"  {name:<16} {path}")

@@ -1,0 +1,87 @@
+"""Pipelines from end to end: stages follow each other, and an interrupted one goes on where it stopped."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from tiny_runs import Recorder, plain
+
+from scoredist3d import cli
+from scoredist3d.config.pipeline import Pipeline, load_pipeline
+from scoredist3d.training import pipeline as pipeline_module
+from scoredist3d.training.checkpoint import read_checkpoint
+from scoredist3d.training.pipeline import run_pipeline
+
+
+def written(folder: Path, **stages: dict[str, Any]) -> Path:
+    file = folder / "stages.yaml"
+    file.write_text(yaml.safe_dump({**plain(folder / "out"), "name": "both", "stages": stages}))
+    return file
+
+
+def tiny(folder: Path, *overrides: str) -> Pipeline:
+    return load_pipeline([written(folder, coarse={}, refine={"trainer": {"max_steps": 2}})], overrides)
+
+
+def state(folder: Path) -> dict[str, Any]:
+    weights: dict[str, Any] = read_checkpoint(folder / "ckpts" / "last.ckpt")["state_dict"]
+    return weights
+
+
+def test_the_second_stage_goes_on_from_the_first_and_is_the_one_exported(tmp_path: Path) -> None:
+    result = run_pipeline(tiny(tmp_path, "system.optimizer.lr=0.0"), devices="cpu", console=Recorder())
+    coarse, refine = state(result.folder / "coarse"), state(result.folder / "refine")
+    assert all(torch.equal(coarse[name], refine[name]) for name in coarse if name.startswith("scenes.0.geometry"))
+    assert coarse["scenes.0.steps"].tolist() == [2, 0] and refine["scenes.0.steps"].tolist() == [3, 2]
+    assert list((result.folder / "refine" / "export").glob("*.glb"))
+    assert not (result.folder / "coarse" / "export").exists()
+    summary = json.loads((result.folder / "summary.json").read_text())
+    assert list(summary["stages"]) == ["coarse", "refine"] and summary["seconds"] > 0
+
+
+def test_an_interrupted_pipeline_ends_like_an_uninterrupted_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "whole").mkdir()
+    whole = run_pipeline(tiny(tmp_path / "whole"), devices="cpu", console=Recorder())
+
+    run_training = pipeline_module.run_training
+
+    def stop_in_refine(config: Any, **options: Any) -> Any:
+        if options["output"].name == "refine":
+            config.trainer.max_steps = 1
+            run_training(config, **options).folder.joinpath("summary.json").unlink()
+            raise KeyboardInterrupt
+        return run_training(config, **options)
+
+    (tmp_path / "half").mkdir()
+    monkeypatch.setattr(pipeline_module, "run_training", stop_in_refine)
+    with pytest.raises(KeyboardInterrupt):
+        run_pipeline(tiny(tmp_path / "half"), devices="cpu", console=Recorder())
+    monkeypatch.undo()
+    (folder,) = (tmp_path / "half" / "out" / "both").iterdir()
+    made = (folder / "coarse" / "ckpts" / "last.ckpt").stat().st_mtime_ns
+    assert cli.main(["--train", "--resume", str(folder), "--gpu", "cpu"]) == cli.OK
+    assert "coarse: done before" in capsys.readouterr().out
+    assert (folder / "coarse" / "ckpts" / "last.ckpt").stat().st_mtime_ns == made
+    first, second = state(whole.folder / "refine"), state(folder / "refine")
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_the_command_line_runs_and_shows_pipelines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = written(tmp_path, coarse={}, refine={})
+    arguments = ["--config", str(file), "--train", "--gpu", "cpu", "trainer.max_steps=1"]
+    assert cli.main([*arguments, "--dry-run"]) == cli.OK
+    shown = list(yaml.safe_load_all(capsys.readouterr().out))
+    assert [stage["trainer"]["max_steps"] for stage in shown] == [1, 1]
+    assert not (tmp_path / "out").exists()
+    assert cli.main(arguments) == cli.OK
+    (folder,) = (tmp_path / "out" / "both").iterdir()
+    assert cli.main(["--export", str(folder), "--gpu", "cpu"]) == cli.OK
+    assert "refine" in capsys.readouterr().out
+    assert cli.main(["--config", str(file), "--export"]) == cli.USAGE_ERROR
