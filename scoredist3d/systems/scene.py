@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 import torch
@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from scoredist3d.cameras import Cameras
 from scoredist3d.config import ComponentConfig
-from scoredist3d.geometry.base import Geometry
+from scoredist3d.geometry.base import Geometry, prepare_loading
 from scoredist3d.materials.base import Material
 from scoredist3d.meshes.mesh import Mesh
 from scoredist3d.meshes.shape import SurfaceChannels
 from scoredist3d.meshes.splats import Splats
-from scoredist3d.renderers.base import Render
+from scoredist3d.renderers.base import NOTHING, Render
 from scoredist3d.seeding import Rng
 from scoredist3d.systems.base import build_component, named_groups
 
@@ -59,9 +59,9 @@ class Scene(nn.Module):
 
     steps: Tensor
 
-    def forward(self, cameras: Cameras, *, step: int, rng: Rng | None, with_normal: bool = False) -> Render:
+    def forward(self, cameras: Cameras, *, step: int, rng: Rng | None, needs: Set[str] = NOTHING) -> Render:
         """See :class:`~scoredist3d.renderers.base.Renderer`."""
-        render: Render = self.renderer(cameras, step=step, rng=rng, with_normal=with_normal)
+        render: Render = self.renderer(cameras, step=step, rng=rng, needs=needs)
         return render
 
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -77,9 +77,13 @@ class Scene(nn.Module):
         """Levels as after ``step`` optimiser steps of the run; the occupancy grid is in the state."""
         self._set_step(self.first_step + step)
         self.geometry.update_step(self.step)
+        self.material.update_step(self.step)
 
     def fits(self, state: Mapping[str, Any]) -> bool:
-        """Whether ``state`` is of a scene with these very parts."""
+        """Whether ``state`` is of a scene with these very parts; sizes that may change are made those of ``state``."""
+        if self.state_dict().keys() != state.keys():
+            return False
+        prepare_loading(self, state)
         own = self.state_dict()
         return own.keys() == state.keys() and all(value.shape == state[name].shape for name, value in own.items())
 
@@ -98,6 +102,7 @@ class Scene(nn.Module):
 def _restore_steps(scene: Any, _: Any) -> None:
     scene.step, scene.first_step = scene.steps.tolist()
     scene.geometry.update_step(scene.step)
+    scene.material.update_step(scene.step)
 
 
 class SceneShape:
@@ -139,7 +144,9 @@ class SceneShape:
     @torch.no_grad()
     def splats(self) -> Splats | None:
         """The geometry's Gaussians, if it is made of them."""
-        return self._geometry.splats(lambda features: self._material.channels(features).base_color)
+        return self._geometry.splats(
+            lambda features: self._material.channels(features).base_color, self._material.harmonics
+        )
 
 
 def merged_groups(groups: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

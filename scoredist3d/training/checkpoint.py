@@ -19,6 +19,7 @@ from torch import nn
 
 import scoredist3d
 from scoredist3d.files import atomic_file, sync_folder
+from scoredist3d.geometry.base import prepare_loading
 from scoredist3d.training.folder import LAST_CHECKPOINT
 
 MARKER = "scoredist3d"
@@ -61,11 +62,12 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def load_weights(module: nn.Module, weights: dict[str, Any]) -> None:
-    """Load every tensor of a checkpoint's ``state_dict`` into ``module``.
+    """Load every tensor of a checkpoint's ``state_dict`` into ``module``, whose parts may first take over its sizes.
 
     Raises:
         ValueError: Names or shapes differ: the checkpoint is of another configuration.
     """
+    prepare_loading(module, weights)
     own = module.state_dict()
     missing, unexpected = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
     changed = [name for name in sorted(own.keys() & weights.keys()) if _shape(own[name]) != _shape(weights[name])]

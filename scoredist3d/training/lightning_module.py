@@ -90,11 +90,10 @@ class TrainingModule(pl.LightningModule):
             self.buffer.fetch()
         return result.loss
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """After the optimiser's update: elements come and go."""
-        if self.micro_batch == self.trainer_config.accumulate - 1:
-            # Lightning has counted the step already.
-            self.system.after_step(self.global_step - 1, self.trainer.optimizers[0], self.rng.shared())
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        """The update, after which elements come and go; all of it before any callback saves the state."""
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        self.system.after_step(self.global_step, self.trainer.optimizers[0], self.rng.shared())
 
     def on_after_backward(self) -> None:
         """A parameter without gradient leaves DDP waiting for it for ever; say which one instead."""

@@ -96,7 +96,7 @@ def _build() -> ctypes.CDLL:
     compilers = _compilers()
     if not compilers:
         raise _Unavailable("no C compiler found; install one (for example `apt install gcc`) or point $CC at one")
-    folder = _cache_folder()
+    folder = cache_folder()
     problem = ""
     for compiler in compilers:
         for optional in _OPTIONAL_FLAGS:
@@ -118,7 +118,7 @@ def _compilers() -> list[list[str]]:
     return [[path, *command[1:]] for command in commands if (path := shutil.which(command[0])) is not None]
 
 
-def _cache_folder() -> Path:
+def cache_folder() -> Path:
     """The user's cache, or a folder of this process where that cannot be written."""
     root = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     folder = Path(root) / "scoredist3d"

@@ -1,0 +1,51 @@
+"""How far a recovered surface is from the true one."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scoredist3d.cameras import Cameras, orbit
+from scoredist3d.data.shapes import Objects, cast_rays
+from scoredist3d.meshes.mesh import Mesh
+
+
+def sphere_cameras(count: int, *, distance: float, fovy_deg: float, size: int, turn: float = 0.0) -> Cameras:
+    """``count`` cameras all around (golden spiral), looking at the origin; ``turn`` in (0, 1) gives others."""
+    index = torch.arange(count, dtype=torch.float32) + 0.5
+    elevation = torch.rad2deg(torch.asin(1.0 - 2.0 * index / count))
+    azimuth = (360.0 * ((index + turn) * (math.sqrt(5.0) - 1.0) / 2.0)) % 360.0
+    ones = torch.ones(count)
+    return orbit(azimuth, elevation, distance * ones, fovy_deg * ones, size, size)
+
+
+def visible_points(object: Objects, *, views: int = 64, size: int = 64, distance: float = 3.2) -> Tensor:
+    """(P, 3) points of one procedural object's surface that cameras all around can see."""
+    cameras = sphere_cameras(views, distance=distance, fovy_deg=40.0, size=size).to(object.device)
+    points = []
+    for index in range(views):
+        rays = cameras[index].rays()
+        origins, directions = rays.origins.flatten(1, 2)[:, :1], rays.directions.flatten(1, 2)
+        hits = cast_rays(object.geometry, origins, directions)
+        hit = torch.isfinite(hits.t[0])
+        points.append((origins + directions * hits.t[..., None])[0, hit])
+    return torch.cat(points)
+
+
+def mesh_points(mesh: Mesh, count: int, generator: np.random.Generator) -> np.ndarray:
+    """(count, 3) points spread evenly over a mesh's area."""
+    area = mesh.face_areas
+    face = generator.choice(len(area), count, p=area / area.sum())
+    weights = generator.dirichlet((1.0, 1.0, 1.0), count)
+    points: np.ndarray = np.einsum("nk,nkc->nc", weights, mesh.vertices[mesh.faces[face]])
+    return points
+
+
+def chamfer_distance(first: np.ndarray, second: np.ndarray) -> float:
+    """Mean of the mean nearest-neighbour distances of (N, 3) to (M, 3) and back, in scene units (not squared)."""
+    from scipy.spatial import cKDTree
+
+    return 0.5 * float(cKDTree(second).query(first)[0].mean() + cKDTree(first).query(second)[0].mean())

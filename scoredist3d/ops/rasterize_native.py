@@ -1,0 +1,27 @@
+"""Triangle visibility and silhouettes in C (``native/raster.c``): CPU, float32, the same for any number of threads."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from scoredist3d.ops import native
+
+
+def visible_triangles(clip: Tensor, faces: Tensor, height: int, width: int) -> Tensor:
+    """(B, H, W) int32, as in ``rasterize_torch``."""
+    batch, vertices = clip.shape[:2]
+    keys = torch.empty(batch, height, width, dtype=torch.int64)
+    out = torch.empty(batch, height, width, dtype=torch.int32)
+    sizes = (batch, vertices, faces.shape[0], height, width)
+    native.call("sd3d_raster_visible", clip.contiguous(), faces.contiguous(), keys, out, *sizes)
+    return out
+
+
+def silhouettes(clip: Tensor, faces: Tensor, across: Tensor, triangle: Tensor, depth: Tensor) -> Tensor:
+    """(B, 2, H, W) int64, as in ``rasterize_torch``."""
+    batch, height, width = triangle.shape
+    out = torch.empty(batch, 2, height, width, dtype=torch.int64)
+    tensors = [tensor.contiguous() for tensor in (clip, faces, across, triangle, depth)]
+    native.call("sd3d_raster_silhouettes", *tensors, out, batch, clip.shape[1], height, width)
+    return out

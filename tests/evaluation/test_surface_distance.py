@@ -1,0 +1,57 @@
+"""Distances between surfaces: closed forms, and points that lie where they should."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import trimesh
+
+from scoredist3d.data.shapes import sample_objects
+from scoredist3d.evaluation.surface_distance import chamfer_distance, mesh_points, sphere_cameras, visible_points
+from scoredist3d.meshes.mesh import Mesh
+
+
+def ball(radius: float) -> Mesh:
+    found = trimesh.creation.icosphere(subdivisions=4, radius=radius)
+    return Mesh(np.asarray(found.vertices, np.float32), np.asarray(found.faces, np.int64))
+
+
+def test_two_balls_are_their_difference_of_radii_apart() -> None:
+    rng = np.random.default_rng(0)
+    first, second = (mesh_points(ball(radius), 20000, rng) for radius in (0.5, 0.7))
+    assert chamfer_distance(first, second) == pytest.approx(0.2, abs=2e-3)
+    assert chamfer_distance(first, second) == chamfer_distance(second, first)
+    assert chamfer_distance(first, first) == 0.0
+
+
+def test_points_on_a_mesh_are_spread_by_area() -> None:
+    big_and_small = Mesh(
+        np.array([[0, 0, 0], [3, 0, 0], [0, 3, 0], [0, 0, 1], [1, 0, 1], [0, 1, 1]], np.float32),
+        np.array([[0, 1, 2], [3, 4, 5]]),
+    )
+    points = mesh_points(big_and_small, 20000, np.random.default_rng(1))
+    assert (points[:, 2] == 0).mean() == pytest.approx(0.9, abs=0.01)
+    assert points[points[:, 2] == 0].mean(axis=0) == pytest.approx([1.0, 1.0, 0.0], abs=0.03)
+
+
+def test_cameras_see_all_sides_and_a_turn_gives_others() -> None:
+    cameras = sphere_cameras(200, distance=2.0, fovy_deg=40.0, size=8)
+    assert cameras.origins.norm(dim=-1).tolist() == pytest.approx([2.0] * 200, rel=1e-5)
+    assert cameras.origins.mean(0).norm() < 0.02
+    spread = cameras.origins.T @ cameras.origins / 200
+    torch.testing.assert_close(spread, 4 / 3 * torch.eye(3), atol=0.05, rtol=0)
+    other = sphere_cameras(200, distance=2.0, fovy_deg=40.0, size=8, turn=0.5)
+    assert (cameras.origins - other.origins).norm(dim=-1).min() > 0.05
+
+
+def test_visible_points_lie_on_the_object() -> None:
+    object = sample_objects(1, torch.Generator().manual_seed(0))
+    points = visible_points(object, views=6, size=16)
+    assert len(points) > 50
+    outward = 2e-3 * torch.nn.functional.normalize(
+        torch.randn(8, len(points), 3, generator=torch.Generator().manual_seed(1)), dim=-1
+    )
+    around = object.occupancy((points + outward).reshape(1, -1, 3)).reshape(8, -1)
+    # Of eight small steps some lead inside and some outside.
+    assert (around.any(0) & ~around.all(0)).float().mean() > 0.97

@@ -1,0 +1,138 @@
+"""The Triton rasteriser: compiled for sm_90, run in the interpreter, and on CUDA; nvdiffrast as a cross-check."""
+
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from scoredist3d.cameras import orbit
+from scoredist3d.ops.rasterize import antialias, interpolate, mesh_edges, rasterize
+
+POINTERS = {
+    "*fp64": ["edges"],
+    "*fp32": ["clip"],
+    "*i32": ["faces", "across", "triangle"],
+    "*i64": ["first", "size", "items", "starts", "keys", "out"],
+    "*u8": ["included"],
+}
+NUMBERS = {"i32": ["num_chunks", "num_triangles", "height", "width", "num_pixels", "num_vertices"]}
+NUMBERS["fp32"] = ["half_width", "half_height"]
+TYPES = {name: kind for kinds in (POINTERS, NUMBERS) for kind, names in kinds.items() for name in names}
+
+
+@pytest.mark.parametrize(
+    ("name", "vertical"), [("_draw_kernel", None), ("_silhouette_kernel", False), ("_silhouette_kernel", True)]
+)
+def test_kernels_compile_for_hopper(name, vertical, monkeypatch, tmp_path):
+    pytest.importorskip("triton", reason="triton is not installed")
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        pytest.skip("the interpreter replaces the compiler in this process")
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from scoredist3d.ops import rasterize_triton
+
+    constants = {"CHUNKS": rasterize_triton._CHUNKS, "PIXELS": rasterize_triton._PIXELS}
+    if vertical is not None:
+        constants = {"VERTICAL": vertical, "PAIRS": rasterize_triton._PAIRS}
+    kernel = getattr(rasterize_triton, name)
+    types = TYPES | {"depth": "*fp64" if vertical is None else "*fp32"}
+    signature = {a: "constexpr" if a in constants else types[a] for a in kernel.arg_names}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
+    options = {"num_warps": 4, "enable_fp_fusion": False}
+    assert len(triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options).asm["cubin"]) > 1000
+
+
+def test_interpreter_equals_torch():
+    pytest.importorskip("triton", reason="triton is not installed")
+    script = Path(__file__).with_name("interpreted_raster_kernels.py")
+    environment = {**os.environ, "PYTHONPATH": str(script.parents[2]), "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("crossings agree") == 2
+
+
+def view(points: torch.Tensor, distance: float, size: int) -> torch.Tensor:
+    """(2, V, 4), clip positions from two sides."""
+    two = torch.tensor([10.0, 200.0])
+    camera = orbit(two, 0.2 * two, torch.full((2,), distance), torch.full((2,), 50.0), size, size)
+    matrices = (camera.projection() @ camera.w2c).transpose(1, 2)
+    return (torch.nn.functional.pad(points, (0, 1), value=1.0) @ matrices).contiguous()
+
+
+def torus(around: int = 96, along: int = 48) -> tuple[torch.Tensor, torch.Tensor]:
+    """Vertices and faces of a torus with bumps."""
+    a, b = torch.meshgrid(torch.arange(around), torch.arange(along), indexing="ij")
+    phi, theta = a.reshape(-1) * (2 * math.pi / around), b.reshape(-1) * (2 * math.pi / along)
+    radius = 1 + 0.4 * theta.cos() + 0.05 * (9 * phi).sin()
+    points = torch.stack((radius * phi.cos(), radius * phi.sin(), 0.4 * theta.sin()), dim=1)
+    corner = [((a + i) % around * along + (b + j) % along).reshape(-1) for i, j in ((0, 0), (1, 0), (1, 1), (0, 1))]
+    return points, torch.cat((torch.stack(corner[:3], dim=1), torch.stack((corner[2], corner[3], corner[0]), dim=1)))
+
+
+def cube() -> tuple[torch.Tensor, torch.Tensor]:
+    signs = torch.tensor([[i, j, k] for i in (-0.5, 0.5) for j in (-0.5, 0.5) for k in (-0.5, 0.5)])
+    quads = torch.tensor([[0, 1, 3, 2], [4, 6, 7, 5], [0, 4, 5, 1], [2, 3, 7, 6], [0, 2, 6, 4], [1, 5, 7, 3]])
+    return signs, torch.cat((quads[:, [0, 1, 2]], quads[:, [2, 3, 0]]))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("distance", [3.0, 0.7])
+def test_triton_on_cuda_equals_the_reference_on_the_cpu(distance):
+    points, faces = torus()
+    clip, colours = view(points, distance, 200), points * 0.5 + 0.5
+    topology = mesh_edges(faces)
+    upstream = torch.randn(2, 200, 200, 3, generator=torch.Generator().manual_seed(0))
+    results = []
+    for device, backend in (("cuda", "triton"), ("cuda", "torch"), ("cpu", "torch")):
+        c, a, f = clip.to(device).requires_grad_(), colours.to(device).requires_grad_(), faces.to(device)
+        found = rasterize(c, f, 200, 200, backend=backend)
+        image = interpolate(a, found, f)
+        on_device = type(topology)(topology.across.to(device))
+        image = antialias(image, found, c, f, topology=on_device, backend=backend)
+        gradients = torch.autograd.grad((image * upstream.to(device)).sum(), (a, c))
+        results.append([t.detach().cpu() for t in (found.triangle, image, *gradients)])
+    expected = results.pop()
+    for found in results:
+        assert torch.equal(found[0], expected[0])  # the clip positions are the same floats
+        for ours, reference in zip(found[1:], expected[1:], strict=True):
+            torch.testing.assert_close(ours, reference, rtol=1e-3, atol=1e-4 * float(reference.abs().max()))
+
+
+@pytest.mark.gpu
+def test_nvdiffrast_sees_the_same_triangles():
+    """But for centres on edges, since it snaps vertices; its depth and barycentrics are ours, upside down."""
+    nvdiffrast = pytest.importorskip("nvdiffrast.torch", reason="nvdiffrast is not installed")
+    points, faces = torus(40, 20)
+    clip, faces = view(points, 3.0, 256).cuda(), faces.cuda()
+    ours = rasterize(clip, faces, 256, 256, backend="triton")
+    theirs = rasterize(clip, faces, 256, 256, backend="nvdiffrast")
+    differ = ours.triangle != theirs.triangle
+    assert float(differ.float().mean()) < 2e-3
+    raster = nvdiffrast.rasterize(nvdiffrast.RasterizeCudaContext(), clip, faces.int(), (256, 256))[0].flip(1)
+    same = ours.mask & ~differ
+    error = (ours.barycentric[same] - raster[..., :2][same]).abs()
+    assert float(error.median()) < 1e-4
+    torch.testing.assert_close(ours.depth[same], raster[..., 2][same], rtol=0, atol=1e-4)
+
+
+@pytest.mark.gpu
+def test_nvdiffrast_antialiases_large_triangles_alike():
+    """Where both pixels' triangles are large, the walk over the mesh ends at once and finds the edge that it finds."""
+    nvdiffrast = pytest.importorskip("nvdiffrast.torch", reason="nvdiffrast is not installed")
+    points, faces = cube()
+    clip, faces = view(points, 2.0, 256).cuda(), faces.cuda()
+    found = rasterize(clip, faces, 256, 256, backend="nvdiffrast")
+    image = interpolate((points + 0.6).cuda(), found, faces)
+    smooth = antialias(image, found, clip, faces)
+    raster, _ = nvdiffrast.rasterize(nvdiffrast.RasterizeCudaContext(), clip, faces.int(), (256, 256))
+    reference = nvdiffrast.antialias(image.flip(1).contiguous(), raster, clip, faces.int()).flip(1)
+    changed = ((smooth - image).abs().amax(dim=-1) > 0).sum()
+    unequal = ((smooth - reference).abs().amax(dim=-1) > 1e-2).sum()
+    assert int(changed) > 500 and int(unequal) < 0.05 * int(changed)
