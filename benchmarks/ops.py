@@ -4,7 +4,11 @@
     python benchmarks/ops.py --device cuda --points 1048576 --levels 16 --log2-hashmap-size 19 --base-resolution 16 \
         --per-level-scale 1.447 --rays 262144
 
-Each figure is the median (and the minimum) wall time of --repeats calls after --warm-up calls, in milliseconds.
+    python benchmarks/ops.py --only rasterize splatting
+
+Each figure is the median (and the minimum) wall time of --repeats calls after --warm-up calls, in milliseconds. Slow
+references are called less often: after --seconds a row ends with what it has, and says how many calls count.
+Whole pipelines of nvdiffrast and gsplat stand beside ours where these packages are installed.
 """
 
 from __future__ import annotations
@@ -18,14 +22,16 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 import scoredist3d
 
 import torch  # isort: skip  (after scoredist3d, which makes OpenMP threads sleep while they wait)
-from scoredist3d.ops import backends, compositing, hash_grid, ray_marching
-
-Row = tuple[str, str, Callable[[], object]]
+from ops_common import Row, usable  # isort: skip
+from ops_meshes import distance_rows, flexicubes_rows, rasterize_rows, tetrahedra_rows  # isort: skip
+from ops_splatting import parse_size, splatting_rows  # isort: skip
+from scoredist3d.ops import compositing, hash_grid, ray_marching
 
 
 def main() -> None:
@@ -35,14 +41,14 @@ def main() -> None:
         torch.set_num_threads(arguments.threads)
     print(describe_machine(device))
     print("\n| operator | backend | median ms | minimum ms |\n| --- | --- | --- | --- |")
-    for rows in (hash_grid_rows, field_rows, marching_rows, compositing_rows):
-        for operator, backend, call in rows(arguments, device):
-            times = measure(call, device, arguments.warm_up, arguments.repeats)
-            print(f"| {operator} | {backend} | {statistics.median(times):.2f} | {min(times):.2f} |", flush=True)
+    for group in arguments.only or GROUPS:
+        for operator, backend, call in GROUPS[group](arguments, device):
+            print(f"| {operator} | {backend} | {timed(call, device, arguments)} |", flush=True)
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=GROUPS, metavar="GROUP", help=", ".join(GROUPS))
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 keeps torch's default")
     parser.add_argument("--points", type=int, default=150_000)
@@ -53,8 +59,16 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--per-level-scale", type=float, default=1.5)
     parser.add_argument("--rays", type=int, default=4096)
     parser.add_argument("--step-size", type=float, default=2 / 64)
+    parser.add_argument("--views", type=int, default=1, help="images at once, rasterised and splatted")
+    parser.add_argument("--subdivisions", type=int, default=5, help="of the sphere: 20 * 4^this triangles")
+    parser.add_argument("--image-sizes", type=int, nargs="+", default=[256, 512], help="pixels per side, rasterised")
+    parser.add_argument("--splats", type=parse_size, nargs="+", metavar="GAUSSIANS@PIXELS", help="for example 5000@128")
+    parser.add_argument("--tetrahedra", type=int, nargs="+", default=[32, 64, 128], help="steps along an axis, even")
+    parser.add_argument("--flexicubes", type=int, nargs="+", default=[32, 64], help="cubes along an axis")
+    parser.add_argument("--distance-points", type=int, default=100_000)
     parser.add_argument("--warm-up", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--seconds", type=float, default=20.0, help="a row begins no further call after this time")
     return parser.parse_args()
 
 
@@ -73,33 +87,36 @@ def processor_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def measure(call: Callable[[], object], device: torch.device, warm_up: int, repeats: int) -> list[float]:
-    """Wall times in milliseconds."""
-    times = []
-    for repeat in range(warm_up + repeats):
+def timed(call: Callable[[], object], device: torch.device, arguments: argparse.Namespace) -> str:
+    """Median and minimum as two cells; a package that fails (its kernels do not build) costs its own rows only."""
+    try:
+        times = measure(call, device, arguments.warm_up, arguments.repeats, arguments.seconds)
+    except (AttributeError, ImportError, RuntimeError) as error:
+        return f"failed: {type(error).__name__}: {' '.join(str(error).split())[:200]} |"
+    calls = "" if len(times) == arguments.repeats else f" (calls: {len(times)})"
+    return f"{statistics.median(times):.2f}{calls} | {min(times):.2f}"
+
+
+def measure(
+    call: Callable[[], object], device: torch.device, warm_up: int, repeats: int, seconds: float
+) -> list[float]:
+    """Wall times in milliseconds: of the calls after the warm-up or, if time runs out before, of the last call.
+
+    The first call does not use up time, since kernels may be compiled in it.
+    """
+    times: list[float] = []
+    while len(times) < warm_up + repeats and sum(times[1:]) < 1e3 * seconds:
         synchronize(device)
         start = time.perf_counter()
         call()
         synchronize(device)
-        if repeat >= warm_up:
-            times.append((time.perf_counter() - start) * 1e3)
-    return times
+        times.append((time.perf_counter() - start) * 1e3)
+    return times[min(warm_up, len(times) - 1) :]
 
 
 def synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def usable(supported: tuple[str, ...], device: torch.device) -> list[str]:
-    """The backends that run here, in the operator's order."""
-    names = []
-    for name in supported:
-        try:
-            names.append(backends.choose("benchmark", name, device, supported, torch.float32))
-        except ValueError as error:
-            print(f"<!-- {error} -->")
-    return names
 
 
 def make_spec(arguments: argparse.Namespace) -> hash_grid.HashGridSpec:
@@ -211,6 +228,18 @@ def composite_and_differentiate(
     if densities.requires_grad:
         torch.autograd.grad((rgb + opacity).sum(), (densities, colors))
 
+
+GROUPS: dict[str, Callable[[argparse.Namespace, torch.device], Iterator[Row]]] = {
+    "hash-grid": hash_grid_rows,
+    "network": field_rows,
+    "marching": marching_rows,
+    "compositing": compositing_rows,
+    "rasterize": rasterize_rows,
+    "splatting": splatting_rows,
+    "tetrahedra": tetrahedra_rows,
+    "flexicubes": flexicubes_rows,
+    "distance": distance_rows,
+}
 
 if __name__ == "__main__":
     main()

@@ -28,7 +28,7 @@ class AnalyticField:
         self.color = color or position_color
         self.iso_level = None
 
-    def channels(self, points: Tensor) -> SurfaceChannels:
+    def channels(self, points: Tensor, normals: Tensor | None = None) -> SurfaceChannels:
         return SurfaceChannels(self.color(points))
 
     def surface(self) -> None:

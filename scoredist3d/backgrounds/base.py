@@ -13,14 +13,33 @@ from scoredist3d.config import ComponentConfig
 
 
 class Background(nn.Module, ABC):
-    """Colour of the light that reaches the camera from infinitely far away."""
+    """Colour of the light that reaches the camera from infinitely far away.
+
+    Attributes:
+        any_channels: Latents can be rendered over it, not colours alone.
+    """
 
     @dataclass
     class Config(ComponentConfig):
         """Options of every background (none)."""
 
-    def __init__(self, config: Config) -> None:
+    any_channels: bool = False
+
+    def __init__(self, config: Config, *, num_channels: int = 3) -> None:
+        """Args:
+        config: Options.
+        num_channels: Channels of what is rendered over it: 3, or those of the prior's latents.
+
+        Raises:
+            ValueError: This background has colours only.
+        """
         super().__init__()
+        if num_channels != 3 and not self.any_channels:
+            raise ValueError(
+                f"background.type: {config.type or type(self).__name__} has colours, but the material renders "
+                f"{num_channels} latent channels; use background.type=environment"
+            )
+        self.num_channels = num_channels
 
     @abstractmethod
     def forward(self, directions: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
@@ -31,7 +50,7 @@ class Background(nn.Module, ABC):
             generator: Of this step, on the device of ``directions``; ``None`` in evaluation, which must not be random.
 
         Returns:
-            (B, H, W, 3) in [0, 1].
+            (B, H, W, num_channels), colours in [0, 1] or latents of any size.
         """
 
     def parameter_groups(self) -> list[dict[str, Any]]:

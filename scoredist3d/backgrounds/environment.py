@@ -23,7 +23,7 @@ class Environment(Background):
     """rgb(d) = sigmoid(MLP(d, sin(2^k pi d), cos(2^k pi d))), k < ``num_frequencies``.
 
     With some probability a training image gets a random uniform colour instead, so that the environment cannot take
-    over what the object should show.
+    over what the object should show. Behind latents there is no sigmoid, and random ones are drawn from N(0, I).
     """
 
     @dataclass
@@ -38,32 +38,56 @@ class Environment(Background):
             None, "RGB in evaluation instead of the environment; null shows the environment.", ge=0, le=1
         )
 
-    def __init__(self, config: Config, *, rng: Rng | None = None) -> None:
-        super().__init__(config)
+    any_channels = True
+
+    def __init__(self, config: Config, *, rng: Rng | None = None, num_channels: int = 3) -> None:
+        """Args:
+        config: Options.
+        rng: Draws the starting values.
+        num_channels: 3 for colours, anything else for latents.
+
+        Raises:
+            ValueError: A fixed colour for evaluation behind latents.
+        """
+        super().__init__(config, num_channels=num_channels)
+        if num_channels != 3 and config.evaluation_color is not None:
+            raise ValueError(
+                f"background.evaluation_color: a colour cannot be behind {num_channels} latent channels; set it to null"
+            )
         self.config = config
         inputs = 3 + 6 * config.num_frequencies
         generator = (rng or Rng()).shared()("background")
-        self.network = MLP([inputs, *[config.hidden_width] * config.hidden_layers, 3], generator)
+        self.network = MLP([inputs, *[config.hidden_width] * config.hidden_layers, num_channels], generator)
 
     def forward(self, directions: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-        """(B, H, W, 3) colours of the environment, or in some training images one random colour."""
+        """(B, H, W, num_channels) of the environment, or in some training images one random colour."""
         if generator is None:
             if self.config.evaluation_color is not None:
                 return directions.new_tensor(self.config.evaluation_color).expand_as(directions)
             return self._environment(directions)
-        batch, device = directions.shape[0], directions.device
-        colors = torch.rand(batch, 1, 1, 3, generator=generator, device=device)
-        replaced = torch.rand(batch, 1, 1, 1, generator=generator, device=device) < self.config.random_probability
-        return torch.where(replaced, colors, self._environment(directions))
+        colors = self._random(directions.shape[0], generator, directions.device)
+        replaced = torch.rand(len(colors), 1, 1, 1, generator=generator, device=directions.device)
+        return torch.where(replaced < self.config.random_probability, colors, self._environment(directions))
+
+    def _random(self, batch: int, generator: torch.Generator, device: torch.device) -> Tensor:
+        """(B, 1, 1, num_channels)."""
+        draw = torch.rand if self._bounded else torch.randn
+        return draw(batch, 1, 1, self.num_channels, generator=generator, device=device)
 
     def _environment(self, directions: Tensor) -> Tensor:
-        flat = directions.reshape(-1, 3)
+        flat, shape = directions.reshape(-1, 3), (*directions.shape[:-1], self.num_channels)
         if torch.is_grad_enabled():
-            return self._colors(flat).view_as(directions)
-        return torch.cat([self._colors(chunk) for chunk in flat.split(_CHUNK)]).view_as(directions)
+            return self._colors(flat).view(shape)
+        return torch.cat([self._colors(chunk) for chunk in flat.split(_CHUNK)]).view(shape)
 
     def _colors(self, directions: Tensor) -> Tensor:
-        """(N, 3) unit directions -> (N, 3) colours."""
+        """(N, 3) unit directions -> (N, num_channels)."""
         octaves = [directions * (2.0**k * math.pi) for k in range(self.config.num_frequencies)]
         waves = [wave for angle in octaves for wave in (angle.sin(), angle.cos())]
-        return self.network(torch.cat([directions, *waves], dim=-1)).sigmoid()
+        values = self.network(torch.cat([directions, *waves], dim=-1))
+        return values.sigmoid() if self._bounded else values
+
+    @property
+    def _bounded(self) -> bool:
+        """Whether values are colours."""
+        return self.num_channels == 3

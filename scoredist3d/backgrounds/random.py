@@ -40,8 +40,8 @@ class Random(Background):
                 ]
             return super().validate()
 
-    def __init__(self, config: Config) -> None:
-        super().__init__(config)
+    def __init__(self, config: Config, *, num_channels: int = 3) -> None:
+        super().__init__(config, num_channels=num_channels)
         self.config = config
 
     def forward(self, directions: Tensor, *, generator: torch.Generator | None = None) -> Tensor:

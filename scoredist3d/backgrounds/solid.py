@@ -22,8 +22,8 @@ class Solid(Background):
 
         color: tuple[float, float, float] = option((1.0, 1.0, 1.0), "RGB.", ge=0, le=1)
 
-    def __init__(self, config: Config) -> None:
-        super().__init__(config)
+    def __init__(self, config: Config, *, num_channels: int = 3) -> None:
+        super().__init__(config, num_channels=num_channels)
         self.color = config.color
 
     def forward(self, directions: Tensor, *, generator: torch.Generator | None = None) -> Tensor:

@@ -61,16 +61,17 @@ class TurntableConfig:
 
     frames: int = option(60, "Number of frames, one turn in all.", ge=1)
     fps: int = option(30, "Frames per second.", ge=1, le=240)
-    height: int = option(256, "Pixels, even for the video codec.", ge=8, le=4096)
-    width: int = option(256, "Pixels, even for the video codec.", ge=8, le=4096)
+    height: int = option(256, "Pixels; even for an mp4.", ge=8, le=4096)
+    width: int = option(256, "Pixels; even for an mp4.", ge=8, le=4096)
     elevation: float = option(15.0, "Degrees above the horizon.", ge=-90, le=90)
+    format: Literal["mp4", "gif", "webp"] = option("mp4", "Kind of video; gif and webp need no ffmpeg.")
 
     def validate(self) -> list[str]:
-        """The video codec wants even sizes."""
+        """The codec of mp4 files wants even sizes."""
         return [
             f"{name}: must be even, got {getattr(self, name)}"
             for name in ("height", "width")
-            if getattr(self, name) % 2
+            if self.format == "mp4" and getattr(self, name) % 2
         ]
 
 

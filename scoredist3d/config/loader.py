@@ -131,7 +131,7 @@ def _file_layers(file: Path, chain: tuple[Path, ...]) -> list[dict[str, Any]]:
         trail = " -> ".join(_short(link) for link in (*chain[chain.index(file) :], file))
         raise ConfigError(f"include cycle: {trail}")
     own = _read_yaml(file)
-    layers = _included(own, file, chain, "include")
+    layers = [layer for name in _includes(own, file, "include") for layer in _included(name, file, chain)]
     stages = own.pop(STAGES, None)
     layers.append(_with_parts(own, file, chain, ()))
     if isinstance(stages, dict):
@@ -141,13 +141,17 @@ def _file_layers(file: Path, chain: tuple[Path, ...]) -> list[dict[str, Any]]:
     return layers
 
 
-def _included(block: dict[str, Any], file: Path, chain: tuple[Path, ...], key: str) -> list[dict[str, Any]]:
-    """The layers of the whole files that a block's ``include`` names; the key is taken out of the block."""
+def _includes(block: dict[str, Any], file: Path, key: str) -> list[str]:
+    """The files that a block's ``include`` names; the key is taken out of the block."""
     includes = block.pop("include", [])
     includes = [includes] if isinstance(includes, str) else includes
     if not isinstance(includes, list) or not all(isinstance(name, str) for name in includes):
         raise ConfigError(f"{_short(file)}: {key} must be a list of files, got {includes!r}")
-    return [layer for name in includes for layer in _file_layers(_find_include(name, file, chain), (*chain, file))]
+    return includes
+
+
+def _included(name: str, file: Path, chain: tuple[Path, ...]) -> list[dict[str, Any]]:
+    return _file_layers(_find_include(name, file, chain), (*chain, file))
 
 
 def _stage(block: Any, file: Path, chain: tuple[Path, ...], name: str) -> dict[str, Any]:
@@ -156,10 +160,16 @@ def _stage(block: Any, file: Path, chain: tuple[Path, ...], name: str) -> dict[s
         raise ConfigError(f"{_short(file)}: {STAGES}.{name} must be a block, got {block!r}")
     block = dict(block)
     stage: dict[str, Any] = {}
-    for layer in _included(block, file, chain, f"{STAGES}.{name}.include"):
-        if STAGES in layer:
-            raise ConfigError(f"{_short(file)}: {STAGES}.{name}.include names a pipeline; a stage is a single run")
-        stage = merge(stage, {key: value for key, value in layer.items() if value != MISSING_MARK})
+    key = f"{STAGES}.{name}.include"
+    for included in _includes(block, file, key):
+        part = "#" in included
+        for layer in [_part(included, file, chain, key)] if part else _included(included, file, chain):
+            if STAGES in layer:
+                raise ConfigError(
+                    f"{_short(file)}: {key} names a pipeline, and a stage is a single run; "
+                    f"take one of its stages, as in {included}#{STAGES}.{next(iter(layer[STAGES]))}"
+                )
+            stage = merge(stage, {key: value for key, value in layer.items() if value != MISSING_MARK})
     result: dict[str, Any] = merge(stage, _with_parts(block, file, chain, ()))
     return result
 
@@ -174,19 +184,27 @@ def _with_parts(block: Any, file: Path, chain: tuple[Path, ...], path: tuple[str
     own = {key: _with_parts(value, file, chain, (*path, str(key))) for key, value in block.items()}
     if not path or "include" not in own:
         return own
-    name, hash_mark, inner = str(own.pop("include")).partition("#")
+    included = str(own.pop("include"))
+    part = _part(included, file, chain, f"{'.'.join(path)}.include")
+    return merge(_moved(part, included.partition("#")[2], ".".join(path)), own, path)
+
+
+def _part(name: str, file: Path, chain: tuple[Path, ...], key: str) -> dict[str, Any]:
+    """The block that ``file.yaml#key.path`` names.
+
+    Raises:
+        ConfigError: It names none.
+    """
+    there, hash_mark, inner = name.partition("#")
     part: Any = {}
     if hash_mark:
-        for layer in _file_layers(_find_include(name, file, chain), (*chain, file)):
+        for layer in _included(there, file, chain):
             part = merge(part, layer)
-    for key in inner.split("."):
-        part = part.get(key) if isinstance(part, dict) else None
+    for step in inner.split("."):
+        part = part.get(step) if isinstance(part, dict) else None
     if not isinstance(part, dict):
-        raise ConfigError(
-            f"{_short(file)}: {'.'.join(path)}.include must be file.yaml#key.path of a block, "
-            f"got {name}{hash_mark}{inner}"
-        )
-    return merge(_moved(part, inner, ".".join(path)), own, path)
+        raise ConfigError(f"{_short(file)}: {key} must be file.yaml#key.path of a block, got {name}")
+    return part
 
 
 def _moved(value: Any, old: str, new: str) -> Any:

@@ -1,4 +1,4 @@
-"""From a density and colour field to files: surface, simplification, UV atlas, baked texture, GLB / OBJ / PLY, video.
+"""From an object to files: surface, simplification, UV atlas, baked textures; GLB, OBJ, PLY, STL, USDZ, splats; video.
 
 Modules import their heavy packages where they use them, so listing exporters stays cheap.
 """

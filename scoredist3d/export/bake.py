@@ -1,128 +1,136 @@
-"""Texture baking: the field's colour at the surface point of every texel."""
+"""Texture baking: the look of the object at the surface point of every texel."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
+import torch
 
 from scoredist3d.meshes.mesh import Mesh
-from scoredist3d.meshes.shape import Progress, Shape, query_color
+from scoredist3d.meshes.occlusion import ambient_occlusion
+from scoredist3d.meshes.shape import Progress, Shape, query_channels
+from scoredist3d.meshes.tangents import corner_tangents
+from scoredist3d.meshes.texels import Texels, fill_uncovered, rasterize, texel_points
 
-# Texels this far (in texels) outside their triangle are baked too: bilinear filtering on a seam reads them.
-GUTTER = 1.5
-_CANDIDATES_PER_PASS = 4_000_000
+_LEAST_NORMAL_Z = 0.05  # a normal map cannot hold normals that look away from the surface
 
 
 @dataclass(frozen=True)
-class Texels:
-    """Texels that belong to a face.
+class Textures:
+    """Square textures of one mesh, uint8, row 0 on top; ``None`` where the object has no such channel.
 
     Attributes:
-        index: (M,) int64, row * size + column, unique; row 0 is the top of the image.
-        face: (M,) int64.
-        barycentric: (M, 3) float32 weights of the face's corners, non-negative, summing to 1. Of a texel in the gutter
-            they are those of a nearby point of the face.
+        base_color: (S, S, 3), display sRGB, which is what glTF's base colour texture holds.
+        roughness: (S, S), linear.
+        metallic: (S, S), linear.
+        occlusion: (S, S), linear.
+        normal: (S, S, 3), tangent space (see :mod:`scoredist3d.meshes.tangents`), linear, green along +v.
     """
 
-    index: np.ndarray
-    face: np.ndarray
-    barycentric: np.ndarray
+    base_color: np.ndarray
+    roughness: np.ndarray | None = None
+    metallic: np.ndarray | None = None
+    occlusion: np.ndarray | None = None
+    normal: np.ndarray | None = None
+
+    @property
+    def has_surface(self) -> bool:
+        """Whether roughness or metallic vary."""
+        return self.roughness is not None or self.metallic is not None
 
 
-def bake_texture(
-    shape: Shape, mesh: Mesh, size: int, *, chunk: int = 131072, progress: Progress | None = None
-) -> np.ndarray:
-    """(size, size, 3) uint8 display sRGB texture of an unwrapped mesh.
+def bake_textures(
+    shape: Shape,
+    mesh: Mesh,
+    size: int,
+    *,
+    detail: Mesh | None = None,
+    normals: bool = True,
+    occlusion: bool = False,
+    chunk: int = 131072,
+    progress: Progress | None = None,
+) -> Textures:
+    """All channels that the object has, on an unwrapped mesh.
 
-    The colours are already display sRGB, which is what glTF's base colour texture holds: they are stored as they are.
-    Texels outside all faces take the colour of the nearest baked one: mip-maps then show no seams.
-    """
-    texels = rasterize(mesh, size)
-    corners = mesh.vertices[mesh.faces[texels.face]]
-    points = np.einsum("mk,mkc->mc", texels.barycentric, corners)
-    colors = query_color(shape, points, chunk=chunk, progress=progress)
-    texture = np.zeros((size * size, 3), dtype=np.uint8)
-    texture[texels.index] = quantize(colors)
-    covered = np.zeros(size * size, dtype=bool)
-    covered[texels.index] = True
-    return _fill_uncovered(texture.reshape(size, size, 3), covered.reshape(size, size))
+    Texels outside all faces take the value of the nearest baked one: mip-maps then show no seams.
 
-
-def quantize(colors: np.ndarray) -> np.ndarray:
-    """[0, 1] to the nearest of 0..255."""
-    return (colors * 255.0 + 0.5).astype(np.uint8)
-
-
-def rasterize(mesh: Mesh, size: int) -> Texels:
-    """Assign texels to the faces whose UV triangle holds their centre, or is within :data:`GUTTER` of it.
-
-    A centre inside a triangle always wins over a gutter, and of several gutters the nearest wins.
+    Args:
+        shape: Asked once per covered texel.
+        mesh: Unwrapped.
+        size: Side of the textures in texels.
+        detail: The surface before simplification: its normals, or the object's shading normals on top of them, become a
+            normal map. Without it there is one only where the object has shading normals of its own.
+        normals: Bake a normal map where there is something to bake.
+        occlusion: Bake ambient occlusion where the object gives none itself.
+        chunk: Points per query.
+        progress: Fraction of the texels queried.
 
     Raises:
-        ValueError: The mesh has no texture coordinates.
+        ValueError: The mesh has no texture coordinates, or values that cannot be.
     """
-    if mesh.uvs is None or mesh.uv_faces is None:
-        raise ValueError("the mesh has no texture coordinates: unwrap it first")
-    pixels = np.stack([mesh.uvs[:, 0] * size, (1.0 - mesh.uvs[:, 1]) * size], axis=1).astype(np.float32)
-    triangles = pixels[mesh.uv_faces]
-    # Texel columns and rows whose centres lie in the grown bounding box.
-    first = np.clip(np.ceil(triangles.min(axis=1) - GUTTER - 0.5), 0, size).astype(np.int64)
-    last = np.clip(np.floor(triangles.max(axis=1) + GUTTER - 0.5), -1, size - 1).astype(np.int64)
-    extent = np.maximum(last - first + 1, 0)
-    totals = np.cumsum(extent.prod(axis=1))
-    parts, start = [], 0
-    while start < len(triangles):
-        done = totals[start - 1] if start else 0
-        stop = max(start + 1, int(np.searchsorted(totals, done + _CANDIDATES_PER_PASS, side="right")))
-        parts.append(_candidates(triangles[start:stop], first[start:stop], extent[start:stop], start, size))
-        start = stop
-    index, face, barycentric, outside = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return _resolve(index, face, barycentric, outside, size)
+    texels = rasterize(mesh, size)
+    points = texel_points(mesh, texels)
+    smooth = _smooth_normals(mesh, texels)
+    own = normals_of(detail, points) if detail is not None and normals else None
+    found = query_channels(shape, points, smooth if own is None else own, chunk=chunk, progress=progress)
+    world = found.pop("normal", own)
+    if occlusion and "occlusion" not in found:
+        found["occlusion"] = ambient_occlusion(mesh, points, smooth)
+    if world is not None and normals:
+        found["normal"] = 0.5 + 0.5 * _into_tangent_space(mesh, texels, world)
+    return _filled({name: quantize(values) for name, values in found.items()}, texels, size)
 
 
-def _candidates(
-    triangles: np.ndarray, first: np.ndarray, extent: np.ndarray, offset: int, size: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Texels in or near the triangles (n, 3, 2): index, face, clamped barycentric weights, distance outside or 0."""
-    counts = extent.prod(axis=1)
-    face = np.repeat(np.arange(len(triangles)), counts)
-    local = np.arange(len(face)) - np.repeat(np.cumsum(counts) - counts, counts)
-    width = extent[face, 0]
-    column, row = first[face, 0] + local % width, first[face, 1] + local // width
-    # Affine functions of the centre: height over edge k as a fraction of the height of corner k.
-    a, b, c = triangles[:, 0], triangles[:, 1], triangles[:, 2]
-    area = (b[:, 0] - a[:, 0]) * (c[:, 1] - a[:, 1]) - (b[:, 1] - a[:, 1]) * (c[:, 0] - a[:, 0])
-    flat = np.abs(area) < 1e-9
-    area = np.where(flat, 1.0, area)
-    x, y = column.astype(np.float32) + np.float32(0.5), row.astype(np.float32) + np.float32(0.5)
-    weights = np.empty((len(face), 3), dtype=np.float32)
-    outside = np.zeros(len(face), dtype=np.float32)
-    for k, (p, q) in enumerate(((b, c), (c, a), (a, b))):
-        along = q - p
-        length = np.maximum(np.linalg.norm(along, axis=1), 1e-12)
-        weight = (along[face, 0] * (y - p[face, 1]) - along[face, 1] * (x - p[face, 0])) / area[face]
-        weights[:, k] = weight
-        np.maximum(outside, -weight * (np.abs(area) / length)[face], out=outside)
-    keep = (outside <= GUTTER) & ~flat[face]
-    clamped = weights[keep].clip(0.0, None)
-    clamped /= clamped.sum(axis=1, keepdims=True)
-    return (row * size + column)[keep], face[keep] + offset, clamped, outside[keep]
+def quantize(values: np.ndarray) -> np.ndarray:
+    """[0, 1] to the nearest of 0..255."""
+    return (values * 255.0 + 0.5).astype(np.uint8)
 
 
-def _resolve(index: np.ndarray, face: np.ndarray, barycentric: np.ndarray, outside: np.ndarray, size: int) -> Texels:
-    """One candidate per texel: the one least outside."""
-    gutter = np.flatnonzero(outside > 0)
-    order = np.concatenate([gutter[np.argsort(-outside[gutter], kind="stable")], np.flatnonzero(outside == 0)])
-    winner = np.full(size * size, -1, dtype=np.int64)
-    winner[index[order]] = order  # of repeated indices the last assignment stays
-    texel = np.flatnonzero(winner >= 0)
-    chosen = winner[texel]
-    return Texels(index=texel, face=face[chosen], barycentric=barycentric[chosen])
+def normals_of(surface: Mesh, points: np.ndarray) -> np.ndarray:
+    """(N, 3) unit normals of the closest points of a surface."""
+    from scoredist3d.ops.mesh_distance import closest_point
+
+    vertices, faces = torch.from_numpy(surface.vertices), torch.from_numpy(surface.faces)
+    found = closest_point(torch.from_numpy(np.ascontiguousarray(points, dtype=np.float32)), vertices, faces)
+    corners = surface.vertex_normals()[surface.faces[found.faces.numpy()]]
+    return _unit(np.einsum("nk,nkc->nc", found.barycentric.numpy(), corners))
 
 
-def _fill_uncovered(texture: np.ndarray, covered: np.ndarray) -> np.ndarray:
-    from scipy.ndimage import distance_transform_edt
+def _smooth_normals(mesh: Mesh, texels: Texels) -> np.ndarray:
+    """(M, 3) interpolated vertex normals, as a viewer shades the mesh."""
+    corners = mesh.vertex_normals()[mesh.faces[texels.face]]
+    return _unit(np.einsum("mk,mkc->mc", texels.barycentric, corners)).astype(np.float32)
 
-    rows, columns = distance_transform_edt(~covered, return_distances=False, return_indices=True)
-    return texture[rows, columns]
+
+def _into_tangent_space(mesh: Mesh, texels: Texels, world: np.ndarray) -> np.ndarray:
+    """(M, 3) world normals in the tangent frame that a viewer rebuilds at each texel."""
+    normal = _smooth_normals(mesh, texels)
+    corners = corner_tangents(mesh)[texels.face]
+    tangent = np.einsum("mk,mkc->mc", texels.barycentric, corners[..., :3])
+    tangent = _unit(tangent - (tangent * normal).sum(axis=1, keepdims=True) * normal)
+    bitangent = corners[:, 0, 3:] * np.cross(normal, tangent)
+    local = np.stack([(world * axis).sum(axis=1) for axis in (tangent, bitangent, normal)], axis=1)
+    local[:, 2] = np.maximum(local[:, 2], _LEAST_NORMAL_Z)
+    return _unit(local)
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    unit: np.ndarray = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    return unit
+
+
+def _filled(values: dict[str, np.ndarray], texels: Texels, size: int) -> Textures:
+    """Images of the texels' values, all filled at once."""
+    names = [field.name for field in fields(Textures) if field.name in values]
+    columns = np.concatenate([values[name].reshape(len(texels.index), -1) for name in names], axis=1)
+    sheet = np.zeros((size * size, columns.shape[1]), dtype=np.uint8)
+    sheet[texels.index] = columns
+    image = fill_uncovered(sheet.reshape(size, size, -1), texels.index)
+    images, start = {}, 0
+    for name in names:
+        width = 1 if values[name].ndim == 1 else values[name].shape[1]
+        part = image[..., start : start + width]
+        images[name] = np.ascontiguousarray(part[..., 0] if values[name].ndim == 1 else part)
+        start += width
+    return Textures(**images)

@@ -27,10 +27,13 @@ class ExportReport:
         dropped_components: Pieces removed as floaters.
         threshold: Density of the iso-surface; None where the object is a surface itself.
         density_range: Smallest and largest density seen on the grid; None likewise.
-        bounds: Lowest and highest corner, world coordinates (z up).
+        bounds: Lowest and highest corner, world coordinates (z up), scene units.
         bytes: File name to size.
         seconds: Stage to wall time.
         notes: Sentences about anything unusual, e.g. a fallback.
+        scale: Metres per scene unit in the files.
+        channels: Textures that were baked.
+        gaussians: Of a splat file; 0 where none was written.
     """
 
     faces: int
@@ -46,6 +49,9 @@ class ExportReport:
     bytes: dict[str, int]
     seconds: dict[str, float]
     notes: tuple[str, ...]
+    scale: float = 1.0
+    channels: tuple[str, ...] = ()
+    gaussians: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types, ready for JSON."""
@@ -54,10 +60,10 @@ class ExportReport:
     def describe(self) -> str:
         """One line for a person."""
         closed = "watertight" if self.watertight else f"{self.holes} holes, {self.nonmanifold_edges} non-manifold edges"
+        parts = [f"mesh: {self.faces:,} faces, {closed}, {self.components} pieces"] if self.faces else []
+        parts += [f"splats: {self.gaussians:,} Gaussians"] if self.gaussians else []
         size = sum(self.bytes.values()) / 2**20
-        return f"mesh: {self.faces:,} faces, {closed}, {self.components} pieces, {size:.1f} MiB in all" + "".join(
-            f"; {note}" for note in self.notes
-        )
+        return "; ".join([f"{', '.join(parts)}, {size:.1f} MiB in all", *self.notes])
 
 
 @dataclass(frozen=True)

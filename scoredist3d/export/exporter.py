@@ -10,51 +10,84 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from scoredist3d.config import option
-from scoredist3d.export.bake import bake_texture, quantize
+from scoredist3d.export.bake import Textures, bake_textures, quantize
 from scoredist3d.export.base import Exporter, ExportReport, ExportResult, StageProgress
 from scoredist3d.export.files import safe_name, staged_files
-from scoredist3d.export.gltf import write_glb, write_ply
+from scoredist3d.export.findings import findings, mesh_report, metres, not_closed
+from scoredist3d.export.frame import Frame
+from scoredist3d.export.gltf import write_glb
 from scoredist3d.export.obj import write_obj
-from scoredist3d.meshes.mesh import decimate, drop_small_components, smooth, topology
+from scoredist3d.export.plain import write_ply, write_stl
+from scoredist3d.export.usdz import usdz_problem, write_usdz
+from scoredist3d.meshes.holes import fill_holes
+from scoredist3d.meshes.mesh import Mesh, decimate, drop_small_components, smooth, topology
 from scoredist3d.meshes.shape import Shape, query_color
+from scoredist3d.meshes.splats import Splats, write_splats
 from scoredist3d.meshes.surface import FoundSurface, find_surface
-from scoredist3d.meshes.uv import unwrap
+from scoredist3d.meshes.uv import unusable_uvs, unwrap
 from scoredist3d.registry import register
 
 logger = logging.getLogger(__name__)
 
+_TEXTURED = {"glb", "obj", "usdz"}
+_MESHES = _TEXTURED | {"ply", "stl"}
 
-@register("exporter", "textured-mesh", summary="Iso-surface of the density with the colour baked into a texture.")
+
+@register(
+    "exporter", "textured-mesh", summary="Surface of the object with its look baked into textures, or its splats."
+)
 class TexturedMeshExporter(Exporter):
-    """Density grid -> marching cubes -> clean-up -> decimation -> UV atlas -> baked texture -> files.
+    """Density grid -> marching cubes -> clean-up -> decimation -> UV atlas -> baked textures -> files.
 
-    All files are y up with the object's front towards +z, whatever the format.
+    An object that is a surface already starts at the clean-up, and one with texture coordinates of its own keeps them
+    and all its faces as long as they are within the budget. By default all files are y up with the object's front
+    towards +z, whatever the format.
     """
 
     @dataclass
     class Config(Exporter.Config):
         """Quality, size and formats."""
 
-        formats: list[Literal["glb", "obj", "ply"]] = option(
-            ["glb", "obj"], "Files to write. ply holds the surface before simplification, coloured at its vertices."
+        formats: list[Literal["glb", "obj", "ply", "stl", "usdz", "splats"]] = option(
+            ["glb", "obj"],
+            "Files to write. ply and stl hold the surface before simplification, ply with colours at its vertices; "
+            "usdz needs the package usd-core; splats is a PLY of Gaussians, for objects made of them.",
         )
         resolution: int = option(128, "Density samples along each side of the cube around the ball.", ge=8, le=1024)
         threshold: Literal["auto"] | float = option(
             "auto", "Density of the surface; auto puts the surface where the renderer shows it.", gt=0
         )
         max_faces: int = option(10000, "Face budget; unwrapping takes longer than linearly in it.", ge=16, le=200000)
-        texture_size: int = option(1024, "Side of the texture in texels.", ge=32, le=8192)
+        texture_size: int = option(1024, "Side of the textures in texels.", ge=32, le=8192)
         min_component_volume: float = option(
             0.02, "Pieces smaller than this fraction of the largest one are dropped; 1 keeps only that one.", ge=0, le=1
         )
+        largest_component: bool = option(False, "Keep only the largest piece; the same as min_component_volume=1.")
         fill_cavities: bool = option(True, "Make empty space that no outside view can reach solid.")
+        fill_holes: bool = option(
+            False, "Close holes of the surface before simplification, for surfaces that are open."
+        )
         refine_steps: int = option(4, "Bisections of each vertex along its grid edge, with new densities.", ge=0, le=16)
         smoothing: int = option(0, "Taubin smoothing steps before simplification, for noisy surfaces.", ge=0, le=200)
+        normal_map: Literal["auto", "surface", "none"] = option(
+            "auto",
+            "auto bakes the material's shading normals where it has any; surface those of the surface before "
+            "simplification, bent as the material says; none bakes none.",
+        )
+        occlusion: bool = option(False, "Bake ambient occlusion, of the simplified surface by itself.")
         unlit: bool = option(
             False,
             "Mark the GLB as unlit, for colours that hold their shading already (material no-material): viewers then "
             "show them as they are and add no light of their own.",
+        )
+        scale: float = option(1.0, "Metres per scene unit.", gt=0)
+        height: float | None = option(None, "Height of the object in metres; takes the place of scale.", gt=0)
+        up_axis: Literal["y", "z"] = option(
+            "y",
+            "Upward axis of obj, ply and stl files; z keeps the world's axes. glb and usdz are y up, as splats are.",
         )
         padding: int = option(4, "Texels between the pieces of the texture.", ge=0, le=64)
         unwrap_timeout: float = option(60.0, "Seconds for xatlas; then each face gets its own piece of texture.", ge=0)
@@ -62,67 +95,84 @@ class TexturedMeshExporter(Exporter):
 
         def validate(self) -> list[str]:
             """An export without a format would do the work and write nothing."""
-            return [] if self.formats else ["formats: at least one of glb, obj, ply is needed"]
+            return [] if self.formats else ["formats: at least one of glb, obj, ply, stl, usdz, splats is needed"]
 
     def __init__(self, config: Config, **runtime: Any) -> None:
         self.config = config
 
     def export(self, shape: Shape, folder: Path, name: str, progress: StageProgress | None = None) -> ExportResult:
         """See :meth:`Exporter.export`."""
-        config, clock, name = self.config, _Stages(progress), safe_name(name)
-        notes: list[str] = []
-        with clock.stage("surface") as step:
-            found, dropped = self._surface(shape, step)
-            surface = found.mesh
-        with clock.stage("simplify"):
-            # Parting pinched walls can leave crumbs.
-            mesh, _ = drop_small_components(decimate(surface, config.max_faces), config.min_component_volume)
-            closed = topology(mesh)
-        wants_texture = bool({"glb", "obj"} & set(config.formats))
-        if wants_texture:
-            with clock.stage("unwrap"):
-                mesh, note = unwrap(mesh, config.texture_size, padding=config.padding, timeout=config.unwrap_timeout)
-                notes += [note] if note else []
-            with clock.stage("texture") as step:
-                texture = bake_texture(shape, mesh, config.texture_size, chunk=config.chunk, progress=step)
+        clock, name, notes = _Stages(progress), safe_name(name), _Notes()
+        splats = self._splats(shape, notes)
+        made = self._make(shape, notes, clock) if self._wants(_MESHES) else None
         with clock.stage("write"), staged_files(Path(folder)) as (staging, paths):
-            if "obj" in config.formats:
-                paths += write_obj(staging, name, mesh, texture)
-            if "glb" in config.formats:
-                paths.append(staging / f"{name}.glb")
-                write_glb(paths[-1], mesh, texture, name, unlit=config.unlit)
-            if "ply" in config.formats:
-                paths.append(staging / f"{name}.ply")
-                colors = quantize(query_color(shape, surface.vertices, chunk=config.chunk))
-                write_ply(paths[-1], replace(surface, vertex_colors=colors))
-        if not closed.watertight:
-            notes.append(
-                f"the surface is not watertight: {closed.holes} holes, {closed.nonmanifold_edges} edges with more than "
-                "two faces; exporter.smoothing or another exporter.max_faces may help"
-            )
-            logger.warning(notes[-1])
-        low, high = mesh.bounds
-        report = ExportReport(
-            faces=len(mesh.faces),
-            vertices=len(mesh.vertices),
-            watertight=closed.watertight,
-            holes=closed.holes,
-            nonmanifold_edges=closed.nonmanifold_edges,
-            components=closed.components,
-            dropped_components=dropped,
-            threshold=found.threshold,
-            density_range=found.density_range,
-            bounds=(tuple(low.tolist()), tuple(high.tolist())),
-            bytes={path.name: path.stat().st_size for path in paths},
-            seconds=clock.seconds,
-            notes=tuple(notes),
-        )
+            if made is not None:
+                self._write(staging, paths, name, made)
+            if splats is not None:
+                paths.append(staging / f"{name}-splats.ply")
+                write_splats(paths[-1], splats)
+        report = _splat_report(splats) if made is None else made.report
+        sizes = {path.name: path.stat().st_size for path in paths}
+        gaussians = 0 if splats is None else len(splats.means)
+        report = replace(report, bytes=sizes, seconds=clock.seconds, notes=tuple(notes), gaussians=gaussians)
         return ExportResult(paths=paths, report=report)
 
-    def _surface(self, shape: Shape, progress: Callable[[float], None]) -> tuple[FoundSurface, int]:
-        """The cleaned surface before simplification, and the number of floaters dropped."""
+    def _wants(self, formats: set[str]) -> bool:
+        return bool(formats & set(self.config.formats))
+
+    def _splats(self, shape: Shape, notes: _Notes) -> Splats | None:
+        """The Gaussians if they are wanted; what can go wrong is found out before any work is done.
+
+        Raises:
+            ValueError: A format needs a missing package, or the only one is splats and there are none.
+        """
+        if self._wants({"usdz"}) and (problem := usdz_problem()):
+            raise ValueError(problem)
+        if not self._wants({"splats"}):
+            return None
+        splats = shape.splats()
+        if splats is None:
+            if not self._wants(_MESHES):
+                raise ValueError(
+                    "exporter.formats: the object is not made of Gaussians, so there are no splats to write; "
+                    "choose another format, e.g. glb"
+                )
+            notes.add("no splats were written, because the object is not made of Gaussians")
+        return splats
+
+    def _make(self, shape: Shape, notes: _Notes, clock: _Stages) -> _Made:
+        """Surface, simplified mesh and textures."""
         config = self.config
-        found = find_surface(
+        with clock.stage("surface") as step:
+            found = self._find(shape, step)
+            notes.add(*findings(found, shape.radius))
+            keeps = self._keeps_uvs(found.mesh, notes)
+            surface, dropped = (found.mesh, 0) if keeps else self._clean(found.mesh, notes)
+        with clock.stage("simplify"):
+            mesh = surface
+            if not keeps:
+                # Parting pinched walls can leave crumbs.
+                mesh, _ = drop_small_components(decimate(surface, config.max_faces), self._least_volume)
+            closed = topology(mesh)
+            notes.add(*not_closed(closed))
+        textures = colors = None
+        if self._wants(_TEXTURED):
+            if not keeps:
+                with clock.stage("unwrap"):
+                    size, padding = config.texture_size, config.padding
+                    mesh, note = unwrap(mesh, size, padding=padding, timeout=config.unwrap_timeout)
+                    notes.add(*([note] if note else []))
+            with clock.stage("texture") as step:
+                textures = self._bake(shape, mesh, surface, step)
+        if self._wants({"ply"}):
+            colors = quantize(query_color(shape, surface.vertices, chunk=config.chunk))
+        frame = Frame(config.up_axis, metres(mesh, config.scale, config.height))
+        report = mesh_report(found, mesh, closed, dropped, frame.scale, textures)
+        return _Made(surface, mesh, frame, textures, colors, report)
+
+    def _find(self, shape: Shape, progress: Callable[[float], None]) -> FoundSurface:
+        config = self.config
+        return find_surface(
             shape,
             config.resolution,
             threshold=None if config.threshold == "auto" else config.threshold,
@@ -131,10 +181,94 @@ class TexturedMeshExporter(Exporter):
             chunk=config.chunk,
             progress=progress,
         )
-        surface, dropped = drop_small_components(found.mesh, config.min_component_volume)
-        if config.smoothing:
-            surface = smooth(surface, config.smoothing)
-        return replace(found, mesh=surface), dropped
+
+    @property
+    def _least_volume(self) -> float:
+        return 1.0 if self.config.largest_component else self.config.min_component_volume
+
+    def _keeps_uvs(self, mesh: Mesh, notes: _Notes) -> bool:
+        """Whether the surface keeps the texture coordinates it came with; notes why not."""
+        if mesh.uvs is None:
+            return False
+        problem = unusable_uvs(mesh)
+        if len(mesh.faces) > self.config.max_faces:
+            budget = f"it has {len(mesh.faces):,} faces and exporter.max_faces is {self.config.max_faces:,}"
+            problem = f"{budget}, so it was simplified"
+        if problem:
+            notes.add(f"the mesh lost its own texture coordinates: {problem}")
+        return not problem
+
+    def _clean(self, surface: Mesh, notes: _Notes) -> tuple[Mesh, int]:
+        """The surface without holes, floaters and noise, and the number of floaters dropped."""
+        surface = replace(surface, uvs=None, uv_faces=None)
+        if self.config.fill_holes:
+            surface, count = fill_holes(surface)
+            notes.add(*([f"{count} holes of the surface were closed"] if count else []))
+        surface, dropped = drop_small_components(surface, self._least_volume)
+        if self.config.smoothing:
+            surface = smooth(surface, self.config.smoothing)
+        return surface, dropped
+
+    def _bake(self, shape: Shape, mesh: Mesh, surface: Mesh, progress: Callable[[float], None]) -> Textures:
+        config = self.config
+        return bake_textures(
+            shape,
+            mesh,
+            config.texture_size,
+            detail=surface if config.normal_map == "surface" else None,
+            normals=config.normal_map != "none",
+            occlusion=config.occlusion,
+            chunk=config.chunk,
+            progress=progress,
+        )
+
+    def _write(self, folder: Path, paths: list[Path], name: str, made: _Made) -> None:
+        """Every mesh format into ``folder``; appends the files to ``paths``, each after those it refers to."""
+        mesh, frame, sides = made.mesh, made.frame, made.report.holes > 0
+        if made.textures is not None:
+            if self._wants({"obj"}):
+                paths += write_obj(folder, name, mesh, made.textures, frame)
+            if self._wants({"glb"}):
+                paths.append(folder / f"{name}.glb")
+                options = {"unlit": self.config.unlit, "double_sided": sides}
+                write_glb(paths[-1], mesh, made.textures, name, scale=frame.scale, **options)
+            if self._wants({"usdz"}):
+                paths.append(folder / f"{name}.usdz")
+                write_usdz(paths[-1], mesh, made.textures, name, double_sided=sides, scale=frame.scale)
+        if self._wants({"ply"}):
+            paths.append(folder / f"{name}.ply")
+            write_ply(paths[-1], replace(made.surface, vertex_colors=made.colors), frame)
+        if self._wants({"stl"}):
+            paths.append(folder / f"{name}.stl")
+            write_stl(paths[-1], made.surface, frame)
+
+
+@dataclass(frozen=True)
+class _Made:
+    """What is written: the surface before simplification, and the unwrapped mesh with its textures."""
+
+    surface: Mesh
+    mesh: Mesh
+    frame: Frame
+    textures: Textures | None
+    colors: np.ndarray | None
+    report: ExportReport
+
+
+class _Notes(list[str]):
+    """Sentences for the report, logged as they come."""
+
+    def add(self, *notes: str) -> None:
+        for note in notes:
+            logger.warning(note)
+            self.append(note)
+
+
+def _splat_report(splats: Splats | None) -> ExportReport:
+    """The report of an export without a mesh; sizes and times are filled in later."""
+    assert splats is not None
+    low, high = (bound.values.tolist() for bound in (splats.means.min(dim=0), splats.means.max(dim=0)))
+    return ExportReport(0, 0, False, 0, 0, 0, 0, None, None, (tuple(low), tuple(high)), {}, {}, ())
 
 
 class _Stages:

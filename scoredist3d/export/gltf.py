@@ -1,93 +1,195 @@
-"""GLB files, and the change from our world (z up) to the files' world (y up)."""
+"""Binary glTF 2.0 files of one textured mesh."""
 
 from __future__ import annotations
 
+import io
+import json
+import struct
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from scoredist3d import __version__
+from scoredist3d.export.bake import Textures
+from scoredist3d.export.frame import to_y_up
 from scoredist3d.meshes.mesh import Mesh
+from scoredist3d.meshes.tangents import corner_tangents, frame_groups
+
+_FLOAT, _UNSIGNED_SHORT, _UNSIGNED_INT = 5126, 5123, 5125
+_ARRAY_BUFFER, _ELEMENT_ARRAY_BUFFER = 34962, 34963
+_LINEAR, _LINEAR_MIPMAP_LINEAR = 9729, 9987
 
 
-def to_y_up(vectors: np.ndarray) -> np.ndarray:
-    """(x, y, z) of the file = (y, z, x) of ours: up becomes +y and the object's front, our +x, becomes glTF's +z."""
-    return np.ascontiguousarray(vectors[:, [1, 2, 0]])
-
-
-def split_seams(mesh: Mesh) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """One vertex per (vertex, texture coordinate) pair, as glTF wants.
+def split_seams(mesh: Mesh, *, tangents: bool = False) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """One vertex per (vertex, texture coordinate) pair, and per handedness of the tangent frame where that is wanted.
 
     Returns:
-        vertices (N, 3), normals (N, 3), uvs (N, 2), faces (F, 3). Normals are those of the closed surface, so shading
-        does not show the seams.
+        The vertices' attributes by their glTF name, in our axes: POSITION (N, 3), NORMAL (N, 3), TEXCOORD_0 (N, 2) with
+        its origin at the bottom left, TANGENT (N, 4) if asked for; and faces (F, 3). Normals are those of the closed
+        surface, so shading does not show the seams.
 
     Raises:
         ValueError: The mesh has no texture coordinates.
     """
     if mesh.uvs is None or mesh.uv_faces is None:
         raise ValueError("the mesh has no texture coordinates: unwrap it first")
-    pairs = mesh.faces.ravel() * len(mesh.uvs) + mesh.uv_faces.ravel()
-    unique, faces = np.unique(pairs, return_inverse=True)
-    vertex, uv = unique // len(mesh.uvs), unique % len(mesh.uvs)
-    return mesh.vertices[vertex], mesh.vertex_normals()[vertex], mesh.uvs[uv], faces.reshape(-1, 3)
+    frames = corner_tangents(mesh) if tangents else None
+    sign = np.ones(len(mesh.faces)) if frames is None else frames[:, 0, 3]
+    _, first, group = np.unique(frame_groups(mesh, sign), return_index=True, return_inverse=True)
+    vertex = mesh.faces.ravel()[first]
+    attributes = {
+        "POSITION": mesh.vertices[vertex],
+        "NORMAL": mesh.vertex_normals()[vertex],
+        "TEXCOORD_0": mesh.uvs[mesh.uv_faces.ravel()[first]],
+    }
+    if frames is not None:
+        attributes["TANGENT"] = frames.reshape(-1, 4)[first]
+    return attributes, group.reshape(-1, 3)
 
 
-def write_glb(path: Path, mesh: Mesh, texture: np.ndarray, name: str, *, unlit: bool = False) -> None:
-    """Write a binary glTF with one textured, fully rough, non-metallic material.
+def write_glb(
+    path: Path,
+    mesh: Mesh,
+    textures: Textures,
+    name: str,
+    *,
+    unlit: bool = False,
+    double_sided: bool = False,
+    scale: float = 1.0,
+) -> None:
+    """Write a binary glTF with one mesh and one metallic-roughness material.
+
+    The base colour texture is sRGB; occlusion, roughness and metallic share one linear texture (red, green, blue), and
+    a normal map comes with tangents. Channels that do not exist become no texture: then the material is fully rough and
+    not metallic.
 
     Args:
         path: Written directly; stage it where atomicity matters.
         mesh: Unwrapped, world coordinates.
-        texture: (S, S, 3) uint8 display sRGB, row 0 on top.
+        textures: Of the mesh.
         name: Name of the node, mesh and material.
-        unlit: Declare ``KHR_materials_unlit``: viewers show the texture as it is. The fully rough material stays as the
-            fallback of viewers that do not know the extension.
+        unlit: Declare ``KHR_materials_unlit``: viewers show the texture as it is. The material stays as the fallback of
+            viewers that do not know the extension.
+        double_sided: Show the back of the faces too, for surfaces that are not closed.
+        scale: Metres per scene unit.
     """
-    import trimesh
-    from PIL import Image
-    from trimesh.exchange.gltf import export_glb
-
-    vertices, normals, uvs, faces = split_seams(mesh)
-    material = trimesh.visual.material.PBRMaterial(
-        name=name, baseColorTexture=Image.fromarray(texture), metallicFactor=0.0, roughnessFactor=1.0, doubleSided=False
-    )
-    # trimesh, like us, puts v = 0 at the bottom of the image and turns it over for glTF.
-    geometry = trimesh.Trimesh(
-        vertices=to_y_up(vertices),
-        faces=faces,
-        vertex_normals=to_y_up(normals),
-        visual=trimesh.visual.TextureVisuals(uv=uvs, material=material),
-        process=False,
-    )
-    scene = trimesh.Scene()
-    scene.add_geometry(geometry, node_name=name, geom_name=name)
-    data: Any = export_glb(scene, include_normals=True, tree_postprocessor=_declare_unlit if unlit else None)
-    path.write_bytes(data)
-
-
-def _declare_unlit(tree: dict[str, Any]) -> None:
-    tree["extensionsUsed"] = sorted({*tree.get("extensionsUsed", []), "KHR_materials_unlit"})
-    for material in tree["materials"]:
-        material.setdefault("extensions", {})["KHR_materials_unlit"] = {}
+    attributes, faces = split_seams(mesh, tangents=textures.normal is not None)
+    attributes["POSITION"] = to_y_up(attributes["POSITION"]) * np.float32(scale)
+    attributes["NORMAL"] = to_y_up(attributes["NORMAL"])
+    attributes["TEXCOORD_0"] = attributes["TEXCOORD_0"] * np.array([1, -1], np.float32) + np.array([0, 1], np.float32)
+    if "TANGENT" in attributes:
+        tangent = attributes["TANGENT"]
+        attributes["TANGENT"] = np.concatenate([to_y_up(tangent[:, :3]), tangent[:, 3:]], axis=1)
+    file = _Builder()
+    primitive = {
+        "attributes": {key: file.vertices(key, values) for key, values in attributes.items()},
+        "indices": file.indices(faces, len(attributes["POSITION"])),
+        "material": 0,
+        "mode": 4,
+    }
+    file.document["meshes"] = [{"name": name, "primitives": [primitive]}]
+    file.document["nodes"] = [{"name": name, "mesh": 0}]
+    file.document["materials"] = [_material(file, textures, name, double_sided)]
+    if unlit:
+        file.document["extensionsUsed"] = ["KHR_materials_unlit"]
+        file.document["materials"][0]["extensions"] = {"KHR_materials_unlit": {}}
+    path.write_bytes(file.glb())
 
 
-def write_ply(path: Path, mesh: Mesh) -> None:
-    """Write a binary PLY with vertex colours and normals, y up like the other formats.
+def packed_surface(textures: Textures) -> np.ndarray | None:
+    """(S, S, 3) occlusion, roughness, metallic; neutral where one is missing, None where all are."""
+    maps = (textures.occlusion, textures.roughness, textures.metallic)
+    if all(image is None for image in maps):
+        return None
+    neutral = (255, 255, 0)
+    shape = textures.base_color.shape[:2]
+    pairs = zip(maps, neutral, strict=True)
+    return np.stack([np.full(shape, value, np.uint8) if image is None else image for image, value in pairs], axis=2)
 
-    Raises:
-        ValueError: The mesh has no vertex colours.
-    """
-    if mesh.vertex_colors is None:
-        raise ValueError("a PLY needs vertex colours")
-    import trimesh
 
-    geometry = trimesh.Trimesh(
-        vertices=to_y_up(mesh.vertices),
-        faces=mesh.faces,
-        vertex_normals=to_y_up(mesh.vertex_normals()),
-        vertex_colors=mesh.vertex_colors,
-        process=False,
-    )
-    data: Any = geometry.export(file_type="ply", vertex_normal=True)
-    path.write_bytes(data)
+def _material(file: _Builder, textures: Textures, name: str, double_sided: bool) -> dict[str, Any]:
+    surface: dict[str, Any] = {
+        "baseColorTexture": {"index": file.texture(textures.base_color)},
+        "metallicFactor": 0.0,
+        "roughnessFactor": 1.0,
+    }
+    material: dict[str, Any] = {"name": name, "pbrMetallicRoughness": surface, "doubleSided": double_sided}
+    packed = packed_surface(textures)
+    if packed is not None:
+        index = file.texture(packed)
+        if textures.has_surface:
+            surface["metallicRoughnessTexture"] = {"index": index}
+            surface["metallicFactor"] = 1.0
+        if textures.occlusion is not None:
+            material["occlusionTexture"] = {"index": index}
+    if textures.normal is not None:
+        material["normalTexture"] = {"index": file.texture(textures.normal)}
+    return material
+
+
+class _Builder:
+    """Collects the JSON document and the binary chunk of a GLB."""
+
+    def __init__(self) -> None:
+        self.document: dict[str, Any] = {
+            "asset": {"version": "2.0", "generator": f"scoredist3d {__version__}"},
+            "scene": 0,
+            "scenes": [{"nodes": [0]}],
+            "accessors": [],
+            "bufferViews": [],
+        }
+        self.data = bytearray()
+
+    def vertices(self, attribute: str, values: np.ndarray) -> int:
+        """Index of a new accessor of (N, C) float32 vertex data."""
+        values = np.ascontiguousarray(values, dtype="<f4")
+        accessor: dict[str, Any] = {
+            "bufferView": self._view(values.tobytes(), _ARRAY_BUFFER),
+            "componentType": _FLOAT,
+            "count": len(values),
+            "type": f"VEC{values.shape[1]}",
+        }
+        if attribute == "POSITION":  # the only attribute for which bounds are compulsory
+            accessor |= {"min": values.min(axis=0).tolist(), "max": values.max(axis=0).tolist()}
+        return self._append("accessors", accessor)
+
+    def indices(self, faces: np.ndarray, count: int) -> int:
+        """Index of a new accessor of (F, 3) indices of ``count`` vertices."""
+        kind, code = ("<u2", _UNSIGNED_SHORT) if count < 65535 else ("<u4", _UNSIGNED_INT)
+        view = self._view(faces.astype(kind).tobytes(), _ELEMENT_ARRAY_BUFFER)
+        return self._append(
+            "accessors", {"bufferView": view, "componentType": code, "count": faces.size, "type": "SCALAR"}
+        )
+
+    def texture(self, image: np.ndarray) -> int:
+        """Index of a new texture of a uint8 image."""
+        from PIL import Image
+
+        buffer = io.BytesIO()
+        Image.fromarray(image).save(buffer, format="PNG")
+        source = self._append("images", {"mimeType": "image/png", "bufferView": self._view(buffer.getvalue())})
+        self.document["samplers"] = [{"magFilter": _LINEAR, "minFilter": _LINEAR_MIPMAP_LINEAR}]
+        return self._append("textures", {"source": source, "sampler": 0})
+
+    def glb(self) -> bytes:
+        """The whole file."""
+        self.document["buffers"] = [{"byteLength": len(self.data)}]
+        text = json.dumps(self.document, separators=(",", ":")).encode("ascii")
+        text += b" " * (-len(text) % 4)
+        binary = bytes(self.data) + b"\0" * (-len(self.data) % 4)
+        chunks = b"".join(
+            struct.pack("<I4s", len(chunk), kind) + chunk for kind, chunk in ((b"JSON", text), (b"BIN\0", binary))
+        )
+        return struct.pack("<4sII", b"glTF", 2, 12 + len(chunks)) + chunks
+
+    def _view(self, data: bytes, target: int | None = None) -> int:
+        self.data += b"\0" * (-len(self.data) % 4)
+        view = {"buffer": 0, "byteOffset": len(self.data), "byteLength": len(data)}
+        self.data += data
+        return self._append("bufferViews", view if target is None else view | {"target": target})
+
+    def _append(self, key: str, item: dict[str, Any]) -> int:
+        items: list[dict[str, Any]] = self.document.setdefault(key, [])
+        items.append(item)
+        return len(items) - 1

@@ -27,13 +27,19 @@ def ffmpeg_available() -> bool:
     return True
 
 
+SUFFIXES = (".mp4", ".gif", ".webp")
+
+
 class VideoWriter:
-    """Writes frames to an mp4 as they come: H.264, yuv420p, BT.709, index in front so that browsers start at once.
+    """Writes frames to a video as they come; the path's suffix says which: mp4, gif or webp.
+
+    An mp4 is H.264, yuv420p, BT.709, with its index in front so that browsers start at once. An animated GIF or WebP
+    repeats for ever; GIF has 256 colours per frame and hundredths of a second per frame.
 
     Use as a context manager; the file appears when the block ends without an exception, under :attr:`path`. Frames go
-    straight to the encoder, so memory does not grow with their number. Odd sizes are padded by repeating the last row
-    or column. Without ffmpeg the frames become an animated WebP of the same stem (GIF where Pillow lacks WebP):
-    :attr:`path` then has another suffix and :attr:`note` says so. ::
+    straight to the encoder or a file on disk, so memory does not grow with their number. Odd sizes of an mp4 are padded
+    by repeating the last row or column. Without ffmpeg an mp4 becomes an animated WebP of the same stem (GIF where
+    Pillow lacks WebP): :attr:`path` then has another suffix and :attr:`note` says so. ::
 
         with VideoWriter(folder / "turntable.mp4", fps=30) as video:
             for frame in frames:
@@ -41,18 +47,21 @@ class VideoWriter:
         print(video.path)
 
     Args:
-        path: Target; its folder is made.
+        path: Target, ``.mp4``, ``.gif`` or ``.webp``; its folder is made.
         fps: Frames per second.
         crf: H.264 quality, lower is better; 18 is visually lossless.
 
     Raises:
-        ValueError: fps that is not positive.
+        ValueError: fps that is not positive, or another suffix.
     """
 
     def __init__(self, path: Path, fps: float = 30.0, *, crf: int = 18) -> None:
         if not fps > 0:
             raise ValueError(f"fps must be positive, got {fps}")
-        self.path, self.fps, self.crf = Path(path).with_suffix(".mp4"), float(fps), crf
+        self.path, self.fps, self.crf = Path(path), float(fps), crf
+        if self.path.suffix not in SUFFIXES:
+            raise ValueError(f"a video ends in {', '.join(SUFFIXES)}, got {self.path.name}")
+        self._even = self.path.suffix == ".mp4"
         self.note = ""
         self.num_frames = 0
         self._shape: tuple[int, ...] = ()
@@ -72,12 +81,12 @@ class VideoWriter:
         array = to_uint8(frame)
         if self._encoder is None:
             self._shape = array.shape
-            self._encoder = self._open(array.shape[0] + array.shape[0] % 2, array.shape[1] + array.shape[1] % 2)
+            self._encoder = self._open(*self._padded(array).shape[:2])
         if array.shape != self._shape:
             raise ValueError(
                 f"every frame of a video has the size of the first, {self._shape[:2]}, got {array.shape[:2]}"
             )
-        self._encoder.add(np.pad(array, ((0, array.shape[0] % 2), (0, array.shape[1] % 2), (0, 0)), mode="edge"))
+        self._encoder.add(self._padded(array))
         self.num_frames += 1
 
     def __exit__(
@@ -95,7 +104,14 @@ class VideoWriter:
         finally:
             temporary.unlink(missing_ok=True)
 
+    def _padded(self, frame: np.ndarray) -> np.ndarray:
+        """Even sizes for the codec of an mp4."""
+        height, width = (size % 2 if self._even else 0 for size in frame.shape[:2])
+        return np.pad(frame, ((0, height), (0, width), (0, 0)), mode="edge")
+
     def _open(self, height: int, width: int) -> _Ffmpeg | _Pillow:
+        if not self._even:
+            return _Pillow(_beside(self.path), height, width, self.fps)
         if ffmpeg_available():
             return _Ffmpeg(_beside(self.path), height, width, self.fps, self.crf)
         from PIL import features

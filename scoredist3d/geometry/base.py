@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,9 @@ from scoredist3d.meshes.mesh import Mesh
 from scoredist3d.meshes.shape import Shape
 from scoredist3d.meshes.splats import Splats
 from scoredist3d.seeding import Rng
+
+if TYPE_CHECKING:
+    from scoredist3d.ops.splatting import Projected
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,9 @@ class SurfaceMesh:
         uvs: (T, 2) texture coordinates, origin at the bottom left of the image, or None.
         uv_faces: (F, 3) int64, indices into ``uvs``, or None.
         fixed_topology: The faces are the same at every step, so that what is derived from them may be kept.
+        rest: (V, 3), where the vertices of a fixed topology were at the start, or None.
+        deviation: (D,), how unequal the distances of a dual vertex to what it is the mean of are, scene units; of dual
+            surfaces only.
     """
 
     vertices: Tensor
@@ -51,6 +57,8 @@ class SurfaceMesh:
     uvs: Tensor | None = None
     uv_faces: Tensor | None = None
     fixed_topology: bool = False
+    rest: Tensor | None = None
+    deviation: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -140,8 +148,15 @@ class Geometry(nn.Module, ABC):
         """The surface where the geometry is one, else None."""
         return None
 
-    def splats(self, colors: Callable[[Tensor], Tensor]) -> Splats | None:
-        """The Gaussians where the geometry is made of them, else None; ``colors`` maps features (N, F) to (N, 3)."""
+    def splats(
+        self, colors: Callable[[Tensor], Tensor], harmonics: Callable[[Tensor], Tensor | None] = lambda _: None
+    ) -> Splats | None:
+        """The Gaussians where the geometry is made of them, else None.
+
+        Args:
+            colors: Features (N, F) to colours (N, 3).
+            harmonics: Features (N, F) to the view-dependent part (N, K, 3), or to None.
+        """
         return None
 
     def start_from(self, start: Start, rng: Rng) -> str:
@@ -151,6 +166,17 @@ class Geometry(nn.Module, ABC):
             ValueError: This geometry cannot.
         """
         raise ValueError(f"geometry.type: {type(self).__name__} cannot start from another representation")
+
+    def prepare_loading(self, state: Mapping[str, Tensor]) -> None:
+        """Give parameters and buffers the sizes that they have in ``state`` (names as in the own ``state_dict``).
+
+        Called before every loading, for geometries whose sizes are not those of the config alone; what this geometry
+        can never have is left as it is, so that the comparison of the shapes which follows says so.
+        """
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *arguments: Any) -> None:
+        self.prepare_loading(_below(state_dict, prefix))
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     def update_step(self, step: int) -> None:
         """Set everything that depends on the optimiser step, from ``step`` alone, so that resuming needs no state."""
@@ -169,11 +195,19 @@ class Geometry(nn.Module, ABC):
 
 
 class Field(Geometry):
-    """A density and features at every point."""
+    """A density and features at every point.
+
+    :meth:`density` tells exporters and later stages where the surface is; :meth:`extinction` is what light meets on its
+    way. For a plain density field both are the same.
+    """
 
     @abstractmethod
     def forward(self, points: Tensor, *, with_normal: bool = False) -> GeometryOutput:
         """The field at (N, 3) world points."""
+
+    def extinction(self, points: Tensor) -> Tensor:
+        """(N,) at (N, 3): ``forward(points).density`` without the features, per scene unit."""
+        return self.density(points)
 
     def features_at(self, points: Tensor) -> Tensor:
         """(N, F) at (N, 3)."""
@@ -181,11 +215,32 @@ class Field(Geometry):
 
 
 class SignedDistanceField(Field):
-    """A field whose density is a function of a signed distance."""
+    """A field whose extinction is a function of a signed distance."""
+
+    iso_level = 1.0
 
     @abstractmethod
     def sdf(self, points: Tensor) -> Tensor:
         """(N,) signed distances at (N, 3) world points, negative inside, scene units."""
+
+    @abstractmethod
+    def extinction(self, points: Tensor) -> Tensor:
+        """(N,) at (N, 3), per scene unit, 0 outside the ball."""
+
+    @abstractmethod
+    def sdf_gradient(self, points: Tensor) -> Tensor:
+        """(N, 3) gradients of :meth:`sdf`, of length 1 where it is a distance; differentiable in the parameters."""
+
+    def freeze_extinction(self) -> None:
+        """Stop learning how extinction depends on the distance: a renderer with a law of its own asks for it."""
+
+    def density(self, points: Tensor) -> Tensor:
+        """(N,) exp(-sdf / (0.01 radius)) in the ball: 1 on the surface, a number without a unit.
+
+        The contrast (d - 1) / (d + 1) that locates surfaces is then tanh of the distance, nearly linear close to it.
+        """
+        exponent = (self.sdf(points) * (-100.0 / self.radius)).clamp(-30.0, 30.0)
+        return torch.where(points.norm(dim=-1) <= self.radius, exponent.exp(), 0.0)
 
 
 class Surface(Geometry):
@@ -206,3 +261,21 @@ class GaussianCloud(Geometry):
     @abstractmethod
     def forward(self) -> GaussianSet:
         """The Gaussians at the current parameters."""
+
+    def observe(self, projected: Projected, height: int, width: int) -> None:
+        """Told by renderers, before the backward pass, of the Gaussians in the image planes of (height, width) images.
+
+        For what needs the gradients there, e.g. to add Gaussians where the images are wrong.
+        """
+
+
+def prepare_loading(module: nn.Module, state: Mapping[str, Any]) -> None:
+    """Call :meth:`Geometry.prepare_loading` of every geometry in ``module`` with its part of ``module``'s ``state``."""
+    for path, part in module.named_modules():
+        if isinstance(part, Geometry):
+            part.prepare_loading(_below(state, f"{path}." if path else ""))
+
+
+def _below(state: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """The entries whose names start with ``prefix``, without it."""
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}

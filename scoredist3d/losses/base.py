@@ -17,7 +17,9 @@ class Loss(ABC):
     """One term of the objective; its value is unweighted, so that a log line means the same under every weight.
 
     Attributes:
-        needs_normal: Whether renders must carry normals while the term's weight is not zero.
+        needs: Names of the maps that renders must carry while the term's weight is not zero
+            (see :class:`~scoredist3d.renderers.base.Render`).
+        regularises: The kind of geometry that the term is for.
     """
 
     @dataclass
@@ -26,7 +28,8 @@ class Loss(ABC):
 
         weight: Schedule = option(1.0, "Factor of the term in the objective; the term is skipped while it is 0.", ge=0)
 
-    needs_normal: bool = False
+    needs: frozenset[str] = frozenset()
+    regularises: type[Geometry] = Geometry  # type: ignore[type-abstract]
 
     def __init__(self, config: Config) -> None:
         self._weight = config.weight

@@ -26,17 +26,13 @@ class Orientation(Loss):
     class Config(Loss.Config):
         """No further options."""
 
-    needs_normal = True
+    needs = frozenset({"facing_away"})
 
     def __call__(self, render: Render, geometry: Geometry, step: int, rng: Rng) -> Tensor:
         """The mean over rays with an opacity above 0.
 
         Raises:
-            ValueError: A render without normals.
+            ValueError: A render without ``facing_away``.
         """
-        record = render.samples
-        if record is None or record.normals is None:
-            raise ValueError("the orientation loss needs a render with samples and normals (with_normal=True)")
-        away = (record.normals * record.view_dirs).sum(-1).clamp_min(0.0)
         rays = (render.opacity > 0).sum().clamp_min(1)
-        return (record.weights.detach() * away.square()).sum() / rays
+        return render.get("facing_away").sum() / rays

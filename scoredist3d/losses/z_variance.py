@@ -9,7 +9,6 @@ from torch import Tensor
 from scoredist3d.config import option
 from scoredist3d.geometry.base import Geometry
 from scoredist3d.losses.base import Loss
-from scoredist3d.ops.compositing import accumulate
 from scoredist3d.registry import register
 from scoredist3d.renderers.base import Render
 from scoredist3d.seeding import Rng
@@ -28,6 +27,8 @@ class ZVariance(Loss):
 
         min_opacity: float = option(0.5, "Rays with a smaller opacity are left out.", gt=0, lt=1)
 
+    needs = frozenset({"depth_variance"})
+
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         self.min_opacity = config.min_opacity
@@ -36,15 +37,7 @@ class ZVariance(Loss):
         """The mean over the rays that count, in squared scene units.
 
         Raises:
-            ValueError: A render without samples.
+            ValueError: A render without ``depth_variance``.
         """
-        record = render.samples
-        if record is None:
-            raise ValueError("the z-variance loss needs a render with samples, as made while training")
-        depth = render.depth.reshape(-1)
-        deviation = record.samples.midpoints - depth[record.samples.ray_indices]
-        moment = accumulate(record.weights, deviation.square()[:, None], record.samples)[:, 0]
-        opacity = render.opacity.reshape(-1)
-        counted = opacity > self.min_opacity
-        variance = moment / opacity.clamp_min(self.min_opacity)
-        return (variance * counted).sum() / counted.sum().clamp_min(1)
+        counted = render.opacity > self.min_opacity
+        return (render.get("depth_variance") * counted).sum() / counted.sum().clamp_min(1)

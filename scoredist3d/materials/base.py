@@ -23,16 +23,20 @@ class Light:
         ambient: (N,), strength of the light that comes from everywhere.
         diffuse: (N,), strength of the point light.
         textureless: (N,), 1 where the albedo is replaced by white, else 0.
+        rotation: (N,) radians that the environment is turned by, counter-clockwise seen from above; None where the
+            material has no environment.
     """
 
     position: Tensor
     ambient: Tensor
     diffuse: Tensor
     textureless: Tensor
+    rotation: Tensor | None = None
 
     def __getitem__(self, index: Tensor) -> Light:
         """The lights at (M,) indices, e.g. of the image that each sample point belongs to."""
-        return Light(self.position[index], self.ambient[index], self.diffuse[index], self.textureless[index])
+        rotation = None if self.rotation is None else self.rotation[index]
+        return Light(self.position[index], self.ambient[index], self.diffuse[index], self.textureless[index], rotation)
 
 
 class Material(nn.Module, ABC):
@@ -73,10 +77,10 @@ class Material(nn.Module, ABC):
 
         Args:
             features: (N, num_features).
-            normals: (N, 3) unit, outward; given where ``sample_light`` returned a light.
-            view_dirs: (N, 3) unit, from the camera to the point.
+            normals: (N, 3) unit, outward; given where ``sample_light`` returned a light or ``needs_normal`` is set.
+            view_dirs: (N, 3) unit, from the camera to the point; given where ``needs_view_dirs`` is set.
             points: (N, 3), world.
-            light: One per point, or ``None`` for the unlit colour.
+            light: One per point, or ``None`` for the colour without what ``sample_light`` may add.
 
         Returns:
             (N, num_channels), colours in [0, 1] unless the material makes latents.
@@ -93,6 +97,13 @@ class Material(nn.Module, ABC):
             points: (N, 3), world.
             normals: (N, 3), unit, outward; where given, the shading normals can be told.
         """
+
+    def harmonics(self, features: Tensor) -> Tensor | None:
+        """(N, K, 3) coefficients of the view-dependent part of the colour, as splat files hold it; None without one."""
+        return None
+
+    def update_step(self, step: int) -> None:
+        """Set everything that depends on the optimiser step, from ``step`` alone, so that resuming needs no state."""
 
     def display(self, values: Tensor) -> Tensor:
         """(..., 3) in [0, 1] to look at, of (..., num_channels) rendered values."""

@@ -23,7 +23,8 @@ class Diffuse(Material):
     Light that makes the surface's look depend on its shape rules out flat, painted-on objects. Each image of a step
     draws its phase: unlit until ``ambient_only_steps``, then lit with probability ``diffuse_probability``, of which
     with white albedo (shape alone must explain the image) with ``textureless_probability``. The light's direction is
-    drawn around the camera's from N(camera / |camera|, I) and its distance uniformly, in units of the camera's.
+    drawn around the camera's from N(camera / |camera|, I) and its distance uniformly, in units of the camera's. With
+    ``soft_shading`` each lit image draws its own share of the point light, between none and all.
     """
 
     @dataclass
@@ -39,8 +40,11 @@ class Diffuse(Material):
         light_distance_range: tuple[float, float] = option(
             (0.8, 1.5), "Distance of the light from the origin, in units of the camera's.", gt=0
         )
-        evaluation: Literal["albedo", "diffuse"] = option(
-            "albedo", "What evaluation images show: the colour alone, or it lit from the camera."
+        soft_shading: bool = option(
+            False, "Lit images draw the strength of the point light from [0, 1] and have the rest as ambient light."
+        )
+        evaluation: Literal["albedo", "diffuse", "textureless"] = option(
+            "albedo", "What evaluation images show: the colour alone, it lit from the camera, or white lit so."
         )
 
         def validate(self) -> list[str]:
@@ -100,7 +104,7 @@ class Diffuse(Material):
     def sample_light(self, cameras: Cameras, step: int, generator: torch.Generator | None) -> Light | None:
         """Phases and light positions of a step; ``None`` where no image of it is lit."""
         if generator is None:
-            return self._headlight(cameras) if self.config.evaluation == "diffuse" else None
+            return None if self.config.evaluation == "albedo" else self._headlight(cameras)
         if step < self.config.ambient_only_steps or self.config.diffuse_probability == 0:
             return None
         origins, batch = cameras.origins, len(cameras)
@@ -114,13 +118,17 @@ class Diffuse(Material):
         low, high = self.config.light_distance_range
         lit = (uniform() < self.config.diffuse_probability).to(origins.dtype)
         textureless = (uniform() < self.config.textureless_probability).to(origins.dtype)
+        position = direction * distance * (low + (high - low) * uniform())[:, None]
+        diffuse = uniform() if self.config.soft_shading else torch.full_like(lit, self.config.diffuse)
+        ambient = 1.0 - diffuse if self.config.soft_shading else torch.full_like(lit, self.config.ambient)
         return Light(
-            position=direction * distance * (low + (high - low) * uniform())[:, None],
-            ambient=self.config.ambient * lit + (1.0 - lit),
-            diffuse=self.config.diffuse * lit,
+            position=position,
+            ambient=ambient * lit + (1.0 - lit),
+            diffuse=diffuse * lit,
             textureless=textureless * lit,
         )
 
     def _headlight(self, cameras: Cameras) -> Light:
         ones = torch.ones_like(cameras.distance)
-        return Light(cameras.origins, self.config.ambient * ones, self.config.diffuse * ones, 0.0 * ones)
+        textureless = float(self.config.evaluation == "textureless") * ones
+        return Light(cameras.origins, self.config.ambient * ones, self.config.diffuse * ones, textureless)

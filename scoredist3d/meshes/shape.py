@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -54,8 +54,12 @@ class Shape(Protocol):
     def density(self, points: Tensor) -> Tensor:
         """(N,) densities in inverse scene units at (N, 3) points, never negative."""
 
-    def channels(self, points: Tensor) -> SurfaceChannels:
-        """The look of the surface at (N, 3) points on or near it."""
+    def channels(self, points: Tensor, normals: Tensor | None = None) -> SurfaceChannels:
+        """The look of the surface at (N, 3) points on or near it.
+
+        ``normals`` (N, 3), unit and outward, are those of the surface there: where they are given, an object whose
+        shading normals differ from them can tell these.
+        """
 
     def surface(self) -> Mesh | None:
         """The surface itself where the object is one (with its texture coordinates, if it has any), else None."""
@@ -64,13 +68,17 @@ class Shape(Protocol):
         """The object as 3D Gaussians where it is made of them, else None."""
 
 
+@torch.no_grad()
 def query_density(shape: Shape, points: np.ndarray, *, chunk: int, progress: Progress | None = None) -> np.ndarray:
     """(N,) float32 densities at (N, 3) points, asked for in chunks and without gradients.
 
     Raises:
         ValueError: Wrong output shape, or a density that is not finite.
     """
-    return _query(shape.density, "density", (), shape.device, points, chunk, progress)
+    result = np.empty(len(points), dtype=np.float32)
+    for start, batch in _batches(shape.device, points, chunk, progress):
+        result[start : start + chunk] = _checked(shape.density(batch), "density", (), batch)
+    return result
 
 
 def query_color(shape: Shape, points: np.ndarray, *, chunk: int, progress: Progress | None = None) -> np.ndarray:
@@ -79,42 +87,78 @@ def query_color(shape: Shape, points: np.ndarray, *, chunk: int, progress: Progr
     Raises:
         ValueError: Wrong output shape, or a colour that is not finite or further than 1e-3 outside [0, 1].
     """
-    colors = _query(
-        lambda batch: shape.channels(batch).base_color, "color", (3,), shape.device, points, chunk, progress
-    )
-    if len(colors) and (colors.min() < -1e-3 or colors.max() > 1 + 1e-3):
-        raise ValueError(
-            f"the object's colours lie in [{colors.min():.4g}, {colors.max():.4g}], outside [0, 1]: "
-            "its material must end in a function with that range, e.g. a sigmoid"
-        )
-    return colors.clip(0.0, 1.0)
+    return query_channels(shape, points, chunk=chunk, progress=progress)["base_color"]
 
 
 @torch.no_grad()
-def _query(
-    function: Callable[[Tensor], Tensor],
-    name: str,
-    item: tuple[int, ...],
-    device: torch.device,
+def query_channels(
+    shape: Shape,
     points: np.ndarray,
+    normals: np.ndarray | None = None,
+    *,
     chunk: int,
-    progress: Progress | None,
-) -> np.ndarray:
-    result = np.empty((len(points), *item), dtype=np.float32)
+    progress: Progress | None = None,
+) -> dict[str, np.ndarray]:
+    """The channels of :class:`SurfaceChannels` that the object has, float32, at (N, 3) points, by name.
+
+    Asked for in chunks and without gradients. Everything but normals lies in [0, 1]; normals have unit length.
+    ``normals`` (N, 3), unit, are those of the surface at the points.
+
+    Raises:
+        ValueError: Wrong output shape, or a value that is not finite, out of its range, or a normal without direction.
+    """
+    found: dict[str, np.ndarray] = {}
+    for start, batch in _batches(shape.device, points, chunk, progress):
+        facing = None if normals is None else torch.from_numpy(normals[start : start + chunk]).to(batch)
+        for name, values in vars(shape.channels(batch, facing)).items():
+            if values is None:
+                continue
+            item = (3,) if name in _VECTORS else ()
+            if name not in found:
+                found[name] = np.empty((len(points), *item), dtype=np.float32)
+            found[name][start : start + chunk] = _checked(values, name.replace("_", " "), item, batch)
+    found.setdefault("base_color", np.empty((0, 3), dtype=np.float32))
+    return {name: _in_range(name, values) for name, values in found.items()}
+
+
+_VECTORS = ("base_color", "normal")
+
+
+def _in_range(name: str, values: np.ndarray) -> np.ndarray:
+    """Values clipped into their range (the tolerance of half precision), normals made unit."""
+    if name == "normal":
+        length = np.linalg.norm(values, axis=1, keepdims=True)
+        if len(values) and length.min() < 1e-6:
+            raise ValueError("the object's normal has no direction at some points: its material must give unit vectors")
+        return values / length
+    if len(values) and (values.min() < -1e-3 or values.max() > 1 + 1e-3):
+        raise ValueError(
+            f"the object's {name.replace('_', ' ')} lies in [{values.min():.4g}, {values.max():.4g}], outside [0, 1]: "
+            "its material must end in a function with that range, e.g. a sigmoid"
+        )
+    return values.clip(0.0, 1.0)
+
+
+def _batches(
+    device: torch.device, points: np.ndarray, chunk: int, progress: Progress | None
+) -> Iterator[tuple[int, Tensor]]:
+    """Points in chunks, each with its first row."""
     for start in range(0, len(points), chunk):
-        batch = torch.from_numpy(np.ascontiguousarray(points[start : start + chunk], dtype=np.float32)).to(device)
-        values = function(batch)
-        if tuple(values.shape) != (len(batch), *item):
-            raise ValueError(f"the object's {name} must have shape {(len(batch), *item)}, got {tuple(values.shape)}")
-        finite = torch.isfinite(values)
-        if not finite.all():
-            bad = (~finite).reshape(len(batch), -1).any(dim=1)
-            where = ", ".join(f"{x:.3g}" for x in batch[bad][0].tolist())
-            raise ValueError(
-                f"the object's {name} is not finite at {int(bad.sum())} of {len(batch)} points, first at ({where}): "
-                "the parameters have diverged, export an earlier checkpoint"
-            )
-        result[start : start + chunk] = values.float().cpu().numpy()
+        yield start, torch.from_numpy(np.ascontiguousarray(points[start : start + chunk], dtype=np.float32)).to(device)
         if progress is not None:
-            progress(min(1.0, (start + len(batch)) / len(points)))
-    return result
+            progress(min(1.0, (start + chunk) / len(points)))
+
+
+def _checked(values: Tensor, name: str, item: tuple[int, ...], batch: Tensor) -> np.ndarray:
+    """The values of one chunk, if they have the right shape and are finite."""
+    if tuple(values.shape) != (len(batch), *item):
+        raise ValueError(f"the object's {name} must have shape {(len(batch), *item)}, got {tuple(values.shape)}")
+    finite = torch.isfinite(values)
+    if not finite.all():
+        bad = (~finite).reshape(len(batch), -1).any(dim=1)
+        where = ", ".join(f"{x:.3g}" for x in batch[bad][0].tolist())
+        raise ValueError(
+            f"the object's {name} is not finite at {int(bad.sum())} of {len(batch)} points, first at ({where}): "
+            "the parameters have diverged, export an earlier checkpoint"
+        )
+    return values.detach().float().cpu().numpy()

@@ -1,10 +1,51 @@
-"""A set of 3D Gaussians outside of any optimisation."""
+"""A set of 3D Gaussians outside of any optimisation, and its PLY files.
+
+Files have the layout of the original implementation of 3D Gaussian splatting (arXiv 2308.04079), which its viewers and
+editors read: ``x y z nx ny nz f_dc_* f_rest_* opacity scale_* rot_*``, all float, binary little endian. Opacities are
+stored as logits, scales as logarithms, colours as coefficients of spherical harmonics, channel by channel. The files'
+world is y up like that of every other export.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
 
+import numpy as np
+import torch
 from torch import Tensor
+from torch.nn import functional as F
+
+from scoredist3d.ops.rotations import quaternion_product
+from scoredist3d.ops.spherical_harmonics import DC, num_coefficients, rotation_of
+
+Up = Literal["y", "z", "auto"]
+
+_TO_Y_UP = ((0.0, 1.0, 0.0), (0.0, 0.0, 1.0), (1.0, 0.0, 0.0))  # file (x, y, z) = world (y, z, x)
+_QUATERNION_TO_Y_UP = (0.5, -0.5, -0.5, -0.5)  # the same rotation: -120 degrees around (1, 1, 1)
+_LEAST_OPACITY = 1e-6  # keeps logits finite
+_HEADER_LIMIT = 65536  # bytes
+_TYPES = {
+    "char": "i1",
+    "int8": "i1",
+    "uchar": "u1",
+    "uint8": "u1",
+    "short": "i2",
+    "int16": "i2",
+    "ushort": "u2",
+    "uint16": "u2",
+    "int": "i4",
+    "int32": "i4",
+    "uint": "u4",
+    "uint32": "u4",
+    "float": "f4",
+    "float32": "f4",
+    "double": "f8",
+    "float64": "f8",
+}
+_FORMATS = {"binary_little_endian": "<", "binary_big_endian": ">", "ascii": ""}
 
 
 @dataclass(frozen=True)
@@ -26,3 +67,230 @@ class Splats:
     opacities: Tensor
     colors: Tensor
     harmonics: Tensor | None = None
+
+    @property
+    def degree(self) -> int:
+        """Of the harmonics; 0 without."""
+        return 0 if self.harmonics is None else math.isqrt(self.harmonics.shape[1] + 1) - 1
+
+    def rotated(self, rotation: Tensor, quaternion: Tensor) -> Splats:
+        """The Gaussians turned around the origin, their view-dependent colours with them.
+
+        Args:
+            rotation: (3, 3).
+            quaternion: (4,), of the same rotation, unit, w first.
+        """
+        harmonics = self.harmonics
+        if harmonics is not None:
+            turn = rotation_of(rotation, self.degree)[1:, 1:].to(harmonics)
+            harmonics = torch.einsum("jk,nkc->njc", turn, harmonics)
+        return replace(
+            self,
+            means=self.means @ rotation.T.to(self.means),
+            quaternions=quaternion_product(quaternion.to(self.quaternions), self.quaternions),
+            harmonics=harmonics,
+        )
+
+
+def write_splats(path: Path | str, splats: Splats) -> None:
+    """Write the Gaussians in the layout at the top of this file; staged by the caller where atomicity matters.
+
+    Raises:
+        ValueError: The number of harmonics is not that of a degree from 1 to 3.
+    """
+    kept = 0 if splats.harmonics is None else splats.harmonics.shape[1]
+    if kept not in (0, 3, 8, 15):
+        raise ValueError(f"splats: harmonics must have 3, 8 or 15 coefficients per channel, got {kept}")
+    turned = splats.rotated(torch.tensor(_TO_Y_UP), torch.tensor(_QUATERNION_TO_Y_UP))
+    means = turned.means
+    columns = {"xyz": means, "normal": torch.zeros_like(means), "dc": (turned.colors - 0.5) / DC}
+    if turned.harmonics is not None:
+        columns["rest"] = turned.harmonics.transpose(1, 2).flatten(1)
+    columns["opacity"] = torch.logit(turned.opacities, eps=_LEAST_OPACITY)[:, None]
+    columns["scales"] = turned.scales.log()
+    columns["rotations"] = F.normalize(turned.quaternions, dim=-1)
+    table = torch.cat([column.detach().float().cpu() for column in columns.values()], dim=1).numpy()
+    header = ["ply", "format binary_little_endian 1.0", "comment y up", f"element vertex {len(table)}"]
+    header += [f"property float {name}" for name in splat_properties(splats.degree)]
+    with Path(path).open("wb") as file:
+        file.write(("\n".join([*header, "end_header"]) + "\n").encode("ascii"))
+        file.write(np.ascontiguousarray(table, dtype="<f4").tobytes())
+
+
+def splat_properties(degree: int) -> list[str]:
+    """Names of a file's properties, in their order, for harmonics up to ``degree``."""
+    rest = 3 * (num_coefficients(degree) - 1)
+    return [
+        *("x", "y", "z", "nx", "ny", "nz"),
+        *(f"f_dc_{channel}" for channel in range(3)),
+        *(f"f_rest_{index}" for index in range(rest)),
+        "opacity",
+        *(f"scale_{axis}" for axis in range(3)),
+        *(f"rot_{part}" for part in range(4)),
+    ]
+
+
+def read_splats(path: Path | str, up: Up = "auto") -> Splats:
+    """Read Gaussians from a PLY file in the layout at the top of this file, of any order of properties.
+
+    Args:
+        path: A local file.
+        up: The file's upward axis; ``auto`` follows a comment "y up" or "z up", else y.
+
+    Raises:
+        ValueError: No such file, damaged, not in this layout, or values that are not finite; says which.
+    """
+    table, axis = read_points_table(path, up)
+    rest = sum(name.startswith("f_rest_") for name in table)
+    if rest not in (0, 9, 24, 45):
+        raise ValueError(f"{Path(path).name}: there must be 0, 9, 24 or 45 properties f_rest_*, not {rest}")
+    degree = math.isqrt(rest // 3 + 1) - 1
+    means = _columns(path, table, ["x", "y", "z"])
+    constant = _columns(path, table, [f"f_dc_{channel}" for channel in range(3)])
+    harmonics = None
+    if degree > 0:
+        values = _columns(path, table, [f"f_rest_{index}" for index in range(rest)])
+        harmonics = values.view(len(means), 3, -1).transpose(1, 2).contiguous()
+    quaternions = _columns(path, table, [f"rot_{part}" for part in range(4)])
+    if len(means) and not bool((quaternions.norm(dim=-1) > 0).all()):
+        raise ValueError(f"{Path(path).name}: a rotation (rot_0 to rot_3) is zero: repair the file first")
+    splats = Splats(
+        means,
+        _columns(path, table, [f"scale_{axis}" for axis in range(3)]).exp(),
+        F.normalize(quaternions, dim=-1),
+        _columns(path, table, ["opacity"])[:, 0].sigmoid(),
+        (0.5 + DC * constant).clamp(0.0, 1.0),
+        harmonics,
+    )
+    return splats if axis == "z" else _to_z_up(splats)
+
+
+def read_points(path: Path | str, up: Up = "auto") -> tuple[Tensor, Tensor | None]:
+    """Positions (N, 3) in the world and colours (N, 3) in [0, 1], None without, of a PLY point cloud.
+
+    Colours are ``red green blue`` (whole numbers are of their type's range), or else those of Gaussians.
+
+    Args:
+        path: A local file.
+        up: See :func:`read_splats`; ``auto`` without a comment takes z for a plain point cloud, as for PLY meshes.
+
+    Raises:
+        ValueError: No such file, damaged, or no positions; says which.
+    """
+    table, axis = read_points_table(path, up)
+    means = _columns(path, table, ["x", "y", "z"])
+    colors = None
+    if {"red", "green", "blue"} <= table.keys():
+        kinds = {table[name].dtype for name in ("red", "green", "blue")}
+        whole = [np.iinfo(kind).max for kind in kinds if kind.kind in "iu"]
+        colors = (_columns(path, table, ["red", "green", "blue"]) / (whole[0] if whole else 1)).clamp(0.0, 1.0)
+    elif is_splats(table):
+        colors = (0.5 + DC * _columns(path, table, [f"f_dc_{channel}" for channel in range(3)])).clamp(0.0, 1.0)
+    return (means if axis == "z" else means[:, [2, 0, 1]].contiguous()), colors
+
+
+def is_splats(table: dict[str, np.ndarray]) -> bool:
+    """Whether a table of :func:`read_points_table` holds Gaussians."""
+    return {"f_dc_0", "opacity", "scale_0", "rot_0"} <= table.keys()
+
+
+def read_points_table(path: Path | str, up: Up = "auto") -> tuple[dict[str, np.ndarray], Literal["y", "z"]]:
+    """The properties of a PLY file's points by name, and the upward axis (see :func:`read_splats`).
+
+    Only the header says how much is read, and it is believed only as far as the file is long.
+
+    Raises:
+        ValueError: No such file, or damaged; says which.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"the file {path} does not exist: check the path, relative to where the program runs")
+    with path.open("rb") as file:
+        head = file.read(_HEADER_LIMIT)
+    lines, start = _header(path, head)
+    order, count, properties = _layout(path, lines)
+    size = path.stat().st_size
+    if order:
+        kind = np.dtype([(name, order + code) for name, code in properties])
+        if count * kind.itemsize > size - start:
+            raise ValueError(f"{path.name} is cut off: {count} points need {count * kind.itemsize} bytes of data")
+        rows = np.fromfile(path, dtype=kind, count=count, offset=start)
+        table = {name: rows[name] for name, _ in properties}
+    else:
+        table = _ascii_table(path, start, count, properties)
+    if up != "auto":
+        return table, up
+    comments = [line for line in lines if line.startswith("comment")]
+    said = next((axis for line in comments for axis in ("y", "z") if f"{axis} up" in line.lower()), None)
+    found = said or ("y" if is_splats(table) else "z")
+    return table, "y" if found == "y" else "z"
+
+
+def _header(path: Path, head: bytes) -> tuple[list[str], int]:
+    """The header's lines, and where the data start."""
+    end = head.find(b"end_header")
+    newline = head.find(b"\n", end)
+    if not head.startswith(b"ply") or end < 0 or newline < 0:
+        raise ValueError(f"{path.name} is not a PLY file: it has no header that begins with ply and ends in end_header")
+    try:
+        text = head[:end].decode("ascii")
+    except UnicodeDecodeError:
+        raise ValueError(f"{path.name} is not a PLY file: its header is not text") from None
+    return [line.strip() for line in text.splitlines()[1:] if line.strip()], newline + 1
+
+
+def _layout(path: Path, lines: list[str]) -> tuple[str, int, list[tuple[str, str]]]:
+    """Byte order (empty: text), number of points, and (name, type) of their properties."""
+    order, count, properties, elements = None, -1, [], 0
+    for line in lines:
+        words = line.split()
+        if words[0] == "format" and len(words) == 3 and words[1] in _FORMATS:
+            order = _FORMATS[words[1]]
+        elif words[0] == "element" and len(words) == 3 and words[2].isdecimal():
+            elements += 1
+            if elements == 1 and words[1] == "vertex":
+                count = int(words[2])
+        elif words[0] == "property" and elements == 1:
+            if len(words) != 3 or words[1] not in _TYPES:
+                raise ValueError(f"{path.name}: the points have a property {line!r}, which is no plain number")
+            properties.append((words[2], _TYPES[words[1]]))
+        elif words[0] not in ("comment", "obj_info", "property"):
+            raise ValueError(f"{path.name}: the header's line {line[:60]!r} is not PLY")
+    if order is None or count < 0:
+        raise ValueError(f"{path.name}: the header must name a format and begin with the element vertex")
+    names = [name for name, _ in properties]
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"{path.name}: the points' properties must be there, each once")
+    return order, count, properties
+
+
+def _ascii_table(path: Path, start: int, count: int, properties: list[tuple[str, str]]) -> dict[str, np.ndarray]:
+    lines = path.read_bytes()[start:].split(b"\n")[:count]
+    rows = [line.split() for line in lines]
+    if len(rows) < count or any(len(row) != len(properties) for row in rows):
+        raise ValueError(f"{path.name} is cut off or damaged: it needs {count} lines of {len(properties)} numbers")
+    try:
+        values = np.array(rows, dtype=np.float64).reshape(count, len(properties))
+    except ValueError:
+        raise ValueError(f"{path.name} is damaged: its data are not all numbers") from None
+    return {name: values[:, column].astype(code) for column, (name, code) in enumerate(properties)}
+
+
+def _columns(path: Path | str, table: dict[str, np.ndarray], names: list[str]) -> Tensor:
+    """(N, len(names)) float32.
+
+    Raises:
+        ValueError: A property is missing, or one of its values is not finite.
+    """
+    missing = [name for name in names if name not in table]
+    if missing:
+        raise ValueError(f"{Path(path).name} lacks the property {missing[0]} of its points")
+    values = np.stack([table[name] for name in names], axis=1).astype(np.float32)
+    if not np.isfinite(values).all():
+        raise ValueError(f"{Path(path).name}: {', '.join(names[:3])} are not finite everywhere: repair the file first")
+    return torch.from_numpy(values)
+
+
+def _to_z_up(splats: Splats) -> Splats:
+    quaternion = torch.tensor(_QUATERNION_TO_Y_UP) * torch.tensor([1.0, -1.0, -1.0, -1.0])
+    return splats.rotated(torch.tensor(_TO_Y_UP).T, quaternion)

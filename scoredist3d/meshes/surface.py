@@ -42,6 +42,12 @@ class DensityGrid:
         """(N,) coordinates along each axis."""
         return _axis(self.radius, self.spacing, self.values.shape[0])
 
+    @property
+    def opacity(self) -> float:
+        """Of the most opaque ray along an axis, in [0, 1]."""
+        most = max(float(self.values.sum(axis=axis).max()) for axis in range(3))
+        return 1.0 - math.exp(-self.spacing * most)
+
 
 def sample_grid(shape: Shape, resolution: int, *, chunk: int = 131072, progress: Progress | None = None) -> DensityGrid:
     """Evaluate the density at ``resolution``^3 points over [-radius, radius]^3, only where they lie inside the ball.
@@ -167,11 +173,15 @@ class FoundSurface:
         mesh: World coordinates, outward winding.
         threshold: Density of the iso-surface; None where the shape is a surface itself.
         density_range: Smallest and largest density seen; None where none was asked for.
+        opacity: Of the most opaque ray along an axis; None likewise.
+        spacing: Grid step in scene units; None likewise.
     """
 
     mesh: Mesh
     threshold: float | None = None
     density_range: tuple[float, float] | None = None
+    opacity: float | None = None
+    spacing: float | None = None
 
 
 def find_surface(
@@ -205,7 +215,7 @@ def find_surface(
     level = threshold if threshold is not None else shape.iso_level
     level = automatic_threshold(grid) if level is None else level
     mesh = extract_surface(shape, grid, level, fill_cavities=fill_cavities, refine_steps=refine_steps, chunk=chunk)
-    return FoundSurface(mesh, level, (grid.low, grid.high))
+    return FoundSurface(mesh, level, (grid.low, grid.high), grid.opacity, grid.spacing)
 
 
 def _axis(radius: float, spacing: float, count: int) -> np.ndarray:

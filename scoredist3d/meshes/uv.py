@@ -44,6 +44,24 @@ def unwrap(mesh: Mesh, texture_size: int, *, padding: int = 4, timeout: float = 
     return face_atlas(mesh, texture_size), note
 
 
+def unusable_uvs(mesh: Mesh) -> str:
+    """Why a texture cannot be baked onto the mesh's texture coordinates, or an empty string.
+
+    Raises:
+        ValueError: The mesh has no texture coordinates.
+    """
+    if mesh.uvs is None or mesh.uv_faces is None:
+        raise ValueError("the mesh has no texture coordinates: unwrap it first")
+    if mesh.uvs.min() < -1e-4 or mesh.uvs.max() > 1 + 1e-4:
+        low, high = float(mesh.uvs.min()), float(mesh.uvs.max())
+        return f"they reach from {low:.3g} to {high:.3g}, beyond the texture"
+    corners = mesh.uvs[mesh.uv_faces].astype(np.float64)
+    (du1, dv1), (du2, dv2) = (corners[:, 1] - corners[:, 0]).T, (corners[:, 2] - corners[:, 0]).T
+    areas = mesh.face_areas
+    lost = float(areas[np.abs(du1 * dv2 - du2 * dv1) < 1e-14].sum() / max(float(areas.sum()), 1e-20))
+    return f"{100 * lost:.0f} % of the surface has no place on the texture" if lost > 0.01 else ""
+
+
 def _xatlas(mesh: Mesh, texture_size: int, padding: int, timeout: float) -> Mesh:
     """Unwrap in a child process.
 

@@ -1,5 +1,5 @@
 """Renderers: cameras and a representation, to images."""
 
-from scoredist3d.renderers.base import Render, Renderer, SampleRecord
+from scoredist3d.renderers.base import Render, Renderer
 
-__all__ = ["Render", "Renderer", "SampleRecord"]
+__all__ = ["Render", "Renderer"]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Mapping, Set
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,43 +15,31 @@ from scoredist3d.cameras import Cameras
 from scoredist3d.config import ComponentConfig
 from scoredist3d.geometry.base import Geometry, SurfaceMesh
 from scoredist3d.materials.base import Material
-from scoredist3d.ops.ray_marching import RaySamples
 from scoredist3d.seeding import Rng
 
-
-@dataclass(frozen=True)
-class SampleRecord:
-    """What the losses need to know about the ``M`` samples along the B * H * W rays of a render.
-
-    Attributes:
-        samples: The intervals; rays are numbered as the pixels of a flattened (B, H, W).
-        weights: (M,), share of each sample in its pixel.
-        ray_directions: (B * H * W, 3) unit, world.
-        normals: (M, 3) unit, outward, or ``None`` where not asked for.
-    """
-
-    samples: RaySamples
-    weights: Tensor
-    ray_directions: Tensor
-    normals: Tensor | None
-
-    @property
-    def view_dirs(self) -> Tensor:
-        """(M, 3) unit direction from the camera to each sample."""
-        return self.ray_directions.index_select(0, self.samples.ray_indices)
+NOTHING: frozenset[str] = frozenset()
+"""No maps beyond colour, opacity and depth."""
 
 
 @dataclass(frozen=True)
 class Render:
     """``B`` images of the scene.
 
+    Maps that default to ``None`` are made only where they are asked for by their name (``needs``).
+
     Attributes:
         rgb: (B, H, W, 3) in [0, 1], over the background; (B, H, W, C) latents where the material makes those.
         opacity: (B, H, W, 1) in [0, 1].
         depth: (B, H, W, 1), mean distance along the ray of what the pixel shows, scene units; 0 where it shows nothing.
         background: (B, H, W, 3), what is behind (C channels where ``rgb`` has them).
-        normal: (B, H, W, 3), unit world normals, zero where nothing is seen; ``None`` where not asked for.
-        samples: Present while training only.
+        normal: (B, H, W, 3), unit world normals, zero where nothing is seen.
+        position: (B, H, W, 3), the world point at ``depth``, not differentiated; means something where something is.
+        depth_variance: (B, H, W, 1), sum_i w_i (t_i - depth)^2 / opacity over the samples of each ray, scene units^2.
+        facing_away: (B, H, W, 1), sum_i sg(w_i) max(0, n_i . v)^2, n_i the samples' outward normals and v the ray's
+            direction: 0 where all that is seen faces the camera.
+        distortion: (B, H, W, 1), sum_ij w_i w_j |t_i - t_j| / (2 radius) + sum_i w_i^2 dt_i / (6 radius), how far the
+            weights are spread (mip-NeRF 360, arXiv 2111.12077, equation 15).
+        auxiliary: Scalars that train the renderer's own parameters and nothing else; to be added to the objective.
         mesh: What a rasteriser has shown, for losses on it.
     """
 
@@ -59,8 +48,23 @@ class Render:
     depth: Tensor
     background: Tensor
     normal: Tensor | None = None
-    samples: SampleRecord | None = None
+    position: Tensor | None = None
+    depth_variance: Tensor | None = None
+    facing_away: Tensor | None = None
+    distortion: Tensor | None = None
+    auxiliary: Mapping[str, Tensor] = field(default_factory=dict)
     mesh: SurfaceMesh | None = None
+
+    def get(self, name: str) -> Tensor:
+        """The map called ``name``.
+
+        Raises:
+            ValueError: It was not asked for, or this renderer makes none.
+        """
+        found: Tensor | None = getattr(self, name)
+        if found is None:
+            raise ValueError(f"the render holds no {name}; ask the renderer for it with needs={{'{name}'}}")
+        return found
 
 
 class Renderer(nn.Module, ABC):
@@ -70,9 +74,11 @@ class Renderer(nn.Module, ABC):
 
     Attributes:
         renders: The kind of geometry that it takes.
+        makes: Names of the maps of :class:`Render` that can be asked of it.
     """
 
     renders: type[Geometry] = Geometry  # type: ignore[type-abstract]
+    makes: frozenset[str] = frozenset({"normal"})
 
     @dataclass
     class Config(ComponentConfig):
@@ -105,28 +111,36 @@ class Renderer(nn.Module, ABC):
         return self._parts[2]
 
     @abstractmethod
-    def forward(self, cameras: Cameras, *, step: int, rng: Rng | None = None, with_normal: bool = False) -> Render:
+    def forward(self, cameras: Cameras, *, step: int, rng: Rng | None = None, needs: Set[str] = NOTHING) -> Render:
         """Render ``B`` images.
 
         Args:
             cameras: (B), on the device of the geometry.
             step: Optimiser step.
             rng: Source of the training randomness (jitter, background, light); ``None`` renders for evaluation.
-            with_normal: Also composite normals and record those of the samples.
+            needs: Names of the maps of :class:`Render` to make beside colour, opacity and depth.
         """
 
     def update_step(self, step: int, rng: Rng) -> None:
-        """To be called before every training step: sets what depends on the step, here and in the geometry."""
+        """To be called before every training step: sets what depends on the step, here and in the parts."""
         self.geometry.update_step(step)
+        self.material.update_step(step)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Optimiser groups of the renderer's own parameters (usually none)."""
         params = list(self.parameters())
         return [{"name": "renderer", "params": params}] if params else []
 
-    def __call__(self, cameras: Cameras, *, step: int, rng: Rng | None = None, with_normal: bool = False) -> Render:
-        """See :meth:`forward`."""
-        render: Render = super().__call__(cameras, step=step, rng=rng, with_normal=with_normal)
+    def __call__(self, cameras: Cameras, *, step: int, rng: Rng | None = None, needs: Set[str] = NOTHING) -> Render:
+        """See :meth:`forward`.
+
+        Raises:
+            ValueError: ``needs`` names a map that this renderer does not make.
+        """
+        if not needs <= self.makes:
+            lacking, known = (", ".join(sorted(names)) for names in (needs - self.makes, self.makes))
+            raise ValueError(f"renderer.type: {type(self).__name__} makes no {lacking}, only {known or 'colour'}")
+        render: Render = super().__call__(cameras, step=step, rng=rng, needs=needs)
         return render
 
 

@@ -24,6 +24,7 @@ from scoredist3d.seeding import Rng
 from scoredist3d.systems.optimizer import OptimizerConfig
 
 if TYPE_CHECKING:
+    from scoredist3d.cameras import Cameras
     from scoredist3d.config.experiment import PreviewConfig, TurntableConfig
     from scoredist3d.meshes.shape import Shape
 
@@ -84,6 +85,10 @@ class System(nn.Module, ABC):
     @abstractmethod
     def frames(self, config: TurntableConfig, snapshots: Sequence[Path]) -> Iterator[Tensor]:
         """(H, W, 3) frames in [0, 1] of the final video; ``snapshots`` are the run's preview images, oldest first."""
+
+    def video_cameras(self, config: TurntableConfig) -> Cameras | None:
+        """The cameras of the final video, one per frame; None where it shows no object."""
+        return None
 
     def shapes(self) -> Sequence[Shape]:
         """The objects, for exporters; none where the system makes images."""

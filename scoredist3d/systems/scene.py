@@ -90,8 +90,12 @@ class Scene(nn.Module):
     def continue_from(self, state: dict[str, Any]) -> None:
         """Take over another scene's ``state_dict`` and go on counting from its step."""
         self.load_state_dict(state)
-        self.first_step = self.step
-        self._set_step(self.step)
+        self.go_on_counting(self.step)
+
+    def go_on_counting(self, step: int) -> None:
+        """Count the run's steps from ``step`` on, what depends on them included."""
+        self.first_step = step
+        self.restore_step(0)
 
     def _set_step(self, step: int) -> None:
         self.step = step
@@ -132,9 +136,9 @@ class SceneShape:
         return self._geometry.density(points)
 
     @torch.no_grad()
-    def channels(self, points: Tensor) -> SurfaceChannels:
-        """At (N, 3)."""
-        return self._material.channels(self._geometry.features_at(points), points=points)
+    def channels(self, points: Tensor, normals: Tensor | None = None) -> SurfaceChannels:
+        """At (N, 3), where the surface has unit ``normals`` (N, 3)."""
+        return self._material.channels(self._geometry.features_at(points), points=points, normals=normals)
 
     @torch.no_grad()
     def surface(self) -> Mesh | None:

@@ -15,11 +15,11 @@ from torch.nn import functional
 
 from scoredist3d import registry
 from scoredist3d.cameras import Cameras
-from scoredist3d.config import ComponentConfig, component, component_map, option
+from scoredist3d.config import ComponentConfig, Schedule, component, component_map, option
 from scoredist3d.geometry.base import Geometry
 from scoredist3d.losses.base import Loss
 from scoredist3d.registry import register
-from scoredist3d.renderers.base import Render
+from scoredist3d.renderers.base import NOTHING, Render
 from scoredist3d.seeding import Rng
 from scoredist3d.systems.base import GuidedSystem, TrainingStep, build_component
 from scoredist3d.systems.conversion import ConversionConfig, convert
@@ -74,6 +74,8 @@ class TextTo3D(GuidedSystem):
                         f"renderer.type: {self.renderer.type} cannot render {self.geometry.type}; "
                         f"use {_renderers_of(self.geometry)}"
                     )
+                else:
+                    problems.extend(self._unfit_losses(shown))
             if self.particles_per_step > self.particles:
                 problems.append(
                     f"particles_per_step: {self.particles_per_step} exceeds particles, which is {self.particles}"
@@ -82,6 +84,25 @@ class TextTo3D(GuidedSystem):
                 method: Any = registry.entry_of(self.guidance).cls
                 if method.needs_source:
                     problems.append(f"init_from: {self.guidance.type} edits a scene; give the run folder that made it")
+            return problems
+
+        def _unfit_losses(self, renderer: Any) -> list[str]:
+            """Terms that the geometry or the renderer has nothing for; those of weight 0 are let be."""
+            problems = []
+            for name, block in self.loss.items():
+                term: Any = registry.entry_of(block).cls
+                if block.weight == Schedule.constant(0.0):  # type: ignore[attr-defined]
+                    continue
+                if not issubclass(registry.entry_of(self.geometry).cls, term.regularises):
+                    problems.append(
+                        f"loss.{name}: the term is for a {term.regularises.__name__}, which {self.geometry.type} "
+                        f"is not; set loss.{name}=0"
+                    )
+                for lacking in sorted(term.needs - renderer.makes):
+                    problems.append(
+                        f"loss.{name}: the term needs {lacking}, which the renderer {self.renderer.type} does not "
+                        f"make; set loss.{name}=0"
+                    )
             return problems
 
     video_name = "turntable"
@@ -129,8 +150,8 @@ class TextTo3D(GuidedSystem):
         losses = {name: loss for name, loss in self.losses.items() if loss.weight(step) != 0.0}
         drawn = self._draw(step, rng.shared())
         cameras = self.cameras.sample(step, rng).to(self.device)
-        with_normal = any(loss.needs_normal for loss in losses.values())
-        renders = [self.scenes[index](cameras, step=step, rng=rng, with_normal=with_normal) for index in drawn]
+        needs = NOTHING.union(*(loss.needs for loss in losses.values()))
+        renders = [self.scenes[index](cameras, step=step, rng=rng, needs=needs) for index in drawn]
         rgb, opacity = (torch.cat([getattr(render, name) for render in renders]) for name in ("rgb", "opacity"))
         latents = self._latents(rgb, step, rng)
         guided = self.guide(
@@ -205,13 +226,17 @@ class TextTo3D(GuidedSystem):
 
     def frames(self, config: TurntableConfig, snapshots: Sequence[Path]) -> Iterator[Tensor]:
         """One turn around the objects, side by side."""
-        azimuths = [360.0 * index / config.frames for index in range(config.frames)]
         turns = [
-            self._views(index, azimuths, config.elevation, config.height, config.width)
+            self._views(index, _turn(config), config.elevation, config.height, config.width)
             for index in range(len(self.scenes))
         ]
         for renders in zip(*turns, strict=True):
             yield torch.cat([render.rgb[0] for render in renders], dim=1)
+
+    def video_cameras(self, config: TurntableConfig) -> Cameras:
+        """Of the turn around each object."""
+        cameras: Cameras = self.cameras.evaluation(_turn(config), config.elevation, config.height, config.width)
+        return cameras
 
     def after_step(self, step: int, optimizer: torch.optim.Optimizer, rng: Rng) -> None:
         """What geometries do between two updates."""
@@ -276,9 +301,16 @@ class TextTo3D(GuidedSystem):
     def _regularised(
         self, guided: Tensor, losses: dict[str, Loss], renders: dict[int, Render], step: int, rng: Rng
     ) -> tuple[Tensor, dict[str, Tensor | float]]:
-        """Guidance's loss and the weighted terms (means over the drawn scenes); each term logged raw and weighted."""
+        """Guidance's loss, the renderers' own and the weighted terms (means over the drawn scenes).
+
+        Each term is logged raw and weighted.
+        """
         total = guided
         scalars: dict[str, Tensor | float] = {}
+        for name in next(iter(renders.values())).auxiliary:
+            value = torch.stack([render.auxiliary[name] for render in renders.values()]).mean()
+            total = total + value
+            scalars[f"loss/{name}"] = value.detach()
         for name, loss in losses.items():
             values = [loss(render, self.scenes[index].geometry, step, rng) for index, render in renders.items()]  # type: ignore[arg-type]
             value = torch.stack(values).mean()
@@ -287,6 +319,11 @@ class TextTo3D(GuidedSystem):
             scalars[f"loss/{name}"] = value.detach()
             scalars[f"weighted/{name}"] = weighted.detach()
         return total, scalars
+
+
+def _turn(config: TurntableConfig) -> list[float]:
+    """Degrees of azimuth, one per frame."""
+    return [360.0 * index / config.frames for index in range(config.frames)]
 
 
 def _renderers_of(geometry: ComponentConfig) -> str:

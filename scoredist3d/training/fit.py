@@ -92,8 +92,10 @@ def fit(
 
     Raises:
         NonFiniteError: A loss term or gradient is NaN or infinite.
-        ValueError: The checkpoint cannot be read or does not belong to this system.
+        ValueError: The checkpoint cannot be read or does not belong to this system, or elements of the representation
+            come and go while training on several devices or with scaled gradients.
     """
+    _check_growth(system, config, place)
     start = start_of(config)
     if resume is None and start is not None:
         folder_there, checkpoint = find_run(start)
@@ -123,6 +125,22 @@ def fit(
             if torch.distributed.is_initialized():
                 torch.distributed.destroy_process_group()
     return FitResult(trainer.global_step, guard.requested and trainer.global_step < config.trainer.max_steps)
+
+
+def _check_growth(system: System, config: ExperimentConfig, place: Place) -> None:
+    """Where elements come and go by their gradients, there must be one process, and gradients of a known scale."""
+    if not system.grows:
+        return
+    if place.devices.world_size > 1:
+        raise ValueError(
+            "system.geometry: its elements come and go while training, which several devices cannot follow; "
+            "use one device, or set system.geometry.densify.enabled=false"
+        )
+    if config.trainer.precision == "16-mixed":
+        raise ValueError(
+            "trainer.precision: 16-mixed scales the gradients that say where elements of system.geometry are added; "
+            "use bf16-mixed or 32-true, or set system.geometry.densify.enabled=false"
+        )
 
 
 def _trainer_options(system: System, config: ExperimentConfig, folder: RunFolder, place: Place) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import torch
 
 from scoredist3d import registry
 from scoredist3d.config.experiment import ExperimentConfig, PreviewConfig
+from scoredist3d.export.camera_path import write_camera_path
 from scoredist3d.export.images import image_grid, save_png
 from scoredist3d.export.video import VideoWriter
 from scoredist3d.systems.base import System
@@ -43,13 +44,19 @@ def latest_preview(folder: RunFolder) -> Path | None:
 def write_video(
     system: System, config: ExperimentConfig, folder: RunFolder, progress: Callable[[float], None]
 ) -> tuple[Path, str]:
-    """The turntable (3D) or the animation of the optimisation (2D); its path, and a remark or an empty string."""
+    """The turntable (3D) or the animation of the optimisation (2D); its path, and a remark or an empty string.
+
+    The cameras of a turntable are written beside it as ``<name>-cameras.json``.
+    """
     snapshots = sorted(folder.images.glob("step-*.png"), key=step_of)
     expected = max(1, config.test.frames)
-    with VideoWriter(folder.videos / f"{system.video_name}.mp4", fps=config.test.fps) as video:
+    with VideoWriter(folder.videos / f"{system.video_name}.{config.test.format}", fps=config.test.fps) as video:
         for index, frame in enumerate(system.frames(config.test, snapshots)):
             video.add(frame)
             progress(min(1.0, (index + 1) / expected))
+    cameras = system.video_cameras(config.test)
+    if cameras is not None:
+        write_camera_path(folder.videos / f"{system.video_name}-cameras.json", cameras, config.test.fps)
     return video.path, video.note
 
 

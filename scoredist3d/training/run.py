@@ -220,8 +220,11 @@ def _export(
     names = {".png": "texture", ".mtl": "material"}
     for number, exported in enumerate(objects, start=1):
         label, ending = ("", "") if number == 1 else (f" {number}", f"-{number}")
+        own = min((path.stem for path in exported.paths), key=len)
         for path in exported.paths:
-            result.paths[names.get(path.suffix, path.suffix.removeprefix(".")) + label] = path
+            channel = path.stem.removeprefix(own).strip("-")
+            kind = names.get(path.suffix, path.suffix.removeprefix("."))
+            result.paths[f"{channel} {kind}".strip() + label] = path
         report = write_json(folder.export / f"report{ending}.json", exported.report.to_dict())
         result.paths[f"mesh report{label}"] = report
         console.say(exported.report.describe())

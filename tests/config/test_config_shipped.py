@@ -13,9 +13,11 @@ from scoredist3d.config import ConfigError
 from scoredist3d.config.describe import describe_component
 from scoredist3d.config.fields import MISSING, field_types
 from scoredist3d.config.loader import load
+from scoredist3d.config.pipeline import load_pipeline
 from scoredist3d.config.validation import (
     block_class,
     dump,
+    layers_to_yaml,
     load_experiment,
     own_fields,
     parse_component,
@@ -25,8 +27,10 @@ from scoredist3d.config.validation import (
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 FILES = sorted(CONFIGS.rglob("*.yaml"))
-RECIPES = [file for file in FILES if "prompt" in yaml.safe_load(file.read_text())]
-FRAGMENTS = [file for file in FILES if file not in RECIPES]
+WITH_PROMPT = [file for file in FILES if "prompt" in yaml.safe_load(file.read_text())]
+PIPELINES = [file for file in WITH_PROMPT if "stages" in yaml.safe_load(file.read_text())]
+RECIPES = [file for file in WITH_PROMPT if file not in PIPELINES]
+FRAGMENTS = [file for file in FILES if file not in WITH_PROMPT]
 
 
 def label(file: Path) -> str:
@@ -44,6 +48,25 @@ def test_a_recipe_validates_and_runs_again_from_its_saved_form(file: Path, tmp_p
     saved = tmp_path / "resolved.yaml"
     saved.write_text(to_yaml(config), encoding="utf-8")
     assert load_experiment([saved]) == config
+
+
+@pytest.mark.parametrize("file", PIPELINES, ids=label)
+def test_a_pipeline_validates_and_runs_again_from_its_saved_form(file: Path, tmp_path: Path) -> None:
+    pipeline = load_pipeline([file], ["prompt=a red mug"])
+    saved = tmp_path / "pipeline.yaml"
+    saved.write_text(layers_to_yaml(pipeline.written), encoding="utf-8")
+    assert load_pipeline([saved]).stages == pipeline.stages
+
+
+@pytest.mark.parametrize("file", PIPELINES, ids=label)
+def test_every_stage_asks_for_the_prompt(file: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_pipeline([file])
+    lines = str(caught.value).splitlines()
+    stages = yaml.safe_load(file.read_text())["stages"]
+    assert [line.split(": is required but missing")[0] for line in lines] == [
+        f"stages.{name}.prompt" for name in stages
+    ]
 
 
 @pytest.mark.parametrize("file", RECIPES, ids=label)
@@ -73,7 +96,7 @@ def test_no_file_repeats_what_it_includes(file: Path) -> None:
 
 
 def test_recipes_have_names_of_their_own() -> None:
-    names = [yaml.safe_load(file.read_text())["name"] for file in RECIPES]
+    names = [yaml.safe_load(file.read_text())["name"] for file in WITH_PROMPT]
     assert len(set(names)) == len(names)
 
 

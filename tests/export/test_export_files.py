@@ -153,7 +153,7 @@ def test_floaters_and_fallback_are_reported(tmp_path, caplog):
     assert [path.name for path in tmp_path.iterdir()] == ["ball.glb"]
 
 
-@pytest.mark.parametrize("broken", ["write_glb", "write_ply", "bake_texture", "decimate"])
+@pytest.mark.parametrize("broken", ["write_glb", "write_ply", "bake_textures", "decimate"])
 def test_a_failure_changes_nothing_in_the_folder(tmp_path, monkeypatch, broken):
     (tmp_path / "ball.obj").write_text("the previous export")
 

@@ -154,3 +154,23 @@ def test_image_grid_labels_are_drawn_under_the_images():
         image_grid(images, labels=["only one"])
     with pytest.raises(ValueError, match="at least one"):
         image_grid([])
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".webp"])
+def test_animations_are_chosen_by_the_suffix(tmp_path, suffix):
+    with VideoWriter(tmp_path / f"turn{suffix}", fps=10) as video:
+        for frame in frames(5, 33, 47):
+            video.add(frame)
+    assert video.path == tmp_path / f"turn{suffix}" and video.note == "" and os.listdir(tmp_path) == [video.path.name]
+    with Image.open(video.path) as animation:
+        # No codec needs even sizes here.
+        assert animation.n_frames == 5 and animation.size == (47, 33) and animation.info["loop"] == 0
+        animation.seek(4)
+        animation.load()
+        assert animation.info["duration"] == 100
+        np.testing.assert_allclose(np.asarray(animation.convert("RGB")).mean((0, 1)), [255, 127.5, 63.75], atol=6)
+
+
+def test_other_suffixes_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"a video ends in \.mp4, \.gif, \.webp, got turn\.avi"):
+        VideoWriter(tmp_path / "turn.avi")

@@ -98,6 +98,38 @@ def test_evaluation_is_not_random():
     assert torch.equal(headlight.position, cameras().origins) and (headlight.textureless == 0).all()
 
 
+def test_evaluation_can_show_the_shape_alone():
+    headlight = material("diffuse", evaluation="textureless").sample_light(cameras(), 0, None)
+    assert (headlight.textureless == 1).all() and (headlight.diffuse == 0.9).all()
+
+
+def test_soft_shading_draws_the_share_of_the_point_light():
+    options = {"ambient_only_steps": 0, "diffuse_probability": 1.0}
+    soft = material("diffuse", soft_shading=True, **options)
+    drawn = soft.sample_light(cameras(500), 0, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(drawn.ambient + drawn.diffuse, torch.ones(500))
+    assert drawn.diffuse.min() < 0.05 and drawn.diffuse.max() > 0.95 and abs(drawn.diffuse.mean() - 0.5) < 0.07
+    half = material("diffuse", soft_shading=True, **(options | {"diffuse_probability": 0.5}))
+    drawn = half.sample_light(cameras(500), 0, torch.Generator().manual_seed(0))
+    assert (drawn.ambient[drawn.diffuse == 0] == 1).all() and 150 < (drawn.diffuse == 0).sum() < 350
+
+
+def test_hard_shading_draws_what_it_always_drew():
+    """Position and phases come from the generator alone, whatever the option that adds a draw after them."""
+    built = [material("diffuse", soft_shading=soft, ambient_only_steps=0) for soft in (False, True)]
+    first, second = (m.sample_light(cameras(), 0, torch.Generator().manual_seed(1)) for m in built)
+    assert torch.equal(first.position, second.position) and torch.equal(first.textureless, second.textureless)
+
+
+def test_lights_of_points_are_those_of_their_images():
+    drawn = material("diffuse", ambient_only_steps=0).sample_light(cameras(4), 0, torch.Generator().manual_seed(1))
+    index = torch.tensor([3, 0, 3])
+    picked = drawn[index]
+    assert torch.equal(picked.position, drawn.position[index]) and picked.rotation is None
+    turned = Light(drawn.position, drawn.ambient, drawn.diffuse, drawn.textureless, rotation=torch.arange(4.0))
+    assert turned[index].rotation.tolist() == [3.0, 0.0, 3.0]
+
+
 def test_too_much_light_is_refused():
     with pytest.raises(ConfigError, match="ambient: ambient \\+ diffuse must be at most 1"):
         material("diffuse", ambient=0.5, diffuse=0.9)

@@ -17,11 +17,12 @@ from export_fields import (
     torus,
 )
 
-from scoredist3d.export.bake import bake_texture, rasterize
+from scoredist3d.export.bake import bake_textures
 from scoredist3d.meshes import uv
 from scoredist3d.meshes.mesh import Mesh, compact, decimate, repair, smooth, topology
 from scoredist3d.meshes.shape import query_color
 from scoredist3d.meshes.surface import extract_surface, sample_grid
+from scoredist3d.meshes.texels import rasterize
 
 TETRAHEDRON = Mesh(
     np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]], dtype=np.float32),
@@ -189,7 +190,7 @@ def test_baked_colors_match_the_field_at_random_surface_points(shape, atlas):
     field = AnalyticField(sdf)
     mesh = decimate(extract_surface(field, sample_grid(field, 40), 250.0), 1000)
     mesh = uv.unwrap(mesh, 512)[0] if atlas == "xatlas" else uv.face_atlas(mesh, 512)
-    texture = bake_texture(field, mesh, 512)
+    texture = bake_textures(field, mesh, 512).base_color
     points, face, weights = random_surface_points(mesh.vertices, mesh.faces, 20000, np.random.default_rng(1))
     sampled = sample_texture(texture, np.einsum("nk,nkc->nc", weights, mesh.uvs[mesh.uv_faces[face]]))
     expected = 255 * position_color(torch.from_numpy(points)).numpy()
@@ -202,7 +203,7 @@ def test_baked_colors_match_the_field_at_random_surface_points(shape, atlas):
 def test_seams_hide_under_bilinear_filtering_and_mip_maps(unwrapped):
     """A constant colour stays that colour everywhere: no background texel can leak in at any mip level."""
     field = AnalyticField(sphere(0.6), color=lambda p: p.new_tensor([0.2, 0.4, 0.8]).expand(len(p), 3))
-    texture = bake_texture(field, unwrapped, 512)
+    texture = bake_textures(field, unwrapped, 512).base_color
     assert (texture == np.array([51, 102, 204])).all()
 
 
@@ -225,7 +226,7 @@ def test_rasterisation_covers_every_texel_once_with_valid_weights(unwrapped):
 
 def test_rasterisation_in_passes_is_the_same(unwrapped, monkeypatch):
     whole = rasterize(unwrapped, 256)
-    monkeypatch.setattr("scoredist3d.export.bake._CANDIDATES_PER_PASS", 5000)
+    monkeypatch.setattr("scoredist3d.meshes.texels._CANDIDATES_PER_PASS", 5000)
     parts = rasterize(unwrapped, 256)
     np.testing.assert_array_equal(whole.index, parts.index)
     np.testing.assert_array_equal(whole.face, parts.face)
@@ -240,5 +241,5 @@ def test_impossible_colors_are_errors():
     points = np.zeros((4, 3), dtype=np.float32)
     with pytest.raises(ValueError, match="color is not finite"):
         query_color(AnalyticField(torus(0.5, 0.1), color=lambda p: p + torch.nan), points, chunk=2)
-    with pytest.raises(ValueError, match=r"colours lie in \[2, 2\].*sigmoid"):
+    with pytest.raises(ValueError, match=r"base color lies in \[2, 2\].*sigmoid"):
         query_color(AnalyticField(torus(0.5, 0.1), color=lambda p: p + 2), points, chunk=2)

@@ -115,7 +115,7 @@ def test_two_media_hide_each_other_in_order():
 
 def test_normals_of_an_opaque_ball_face_the_camera():
     cameras = views(0.0, 90.0, size=9, fovy=30.0)
-    render = renderer(Ball(200.0), num_samples=500, **DENSE)(cameras, step=0, with_normal=True)
+    render = renderer(Ball(200.0), num_samples=500, **DENSE)(cameras, step=0, needs={"normal"})
     toward = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
     torch.testing.assert_close(centre(render.normal), toward, atol=1e-3, rtol=0)
     # The image's right half of the front view shows normals leaning to +y, its upper half to +z.
@@ -135,7 +135,7 @@ def test_image_gradient_matches_finite_differences():
     mix = torch.randn(2, 6, 6, 8, generator=generator, dtype=torch.float64)
 
     def functional() -> Tensor:
-        render = draw(cameras, step=3, rng=Rng(1), with_normal=True)
+        render = draw(cameras, step=3, rng=Rng(1), needs={"normal"})
         return (torch.cat([render.rgb, render.opacity, render.depth, render.normal], dim=-1) * mix).sum()
 
     for name, parameter in geometry.named_parameters():
@@ -156,7 +156,7 @@ def test_fast_backends_give_the_torch_image_and_gradients():
     results = []
     for backend in ("torch", "auto"):
         geometry = volume(grid={"backend": backend})
-        render = renderer(geometry, backend=backend)(views(0.0, 100.0), step=0, rng=Rng(), with_normal=True)
+        render = renderer(geometry, backend=backend)(views(0.0, 100.0), step=0, rng=Rng(), needs={"normal"})
         (render.rgb.sum() + render.depth.sum()).backward()
         results.append((fields_of(render), [parameter.grad for parameter in geometry.parameters()]))
     torch.testing.assert_close(results[1][0], results[0][0], atol=1e-4, rtol=1e-4)
@@ -169,7 +169,7 @@ def test_cuda_gives_the_cpu_image():
     for device in ("cpu", "cuda"):
         geometry = volume().to(device)
         draw = renderer(geometry).to(device)
-        render = draw(views(0.0, 100.0).to(device), step=0, with_normal=True)
+        render = draw(views(0.0, 100.0).to(device), step=0, needs={"normal"})
         images.append({name: value.cpu() for name, value in fields_of(render).items()})
     for name, image in images[1].items():
         # A sample at a cell's or the ball's border may fall on either side: a few pixels differ by one sample's share.
@@ -201,6 +201,13 @@ def test_a_ball_is_learned_from_its_views():
     torch.testing.assert_close(centre(result.rgb)[:, :2], torch.tensor([[1.0, 0.0], [0.0, 1.0]]), atol=0.15, rtol=0)
 
 
+def counted(draw: VolumeRenderer, cameras: Cameras) -> tuple[Render, int]:
+    """A render with gradients, and how many samples the field was asked for with features."""
+    seen: list[int] = []
+    with draw.geometry.register_forward_hook(lambda _, arguments, __: seen.append(len(arguments[0]))):
+        return draw(cameras, step=0), sum(seen)
+
+
 def test_occupancy_does_not_change_the_image():
     geometry = volume(density_blob_strength=30.0)
     cameras = views(0.0, 100.0, elevation=30.0)
@@ -209,8 +216,8 @@ def test_occupancy_does_not_change_the_image():
     for step in range(0, 160, 16):
         sparse.update_step(step, Rng())
     assert sparse.occupancy.occupied.float().mean() < 0.25
-    expected, result = dense(cameras, step=0), sparse(cameras, step=0)
-    assert len(result.samples.samples) < 0.4 * len(expected.samples.samples)
+    (expected, every), (result, occupied) = (counted(draw, cameras) for draw in (dense, sparse))
+    assert occupied < 0.4 * every
     # What is left out has an optical depth below 0.01 per step, at most five steps of a ray at the object's fringe.
     torch.testing.assert_close(result.rgb, expected.rgb, atol=0.05, rtol=0)
     assert (result.rgb - expected.rgb).abs().mean() < 3e-3
@@ -219,9 +226,9 @@ def test_occupancy_does_not_change_the_image():
 def test_hidden_samples_do_not_change_the_image():
     geometry = volume(density_blob_strength=100.0, density_blob_size=0.9)
     cameras = views(0.0, 100.0)
-    every = renderer(geometry, **DENSE)(cameras, step=0)
-    reached = renderer(geometry, occupancy={"enabled": False}, min_transmittance=1e-3)(cameras, step=0)
-    assert len(reached.samples.samples) < 0.8 * len(every.samples.samples)
+    every, total = counted(renderer(geometry, **DENSE), cameras)
+    reached, kept = counted(renderer(geometry, occupancy={"enabled": False}, min_transmittance=1e-3), cameras)
+    assert kept < 0.8 * total
     torch.testing.assert_close(reached.rgb, every.rgb, atol=1e-3, rtol=0)
     torch.testing.assert_close(reached.opacity, every.opacity, atol=1e-3, rtol=0)
 
@@ -240,14 +247,13 @@ def test_chunks_and_gradients_do_not_change_the_image(lit, rng):
     cameras = views(0.0, 100.0, 200.0, size=8, elevation=30.0)
     options = {"material": material, "min_transmittance": 0.0}
     whole, chunked = (renderer(geometry, evaluation_chunk=chunk, **options) for chunk in (1000, 37))
-    training = whole(cameras, step=5, rng=rng, with_normal=True)
+    training = whole(cameras, step=5, rng=rng, needs={"normal"})
     with torch.no_grad():
         for other in (whole, chunked):
-            evaluated = other(cameras, step=5, rng=rng, with_normal=True)
-            assert evaluated.samples is None
+            evaluated = other(cameras, step=5, rng=rng, needs={"normal"})
             torch.testing.assert_close(fields_of(evaluated), fields_of(training), atol=2e-5, rtol=1e-4)
         if rng is None:
-            alone = whole(cameras[1], step=5, with_normal=True)
+            alone = whole(cameras[1], step=5, needs={"normal"})
             torch.testing.assert_close(alone.rgb[0], training.rgb[1], atol=2e-5, rtol=0)
 
 
@@ -269,8 +275,7 @@ def test_training_is_random_by_step_and_evaluation_is_not():
 def test_rays_that_miss_show_the_background_and_can_be_differentiated():
     geometry = volume()
     away = orbit(*(torch.tensor([x]) for x in (0.0, 0.0, 3.0, 10.0)), 4, 4, target=torch.tensor([[9.0, 0.0, 0.0]]))
-    render = renderer(geometry)(away, step=0, rng=Rng(), with_normal=True)
-    assert len(render.samples.samples) == 0
+    render = renderer(geometry)(away, step=0, rng=Rng(), needs={"normal"})
     assert torch.equal(render.rgb, render.background) and (render.opacity == 0).all() and (render.depth == 0).all()
     render.rgb.sum().backward()
     assert geometry.table.grad is None or (geometry.table.grad == 0).all()

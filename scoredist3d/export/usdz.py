@@ -1,0 +1,139 @@
+"""USDZ packages, for AR viewers; needs the optional package usd-core."""
+
+from __future__ import annotations
+
+import importlib.util
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scoredist3d.export.bake import Textures
+from scoredist3d.export.frame import to_y_up
+from scoredist3d.meshes.mesh import Mesh
+
+INSTALL = "pip install usd-core"
+
+
+def usdz_problem() -> str:
+    """Why no USDZ can be written, or an empty string."""
+    if importlib.util.find_spec("pxr") is not None:
+        return ""
+    return f"exporter.formats: usdz needs the package usd-core, which is not installed: {INSTALL}"
+
+
+def write_usdz(
+    path: Path, mesh: Mesh, textures: Textures, name: str, *, double_sided: bool = False, scale: float = 1.0
+) -> None:
+    """Write a USDZ with one mesh and one ``UsdPreviewSurface``, y up, in metres.
+
+    The uncompressed archive holds a binary layer and PNG textures. A normal map is for USD's tangent frames, which,
+    like glTF's, follow +u and +v.
+
+    Args:
+        path: Written directly; stage it where atomicity matters.
+        mesh: Unwrapped, world coordinates.
+        textures: Of the mesh.
+        name: Of the layer.
+        double_sided: Show the back of the faces too.
+        scale: Metres per scene unit.
+
+    Raises:
+        ValueError: usd-core is missing, or the mesh has no texture coordinates.
+    """
+    if problem := usdz_problem():
+        raise ValueError(problem)
+    if mesh.uvs is None or mesh.uv_faces is None:
+        raise ValueError("the mesh has no texture coordinates: unwrap it first")
+    from PIL import Image
+    from pxr import Sdf
+
+    images = {channel: image for channel, image in vars(textures).items() if image is not None}
+    with tempfile.TemporaryDirectory(prefix="scoredist3d-usd-") as temporary:
+        folder = Path(temporary)
+        for channel, image in images.items():
+            Image.fromarray(image).save(folder / f"{channel}.png")
+        layer = folder / f"{name}.usdc"
+        _write_layer(layer, mesh, list(images), double_sided, scale)
+        # The writer aligns the files as the format wants; the layer comes first.
+        archive = Sdf.ZipFileWriter.CreateNew(str(path))
+        for file in [layer, *(folder / f"{channel}.png" for channel in images)]:
+            archive.AddFile(str(file), file.name)
+        if not archive.Save():
+            raise OSError(f"usd-core could not write {path}")
+
+
+def _write_layer(path: Path, mesh: Mesh, channels: list[str], double_sided: bool, scale: float) -> None:
+    from pxr import Usd, UsdGeom, UsdShade
+
+    stage = Usd.Stage.CreateNew(str(path))
+    UsdGeom.SetStageUpAxis(stage, UsdGeom.Tokens.y)
+    UsdGeom.SetStageMetersPerUnit(stage, 1.0)
+    root = UsdGeom.Xform.Define(stage, "/Asset")
+    stage.SetDefaultPrim(root.GetPrim())
+    prim = _define_mesh(stage, mesh, double_sided, scale)
+    material = _define_material(stage, channels)
+    UsdShade.MaterialBindingAPI.Apply(prim).Bind(material)
+    stage.GetRootLayer().Save()
+
+
+def _define_mesh(stage: Any, mesh: Mesh, double_sided: bool, scale: float) -> Any:
+    from pxr import Sdf, UsdGeom, Vt
+
+    shape = UsdGeom.Mesh.Define(stage, "/Asset/Mesh")
+    points = to_y_up(mesh.vertices) * np.float32(scale)
+    shape.CreatePointsAttr(Vt.Vec3fArray.FromNumpy(points))
+    shape.CreateExtentAttr(Vt.Vec3fArray.FromNumpy(np.stack([points.min(axis=0), points.max(axis=0)])))
+    shape.CreateFaceVertexCountsAttr(Vt.IntArray.FromNumpy(np.full(len(mesh.faces), 3, dtype=np.int32)))
+    shape.CreateFaceVertexIndicesAttr(Vt.IntArray.FromNumpy(mesh.faces.ravel().astype(np.int32)))
+    shape.CreateNormalsAttr(Vt.Vec3fArray.FromNumpy(to_y_up(mesh.vertex_normals())))
+    shape.SetNormalsInterpolation(UsdGeom.Tokens.vertex)
+    shape.CreateSubdivisionSchemeAttr(UsdGeom.Tokens.none)
+    shape.CreateDoubleSidedAttr(double_sided)
+    coordinates = UsdGeom.PrimvarsAPI(shape).CreatePrimvar(
+        "st", Sdf.ValueTypeNames.TexCoord2fArray, UsdGeom.Tokens.faceVarying
+    )
+    assert mesh.uvs is not None and mesh.uv_faces is not None
+    coordinates.Set(Vt.Vec2fArray.FromNumpy(np.ascontiguousarray(mesh.uvs, dtype=np.float32)))
+    coordinates.SetIndices(Vt.IntArray.FromNumpy(mesh.uv_faces.ravel().astype(np.int32)))
+    return shape.GetPrim()
+
+
+def _define_material(stage: Any, channels: list[str]) -> Any:
+    """A preview surface whose inputs read ``<channel>.png``."""
+    from pxr import Sdf, UsdShade
+
+    types = Sdf.ValueTypeNames
+    material = UsdShade.Material.Define(stage, "/Asset/Material")
+    surface = UsdShade.Shader.Define(stage, "/Asset/Material/Surface")
+    surface.CreateIdAttr("UsdPreviewSurface")
+    surface.CreateInput("roughness", types.Float).Set(1.0)
+    surface.CreateInput("metallic", types.Float).Set(0.0)
+    reader = UsdShade.Shader.Define(stage, "/Asset/Material/Coordinates")
+    reader.CreateIdAttr("UsdPrimvarReader_float2")
+    reader.CreateInput("varname", types.String).Set("st")
+    st = reader.CreateOutput("result", types.Float2)
+    inputs = {
+        "base_color": ("diffuseColor", types.Color3f, "rgb"),
+        "roughness": ("roughness", types.Float, "r"),
+        "metallic": ("metallic", types.Float, "r"),
+        "occlusion": ("occlusion", types.Float, "r"),
+        "normal": ("normal", types.Normal3f, "rgb"),
+    }
+    for channel in channels:
+        target, kind, output = inputs[channel]
+        texture = UsdShade.Shader.Define(stage, f"/Asset/Material/{target.capitalize()}Texture")
+        texture.CreateIdAttr("UsdUVTexture")
+        texture.CreateInput("file", types.Asset).Set(Sdf.AssetPath(f"{channel}.png"))
+        texture.CreateInput("sourceColorSpace", types.Token).Set("sRGB" if channel == "base_color" else "raw")
+        texture.CreateInput("st", types.Float2).ConnectToSource(st)
+        if channel == "normal":
+            texture.CreateInput("scale", types.Float4).Set((2.0, 2.0, 2.0, 1.0))
+            texture.CreateInput("bias", types.Float4).Set((-1.0, -1.0, -1.0, 0.0))
+        for side in ("wrapS", "wrapT"):
+            texture.CreateInput(side, types.Token).Set("repeat")
+        made = texture.CreateOutput(output, types.Float3 if output == "rgb" else types.Float)
+        surface.CreateInput(target, kind).ConnectToSource(made)
+    material.CreateSurfaceOutput().ConnectToSource(surface.CreateOutput("surface", types.Token))
+    return material

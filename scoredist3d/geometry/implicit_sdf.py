@@ -1,0 +1,195 @@
+"""A signed distance of a hash grid and a small network, with the extinction of VolSDF (arXiv 2106.12052)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from scoredist3d.config import option
+from scoredist3d.geometry.base import GeometryOutput, SignedDistanceField, Start
+from scoredist3d.geometry.fitting import fit_features, points_near
+from scoredist3d.geometry.hash_field import HashField
+from scoredist3d.geometry.trilinear import distance_grid, trilinear
+from scoredist3d.materials.base import Material
+from scoredist3d.meshes.loading import fit_into, load_mesh
+from scoredist3d.registry import register
+from scoredist3d.seeding import Rng
+
+# An ellipsoid's formula divides zero by zero in its centre; this many radii away it is left alone.
+_CENTRE = 1e-6
+
+
+@register(
+    "geometry",
+    "implicit-sdf",
+    summary="Signed distance and features from a hash grid and a small network.",
+    arxiv="2106.12052",
+)
+class ImplicitSDF(HashField, SignedDistanceField):
+    """sdf(x) = base(x) + radius f(x); extinction is the Laplace distribution function of -sdf, over beta (VolSDF).
+
+    f is the first output of the network on the encoding of x, zero at the start, so that the object starts as its base:
+    a sphere, an ellipsoid or a mesh, whose distances are kept on a grid. With beta the deviation of the surface,
+    extinction is (1 / beta) (exp(-sdf / beta) / 2 outside, 1 - exp(sdf / beta) / 2 inside), and beta is learned:
+    beta = radius (min_beta + exp(b)).
+    """
+
+    @dataclass
+    class Config(HashField.Config):
+        """Options of the signed distance."""
+
+        shape_init: Literal["sphere", "ellipsoid", "mesh"] = option("sphere", "What the object starts as.")
+        shape_init_size: float = option(
+            0.5,
+            "Radius of the sphere, or reach of the mesh from the origin; fraction of the ball's radius.",
+            gt=0,
+            le=1,
+        )
+        shape_init_axes: tuple[float, float, float] = option(
+            (0.5, 0.5, 0.5),
+            "Half axes of the ellipsoid along x, y and z, as fractions of the ball's radius.",
+            gt=0,
+            le=1,
+        )
+        shape_init_mesh: str | None = option(
+            None, "Mesh file (.glb, .obj, .ply, .stl) of shape_init: mesh, scaled to shape_init_size."
+        )
+        shape_init_resolution: int = option(
+            64, "Samples per axis of the distances to a mesh that the object starts from.", ge=8, le=256
+        )
+        beta: float = option(
+            0.05, "Deviation of the surface at the start, as a fraction of the radius; smaller is sharper.", gt=0
+        )
+        min_beta: float = option(0.003, "Least deviation that can be learned, as a fraction of the radius.", gt=0)
+        normal: Literal["analytic", "finite-difference"] = option(
+            "finite-difference",
+            "How normals are computed; finite differences look further and so are smoother, but cost more.",
+        )
+
+        def validate(self) -> list[str]:
+            """The start must be complete, and beta must be able to move."""
+            problems = super().validate()
+            if self.shape_init == "mesh" and not self.shape_init_mesh:
+                problems.append("shape_init_mesh: shape_init is mesh, but no file is given; name one, e.g. chair.obj")
+            if self.shape_init != "mesh" and self.shape_init_mesh:
+                problems.append(
+                    f"shape_init_mesh: {self.shape_init_mesh} would not be used with shape_init: {self.shape_init}; "
+                    "set shape_init: mesh"
+                )
+            if self.beta <= self.min_beta:
+                problems.append(f"beta: must be more than min_beta = {self.min_beta}, got {self.beta}")
+            return problems
+
+    config: Config
+    outward_sign = 1.0
+    base_grid: Tensor
+    uses_grid: Tensor
+
+    def __init__(self, config: Config, *, rng: Rng | None = None, material: Material | None = None) -> None:
+        super().__init__(config, rng=rng, material=material)
+        with torch.no_grad():
+            self.network.weights[-1][0].zero_()
+        self.log_beta = nn.Parameter(torch.tensor(math.log(config.beta - config.min_beta)))
+        resolution = config.shape_init_resolution
+        self.register_buffer("base_grid", torch.zeros(resolution, resolution, resolution))
+        self.register_buffer("uses_grid", torch.zeros((), dtype=torch.bool))
+        self._on_grid = False  # uses_grid, known without asking the device
+        self.register_load_state_dict_post_hook(_look_at_base)
+        if config.shape_init == "mesh":
+            mesh = load_mesh(config.shape_init_mesh or "").mesh
+            fitted = fit_into(mesh, config.shape_init_size * self.radius, margin=1.0)
+            self._set_base(distance_grid(fitted, self.radius, resolution))
+
+    @property
+    def beta(self) -> Tensor:
+        """Deviation of the surface, scene units."""
+        return self.radius * (self.config.min_beta + self.log_beta.exp())
+
+    def sdf(self, points: Tensor) -> Tensor:
+        """(N,) signed distances at (N, 3) world points, negative inside, scene units."""
+        return self._value_at(points, points.norm(dim=-1) / self.radius)
+
+    def sdf_gradient(self, points: Tensor) -> Tensor:
+        """(N, 3) gradients of :meth:`sdf`, computed as the option ``normal`` says."""
+        if self.config.normal == "analytic":
+            return self._analytic_gradient(points)
+        return self._finite_difference_gradient(points)
+
+    def extinction(self, points: Tensor) -> Tensor:
+        """(N,) at (N, 3), per scene unit, 0 outside the ball."""
+        distance = points.norm(dim=-1) / self.radius
+        return self._extinction(self._value_at(points, distance), distance)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """``encoding``, ``network`` and, where it is learned, ``beta``."""
+        learned = [{"name": "beta", "params": [self.log_beta]}] if self.log_beta.requires_grad else []
+        return [*super().parameter_groups(), *learned]
+
+    def freeze_extinction(self) -> None:
+        """Beta is not learned."""
+        self.log_beta.requires_grad_(False)
+
+    def start_from(self, start: Start, rng: Rng) -> str:
+        """The mesh becomes the base, f starts again at zero, and the features are fitted near the surface."""
+        self._set_base(distance_grid(start.mesh, self.radius, self.config.shape_init_resolution))
+        last = len(self.network.weights) - 1
+        weight, bias = self.network.weights[last], self.network.biases[last]
+        with torch.no_grad():
+            weight[0].zero_()
+            bias[0].zero_()
+        if start.features is None:
+            return "signed distance taken from the mesh"
+
+        def features(points: Tensor) -> Tensor:
+            return self._evaluate(points, points.norm(dim=-1) / self.radius)[1]
+
+        levels, self.num_active_levels = self.num_active_levels, self.spec.num_levels
+        near = points_near(start.mesh, 0.02 * self.radius, self.table)
+        # Only the features enter the error, so the distance's row of weights gets no gradient and stays zero.
+        fitted = [self.table, *self.network.parameters()]
+        error = fit_features(features, start.features, fitted, near, rng)
+        self.num_active_levels = levels
+        return f"signed distance taken from the mesh, features fitted to it, {error:.3g} off on average"
+
+    def _value(self, raw: Tensor, points: Tensor, distance: Tensor) -> Tensor:
+        """base(x) + radius f(x)."""
+        return self._base(points, distance) + self.radius * raw
+
+    def _output(self, value: Tensor, features: Tensor, normal: Tensor | None, distance: Tensor) -> GeometryOutput:
+        return GeometryOutput(self._extinction(value, distance), features, normal, value)
+
+    def _base(self, points: Tensor, distance: Tensor) -> Tensor:
+        """What the object starts as: signed distances (N,)."""
+        if self._on_grid:
+            return trilinear(self.base_grid, points, self.radius)
+        if self.config.shape_init == "ellipsoid":
+            return self.radius * _ellipsoid(points / self.radius, self.config.shape_init_axes)
+        return self.radius * (distance - self.config.shape_init_size)
+
+    def _extinction(self, sdf: Tensor, distance: Tensor) -> Tensor:
+        beta = self.beta
+        tail = 0.5 * torch.exp(-sdf.abs() / beta)
+        share = torch.where(sdf > 0, tail, 1.0 - tail)
+        return share * ((distance <= 1.0).to(share.dtype) / beta)
+
+    def _set_base(self, distances: Tensor) -> None:
+        with torch.no_grad():
+            self.base_grid.copy_(distances)
+            self.uses_grid.fill_(True)
+        self._on_grid = True
+
+
+def _look_at_base(geometry: Any, _: Any) -> None:
+    geometry._on_grid = bool(geometry.uses_grid)
+
+
+def _ellipsoid(points: Tensor, axes: tuple[float, float, float]) -> Tensor:
+    """(N,) distances to an ellipsoid to first order: k (k - 1) / |grad k^2 / 2|, with k = |x / axes|."""
+    scale = points.new_tensor(axes)
+    level = ((points / scale).square().sum(-1) + _CENTRE**2).sqrt()
+    slope = ((points / scale.square()).square().sum(-1) + (_CENTRE / min(axes)) ** 2).sqrt()
+    return level * (level - 1.0) / slope

@@ -1,0 +1,36 @@
+"""Penalty on weights that are spread along the ray."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from scoredist3d.geometry.base import Geometry
+from scoredist3d.losses.base import Loss
+from scoredist3d.registry import register
+from scoredist3d.renderers.base import Render
+from scoredist3d.seeding import Rng
+
+
+@register("loss", "distortion", summary="Compact weights along each ray: no floaters, no fog.", arxiv="2111.12077")
+class Distortion(Loss):
+    """mean over pixels of sum_ij w_i w_j |s_i - s_j| + sum_i w_i^2 ds_i / 3 (mip-NeRF 360, equation 15).
+
+    s is the distance along the ray in units of the ball's diameter. Unlike the variance of the depth it also acts on
+    half-transparent pixels, whose weights it makes smaller.
+    """
+
+    @dataclass
+    class Config(Loss.Config):
+        """No further options."""
+
+    needs = frozenset({"distortion"})
+
+    def __call__(self, render: Render, geometry: Geometry, step: int, rng: Rng) -> Tensor:
+        """The mean over all pixels.
+
+        Raises:
+            ValueError: A render without ``distortion``.
+        """
+        return render.get("distortion").mean()

@@ -1,0 +1,34 @@
+"""Penalty on long or uneven edges."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from scoredist3d.config import option
+from scoredist3d.geometry.base import SurfaceMesh
+from scoredist3d.losses.base import Loss
+from scoredist3d.losses.mesh_terms import MeshLoss
+from scoredist3d.ops.mesh_losses import edge_length
+from scoredist3d.ops.topology import EdgeFaces
+from scoredist3d.registry import register
+
+
+@register("loss", "edge-length", summary="Mesh edges should be short, or of one length.")
+class EdgeLength(MeshLoss):
+    """mean over edges of (|e| - target)^2 / radius^2."""
+
+    @dataclass
+    class Config(Loss.Config):
+        """Options of the edge length loss."""
+
+        target: float = option(0.0, "Length that costs nothing, as a fraction of the radius.", ge=0)
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.target = config.target
+
+    def of_mesh(self, mesh: SurfaceMesh, adjacency: EdgeFaces, radius: float) -> Tensor:
+        """The mean over the edges."""
+        return edge_length(mesh.vertices / radius, mesh.faces, target=self.target, adjacency=adjacency)

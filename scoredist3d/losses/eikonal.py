@@ -1,0 +1,65 @@
+"""Penalty on signed distances that are none."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from scoredist3d.config import option
+from scoredist3d.geometry.base import Geometry, SignedDistanceField
+from scoredist3d.geometry.fitting import points_in_ball
+from scoredist3d.losses.base import Loss
+from scoredist3d.registry import register
+from scoredist3d.renderers.base import Render
+from scoredist3d.seeding import Rng
+
+
+@register("loss", "eikonal", summary="Gradients of a signed distance have length 1.", arxiv="2002.10099")
+class Eikonal(Loss):
+    """mean over points of (|grad sdf| - 1)^2 (Gropp et al. 2020).
+
+    Half of the points are uniform in the ball, half are surface points of the step's views, moved by a normal
+    deviation; where the views show nothing, all are uniform.
+    """
+
+    @dataclass
+    class Config(Loss.Config):
+        """Options of the eikonal loss."""
+
+        points: int = option(2048, "Points per step.", ge=2)
+        spread: float = option(
+            0.02, "Deviation of the points around the visible surface, as a fraction of the radius.", ge=0
+        )
+
+    needs = frozenset({"position"})
+    regularises = SignedDistanceField
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.config = config
+
+    def __call__(self, render: Render, geometry: Geometry, step: int, rng: Rng) -> Tensor:
+        """The mean over the points.
+
+        Raises:
+            ValueError: A geometry without a signed distance, or a render without ``position``.
+        """
+        if not isinstance(geometry, SignedDistanceField):
+            raise ValueError(f"system.loss.eikonal: {type(geometry).__name__} has no signed distance; remove the term")
+        generator = rng("eikonal", step, render.opacity.device)
+        points = self._points(render, geometry.radius, generator)
+        return (geometry.sdf_gradient(points).norm(dim=-1) - 1.0).square().mean()
+
+    def _points(self, render: Render, radius: float, generator: torch.Generator) -> Tensor:
+        """(N, 3) in the ball."""
+        seen = render.get("position")[render.opacity[..., 0] > 0.5]
+        near = self.config.points // 2 if len(seen) else 0
+        points = points_in_ball(generator, self.config.points - near, radius).to(seen)
+        if near == 0:
+            return points
+        chosen = torch.randint(len(seen), (near,), generator=generator, device=seen.device)
+        noise = torch.randn(near, 3, generator=generator, device=seen.device).to(seen)
+        moved = seen[chosen] + self.config.spread * radius * noise
+        return torch.cat([points, moved * (radius / moved.norm(dim=-1, keepdim=True)).clamp_max(1.0)])

@@ -1,0 +1,27 @@
+"""Penalty on creases."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from scoredist3d.geometry.base import SurfaceMesh
+from scoredist3d.losses.base import Loss
+from scoredist3d.losses.mesh_terms import MeshLoss
+from scoredist3d.ops.mesh_losses import normal_consistency
+from scoredist3d.ops.topology import EdgeFaces
+from scoredist3d.registry import register
+
+
+@register("loss", "normal-consistency", summary="Neighbouring faces of a mesh should point the same way.")
+class NormalConsistency(MeshLoss):
+    """mean over pairs of faces with a common edge of 1 - n_a . n_b: 0 for a plane, at most 2."""
+
+    @dataclass
+    class Config(Loss.Config):
+        """No further options."""
+
+    def of_mesh(self, mesh: SurfaceMesh, adjacency: EdgeFaces, radius: float) -> Tensor:
+        """The mean over the edges inside the surface."""
+        return normal_consistency(mesh.vertices, mesh.faces, adjacency=adjacency)

@@ -1,0 +1,93 @@
+"""A rough mesh that says where the object is (Latent-NeRF, arXiv 2211.07600)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from scoredist3d.config import option
+from scoredist3d.geometry.base import Field, Geometry
+from scoredist3d.geometry.fitting import points_in_ball, points_near
+from scoredist3d.losses.base import Loss
+from scoredist3d.meshes.loading import fit_into, load_mesh
+from scoredist3d.ops.mesh_distance import signed_distance
+from scoredist3d.registry import register
+from scoredist3d.renderers.base import Render
+from scoredist3d.seeding import Rng
+
+_POOL = 2**15  # points whose distance to the mesh is found once
+_MIN_DEPTH = 1e-5  # keeps the slope of -log(occupancy) finite where there is no density
+
+
+@dataclass(frozen=True)
+class _Pool:
+    """Points around the mesh: half near its surface, half anywhere in the ball."""
+
+    points: Tensor  # (P, 3)
+    inside: Tensor  # (P,) bool
+    weights: Tensor  # (P,)
+
+
+@register(
+    "loss",
+    "sketch-shape",
+    summary="The field is dense inside of a given mesh, away from its surface.",
+    arxiv="2211.07600",
+)
+class SketchShape(Loss):
+    """mean over points of (1 - exp(-d^2 / (2 sigma^2))) CE(o, inside), o = 1 - exp(-extinction * step) (section 3.3).
+
+    d is the distance to the mesh: far from its surface the field must agree with the mesh about in and out, close to it
+    the guidance is free to change the shape. In and out are told by the mesh's winding number.
+    """
+
+    @dataclass
+    class Config(Loss.Config):
+        """Options of the sketch-shape loss."""
+
+        mesh: str = option(help="Mesh file (.glb, .obj, .ply, .stl), scaled to fit into the ball.", example="chair.obj")
+        size: float = option(0.7, "Reach of the scaled mesh, as a fraction of the radius.", gt=0, le=1)
+        sigma: float = option(0.3, "Distance at which the mesh begins to bind, as a fraction of the radius.", gt=0)
+        step_length: float = option(
+            0.2, "Length of the piece of ray whose opacity is compared, as a fraction of the radius.", gt=0
+        )
+        points: int = option(4096, "Points per step.", ge=2, le=_POOL)
+
+    regularises = Field
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.config = config
+        self._pool: Callable[[float, int, torch.device], _Pool] = cache(self._make_pool)
+
+    def __call__(self, render: Render, geometry: Geometry, step: int, rng: Rng) -> Tensor:
+        """The weighted mean over this step's points.
+
+        Raises:
+            ValueError: A geometry without an extinction, or a mesh that cannot be read.
+        """
+        if not isinstance(geometry, Field):
+            raise ValueError(f"system.loss.sketch-shape: {type(geometry).__name__} is no field; remove the term")
+        pool = self._pool(geometry.radius, rng.seed, render.opacity.device)
+        generator = rng("sketch-shape", step, render.opacity.device)
+        chosen = torch.randint(_POOL, (self.config.points,), generator=generator, device=render.opacity.device)
+        extinction = geometry.extinction(pool.points[chosen])
+        depth = extinction * (self.config.step_length * geometry.radius)
+        cost = torch.where(pool.inside[chosen], -torch.log(-torch.expm1(-depth - _MIN_DEPTH)), depth)
+        return (pool.weights[chosen] * cost).mean()
+
+    def _make_pool(self, radius: float, seed: int, device: torch.device) -> _Pool:
+        """The same points in every process of a run."""
+        mesh = fit_into(load_mesh(self.config.mesh).mesh, radius * self.config.size, margin=1.0)
+        generator = Rng(seed)("sketch-shape-pool")
+        sigma = self.config.sigma * radius
+        near = points_near(mesh, sigma, torch.zeros(()))(generator, _POOL // 2)
+        near = near * (radius / near.norm(dim=-1, keepdim=True)).clamp_max(1.0)
+        points = torch.cat([near, points_in_ball(generator, _POOL - len(near), radius)])
+        distance = signed_distance(points, torch.from_numpy(mesh.vertices), torch.from_numpy(mesh.faces))
+        weights = -torch.expm1(-distance.square() / (2.0 * sigma**2))
+        return _Pool(points.to(device), (distance < 0).to(device), weights.to(device))

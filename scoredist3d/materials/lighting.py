@@ -1,0 +1,131 @@
+"""The environment that lights a physically based material, and the reflection of its light."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from scoredist3d.meshes.images import load_radiance
+from scoredist3d.ops.environment import (
+    FilterBank,
+    brdf_table,
+    filter_bank,
+    glossy_directions,
+    pad_panorama,
+    resize_panorama,
+    sample_padded,
+    sample_padded_levels,
+    sample_table,
+    texel_directions,
+)
+
+DIELECTRIC_F0 = 0.04
+"""Reflectance of non-metals seen from the front."""
+
+_DARKEST = 1e-3  # radiance below which a learned map does not start, so that its logarithm can still be moved
+
+
+def studio_panorama(height: int) -> Tensor:
+    """(H, 2 H, 3) linear radiance of a bright room: sky and floor, a large key light in front, a fill and a rim light.
+
+    White surfaces stay within [0.25, 1]: the irradiance divided by pi is about 1 towards the key light.
+    """
+    directions = texel_directions(height, 2 * height)
+    up = 0.5 + 0.5 * directions[..., 2:]
+    radiance = 0.25 + 0.35 * up * up * torch.tensor([0.97, 1.0, 1.05])
+    lights = (
+        # azimuth and elevation (degrees), concentration, radiance of red, green and blue
+        (35.0, 45.0, 24.0, (5.2, 5.0, 4.7)),
+        (-60.0, 20.0, 12.0, (0.75, 0.8, 0.9)),
+        (160.0, 35.0, 30.0, (2.0, 2.0, 2.1)),
+    )
+    for azimuth, elevation, concentration, color in lights:
+        a, e = math.radians(azimuth), math.radians(elevation)
+        axis = torch.tensor([math.cos(e) * math.cos(a), math.cos(e) * math.sin(a), math.sin(e)])
+        lobe = (concentration * ((directions * axis).sum(-1, keepdim=True) - 1.0)).exp()
+        radiance = radiance + lobe * torch.tensor(color)
+    return radiance
+
+
+class EnvironmentLight(nn.Module):
+    """Light from all directions, prefiltered for diffuse and glossy reflection.
+
+    :mod:`scoredist3d.ops.environment` has the directions and the filters. A map that is learned is stored as the
+    logarithm of its radiance, and prefiltered anew at each look-up.
+    """
+
+    _specular: Tensor
+    _irradiance: Tensor
+    _spectra: Tensor
+    _table: Tensor
+
+    def __init__(self, panorama: Tensor, *, levels: int, learned: bool) -> None:
+        """Args:
+        panorama: (H, W, 3), linear radiance, >= 0.
+        levels: Roughnesses that it is prefiltered for, evenly spread over [0, 1].
+        learned: Optimise it.
+        """
+        super().__init__()
+        self._levels = levels
+        self._learned = learned
+        self.register_buffer("_table", brdf_table().clone(), persistent=False)
+        bank = filter_bank(panorama.shape[0], panorama.shape[1], levels)
+        if learned:
+            self.log_radiance = nn.Parameter(panorama.clamp_min(_DARKEST).log())
+            self.register_buffer("_spectra", bank.spectra, persistent=False)
+        else:
+            specular, irradiance = _padded(bank(panorama))
+            self.register_buffer("_specular", specular, persistent=False)
+            self.register_buffer("_irradiance", irradiance, persistent=False)
+
+    @staticmethod
+    def read(path: str | None, height: int, *, key: str) -> Tensor:
+        """(H, 2 H, 3) linear radiance of an image file, or of the built-in studio.
+
+        Raises:
+            ValueError: The file cannot be read.
+        """
+        if path is None:
+            return studio_panorama(height)
+        return resize_panorama(load_radiance(path, key=key), height, 2 * height)
+
+    def diffuse(self, normals: Tensor) -> Tensor:
+        """(N, 3) irradiance / pi of surfaces with (N, 3) normals."""
+        return sample_padded(self._maps()[1], normals)
+
+    def forward(self, normals: Tensor, reflected: Tensor, roughness: Tensor) -> tuple[Tensor, Tensor]:
+        """Irradiance / pi and glossy light, (N, 3) each, linear.
+
+        Args:
+            normals: (N, 3), unit.
+            reflected: (N, 3) unit, the view mirrored by the normal.
+            roughness: (N,), perceptual roughness in [0, 1].
+        """
+        specular, irradiance = self._maps()
+        toward = glossy_directions(normals, reflected, roughness)
+        return sample_padded(irradiance, normals), sample_padded_levels(specular, toward, roughness)
+
+    def reflectance(self, cosine: Tensor, roughness: Tensor) -> tuple[Tensor, Tensor]:
+        """(N,) A and B of the reflectance F_0 A + B under uniform light."""
+        return sample_table(self._table, cosine, roughness)
+
+    def _maps(self) -> tuple[Tensor, Tensor]:
+        """Padded and channels-first: glossy light (3, L, H + 2, W + 2) and irradiance / pi (3, H + 2, W + 2)."""
+        if not self._learned:
+            return self._specular, self._irradiance
+        return _padded(FilterBank(self._spectra, self._levels)(self.log_radiance.exp()))
+
+
+def _padded(maps: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    specular, irradiance = (pad_panorama(part).movedim(-1, 0).contiguous() for part in maps)
+    return specular, irradiance
+
+
+def turned(directions: Tensor, angle: Tensor | float) -> Tensor:
+    """(N, 3) directions in the frame of an environment turned by ``angle`` (N,) radians about the z axis."""
+    angle = torch.as_tensor(angle, dtype=directions.dtype, device=directions.device)
+    cosine, sine = angle.cos(), angle.sin()
+    x, y, z = directions.unbind(-1)
+    return torch.stack([cosine * x + sine * y, cosine * y - sine * x, z], dim=-1)

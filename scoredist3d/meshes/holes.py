@@ -1,0 +1,78 @@
+"""Closing the holes of a surface."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from scoredist3d.meshes.mesh import Mesh
+
+
+def fill_holes(mesh: Mesh) -> tuple[Mesh, int]:
+    """Close every boundary loop with a fan around its centre (a loop of three edges with one face).
+
+    Args:
+        mesh: Without texture coordinates.
+
+    Returns:
+        The mesh, and the number of loops closed.
+    """
+    loops = boundary_loops(mesh)
+    if not loops:
+        return mesh, 0
+    faces: list[np.ndarray] = [mesh.faces]
+    centers: list[np.ndarray] = []  # loops that get a vertex in their middle
+    for loop in loops:
+        if len(loop) == 3:
+            faces.append(np.array([loop]))
+            continue
+        center = len(mesh.vertices) + len(centers)
+        centers.append(loop)
+        faces.append(np.stack([loop, np.roll(loop, -1), np.full(len(loop), center)], axis=1))
+    middle = np.array([mesh.vertices[loop].mean(axis=0) for loop in centers], dtype=np.float32).reshape(-1, 3)
+    colors = mesh.vertex_colors
+    if colors is not None:
+        own = [colors[loop].mean(axis=0) for loop in centers]
+        colors = np.concatenate([colors, np.round(np.reshape(own, (-1, 3))).astype(np.uint8)])
+    filled = Mesh(np.concatenate([mesh.vertices, middle]), np.concatenate(faces).astype(np.int64))
+    return replace(filled, vertex_colors=colors), len(loops)
+
+
+def boundary_loops(mesh: Mesh) -> list[np.ndarray]:
+    """Closed walks along edges with one face, wound so that faces over them continue the surface's orientation.
+
+    Boundaries that cannot be walked (edges whose ends do not continue) are left out.
+    """
+    directed = mesh.faces[:, [0, 1, 1, 2, 2, 0]].reshape(-1, 2)
+    keys = directed.min(axis=1) * len(mesh.vertices) + directed.max(axis=1)
+    _, inverse, counts = np.unique(keys, return_inverse=True, return_counts=True)
+    edges = directed[counts[inverse.ravel()] == 1][:, ::-1]  # a face on the other side runs backwards
+    following: dict[int, list[int]] = {}
+    for start, end in edges.tolist():
+        following.setdefault(start, []).append(end)
+    loops = []
+    while following:
+        loops += _walk(following)
+    return loops
+
+
+def _walk(following: dict[int, list[int]]) -> list[np.ndarray]:
+    """Take edges out of ``following`` until a walk ends, and cut it into loops that visit no vertex twice."""
+    path = [next(iter(following))]
+    place, loops = {path[0]: 0}, []
+    while path[-1] in following:
+        ends = following[path[-1]]
+        vertex = ends.pop()
+        if not ends:
+            del following[path[-1]]
+        if vertex in place:
+            cut = place[vertex]
+            loops.append(np.array(path[cut:]))
+            for left in path[cut + 1 :]:
+                del place[left]
+            path = path[: cut + 1]
+        else:
+            place[vertex] = len(path)
+            path.append(vertex)
+    return [loop for loop in loops if len(loop) >= 3]

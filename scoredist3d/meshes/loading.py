@@ -1,0 +1,371 @@
+"""Meshes from files: geometry, texture coordinates and looks, in world coordinates.
+
+Files are read by trimesh, locally; several objects and materials become one mesh with one set of images.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from scoredist3d.config.loader import repository_root
+from scoredist3d.meshes.mesh import Mesh
+from scoredist3d.meshes.shape import SurfaceChannels
+from scoredist3d.meshes.tangents import corner_tangents
+from scoredist3d.meshes.textures import Images, into_unit_square, join, sample_image, to_bytes, to_display, to_linear
+
+logger = logging.getLogger(__name__)
+
+SUFFIXES = (".glb", ".gltf", ".obj", ".ply", ".stl")
+Up = Literal["y", "z", "auto"]
+
+
+@dataclass(frozen=True)
+class LoadedMesh:
+    """A mesh and the images on it, row 0 on top; ``None`` where the file has none, 1 x 1 where they are constant.
+
+    Attributes:
+        mesh: World coordinates, with the file's texture coordinates and vertex colours where it has them.
+        base_color: (H, W, 3) uint8, display sRGB.
+        roughness: (H, W) uint8, linear.
+        metallic: (H, W) uint8, linear.
+        normal: (H, W, 3) uint8, tangent space, linear.
+    """
+
+    mesh: Mesh
+    base_color: np.ndarray | None = None
+    roughness: np.ndarray | None = None
+    metallic: np.ndarray | None = None
+    normal: np.ndarray | None = None
+
+    def fitted(self, radius: float, margin: float = 0.9) -> LoadedMesh:
+        """The same with its mesh put through :func:`fit_into`."""
+        return replace(self, mesh=fit_into(self.mesh, radius, margin))
+
+    @property
+    def has_colors(self) -> bool:
+        """Whether :meth:`look` can tell colours."""
+        return self.base_color is not None or self.mesh.vertex_colors is not None
+
+    def look(self, points: Tensor) -> SurfaceChannels:
+        """The look at the closest points of the surface to (N, 3) world points.
+
+        Raises:
+            ValueError: The file has neither a texture nor vertex colours.
+        """
+        if not self.has_colors:
+            raise ValueError("the mesh has no colours: its file holds neither a texture nor vertex colours")
+        from scoredist3d.ops.mesh_distance import closest_point
+
+        mesh, device = self.mesh, points.device
+        vertices = torch.from_numpy(mesh.vertices).to(device)
+        faces = torch.from_numpy(mesh.faces).to(device)
+        found = closest_point(points, vertices, faces)
+        face, weights = found.faces, found.barycentric
+        uv = None
+        if mesh.uvs is not None and mesh.uv_faces is not None:
+            uv = _mix(torch.from_numpy(mesh.uvs).to(device), torch.from_numpy(mesh.uv_faces).to(device)[face], weights)
+        if self.base_color is not None:
+            base_color = _sample(self.base_color, uv, points)
+        else:
+            assert mesh.vertex_colors is not None
+            base_color = _mix(torch.from_numpy(mesh.vertex_colors).to(device) / 255.0, faces[face], weights)
+        return SurfaceChannels(
+            base_color.clamp(0.0, 1.0),
+            roughness=None if self.roughness is None else _sample(self.roughness, uv, points)[:, 0],
+            metallic=None if self.metallic is None else _sample(self.metallic, uv, points)[:, 0],
+            normal=None if self.normal is None else self._normals(self.normal, uv, face, weights),
+        )
+
+    @cached_property
+    def _tangents(self) -> np.ndarray:
+        return corner_tangents(self.mesh)
+
+    def _normals(self, image: np.ndarray, uv: Tensor | None, face: Tensor, weights: Tensor) -> Tensor:
+        """(N, 3) world normals of the normal map."""
+        corners = torch.from_numpy(self._tangents).to(face.device)[face]
+        smooth = torch.from_numpy(self.mesh.vertex_normals()[self.mesh.faces]).to(face.device)[face]
+        normal = F.normalize((weights[..., None] * smooth).sum(dim=1), dim=-1)
+        tangent = (weights[..., None] * corners[..., :3]).sum(dim=1)
+        tangent = F.normalize(tangent - (tangent * normal).sum(dim=-1, keepdim=True) * normal, dim=-1)
+        bitangent = corners[:, 0, 3:] * torch.linalg.cross(normal, tangent)
+        local = 2.0 * _sample(image, uv, weights) - 1.0
+        return F.normalize(local[:, :1] * tangent + local[:, 1:2] * bitangent + local[:, 2:] * normal, dim=-1)
+
+
+def load_mesh(path: Path | str, up: Up = "auto") -> LoadedMesh:
+    """Read a ``.glb``, ``.gltf``, ``.obj``, ``.ply`` or ``.stl`` file.
+
+    All objects of a scene are joined with their transforms, polygons become triangles, and vertices at one position
+    become one vertex whose texture coordinates stay with the faces' corners. Colour factors are multiplied into the
+    images, several materials are laid out in one atlas, and repeating textures are tiled into [0, 1].
+
+    Args:
+        path: A local file, looked for from the working directory, then beside the package (where the sketches that
+            come with it are); textures beside it are read too.
+        up: The file's upward axis. ``y`` turns +y up and +z forward into our +z up and +x forward, ``z`` takes
+            coordinates as they are. ``auto`` follows a comment "y up" or "z up" where the file has one (ours have),
+            else y for glTF and OBJ, z for PLY and STL.
+
+    Raises:
+        ValueError: No such file, another suffix, or a file without triangles; says which.
+    """
+    path = Path(path)
+    if not path.is_file() and (repository_root() / path).is_file():
+        path = repository_root() / path
+    if not path.is_file():
+        raise ValueError(f"the mesh file {path} does not exist: check the path, relative to where the program runs")
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise ValueError(f"cannot read {path.name}: mesh files end in {', '.join(SUFFIXES)}, not in {suffix!r}")
+    parts = [
+        part for geometry, transform in _geometries(path) if (part := _part(path, geometry, transform)) is not None
+    ]
+    if not parts:
+        raise ValueError(f"{path.name} holds no mesh: it has no triangles (a point cloud or lines cannot be used)")
+    loaded = _joined(path, parts)
+    axis = _up_of(path) if up == "auto" else up
+    vertices = loaded.mesh.vertices[:, [2, 0, 1]] if axis == "y" else loaded.mesh.vertices
+    return replace(loaded, mesh=replace(loaded.mesh, vertices=np.ascontiguousarray(vertices)))
+
+
+def fit_into(mesh: Mesh, radius: float, margin: float = 0.9) -> Mesh:
+    """The mesh with the middle of its bounds at the origin, scaled to reach ``margin * radius`` from there.
+
+    Raises:
+        ValueError: All vertices are at one position.
+    """
+    low, high = (bound.astype(np.float64) for bound in mesh.bounds)
+    centred = mesh.vertices - 0.5 * (low + high)
+    reach = float(np.linalg.norm(centred, axis=1).max())
+    if not reach > 0:
+        raise ValueError("the mesh has no extent: all its vertices are at one position")
+    return replace(mesh, vertices=(centred * (margin * radius / reach)).astype(np.float32))
+
+
+def _mix(values: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
+    """(N, C) weighted means of rows (N, 3) of ``values``."""
+    return (weights[..., None] * values[indices]).sum(dim=1)
+
+
+def _sample(image: np.ndarray, uv: Tensor | None, like: Tensor) -> Tensor:
+    """(N, C) texture samples; a 1 x 1 image needs no coordinates."""
+    return sample_image(image, like.new_zeros(len(like), 2) if uv is None else uv)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One geometry of the file, in the file's axes; images as of its own material."""
+
+    vertices: np.ndarray
+    faces: np.ndarray
+    corner_uvs: np.ndarray | None
+    colors: np.ndarray | None
+    images: Images
+
+
+def _geometries(path: Path) -> list[tuple[Any, np.ndarray]]:
+    """Every mesh of the file's scene with its transform to the world."""
+    import trimesh
+
+    options: dict[str, Any] = {"merge_primitives": False} if path.suffix.lower() in (".glb", ".gltf") else {}
+    try:
+        scene = trimesh.load_scene(path, process=False, **options)
+    except Exception as error:  # parsers of foreign files fail in every way
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"cannot read {path.name} as a {path.suffix.lower()} file: {reason}") from error
+    found = []
+    for node in scene.graph.nodes_geometry:
+        transform, name = scene.graph[node]
+        if isinstance(scene.geometry[name], trimesh.Trimesh):
+            found.append((scene.geometry[name], np.asarray(transform, dtype=np.float64)))
+    return found
+
+
+def _part(path: Path, geometry: Any, transform: np.ndarray) -> _Part | None:
+    """What we need of one trimesh object; None where it has no faces."""
+    faces = np.asarray(geometry.faces, dtype=np.int64)
+    if len(faces) == 0:
+        return None
+    vertices = np.asarray(geometry.vertices, dtype=np.float64) @ transform[:3, :3].T + transform[:3, 3]
+    if not np.isfinite(vertices).all():
+        raise ValueError(f"{path.name} holds coordinates that are not finite: repair the file first")
+    if np.linalg.det(transform[:3, :3]) < 0:
+        faces = faces[:, ::-1]  # a mirror turns the winding over
+    uvs, material = getattr(geometry.visual, "uv", None), getattr(geometry.visual, "material", None)
+    linear = path.suffix.lower() in (".glb", ".gltf")
+    images = Images() if material is None else _pbr_images(material) if linear else _mtl_images(material, path.parent)
+    corner_uvs = None if uvs is None or len(uvs) != len(vertices) else np.asarray(uvs, dtype=np.float64)[faces]
+    if corner_uvs is not None and not np.isfinite(corner_uvs).all():
+        raise ValueError(f"{path.name} holds texture coordinates that are not finite: repair the file first")
+    if corner_uvs is not None and images.need_uvs:
+        corner_uvs, images = into_unit_square(corner_uvs, images)
+    if corner_uvs is None:
+        images = _constant(images)
+    return _Part(vertices.astype(np.float32), faces, corner_uvs, _vertex_colors(geometry, linear), images)
+
+
+def _constant(images: Images) -> Images:
+    """Mean values of images that no texture coordinate tells how to use; a normal map then says nothing."""
+    means = {
+        name: np.round(image.mean(axis=(0, 1), keepdims=True)).astype(np.uint8)
+        for name, image in images.named().items()
+        if name != "normal"
+    }
+    return Images(**means)
+
+
+def _vertex_colors(geometry: Any, linear: bool) -> np.ndarray | None:
+    """(V, 3) uint8 display sRGB; glTF stores linear values."""
+    visual = geometry.visual
+    attribute = getattr(visual, "vertex_attributes", {}).get("color")
+    if attribute is None:
+        if visual.kind not in ("vertex", "face"):
+            return None
+        attribute = np.asarray(visual.vertex_colors)
+    values = np.asarray(attribute)[:, :3]
+    if not np.issubdtype(values.dtype, np.floating):
+        values = values / np.iinfo(values.dtype).max
+    return to_bytes(to_display(values) if linear else values)
+
+
+def _pbr_images(material: Any) -> Images:
+    """Images of a glTF material with its factors in them."""
+    base = _pixels(material.baseColorTexture, "RGB")
+    if material.baseColorFactor is not None:
+        factor = np.asarray(material.baseColorFactor)[:3] / 255.0
+        base = np.full((1, 1, 3), 255, dtype=np.uint8) if base is None else base
+        base = base if (factor == 1.0).all() else to_bytes(to_display(to_linear(base / 255.0) * factor))
+    packed = _pixels(material.metallicRoughnessTexture, "RGB")
+    scalars = {}
+    for name, channel, value in (("roughness", 1, material.roughnessFactor), ("metallic", 2, material.metallicFactor)):
+        image = np.full((1, 1), 255, dtype=np.uint8) if packed is None else packed[..., channel]
+        # A factor that is not given is 1.
+        scalars[name] = to_bytes(image / 255.0 * (1.0 if value is None else float(value)))
+    return Images(base, **scalars, normal=_pixels(material.normalTexture, "RGB"))
+
+
+def _mtl_images(material: Any, folder: Path) -> Images:
+    """Images of an OBJ material (Kd, map_Kd, Pr, map_Pr, Pm, map_Pm, norm)."""
+    keys = getattr(material, "kwargs", {})
+    base = _pixels(material.image, "RGB")
+    color = keys.get("kd")
+    if color is not None and np.size(color) >= 3:
+        shade = np.asarray(color, dtype=np.float64)[:3]
+        base = to_bytes(shade.reshape(1, 1, 3) if base is None else base / 255.0 * shade)
+    return Images(
+        base,
+        roughness=_mtl_scalar(keys, "pr", folder),
+        metallic=_mtl_scalar(keys, "pm", folder),
+        normal=_mtl_image(keys.get("norm"), folder, "RGB"),
+    )
+
+
+def _mtl_scalar(keys: dict[str, Any], name: str, folder: Path) -> np.ndarray | None:
+    image = _mtl_image(keys.get(f"map_{name}"), folder, "L")
+    value = keys.get(name)
+    if image is not None or value is None:
+        return image
+    return to_bytes(np.full((1, 1), float(value[0])))
+
+
+def _mtl_image(words: list[str] | None, folder: Path, mode: str) -> np.ndarray | None:
+    """The image that an MTL line names with its last word."""
+    if not words:
+        return None
+    from PIL import Image
+
+    file = folder / words[-1]
+    if not file.is_file():
+        logger.warning("the material's image %s does not exist, so it is left out", file)
+        return None
+    with Image.open(file) as image:
+        return np.array(image.convert(mode))
+
+
+def _pixels(image: Any, mode: str) -> np.ndarray | None:
+    return None if image is None else np.array(image.convert(mode))
+
+
+def _joined(path: Path, parts: list[_Part]) -> LoadedMesh:
+    """One mesh with one set of images."""
+    offsets = np.cumsum([0, *(len(part.vertices) for part in parts)])
+    faces = np.concatenate([part.faces + offset for part, offset in zip(parts, offsets[:-1], strict=True)])
+    images, corner_uvs = _joined_images(parts)
+    vertices, merged = np.unique(np.concatenate([part.vertices for part in parts]), axis=0, return_inverse=True)
+    faces = merged.ravel()[faces]
+    keep = (faces[:, 0] != faces[:, 1]) & (faces[:, 1] != faces[:, 2]) & (faces[:, 2] != faces[:, 0])
+    if not keep.any():
+        raise ValueError(f"{path.name} holds no mesh: none of its {len(faces)} triangles has an area")
+    colors = _joined_colors(parts, merged.ravel(), len(vertices))
+    mesh = Mesh(vertices, faces[keep], vertex_colors=colors)
+    if corner_uvs is not None:
+        uvs, index = np.unique(corner_uvs[keep].reshape(-1, 2).astype(np.float32), axis=0, return_inverse=True)
+        mesh = replace(mesh, uvs=uvs, uv_faces=index.reshape(-1, 3).astype(np.int64))
+    used, index = np.unique(mesh.faces, return_inverse=True)
+    mesh = replace(
+        mesh,
+        vertices=np.ascontiguousarray(mesh.vertices[used]),
+        faces=index.reshape(-1, 3).astype(np.int64),
+        vertex_colors=None if colors is None else colors[used],
+    )
+    return LoadedMesh(mesh, **images.named())
+
+
+def _joined_images(parts: list[_Part]) -> tuple[Images, np.ndarray | None]:
+    """The parts' images as one set, and (F, 3, 2) coordinates; None where no part has any."""
+    first = parts[0].images
+    if all(part.images is first or _equal(part.images, first) for part in parts):
+        if any(part.corner_uvs is None for part in parts):
+            return first, None
+        return first, np.concatenate([part.corner_uvs for part in parts if part.corner_uvs is not None])
+    filled = [np.full((len(p.faces), 3, 2), 0.5) if p.corner_uvs is None else p.corner_uvs for p in parts]
+    # Coordinates of a constant material may be anywhere; its cell has one colour.
+    inside = [uvs if part.images.need_uvs else np.full_like(uvs, 0.5) for part, uvs in zip(parts, filled, strict=True)]
+    placed, images = join(inside, [_with_mean_color(part, parts) for part in parts])
+    return images, np.concatenate(placed)
+
+
+def _with_mean_color(part: _Part, parts: list[_Part]) -> Images:
+    """The part's images; in an atlas of colours, a part that has vertex colours alone gets their mean."""
+    if (
+        part.images.base_color is None
+        and part.colors is not None
+        and any(p.images.base_color is not None for p in parts)
+    ):
+        mean = np.round(part.colors.mean(axis=0)).astype(np.uint8)
+        return replace(part.images, base_color=mean.reshape(1, 1, 3))
+    return part.images
+
+
+def _equal(one: Images, other: Images) -> bool:
+    a, b = one.named(), other.named()
+    return a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
+
+
+def _joined_colors(parts: list[_Part], merged: np.ndarray, count: int) -> np.ndarray | None:
+    """(V, 3) colours of the merged vertices; white where a part has none."""
+    if all(part.colors is None for part in parts):
+        return None
+    white = [np.full((len(p.vertices), 3), 255, np.uint8) if p.colors is None else p.colors for p in parts]
+    colors = np.empty((count, 3), dtype=np.uint8)
+    colors[merged] = np.concatenate(white)
+    return colors
+
+
+def _up_of(path: Path) -> Literal["y", "z"]:
+    with path.open("rb") as file:
+        start = file.read(512).lower()
+    said = {axis: start.find(f"{axis} up".encode()) for axis in ("y", "z")}
+    suffix = path.suffix.lower()
+    if suffix in (".obj", ".ply", ".stl") and max(said.values()) >= 0:
+        return "y" if said["z"] < 0 or 0 <= said["y"] < said["z"] else "z"
+    return "z" if suffix in (".ply", ".stl") else "y"

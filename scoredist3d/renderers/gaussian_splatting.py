@@ -1,0 +1,160 @@
+"""3D Gaussian splatting (Kerbl et al. 2023, arXiv 2308.04079)."""
+
+from __future__ import annotations
+
+from collections.abc import Set
+from dataclasses import dataclass
+from typing import Literal, cast
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from scoredist3d.backgrounds.base import Background
+from scoredist3d.cameras import Cameras
+from scoredist3d.config import option
+from scoredist3d.geometry.base import GaussianCloud, GaussianSet
+from scoredist3d.materials.base import Light, Material
+from scoredist3d.ops.rotations import rotation_matrices
+from scoredist3d.ops.splatting import MAX_CHANNELS, Splats, project, splat
+from scoredist3d.registry import register
+from scoredist3d.renderers.base import NOTHING, Render, Renderer, over
+from scoredist3d.seeding import Rng
+
+_MOST_FURTHER = 5  # channels beside the colour: normal and the two moments of the depth
+
+
+@register(
+    "renderer",
+    "gaussian-splatting",
+    summary="Gaussians projected to the image plane and composited from the front.",
+    arxiv="2308.04079",
+)
+class GaussianSplatting(Renderer):
+    """C = sum_i w_i c_i + (1 - sum_i w_i) C_bg over the Gaussians from the front; see :mod:`scoredist3d.ops.splatting`.
+
+    Each Gaussian has one colour per camera: the material's at its mean. Its normal is its shortest axis, turned to the
+    camera; depth and normal are blended as the colours are.
+    """
+
+    @dataclass
+    class Config(Renderer.Config):
+        """Options of Gaussian splatting."""
+
+        antialiased: bool = option(
+            False, "Dim Gaussians smaller than a pixel, so that no image size shows them too bright (Mip-Splatting)."
+        )
+        dilation: float = option(0.3, "Variance of the pixel's own footprint, square pixels.", ge=0)
+        near: float = option(0.05, "Gaussians nearer to the camera than this are not shown, scene units.", gt=0)
+        backend: Literal["auto", "torch", "native", "triton", "gsplat"] = option(
+            "auto", "Implementation of the compositing."
+        )
+
+    renders = GaussianCloud
+    makes = frozenset({"normal", "position", "depth_variance"})
+
+    def __init__(self, config: Config, *, geometry: GaussianCloud, material: Material, background: Background) -> None:
+        super().__init__(config, geometry=geometry, material=material, background=background)
+        if material.num_channels + _MOST_FURTHER > MAX_CHANNELS:
+            raise ValueError(
+                f"renderer.type: gaussian-splatting blends at most {MAX_CHANNELS - _MOST_FURTHER} channels of colour, "
+                f"the material has {material.num_channels}"
+            )
+        self.config = config
+
+    @property
+    def geometry(self) -> GaussianCloud:
+        """What is rendered."""
+        return cast(GaussianCloud, super().geometry)
+
+    def forward(self, cameras: Cameras, *, step: int, rng: Rng | None = None, needs: Set[str] = NOTHING) -> Render:
+        """Render ``B`` images."""
+        rays = cameras.rays()
+        device = rays.directions.device
+        light = self.material.sample_light(cameras, step, None if rng is None else rng("light", step, device))
+        background = self.background(
+            rays.directions, generator=None if rng is None else rng("background", step, device)
+        )
+        # Positions in the image need more digits than autocast leaves.
+        with torch.autocast(device.type, enabled=False):
+            image, further = self._splatted(cameras, light, needs)
+        shown, cosines = image.opacity.clamp_min(1e-6), rays.cosines[..., None]
+        depth = image.depth / shown / cosines
+        color = image.color[..., : self.material.num_channels]
+        maps: dict[str, Tensor] = {}
+        if "normal" in needs:
+            maps["normal"] = F.normalize(further["normal"], dim=-1)
+        if "position" in needs:
+            maps["position"] = (rays.origins + depth * rays.directions).detach()
+        if "depth_variance" in needs:
+            mean, square = (further["moments"] / shown).split(1, dim=-1)
+            maps["depth_variance"] = (square - mean.square()).clamp_min(0.0) / cosines.square()
+        return Render(
+            rgb=over(color, image.opacity, background),
+            opacity=image.opacity,
+            depth=depth,
+            background=background,
+            **maps,  # type: ignore[arg-type]
+        )
+
+    def _splatted(self, cameras: Cameras, light: Light | None, needs: Set[str]) -> tuple[Splats, dict[str, Tensor]]:
+        """The splatted Gaussians, colours first, and the sums of further values by their names, (B, H, W, .)."""
+        height, width = cameras.height, cameras.width
+        gaussians = self.geometry()
+        projected = project(
+            gaussians.means,
+            gaussians.scales,
+            gaussians.quaternions,
+            cameras.w2c,
+            0.5 * height / torch.tan(cameras.fovy / 2),
+            height,
+            width,
+            near=self.config.near,
+            dilation=self.config.dilation,
+            antialiased=self.config.antialiased,
+        )
+        self.geometry.observe(projected, height, width)
+        toward = F.normalize(gaussians.means - cameras.origins[:, None], dim=-1)  # (B, N, 3)
+        needs_normal = "normal" in needs or light is not None or self.material.needs_normal
+        normals = facing_normals(gaussians, toward) if needs_normal else None
+        values = {"color": self._colors(gaussians, toward, normals, light)}
+        if "normal" in needs and normals is not None:
+            values["normal"] = normals
+        if "depth_variance" in needs:
+            # Around the object's distance, where a square costs the fewest digits.
+            offset = projected.depth - cameras.origins.norm(dim=-1)[:, None]
+            values["moments"] = torch.stack([offset, offset.square()], dim=-1)
+        if len(values) > 1:
+            values = {name: value.expand(len(cameras), -1, -1) for name, value in values.items()}
+        channels = torch.cat(list(values.values()), dim=-1)
+        image = splat(projected, channels, gaussians.opacities, height, width, backend=self.config.backend)
+        sums = image.color.split([value.shape[-1] for value in values.values()], dim=-1)
+        return image, dict(zip(values, sums, strict=True))
+
+    def _colors(self, gaussians: GaussianSet, toward: Tensor, normals: Tensor | None, light: Light | None) -> Tensor:
+        """(N, C) colours, or (B, N, C) where they depend on the camera."""
+        material, (batch, count) = self.material, toward.shape[:2]
+        if normals is None and not material.needs_view_dirs:
+            return material(gaussians.features, points=gaussians.means)
+
+        def for_each(values: Tensor) -> Tensor:
+            return values.expand(batch, *values.shape).flatten(0, 1)
+
+        camera = torch.arange(batch, device=toward.device).repeat_interleave(count)
+        colors: Tensor = material(
+            for_each(gaussians.features),
+            normals=None if normals is None else normals.flatten(0, 1),
+            view_dirs=toward.flatten(0, 1),
+            points=for_each(gaussians.means),
+            light=None if light is None else light[camera],
+        )
+        return colors.view(batch, count, -1).to(toward.dtype)
+
+
+def facing_normals(gaussians: GaussianSet, toward: Tensor) -> Tensor:
+    """(B, N, 3) unit shortest axes of the Gaussians, turned against the (B, N, 3) directions of view."""
+    shortest = gaussians.scales.argmin(dim=-1)
+    axes = rotation_matrices(gaussians.quaternions)
+    axis = axes.gather(2, shortest[:, None, None].expand(-1, 3, 1))[..., 0]
+    away = (axis * toward).sum(dim=-1, keepdim=True) > 0
+    return torch.where(away, -axis, axis)

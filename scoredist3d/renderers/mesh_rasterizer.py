@@ -1,0 +1,201 @@
+"""Rasterisation of triangle meshes with antialiased silhouettes (nvdiffrast, arXiv 2011.03277)."""
+
+from __future__ import annotations
+
+from collections.abc import Set
+from dataclasses import dataclass
+from typing import Literal, cast
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from scoredist3d.backgrounds.base import Background
+from scoredist3d.cameras import Cameras
+from scoredist3d.config import option
+from scoredist3d.geometry.base import Surface, SurfaceMesh, SurfacePoints
+from scoredist3d.geometry.face_cache import FaceCache
+from scoredist3d.materials.base import Light, Material
+from scoredist3d.ops.fragments import Fragments
+from scoredist3d.ops.mesh_losses import face_normals, vertex_normals
+from scoredist3d.ops.rasterize import antialias, mesh_edges, rasterize
+from scoredist3d.ops.rows import blend_rows
+from scoredist3d.registry import register
+from scoredist3d.renderers.base import NOTHING, Render, Renderer, over
+from scoredist3d.seeding import Rng
+
+_edges_of = FaceCache(mesh_edges)
+
+
+@dataclass(frozen=True)
+class _Hits:
+    """The pixels that show the mesh, and the surface there."""
+
+    pixels: Tensor  # (P,) flat indices over (B, H, W)
+    images: Tensor  # (P,)
+    points: Tensor  # (P, 3)
+    normals: Tensor | None  # (P, 3)
+    uv: Tensor | None  # (P, 2)
+
+
+@register("renderer", "mesh-rasterizer", summary="Triangle meshes with antialiased silhouettes.", arxiv="2011.03277")
+class MeshRasterizer(Renderer):
+    """The nearest triangle of each pixel is shaded at the pixel's centre; silhouettes are blended with what is behind.
+
+    The shaded point is a differentiable function of the vertices, which moves texture and shading with them. Visibility
+    itself has no derivative; the antialiasing has: where a silhouette passes between two pixel centres, the colours
+    and opacities of both are mixed by how far it reaches into them, and so images pull on silhouettes.
+    """
+
+    @dataclass
+    class Config(Renderer.Config):
+        """Options of the mesh rasteriser."""
+
+        normals: Literal["smooth", "flat"] = option(
+            "smooth", "Shade with normals interpolated between the vertices, or with those of the faces."
+        )
+        antialias: bool = option(True, "Blend silhouettes; without it no image moves them.")
+        supersample: Literal[1, 2] = option(
+            1, "Pixels rasterised and shaded along each side of an image's pixel, then averaged."
+        )
+        evaluation_chunk: int = option(4, "Images rendered at once in evaluation; bounds the memory.", ge=1)
+        backend: Literal["auto", "torch", "native", "triton", "nvdiffrast"] = option(
+            "auto", "Implementation of the rasteriser."
+        )
+
+    renders = Surface
+    makes = frozenset({"normal", "position"})
+
+    def __init__(self, config: Config, *, geometry: Surface, material: Material, background: Background) -> None:
+        super().__init__(config, geometry=geometry, material=material, background=background)
+        self.config = config
+
+    def forward(self, cameras: Cameras, *, step: int, rng: Rng | None = None, needs: Set[str] = NOTHING) -> Render:
+        """Render ``B`` images; without gradients a few images at a time, with the same result."""
+        with_normal = "normal" in needs
+        directions = cameras.rays().directions
+        device = directions.device
+        light = self.material.sample_light(cameras, step, None if rng is None else rng("light", step, device))
+        background = self.background(directions, generator=None if rng is None else rng("background", step, device))
+        mesh = self.geometry()
+        chunk = len(cameras) if torch.is_grad_enabled() else self.config.evaluation_chunk
+        images = torch.cat(
+            [
+                self._draw(mesh, cameras[first : first + chunk], _part(light, first, chunk), with_normal)
+                for first in range(0, len(cameras), chunk)
+            ]
+        )
+        rgb, opacity, depth, normal = images.split([self.material.num_channels, 1, 1, 3 if with_normal else 0], dim=-1)
+        rgb = over(rgb, opacity, background)
+        depth = depth / opacity.clamp_min(1e-6)
+        origins = cameras.origins[:, None, None]
+        return Render(
+            # Where silhouettes of different colours meet in a pixel, their shares can add up to more than white.
+            rgb=rgb if self.material.makes_latents else rgb.clamp(0.0, 1.0),
+            opacity=opacity,
+            depth=depth,
+            background=background,
+            normal=F.normalize(normal, dim=-1) if with_normal else None,
+            position=origins + depth.detach() * directions if "position" in needs else None,
+            mesh=mesh,
+        )
+
+    def _draw(self, mesh: SurfaceMesh, cameras: Cameras, light: Light | None, with_normal: bool) -> Tensor:
+        """(B, H, W, K): colour, opacity, depth and, if asked for, normal; all but the opacity multiplied by it."""
+        factor = self.config.supersample
+        cameras = cameras.with_size(factor * cameras.height, factor * cameras.width)
+        clip = clip_positions(mesh.vertices, cameras, self.geometry.radius)
+        fragments = self._find(clip, mesh.faces, cameras)
+        needs_normal = with_normal or light is not None or self.material.needs_normal
+        hits = self._hits(mesh, fragments, needs_normal)
+        towards = hits.points - cameras.origins[hits.images]
+        distance = towards.norm(dim=-1, keepdim=True)
+        features = cast(Surface, self.geometry).features(SurfacePoints(hits.points, hits.uv))
+        rgb = self.material(
+            features,
+            normals=hits.normals,
+            view_dirs=towards / distance if self.material.needs_view_dirs else None,
+            points=hits.points,
+            light=None if light is None else light[hits.images],
+        )
+        values = [rgb, torch.ones_like(distance), distance]
+        if with_normal and hits.normals is not None:
+            values.append(hits.normals)
+        flat = torch.cat(values, dim=-1)
+        images = flat.new_zeros(fragments.triangle.numel(), flat.shape[1]).index_copy(0, hits.pixels, flat)
+        images = images.view(*fragments.triangle.shape, -1)
+        if self.config.antialias and len(mesh.faces):
+            # Finding silhouettes is ours in any case: nvdiffrast's own antialiasing has another first row.
+            backend = "auto" if self.config.backend == "nvdiffrast" else self.config.backend
+            topology = _edges_of(mesh.faces)
+            images = antialias(images, fragments, clip, mesh.faces, topology=topology, backend=backend)
+            images = _covered_once(images, self.material.num_channels)
+        return _average(images, factor)
+
+    def _find(self, clip: Tensor, faces: Tensor, cameras: Cameras) -> Fragments:
+        """The visible triangles; none where the mesh has no faces."""
+        height, width = cameras.height, cameras.width
+        if len(faces):
+            return rasterize(clip, faces, height, width, backend=self.config.backend)
+        nothing = torch.zeros(len(cameras), height, width, dtype=torch.int32, device=clip.device)
+        return Fragments(nothing, clip.new_zeros(*nothing.shape, 2), torch.ones_like(nothing, dtype=clip.dtype))
+
+    def _hits(self, mesh: SurfaceMesh, fragments: Fragments, needs_normal: bool) -> _Hits:
+        """The surface at the pixels that show it."""
+        triangles = fragments.hit_triangles
+        first_two = fragments.barycentric.reshape(-1, 2)[fragments.hit_pixels]
+        weights = torch.cat([first_two, 1.0 - first_two.sum(-1, keepdim=True)], dim=-1)
+        corners = mesh.faces[triangles]
+        normals = uv = None
+        if needs_normal and self.config.normals == "flat":
+            normals = face_normals(mesh.vertices, mesh.faces)[triangles]
+        elif needs_normal:
+            normals = F.normalize(blend_rows(vertex_normals(mesh.vertices, mesh.faces), corners, weights), dim=-1)
+        if mesh.uvs is not None and mesh.uv_faces is not None:
+            uv = blend_rows(mesh.uvs, mesh.uv_faces[triangles], weights)
+        return _Hits(
+            pixels=fragments.hit_pixels,
+            images=fragments.hit_images,
+            points=blend_rows(mesh.vertices, corners, weights),
+            normals=normals,
+            uv=uv,
+        )
+
+
+def clip_positions(vertices: Tensor, cameras: Cameras, radius: float) -> Tensor:
+    """(B, V, 4) OpenGL clip-space positions of (V, 3) world points.
+
+    The planes enclose what of twice the ball of ``radius`` is in sight: the near one is a tenth as far as the ball,
+    since planes cut along the viewing axis, on which a point at the side of a wide image is nearer than it is.
+    """
+    distance = cameras.origins.norm(dim=-1)
+    nearest, furthest = torch.stack([distance.min(), distance.max()]).tolist()
+    projection = cameras.projection(max(0.1 * (nearest - radius), 0.01 * radius), furthest + 2 * radius)
+    matrix = projection @ cameras.w2c
+    return vertices @ matrix[:, :, :3].transpose(1, 2) + matrix[:, None, :, 3]
+
+
+def _part(light: Light | None, first: int, count: int) -> Light | None:
+    """The lights of images ``first`` to ``first + count``."""
+    if light is None:
+        return None
+    last = min(first + count, len(light.ambient))
+    return light[torch.arange(first, last, device=light.ambient.device)]
+
+
+def _covered_once(images: Tensor, channel: int) -> Tensor:
+    """Bring ``channel``, the opacity of (B, H, W, K), back into [0, 1], and the others with it.
+
+    A pixel that several silhouettes reach into can gain or lose more than all of it.
+    """
+    opacity = images[..., channel : channel + 1]
+    proper = (opacity >= 0) & (opacity <= 1)
+    return torch.where(proper, images, images * (opacity > 1) / torch.where(proper, 1.0, opacity))
+
+
+def _average(images: Tensor, factor: int) -> Tensor:
+    """Means over ``factor`` x ``factor`` pixels of (B, H, W, K)."""
+    if factor == 1:
+        return images
+    batch, height, width, channels = images.shape
+    return images.view(batch, height // factor, factor, width // factor, factor, channels).mean(dim=(2, 4))

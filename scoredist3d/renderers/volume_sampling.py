@@ -1,0 +1,151 @@
+"""Where along a ray to look: coarse bins, resampling by their weights, and the loss of a learned proposal."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from scoredist3d.ops.compositing import accumulate
+from scoredist3d.ops.ray_marching import RaySamples, ball_intersection
+
+
+@dataclass(frozen=True)
+class Rays:
+    """R rays of a batch of images.
+
+    Attributes:
+        origins: (R, 3), world.
+        directions: (R, 3), unit.
+        images: (R,) int64, the image that each belongs to.
+        jitter: (R,) in [0, 1), by how much of a step samples are moved, or ``None`` for no motion.
+    """
+
+    origins: Tensor
+    directions: Tensor
+    images: Tensor
+    jitter: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.origins)
+
+    def __getitem__(self, part: slice) -> Rays:
+        """A run of the rays."""
+        jitter = None if self.jitter is None else self.jitter[part]
+        return Rays(self.origins[part], self.directions[part], self.images[part], jitter)
+
+
+@dataclass(frozen=True)
+class Bins:
+    """K intervals of one length on each of the H rays that hit the ball, from where it is entered to where it is left.
+
+    Attributes:
+        rays: (H,) int64, the rays that hit.
+        near: (H, 1), distance at which each enters the ball, scene units.
+        width: (H, 1), length of each of its intervals.
+        count: K.
+        num_rays: R, rays that miss included.
+    """
+
+    rays: Tensor
+    near: Tensor
+    width: Tensor
+    count: int
+    num_rays: int
+
+    def points(self, rays: Rays) -> Tensor:
+        """(H * K, 3), a point in each interval: its middle, or as far along as the ray's jitter says."""
+        shift = 0.5 if rays.jitter is None else rays.jitter[self.rays, None]
+        index = torch.arange(self.count, device=self.near.device)
+        distance = self.near + (index + shift) * self.width
+        origins, directions = rays.origins[self.rays, None], rays.directions[self.rays, None]
+        return (origins + directions * distance[..., None]).reshape(-1, 3)
+
+    def weights(self, extinction: Tensor) -> Tensor:
+        """(H, K) weights of emission and absorption, for extinctions (H * K,)."""
+        depth = extinction.view(-1, self.count) * self.width
+        before = depth.cumsum(-1) - depth
+        return torch.exp(-before) * -torch.expm1(-depth)
+
+
+@torch.no_grad()
+def uniform_bins(rays: Rays, radius: float, count: int) -> Bins:
+    """``count`` intervals on each ray's chord of the ball of ``radius``."""
+    near, far = ball_intersection(rays.origins, rays.directions, radius)
+    hit = (far - near > 1e-6 * radius).nonzero()[:, 0]
+    near, far = near[hit, None], far[hit, None]
+    return Bins(hit, near, (far - near) / count, count, len(rays))
+
+
+@torch.no_grad()
+def resample(bins: Bins, weights: Tensor, count: int, *, jitter: Tensor | None, padding: float) -> RaySamples:
+    """``count`` intervals on each ray that share its chord so that each holds the same weight.
+
+    Their borders are quantiles of the weights by the inverse distribution function (NeRF, arXiv 2003.08934, section
+    5.2). As an interval was looked at in one point only, its weight is first shared with its neighbours (mip-NeRF,
+    arXiv 2103.13415, equation 18), and ``padding`` is spread evenly over the chord.
+
+    Args:
+        bins: The coarse intervals.
+        weights: (H, K), not negative.
+        count: N, intervals of each ray that hits the ball.
+        jitter: (R,) in [0, 1): borders move by this fraction of a quantile, less a half; None moves nothing.
+        padding: Relative to weights that sum to 1.
+    """
+    wide = torch.cat([weights[:, :1], weights, weights[:, -1:]], dim=-1)
+    larger = torch.maximum(wide[:, :-1], wide[:, 1:])
+    mass = 0.5 * (larger[:, :-1] + larger[:, 1:]) + padding / bins.count
+    inner = torch.arange(1, count, device=mass.device, dtype=mass.dtype).expand(len(mass), -1)
+    if jitter is not None:
+        inner = inner + (jitter[bins.rays, None] - 0.5)
+    edges = bins.near + quantiles(mass, inner / count) * bins.width
+    edges = torch.cat([bins.near, edges, bins.near + bins.count * bins.width], dim=-1).cummax(dim=-1).values
+    held = torch.zeros(bins.num_rays + 1, dtype=torch.int64, device=mass.device)
+    held[bins.rays + 1] = count
+    return RaySamples(
+        ray_indices=bins.rays.repeat_interleave(count),
+        t_starts=edges[:, :-1].reshape(-1),
+        t_ends=edges[:, 1:].reshape(-1),
+        offsets=held.cumsum(0),
+        num_rays=bins.num_rays,
+    )
+
+
+def quantiles(mass: Tensor, levels: Tensor) -> Tensor:
+    """(H, N) positions in [0, K], in units of bins, below which ``levels`` (H, N) of each row's mass (H, K) lies.
+
+    Mass is even within a bin; rows without any are even throughout.
+    """
+    total = mass.sum(-1, keepdim=True)
+    share = torch.where(total > 0, mass / total.clamp_min(1e-30), 1.0 / mass.shape[-1])
+    below = torch.nn.functional.pad(share.cumsum(-1), (1, 0))
+    index = (torch.searchsorted(below, levels.contiguous(), right=True) - 1).clamp(0, mass.shape[-1] - 1)
+    within = (levels - below.gather(-1, index)) / share.gather(-1, index).clamp_min(1e-30)
+    return index + within.clamp(0.0, 1.0)
+
+
+def interlevel(bins: Bins, proposed: Tensor, samples: RaySamples, weights: Tensor) -> Tensor:
+    """(R, 1): sum_i max(0, w_i - bound_i)^2 / w_i (mip-NeRF 360, arXiv 2111.12077, equation 13).
+
+    bound_i is the proposed weight of all bins that touch sample i: no histogram that agrees with the samples' weights
+    could exceed it anywhere. The weights are not differentiated: the proposal follows them, not they the proposal.
+
+    Args:
+        bins: The bins of the proposal.
+        proposed: (H, K), its weights.
+        samples: Intervals within the bins' rays.
+        weights: (M,), theirs.
+    """
+    weights = weights.detach()
+    row = torch.zeros(bins.num_rays, dtype=torch.int64, device=weights.device)
+    row[bins.rays] = torch.arange(len(bins.rays), device=weights.device)
+    rows = row[samples.ray_indices]
+    near, width = bins.near[rows, 0], bins.width[rows, 0]
+    # A border on a bin's border may fall on either side; a thousandth of a bin keeps rounding from widening the bound.
+    first = ((samples.t_starts - near) / width + 1e-3).floor().long().clamp(0, bins.count - 1)
+    last = ((samples.t_ends - near) / width - 1e-3).ceil().long().clamp(1, bins.count)
+    below = torch.nn.functional.pad(proposed.cumsum(-1), (1, 0))
+    bound = below[rows, torch.maximum(last, first + 1)] - below[rows, first]
+    excess = (weights - bound).clamp_min(0.0).square() / weights.clamp_min(1e-7)
+    return accumulate(torch.ones_like(excess), excess[:, None], samples, backend="torch")

@@ -1,0 +1,278 @@
+"""Meshes from files and stages: known pixels, textures from images, moved vertices, what survives."""
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+from export_fields import position_color
+from surface_scenes import SIDE_COLORS, around, build, cube, icosphere, renderer_of, views, write_cube
+from torch import Tensor
+
+from scoredist3d.config import ConfigError
+from scoredist3d.config.validation import parse_component
+from scoredist3d.export.bake import bake_textures
+from scoredist3d.geometry.base import Start, SurfacePoints
+from scoredist3d.materials.base import logit
+from scoredist3d.meshes.mesh import Mesh
+from scoredist3d.seeding import Rng
+from scoredist3d.systems.conversion import ConversionConfig, convert
+from scoredist3d.systems.scene import Scene, SceneShape
+from scoredist3d.training.checkpoint import load_weights
+
+SMALL = {"num_levels": 4, "log2_hashmap_size": 10}
+# Views that see the sides +x, +y, -x and -y of the cube.
+ROUND = {0: 0.0, 2: 90.0, 1: 180.0, 3: 270.0}
+
+
+def textured(**options):
+    material = build("material", "no-material")
+    options = {"texture_size": 128, "grid": SMALL} | options
+    return build("geometry", "textured-mesh", {"rng": Rng(1), "material": material}, **options)
+
+
+def look(points: Tensor) -> Tensor:
+    return logit(position_color(points))
+
+
+@pytest.fixture
+def file(tmp_path) -> str:
+    return str(write_cube(tmp_path))
+
+
+@pytest.mark.parametrize("texture", ["image", "field"])
+def test_a_cube_from_a_file_renders_its_colors(file, texture):
+    geometry = textured(mesh=file, texture=texture)
+    render = renderer_of(geometry)(views(*ROUND.values(), size=33), step=0)
+    for view, side in enumerate(ROUND):
+        seen = 255 * render.rgb[view, 16, 16]
+        assert np.abs(seen.detach().numpy() - SIDE_COLORS[side]).max() < (1.5 if texture == "image" else 12)
+    assert render.depth[0, 16, 16].item() == pytest.approx(3.0 - 0.9 / 3**0.5, abs=1e-3)
+
+
+@pytest.mark.parametrize(("up", "side"), [("z", 0), ("y", 4), ("auto", 0)])
+def test_the_upward_axis(file, up, side):
+    """y up turns the file's +z, front by custom, into our front +x; the file says that it is z up."""
+    render = renderer_of(textured(mesh=file, up=up))(views(0.0, size=33), step=0)
+    np.testing.assert_allclose(255 * render.rgb[0, 16, 16].detach(), SIDE_COLORS[side], atol=1.5)
+
+
+def test_the_size_in_the_ball(file):
+    assert textured(mesh=file, radius=2.0, fit_size=0.5).surface().bounds[1] == pytest.approx(1 / 3**0.5, rel=1e-5)
+    assert textured(mesh=file, fit=False).surface().bounds[1] == pytest.approx(0.5)
+    with pytest.raises(ValueError, match="out of the ball"):
+        textured(mesh=file, fit=False, radius=0.5)
+
+
+def test_own_texture_coordinates_survive(file):
+    surface = textured(mesh=file).surface()
+    expected = cube()
+    found = surface.uvs[surface.uv_faces]
+    centres = surface.vertices[surface.faces].mean(axis=1)
+    wanted = expected.vertices[expected.faces].mean(axis=1) * np.abs(surface.vertices).max() / 0.5
+    for centre, uv in zip(centres, found, strict=True):
+        face = np.linalg.norm(wanted - centre, axis=1).argmin()
+        np.testing.assert_allclose(np.sort(uv, 0), np.sort(expected.uvs[expected.uv_faces[face]], 0), atol=1e-6)
+
+
+def test_vertex_colors_become_the_texture(tmp_path):
+    import trimesh
+
+    ball = trimesh.creation.icosphere(subdivisions=3, radius=1.0)
+    colors = (255 * position_color(torch.tensor(ball.vertices, dtype=torch.float32) * 0.9)).numpy().astype(np.uint8)
+    trimesh.Trimesh(ball.vertices, ball.faces, vertex_colors=colors, process=False).export(tmp_path / "ball.ply")
+    geometry = textured(mesh=str(tmp_path / "ball.ply"), texture_size=256)
+    points = torch.from_numpy(geometry.surface().vertices)
+    assert (geometry.features_at(points).sigmoid() - position_color(points)).abs().mean() < 0.01
+
+
+def test_features_of_fragments_and_of_points_agree():
+    geometry = textured()
+    geometry.start_from(Start(cube(0.4), features=look), Rng())
+    mesh = geometry()
+    corners = mesh.vertices[mesh.faces]
+    points, uv = corners.mean(dim=1), mesh.uvs[mesh.uv_faces].mean(dim=1)
+    outwards = torch.nn.functional.one_hot(points.abs().argmax(dim=1), 3) * points
+    expected = geometry.features(SurfacePoints(points, uv))
+    torch.testing.assert_close(geometry.features_at(points + 0.1 * outwards), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("texture", ["image", "field"])
+def test_a_texture_is_found_from_its_images(texture):
+    geometry, goal = textured(texture=texture), textured()
+    mesh = icosphere(0.5, 2)
+    for one in (geometry, goal):
+        one.start_from(Start(mesh, features=look if one is goal else None), Rng())
+    renderer, cameras = renderer_of(geometry), around(6, size=48)
+    target = renderer_of(goal)(cameras, step=0).rgb.detach()
+    optimizer = torch.optim.Adam([p for g in geometry.parameter_groups() for p in g["params"]], lr=0.05)
+    for _ in range(60):
+        loss = (renderer(cameras, step=0).rgb - target).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    render, wanted = (
+        renderer(views(70.0, elevation=25.0), step=0),
+        renderer_of(goal)(views(70.0, elevation=25.0), step=0),
+    )
+    inside = wanted.opacity[..., 0] == 1
+    assert (render.rgb - wanted.rgb)[inside].abs().mean() < 0.06
+
+
+def test_silhouettes_move_vertices_within_limits():
+    geometry = textured(deformable=True, max_offset=0.1, fix_texture=True)
+    geometry.start_from(Start(icosphere(0.5, 3)), Rng())
+    assert [g["name"] for g in geometry.parameter_groups()] == ["offsets", "texture"]
+    assert not geometry.image.requires_grad
+    renderer, cameras = renderer_of(geometry), around(6, size=32)
+    bigger = textured()
+    bigger.start_from(Start(icosphere(0.7, 3)), Rng())
+    target = renderer_of(bigger)(cameras, step=0).opacity.detach()
+    optimizer = torch.optim.Adam([geometry.offsets], lr=0.2)
+    before = (renderer(cameras, step=0).opacity - target).square().mean().item()
+    for _ in range(40):
+        optimizer.zero_grad()
+        loss = (renderer(cameras, step=0).opacity - target).square().mean()
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 0.6 * before
+    moved = geometry().vertices - geometry().rest
+    assert moved.abs().max() <= 0.1 + 1e-6
+    assert geometry.surface().vertices == pytest.approx(geometry().vertices.detach().numpy())
+
+
+@pytest.mark.parametrize("texture", ["image", "field"])
+def test_start_from_another_object(texture):
+    """Its mesh exactly, its own texture coordinates, and its colours."""
+    geometry = textured(texture=texture, deformable=True)
+    start = cube(0.45)
+    said = geometry.start_from(Start(start, features=look), Rng())
+    assert "own texture coordinates" in said and "features" in said
+    surface = geometry.surface()
+    for name in ("vertices", "faces", "uvs", "uv_faces"):
+        np.testing.assert_array_equal(getattr(surface, name), getattr(start, name))
+    points = torch.rand(200, 3, generator=torch.Generator().manual_seed(0)) * 0.9 - 0.45
+    points[:, 1] = 0.45
+    error = (geometry.features_at(points).sigmoid() - position_color(points)).abs()
+    assert error.mean() < (0.01 if texture == "image" else 0.05)
+    with torch.no_grad():
+        geometry.offsets.fill_(1.0)
+    geometry.start_from(Start(start), Rng())
+    np.testing.assert_array_equal(geometry.surface().vertices, start.vertices)
+
+
+def test_meshes_without_coordinates_are_simplified_and_unwrapped():
+    geometry = textured(max_faces=200, unwrap_timeout=0.0, texture_size=256)
+    said = geometry.start_from(Start(icosphere(0.5, 3), features=look), Rng())
+    surface = geometry.surface()
+    assert len(surface.faces) <= 200 and surface.uvs is not None and "xatlas was not used" in said
+    assert np.linalg.norm(surface.vertices, axis=1).mean() == pytest.approx(0.5, abs=0.02)
+    points = torch.from_numpy(surface.vertices[surface.faces].mean(axis=1))
+    assert (geometry.features_at(points).sigmoid() - position_color(points)).abs().mean() < 0.02
+    with pytest.raises(ValueError, match=r"geometry\.texture_size"):
+        textured(texture_size=16, unwrap_timeout=0.0).start_from(Start(icosphere(0.5, 3)), Rng())
+
+
+def test_coordinates_outside_of_the_image_are_replaced():
+    start = cube(0.4)
+    tiled = Mesh(start.vertices, start.faces, uvs=3.0 * start.uvs, uv_faces=start.uv_faces)
+    geometry = textured(unwrap_timeout=0.0)
+    assert "are not used: they reach from" in geometry.start_from(Start(tiled), Rng())
+    assert geometry.surface().uvs.min() >= 0 and geometry.surface().uvs.max() <= 1
+
+
+@pytest.mark.parametrize("texture", ["image", "field"])
+@pytest.mark.parametrize("deformable", [False, True])
+def test_round_trip_into_a_fresh_object(file, texture, deformable):
+    """Sizes come with the state: the fresh object has never seen the file."""
+    options = {"texture": texture, "deformable": deformable}
+    geometry, fresh = textured(mesh=file, **options), textured(**options)
+    if deformable:
+        with torch.no_grad():
+            geometry.offsets.normal_(generator=torch.Generator().manual_seed(0))
+    load_weights(fresh, geometry.state_dict())
+    cameras = views(30.0, elevation=20.0, size=24)
+    first, second = (renderer_of(one)(cameras, step=0).rgb for one in (geometry, fresh))
+    assert torch.equal(first, second)
+    other = textured(**options)
+    other.load_state_dict(geometry.state_dict())
+    assert torch.equal(other.vertices, geometry.vertices)
+    renderer_of(fresh)(cameras, step=0).rgb.sum().backward()
+    assert not deformable or fresh.offsets.grad.shape == geometry.offsets.shape
+
+
+def test_foreign_states_are_told(file):
+    state = textured(mesh=file).state_dict()
+    with pytest.raises(ValueError, match="other sizes in image"):
+        load_weights(textured(texture_size=64), state)
+    with pytest.raises(ValueError, match="lacks offsets"):
+        load_weights(textured(deformable=True), state)
+    with pytest.raises(ValueError, match="other sizes in vertices"):
+        load_weights(textured(), state | {"vertices": torch.zeros(8, 2)})
+    with pytest.raises(ValueError, match="another configuration"):
+        load_weights(textured(), build("geometry", "dmtet", resolution=8, grid=SMALL).state_dict())
+
+
+def scene(**options) -> Scene:
+    blocks = {
+        "geometry": {"type": "textured-mesh", "texture_size": 128, **options},
+        "material": {"type": "no-material"},
+        "background": {"type": "solid"},
+        "renderer": {"type": "mesh-rasterizer"},
+    }
+    return Scene(*(parse_component(kind, block) for kind, block in blocks.items()), rng=Rng())
+
+
+def test_from_scene_to_scene(file):
+    """A stage takes mesh, coordinates and colours from the one before, in its own representation or another."""
+    source, target = scene(mesh=file), scene(deformable=True)
+    convert(source, target, ConversionConfig(), Rng())
+    np.testing.assert_array_equal(target.geometry.surface().uvs, source.geometry.surface().uvs)
+    cameras = views(20.0, 200.0, elevation=20.0, size=32)
+    first, second = (one(cameras, step=0, rng=None) for one in (source, target))
+    assert (first.rgb - second.rgb).abs().mean() < 0.005
+    same = scene()
+    assert same.fits(source.state_dict()) and not scene(deformable=True).fits(source.state_dict())
+    same.continue_from(source.state_dict())
+    torch.testing.assert_close(same(cameras, step=0, rng=None).rgb, first.rgb)
+
+
+def test_the_exported_texture_is_the_file_s(file):
+    shape = SceneShape(scene(mesh=file))
+    texture = bake_textures(shape, shape.surface(), 96).base_color
+    for side, color in enumerate(SIDE_COLORS):
+        column, row = side % 3, 1 - side // 3
+        assert np.abs(texture[48 * row + 24, 32 * column + 16].astype(int) - color).max() <= 2
+
+
+def test_density_says_where_the_surface_is():
+    geometry = textured()
+    geometry.start_from(Start(cube(0.4)), Rng())
+    density = geometry.density(torch.tensor([[0.0, 0.0, 0.0], [0.39, 0.0, 0.0], [0.41, 0.0, 0.0], [0.9, 0.0, 0.0]]))
+    assert density[0] > density[1] > geometry.iso_level > density[2] > density[3] >= 0
+
+
+def test_without_a_mesh_it_says_what_to_give():
+    with pytest.raises(ValueError, match=r"geometry\.mesh.*init_from"):
+        textured()()
+    with pytest.raises(ValueError, match="without faces"):
+        textured().start_from(Start(Mesh(np.zeros((0, 3), np.float32), np.zeros((0, 3), np.int64))), Rng())
+    with pytest.raises(ValueError, match="does not exist"):
+        textured(mesh="nowhere.glb")
+
+
+def test_colors_that_the_material_cannot_take_over(file, caplog):
+    class Opaque(type(build("material", "no-material"))):
+        def features_of(self, channels):
+            raise ValueError("no way back")
+
+    material = Opaque(build("material", "no-material").Config())
+    with caplog.at_level(logging.WARNING):
+        options = {"mesh": file, "texture_size": 64}
+        geometry = build("geometry", "textured-mesh", {"rng": Rng(), "material": material}, **options)
+    assert "no way back" in caplog.text and geometry.image.abs().max() == 0
+
+
+def test_options_that_cannot_be():
+    with pytest.raises(ConfigError, match="nothing is left to train"):
+        parse_component("geometry", {"type": "textured-mesh", "fix_texture": True})
