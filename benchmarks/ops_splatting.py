@@ -99,7 +99,7 @@ def view_of(cameras: Cameras) -> View:
 
 def ours(backend: str, gaussians: Gaussians, view: View) -> list[Tensor]:
     shape = (gaussians.means, gaussians.scales, gaussians.quaternions)
-    projected = splatting.project(*shape, view.w2c, view.focal, view.size, view.size)
+    projected = splatting.project(*shape, view.w2c, view.focal, view.size, view.size, backend=backend)
     image = splatting.splat(projected, gaussians.colors, gaussians.opacities, view.size, view.size, backend=backend)
     return [image.color, image.opacity, image.depth]
 

@@ -82,7 +82,7 @@ CASES: dict[str, Case] = {
     "hash-nerf, importance": Case(("hash-nerf-small",), rates(0.02), {"renderer": {"estimator": "importance"}}),
     "hash-nerf, proposal": Case(("hash-nerf-small",), rates(0.02), {"renderer": {"estimator": "proposal"}}),
     "sdf": Case(("sdf-small",), rates(0.02), {"geometry": {"beta": 0.02}}, {"eikonal": 0.03}),
-    "neus": Case(("neus-small",), rates(0.01), {"renderer": {"inv_std": 40}}, {"eikonal": 0.1}),
+    "neus": Case(("neus-small",), rates(0.01), losses={"eikonal": 0.1}),
     "dmtet": Case(("dmtet-small",), rates(0.01, deform=falling(0.003)), NETWORK, {"normal-consistency": 0.02}),
     "dmtet, vertices": Case(
         ("dmtet-small",),

@@ -98,10 +98,11 @@ class Cameras:
     @property
     def w2c(self) -> Tensor:
         """(B, 4, 4), world to camera."""
-        rotation = self.c2w[:, :3, :3].transpose(1, 2)
+        rotation, position = self.c2w[:, :3, :3], self.c2w[:, :3, 3:]
         w2c = torch.zeros_like(self.c2w)
-        w2c[:, :3, :3] = rotation
-        w2c[:, :3, 3] = -(rotation @ self.c2w[:, :3, 3:])[..., 0]
+        w2c[:, :3, :3] = rotation.transpose(1, 2)
+        # A product of matrices would lose digits where autocast is on.
+        w2c[:, :3, 3] = -(rotation * position).sum(dim=1)
         w2c[:, 3, 3] = 1.0
         return w2c
 
@@ -117,24 +118,19 @@ class Cameras:
         return matrix
 
     def rays(self) -> Rays:
-        """Rays through all pixel centres."""
+        """Rays through all pixel centres, in the dtype of ``c2w`` whether or not autocast is on."""
         device, dtype = self.c2w.device, self.c2w.dtype
         focal = 0.5 * self.height / torch.tan(self.fovy / 2)  # pixels
         x = torch.arange(self.width, device=device, dtype=dtype) + 0.5 - self.width / 2
         y = self.height / 2 - (torch.arange(self.height, device=device, dtype=dtype) + 0.5)
-        batch = len(self)
-        local = torch.stack(
-            [
-                (x[None, None, :] / focal[:, None, None]).expand(batch, self.height, self.width),
-                (y[None, :, None] / focal[:, None, None]).expand(batch, self.height, self.width),
-                -torch.ones(batch, self.height, self.width, device=device, dtype=dtype),
-            ],
-            dim=-1,
-        )
-        norm = local.norm(dim=-1, keepdim=True)
-        directions = torch.einsum("bij,bhwj->bhwi", self.c2w[:, :3, :3], local / norm)
+        x = (x / focal[:, None])[:, None, :, None]
+        y = (y / focal[:, None])[:, :, None, None]
+        cosines = (x.square() + y.square() + 1.0).rsqrt()
+        # Products of numbers, not of matrices, which autocast would round: at 512 pixels by several of them.
+        right, up, backward = self.c2w[:, None, None, :3, :3].unbind(dim=-1)
+        directions = (x * right + y * up - backward) * cosines
         origins = self.origins[:, None, None, :].expand_as(directions)
-        return Rays(origins=origins, directions=directions, cosines=1.0 / norm[..., 0])
+        return Rays(origins=origins, directions=directions, cosines=cosines[..., 0])
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Cameras:
         tensors: dict[str, Any] = {f.name: function(getattr(self, f.name)) for f in fields(self) if f.name not in _SIZE}

@@ -17,6 +17,8 @@ class Background(nn.Module, ABC):
 
     Attributes:
         any_channels: Latents can be rendered over it, not colours alone.
+        free_options: Options that may change when another run goes on with the state, see
+            :class:`~scoredist3d.geometry.base.Geometry`.
     """
 
     @dataclass
@@ -24,6 +26,7 @@ class Background(nn.Module, ABC):
         """Options of every background (none)."""
 
     any_channels: bool = False
+    free_options: frozenset[str] = frozenset()
 
     def __init__(self, config: Config, *, num_channels: int = 3) -> None:
         """Args:

@@ -39,6 +39,7 @@ class Environment(Background):
         )
 
     any_channels = True
+    free_options = frozenset({"random_probability", "evaluation_color"})
 
     def __init__(self, config: Config, *, rng: Rng | None = None, num_channels: int = 3) -> None:
         """Args:

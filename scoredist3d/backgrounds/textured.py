@@ -34,7 +34,9 @@ class Textured(Background):
         height: int = option(64, "Rows of the texture.", ge=2, le=4096)
         width: int = option(128, "Columns of the texture.", ge=2, le=8192)
         image: str | None = option(
-            None, "Equirectangular .hdr or 8-bit image to start from; null starts mid gray. Radiance above 1 is white."
+            None,
+            "Equirectangular .hdr or 8-bit image to start from; null starts mid gray. Radiance above 1 is white.",
+            file=True,
         )
         learned: bool = option(True, "Optimise the texture.")
         random_probability: float = option(0.5, "How often a training image gets a random colour instead.", ge=0, le=1)

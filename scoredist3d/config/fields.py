@@ -87,13 +87,14 @@ def option(
     le: float | None = None,
     lt: float | None = None,
     example: str = "",
+    file: bool = False,
 ) -> Any:
     """A leaf field. Bounds apply to a number, to every element of a list or tuple, and to every value of a schedule.
 
     Lists, dicts and schedules as defaults are copied per instance. Without a default the field is required; ``example``
-    is then shown where it is missing.
+    is then shown where it is missing. ``file`` says that the text names a file that a run reads.
     """
-    metadata = {"help": help, "bounds": {"ge": ge, "gt": gt, "le": le, "lt": lt}, "example": example}
+    metadata = {"help": help, "bounds": {"ge": ge, "gt": gt, "le": le, "lt": lt}, "example": example, "file": file}
     if default is MISSING:
         return dataclasses.field(metadata=metadata, kw_only=True)
     if isinstance(default, (list, dict)):

@@ -2,8 +2,8 @@
 
 A pipeline is a config file with ``stages:``, a block per stage in the order of running. A stage's block is a config of
 its own (with ``include``); what stands beside ``stages`` holds for all of them, a stage's own values win over it, and
-the command line wins over both: ``trainer.max_steps=10`` for every stage, ``stages.coarse.trainer.max_steps=10`` for
-one.
+the command line, like the files that follow the pipeline's, wins over both: ``trainer.max_steps=10`` for every stage,
+``stages.coarse.trainer.max_steps=10`` for one, ``stages.coarse=null`` to take one out.
 """
 
 from __future__ import annotations
@@ -50,39 +50,71 @@ def load_pipeline(files: Sequence[str | Path], overrides: Sequence[str] = ()) ->
     Raises:
         ConfigError: As for a single run, each line with the stage in front; unknown or badly named stages.
     """
-    written, asked = merge_layers(files), parse_overrides(overrides)
+    written, later = _split(files)
+    asked = merge(later, parse_overrides(overrides))
     blocks = written.get(STAGES)
     if not isinstance(blocks, dict) or not blocks:
         raise ConfigError(f"{STAGES}: must hold at least one stage")
     own = asked.pop(STAGES, {})
-    if not isinstance(own, dict):
-        raise ConfigError(f"{STAGES}: override single values, as in {STAGES}.{next(iter(blocks))}.trainer.max_steps=10")
-    for name in {*own} - {*blocks}:
-        raise ConfigError(f"{STAGES}.{name}: there is no such stage; stages are {', '.join(blocks)}")
+    _check_names(blocks, own, asked)
     common = {key: value for key, value in written.items() if key != STAGES}
     stages: dict[str, ExperimentConfig] = {}
     merged: dict[str, Any] = {}
-    problems: list[str] = []
+    problems: dict[str, list[str]] = {}
     previous: str | None = None
-    for name, block in blocks.items():
-        merged[name] = _merged([common, block, asked, own.get(name, {})], common, previous)
+    for name in [str(name) for name in blocks if own.get(name, {}) is not None]:
+        merged[name] = _merged(common, blocks[name], asked, own.get(name, {}), previous)
         try:
-            stages[name] = _stage(str(name), merged[name], list(blocks))
+            stages[name] = _stage(name, merged[name], list(merged))
         except ConfigError as error:
-            problems += [f"{STAGES}.{name}.{line}" for line in str(error).splitlines()]
-        previous = str(name)
+            for line in str(error).splitlines():
+                problems.setdefault(line, []).append(name)
+        previous = name
     if problems:
-        raise ConfigError("\n".join(dict.fromkeys(problems)))
+        raise ConfigError("\n".join(_told(line, names, len(merged)) for line, names in problems.items()))
+    if not merged:
+        raise ConfigError(f"{STAGES}: every stage has been taken out")
     return Pipeline(stages, {STAGES: merged})
 
 
-def _merged(layers: list[dict[str, Any]], common: dict[str, Any], previous: str | None) -> dict[str, Any]:
+def _split(files: Sequence[str | Path]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The layers up to the last file with stages, and those of the files after it: they hold for every stage."""
+    last = max(index for index, file in enumerate(files) if STAGES in merge_layers([file]))
+    return merge_layers(files[: last + 1]), merge_layers(files[last + 1 :])
+
+
+def _check_names(blocks: dict[str, Any], own: Any, asked: dict[str, Any]) -> None:
+    """Overrides are for stages that there are."""
+    if not isinstance(own, dict):
+        raise ConfigError(f"{STAGES}: override single values, as in {STAGES}.{next(iter(blocks))}.trainer.max_steps=10")
+    for name, block in own.items():
+        if name not in blocks:
+            raise ConfigError(f"{STAGES}.{name}: there is no such stage; stages are {', '.join(blocks)}")
+        if block is not None and not isinstance(block, dict):
+            raise ConfigError(
+                f"{STAGES}.{name}: must be a block, got {block!r}; override single values, as in "
+                f"{STAGES}.{name}.trainer.max_steps=10, or take the stage out with {STAGES}.{name}=null"
+            )
+    for name in blocks:
+        if name in asked:
+            raise ConfigError(f"{name}: is a stage; write {STAGES}.{name} in front, as in {STAGES}.{name}.trainer...")
+
+
+def _told(line: str, names: list[str], count: int) -> str:
+    """A mistake that every stage makes is told once, another one with its stage."""
+    if len(names) == count:
+        return line
+    return "\n".join(f"{STAGES}.{name}.{line}" for name in names)
+
+
+def _merged(
+    common: dict[str, Any], block: dict[str, Any], asked: dict[str, Any], own: dict[str, Any], previous: str | None
+) -> dict[str, Any]:
     """A stage's layers in one, starting from the stage before it where it does not say otherwise."""
-    merged: dict[str, Any] = {}
-    for layer in layers:
-        merged = merge(merged, layer)
+    merged: dict[str, Any] = merge(common, block)
     if "name" in common:
         merged["name"] = common["name"]  # not that of an included recipe
+    merged = merge(merge(merged, asked), own)
     system = merged.setdefault("system", {})
     if previous is not None and "init_from" not in system:
         system["init_from"] = STAGE_PREFIX + previous

@@ -20,7 +20,7 @@ from scoredist3d import registry
 from scoredist3d.config.experiment import ExperimentConfig
 from scoredist3d.config.fields import MISSING, ComponentConfig, ConfigError, field_types
 from scoredist3d.config.leaves import NUMBER, Problem, parse_leaf, shown
-from scoredist3d.config.loader import MISSING_MARK, is_bare, merge, merge_layers, resolve
+from scoredist3d.config.loader import MISSING_MARK, is_bare, merge, merge_layers, repository_root, resolve
 from scoredist3d.config.schedule import Schedule
 
 ConfigT = TypeVar("ConfigT")
@@ -50,6 +50,26 @@ def load_plain(merged: dict[str, Any]) -> ExperimentConfig:
     fields = [field for field in own_fields(ExperimentConfig) if "component" not in field.metadata]
     defaults = {field.name: dump(_default(field, None)) for field in fields if _default(field, None) is not MISSING}
     return validate(resolve(merge(defaults, merged)))
+
+
+def missing_files(config: Any, path: str = "") -> list[str]:
+    """One line for each file that a configuration names and that does not exist.
+
+    Validation itself leaves the disk alone, so that a config can be checked on another machine.
+    """
+    problems: list[str] = []
+    for field in own_fields(type(config)):
+        value, here = getattr(config, field.name), _join(path, field.name)
+        if field.metadata.get("file") and value is not None:
+            if not any((root / value).is_file() for root in (Path.cwd(), repository_root())):
+                problems.append(f"{here}: there is no file {value} (relative paths start at {Path.cwd()})")
+        elif isinstance(value, dict):
+            blocks = {name: block for name, block in value.items() if dataclasses.is_dataclass(block)}
+            for name, block in blocks.items():
+                problems += missing_files(block, _join(here, name))
+        elif dataclasses.is_dataclass(value) and not isinstance(value, Schedule):
+            problems += missing_files(value, here)
+    return problems
 
 
 def parse(cls: type[ConfigT], plain: dict[str, Any]) -> ConfigT:

@@ -29,12 +29,14 @@ class GeometryOutput:
         features: (N, F), unbounded; the material turns them into colour.
         normal: (N, 3) unit vectors pointing out of the object, or ``None`` where not asked for.
         sdf: (N,), signed distance, negative inside, scene units; of signed distance fields only.
+        gradient: (N, 3), of ``sdf``, as long as it is; of signed distance fields, where normals were asked for.
     """
 
     density: Tensor
     features: Tensor
     normal: Tensor | None = None
     sdf: Tensor | None = None
+    gradient: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,8 @@ class Geometry(nn.Module, ABC):
         num_features: F, the number of feature channels.
         iso_level: :meth:`density` on the surface where that is known, else None.
         grows: Parameters may change their sizes while training, which a run on several devices cannot follow.
+        free_options: Names (``key`` or ``key.path``) of options that may change when another run goes on with the
+            state; any other one gives the same numbers another meaning.
     """
 
     @dataclass
@@ -131,6 +135,7 @@ class Geometry(nn.Module, ABC):
     num_features: int
     iso_level: float | None = None
     grows: bool = False
+    free_options: frozenset[str] = frozenset()
 
     def __init__(self, config: Config) -> None:
         super().__init__()

@@ -33,6 +33,10 @@ class DMTet(GridSurface):
         grid = _grid(self.config.resolution, torch.device("cpu"))
         return self.radius * grid.vertices, self.radius * grid.spacing
 
+    def grid_edges(self) -> Tensor:
+        """Of the tetrahedra."""
+        return _grid(self.config.resolution, self.device).edges
+
     def extract(self, positions: Tensor, sdf: Tensor) -> SurfaceMesh:
         """By marching tetrahedra."""
         return SurfaceMesh(*marching_tetrahedra(positions, sdf, _grid(self.config.resolution, positions.device)))

@@ -62,27 +62,40 @@ def fit_features(
         return math.sqrt(float(squared_error(steps)))
 
 
-def points_near(mesh: Mesh, spread: float, like: Tensor) -> Callable[[torch.Generator, int], Tensor]:
-    """A sampler of points on the mesh, uniform by area, moved by N(0, spread^2) along each axis.
+def surface_sampler(mesh: Mesh, like: Tensor) -> Callable[[torch.Generator, int], tuple[Tensor, Tensor]]:
+    """A sampler of points on the mesh, uniform by area: (N, 3) points and the outward unit normals of their faces.
 
     Args:
-        mesh: At least one face with an area.
-        spread: Deviation, scene units.
-        like: Gives device and dtype of the points.
+        mesh: World coordinates.
+        like: Gives device and dtype of the points; the generator must be on that device.
+
+    Raises:
+        ValueError: The mesh has no area.
     """
     triangles = torch.from_numpy(np.ascontiguousarray(mesh.vertices[mesh.faces])).to(like)
     cumulative = torch.from_numpy(mesh.face_areas.cumsum(dtype=np.float64)).to(like.device)
+    if len(cumulative) == 0 or not float(cumulative[-1]) > 0:
+        raise ValueError("geometry: the mesh to start from has no area: check that its faces are not all degenerate")
+
+    def sample(generator: torch.Generator, count: int) -> tuple[Tensor, Tensor]:
+        place = torch.rand(count, generator=generator, device=like.device, dtype=torch.float64)
+        face = torch.searchsorted(cumulative, place * cumulative[-1], right=True)
+        a, b, c = triangles[face.clamp_max(len(triangles) - 1)].unbind(1)
+        root = torch.rand(count, 1, generator=generator, device=like.device).sqrt().to(like)
+        along = torch.rand(count, 1, generator=generator, device=like.device).to(like)
+        points = (1 - root) * a + root * ((1 - along) * b + along * c)
+        return points, nn.functional.normalize(torch.linalg.cross(b - a, c - a), dim=-1, eps=1e-30)
+
+    return sample
+
+
+def points_near(mesh: Mesh, spread: float, like: Tensor) -> Callable[[torch.Generator, int], Tensor]:
+    """The points of :func:`surface_sampler`, moved by N(0, spread^2) along each axis; ``spread`` in scene units."""
+    on_surface = surface_sampler(mesh, like)
 
     def sample(generator: torch.Generator, count: int) -> Tensor:
-        def uniform() -> Tensor:
-            return torch.rand(count, generator=generator, device=like.device)
-
-        chosen = torch.searchsorted(cumulative, uniform().double() * cumulative[-1])
-        corners = triangles[chosen.clamp_max(len(triangles) - 1)]
-        root, along = uniform().sqrt()[:, None].to(like), uniform()[:, None].to(like)
-        surface = (1 - root) * corners[:, 0] + root * ((1 - along) * corners[:, 1] + along * corners[:, 2])
-        noise = torch.randn(count, 3, generator=generator, device=like.device).to(like)
-        return surface + spread * noise
+        points, _ = on_surface(generator, count)
+        return points + spread * torch.randn(count, 3, generator=generator, device=like.device).to(like)
 
     return sample
 

@@ -44,6 +44,10 @@ class FlexiCubes(GridSurface):
         grid = _grid(self.config.resolution, torch.device("cpu"))
         return self.radius * grid.vertices, self.radius * grid.spacing
 
+    def grid_edges(self) -> Tensor:
+        """Of the cubes."""
+        return _edges(self.config.resolution, self.device)
+
     def extract(self, positions: Tensor, sdf: Tensor) -> SurfaceMesh:
         """By weighted dual marching cubes."""
         grid = _grid(self.config.resolution, positions.device)
@@ -67,3 +71,13 @@ class FlexiCubes(GridSurface):
 @lru_cache(maxsize=4)
 def _grid(resolution: int, device: torch.device) -> VoxelGrid:
     return voxel_grid(resolution).to(device)
+
+
+@lru_cache(maxsize=4)
+def _edges(resolution: int, device: torch.device) -> Tensor:
+    """(E, 2) pairs of neighbouring vertices, of which z changes fastest."""
+    ids = torch.arange((resolution + 1) ** 3, dtype=torch.int32, device=device).view([resolution + 1] * 3)
+    pairs = [
+        torch.stack([ids.narrow(axis, 0, resolution), ids.narrow(axis, 1, resolution)], dim=-1) for axis in range(3)
+    ]
+    return torch.cat([pair.view(-1, 2) for pair in pairs])

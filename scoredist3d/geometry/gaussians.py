@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -21,9 +22,10 @@ from scoredist3d.geometry.gaussians_growth import (
     resize_rows,
     split_means,
 )
-from scoredist3d.geometry.gaussians_start import gaussians_from_points, gaussians_in_ball, gaussians_on_surface
+from scoredist3d.geometry.gaussians_start import Look, gaussians_from_points, gaussians_in_ball, gaussians_on_surface
 from scoredist3d.materials.base import Material
 from scoredist3d.meshes.loading import load_mesh
+from scoredist3d.meshes.mesh import Mesh
 from scoredist3d.meshes.shape import SurfaceChannels
 from scoredist3d.meshes.splats import Splats
 from scoredist3d.registry import register
@@ -68,6 +70,11 @@ class Gaussians(GaussianCloud):
     After each step means that have left the ball are put back on it.
     """
 
+    # They are in the state, how many and where.
+    free_options = frozenset(
+        {"num_points", "init", "init_file", "init_up", "init_fit", "init_radius", "init_opacity", "surface", "densify"}
+    )
+
     @dataclass
     class Config(GaussianCloud.Config):
         """Options of the Gaussians."""
@@ -77,7 +84,7 @@ class Gaussians(GaussianCloud):
             "sphere", "Where they start: gray in a ball, on a mesh file's surface, or at the points of a PLY file."
         )
         init_file: str | None = option(
-            None, "Mesh file (GLB, OBJ, PLY, STL) or PLY file of points or Gaussians, for init."
+            None, "Mesh file (GLB, OBJ, PLY, STL) or PLY file of points or Gaussians, for init.", file=True
         )
         init_up: Literal["auto", "y", "z"] = option("auto", "Upward axis of that file; auto tells it by its kind.")
         init_fit: bool = option(True, "Centre the file's object and scale it to 0.9 of the radius.")
@@ -95,15 +102,24 @@ class Gaussians(GaussianCloud):
             gt=0,
         )
 
+        @property
+        def num_around(self) -> int:
+            """Gaussians near a surface to start from, besides those on it."""
+            return round(self.surface.around * self.num_points)
+
         def validate(self) -> list[str]:
             """A file where one is needed; room for the start."""
             problems = super().validate()
             if (self.init == "sphere") != (self.init_file is None):
                 wanted = "drop it, or say what it is with init=mesh or init=points" if self.init_file else "name a file"
                 problems.append(f"init_file: init={self.init} starts {_STARTS[self.init]}; {wanted}")
-            if self.densify.enabled and self.num_points > self.densify.max_points:
+            most = self.densify.max_points
+            if self.densify.enabled and self.num_points > most:
+                problems.append(f"num_points: {self.num_points} exceeds densify.max_points, which is {most}")
+            elif self.densify.enabled and self.num_points + self.num_around > most:
                 problems.append(
-                    f"num_points: {self.num_points} exceeds densify.max_points, which is {self.densify.max_points}"
+                    f"surface.around: {self.num_around} Gaussians around the surface and num_points = "
+                    f"{self.num_points} on it exceed densify.max_points, which is {most}"
                 )
             return problems
 
@@ -165,21 +181,9 @@ class Gaussians(GaussianCloud):
     @torch.no_grad()
     def start_from(self, start: Start, rng: Rng) -> str:
         """Flat Gaussians on the other object's surface, with its look."""
-        options = self.config.surface
         look = start.features or (lambda points: self.features.new_zeros(len(points), self.num_features))
-        self._assign(
-            gaussians_on_surface(
-                start.mesh,
-                self.config.num_points,
-                options.opacity,
-                options.thickness,
-                look,
-                rng.shared()("geometry/start", 0, self.device),
-                self.radius,
-                around=round(options.around * self.config.num_points),
-                distance=options.distance * self.radius,
-            )
-        )
+        generator = rng.shared()("geometry/start", 0, self.device)
+        self._assign(self._on_surface(start.mesh, self.config.surface.opacity, look, generator))
         return f"{len(self):,} Gaussians on its surface, {float(self.log_scales.exp().median()):.3g} wide"
 
     def prepare_loading(self, state: Mapping[str, Tensor]) -> None:
@@ -309,16 +313,7 @@ class Gaussians(GaussianCloud):
             extent = config.init_radius * self.radius
             return gaussians_in_ball(config.num_points, extent, config.init_opacity, paint, generator, self.radius)
         if config.init == "points":
-            return gaussians_from_points(
-                config.init_file,
-                config.init_up,
-                config.num_points,
-                config.init_opacity,
-                config.init_fit,
-                paint,
-                generator,
-                self.radius,
-            )
+            return self._from_points(config.init_file, paint, generator)
         loaded = load_mesh(config.init_file, config.init_up)
         loaded = loaded.fitted(self.radius) if config.init_fit else loaded
 
@@ -327,9 +322,42 @@ class Gaussians(GaussianCloud):
                 return paint(torch.full_like(points, 0.5))
             return material.features_of(loaded.look(points))
 
+        return self._on_surface(loaded.mesh, config.init_opacity, look, generator)
+
+    def _on_surface(self, mesh: Mesh, opacity: float, look: Look, generator: torch.Generator) -> GaussianSet:
+        """On and, if that is asked for, around a mesh."""
+        config = self.config
         return gaussians_on_surface(
-            loaded.mesh, config.num_points, config.init_opacity, config.surface.thickness, look, generator, self.radius
+            mesh,
+            config.num_points,
+            opacity,
+            config.surface.thickness,
+            look,
+            generator,
+            self.radius,
+            around=config.num_around,
+            distance=config.surface.distance * self.radius,
         )
+
+    def _from_points(self, path: str, paint: Look, generator: torch.Generator) -> GaussianSet:
+        """The points or Gaussians of a PLY file."""
+        config = self.config
+        made = gaussians_from_points(
+            path,
+            config.init_up,
+            config.num_points,
+            config.init_opacity,
+            config.init_fit,
+            paint,
+            generator,
+            self.radius,
+        )
+        if config.densify.enabled and len(made.means) > config.densify.max_points:
+            raise ValueError(
+                f"geometry.init_file: {Path(path).name} holds {len(made.means)} Gaussians, more than "
+                f"densify.max_points = {config.densify.max_points}; raise it, or set densify.enabled=false"
+            )
+        return made
 
 
 _STARTS = {

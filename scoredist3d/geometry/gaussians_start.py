@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from scoredist3d.geometry.base import GaussianSet
-from scoredist3d.geometry.fitting import points_in_ball
+from scoredist3d.geometry.fitting import points_in_ball, surface_sampler
 from scoredist3d.meshes.mesh import Mesh
 from scoredist3d.meshes.splats import Up, is_splats, read_points, read_points_table, read_splats
 from scoredist3d.ops.rotations import quaternions_to
+
+logger = logging.getLogger(__name__)
 
 _NEIGHBOURS = 3
 _MARGIN = 0.9  # what comes from a file reaches so far, in radii, as meshes do
@@ -78,8 +80,12 @@ def gaussians_on_surface(
         around: Further, round ones near the surface (GaussianDreamer, arXiv 2310.08529, grows its points so); they
             have the features of the points that they were moved away from.
         distance: Deviation of that move, scene units.
+
+    Raises:
+        ValueError: The mesh has no area.
     """
-    points, normals = points_on(mesh, count + around, generator)
+    sample = surface_sampler(mesh, torch.zeros((), device=generator.device))
+    points, normals = sample(generator, count + around)
     moved = points.clone()
     moved[count:] += distance * torch.randn(around, 3, generator=generator, device=points.device)
     scales = spacing(moved, radius)[:, None].repeat(1, 3)
@@ -87,30 +93,12 @@ def gaussians_on_surface(
     return GaussianSet(moved, scales, quaternions_to(normals), torch.full_like(points[:, 0], opacity), look(points))
 
 
-def points_on(mesh: Mesh, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """(count, 3) points uniform by area and the outward unit normals of their faces, on the generator's device.
-
-    Raises:
-        ValueError: The mesh has no area.
-    """
-    device = generator.device
-    cumulative = torch.from_numpy(mesh.face_areas.cumsum(dtype=np.float64)).to(device)
-    if len(cumulative) == 0 or not float(cumulative[-1]) > 0:
-        raise ValueError("geometry: the mesh to start from has no area to put Gaussians on")
-    place = torch.rand(count, generator=generator, device=device, dtype=torch.float64) * cumulative[-1]
-    face = torch.searchsorted(cumulative, place).clamp_max(len(cumulative) - 1)
-    corners = torch.from_numpy(np.ascontiguousarray(mesh.vertices[mesh.faces], dtype=np.float32)).to(device)[face]
-    a, b, c = corners.unbind(1)
-    root = torch.rand(count, 1, generator=generator, device=device).sqrt()
-    along = torch.rand(count, 1, generator=generator, device=device)
-    points = (1 - root) * a + root * ((1 - along) * b + along * c)
-    return points, torch.nn.functional.normalize(torch.linalg.cross(b - a, c - a), dim=-1, eps=1e-30)
-
-
 def gaussians_from_points(
     path: str, up: Up, most: int, opacity: float, fit: bool, paint: Look, generator: torch.Generator, radius: float
 ) -> GaussianSet:
     """The Gaussians of a PLY file, or round ones at its points (some of them where there are more than ``most``).
+
+    Colours are those seen from nowhere in particular; that view-dependent parts are left out is logged.
 
     Args:
         path: A local file.
@@ -129,6 +117,13 @@ def gaussians_from_points(
     if is_splats(table):
         splats = read_splats(path, up)
         _require_some(len(splats.means), path)
+        if splats.harmonics is not None:
+            logger.warning(
+                "geometry.init_file: the view-dependent colours of %s (harmonics up to degree %d) are left out; its "
+                "Gaussians start with the colours that all views share",
+                Path(path).name,
+                splats.degree,
+            )
         means, scale = fitted(splats.means, radius) if fit else (splats.means, 1.0)
         features = paint(splats.colors)
         return GaussianSet(means, scale * splats.scales, splats.quaternions, splats.opacities, features)

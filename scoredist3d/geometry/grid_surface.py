@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from scoredist3d.config import option
 from scoredist3d.geometry.base import Start, Surface, SurfaceMesh, SurfacePoints
 from scoredist3d.geometry.fitting import points_near
-from scoredist3d.geometry.hash_field import HashGridConfig, NetworkConfig, grid_problems
+from scoredist3d.geometry.hash_network import HashGridConfig, NetworkConfig, grid_problems
 from scoredist3d.geometry.mesh_queries import density_of, distance_to, to_mesh
+from scoredist3d.geometry.shape_start import ShapeStartConfig
 from scoredist3d.geometry.texture_field import PointField
 from scoredist3d.materials.base import Material
-from scoredist3d.meshes.loading import load_mesh
 from scoredist3d.meshes.mesh import Mesh
 from scoredist3d.seeding import Rng
 
@@ -38,8 +38,24 @@ class GridSurface(Surface):
     surface is closed and inside the ball. Features come from another hash grid and network at the surface's points.
     """
 
+    # The start is in the state.
+    free_options = frozenset(
+        {
+            "shape_init",
+            "shape_init_size",
+            "shape_init_axes",
+            "shape_init_mesh",
+            "fix_geometry",
+            "fix_texture",
+            "num_features",
+            "grid.backend",
+            "grid.initial_range",
+            "grid.coarse_to_fine",
+        }
+    )
+
     @dataclass
-    class Config(Surface.Config):
+    class Config(ShapeStartConfig, Surface.Config):
         """Options of surfaces on grids."""
 
         num_features: int | None = option(
@@ -49,19 +65,6 @@ class GridSurface(Surface):
         sdf_source: Literal["vertices", "network"] = option(
             "vertices", "Each grid vertex has its own distance, or a hash grid and a network give all of them."
         )
-        shape_init: Literal["sphere", "ellipsoid", "mesh"] = option(
-            "sphere", "The surface to begin with, unless the run starts from another one."
-        )
-        shape_init_size: float = option(
-            0.5,
-            "Radius of the sphere, or how far the mesh reaches from the origin; fraction of the radius.",
-            gt=0,
-            le=1,
-        )
-        shape_init_axes: tuple[float, float, float] = option(
-            (0.5, 0.5, 0.5), "Half axes of the ellipsoid along x, y and z, fractions of the radius.", gt=0, le=1
-        )
-        shape_init_mesh: str | None = option(None, "File with the mesh of shape_init: mesh.")
         grid: HashGridConfig = field(
             default_factory=HashGridConfig,
             metadata={"help": "The encoding of the features, and of sdf_source: network."},
@@ -75,11 +78,6 @@ class GridSurface(Surface):
             problems = super().validate() + grid_problems(self.grid)
             if self.resolution % 2 or self.resolution > 256:
                 problems.append(f"resolution: must be an even number up to 256, got {self.resolution}")
-            if (self.shape_init == "mesh") != (self.shape_init_mesh is not None):
-                problems.append(
-                    f"shape_init_mesh: must be given with shape_init=mesh and only then, got {self.shape_init_mesh} "
-                    f"with shape_init={self.shape_init}"
-                )
             if self.fix_geometry and self.fix_texture:
                 problems.append("fix_texture: together with fix_geometry nothing is left to train; set one to false")
             return problems
@@ -122,6 +120,17 @@ class GridSurface(Surface):
     @abstractmethod
     def extract(self, positions: Tensor, sdf: Tensor) -> SurfaceMesh:
         """The surface of distances (V,) at (V, 3)."""
+
+    @abstractmethod
+    def grid_edges(self) -> Tensor:
+        """(E, 2) int32, the grid's edges as ids of vertices, each once, on the geometry's device."""
+
+    def signed_distances(self) -> Tensor:
+        """(V,) at the grid's vertices, negative inside, scene units; differentiable in the parameters."""
+        if self.config.sdf_source == "vertices":
+            return torch.maximum(self.sdf, self.border)
+        offset = self.sdf_network(self.vertices)[:, 0]
+        return torch.maximum(self.initial_sdf + self.radius * offset, self.border)
 
     def shape_parameters(self) -> list[nn.Parameter]:
         """The parameters that the surface depends on."""
@@ -199,16 +208,9 @@ class GridSurface(Surface):
             self.sdf_network.set_zero()
             self.initial_sdf.copy_(sdf)
 
-    def _distances(self) -> Tensor:
-        """(V,)."""
-        if self.config.sdf_source == "vertices":
-            return torch.maximum(self.sdf, self.border)
-        offset = self.sdf_network(self.vertices)[:, 0]
-        return torch.maximum(self.initial_sdf + self.radius * offset, self.border)
-
     def _extracted(self) -> SurfaceMesh:
         positions = self.vertices + self.reach[:, None] * self.deform.tanh()
-        mesh = self.extract(positions, self._distances())
+        mesh = self.extract(positions, self.signed_distances())
         if not len(mesh.faces) and not self._was_empty:
             logger.warning(
                 "the surface has vanished: no signed distance on the grid of %d steps is negative, so renders show the "
@@ -244,21 +246,5 @@ class GridSurface(Surface):
         )
 
     def _initial_sdf(self, vertices: Tensor) -> Tensor:
-        config = self.config
-        if config.shape_init == "mesh":
-            assert config.shape_init_mesh is not None
-            mesh = load_mesh(config.shape_init_mesh).fitted(self.radius, config.shape_init_size).mesh
-            return distance_to(mesh, vertices)
-        axes = config.shape_init_axes if config.shape_init == "ellipsoid" else (config.shape_init_size,) * 3
-        return ellipsoid_sdf(vertices, self.radius * vertices.new_tensor(axes))
-
-
-def ellipsoid_sdf(points: Tensor, axes: Tensor) -> Tensor:
-    """(N,) distances at (N, 3) to the ellipsoid with half axes (3,), to first order near it; exact for a sphere.
-
-    With k = |p / a| the function (k - 1) k / |p / a^2| has the right zeros and there a gradient of length 1.
-    """
-    scaled = (points / axes).norm(dim=-1)
-    slope = (points / axes.square()).norm(dim=-1)
-    centre = slope == 0
-    return torch.where(centre, -axes.amin(), scaled * (scaled - 1) / torch.where(centre, 1.0, slope))
+        mesh = self.config.start_mesh(self.radius)
+        return self.config.start_distance(vertices, self.radius) if mesh is None else distance_to(mesh, vertices)

@@ -54,6 +54,7 @@ class ImageCanvas(nn.Module):
         init_image: str | None = option(
             None,
             "Image file (PNG, JPEG, ...) that every particle starts from; scaled to the canvas, its centre cut out.",
+            file=True,
         )
         init_prompt: str | None = option(
             None,

@@ -11,16 +11,13 @@ from torch import Tensor, nn
 
 from scoredist3d.config import option
 from scoredist3d.geometry.base import GeometryOutput, SignedDistanceField, Start
-from scoredist3d.geometry.fitting import fit_features, points_near
+from scoredist3d.geometry.fitting import points_near
 from scoredist3d.geometry.hash_field import HashField
+from scoredist3d.geometry.shape_start import ShapeStartConfig
 from scoredist3d.geometry.trilinear import distance_grid, trilinear
 from scoredist3d.materials.base import Material
-from scoredist3d.meshes.loading import fit_into, load_mesh
 from scoredist3d.registry import register
 from scoredist3d.seeding import Rng
-
-# An ellipsoid's formula divides zero by zero in its centre; this many radii away it is left alone.
-_CENTRE = 1e-6
 
 
 @register(
@@ -39,25 +36,9 @@ class ImplicitSDF(HashField, SignedDistanceField):
     """
 
     @dataclass
-    class Config(HashField.Config):
+    class Config(ShapeStartConfig, HashField.Config):
         """Options of the signed distance."""
 
-        shape_init: Literal["sphere", "ellipsoid", "mesh"] = option("sphere", "What the object starts as.")
-        shape_init_size: float = option(
-            0.5,
-            "Radius of the sphere, or reach of the mesh from the origin; fraction of the ball's radius.",
-            gt=0,
-            le=1,
-        )
-        shape_init_axes: tuple[float, float, float] = option(
-            (0.5, 0.5, 0.5),
-            "Half axes of the ellipsoid along x, y and z, as fractions of the ball's radius.",
-            gt=0,
-            le=1,
-        )
-        shape_init_mesh: str | None = option(
-            None, "Mesh file (.glb, .obj, .ply, .stl) of shape_init: mesh, scaled to shape_init_size."
-        )
         shape_init_resolution: int = option(
             64, "Samples per axis of the distances to a mesh that the object starts from.", ge=8, le=256
         )
@@ -71,15 +52,8 @@ class ImplicitSDF(HashField, SignedDistanceField):
         )
 
         def validate(self) -> list[str]:
-            """The start must be complete, and beta must be able to move."""
+            """Beta must be able to move."""
             problems = super().validate()
-            if self.shape_init == "mesh" and not self.shape_init_mesh:
-                problems.append("shape_init_mesh: shape_init is mesh, but no file is given; name one, e.g. chair.obj")
-            if self.shape_init != "mesh" and self.shape_init_mesh:
-                problems.append(
-                    f"shape_init_mesh: {self.shape_init_mesh} would not be used with shape_init: {self.shape_init}; "
-                    "set shape_init: mesh"
-                )
             if self.beta <= self.min_beta:
                 problems.append(f"beta: must be more than min_beta = {self.min_beta}, got {self.beta}")
             return problems
@@ -99,10 +73,9 @@ class ImplicitSDF(HashField, SignedDistanceField):
         self.register_buffer("uses_grid", torch.zeros((), dtype=torch.bool))
         self._on_grid = False  # uses_grid, known without asking the device
         self.register_load_state_dict_post_hook(_look_at_base)
-        if config.shape_init == "mesh":
-            mesh = load_mesh(config.shape_init_mesh or "").mesh
-            fitted = fit_into(mesh, config.shape_init_size * self.radius, margin=1.0)
-            self._set_base(distance_grid(fitted, self.radius, resolution))
+        mesh = config.start_mesh(self.radius)
+        if mesh is not None:
+            self._set_base(distance_grid(mesh, self.radius, resolution))
 
     @property
     def beta(self) -> Tensor:
@@ -147,28 +120,23 @@ class ImplicitSDF(HashField, SignedDistanceField):
         def features(points: Tensor) -> Tensor:
             return self._evaluate(points, points.norm(dim=-1) / self.radius)[1]
 
-        levels, self.num_active_levels = self.num_active_levels, self.spec.num_levels
         near = points_near(start.mesh, 0.02 * self.radius, self.table)
         # Only the features enter the error, so the distance's row of weights gets no gradient and stays zero.
-        fitted = [self.table, *self.network.parameters()]
-        error = fit_features(features, start.features, fitted, near, rng)
-        self.num_active_levels = levels
+        error = self._fit(features, start.features, near, rng)
         return f"signed distance taken from the mesh, features fitted to it, {error:.3g} off on average"
 
     def _value(self, raw: Tensor, points: Tensor, distance: Tensor) -> Tensor:
         """base(x) + radius f(x)."""
-        return self._base(points, distance) + self.radius * raw
+        return self._base(points) + self.radius * raw
 
-    def _output(self, value: Tensor, features: Tensor, normal: Tensor | None, distance: Tensor) -> GeometryOutput:
-        return GeometryOutput(self._extinction(value, distance), features, normal, value)
+    def _output(self, value: Tensor, features: Tensor, gradient: Tensor | None, distance: Tensor) -> GeometryOutput:
+        return GeometryOutput(self._extinction(value, distance), features, self._outward(gradient), value, gradient)
 
-    def _base(self, points: Tensor, distance: Tensor) -> Tensor:
+    def _base(self, points: Tensor) -> Tensor:
         """What the object starts as: signed distances (N,)."""
         if self._on_grid:
             return trilinear(self.base_grid, points, self.radius)
-        if self.config.shape_init == "ellipsoid":
-            return self.radius * _ellipsoid(points / self.radius, self.config.shape_init_axes)
-        return self.radius * (distance - self.config.shape_init_size)
+        return self.config.start_distance(points, self.radius)
 
     def _extinction(self, sdf: Tensor, distance: Tensor) -> Tensor:
         beta = self.beta
@@ -185,11 +153,3 @@ class ImplicitSDF(HashField, SignedDistanceField):
 
 def _look_at_base(geometry: Any, _: Any) -> None:
     geometry._on_grid = bool(geometry.uses_grid)
-
-
-def _ellipsoid(points: Tensor, axes: tuple[float, float, float]) -> Tensor:
-    """(N,) distances to an ellipsoid to first order: k (k - 1) / |grad k^2 / 2|, with k = |x / axes|."""
-    scale = points.new_tensor(axes)
-    level = ((points / scale).square().sum(-1) + _CENTRE**2).sqrt()
-    slope = ((points / scale.square()).square().sum(-1) + (_CENTRE / min(axes)) ** 2).sqrt()
-    return level * (level - 1.0) / slope

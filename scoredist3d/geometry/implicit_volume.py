@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from scoredist3d.config import option
 from scoredist3d.geometry.base import GeometryOutput, Start
-from scoredist3d.geometry.fitting import fit_features, points_in_ball, points_near
+from scoredist3d.geometry.fitting import points_in_ball, points_near
 from scoredist3d.geometry.hash_field import HashField
 from scoredist3d.geometry.trilinear import distance_grid, trilinear
 from scoredist3d.registry import register
@@ -94,9 +94,7 @@ class ImplicitVolume(HashField):
                 features = start.features(where)
             return of_interest(where, self._solid(trilinear(distances, where, self.radius)), features)
 
-        levels, self.num_active_levels = self.num_active_levels, self.spec.num_levels
-        error = fit_features(predicted, wanted, list(self.parameters()), points, rng, steps=400)
-        self.num_active_levels = levels
+        error = self._fit(predicted, wanted, points, rng, steps=400)
         return f"density and features fitted to the mesh, {error:.3g} off on average (of {_SOLID_DENSITY:g})"
 
     def _solid(self, distance: Tensor) -> Tensor:
@@ -110,8 +108,8 @@ class ImplicitVolume(HashField):
         """f(x) + b(x)."""
         return raw + self._blob(distance)
 
-    def _output(self, value: Tensor, features: Tensor, normal: Tensor | None, distance: Tensor) -> GeometryOutput:
-        return GeometryOutput(self._activate(value, distance), features, normal)
+    def _output(self, value: Tensor, features: Tensor, gradient: Tensor | None, distance: Tensor) -> GeometryOutput:
+        return GeometryOutput(self._activate(value, distance), features, self._outward(gradient))
 
     def _blob(self, distance: Tensor) -> Tensor | float:
         """b(x) at ``distance`` = |x| / radius."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from scoredist3d.config import option
 from scoredist3d.geometry.base import Start, Surface, SurfaceMesh, SurfacePoints
 from scoredist3d.geometry.fitting import points_near
-from scoredist3d.geometry.hash_field import HashGridConfig, NetworkConfig, grid_problems
+from scoredist3d.geometry.hash_network import HashGridConfig, NetworkConfig, grid_problems
 from scoredist3d.geometry.mesh_queries import closest_on, density_of, to_mesh
 from scoredist3d.geometry.texture_field import PointField
 from scoredist3d.materials.base import Material
@@ -44,6 +44,24 @@ class TexturedMesh(Surface):
     those of an unwrapping. It starts with the colours of the file or of the earlier stage, if there are any.
     """
 
+    # The mesh is in the state.
+    free_options = frozenset(
+        {
+            "mesh",
+            "up",
+            "fit",
+            "fit_size",
+            "max_faces",
+            "padding",
+            "unwrap_timeout",
+            "fix_texture",
+            "num_features",
+            "grid.backend",
+            "grid.initial_range",
+            "grid.coarse_to_fine",
+        }
+    )
+
     @dataclass
     class Config(Surface.Config):
         """Options of the textured mesh."""
@@ -52,7 +70,7 @@ class TexturedMesh(Surface):
             None, "Feature channels handed to the material; as many as it takes where not given.", ge=1
         )
         mesh: str | None = option(
-            None, "Mesh file (.glb, .obj, .ply, .stl); not needed where the run starts from another one."
+            None, "Mesh file (.glb, .obj, .ply, .stl); not needed where the run starts from another one.", file=True
         )
         up: Literal["auto", "y", "z"] = option(
             "auto", "The file's upward axis; auto is what its format says: y for GLB and OBJ, z for PLY and STL."

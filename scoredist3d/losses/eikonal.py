@@ -54,12 +54,15 @@ class Eikonal(Loss):
 
     def _points(self, render: Render, radius: float, generator: torch.Generator) -> Tensor:
         """(N, 3) in the ball."""
-        seen = render.get("position")[render.opacity[..., 0] > 0.5]
-        near = self.config.points // 2 if len(seen) else 0
-        points = points_in_ball(generator, self.config.points - near, radius).to(seen)
-        if near == 0:
-            return points
-        chosen = torch.randint(len(seen), (near,), generator=generator, device=seen.device)
-        noise = torch.randn(near, 3, generator=generator, device=seen.device).to(seen)
-        moved = seen[chosen] + self.config.spread * radius * noise
-        return torch.cat([points, moved * (radius / moved.norm(dim=-1, keepdim=True)).clamp_max(1.0)])
+        position = render.get("position").reshape(-1, 3)
+        points = points_in_ball(generator, self.config.points, radius).to(position)
+        near = self.config.points // 2
+        # The k-th pixel that shows something is the first up to which k + 1 do: so drawn, the host need not know how
+        # many there are, and does not wait for the device.
+        count = (render.opacity.reshape(-1) > 0.5).cumsum(0)
+        draw = torch.rand(near, generator=generator, device=count.device, dtype=torch.float64)
+        chosen = torch.searchsorted(count, (draw * count[-1]).long(), right=True).clamp_max(len(count) - 1)
+        noise = torch.randn(near, 3, generator=generator, device=count.device).to(position)
+        moved = position[chosen] + self.config.spread * radius * noise
+        moved = moved * (radius / moved.norm(dim=-1, keepdim=True)).clamp_max(1.0)
+        return torch.cat([torch.where(count[-1] > 0, moved, points[:near]), points[near:]])

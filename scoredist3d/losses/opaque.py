@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from scoredist3d.config import option
 from scoredist3d.geometry.base import Geometry
@@ -31,5 +31,8 @@ class Opaque(Loss):
 
     def __call__(self, render: Render, geometry: Geometry, step: int, rng: Rng) -> Tensor:
         """The mean over all pixels, in nats."""
-        opacity = render.opacity.clamp(self.margin, 1.0 - self.margin)
-        return F.binary_cross_entropy(opacity, opacity)
+        opacity = render.opacity
+        if opacity.dtype in (torch.float16, torch.bfloat16):
+            opacity = opacity.float()  # 1 - margin has to be a number
+        opacity = opacity.clamp(self.margin, 1.0 - self.margin)
+        return -(torch.xlogy(opacity, opacity) + torch.xlogy(1.0 - opacity, 1.0 - opacity)).mean()

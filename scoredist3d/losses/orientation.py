@@ -13,9 +13,9 @@ from scoredist3d.renderers.base import Render
 from scoredist3d.seeding import Rng
 
 
-@register("loss", "orientation", summary="Visible normals should face the camera.", arxiv="2111.09883")
+@register("loss", "orientation", summary="Visible normals should face the camera.", arxiv="2112.03907")
 class Orientation(Loss):
-    """mean over rays of sum_i sg(w_i) max(0, n_i . v)^2 (Ref-NeRF; DreamFusion, appendix).
+    """mean over rays of sum_i sg(w_i) max(0, n_i . v)^2 (Ref-NeRF, equation 11; DreamFusion, appendix).
 
     v is the ray's direction, w_i and n_i weight and outward normal of its sample i. The weights are not differentiated,
     so that the term turns surfaces instead of making them transparent. The mean is over the rays that see anything, so

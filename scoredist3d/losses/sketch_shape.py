@@ -49,7 +49,9 @@ class SketchShape(Loss):
     class Config(Loss.Config):
         """Options of the sketch-shape loss."""
 
-        mesh: str = option(help="Mesh file (.glb, .obj, .ply, .stl), scaled to fit into the ball.", example="chair.obj")
+        mesh: str = option(
+            help="Mesh file (.glb, .obj, .ply, .stl), scaled to fit into the ball.", example="chair.obj", file=True
+        )
         size: float = option(0.7, "Reach of the scaled mesh, as a fraction of the radius.", gt=0, le=1)
         sigma: float = option(0.3, "Distance at which the mesh begins to bind, as a fraction of the radius.", gt=0)
         step_length: float = option(

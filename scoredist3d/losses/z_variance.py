@@ -16,9 +16,10 @@ from scoredist3d.seeding import Rng
 
 @register("loss", "z-variance", summary="Variance of the depth along each ray: crisp surfaces.", arxiv="2305.18766")
 class ZVariance(Loss):
-    """mean over rays of sum_i w_i (t_i - d)^2 / O, with d = sum_i w_i t_i / O the ray's depth (HiFA).
+    """mean over rays of sum_i w_i (t_i - d)^2 / (O radius^2), with d = sum_i w_i t_i / O the ray's depth (HiFA).
 
-    Only rays with opacity O above ``min_opacity`` count: on the others the depth means little.
+    In units of the ball's radius, so that a weight means the same in scenes of any size. Only rays with opacity O above
+    ``min_opacity`` count: on the others the depth means little.
     """
 
     @dataclass
@@ -34,10 +35,11 @@ class ZVariance(Loss):
         self.min_opacity = config.min_opacity
 
     def __call__(self, render: Render, geometry: Geometry, step: int, rng: Rng) -> Tensor:
-        """The mean over the rays that count, in squared scene units.
+        """The mean over the rays that count, in units of the squared radius.
 
         Raises:
             ValueError: A render without ``depth_variance``.
         """
         counted = render.opacity > self.min_opacity
-        return (render.get("depth_variance") * counted).sum() / counted.sum().clamp_min(1)
+        total = (render.get("depth_variance") * counted).sum()
+        return total / (geometry.radius**2 * counted.sum().clamp_min(1))

@@ -35,6 +35,8 @@ class Latent(Material):
     W and b start as the least-squares fit of smooth random pictures to the latents that the prior gives them.
     """
 
+    free_options = frozenset({"output"})
+
     @dataclass
     class Config(Material.Config):
         """Options of latent renders."""

@@ -43,6 +43,8 @@ class PBR(Material):
     normal: n = normalize(normal + strength tanh(o)), in the world's axes.
     """
 
+    free_options = frozenset({"random_rotation", "learned"})
+
     @dataclass
     class Config(Material.Config):
         """Options of the physically based material."""
@@ -56,7 +58,7 @@ class PBR(Material):
             0.0, "Greatest offset of the unit normal along each axis; 0 keeps the geometry's normals.", ge=0, le=1
         )
         environment_map: str | None = option(
-            None, "Equirectangular .hdr or 8-bit image, centre towards +x; null is a built-in studio."
+            None, "Equirectangular .hdr or 8-bit image, centre towards +x; null is a built-in studio.", file=True
         )
         environment_resolution: int = option(
             64, "Rows of the map that lights the object; 16 to 32 suit a learned one.", ge=8, le=128

@@ -32,6 +32,8 @@ class SphericalHarmonics(Material):
         active_degree: Degrees above are left out.
     """
 
+    free_options = frozenset({"degree_every"})
+
     @dataclass
     class Config(Material.Config):
         """Options of spherical harmonics."""

@@ -71,7 +71,7 @@ def sample_grid(shape: Shape, resolution: int, *, chunk: int = 131072, progress:
     return DensityGrid(values=values, radius=radius, spacing=spacing, low=low, high=high)
 
 
-def automatic_threshold(grid: DensityGrid, levels: int = 48) -> float:
+def automatic_threshold(grid: DensityGrid, levels: int = 48, *, setting: str = THRESHOLD_SETTING) -> float:
     """The density whose iso-surface lies where the renderer shows the surface.
 
     Parallel rays look at the grid from its six sides. A ray shows a surface at the depth where its opacity
@@ -91,8 +91,8 @@ def automatic_threshold(grid: DensityGrid, levels: int = 48) -> float:
     opacity = 1.0 - math.exp(-grid.spacing * max(float(side.sum(axis=1).max()) for side in sides))
     if opacity < 0.05:
         raise ValueError(
-            f"no surface to export: densities lie in [{grid.low:.4g}, {grid.high:.4g}] and no ray through the field "
-            f"is more than {100 * opacity:.2g} % opaque; train longer, or set {THRESHOLD_SETTING} to a number "
+            f"no surface: densities lie in [{grid.low:.4g}, {grid.high:.4g}] and no ray through the field "
+            f"is more than {100 * opacity:.2g} % opaque; train longer, or set {setting} to a number "
             "in that range"
         )
     half = -math.log(1.0 - 0.5 * opacity) / grid.spacing
@@ -131,6 +131,7 @@ def extract_surface(
     fill_cavities: bool = True,
     refine_steps: int = 4,
     chunk: int = 131072,
+    setting: str = THRESHOLD_SETTING,
 ) -> Mesh:
     """Marching cubes on the grid, then bisection along the grid edges with fresh densities.
 
@@ -141,16 +142,17 @@ def extract_surface(
         fill_cavities: Count empty space that is not connected to the outside as solid.
         refine_steps: Halvings of the interval that holds each vertex; a steep density otherwise gives stair steps.
         chunk: Points per query.
+        setting: The key that sets the threshold, for messages.
 
     Raises:
         ValueError: The threshold is not positive or lies above the densities seen.
     """
     if not threshold > 0:
-        raise ValueError(f"{THRESHOLD_SETTING} must be positive, got {threshold}")
+        raise ValueError(f"{setting} must be positive, got {threshold}")
     level = _level(grid, threshold)
     if not (level > 0).any():
         raise ValueError(
-            f"no surface to export: {THRESHOLD_SETTING} is {threshold:.4g} but densities lie in "
+            f"no surface: {setting} is {threshold:.4g} but densities lie in "
             f"[{grid.low:.4g}, {grid.high:.4g}]; set it to a number in that range or to auto"
         )
     if fill_cavities:
@@ -192,6 +194,7 @@ def find_surface(
     fill_cavities: bool = True,
     refine_steps: int = 4,
     chunk: int = 131072,
+    setting: str = THRESHOLD_SETTING,
     progress: Progress | None = None,
 ) -> FoundSurface:
     """The shape's own surface, or else that of its density.
@@ -200,7 +203,7 @@ def find_surface(
         shape: What to look at.
         resolution: Density samples along each side of the cube around the ball.
         threshold: Density of the iso-surface; where not given that of the shape, or else the automatic one.
-        fill_cavities, refine_steps, chunk: See :func:`extract_surface`.
+        fill_cavities, refine_steps, chunk, setting: See :func:`extract_surface`.
         progress: Fraction of the densities known.
 
     Raises:
@@ -209,12 +212,14 @@ def find_surface(
     own = shape.surface()
     if own is not None:
         if len(own.faces) == 0:
-            raise ValueError("no surface to export: the mesh has no faces; train longer or start from another shape")
+            raise ValueError("no surface: the mesh has no faces; train longer or start from another shape")
         return FoundSurface(own)
     grid = sample_grid(shape, resolution, chunk=chunk, progress=progress)
     level = threshold if threshold is not None else shape.iso_level
-    level = automatic_threshold(grid) if level is None else level
-    mesh = extract_surface(shape, grid, level, fill_cavities=fill_cavities, refine_steps=refine_steps, chunk=chunk)
+    level = automatic_threshold(grid, setting=setting) if level is None else level
+    mesh = extract_surface(
+        shape, grid, level, fill_cavities=fill_cavities, refine_steps=refine_steps, chunk=chunk, setting=setting
+    )
     return FoundSurface(mesh, level, (grid.low, grid.high), grid.opacity, grid.spacing)
 
 

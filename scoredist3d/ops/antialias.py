@@ -40,17 +40,15 @@ class EdgeTopology:
 
 def mesh_edges(faces: Tensor) -> EdgeTopology:
     """Pair the half-edges of ``faces`` (F, 3)."""
-    ends = torch.stack((faces.roll(-1, 1), faces.roll(-2, 1)), dim=-1).reshape(-1, 2).long()
-    low, high = ends.amin(dim=1), ends.amax(dim=1)
-    across = torch.full_like(low, -1)
-    if len(ends) > 1:
-        order = (low * (high.max() + 1) + high).argsort(stable=True)
-        key = (low * (high.max() + 1) + high)[order]
-        same = key[1:] == key[:-1]  # (3F - 1,)
-        closed = torch.nn.functional.pad(same, (1, 1))
-        pair = (same & ~closed[:-2] & ~closed[2:]).nonzero()[:, 0]
-        across[order[pair]], across[order[pair + 1]] = order[pair + 1], order[pair]
-    return EdgeTopology(across.reshape(-1, 3).to(torch.int32))
+    # Half-edges of the same two vertices have the same key and become neighbours by sorting; nothing here depends on
+    # how many there are, so that a GPU need not be waited for.
+    first, second = faces.roll(-1, 1).reshape(-1).long(), faces.roll(-2, 1).reshape(-1).long()
+    key, order = ((torch.minimum(first, second) << 32) | torch.maximum(first, second)).sort()
+    same = torch.nn.functional.pad(key[1:] == key[:-1], (2, 2))  # place p is like p + 1: same[p + 2]
+    with_next = same[2:-1] & ~same[1:-2] & ~same[3:] if len(key) else same[:0]
+    partner = torch.where(with_next, order.roll(-1), torch.where(with_next.roll(1), order.roll(1), -1))
+    across = torch.empty(faces.shape, dtype=torch.int32, device=faces.device)
+    return EdgeTopology(across.view(-1).scatter_(0, order, partner.int()).view(faces.shape))
 
 
 def antialias(
@@ -70,7 +68,8 @@ def antialias(
         clip: (B, V, 4), the clip-space vertices that were rasterised.
         faces: (F, 3), the faces that were rasterised; vertices doubled at texture seams would look like open edges.
         topology: ``mesh_edges(faces)``, computed here if not given.
-        backend: auto, torch, native (CPU) or triton (CUDA) for finding the silhouettes.
+        backend: auto, torch, native (CPU) or triton (CUDA); with triton it is differentiable once, else any number of
+            times.
 
     Returns:
         (B, H, W, C).
@@ -89,6 +88,11 @@ def antialias(
             " compute it anew with mesh_edges(faces)"
         )
     name = backends.choose("antialias", backend, clip.device, BACKENDS, clip.dtype)
+    if name == "triton":
+        from scoredist3d.ops import antialias_triton
+
+        found = (fragments.triangle, fragments.depth)
+        return antialias_triton.antialias(image.float(), clip, faces, topology.across, *found).to(image.dtype)
     with torch.no_grad():
         codes = kernels(name).silhouettes(clip, faces, topology.across, fragments.triangle, fragments.depth)
     return _blend(image, _crossings(codes, clip, faces))

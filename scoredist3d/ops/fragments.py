@@ -12,7 +12,10 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from scoredist3d.ops import backends
 from scoredist3d.ops.rows import gather_rows
+
+BACKENDS = ("torch", "native", "triton")
 
 
 @dataclass(frozen=True)
@@ -62,12 +65,18 @@ def shade_hits(clip: Tensor, faces: Tensor, triangle: Tensor, *, backend: str = 
         clip: (B, V, 4).
         faces: (F, 3).
         triangle: (B, H, W) int32, index + 1 or 0.
-        backend: For the gradient's scatter: auto, torch or native.
+        backend: auto, torch (any order of derivatives), native (the gradient's scatter in C) or triton (two kernels,
+            differentiable once).
     """
+    name = backends.choose("shading", backend, clip.device, BACKENDS, clip.dtype)
+    if name == "triton":
+        from scoredist3d.ops import fragments_triton
+
+        return Fragments(triangle, *fragments_triton.shade(clip, faces, triangle))
     found = Fragments(triangle, clip.new_empty(0), clip.new_empty(0))
     pixels = found.hit_pixels
     index = faces.long()[found.hit_triangles] + (found.hit_images * clip.shape[1])[:, None]
-    corners = gather_rows(clip.reshape(-1, 4), index, backend=backend)  # (P, 3, 4)
+    corners = gather_rows(clip.reshape(-1, 4), index, backend=name)  # (P, 3, 4)
     x, y = pixel_centres(pixels, triangle.shape[1], triangle.shape[2], clip.dtype)
     px, py, z, w = corners.permute(2, 1, 0).contiguous()  # (3, P) each, long rows for speed
     px, py = px - x * w, py - y * w

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from scoredist3d.ops import backends
 from scoredist3d.ops.antialias import EdgeTopology, antialias, mesh_edges
+from scoredist3d.ops.fragments import BACKENDS as FRAGMENT_BACKENDS
 from scoredist3d.ops.fragments import Fragments, put_rows, shade_hits
 from scoredist3d.ops.raster_backends import BACKENDS, kernels, prepared_faces
 from scoredist3d.ops.rows import blend_rows, gather_rows
@@ -32,7 +33,8 @@ def rasterize(clip: Tensor, faces: Tensor, height: int, width: int, *, backend: 
         clip: (B, V, 4), OpenGL clip space: y up, visible z in [-w, w].
         faces: (F, 3), integer.
         height, width: Pixels.
-        backend: auto, torch, native (CPU), triton or nvdiffrast (CUDA); all but the last find exactly the same.
+        backend: auto, torch, native (CPU), triton or nvdiffrast (CUDA); all but the last find exactly the same. On
+            CUDA auto takes triton; nvdiffrast finds the triangles alone, and the rest is then auto's.
 
     Raises:
         ValueError: On a wrong shape, an index without a vertex (checked on the CPU), or a backend that cannot be used.
@@ -43,7 +45,7 @@ def rasterize(clip: Tensor, faces: Tensor, height: int, width: int, *, backend: 
     name = backends.choose("rasterize", backend, clip.device, (*BACKENDS, "nvdiffrast"), clip.dtype)
     with torch.no_grad():
         triangle = kernels(name).visible_triangles(clip, faces, height, width)
-    return shade_hits(clip, faces, triangle, backend="torch" if name == "torch" else "auto")
+    return shade_hits(clip, faces, triangle, backend="auto" if name == "nvdiffrast" else name)
 
 
 def interpolate(
@@ -63,7 +65,7 @@ def interpolate(
         fragments: What was rasterised.
         faces: (F, 3), the rasterised faces.
         attribute_faces: (F, 3), each corner's row of ``attributes`` where that is not its vertex (texture coordinates).
-        backend: auto, torch or native (CPU).
+        backend: auto, torch, native (CPU) or triton (CUDA); all but torch are differentiable once.
 
     Returns:
         (B, H, W, C).
@@ -78,11 +80,17 @@ def interpolate(
     if attributes.ndim not in (2, 3) or (attributes.ndim == 3 and attributes.shape[0] != batch):
         shape = tuple(attributes.shape)
         raise ValueError(f"interpolate: attributes must be (V, C) or ({batch}, V, C), got {shape}")
+    name = backends.choose("interpolation", backend, attributes.device, FRAGMENT_BACKENDS, attributes.dtype)
+    if name == "triton":
+        from scoredist3d.ops import fragments_triton
+
+        weights = fragments.barycentric.to(attributes.dtype)
+        return fragments_triton.interpolate(attributes, weights, fragments.triangle, corners)
     index = corners.long()[fragments.hit_triangles]
     if attributes.ndim == 3:
         index = index + (fragments.hit_images * attributes.shape[1])[:, None]
     uv = gather_rows(fragments.barycentric.reshape(-1, 2), fragments.hit_pixels)
     weights = torch.cat((uv, 1 - uv.sum(dim=1, keepdim=True)), dim=1).to(attributes.dtype)
-    rows = blend_rows(attributes.reshape(-1, attributes.shape[-1]), index, weights, backend=backend)
+    rows = blend_rows(attributes.reshape(-1, attributes.shape[-1]), index, weights, backend=name)
     shape = (*fragments.triangle.shape, attributes.shape[-1])
     return put_rows(rows, fragments.hit_pixels, fragments.triangle.numel()).reshape(shape)

@@ -24,14 +24,14 @@ def blend_rows(table: Tensor, index: Tensor, weights: Tensor, *, backend: str = 
     Args:
         table: (R, C).
         index: (N, K) int64 in [0, R); not checked.
-        weights: (N, K), in the table's dtype.
+        weights: (N, K), cast to the table's dtype.
         backend: auto, torch or native (CPU).
 
     Returns:
         (N, C).
     """
     if backends.choose("row blending", backend, table.device, BACKENDS, table.dtype) == "native":
-        return _Blend.apply(table, index.contiguous(), weights)
+        return _Blend.apply(table, index.contiguous(), weights.to(table.dtype))
     return (gather_rows(table, index, backend="torch") * weights[..., None]).sum(dim=1)
 
 

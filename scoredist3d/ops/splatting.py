@@ -14,25 +14,22 @@ The constants, the same in every backend, are gsplat's. Splitting the two steps 
 
 from __future__ import annotations
 
-import importlib
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from types import ModuleType
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from scoredist3d.ops import backends
-from scoredist3d.ops.splatting_tiles import REACH, Scene, TileLists, assign_tiles
+from scoredist3d.ops.splatting_tiles import FRUSTUM_MARGIN, REACH, Scene, TileLists, assign_tiles
 from scoredist3d.ops.splatting_torch import composite as composite_in_torch
+
+logger = logging.getLogger("scoredist3d")
 
 BACKENDS = ("torch", "native", "triton", "gsplat")
 MAX_CHANNELS = 63  # with the depth 64: what a tile of the C kernel keeps on its stack
-# The Jacobian is taken at most so far out, in half fields of view: beyond, the linear perspective blows up.
-_FRUSTUM_MARGIN = 1.3
 
 
 @dataclass(frozen=True)
@@ -92,11 +89,12 @@ def project(
     near: float = 0.01,
     dilation: float = 0.3,
     antialiased: bool = False,
+    backend: str = "auto",
 ) -> Projected:
     """Project 3D Gaussians to the image planes of OpenGL cameras (x right, y up, looking along -z).
 
-    Differentiable in everything but the image's size. Gaussians that are not visible have finite values that no image
-    shows; a Gaussian that is not finite is not visible.
+    Differentiable in everything but the image's size (Triton's kernels: once). Gaussians that are not visible have
+    finite values that no image shows; a Gaussian that is not finite is not visible.
 
     Args:
         means: (N, 3), world.
@@ -110,38 +108,25 @@ def project(
         dilation: Added to the variance of each Gaussian in the image, square pixels: the pixel's own footprint.
         antialiased: Give the ``compensation`` sqrt(det cov / det dilated) of Mip-Splatting (Yu et al. 2023,
             https://arxiv.org/abs/2311.16493) with the means, by which ``splat`` multiplies the opacities.
+        backend: As for ``splat``. One Triton kernel for triton and gsplat, where Triton is installed and neither
+            ``w2c`` nor ``focal`` wants a gradient; else torch.
 
     Raises:
-        ValueError: On a wrong shape, size, ``near`` or ``dilation``.
+        ValueError: On a wrong shape, size, ``near`` or ``dilation``, or a backend that cannot be used.
     """
     _check_gaussians(means, scales, quaternions, w2c, focal)
     if not near > 0 or not dilation >= 0:
         raise ValueError(f"splatting: near must be > 0 and dilation >= 0, got {near} and {dilation}")
     _check_size(height, width)
-    rotation, translation = w2c[:, :3, :3], w2c[:, :3, 3:]
-    local = rotation @ means.t() + translation  # (B, 3, N)
-    batch, count = len(w2c), len(means)
-    axes = (rotation @ _axes(scales, quaternions).view(3, 3 * count)).view(batch, 3, 3, count)
-    depth = -local[:, 2]
-    front = depth > near
-    z = torch.where(front, depth, 1.0)
-    slope = local[:, :2] / z[:, None]
-    f = focal[:, None, None]
-    size = slope.new_tensor([width, height])[:, None]
-    limit = _FRUSTUM_MARGIN * 0.5 * size / f
-    jacobian = torch.minimum(torch.maximum(slope, -limit), limit)
-    # Rows of J W axes, that is, the Gaussian's axes in the image; the second row's sign is that of the image's y.
-    along = f[..., None] / z[:, None, None] * (axes[:, :2] + jacobian[:, :, None] * axes[:, 2:])
-    conics, variance, compensation = _conics(along[:, 0], -along[:, 1], dilation, antialiased)
-    centre = f * slope * slope.new_tensor([1.0, -1.0])[:, None] + 0.5 * size
-    means2d = centre.transpose(1, 2)
-    with torch.no_grad():
-        radius = REACH * _longest(variance).sqrt()
-        reach = REACH * variance[..., :2].sqrt()
-        inside = ((means2d + reach > 0) & (means2d - reach < size[:, 0])).all(dim=-1)
-        visible = front & inside & conics.isfinite().all(dim=-1)
-        radius = torch.where(visible, radius, 0.0)
-    return Projected(means2d, conics, depth, radius, reach / REACH, visible, compensation)
+    name = backends.choose("splatting", backend, means.device, BACKENDS, means.dtype)
+    moving_camera = torch.is_grad_enabled() and (w2c.requires_grad or focal.requires_grad)
+    if _takes_triton(name) and not moving_camera:
+        from scoredist3d.ops.splatting_project_triton import View
+        from scoredist3d.ops.splatting_project_triton import project as project_in_triton
+
+        view = View(height, width, near, dilation, antialiased)
+        return Projected(*project_in_triton(means, scales, quaternions, w2c, focal, view))
+    return _project_in_torch(means, scales, quaternions, w2c, focal, (height, width), near, dilation, antialiased)
 
 
 def splat(
@@ -158,7 +143,8 @@ def splat(
         opacities: (N,), in [0, 1].
         height: Pixels.
         width: Pixels.
-        backend: auto, torch, native (CPU), triton or gsplat (CUDA).
+        backend: auto, torch, native (CPU), triton or gsplat (CUDA). auto never takes gsplat, whose kernels are compiled
+            on the user's machine at first use.
 
     Raises:
         ValueError: On a wrong shape, dtype or size, or a backend that cannot be used.
@@ -167,10 +153,19 @@ def splat(
     _check_size(height, width)
     batch, count = projected.depth.shape
     name = backends.choose("splatting", backend, colors.device, BACKENDS, colors.dtype)
+    if name == "triton":
+        from scoredist3d.ops.splatting_triton import splat as splat_in_triton
+
+        return Splats(*splat_in_triton(projected, colors, opacities, height, width))
     alphas = opacities.expand(batch, count)
     if projected.compensation is not None:
         alphas = alphas * projected.compensation
-    lists = assign_tiles(projected, alphas, height, width)
+    if _takes_triton(name):
+        from scoredist3d.ops.splatting_tiles_triton import scene_and_lists
+
+        _, lists = scene_and_lists(projected, colors, opacities, height, width)
+    else:
+        lists = assign_tiles(projected, alphas, height, width)
     features = torch.cat([colors.expand(batch, count, -1), projected.depth[..., None]], dim=-1)
     scene = Scene(
         projected.means2d.flatten(0, 1),
@@ -181,6 +176,49 @@ def splat(
     image, opacity = _compositor(name)(scene, lists)
     color, depth = image.split([colors.shape[-1], 1], dim=-1)
     return Splats(color, opacity[..., None], depth)
+
+
+def _takes_triton(name: str) -> bool:
+    """Whether the backend's projection and tile lists are Triton's; gsplat, from its package, only composites."""
+    return name == "triton" or (name == "gsplat" and backends.missing("triton") is None)
+
+
+def _project_in_torch(
+    means: Tensor,
+    scales: Tensor,
+    quaternions: Tensor,
+    w2c: Tensor,
+    focal: Tensor,
+    shape: tuple[int, int],
+    near: float,
+    dilation: float,
+    antialiased: bool,
+) -> Projected:
+    """The reference; ``shape`` is the image's height and width."""
+    rotation, translation = w2c[:, :3, :3], w2c[:, :3, 3:]
+    local = rotation @ means.t() + translation  # (B, 3, N)
+    batch, count = len(w2c), len(means)
+    axes = (rotation @ _axes(scales, quaternions).view(3, 3 * count)).view(batch, 3, 3, count)
+    depth = -local[:, 2]
+    front = depth > near
+    z = torch.where(front, depth, 1.0)
+    slope = local[:, :2] / z[:, None]
+    f = focal[:, None, None]
+    size = slope.new_tensor([shape[1], shape[0]])[:, None]
+    limit = FRUSTUM_MARGIN * 0.5 * size / f
+    jacobian = torch.minimum(torch.maximum(slope, -limit), limit)
+    # Rows of J W axes, that is, the Gaussian's axes in the image; the second row's sign is that of the image's y.
+    along = f[..., None] / z[:, None, None] * (axes[:, :2] + jacobian[:, :, None] * axes[:, 2:])
+    conics, variance, compensation = _conics(along[:, 0], -along[:, 1], dilation, antialiased)
+    centre = f * slope * slope.new_tensor([1.0, -1.0])[:, None] + 0.5 * size
+    means2d = centre.transpose(1, 2)
+    with torch.no_grad():
+        radius = REACH * _longest(variance).sqrt()
+        reach = REACH * variance[..., :2].sqrt()
+        inside = ((means2d + reach > 0) & (means2d - reach < size[:, 0])).all(dim=-1)
+        visible = front & inside & conics.isfinite().all(dim=-1)
+        radius = torch.where(visible, radius, 0.0)
+    return Projected(means2d, conics, depth, radius, reach / REACH, visible, compensation)
 
 
 def _axes(scales: Tensor, quaternions: Tensor) -> Tensor:
@@ -255,49 +293,16 @@ def _check_splat(projected: Projected, colors: Tensor, opacities: Tensor) -> Non
             )
 
 
+@cache
 def _compositor(name: str) -> Callable[[Scene, TileLists], tuple[Tensor, Tensor]]:
     """What makes an image (B, H, W, K) and an opacity (B, H, W) of a scene."""
-    if name == "torch":
-        return composite_in_torch
     if name == "gsplat":
-        from scoredist3d.ops.splatting_gsplat import composite
+        logger.info("splatting: gsplat compiles its kernels at first use, which takes a few minutes")
+        from scoredist3d.ops import splatting_gsplat
 
-        return composite
-    kernels = _kernels(name)
-    return lambda scene, lists: _Composite.apply(
-        scene.means, scene.conics, scene.features, scene.opacities, lists, kernels
-    )
+        return splatting_gsplat.composite
+    if name == "native":
+        from scoredist3d.ops import splatting_native
 
-
-@cache
-def _kernels(name: str) -> ModuleType:
-    """The module with ``composite`` and ``composite_gradient`` of a backend."""
-    return importlib.import_module(f"scoredist3d.ops.splatting_{name}")
-
-
-class _Composite(torch.autograd.Function):
-    """(image, opacity) of (means, conics, features, opacities)."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        means: Tensor,
-        conics: Tensor,
-        features: Tensor,
-        opacities: Tensor,
-        lists: TileLists,
-        kernels: ModuleType,
-    ) -> tuple[Tensor, Tensor]:
-        scene = Scene(means.contiguous(), conics.contiguous(), features.contiguous(), opacities.contiguous())
-        image, transmittance, last = kernels.composite(scene, lists)
-        ctx.save_for_backward(scene.means, scene.conics, scene.features, scene.opacities, transmittance, last)
-        ctx.lists, ctx.kernels = lists, kernels
-        return image, 1 - transmittance
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, of_image: Tensor, of_opacity: Tensor) -> tuple[Tensor | None, ...]:
-        *tensors, transmittance, last = ctx.saved_tensors
-        upstream = (of_image.contiguous(), of_opacity.contiguous())
-        found = ctx.kernels.composite_gradient(Scene(*tensors), ctx.lists, transmittance, last, *upstream)
-        return found.means, found.conics, found.features, found.opacities, None, None
+        return splatting_native.composite
+    return composite_in_torch

@@ -22,8 +22,9 @@ MIN_ALPHA = 1 / 255  # less is not seen and is skipped
 MIN_TRANSMITTANCE = 1e-4  # the Gaussian that would leave no more than this, and all behind it, are not drawn
 # A Gaussian of opacity 1 falls to MIN_ALPHA at so many standard deviations.
 REACH = math.sqrt(-2 * math.log(MIN_ALPHA))
-
-
+REACH_SLACK = 1e-5  # added to the square of a reach, so that its rounding loses no pixel
+# The Jacobian is taken at most so far out, in half fields of view: beyond, the linear perspective blows up.
+FRUSTUM_MARGIN = 1.3
 MOMENTS = 6  # columns of a kernel's gradient before the features: mean x, y, conic xx, xy, yy, opacity
 
 
@@ -56,9 +57,7 @@ class TileLists:
         gaussians: (P,) int64, each entry's Gaussian in [0, M).
         rows: (P,) int64, each entry's row.
         offsets: (T + 1,) int64, first entry of each tile; the tiles of the first image row by row, of the second, ...
-        order: (M,) int64, Gaussians from the nearest.
-        row_offsets: (M + 1,) int64, the rows of Gaussian ``order[j]`` are from ``row_offsets[j]`` to
-            ``row_offsets[j + 1]``.
+        row_offsets: (M + 1,) int64, the rows of Gaussian j are from ``row_offsets[j]`` to ``row_offsets[j + 1]``.
         batch: B, images.
         height, width: pixels.
     """
@@ -66,7 +65,6 @@ class TileLists:
     gaussians: Tensor
     rows: Tensor
     offsets: Tensor
-    order: Tensor
     row_offsets: Tensor
     batch: int
     height: int
@@ -79,11 +77,6 @@ class TileLists:
 
     def __len__(self) -> int:
         return self.gaussians.shape[0]
-
-
-def by_input(gradient: Tensor) -> Scene:
-    """A kernel's gradient (M, 6 + K), by input."""
-    return Scene(gradient[:, :2], gradient[:, 2:5], gradient[:, MOMENTS:], gradient[:, 5])
 
 
 @torch.no_grad()
@@ -99,26 +92,29 @@ def assign_tiles(projected: Projected, opacities: Tensor, height: int, width: in
     order = torch.sort(projected.depth.reshape(-1), stable=True).indices
     low, spans = low.reshape(-1, 2)[order], (high - low).reshape(-1, 2)[order]
     counts = spans[:, 0] * spans[:, 1]
-    row_offsets = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
-    total = int(row_offsets[-1])
+    begin = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
+    total = int(begin[-1])
     owner = torch.repeat_interleave(counts, output_size=total)
-    step = torch.arange(total, device=owner.device) - row_offsets[owner]
+    step = torch.arange(total, device=owner.device) - begin[owner]
     row = torch.div(step, spans[:, 0][owner], rounding_mode="floor")
     first_tile = (torch.div(order, max(count, 1), rounding_mode="floor") * down + low[:, 1]) * across + low[:, 0]
     tile = first_tile[owner] + row * across + (step - row * spans[:, 0][owner])
     # Stable, and the Gaussians already come by depth: sorted by (tile, depth).
-    tile, rows = torch.sort(tile.to(torch.int32), stable=True)
+    tile, entry = torch.sort(tile.to(torch.int32), stable=True)
     edges = torch.arange(batch * down * across + 1, device=tile.device, dtype=torch.int32)
-    return TileLists(
-        order[owner[rows]], rows, torch.searchsorted(tile, edges), order, row_offsets, batch, height, width
-    )
+    gaussians = order[owner[entry]]
+    # Rows go by the Gaussians' numbers, not by depth.
+    row_offsets = torch.nn.functional.pad(torch.empty_like(counts).index_copy(0, order, counts).cumsum(0), (1, 0))
+    shift = torch.empty_like(counts).index_copy(0, order, row_offsets[order] - begin[:-1])
+    rows = entry + shift[gaussians]
+    return TileLists(gaussians, rows, torch.searchsorted(tile, edges), row_offsets, batch, height, width)
 
 
 def _tile_ranges(projected: Projected, opacities: Tensor, tiles: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """First tile and one past the last (B, N, 2), as (across, down); equal where the Gaussian is not seen."""
     # Standard deviations to where alpha falls to MIN_ALPHA; a little more, so that rounding loses no pixel.
-    reach = (2 * (opacities / MIN_ALPHA).log()).clamp(min=0).sqrt()
-    half = (projected.deviations * reach[..., None]) * 1.001 + 0.001
+    reach = ((2 * (opacities / MIN_ALPHA).log()).clamp(min=0) + REACH_SLACK).sqrt() * 1.001
+    half = projected.deviations * reach[..., None] + 0.001
     seen = projected.visible & (opacities >= MIN_ALPHA)
     limit = torch.tensor(tiles, device=opacities.device)
     # A pixel's centre lies at + 0.5, so pixel p is covered from p + 0.5 >= mean - half to p + 0.5 <= mean + half.

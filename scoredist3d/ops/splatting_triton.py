@@ -1,21 +1,24 @@
-"""Splatting kernels in Triton: CUDA, float32 (also in Triton's interpreter, for the tests).
+"""Compositing of Gaussians in Triton: CUDA, float32 (also in Triton's interpreter, for the tests).
 
-One program composites a tile, Gaussian by Gaussian. The gradient takes several Gaussians at once, the transmittance by
-a scan along them, so that sums over the pixels are shared; it writes a row per entry and then sums a Gaussian's rows in
-their order: no atomics, the same bits every time. Loops over a list are ``while`` loops because Triton's interpreter
-cannot take a tensor as the bound of ``range`` with numpy 2.4.
+One autograd function takes the projected Gaussians to the images: with some ten thousand Gaussians a launch costs more
+than the work in it, so there are few. One program composites a tile, Gaussian by Gaussian. The gradient takes several
+Gaussians at once, the transmittance by a scan along them, so that sums over the pixels are shared; it writes a row per
+entry and then sums a Gaussian's rows in their order, and over the cameras what these share: no atomics, the same bits
+every time. Loops over a list are ``while`` loops because Triton's interpreter cannot take a tensor as the bound of
+``range`` with numpy 2.4.
 """
 
 # mypy: disallow-untyped-defs=False, check-untyped-defs=False
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from scoredist3d.ops.splatting_tiles import (
     MAX_ALPHA,
@@ -24,9 +27,11 @@ from scoredist3d.ops.splatting_tiles import (
     MOMENTS,
     TILE,
     Scene,
-    TileLists,
-    by_input,
 )
+from scoredist3d.ops.splatting_tiles_triton import launch, scene_and_lists
+
+if TYPE_CHECKING:
+    from scoredist3d.ops.splatting import Projected
 
 # Gaussians of the list handled at a time, forward and backward. From trials on an H100.
 _CHUNK, _GRADIENT_CHUNK = 4, 8
@@ -35,7 +40,7 @@ _BLOCK = 128  # Gaussians whose rows a program sums
 _CONSTANTS = {"TILE": TILE, "MAX_ALPHA": MAX_ALPHA, "MIN_ALPHA": MIN_ALPHA}
 _FORWARD = {**_CONSTANTS, "CHUNK": _CHUNK, "MIN_TRANSMITTANCE": MIN_TRANSMITTANCE, "CHANNELS": _CHANNELS}
 _BACKWARD = {**_CONSTANTS, "CHUNK": _GRADIENT_CHUNK, "MOMENTS": MOMENTS}
-_OPTIONS = {"num_warps": 4}
+_SUM = {"BLOCK": _BLOCK, "MOMENTS": MOMENTS}
 
 
 @triton.jit
@@ -75,9 +80,16 @@ def _feature(features, index, channel, channels, mask):
 
 
 @triton.jit
+def _store_channel(color_image, depth_image, pixel, channel, channels, value, valid):
+    """The last channel is the depth."""
+    tl.store(color_image + pixel * (channels - 1) + channel, value, mask=valid & (channel < channels - 1))
+    tl.store(depth_image + pixel, value, mask=valid & (channel == channels - 1))
+
+
+@triton.jit
 def _composite_kernel(
-    means, conics, features, opacities, gaussians, offsets, image, transmittance, last,
-    height, width, down, across, channels,
+    means, conics, features, opacities, gaussians, offsets, color_image, opacity_image, depth_image, transmittance,
+    last, height, width, down, across, channels,
     TILE: tl.constexpr, CHUNK: tl.constexpr, MAX_ALPHA: tl.constexpr, MIN_ALPHA: tl.constexpr,
     MIN_TRANSMITTANCE: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
@@ -111,20 +123,20 @@ def _composite_kernel(
             c2 += weight * _feature(features, index, channel + 2, channels, inside)
             c3 += weight * _feature(features, index, channel + 3, channels, inside)
         start = tl.where(tl.max(live.to(tl.int32), axis=0) > 0, start + CHUNK, count)
-    target = image + pixel * channels + channel
-    tl.store(target, c0, mask=valid & (channel < channels))
-    tl.store(target + 1, c1, mask=valid & (channel + 1 < channels))
-    tl.store(target + 2, c2, mask=valid & (channel + 2 < channels))
-    tl.store(target + 3, c3, mask=valid & (channel + 3 < channels))
+    _store_channel(color_image, depth_image, pixel, channel, channels, c0, valid)
+    _store_channel(color_image, depth_image, pixel, channel + 1, channels, c1, valid)
+    _store_channel(color_image, depth_image, pixel, channel + 2, channels, c2, valid)
+    _store_channel(color_image, depth_image, pixel, channel + 3, channels, c3, valid)
     if channel == 0:
+        tl.store(opacity_image + pixel, 1.0 - light, mask=valid)
         tl.store(transmittance + pixel, light, mask=valid)
         tl.store(last + pixel, drawn_last, mask=valid)
 
 
 @triton.jit
 def _entry_gradient_kernel(
-    means, conics, features, opacities, gaussians, rows, offsets, transmittance, last, of_image, of_opacity, out,
-    height, width, down, across, channels,
+    means, conics, features, opacities, gaussians, rows, offsets, transmittance, last, of_color, of_opacity, of_depth,
+    out, height, width, down, across, channels,
     TILE: tl.constexpr, CHUNK: tl.constexpr, MAX_ALPHA: tl.constexpr, MIN_ALPHA: tl.constexpr,
     MOMENTS: tl.constexpr,
 ):  # fmt: skip
@@ -135,6 +147,7 @@ def _entry_gradient_kernel(
     light = tl.load(transmittance + pixel, mask=valid, other=1.0)  # what is left behind the chunk
     drawn_last = tl.load(last + pixel, mask=valid, other=0)
     by_opacity = tl.load(of_opacity + pixel, mask=valid, other=0.0)
+    by_depth = tl.load(of_depth + pixel, mask=valid, other=0.0)
     behind = tl.zeros((TILE * TILE,), dtype=tl.float32)  # sum of weight times value behind the chunk
     count = tl.max(drawn_last, axis=0)
     start = (count + CHUNK - 1) // CHUNK * CHUNK - CHUNK
@@ -152,11 +165,13 @@ def _entry_gradient_kernel(
         before = light[:, None] * passed / (1.0 - alpha)
         weights = alpha * before
         row = out + tl.load(rows + first + position, mask=mask, other=0) * (MOMENTS + channels)
-        value = tl.zeros((TILE * TILE, CHUNK), dtype=tl.float32) + by_opacity[:, None]
+        depth = tl.load(features + index * channels + channels - 1, mask=mask, other=0.0)
+        value = by_opacity[:, None] + depth[None, :] * by_depth[:, None]
+        tl.store(row + MOMENTS + channels - 1, tl.sum(weights * by_depth[:, None], axis=0), mask=mask)
         channel = 0
-        while channel < channels:
+        while channel < channels - 1:
             feature = tl.load(features + index * channels + channel, mask=mask, other=0.0)
-            upstream = tl.load(of_image + pixel * channels + channel, mask=valid, other=0.0)
+            upstream = tl.load(of_color + pixel * (channels - 1) + channel, mask=valid, other=0.0)
             value += feature[None, :] * upstream[:, None]
             tl.store(row + MOMENTS + channel, tl.sum(weights * upstream[:, None], axis=0), mask=mask)
             channel += 1
@@ -175,61 +190,106 @@ def _entry_gradient_kernel(
         start -= CHUNK
 
 
-@triton.jit
-def _sum_rows_kernel(rows, order, row_offsets, out, count, width, BLOCK: tl.constexpr):
-    """One column of the sums of BLOCK Gaussians' rows."""
-    j, column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), tl.program_id(1)
-    mask = j < count
-    row = tl.load(row_offsets + j, mask=mask, other=0)
-    end = tl.load(row_offsets + j + 1, mask=mask, other=0)
-    total = tl.zeros((BLOCK,), dtype=tl.float32)
-    left = tl.max(end - row, axis=0)
-    while left > 0:
-        total += tl.load(rows + row * width + column, mask=mask & (row < end), other=0.0)
-        row += 1
-        left -= 1
-    index = tl.load(order + j, mask=mask, other=0)
-    tl.store(out + index * width + column, total, mask=mask)
+@triton.jit(do_not_specialize=["count"])
+def _sum_rows_kernel(
+    rows, row_offsets, opacities, compensation,
+    by_means, by_conics, by_depths, by_compensation, by_opacities, by_colors, count, batch, channels,
+    BLOCK: tl.constexpr, MOMENTS: tl.constexpr, SHARED: tl.constexpr,
+):  # fmt: skip
+    """One column of the sums of BLOCK Gaussians' rows; opacities and SHARED colours are summed over the cameras too."""
+    n, column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), tl.program_id(1)
+    mask, width = n < count, MOMENTS + channels
+    colored = (column >= MOMENTS) & (column < width - 1)
+    everywhere = tl.zeros((BLOCK,), dtype=tl.float32)
+    camera = 0
+    while camera < batch:
+        g = n.to(tl.int64) + camera * count
+        row = tl.load(row_offsets + g, mask=mask, other=0)
+        end = tl.load(row_offsets + g + 1, mask=mask, other=0)
+        total = tl.zeros((BLOCK,), dtype=tl.float32)
+        left = tl.max(end - row, axis=0)
+        while left > 0:
+            total += tl.load(rows + row * width + column, mask=mask & (row < end), other=0.0)
+            row += 1
+            left -= 1
+        tl.store(by_means + g * 2 + column, total, mask=mask & (column < 2))
+        tl.store(by_conics + g * 3 + column - 2, total, mask=mask & (column >= 2) & (column < 5))
+        tl.store(by_depths + g, total, mask=mask & (column == width - 1))
+        if compensation is not None:  # noqa: SIM102 (known when compiled, and the other is not)
+            if column == MOMENTS - 1:
+                opacity = tl.load(opacities + n, mask=mask, other=0.0)
+                tl.store(by_compensation + g, total * opacity, mask=mask)
+                total *= tl.load(compensation + g, mask=mask, other=0.0)
+        if not SHARED:
+            tl.store(by_colors + g * (channels - 1) + column - MOMENTS, total, mask=mask & colored)
+        everywhere += total
+        camera += 1
+    tl.store(by_opacities + n, everywhere, mask=mask & (column == MOMENTS - 1))
+    if SHARED:
+        tl.store(by_colors + n * (channels - 1) + column - MOMENTS, everywhere, mask=mask & colored)
 
 
-def composite(scene: Scene, lists: TileLists) -> tuple[Tensor, Tensor, Tensor]:
-    """Image (B, H, W, K), transmittance left (B, H, W) and what the gradient asks for (B, H, W) int32."""
-    size, channels = (lists.batch, lists.height, lists.width), scene.features.shape[1]
-    image = scene.means.new_empty(*size, channels)
-    transmittance = scene.means.new_empty(size)
-    last = torch.empty(size, dtype=torch.int32, device=image.device)
-    down, across = lists.grid
-    grid = (lists.batch * down * across, triton.cdiv(channels, _CHANNELS))
-    arguments = (*_tensors(scene), lists.gaussians, lists.offsets, image, transmittance, last)
-    sizes = (lists.height, lists.width, down, across, channels)
-    _launch(_composite_kernel, grid, (*arguments, *sizes), _FORWARD)
-    return image, transmittance, last
+def splat(
+    projected: Projected, colors: Tensor, opacities: Tensor, height: int, width: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Colour, opacity and depth: see ``splatting.splat``."""
+    inputs = (projected.means2d, projected.conics, projected.depth, projected.compensation, colors, opacities)
+    color, opacity, depth = _Splat.apply(*inputs, projected, height, width)
+    return color, opacity, depth
 
 
-def composite_gradient(
-    scene: Scene, lists: TileLists, transmittance: Tensor, last: Tensor, of_image: Tensor, of_opacity: Tensor
-) -> Scene:
-    """Gradients of the scene of ``sum(of_image * image) + sum(of_opacity * (1 - transmittance))``."""
-    count, channels = scene.features.shape
-    width = MOMENTS + channels
-    entries = scene.means.new_zeros(len(lists), width)  # those behind the last Gaussian drawn stay zero
-    down, across = lists.grid
-    saved = (lists.gaussians, lists.rows, lists.offsets, transmittance, last, of_image, of_opacity)
-    sizes = (lists.height, lists.width, down, across, channels)
-    grid = (lists.batch * down * across,)
-    _launch(_entry_gradient_kernel, grid, (*_tensors(scene), *saved, entries, *sizes), _BACKWARD)
-    out = scene.means.new_empty(count, width)
-    arguments = (entries, lists.order, lists.row_offsets, out, count, width)
-    _launch(_sum_rows_kernel, (triton.cdiv(count, _BLOCK), width), arguments, {"BLOCK": _BLOCK})
-    return by_input(out)
+class _Splat(torch.autograd.Function):
+    """Images (color, opacity, depth) of (means2d, conics, depth, compensation, colors, opacities)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        means2d: Tensor,
+        conics: Tensor,
+        depths: Tensor,
+        compensation: Tensor | None,
+        colors: Tensor,
+        opacities: Tensor,
+        projected: Projected,
+        height: int,
+        width: int,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        scene, lists = scene_and_lists(projected, colors, opacities, height, width)
+        size, channels = (lists.batch, height, width), scene.features.shape[1]
+        color = means2d.new_empty(*size, channels - 1)
+        opacity, depth, transmittance = (means2d.new_empty(*size, 1) for _ in range(3))
+        last = torch.empty(size, dtype=torch.int32, device=color.device)
+        grid = (lists.batch * lists.grid[0] * lists.grid[1], triton.cdiv(channels, _CHANNELS))
+        outputs = (color, opacity, depth, transmittance, last)
+        sizes = (height, width, *lists.grid, channels)
+        launch(_composite_kernel, grid, (*_tensors(scene), lists.gaussians, lists.offsets, *outputs, *sizes), _FORWARD)
+        ctx.save_for_backward(*_tensors(scene), transmittance, last, compensation, opacities)
+        ctx.lists, ctx.colors_shape = lists, colors.shape
+        return color, opacity, depth
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_color: Tensor, of_opacity: Tensor, of_depth: Tensor) -> tuple[Tensor | None, ...]:
+        means, conics, features, alphas, transmittance, last, compensation, opacities = ctx.saved_tensors
+        lists = ctx.lists
+        channels, count = features.shape[1], opacities.shape[0]
+        entries = means.new_zeros(len(lists), MOMENTS + channels)  # those behind the last Gaussian drawn stay zero
+        saved = (lists.gaussians, lists.rows, lists.offsets, transmittance, last)
+        upstream = (of_color.contiguous(), of_opacity.contiguous(), of_depth.contiguous())
+        sizes = (lists.height, lists.width, *lists.grid, channels)
+        arguments = (means, conics, features, alphas, *saved, *upstream, entries, *sizes)
+        launch(_entry_gradient_kernel, (lists.batch * lists.grid[0] * lists.grid[1],), arguments, _BACKWARD)
+        by_depths = means.new_empty(lists.batch, count)
+        by_compensation = None if compensation is None else torch.empty_like(by_depths)
+        by_means, by_conics = by_depths.new_empty(*by_depths.shape, 2), by_depths.new_empty(*by_depths.shape, 3)
+        by_opacities, by_colors = means.new_empty(count), means.new_empty(ctx.colors_shape)
+        found = (by_means, by_conics, by_depths, by_compensation, by_opacities, by_colors)
+        factors = (opacities.contiguous(), None if compensation is None else compensation.contiguous())
+        arguments = (entries, lists.row_offsets, *factors, *found, count, lists.batch, channels)
+        grid = (triton.cdiv(count, _BLOCK), MOMENTS + channels)
+        launch(_sum_rows_kernel, grid, arguments, {**_SUM, "SHARED": by_colors.ndim == 2})
+        return by_means, by_conics, by_depths, by_compensation, by_colors, by_opacities, None, None, None
 
 
 def _tensors(scene: Scene) -> tuple[Tensor, ...]:
     return scene.means, scene.conics, scene.features, scene.opacities
-
-
-def _launch(kernel: Any, grid: tuple[int, ...], arguments: tuple, constants: dict[str, Any]) -> None:
-    if 0 in grid:
-        return
-    with torch.cuda.device_of(arguments[0]):
-        kernel[grid](*arguments, **constants, **_OPTIONS)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from scoredist3d.ops import backends
 from scoredist3d.ops.rows import blend_rows
 
+BACKENDS = ("torch", "native", "triton")
 FILTERS = ("linear", "nearest")
 WRAPS = ("repeat", "clamp")
 
@@ -24,7 +26,7 @@ def sample_texture(
         uv: (..., 2), or (B, ..., 2).
         filter: ``linear`` blends the four nearest texels, ``nearest`` takes one.
         wrap: Beyond [0, 1], ``repeat`` tiles the texture and ``clamp`` continues its border.
-        backend: auto, torch or native (CPU).
+        backend: auto, torch (any order of derivatives), native (CPU) or triton (CUDA), both differentiable once.
 
     Returns:
         (..., C).
@@ -41,11 +43,18 @@ def sample_texture(
         raise ValueError(f"sample_texture: uv must be (..., 2), got {tuple(uv.shape)}")
     height, width, channels = texture.shape[-3:]
     flat = uv.reshape(-1, 2).to(texture.dtype)
+    points = max(len(flat) // len(texture), 1) if texture.ndim == 4 else max(len(flat), 1)  # of each texture
+    name = backends.choose("texture lookup", backend, texture.device, BACKENDS, texture.dtype)
+    if name == "triton":
+        from scoredist3d.ops import texture_triton
+
+        values = texture_triton.sample(texture, flat, points, filter == "linear", wrap == "repeat")
+        return values.reshape(*uv.shape[:-1], channels)
     index, weights = _texels(flat[:, 0] * width, (1 - flat[:, 1]) * height, height, width, filter, wrap)
     if texture.ndim == 4:
-        image = torch.arange(len(flat), device=uv.device) // max(len(flat) // len(texture), 1)
+        image = torch.arange(len(flat), device=uv.device) // points
         index = index + (image * height * width)[:, None]
-    return blend_rows(texture.reshape(-1, channels), index, weights, backend=backend).reshape(*uv.shape[:-1], channels)
+    return blend_rows(texture.reshape(-1, channels), index, weights, backend=name).reshape(*uv.shape[:-1], channels)
 
 
 def _texels(x: Tensor, y: Tensor, height: int, width: int, filter: str, wrap: str) -> tuple[Tensor, Tensor]:

@@ -47,7 +47,8 @@ class GaussianSplatting(Renderer):
         dilation: float = option(0.3, "Variance of the pixel's own footprint, square pixels.", ge=0)
         near: float = option(0.05, "Gaussians nearer to the camera than this are not shown, scene units.", gt=0)
         backend: Literal["auto", "torch", "native", "triton", "gsplat"] = option(
-            "auto", "Implementation of the compositing."
+            "auto",
+            "Implementation of projection and compositing; gsplat needs its package and compiles it at first use.",
         )
 
     renders = GaussianCloud
@@ -112,6 +113,7 @@ class GaussianSplatting(Renderer):
             near=self.config.near,
             dilation=self.config.dilation,
             antialiased=self.config.antialiased,
+            backend=self.config.backend,
         )
         self.geometry.observe(projected, height, width)
         toward = F.normalize(gaussians.means - cameras.origins[:, None], dim=-1)  # (B, N, 3)

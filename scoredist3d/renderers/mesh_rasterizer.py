@@ -18,8 +18,8 @@ from scoredist3d.geometry.face_cache import FaceCache
 from scoredist3d.materials.base import Light, Material
 from scoredist3d.ops.fragments import Fragments
 from scoredist3d.ops.mesh_losses import face_normals, vertex_normals
-from scoredist3d.ops.rasterize import antialias, mesh_edges, rasterize
-from scoredist3d.ops.rows import blend_rows
+from scoredist3d.ops.rasterize import antialias, interpolate, mesh_edges, rasterize
+from scoredist3d.ops.rows import gather_rows
 from scoredist3d.registry import register
 from scoredist3d.renderers.base import NOTHING, Render, Renderer, over
 from scoredist3d.seeding import Rng
@@ -72,6 +72,11 @@ class MeshRasterizer(Renderer):
 
     def forward(self, cameras: Cameras, *, step: int, rng: Rng | None = None, needs: Set[str] = NOTHING) -> Render:
         """Render ``B`` images; without gradients a few images at a time, with the same result."""
+        # Positions in the image need more digits than autocast leaves.
+        with torch.autocast(cameras.c2w.device.type, enabled=False):
+            return self._render(cameras, step, rng, needs)
+
+    def _render(self, cameras: Cameras, step: int, rng: Rng | None, needs: Set[str]) -> Render:
         with_normal = "normal" in needs
         directions = cameras.rays().directions
         device = directions.device
@@ -105,7 +110,8 @@ class MeshRasterizer(Renderer):
         factor = self.config.supersample
         cameras = cameras.with_size(factor * cameras.height, factor * cameras.width)
         clip = clip_positions(mesh.vertices, cameras, self.geometry.radius)
-        fragments = self._find(clip, mesh.faces, cameras)
+        faces = mesh.faces.to(torch.int32)  # once for all that takes them as such
+        fragments = self._find(clip, faces, cameras)
         needs_normal = with_normal or light is not None or self.material.needs_normal
         hits = self._hits(mesh, fragments, needs_normal)
         towards = hits.points - cameras.origins[hits.images]
@@ -128,7 +134,7 @@ class MeshRasterizer(Renderer):
             # Finding silhouettes is ours in any case: nvdiffrast's own antialiasing has another first row.
             backend = "auto" if self.config.backend == "nvdiffrast" else self.config.backend
             topology = _edges_of(mesh.faces)
-            images = antialias(images, fragments, clip, mesh.faces, topology=topology, backend=backend)
+            images = antialias(images, fragments, clip, faces, topology=topology, backend=backend)
             images = _covered_once(images, self.material.num_channels)
         return _average(images, factor)
 
@@ -141,25 +147,24 @@ class MeshRasterizer(Renderer):
         return Fragments(nothing, clip.new_zeros(*nothing.shape, 2), torch.ones_like(nothing, dtype=clip.dtype))
 
     def _hits(self, mesh: SurfaceMesh, fragments: Fragments, needs_normal: bool) -> _Hits:
-        """The surface at the pixels that show it."""
-        triangles = fragments.hit_triangles
-        first_two = fragments.barycentric.reshape(-1, 2)[fragments.hit_pixels]
-        weights = torch.cat([first_two, 1.0 - first_two.sum(-1, keepdim=True)], dim=-1)
-        corners = mesh.faces[triangles]
+        """The surface at the pixels that show it; counting them is all that a GPU is waited for here."""
+        smooth = needs_normal and self.config.normals == "smooth"
+        attributes = [mesh.vertices, vertex_normals(mesh.vertices, mesh.faces)] if smooth else [mesh.vertices]
+        at_hits = self._at_hits(torch.cat(attributes, dim=-1), fragments, mesh.faces)
         normals = uv = None
-        if needs_normal and self.config.normals == "flat":
-            normals = face_normals(mesh.vertices, mesh.faces)[triangles]
+        if smooth:
+            normals = F.normalize(at_hits[:, 3:], dim=-1)
         elif needs_normal:
-            normals = F.normalize(blend_rows(vertex_normals(mesh.vertices, mesh.faces), corners, weights), dim=-1)
+            normals = gather_rows(face_normals(mesh.vertices, mesh.faces), fragments.hit_triangles)
         if mesh.uvs is not None and mesh.uv_faces is not None:
-            uv = blend_rows(mesh.uvs, mesh.uv_faces[triangles], weights)
-        return _Hits(
-            pixels=fragments.hit_pixels,
-            images=fragments.hit_images,
-            points=blend_rows(mesh.vertices, corners, weights),
-            normals=normals,
-            uv=uv,
-        )
+            uv = self._at_hits(mesh.uvs, fragments, mesh.uv_faces)
+        return _Hits(fragments.hit_pixels, fragments.hit_images, at_hits[:, :3], normals, uv)
+
+    def _at_hits(self, attributes: Tensor, fragments: Fragments, corners: Tensor) -> Tensor:
+        """Attributes (V, C) of ``corners`` (F, 3), interpolated at the pixels that show the mesh: (P, C)."""
+        backend = "auto" if self.config.backend == "nvdiffrast" else self.config.backend
+        image = interpolate(attributes, fragments, corners, backend=backend)
+        return gather_rows(image.reshape(-1, image.shape[-1]), fragments.hit_pixels)
 
 
 def clip_positions(vertices: Tensor, cameras: Cameras, radius: float) -> Tensor:
@@ -168,9 +173,10 @@ def clip_positions(vertices: Tensor, cameras: Cameras, radius: float) -> Tensor:
     The planes enclose what of twice the ball of ``radius`` is in sight: the near one is a tenth as far as the ball,
     since planes cut along the viewing axis, on which a point at the side of a wide image is nearer than it is.
     """
-    distance = cameras.origins.norm(dim=-1)
-    nearest, furthest = torch.stack([distance.min(), distance.max()]).tolist()
-    projection = cameras.projection(max(0.1 * (nearest - radius), 0.01 * radius), furthest + 2 * radius)
+    nearest, furthest = cameras.origins.norm(dim=-1).aminmax()
+    near, far = (0.1 * (nearest - radius)).clamp_min(0.01 * radius), furthest + 2 * radius
+    projection = cameras.projection()
+    projection[:, 2, 2:] = torch.stack([-(far + near), -2 * far * near]) / (far - near)  # stays on the device
     matrix = projection @ cameras.w2c
     return vertices @ matrix[:, :, :3].transpose(1, 2) + matrix[:, None, :, 3]
 

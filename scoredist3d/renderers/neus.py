@@ -25,12 +25,13 @@ from scoredist3d.seeding import Rng
 class NeuSRenderer(VolumeRenderer):
     """alpha_i = max(0, 1 - Phi(sdf_{i+1}) / Phi(sdf_i)), with Phi(x) = 1 / (1 + exp(-s x)) and s learned (equation 13).
 
-    sdf_i and sdf_{i+1} are those at the interval's ends, continued from its middle along the ray with the slope n . v
-    of the surface. In place of alpha the optical depth log Phi(sdf_i) - log Phi(sdf_{i+1}) is handed on, which is the
+    sdf_i and sdf_{i+1} are those at the interval's ends, continued from its middle along the ray with the slope
+    g = grad sdf . v. It is not taken for the cosine n . v, so that surfaces stay where they are when grad sdf is not of
+    length 1. In place of alpha the optical depth log Phi(sdf_i) - log Phi(sdf_{i+1}) is handed on, which is the
     same, exact where alpha is close to 1, and makes everything else the volume renderer's.
 
-    The slope is min(0, n . v), but that gives no gradient to surfaces that face away; until ``cos_anneal_steps`` it is
-    mixed with -(1 - n . v) / 2 (as in the authors' code).
+    The slope is min(0, g), but that gives no gradient to surfaces that face away; until ``cos_anneal_steps`` it is
+    mixed with -(|grad sdf| - g) / 2 (as in the authors' code, with 1 for the length there), which is never less steep.
     """
 
     @dataclass
@@ -82,12 +83,14 @@ class NeuSRenderer(VolumeRenderer):
 
     def _extinction(self, values: GeometryOutput, samples: RaySamples, view_dirs: Tensor | None, step: int) -> Tensor:
         """(M,): (log Phi(sdf at the start) - log Phi(sdf at the end)) / length."""
-        if values.sdf is None or values.normal is None or view_dirs is None:
-            raise ValueError("neus-volume needs signed distances, normals and directions of view at every sample")
-        facing = (values.normal * view_dirs).sum(-1)
+        if values.sdf is None or values.gradient is None or view_dirs is None:
+            raise ValueError("neus-volume needs signed distances, gradients and directions of view at every sample")
+        along = (values.gradient * view_dirs).sum(-1)
         steps = self.config.cos_anneal_steps
         done = min(1.0, step / steps) if steps > 0 else 1.0
-        slope = -(1.0 - done) * F.relu(0.5 - 0.5 * facing) - done * F.relu(-facing)
+        slope = -done * F.relu(-along)
+        if done < 1.0:
+            slope = slope - (0.5 - 0.5 * done) * F.relu(values.gradient.norm(dim=-1) - along)
         half = 0.5 * slope * samples.lengths
         # log Phi(x) = -softplus(-s x)
         sharpness = self.inv_std

@@ -14,7 +14,7 @@ from scoredist3d.backgrounds.base import Background
 from scoredist3d.cameras import Cameras
 from scoredist3d.config import option
 from scoredist3d.geometry.base import Field, GeometryOutput
-from scoredist3d.geometry.hash_field import HashGridConfig, NetworkConfig
+from scoredist3d.geometry.hash_network import HashGridConfig, NetworkConfig
 from scoredist3d.geometry.implicit_volume import ImplicitVolume
 from scoredist3d.materials.base import Light, Material
 from scoredist3d.ops.compositing import accumulate, render_weights, transmittance
@@ -198,7 +198,7 @@ class VolumeRenderer(Renderer):
             rays.directions, generator=None if rng is None else rng("background", step, device)
         )
         request = _Request(frozenset(needs), torch.is_grad_enabled(), step, light)
-        patch = draw_patch(self.config.patch, cameras, None if rng is None else rng("patch", step, device))
+        patch = draw_patch(self.config.patch, cameras, rng, step)
         if patch is None or not request.training:
             maps = self._images(rays.origins, rays.directions, request, rng)
         else:
@@ -233,7 +233,7 @@ class VolumeRenderer(Renderer):
         return {name: values.view(*shape, values.shape[-1]) for name, values in maps.items()}
 
     def _patched(self, patch: Patch, cameras: Cameras, request: _Request, rng: Rng | None) -> Maps:
-        """Maps of whole images, of which only the patch has gradients."""
+        """Maps of whole images, of which only the patch has gradients; see :meth:`Patch.paste` for their scale."""
         coarse_rays, rays = low_resolution(self.config.patch, cameras).rays(), cameras.rays()
         with torch.no_grad():
             unseen = _Request(request.needs, False, request.step, request.light)

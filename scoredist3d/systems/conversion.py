@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from scoredist3d.config import option
+from scoredist3d import registry
+from scoredist3d.config import ComponentConfig, option
+from scoredist3d.config.validation import dump
 from scoredist3d.geometry.base import Start, prepare_loading
 from scoredist3d.meshes.mesh import drop_small_components, topology
 from scoredist3d.meshes.surface import find_surface
@@ -37,9 +41,15 @@ def convert(source: Scene, target: Scene, config: ConversionConfig, rng: Rng) ->
     Raises:
         ValueError: The source has no surface, or the target's geometry or material cannot take it over.
     """
-    lines = [f"{name}: continued" for name in ("material", "background") if _take_over(source, target, name)]
-    if _take_over(source, target, "geometry"):
-        _take_over(source, target, "renderer")
+    learning = ("material", "background", "geometry")
+    alike = {name for name in learning if means_the_same(target.blocks[name], source.blocks[name])}
+    lines = [
+        f"{name}: continued"
+        for name in learning[:2]
+        if name in alike and _take_over(getattr(source, name), getattr(target, name))
+    ]
+    if "geometry" in alike and _take_over(source.geometry, target.geometry):
+        _take_over(source.renderer, target.renderer)
         target.go_on_counting(source.step)
         lines.append("geometry: continued")
     else:
@@ -50,7 +60,7 @@ def convert(source: Scene, target: Scene, config: ConversionConfig, rng: Rng) ->
 def _start_geometry(source: Scene, target: Scene, config: ConversionConfig, rng: Rng) -> list[str]:
     shape = SceneShape(source)
     threshold = None if config.threshold == "auto" else config.threshold
-    found = find_surface(shape, config.resolution, threshold=threshold)
+    found = find_surface(shape, config.resolution, threshold=threshold, setting="system.conversion.threshold")
     mesh = found.mesh
     if shape.surface() is None:
         mesh, _ = drop_small_components(mesh, config.min_component_volume)
@@ -70,15 +80,37 @@ def _start_geometry(source: Scene, target: Scene, config: ConversionConfig, rng:
     return [*lines, said] if said else lines
 
 
-def _take_over(source: Scene, target: Scene, name: str) -> bool:
-    """Load a part's weights where both scenes have the same part; whether there was anything to load."""
-    ours: Any = getattr(target, name)
-    theirs: Any = getattr(source, name)
-    state = theirs.state_dict()
-    if type(ours) is not type(theirs) or not state or ours.state_dict().keys() != state.keys():
+def means_the_same(ours: ComponentConfig, theirs: ComponentConfig | None) -> bool:
+    """Whether a state of one block means the same under the other.
+
+    Equal names and shapes do not say so: another radius or growth of the hash grid gives old entries another meaning.
+    The class's ``free_options`` may differ.
+    """
+    if theirs is None or ours.type != theirs.type:
         return False
-    prepare_loading(ours, state)
-    if any(value.shape != state[key].shape for key, value in ours.state_dict().items()):
+    free = registry.entry_of(ours).cls.free_options  # type: ignore[attr-defined]
+    return _without(dump(ours), free) == _without(dump(theirs), free)
+
+
+def _without(block: dict[str, Any], options: Iterable[str]) -> dict[str, Any]:
+    """A plain block without some options, named ``key`` or ``key.path``."""
+    kept = copy.deepcopy(block)
+    for option_path in options:
+        *parents, last = option_path.split(".")
+        inner = kept
+        for parent in parents:
+            inner = inner[parent]
+        del inner[last]
+    return kept
+
+
+def _take_over(source: nn.Module, target: nn.Module) -> bool:
+    """Load a part's weights where names and shapes agree; whether there was anything to load."""
+    state = source.state_dict()
+    if not state or target.state_dict().keys() != state.keys():
         return False
-    ours.load_state_dict(state)
+    prepare_loading(target, state)
+    if any(value.shape != state[key].shape for key, value in target.state_dict().items()):
+        return False
+    target.load_state_dict(state)
     return True

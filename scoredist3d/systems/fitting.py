@@ -88,9 +88,11 @@ def fit_scene(
         seen = views[drawn.to(views.rgb.device)]
         active = {name: loss for name, loss in losses.items() if loss.weight(step) != 0.0}
         needs = frozenset().union(*(loss.needs for loss in active.values()))
-        render = scene(seen.cameras, step=step, rng=rng, needs=needs)
+        render = scene(seen.cameras, step=scene.step, rng=rng, needs=needs)
         total = functional.mse_loss(render.rgb, seen.over(render.background))
         total = total + settings.mask_weight * functional.mse_loss(render.opacity, seen.alpha)
+        for term in render.auxiliary.values():
+            total = total + term
         for loss in active.values():
             total = total + loss.weight(step) * loss(render, scene.geometry, step, rng)
         optimizer.zero_grad(set_to_none=True)

@@ -26,6 +26,7 @@ class Scene(nn.Module):
     """The four parts, built from their blocks.
 
     Attributes:
+        blocks: The configs of the parts, by name.
         step: Optimiser steps that the state has seen (they decide the active levels of a progressive grid), those of
             the run it was taken from included; saved with the weights.
         first_step: The part of them that belongs to that run.
@@ -47,17 +48,25 @@ class Scene(nn.Module):
         prior: For materials that make its latents.
         """
         super().__init__()
-        self.material: Material = build_component(material, rng=rng, prior=prior)
-        self.geometry: Geometry = build_component(geometry, rng=rng, material=self.material)
-        self.background = build_component(background, rng=rng, num_channels=self.material.num_channels)
-        self.renderer = build_component(
-            renderer, geometry=self.geometry, material=self.material, background=self.background, rng=rng
-        )
+        self.blocks = dict(zip(PARTS, (geometry, material, background, renderer), strict=True))
+        self.material: Material = self._build("material", rng=rng, prior=prior)
+        self.geometry: Geometry = self._build("geometry", rng=rng, material=self.material)
+        self.background = self._build("background", rng=rng, num_channels=self.material.num_channels)
+        parts = {"geometry": self.geometry, "material": self.material, "background": self.background}
+        self.renderer = self._build("renderer", rng=rng, **parts)
         self.step = self.first_step = 0
         self.register_buffer("steps", torch.zeros(2, dtype=torch.long))
         self.register_load_state_dict_post_hook(_restore_steps)
 
     steps: Tensor
+
+    def _build(self, name: str, **runtime: Any) -> Any:
+        """One part; what is wrong with its block is said under the key that a user can set."""
+        try:
+            return build_component(self.blocks[name], **runtime)
+        except ValueError as error:
+            own = str(error).startswith(f"{name}.")
+            raise ValueError(f"system.{error}" if own else f"system.{name}: {error}") from error
 
     def forward(self, cameras: Cameras, *, step: int, rng: Rng | None, needs: Set[str] = NOTHING) -> Render:
         """See :class:`~scoredist3d.renderers.base.Renderer`."""

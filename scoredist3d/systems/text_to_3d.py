@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ from scoredist3d.registry import register
 from scoredist3d.renderers.base import NOTHING, Render
 from scoredist3d.seeding import Rng
 from scoredist3d.systems.base import GuidedSystem, TrainingStep, build_component
-from scoredist3d.systems.conversion import ConversionConfig, convert
+from scoredist3d.systems.conversion import ConversionConfig, convert, means_the_same
 from scoredist3d.systems.scene import Scene, SceneShape, merged_groups
 
 if TYPE_CHECKING:
@@ -96,12 +96,12 @@ class TextTo3D(GuidedSystem):
                 if not issubclass(registry.entry_of(self.geometry).cls, term.regularises):
                     problems.append(
                         f"loss.{name}: the term is for a {term.regularises.__name__}, which {self.geometry.type} "
-                        f"is not; set loss.{name}=0"
+                        f"is not; set system.loss.{name}=null"
                     )
                 for lacking in sorted(term.needs - renderer.makes):
                     problems.append(
                         f"loss.{name}: the term needs {lacking}, which the renderer {self.renderer.type} does not "
-                        f"make; set loss.{name}=0"
+                        f"make; set system.loss.{name}=null"
                     )
             return problems
 
@@ -151,7 +151,7 @@ class TextTo3D(GuidedSystem):
         drawn = self._draw(step, rng.shared())
         cameras = self.cameras.sample(step, rng).to(self.device)
         needs = NOTHING.union(*(loss.needs for loss in losses.values()))
-        renders = [self.scenes[index](cameras, step=step, rng=rng, needs=needs) for index in drawn]
+        renders = [self._render(self.scenes[index], cameras, rng, needs) for index in drawn]
         rgb, opacity = (torch.cat([getattr(render, name) for render in renders]) for name in ("rgb", "opacity"))
         latents = self._latents(rgb, step, rng)
         guided = self.guide(
@@ -184,15 +184,20 @@ class TextTo3D(GuidedSystem):
         prefix = "scenes.0."
         weights = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
         first: Any = self.scenes[0]
-        if first.fits(weights):
+        alike = system is None or all(
+            means_the_same(getattr(self.settings, name), getattr(system, name, None))
+            for name in ("geometry", "material", "background")
+        )
+        if alike and first.fits(weights):
             copies = weights
         else:
-            if system is None or not weights:
-                raise ValueError(
-                    "system.init_from: the run there holds no scene that this representation can start from"
-                )
+            if not weights:
+                raise ValueError("system.init_from: that run made images, not a scene; give a run of text-to-3d")
+            if system is None:
+                raise ValueError("system.init_from: the scene there is represented otherwise; give its system block")
             source = self._scene(system, Rng())
             source.load_state_dict(weights)
+            source.to(self.device)
             for line in convert(source, first, self.settings.conversion, Rng(self._seed)):
                 _log.info("%s", line)
             copies = first.state_dict()
@@ -280,12 +285,17 @@ class TextTo3D(GuidedSystem):
     def _frozen_copy(self) -> nn.Module:
         return copy.deepcopy(self.scenes[0]).requires_grad_(False)
 
+    def _render(self, scene: Any, cameras: Cameras, rng: Rng, needs: Set[str] = NOTHING) -> Render:
+        """A training view; schedules of a scene that another run began go on where that one ended."""
+        render: Render = scene(cameras, step=self.scenes[0].step, rng=rng, needs=needs)
+        return render
+
     @torch.no_grad()
     def _source_latents(self, cameras: Cameras, step: int, rng: Rng, count: int) -> Tensor | None:
         """Latents of the scene as it was at the start, over the same backgrounds, ``count`` times."""
         if self.source is None:
             return None
-        rgb = self.source(cameras, step=step, rng=rng).rgb
+        rgb = self._render(self.source, cameras, rng).rgb
         return self._latents(torch.cat([rgb] * count), step, rng)
 
     def _latents(self, rgb: Tensor, step: int, rng: Rng) -> Tensor:

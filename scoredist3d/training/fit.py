@@ -41,6 +41,12 @@ class Place:
     port: int = 0
 
     @property
+    def device(self) -> torch.device:
+        """Of this rank."""
+        on_cpu = self.devices.kind == "cpu"
+        return torch.device("cpu") if on_cpu else torch.device("cuda", self.devices.indices[self.rank])
+
+    @property
     def is_writer(self) -> bool:
         """Rank 0 writes files and speaks."""
         return self.rank == 0
@@ -78,6 +84,23 @@ def start_of(config: ExperimentConfig) -> str | None:
     return getattr(config.system, "init_from", None)
 
 
+def begin(system: System, config: ExperimentConfig, place: Place, *, resumed: bool) -> None:
+    """What comes between building a system and its first step: checks, and the start from another run.
+
+    Raises:
+        ValueError: The other run cannot be taken over, or elements of the representation come and go while training on
+            several devices or with gradients of another scale.
+    """
+    _check_growth(system, config, place)
+    start = start_of(config)
+    if resumed or start is None:
+        return
+    folder, checkpoint = find_run(start)
+    source = load_experiment([folder.resolved_config])
+    system.to_device(place.device)
+    system.start_from(read_checkpoint(checkpoint)["state_dict"], source.system)
+
+
 def fit(
     system: System,
     config: ExperimentConfig,
@@ -92,15 +115,8 @@ def fit(
 
     Raises:
         NonFiniteError: A loss term or gradient is NaN or infinite.
-        ValueError: The checkpoint cannot be read or does not belong to this system, or elements of the representation
-            come and go while training on several devices or with scaled gradients.
+        ValueError: The checkpoint cannot be read or does not belong to this system.
     """
-    _check_growth(system, config, place)
-    start = start_of(config)
-    if resume is None and start is not None:
-        folder_there, checkpoint = find_run(start)
-        source = load_experiment([folder_there.resolved_config])
-        system.start_from(read_checkpoint(checkpoint)["state_dict"], source.system)
     import_lightning()
     import pytorch_lightning as pl
 
@@ -135,6 +151,11 @@ def _check_growth(system: System, config: ExperimentConfig, place: Place) -> Non
         raise ValueError(
             "system.geometry: its elements come and go while training, which several devices cannot follow; "
             "use one device, or set system.geometry.densify.enabled=false"
+        )
+    if config.trainer.accumulate > 1:
+        raise ValueError(
+            "trainer.accumulate: averaging batches divides the gradients that say where elements of system.geometry "
+            "are added; enlarge data.batch_size instead, or set system.geometry.densify.enabled=false"
         )
     if config.trainer.precision == "16-mixed":
         raise ValueError(

@@ -100,6 +100,9 @@ def find_run(path: str | Path) -> tuple[RunFolder, Path]:
                 f"{path} is not a checkpoint inside a run folder; give a run folder or <run>/ckpts/{LAST_CHECKPOINT}"
             )
         return folder, path
+    if (path / PIPELINE_CONFIG).is_file():
+        stages = ", ".join(str(found.parent.parent) for found in sorted(path.glob(f"*/configs/{RESOLVED_CONFIG}")))
+        raise ValueError(f"{path} is a pipeline; give one of its stages: {stages or 'none has begun'}")
     folder = RunFolder(path.parent if path.name == "ckpts" else path)
     if not folder.resolved_config.is_file():
         raise ValueError(f"{path} is not a run folder: it has no configs/{RESOLVED_CONFIG}")

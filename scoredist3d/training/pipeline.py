@@ -11,13 +11,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from scoredist3d.config.experiment import ExperimentConfig
+from scoredist3d.config.fields import ConfigError
+from scoredist3d.config.loader import STAGES
 from scoredist3d.config.pipeline import STAGE_PREFIX, Pipeline
-from scoredist3d.config.validation import layers_to_yaml
+from scoredist3d.config.validation import dump, layers_to_yaml, load_experiment
 from scoredist3d.files import write_atomically, write_json
 from scoredist3d.training.console import Console
 from scoredist3d.training.distributed import DeviceSpec
 from scoredist3d.training.folder import PIPELINE_CONFIG, SUMMARY, RunFolder, slug
-from scoredist3d.training.run import RunResult, run_training
+from scoredist3d.training.run import RunResult, check_sources, run_training
 
 
 @dataclass
@@ -56,33 +58,73 @@ def run_pipeline(
         ValueError, NonFiniteError, KeyboardInterrupt: As for a single run; the stages done before stay.
     """
     console = console or Console()
+    _check_sources(pipeline)
     root = _root(pipeline.first, resume, output)
     write_atomically(root / PIPELINE_CONFIG, layers_to_yaml(pipeline.written))
     result = PipelineResult(root)
     names = list(pipeline.stages)
+    how = f"To go on with the pipeline: python launch.py --train --resume {root}"
     for number, (name, config) in enumerate(pipeline.stages.items(), start=1):
         folder = RunFolder(root / name)
-        if _is_done(folder, config):
+        source = _source_of(config)
+        if source is not None:
+            config.system.init_from = str(root / source)  # type: ignore[attr-defined]
+        if _is_done(folder, config, name) and source not in result.stages:
             console.say(f"Stage {number} of {len(names)}, {name}: done before, in {folder.root}")
             continue
         console.say(f"Stage {number} of {len(names)}, {name}:")
-        start = getattr(config.system, "init_from", None)
-        if start is not None and start.startswith(STAGE_PREFIX):
-            config.system.init_from = str(root / start.removeprefix(STAGE_PREFIX))  # type: ignore[attr-defined]
-        result.stages[name] = run_training(
-            config,
-            devices=devices,
-            resume=folder.root if folder.last_checkpoint.is_file() else None,
-            output=folder.root,
-            export=name == names[-1],
-            console=console,
-        )
+        if source in result.stages and folder.root.exists():
+            console.say(f"{source} has changed, so {name} begins anew; what was there is in {_set_aside(folder.root)}")
+        try:
+            result.stages[name] = run_training(
+                config,
+                devices=devices,
+                resume=folder.root if folder.last_checkpoint.is_file() else None,
+                output=folder.root,
+                export=name == names[-1],
+                resume_from=root,
+                console=console,
+            )
+        except ConfigError as error:
+            if result.stages or number > 1:
+                console.say(f"{how} (and what is to be changed)")
+            raise ConfigError("\n".join(f"{STAGES}.{name}.{line}" for line in str(error).splitlines())) from error
+        except Exception:
+            console.say(f"Stage {name} failed. {how}")
+            raise
         if result.stages[name].interrupted:
             result.interrupted = True
-            console.say(f"To go on with the pipeline: python launch.py --train --resume {root}")
             return result
     _summarise(root, names)
     return result
+
+
+def _check_sources(pipeline: Pipeline) -> None:
+    """That the files of all stages are there, before the first of them runs for hours."""
+    problems = []
+    for name, config in pipeline.stages.items():
+        try:
+            check_sources(config)
+        except ConfigError as error:
+            problems += [f"{STAGES}.{name}.{line}" for line in str(error).splitlines()]
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+def _source_of(config: ExperimentConfig) -> str | None:
+    """The stage that a stage starts from, if it starts from one."""
+    start = getattr(config.system, "init_from", None)
+    return start.removeprefix(STAGE_PREFIX) if start is not None and start.startswith(STAGE_PREFIX) else None
+
+
+def _set_aside(folder: Path) -> Path:
+    """Rename a stage's folder to one that does not exist yet."""
+    for number in range(1, 1000):
+        aside = folder.with_name(f"{folder.name}-before-{number}")
+        if not aside.exists():
+            folder.rename(aside)
+            return aside
+    raise ValueError(f"{folder} and 999 older ones exist already; remove some")
 
 
 def _root(first: ExperimentConfig, resume: Path | str | None, output: Path | str | None) -> Path:
@@ -94,10 +136,24 @@ def _root(first: ExperimentConfig, resume: Path | str | None, output: Path | str
     return RunFolder.create(first.output_root, first.name, first.tag or slug(first.prompt)).root
 
 
-def _is_done(folder: RunFolder, config: ExperimentConfig) -> bool:
-    """Whether the stage has been closed at or beyond the step now asked for."""
+def _is_done(folder: RunFolder, config: ExperimentConfig, name: str) -> bool:
+    """Whether the stage has been closed, with these very options, at or beyond the step now asked for.
+
+    Raises:
+        ConfigError: It has been closed with other options.
+    """
     path = folder.root / SUMMARY
-    return path.is_file() and json.loads(path.read_text(encoding="utf-8"))["step"] >= config.trainer.max_steps
+    if not path.is_file() or json.loads(path.read_text(encoding="utf-8"))["step"] < config.trainer.max_steps:
+        return False
+    then = load_experiment([folder.resolved_config])
+    if hasattr(then.system, "init_from"):
+        then.system.init_from = config.system.init_from  # type: ignore[attr-defined]  # the folder may have another name now
+    if dump(then.system) != dump(config.system) or then.prompt != config.prompt:
+        raise ConfigError(
+            f"{STAGES}.{name}: was done with other options, in {folder.root}; rename or remove that folder to run it "
+            "again, or leave its options as they were"
+        )
+    return True
 
 
 def _summarise(root: Path, names: list[str]) -> None:

@@ -7,9 +7,10 @@ or a list of GPU numbers. Training uses all of them, everything else the first.
 from __future__ import annotations
 
 import logging
+import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,14 @@ import torch
 
 from scoredist3d.config.experiment import ExperimentConfig
 from scoredist3d.config.fields import ConfigError
-from scoredist3d.config.validation import to_yaml
+from scoredist3d.config.pipeline import STAGE_PREFIX
+from scoredist3d.config.validation import missing_files, to_yaml
 from scoredist3d.files import write_json
 from scoredist3d.systems.base import System
 from scoredist3d.training.checkpoint import load_weights, read_checkpoint
 from scoredist3d.training.console import Console, StageClock, peak_memory_gib
 from scoredist3d.training.distributed import Devices, DeviceSpec, Workers
-from scoredist3d.training.fit import Place, build_system, fit, import_lightning, start_of
+from scoredist3d.training.fit import Place, begin, build_system, fit, import_lightning, start_of
 from scoredist3d.training.folder import SUMMARY, RunFolder, find_run, slug
 from scoredist3d.training.interrupt import InterruptGuard
 from scoredist3d.training.outputs import export_objects, latest_preview, save_preview, write_video
@@ -60,6 +62,7 @@ def run_training(
     output: Path | str | None = None,
     source: str | None = None,
     export: bool = True,
+    resume_from: Path | None = None,
     console: Console | None = None,
 ) -> RunResult:
     """Optimise, then write the final video and export the object.
@@ -71,6 +74,7 @@ def run_training(
         output: Folder to use in place of ``<output_root>/<name>/<tag>@<time>``.
         source: The config as it was written, interpolations kept; saved as ``configs/config.yaml`` for resuming.
         export: Write the object's files at the end; a stage that another one follows need not.
+        resume_from: What to tell the user to resume after an interrupt, where it is not this run's folder.
         console: Where to print.
 
     Raises:
@@ -81,13 +85,9 @@ def run_training(
     console, clock = console or Console(), StageClock()
     place = Place(Devices.parse(devices))
     _check_precision(config, place.devices)
-    start = start_of(config)
-    if resume is None and start is not None:
-        try:
-            find_run(start)  # before anything is written
-        except ValueError as error:
-            raise ConfigError(f"system.init_from: {error}") from error
     found = find_run(resume) if resume is not None else None
+    if found is None:
+        check_sources(config)
     folder = _folder(config, output) if found is None else found[0]
     checkpoint = found[1] if found else None
     with InterruptGuard(console.say) as guard, _log_to(console):
@@ -99,7 +99,7 @@ def run_training(
                 with clock.stage("start-up"):
                     import_lightning()
                     place = Place(place.devices, port=workers.port)
-                    system = build_system(config, place)
+                    system = _new_system(config, place, folder, resumed=checkpoint is not None)
                 guard.graceful = True
                 with clock.stage("training"):
                     outcome = fit(system, config, folder, place, console, guard, resume=checkpoint)
@@ -107,15 +107,33 @@ def run_training(
             result = RunResult(folder.root, outcome.step, seconds=clock.seconds, system=system)
             if outcome.interrupted:
                 result.interrupted = True
-                console.say(f"Stopped at step {outcome.step} of {config.trainer.max_steps}. {_how_to_resume(folder)}")
+                how = f"To go on: python launch.py --train --resume {resume_from or folder.root}"
+                console.say(f"Stopped at step {outcome.step} of {config.trainer.max_steps}. {how}")
                 return result
             system.to_device(torch.device(place.devices.first))
             _finish(system, config, folder, result, console, clock, export=export)
         except KeyboardInterrupt:
-            console.say(_after_interrupt(folder))
+            console.say(_after_interrupt(folder, resume_from))
             raise
     _close(result, folder, console, clock)
     return result
+
+
+def check_sources(config: ExperimentConfig) -> None:
+    """That what a new run reads is there, before anything is made or written.
+
+    Raises:
+        ConfigError: A file or a run that the config names does not exist; one line each.
+    """
+    problems = missing_files(config)
+    start = start_of(config)
+    if start is not None and not start.startswith(STAGE_PREFIX):
+        try:
+            find_run(start)
+        except ValueError as error:
+            problems.append(f"system.init_from: {error}")
+    if problems:
+        raise ConfigError("\n".join(problems))
 
 
 def run_validation(
@@ -230,6 +248,25 @@ def _export(
         console.say(exported.report.describe())
 
 
+def _new_system(config: ExperimentConfig, place: Place, folder: RunFolder, *, resumed: bool) -> System:
+    """The system before its first step; a run that cannot begin leaves no folder behind.
+
+    Raises:
+        ConfigError: Something about the config that only building it could show.
+    """
+    try:
+        system = build_system(config, place)
+        begin(system, config, place, resumed=resumed)
+    except ValueError as error:
+        if not resumed:
+            for made in (folder.configs, folder.code):
+                shutil.rmtree(made, ignore_errors=True)
+            with suppress(OSError):
+                folder.root.rmdir()  # stays where anything else is in it
+        raise ConfigError(str(error)) from error
+    return system
+
+
 def _folder(config: ExperimentConfig, output: Path | str | None) -> RunFolder:
     if output is not None:
         Path(output).mkdir(parents=True, exist_ok=True)
@@ -288,13 +325,10 @@ def _close(result: RunResult, folder: RunFolder, console: Console, clock: StageC
     console.say(f"  {'time':<16} {clock.summary()}")
 
 
-def _how_to_resume(folder: RunFolder) -> str:
-    return f"To go on: python launch.py --train --resume {folder.root}"
-
-
-def _after_interrupt(folder: RunFolder) -> str:
+def _after_interrupt(folder: RunFolder, resume_from: Path | None) -> str:
     if folder.last_checkpoint.is_file():
-        return f"Stopped; the last checkpoint is {folder.last_checkpoint}. {_how_to_resume(folder)}"
+        how = f"To go on: python launch.py --train --resume {resume_from or folder.root}"
+        return f"Stopped; the last checkpoint is {folder.last_checkpoint}. {how}"
     return "Stopped before the first checkpoint; nothing to resume."
 
 

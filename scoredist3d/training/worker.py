@@ -26,7 +26,7 @@ def main() -> None:
     from scoredist3d.config.validation import load_experiment
     from scoredist3d.training.console import Console
     from scoredist3d.training.distributed import Devices, end_with_parent
-    from scoredist3d.training.fit import Place, build_system, fit
+    from scoredist3d.training.fit import Place, begin, build_system, fit
     from scoredist3d.training.folder import RunFolder
     from scoredist3d.training.interrupt import InterruptGuard
 
@@ -40,7 +40,9 @@ def main() -> None:
     place = Place(Devices.parse(spec), options.rank, options.port)
     console = Console(quiet=True)
     guard = InterruptGuard(console.say, active=False)
-    fit(build_system(config, place), config, folder, place, console, guard, resume=options.resume)
+    system = build_system(config, place)
+    begin(system, config, place, resumed=options.resume is not None)
+    fit(system, config, folder, place, console, guard, resume=options.resume)
 
 
 if __name__ == "__main__":

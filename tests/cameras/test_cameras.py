@@ -106,6 +106,35 @@ def test_projection_agrees_with_rays():
     torch.testing.assert_close(ndc[..., 2], (far + near) / (far - near) - 2 * far * near / (far - near) / depth)
 
 
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
+def test_autocast_does_not_round_rays_and_matrices(half):
+    """Bit by bit the same: in half precision a ray at 512 pixels would be off by several of them."""
+    cameras = orbit(*(torch.tensor([value, value + 1.5]) for value in (33.0, 20.0, 2.7, 45.0)), 64, 64)
+
+    def everything() -> list[torch.Tensor]:
+        rays = cameras.rays()
+        return [rays.origins, rays.directions, rays.cosines, cameras.w2c, cameras.projection()]
+
+    expected = everything()
+    with torch.autocast("cpu", half):
+        found = everything()
+    for value, wanted in zip(found, expected, strict=True):
+        assert value.dtype == wanted.dtype and torch.equal(value, wanted)
+
+
+def test_rays_of_many_cameras_are_unit_and_rotated():
+    """directions = R (x / f, y / f, -1) / norm, with R a matrix product in float64."""
+    cameras = random_cameras()
+    rays, focal = cameras.rays(), 2.5 / torch.tan(cameras.fovy / 2)
+    row, column = 1, 6
+    local = torch.stack([2.5 / focal, 1.0 / focal, -torch.ones_like(focal)], dim=-1)
+    world = (cameras.c2w[:, :3, :3] @ local[..., None])[..., 0]
+    expected = world / world.norm(dim=-1, keepdim=True)
+    torch.testing.assert_close(rays.directions[:, row, column], expected)
+    torch.testing.assert_close(rays.cosines[:, row, column], 1 / local.norm(dim=-1))
+    torch.testing.assert_close(rays.directions.norm(dim=-1), torch.ones_like(rays.cosines))
+
+
 def test_fovy_spans_the_height():
     camera = one(0.0, 0.0, fovy=60.0, size=1001)
     directions = camera.rays().directions[0, :, 500]

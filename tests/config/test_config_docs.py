@@ -9,10 +9,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from scoredist3d import cli, registry
-from scoredist3d.config.validation import load_experiment, to_yaml
+from scoredist3d.config.pipeline import load_pipeline
+from scoredist3d.config.validation import load_experiment, parse_component, to_yaml
+from scoredist3d.custom import load_custom
+from scoredist3d.renderers import Render
+from scoredist3d.seeding import Rng
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
@@ -29,7 +34,7 @@ def commands(text: str) -> list[str]:
 
 COMMANDS = commands(TEXT)
 PRIOR_CARD = "scoredist3d/assets/prior/README.md"
-OTHER_PAGES = ("README.md", "docs/backends.md", "docs/methods.md", "docs/quickstart.md")
+OTHER_PAGES = ("README.md", "docs/backends.md", "docs/methods.md", "docs/quickstart.md", "docs/representations.md")
 OTHER_COMMANDS = [
     (page, command)
     for page in OTHER_PAGES
@@ -110,6 +115,22 @@ def test_the_example_file_is_valid(workplace: Path) -> None:
     config = load_experiment(["example.yaml"], ["prompt=a red mug"])
     assert config.system.guidance.guidance_scale(0) == 20.0
     assert config.system.loss["sparsity"].weight(600) == pytest.approx(0.1)
+
+
+def test_the_example_pipeline_is_the_one_that_ships(tmp_path: Path) -> None:
+    (example,) = blocks("yaml", (ROOT / "docs" / "representations.md").read_text(encoding="utf-8"))
+    folder = ROOT / "configs" / "pipeline"
+    assert yaml.safe_load(example) == yaml.safe_load((folder / "magic3d.yaml").read_text())
+    assert list(load_pipeline([folder / "magic3d.yaml"], ["prompt=x"]).stages) == ["coarse", "refine"]
+
+
+def test_the_example_loss_computes_something(workplace: Path) -> None:
+    assert load_custom([workplace / "custom"]) == []
+    pixels = torch.tensor([0.1, 0.15, 0.9, 1.0]).view(1, 2, 2, 1)
+    black = torch.zeros(1, 2, 2, 3)
+    render = Render(rgb=black, opacity=pixels, depth=torch.zeros_like(pixels), background=black)
+    loss = registry.build(parse_component("loss", {"type": "halo"}))
+    assert float(loss(render, None, 0, Rng())) == pytest.approx(0.25 / 4)
 
 
 def test_null_takes_a_loss_out(workplace: Path) -> None:

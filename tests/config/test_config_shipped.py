@@ -59,14 +59,11 @@ def test_a_pipeline_validates_and_runs_again_from_its_saved_form(file: Path, tmp
 
 
 @pytest.mark.parametrize("file", PIPELINES, ids=label)
-def test_every_stage_asks_for_the_prompt(file: Path) -> None:
+def test_a_pipeline_asks_for_its_prompt(file: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         load_pipeline([file])
-    lines = str(caught.value).splitlines()
-    stages = yaml.safe_load(file.read_text())["stages"]
-    assert [line.split(": is required but missing")[0] for line in lines] == [
-        f"stages.{name}.prompt" for name in stages
-    ]
+    assert str(caught.value).startswith("prompt: is required but missing")
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("file", RECIPES, ids=label)

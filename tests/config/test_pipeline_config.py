@@ -103,9 +103,9 @@ def test_mistakes_name_the_stage(file: Path, old: str, new: str, message: str) -
 def test_mistakes_of_all_stages_are_told_at_once(file: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         load_pipeline([file], ["stages.refine.trainer.max_steps=0"])
+    # What all stages lack is said once.
     assert [line.split(":")[0] for line in str(caught.value).splitlines()] == [
-        "stages.coarse.prompt",
-        "stages.refine.prompt",
+        "prompt",
         "stages.refine.trainer.max_steps",
     ]
 
@@ -123,3 +123,26 @@ def test_stages_that_do_not_exist(file: Path, tmp_path: Path) -> None:
     nested.write_text("prompt: x\nstages: {all: {include: pipeline.yaml}}\n")
     with pytest.raises(ConfigError, match=r"stages\.all\.include names a pipeline"):
         load_pipeline([nested])
+
+
+def test_files_that_follow_hold_for_every_stage(file: Path, tmp_path: Path) -> None:
+    later = tmp_path / "later.yaml"
+    later.write_text("trainer: {max_steps: 7}\nsystem: {loss: {sparsity: 5.0}}\n")
+    stages = load_pipeline([file, later], ["prompt=x", "stages.refine.trainer.max_steps=8"]).stages
+    assert [config.trainer.max_steps for config in stages.values()] == [7, 8]
+    assert [config.system.loss["sparsity"].weight(0) for config in stages.values()] == [5.0, 5.0]
+
+
+def test_the_name_can_be_changed(file: Path) -> None:
+    assert {config.name for config in load_pipeline([file], ["prompt=x", "name=mine"]).stages.values()} == {"mine"}
+
+
+def test_a_stage_can_be_taken_out(file: Path) -> None:
+    (only,) = load_pipeline([file], ["prompt=x", "stages.coarse=null"]).stages.items()
+    assert only[0] == "refine" and only[1].system.init_from is None
+    with pytest.raises(ConfigError, match="every stage has been taken out"):
+        load_pipeline([file], ["prompt=x", "stages.coarse=null", "stages.refine=null"])
+    with pytest.raises(ConfigError, match=r"stages\.refine: must be a block, got 5"):
+        load_pipeline([file], ["prompt=x", "stages.refine=5"])
+    with pytest.raises(ConfigError, match=r"refine: is a stage; write stages\.refine in front"):
+        load_pipeline([file], ["prompt=x", "refine.trainer.max_steps=5"])

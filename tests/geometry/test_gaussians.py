@@ -196,6 +196,50 @@ def test_a_start_from_exported_gaussians(tmp_path):
     torch.testing.assert_close(*turned, atol=1e-5, rtol=0)
 
 
+def test_a_mesh_file_has_gaussians_around_it_too(tmp_path):
+    icosphere_file = tmp_path / "ball.ply"
+    import trimesh
+
+    trimesh.creation.icosphere(3, radius=1.0).export(icosphere_file)
+    options = {"init": "mesh", "init_file": str(icosphere_file), "num_points": 1000, "radius": 2.0}
+    geometry = gaussians(**options, surface={"around": 0.5, "distance": 0.05})
+    assert len(geometry) == 1500 and len(gaussians(**options)) == 1000
+    away = (geometry.means.detach().norm(dim=-1) - 1.8).abs()
+    assert away[:1000].max() < 0.02
+    assert away[1000:].square().mean().sqrt() == pytest.approx(0.1, rel=0.15)
+    with pytest.raises(ConfigError, match=r"surface\.around: 500 Gaussians around .* exceed densify\.max_points"):
+        gaussians(**options, surface={"around": 0.5}, densify={"max_points": 1200})
+
+
+def splat_file(path: Path, degree: int) -> str:
+    generator = torch.Generator().manual_seed(0)
+    means = torch.randn(20, 3, generator=generator)
+    harmonics = torch.randn(20, (degree + 1) ** 2 - 1, 3, generator=generator) if degree else None
+    quaternions = torch.tensor([1.0, 0.0, 0.0, 0.0]).expand(20, -1)
+    shades = torch.rand(20, 3, generator=generator)
+    write_splats(
+        path, Splats(means, torch.full_like(means, 0.1), quaternions, torch.full((20,), 0.5), shades, harmonics)
+    )
+    return str(path)
+
+
+def test_a_file_of_more_gaussians_than_are_allowed_is_refused(tmp_path):
+    options = {"init": "points", "init_file": splat_file(tmp_path / "a.ply", 0), "num_points": 8}
+    with pytest.raises(ValueError, match=r"a\.ply holds 20 Gaussians, more than densify\.max_points = 19"):
+        gaussians(**options, densify={"max_points": 19})
+    assert len(gaussians(**options, densify={"max_points": 20})) == 20
+    assert len(gaussians(**options, densify={"max_points": 19, "enabled": False})) == 20
+
+
+def test_view_dependent_colors_that_are_left_out_are_told(tmp_path, caplog):
+    with caplog.at_level("WARNING", logger="scoredist3d"):
+        gaussians(init="points", init_file=splat_file(tmp_path / "plain.ply", 0), num_points=8)
+        assert not caplog.records
+        gaussians(init="points", init_file=splat_file(tmp_path / "shiny.ply", 2), num_points=8)
+    (record,) = caplog.records
+    assert "view-dependent colours of shiny.ply (harmonics up to degree 2) are left out" in record.getMessage()
+
+
 def test_mistakes_are_told(tmp_path):
     with pytest.raises(ConfigError, match="init_file: init=mesh starts on the surface"):
         gaussians(init="mesh")

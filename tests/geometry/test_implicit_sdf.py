@@ -3,6 +3,7 @@
 import math
 import time
 
+import numpy as np
 import pytest
 import torch
 import trimesh
@@ -12,7 +13,7 @@ from scoredist3d import registry
 from scoredist3d.config.fields import ConfigError
 from scoredist3d.config.validation import parse_component
 from scoredist3d.geometry import Start
-from scoredist3d.geometry.fitting import fit_features, points_in_ball, points_near
+from scoredist3d.geometry.fitting import fit_features, points_in_ball, points_near, surface_sampler
 from scoredist3d.geometry.implicit_sdf import ImplicitSDF
 from scoredist3d.geometry.trilinear import distance_grid, trilinear
 from scoredist3d.meshes.mesh import Mesh
@@ -255,6 +256,23 @@ def test_points_near_a_mesh_are_uniform_by_area():
     moved = points_near(box(), 0.05, torch.zeros(()))(torch.Generator().manual_seed(0), 20_000)
     # Close to a face the deviation from it is the spread's; edges pull it down a little.
     assert box_distance(moved).square().mean().sqrt().item() == pytest.approx(0.05, rel=0.1)
+
+
+def test_points_on_a_mesh_come_with_the_normals_of_their_faces():
+    """Faces without an area are never met; a mesh of nothing else has no points."""
+    whole = box(0.6, 0.4, 0.3)
+    flat = Mesh(whole.vertices, np.concatenate([[[0, 0, 1]], whole.faces, [[2, 2, 2]]]))
+    generators = [torch.Generator().manual_seed(0) for _ in range(2)]
+    (points, normals), (same, _) = (
+        surface_sampler(mesh, torch.zeros(()))(generator, 3000)
+        for mesh, generator in zip((flat, whole), generators, strict=True)
+    )
+    assert torch.equal(points, same)
+    moved = points + 0.01 * normals
+    torch.testing.assert_close(box_distance(moved), torch.full((3000,), 0.01), atol=1e-5, rtol=0)
+    torch.testing.assert_close(normals.norm(dim=-1), torch.ones(3000))
+    with pytest.raises(ValueError, match="has no area"):
+        points_near(Mesh(whole.vertices, np.array([[0, 0, 1]])), 0.1, torch.zeros(()))
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,13 @@
 """Terms on fields: eikonal and sketch-shape, and which terms fit which system."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 import trimesh
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from scoredist3d import registry
 from scoredist3d.config.fields import ConfigError
@@ -48,6 +50,63 @@ def test_eikonal_by_hand():
     # Where the views show the place (0.5, 0, 0), half of the points are there: |gradient| = 1.5.
     seen = term(views(1.0, torch.tensor([0.5, 0.0, 0.0])), geometry, 0, Rng())
     assert seen.item() == pytest.approx(0.5 * expected.item() + 0.5 * 0.25, rel=0.03)
+
+
+def two_places(seen: Tensor) -> Render:
+    """8 pixels, of which ``seen`` (8,) show something; the i-th at (i / 10, 0, 0)."""
+    place = torch.zeros(1, 2, 4, 3)
+    place[..., 0] = torch.arange(8.0).view(1, 2, 4) / 10
+    alpha = seen.float().view(1, 2, 4, 1)
+    return Render(rgb=place, opacity=alpha, depth=alpha, background=place, position=place)
+
+
+def test_eikonal_points_are_at_every_visible_pixel_alike():
+    seen = torch.tensor([0, 1, 1, 0, 0, 1, 0, 1], dtype=torch.bool)
+    term = build("loss", "eikonal", points=8000, spread=0.0)
+    points = term._points(two_places(seen), 1.0, torch.Generator().manual_seed(0))
+    near = (points[:4000, 0] * 10).round().long()
+    assert len(points) == 8000 and torch.equal(points[:4000, 1:], torch.zeros(4000, 2))
+    counts = near.bincount(minlength=8)
+    assert (counts[~seen] == 0).all() and ((counts[seen] - 1000).abs() < 5 * math.sqrt(750)).all()
+    # Beyond, and where nothing is seen, they are uniform in the ball: the mean of |x|^3 is 1/2.
+    nothing = term._points(two_places(torch.zeros(8)), 1.0, torch.Generator().manual_seed(0))
+    for uniform in (points[4000:], nothing):
+        assert uniform.norm(dim=-1).pow(3).mean().item() == pytest.approx(0.5, abs=0.03)
+        assert (uniform.norm(dim=-1) <= 1 + 1e-6).all()
+
+
+def test_eikonal_does_not_wait_for_the_device():
+    """Nothing whose size or value the host would have to learn: no index by booleans, no item."""
+    waits = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            name = function._overloadpacket.__name__
+            index = args[1] if name.startswith("index") and len(args) > 1 and isinstance(args[1], (list, tuple)) else ()
+            by_booleans = any(part is not None and part.dtype == torch.bool for part in index)
+            if by_booleans or name in {"nonzero", "masked_select", "_local_scalar_dense"}:
+                waits.append(name)
+            return function(*args, **(kwargs or {}))
+
+    with Watch():
+        build("loss", "eikonal")._points(two_places(torch.ones(8)), 1.0, torch.Generator().manual_seed(0))
+    assert not waits
+
+
+@pytest.mark.gpu
+def test_eikonal_points_without_a_synchronisation():
+    render = two_places(torch.ones(8))
+    assert render.position is not None
+    moved = replace(render, opacity=render.opacity.cuda(), position=render.position.cuda())
+    term, generator = build("loss", "eikonal"), Rng()("eikonal", 0, "cuda")
+    term._points(moved, 1.0, generator)  # whatever is made at the first call
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        points = term._points(moved, 1.0, generator)
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+    assert points.shape == (2048, 3)
 
 
 def test_eikonal_trains_the_field():

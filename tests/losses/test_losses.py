@@ -1,15 +1,18 @@
 """Regularisers against values worked out by hand."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from scoredist3d import registry
 from scoredist3d.config.fields import ConfigError
 from scoredist3d.config.validation import parse_component
+from scoredist3d.geometry import Geometry
 from scoredist3d.losses import Loss
 from scoredist3d.renderers import Render
 from scoredist3d.seeding import Rng
@@ -19,8 +22,17 @@ def loss(name: str, **options) -> Loss:
     return registry.build(parse_component("loss", {"type": name, **options}))
 
 
-def value(name: str, render: Render, **options) -> Tensor:
-    return loss(name, **options)(render, None, 0, Rng())
+class Ball(Geometry):
+    """Nothing but a radius."""
+
+    def density(self, points: Tensor) -> Tensor:
+        raise AssertionError("terms on pixels do not look at the object")
+
+    features_at = density
+
+
+def value(name: str, render: Render, *, radius: float = 1.0, **options) -> Tensor:
+    return loss(name, **options)(render, Ball(Ball.Config(radius=radius)), 0, Rng())
 
 
 REQUIRED: dict[str, dict[str, Any]] = {"sketch-shape": {"mesh": "chair.obj"}}
@@ -76,6 +88,42 @@ def test_opaque_pushes_away_from_one_half_and_leaves_the_ends():
     torch.testing.assert_close(opacity.grad, expected)
 
 
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
+def test_opaque_is_computed_in_float32(half):
+    """In bfloat16 the largest opacity, 0.999, would be 1, of infinite cost."""
+    opacity = torch.tensor([0.5, 0.0, 1.0])
+    found = value("opaque", image(opacity.to(half)))
+    assert found.dtype == torch.float32 and torch.equal(found, value("opaque", image(opacity)))
+
+
+def test_opaque_needs_nothing_that_autocast_forbids():
+    """torch refuses binary_cross_entropy under autocast on CUDA."""
+    called = []
+
+    class Watch(TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            called.append(getattr(function, "__name__", ""))
+            return function(*args, **(kwargs or {}))
+
+    with Watch():
+        value("opaque", image(torch.tensor([0.5, 0.0, 1.0])))
+    assert called and "binary_cross_entropy" not in called
+
+
+@pytest.mark.gpu
+def test_opaque_under_autocast_on_the_gpu():
+    render = image(torch.tensor([0.5, 0.0, 1.0]))
+    expected = value("opaque", render)
+    render = replace(render, opacity=render.opacity.cuda())
+    with torch.autocast("cuda", torch.float16):
+        torch.testing.assert_close(value("opaque", render).cpu(), expected)
+
+
+def test_papers_are_the_right_ones():
+    """Orientation is from Ref-NeRF (2111.09883 is a paper on image classification)."""
+    assert registry.lookup("loss", "orientation").arxiv == "2112.03907"
+
+
 def test_orientation_by_hand():
     """The mean is over the two of three rays that see something."""
     away = torch.tensor([0.25 * 0.36, 0.0, 0.1], requires_grad=True)
@@ -106,6 +154,15 @@ def test_z_variance_by_hand():
     render = image(torch.tensor([0.8, 0.0, 0.9]), depth_variance=torch.tensor([0.1875, 7.0, 0.0]))
     assert value("z-variance", render).item() == pytest.approx(0.1875 / 2)
     assert value("z-variance", render, min_opacity=0.85).item() == 0.0
+
+
+def test_z_variance_does_not_depend_on_the_size_of_the_scene():
+    """Twice the radius and all distances, four times the variance: the same term."""
+    small, large = (
+        value("z-variance", image(torch.ones(2), depth_variance=scale**2 * torch.tensor([0.1, 0.3])), radius=scale)
+        for scale in (1.0, 2.0)
+    )
+    assert small.item() == pytest.approx(0.2) and large.item() == pytest.approx(0.2)
 
 
 def test_distortion_is_the_mean_over_pixels():

@@ -1,5 +1,6 @@
 """The Triton rasteriser: compiled for sm_90, run in the interpreter, and on CUDA; nvdiffrast as a cross-check."""
 
+import importlib
 import math
 import os
 import subprocess
@@ -10,24 +11,51 @@ import pytest
 import torch
 
 from scoredist3d.cameras import orbit
+from scoredist3d.ops import rasterize_torch
 from scoredist3d.ops.rasterize import antialias, interpolate, mesh_edges, rasterize
 
+COLOURS = ["clip", "depth", "image", "smooth", "upstream", "attributes", "barycentric", "out", "texture", "uv"]
 POINTERS = {
-    "*fp64": ["edges"],
-    "*fp32": ["clip"],
-    "*i32": ["faces", "across", "triangle"],
-    "*i64": ["first", "size", "items", "starts", "keys", "out"],
-    "*u8": ["included"],
+    "*fp64": ["planes"],
+    "*fp32": [*COLOURS, "by_image", "by_clip", "by_attributes", "by_barycentric", "by_depth", "by_texture", "by_uv"],
+    "*i32": ["faces", "across", "triangle", "box"],
+    "*i64": ["chunks", "ends", "keys", "codes", "corners"],
 }
-NUMBERS = {"i32": ["num_chunks", "num_triangles", "height", "width", "num_pixels", "num_vertices"]}
-NUMBERS["fp32"] = ["half_width", "half_height"]
+COUNTS = ["items", "triangles", "vertices", "pixels", "channels", "halvings", "points"]
+NUMBERS = {
+    "i32": [*(f"num_{what}" for what in COUNTS), "height", "width", "stride", "pixels_per_image", "points_per_texture"],
+    "fp32": ["half_width", "half_height"],
+}
 TYPES = {name: kind for kinds in (POINTERS, NUMBERS) for kind, names in kinds.items() for name in names}
+KERNELS = [
+    ("rasterize", "_set_up_kernel", {"PIXELS": 32, "BLOCK": 128}),
+    ("rasterize", "_draw_kernel", {"PIXELS": 32, "CHUNKS": 16}),
+    ("rasterize", "_resolve_kernel", {"BLOCK": 128}),
+    ("fragments", "_shade_kernel", {"PIXELS": 128}),
+    ("fragments", "_shade_gradient_kernel", {"PIXELS": 128, "WITH_BARYCENTRIC": True, "WITH_DEPTH": True}),
+    ("fragments", "_interpolate_kernel", {"PIXELS": 128, "CHANNELS": 4}),
+    (
+        "fragments",
+        "_interpolate_gradient_kernel",
+        {"PIXELS": 128, "CHANNELS": 16, "WITH_ATTRIBUTES": True, "WITH_BARYCENTRIC": True},
+    ),
+    ("texture", "_sample_kernel", {"POINTS": 128, "CHANNELS": 4, "LINEAR": True, "REPEAT": True}),
+    (
+        "texture",
+        "_sample_gradient_kernel",
+        {"POINTS": 128, "CHANNELS": 4, "LINEAR": True, "REPEAT": False, "WITH_TEXTURE": True, "WITH_UV": True},
+    ),
+    ("antialias", "_silhouette_kernel", {"PAIRS": 128, "BLEND": True}),
+    ("antialias", "_silhouette_gradient_kernel", {"PAIRS": 128, "WITH_IMAGE": True, "WITH_CLIP": True}),
+]
 
 
-@pytest.mark.parametrize(
-    ("name", "vertical"), [("_draw_kernel", None), ("_silhouette_kernel", False), ("_silhouette_kernel", True)]
-)
-def test_kernels_compile_for_hopper(name, vertical, monkeypatch, tmp_path):
+@pytest.mark.parametrize("ones", [(), ("height", "width", "num_vertices", "num_channels", "num_items")])
+@pytest.mark.parametrize(("module", "name", "constants"), KERNELS)
+def test_kernels_compile_for_hopper(module, name, constants, ones, monkeypatch, tmp_path):
+    """Triton compiles arguments that are 1 into the kernel, which must not need them to be tensors."""
+    if ones and name in ("_resolve_kernel", "_silhouette_kernel", "_interpolate_gradient_kernel"):
+        pytest.skip("takes none of them, or shares what it does with them with another kernel")
     pytest.importorskip("triton", reason="triton is not installed")
     if os.environ.get("TRITON_INTERPRET") == "1":
         pytest.skip("the interpreter replaces the compiler in this process")
@@ -36,14 +64,9 @@ def test_kernels_compile_for_hopper(name, vertical, monkeypatch, tmp_path):
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from scoredist3d.ops import rasterize_triton
-
-    constants = {"CHUNKS": rasterize_triton._CHUNKS, "PIXELS": rasterize_triton._PIXELS}
-    if vertical is not None:
-        constants = {"VERTICAL": vertical, "PAIRS": rasterize_triton._PAIRS}
-    kernel = getattr(rasterize_triton, name)
-    types = TYPES | {"depth": "*fp64" if vertical is None else "*fp32"}
-    signature = {a: "constexpr" if a in constants else types[a] for a in kernel.arg_names}
+    kernel = getattr(importlib.import_module(f"scoredist3d.ops.{module}_triton"), name)
+    constants = constants | {one: 1 for one in ones if one in kernel.arg_names}
+    signature = {a: "constexpr" if a in constants else TYPES[a] for a in kernel.arg_names}
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
     options = {"num_warps": 4, "enable_fp_fusion": False}
     assert len(triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options).asm["cubin"]) > 1000
@@ -55,7 +78,8 @@ def test_interpreter_equals_torch():
     environment = {**os.environ, "PYTHONPATH": str(script.parents[2]), "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("crossings agree") == 2
+    assert done.stdout.count("crossings agree") == 2 and "no waiting" in done.stdout
+    assert "textures agree" in done.stdout
 
 
 def view(points: torch.Tensor, distance: float, size: int) -> torch.Tensor:
@@ -124,7 +148,14 @@ def test_nvdiffrast_sees_the_same_triangles():
 
 @pytest.mark.gpu
 def test_nvdiffrast_antialiases_large_triangles_alike():
-    """Where both pixels' triangles are large, the walk over the mesh ends at once and finds the edge that it finds."""
+    """Where both pixels' triangles are large, the walk over the mesh ends at once and finds the edge that it finds.
+
+    Both take the nearer pixel's surface, and edges nearer to the vertical for horizontal pairs, to the horizontal for
+    vertical ones. But it looks at the three edges of the nearer pixel's triangle alone (section 3.6 of 2011.03277),
+    and finds nothing where the silhouette belongs to the next one. So it is along one side of the second view, which
+    sees the cube's face -y all but edge-on: a strip of two pixels, of two triangles that are thinner still. See
+    :func:`test_share_of_silhouettes_on_another_triangle`. Measured on an H100: 112 of 1366 changed pixels differ.
+    """
     nvdiffrast = pytest.importorskip("nvdiffrast.torch", reason="nvdiffrast is not installed")
     points, faces = cube()
     clip, faces = view(points, 2.0, 256).cuda(), faces.cuda()
@@ -133,6 +164,24 @@ def test_nvdiffrast_antialiases_large_triangles_alike():
     smooth = antialias(image, found, clip, faces)
     raster, _ = nvdiffrast.rasterize(nvdiffrast.RasterizeCudaContext(), clip, faces.int(), (256, 256))
     reference = nvdiffrast.antialias(image.flip(1).contiguous(), raster, clip, faces.int()).flip(1)
-    changed = ((smooth - image).abs().amax(dim=-1) > 0).sum()
-    unequal = ((smooth - reference).abs().amax(dim=-1) > 1e-2).sum()
-    assert int(changed) > 500 and int(unequal) < 0.05 * int(changed)
+    changed = (smooth - image).abs().amax(dim=-1) > 0
+    difference = (smooth - reference).abs()
+    assert int(changed.sum()) > 500
+    assert int((difference.amax(dim=-1) > 1e-2).sum()) < 0.12 * int(changed.sum())
+    assert float(difference[changed].mean()) < 0.02
+
+
+def test_share_of_silhouettes_on_another_triangle():
+    """In that scene a thirteenth of the silhouettes is not an edge of the nearer pixel's triangle, all but three in a
+    strip of the second view: what the comparison above must leave out. Left out, its mean difference is 0.008."""
+    points, faces = cube()
+    clip = view(points, 2.0, 256)
+    found = rasterize(clip, faces, 256, 256, backend="torch")
+    codes = rasterize_torch.silhouettes(clip, faces, mesh_edges(faces).across, found.triangle, found.depth)
+    image, vertical, row, column = codes.nonzero(as_tuple=True)
+    code = codes[image, vertical, row, column] - 1
+    swapped, face = code % 2, code // 6
+    near = found.triangle[image, row + swapped * vertical, column + swapped * (1 - vertical)] - 1
+    other = near != face
+    assert len(code) == pytest.approx(1376, abs=10) and int(other.sum()) == pytest.approx(105, abs=5)
+    assert int((other & (image == 1) & (vertical == 0)).sum()) >= int(other.sum()) - 3

@@ -1,5 +1,6 @@
 """Splatting on the GPU: the Triton kernels compiled for sm_90, in the interpreter, on CUDA; and gsplat."""
 
+import importlib
 import os
 import subprocess
 import sys
@@ -7,35 +8,63 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_splatting import all_gradients, assert_agree, random_scene, render
+from test_splatting import GAUSSIANS, all_gradients, assert_agree, random_scene, render
 from test_triton import compile_for_hopper
+
+from scoredist3d.ops.splatting import project
 
 pytest.importorskip("triton", reason="triton is not installed")
 pytestmark = pytest.mark.skipif(
     os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter replaces the compiler in this process"
 )
 
+FLOATS = ["means", "conics", "features", "opacities", "color_image", "opacity_image", "depth_image", "transmittance"]
+FLOATS += ["of_color", "of_opacity", "of_depth", "of_means2d", "of_conics", "of_depths", "of_compensation", "out"]
+FLOATS += ["by_means", "by_conics", "by_depths", "by_compensation", "by_opacities", "by_colors", "by_scales"]
+FLOATS += ["scales", "quaternions", "by_quaternions", "w2c", "focal", "means2d", "depths", "radii", "deviations"]
+FLOATS += ["compensation", "colors", "alphas"]
+INTEGERS = ("down", "across", "channels", "count", "batch", "total", "camera_stride", "entries", "tiles")
 TYPES = (
-    dict.fromkeys(("means", "conics", "features", "opacities", "image", "transmittance"), "*fp32")
-    | dict.fromkeys(("of_image", "of_opacity", "out"), "*fp32")
-    | dict.fromkeys(("gaussians", "offsets", "order", "row_offsets"), "*i64")
-    | dict.fromkeys(("height", "width", "down", "across", "channels", "count"), "i32")
-    | {"last": "*i32"}
+    dict.fromkeys(FLOATS, "*fp32")
+    | dict.fromkeys(("gaussians", "offsets", "row_offsets", "counts", "keys", "rows"), "*i64")
+    | dict.fromkeys(("last", "spans", "owners"), "*i32")
+    | dict.fromkeys(INTEGERS, "i32")
+    | dict.fromkeys(("near", "dilation"), "fp32")
+    | {"visible": "*i1"}
 )
+PLAIN = {"compensation": None}
+ONES = {"down": 1, "across": 1, "channels": 1}  # Triton makes constants of integers that are 1
 
 
-@pytest.mark.parametrize("name", ["_composite_kernel", "_entry_gradient_kernel", "_sum_rows_kernel"])
-def test_kernels_compile_for_hopper(name, monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    ("module", "kernel", "constants", "further"),
+    [
+        ("splatting_triton", "_composite_kernel", "_FORWARD", {}),
+        ("splatting_triton", "_entry_gradient_kernel", "_BACKWARD", {}),
+        ("splatting_triton", "_sum_rows_kernel", "_SUM", {"SHARED": True}),
+        (
+            "splatting_triton",
+            "_sum_rows_kernel",
+            "_SUM",
+            {"SHARED": False, "by_compensation": None, "batch": 1, **PLAIN},
+        ),
+        ("splatting_tiles_triton", "_measure_kernel", "_MEASURE", {}),
+        ("splatting_tiles_triton", "_measure_kernel", "_MEASURE", PLAIN),
+        ("splatting_tiles_triton", "_measure_kernel", "_MEASURE", ONES),
+        ("splatting_tiles_triton", "_fill_kernel", "_FILL", {}),
+        ("splatting_tiles_triton", "_finish_kernel", "_FILL", {}),
+        ("splatting_project_triton", "_project_kernel", "_FORWARD", {}),
+        ("splatting_project_triton", "_project_kernel", "_FORWARD", PLAIN),
+        ("splatting_project_triton", "_project_gradient_kernel", "_CONSTANTS", {}),
+        ("splatting_project_triton", "_project_gradient_kernel", "_CONSTANTS", {"of_compensation": None, "batch": 1}),
+    ],
+)
+def test_kernels_compile_for_hopper(module, kernel, constants, further, monkeypatch, tmp_path):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    from scoredist3d.ops import splatting_triton as kernels
-
-    constants = {
-        "_composite_kernel": kernels._FORWARD,
-        "_entry_gradient_kernel": kernels._BACKWARD,
-        "_sum_rows_kernel": {"BLOCK": kernels._BLOCK},
-    }
-    types = TYPES | {"rows": "*fp32" if name == "_sum_rows_kernel" else "*i64"}
-    assert compile_for_hopper(getattr(kernels, name), constants[name], types) > 1000
+    kernels = importlib.import_module(f"scoredist3d.ops.{module}")
+    size = "fp32" if module == "splatting_project_triton" else "i32"
+    types = TYPES | {"height": size, "width": size} | ({"rows": "*fp32"} if kernel == "_sum_rows_kernel" else {})
+    assert compile_for_hopper(getattr(kernels, kernel), getattr(kernels, constants) | further, types) > 1000
 
 
 def test_interpreter_equals_torch():
@@ -44,7 +73,7 @@ def test_interpreter_equals_torch():
     environment = {**os.environ, "PYTHONPATH": paths, "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("equal") == 4
+    assert done.stdout.count("equal") == 11
 
 
 def on_gpu(scene: dict) -> dict:
@@ -66,18 +95,43 @@ def cuda_gradients(scene: dict, height: int, width: int, backend: str, **options
         (400, 63, 1, (5, 70), 0.2),
     ],
 )
-def test_triton_equals_torch(count, channels, batch, size, scale):
+@pytest.mark.parametrize("antialiased", [False, True])
+def test_triton_equals_torch(count, channels, batch, size, scale, antialiased):
+    """Gradients of the cameras are wanted, so torch projects for both: the same pixels reach the thresholds."""
     scene = random_scene(count, channels, batch, seed=count, scale=scale)
-    found = cuda_gradients(scene, *size, "triton")
-    assert_agree(found, cuda_gradients(scene, *size, "torch"), 1e-4)
+    found, expected = (cuda_gradients(scene, *size, name, antialiased=antialiased) for name in ("triton", "torch"))
+    assert_agree(found, expected, 1e-4)
+
+
+def projection_and_gradients(scene: dict, height: int, width: int, backend: str, **options) -> dict:
+    """Every value of the visible Gaussians, and gradients of random sums of what is differentiable."""
+    leaves = {name: scene[name].clone().requires_grad_() for name in ("means", "scales", "quaternions")}
+    projected = project(*leaves.values(), scene["w2c"], scene["focal"], height, width, backend=backend, **options)
+    visible, generator = projected.visible, torch.Generator().manual_seed(0)
+    names = ("means2d", "conics", "depth", "compensation", "radius", "deviations")
+    values = {name: getattr(projected, name)[visible] for name in names if getattr(projected, name) is not None}
+    loss = sum((v * torch.randn(v.shape, generator=generator).to(v)).sum() for v in values.values() if v.requires_grad)
+    gradients = torch.autograd.grad(loss, list(leaves.values()))
+    assert visible.any() and not visible.all()
+    return values | {"visible": visible.float()} | dict(zip(leaves, gradients, strict=True))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("batch", "antialiased"), [(1, False), (3, True)])
+def test_projection_equals_torch(batch, antialiased):
+    scene = on_gpu(random_scene(5000, 1, batch, scale=0.1))
+    found, expected = (
+        projection_and_gradients(scene, 50, 70, name, antialiased=antialiased) for name in ("triton", "torch")
+    )
+    assert_agree(found, expected, 1e-4)
 
 
 @pytest.mark.gpu
 def test_triton_repeats_bit_by_bit():
     scene = on_gpu(random_scene(3000, 4, 2, scale=0.2))
-    first, second = (all_gradients(scene, 100, 90, "triton") for _ in range(2))
-    for name in ("color", "opacity", "depth", "gradient of means2d", "gradient of conics", "gradient of depth"):
-        assert torch.equal(first[name], second[name]), name
+    first, second = (all_gradients(scene, 100, 90, "triton", moving=GAUSSIANS) for _ in range(2))
+    for name, tensor in first.items():
+        assert torch.equal(tensor, second[name]), name
 
 
 @pytest.mark.gpu
@@ -107,4 +161,5 @@ def test_gsplat_draws_the_same(antialiased):
 def test_gsplat_backend_has_the_same_gradients():
     pytest.importorskip("gsplat")
     scene = random_scene(300, 6, 2, scale=0.1)
-    assert_agree(cuda_gradients(scene, 50, 70, "gsplat"), cuda_gradients(scene, 50, 70, "triton"), 1e-3)
+    found, expected = (cuda_gradients(scene, 50, 70, name, moving=GAUSSIANS) for name in ("gsplat", "triton"))
+    assert_agree(found, expected, 1e-3)

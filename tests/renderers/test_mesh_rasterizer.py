@@ -226,3 +226,13 @@ def test_the_device_renders_what_the_processor_renders(kind):
         assert (ours - theirs).abs().gt(1e-3).float().mean() < 1e-3
     for ours, theirs in zip(*(gradients for _, gradients in found), strict=True):
         assert (ours - theirs).norm() < 0.02 * ours.norm() + 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_mixed_precision_moves_no_silhouette(dtype):
+    """Clip positions in half precision would be off by pixels."""
+    renderer = renderer_of(FixedMesh(cube(HALF)))
+    exact = renderer(around(2, size=96), step=0)
+    with torch.autocast("cpu", dtype):
+        mixed = renderer(around(2, size=96), step=0)
+    assert torch.equal(mixed.opacity, exact.opacity) and torch.equal(mixed.depth, exact.depth)

@@ -52,6 +52,47 @@ def test_depth_of_a_sphere_has_no_bias(inv_std):
     assert (render.opacity[..., 0][distance > 0.5 + 6 / inv_std] < 0.01).all()
 
 
+@pytest.mark.parametrize("steps", [0, 1000])
+@pytest.mark.parametrize("slope", [0.25, 1.0, 4.0])
+def test_a_field_that_is_no_distance_shows_its_surface_where_it_is(slope, steps):
+    """The distances alone place the surface: what stands for alpha is a difference of Phi's, with grad sdf not of 1."""
+    # The same deviation of the visible surface in all cases.
+    options = DENSE | {"inv_std": 40.0 / slope, "num_samples": 800, "cos_anneal_steps": steps}
+    render = renderer_of(SolidSphere(0.5, slope), "neus-volume", **options)(orbits(0.0, size=1), step=0)
+    assert render.depth.item() == pytest.approx(2.5, abs=0.003)
+    assert render.opacity.item() == pytest.approx(1.0, abs=1e-3)
+
+
+@pytest.mark.parametrize("slope", [0.25, 4.0])
+@pytest.mark.parametrize("step", [0, 50, 100])
+def test_hidden_samples_of_such_a_field_do_not_change_the_image(slope, step):
+    """What has passed by the distances alone is never less than what has passed by the slopes."""
+    cameras, options = orbits(0.0, 100.0, size=12), DENSE | {"inv_std": 60.0 / slope, "cos_anneal_steps": 100}
+    every, reached = (
+        renderer_of(SolidSphere(0.5, slope), "neus-volume", min_transmittance=limit, **options)(
+            cameras, step=step, rng=Rng()
+        )
+        for limit in (0.0, 1e-3)
+    )
+    torch.testing.assert_close(reached.opacity, every.opacity, atol=2e-3, rtol=0)
+    torch.testing.assert_close(reached.depth, every.depth, atol=5e-3, rtol=0)
+
+
+def test_what_has_passed_is_not_underestimated():
+    """Sample by sample, for a straight ray through the front of the sphere, at every stage of the annealing."""
+    edges = torch.linspace(2.0, 2.9, 41)
+    samples = RaySamples(torch.zeros(40, dtype=torch.long), edges[:-1], edges[1:], torch.tensor([0, 40]), 1)
+    points = torch.stack([3.0 - samples.midpoints, *[torch.zeros(40)] * 2], dim=1)
+    view_dirs = torch.tensor([[-1.0, 0.0, 0.0]]).expand(40, 3)
+    for slope in (0.25, 1.0, 4.0):
+        draw = renderer_of(SolidSphere(0.5, slope), "neus-volume", inv_std=30.0 / slope, cos_anneal_steps=100)
+        values = draw.geometry(points, with_normal=True)
+        for step in (0, 50, 100):
+            depth = draw._extinction(values, samples, view_dirs, step) * samples.lengths
+            reached = torch.exp(depth - depth.cumsum(0))
+            assert (draw._transmittance(samples, points) >= reached - 1e-5).all()
+
+
 def test_the_slope_is_annealed():
     """At first surfaces count half wherever they face; in the end only those that face the camera."""
     draw = renderer_of(SolidSphere(0.5), "neus-volume", inv_std=10.0, cos_anneal_steps=100)
@@ -107,6 +148,20 @@ def test_sharpness_is_learned_and_the_law_of_the_geometry_is_not():
     assert not geometry.log_beta.requires_grad
     assert [group["name"] for group in geometry.parameter_groups()] == ["encoding", "network"]
     assert all(p.grad is not None for p in geometry.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("normal", ["analytic", "finite-difference"])
+def test_fields_hand_on_their_gradient_as_long_as_it_is(normal):
+    geometry = build("geometry", "implicit-sdf", normal=normal)
+    with torch.no_grad():
+        geometry.table.uniform_(-0.5, 0.5, generator=torch.Generator().manual_seed(0))
+        geometry.network.weights[-1][0].fill_(1.0)
+    points = torch.rand(50, 3, generator=torch.Generator().manual_seed(1)) - 0.5
+    values = geometry(points, with_normal=True)
+    torch.testing.assert_close(values.gradient, geometry.sdf_gradient(points))
+    torch.testing.assert_close(values.normal, F.normalize(values.gradient, dim=-1))
+    assert ((values.gradient.norm(dim=-1) - 1).abs() > 0.1).any()
+    assert geometry(points).gradient is None
 
 
 def test_fields_without_a_distance_are_refused():

@@ -11,7 +11,7 @@ from scoredist3d.materials.base import Material
 from scoredist3d.ops.compositing import accumulate
 from scoredist3d.ops.ray_marching import RaySamples
 from scoredist3d.renderers import Render, volume_maps
-from scoredist3d.renderers.patch import Patch
+from scoredist3d.renderers.patch import Patch, PatchConfig, draw_patch
 from scoredist3d.renderers.volume import VolumeRenderer
 from scoredist3d.seeding import Rng
 
@@ -124,6 +124,45 @@ def test_a_patch_is_that_part_of_the_image_and_the_rest_has_no_gradient():
         # Far from the patch the picture is the same object.
         assert (render.opacity - whole.opacity).abs().mean() < 0.1
     assert len(places) > 1
+
+
+@pytest.mark.parametrize("name", ["sparsity", "opaque", "distortion", "rgb"])
+def test_the_gradient_of_a_mean_over_pixels_is_that_over_the_patch(name):
+    """So a term's weight does not shrink with the part of the image that can follow it."""
+    cameras = orbits(0.0, 100.0, size=12, dtype=torch.float64)
+
+    def gradient(place: Patch | None, **options) -> Tensor:
+        geometry = rough_volume(torch.float64)
+        draw = renderer_of(geometry, jitter=False, **options, **DOUBLE).double()
+        render = draw(cameras, step=0, needs={"distortion"})
+        if place is not None:
+            cut = {key: place.cut(render.get(key)) for key in ("rgb", "opacity", "depth", "background", "distortion")}
+            render = Render(**cut)
+        term = render.rgb.mean() if name == "rgb" else build("loss", name)(render, geometry, 0, Rng())
+        found: Tensor = torch.autograd.grad(term, geometry.table)[0]
+        return found
+
+    pasted = gradient(None, patch={"size": 4, "downsample": 3})
+    expected = gradient(Patch(4, 4, 4, 4))  # the middle, which is chosen without a source of randomness
+    assert float(expected.abs().max()) > 0
+    torch.testing.assert_close(pasted, expected, atol=1e-12, rtol=1e-8)
+
+
+def test_pasting_keeps_values_and_makes_up_for_the_patchs_share():
+    """Of 48 pixels the patch has 6."""
+    patch, values = Patch(1, 2, 2, 3), torch.arange(12.0).view(1, 2, 3, 2).requires_grad_()
+    pasted = patch.paste(values, torch.zeros(1, 2, 2, 2), 6, 8)
+    assert torch.equal(patch.cut(pasted), values) and pasted.sum() == values.sum()
+    pasted.square().sum().backward()
+    torch.testing.assert_close(values.grad, 8.0 * 2.0 * values.detach())
+
+
+def test_the_place_of_a_patch_is_drawn_on_the_host():
+    """The same on every device, and there is none to wait for: a meta device has no values at all."""
+    config, cameras = PatchConfig(size=3), orbits(0.0, size=16)
+    found = [draw_patch(config, where, Rng(5), step) for step in range(6) for where in (cameras, cameras.to("meta"))]
+    assert found[::2] == found[1::2] and len({(patch.top, patch.left) for patch in found if patch}) > 3
+    assert draw_patch(config, cameras, None, 0) == Patch(7, 7, 3, 3)
 
 
 def find_square(images: Tensor, whole: Tensor, size: int) -> tuple[int, int]:

@@ -31,26 +31,26 @@ class FogBall(Field):
 
 
 class SolidSphere(SignedDistanceField):
-    """The exact signed distance of a sphere of learnable size."""
+    """The exact signed distance of a sphere of learnable size, times ``slope``."""
 
-    def __init__(self, size: float = 0.5) -> None:
+    def __init__(self, size: float = 0.5, slope: float = 1.0) -> None:
         super().__init__(SignedDistanceField.Config())
-        self.num_features = 3
+        self.num_features, self.slope = 3, slope
         self.size = nn.Parameter(torch.tensor(size))
 
     def sdf(self, points: Tensor) -> Tensor:
-        return points.norm(dim=-1) - self.size
+        return self.slope * (points.norm(dim=-1) - self.size)
 
     def extinction(self, points: Tensor) -> Tensor:
         raise AssertionError("NeuS has an extinction of its own")
 
     def sdf_gradient(self, points: Tensor) -> Tensor:
-        return nn.functional.normalize(points, dim=-1)
+        return self.slope * nn.functional.normalize(points, dim=-1)
 
     def forward(self, points: Tensor, *, with_normal: bool = False) -> GeometryOutput:
-        normal = self.sdf_gradient(points) if with_normal else None
-        sdf = self.sdf(points)
-        return GeometryOutput(torch.zeros_like(sdf), points, normal, sdf)
+        sdf, gradient = self.sdf(points), self.sdf_gradient(points) if with_normal else None
+        normal = None if gradient is None else gradient / self.slope
+        return GeometryOutput(torch.zeros_like(sdf), points, normal, sdf, gradient)
 
 
 def build(kind: str, name: str, **options: Any) -> Any:

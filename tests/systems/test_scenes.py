@@ -134,7 +134,7 @@ def test_starting_from_a_run_takes_its_scene_and_its_step() -> None:
     again.prepare_step(3, Rng())
     assert again.scenes[0].step == 8
     other = make(VOLUME | {"geometry": {"grid": {"num_levels": 2, "log2_hashmap_size": 6}}})
-    with pytest.raises(ValueError, match=r"no scene that this representation can start from"):
+    with pytest.raises(ValueError, match=r"the scene there is represented otherwise"):
         other.start_from(done.state_dict())
 
 

@@ -85,3 +85,70 @@ def test_the_command_line_runs_and_shows_pipelines(tmp_path: Path, capsys: pytes
     assert cli.main(["--export", str(folder), "--gpu", "cpu"]) == cli.OK
     assert "refine" in capsys.readouterr().out
     assert cli.main(["--config", str(file), "--export"]) == cli.USAGE_ERROR
+
+
+def test_a_stage_whose_start_has_changed_begins_anew(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = written(tmp_path, coarse={}, refine={})
+    assert cli.main(["--config", str(file), "--train", "--gpu", "cpu", "trainer.max_steps=1"]) == cli.OK
+    (folder,) = (tmp_path / "out" / "both").iterdir()
+    first = state(folder / "refine")
+    again = ["--train", "--resume", str(folder), "--gpu", "cpu", "stages.coarse.trainer.max_steps=3"]
+    assert cli.main(again) == cli.OK
+    assert "coarse has changed, so refine begins anew" in capsys.readouterr().out
+    assert state(folder / "coarse")["scenes.0.steps"].tolist() == [2, 0]
+    kept, second = state(folder / "refine-before-1"), state(folder / "refine")
+    assert all(torch.equal(kept[name], first[name]) for name in first)
+    assert any(not torch.equal(second[name], first[name]) for name in first)
+
+
+def test_done_stages_are_not_taken_for_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = written(tmp_path, coarse={}, refine={})
+    assert cli.main(["--config", str(file), "--train", "--gpu", "cpu", "trainer.max_steps=1"]) == cli.OK
+    (folder,) = (tmp_path / "out" / "both").iterdir()
+    other = ["--train", "--resume", str(folder), "--gpu", "cpu", "stages.refine.system.loss.sparsity=3"]
+    assert cli.main(other) == cli.USAGE_ERROR
+    assert "stages.refine: was done with other options" in capsys.readouterr().err
+
+
+def test_missing_files_of_later_stages_are_found_before_the_first_one_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mesh = {"system": {"geometry": {"type": "implicit-sdf", "shape_init": "mesh", "shape_init_mesh": "none.glb"}}}
+    file = written(tmp_path, coarse={}, sdf=mesh, other={"system": {"init_from": str(tmp_path / "nowhere")}})
+    assert cli.main(["--config", str(file), "--train", "--gpu", "cpu"]) == cli.USAGE_ERROR
+    message = capsys.readouterr().err
+    assert "stages.sdf.system.geometry.shape_init_mesh: there is no file none.glb" in message
+    assert "stages.other.system.init_from:" in message and "does not exist" in message
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_stage_that_cannot_begin_says_which_and_how_to_go_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = written(
+        tmp_path,
+        coarse={},
+        refine={
+            "system": {"conversion": {"threshold": 1e9, "resolution": 16}, "geometry": {"network": {"hidden_width": 8}}}
+        },
+    )
+    assert cli.main(["--config", str(file), "--train", "--gpu", "cpu", "trainer.max_steps=1"]) == cli.USAGE_ERROR
+    captured = capsys.readouterr()
+    assert "stages.refine." in captured.err and "system.conversion.threshold is 1e+09" in captured.err
+    (folder,) = (tmp_path / "out" / "both").iterdir()
+    assert f"--train --resume {folder}" in captured.out
+    assert not (folder / "refine").exists()
+    good = ["--train", "--resume", str(folder), "--gpu", "cpu", "stages.refine.system.conversion.threshold=auto"]
+    assert cli.main(good) in (cli.OK, cli.USAGE_ERROR)  # a scene of one step may be too thin to find a surface in
+    assert "coarse: done before" in capsys.readouterr().out
+
+
+def test_a_pipeline_is_no_run_to_start_from(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = written(tmp_path, coarse={}, refine={})
+    assert cli.main(["--config", str(file), "--train", "--gpu", "cpu", "trainer.max_steps=1"]) == cli.OK
+    (folder,) = (tmp_path / "out" / "both").iterdir()
+    single = tmp_path / "single.yaml"
+    single.write_text(yaml.safe_dump(plain(tmp_path / "out")))
+    capsys.readouterr()
+    assert cli.main(["--config", str(single), "--train", f"system.init_from={folder}"]) == cli.USAGE_ERROR
+    assert f"is a pipeline; give one of its stages: {folder}/coarse, {folder}/refine" in capsys.readouterr().err

@@ -17,6 +17,7 @@ import yaml
 from tiny_runs import Recorder, make, plain
 
 from scoredist3d.guidance.checks import NonFiniteError
+from scoredist3d.seeding import Rng
 from scoredist3d.training import fit as fit_module
 from scoredist3d.training.callbacks import Checkpoints
 from scoredist3d.training.checkpoint import read_checkpoint
@@ -231,8 +232,8 @@ def test_divergence_stops_with_step_and_term_and_saves_nothing_broken(
     calls = iter(range(100))
     original = Sparsity.__call__
 
-    def breaks(self: Sparsity, render: Any, geometry: Any, step: int) -> torch.Tensor:
-        return original(self, render, geometry, step) * (float("nan") if next(calls) == 2 else 1.0)
+    def breaks(self: Sparsity, render: Any, geometry: Any, step: int, rng: Rng) -> torch.Tensor:
+        return original(self, render, geometry, step, rng) * (float("nan") if next(calls) == 2 else 1.0)
 
     monkeypatch.setattr(Sparsity, "__call__", breaks)
     config = make(tmp_path, checkpoint={"every_n_steps": 1}, trainer={"max_steps": 5})

@@ -309,12 +309,12 @@ void sd3d_splat_entry_gradient(SCENE_PARAMETERS, const int64_t *rows, const floa
     }
 }
 
-/* out (M, width): row order[j] is the sum of the rows from row_offsets[j] to row_offsets[j + 1]. */
-void sd3d_sum_rows(const float *rows, const int64_t *order, const int64_t *row_offsets, float *out, int64_t count,
-                   int64_t width, int64_t threads) {
+/* out (M, width): row j is the sum of the rows from row_offsets[j] to row_offsets[j + 1]. */
+void sd3d_sum_rows(const float *rows, const int64_t *row_offsets, float *out, int64_t count, int64_t width,
+                   int64_t threads) {
 #pragma omp parallel for schedule(static) num_threads((int)threads)
     for (int64_t j = 0; j < count; j++) {
-        float *sum = out + order[j] * width;
+        float *sum = out + j * width;
         memset(sum, 0, sizeof(float) * (size_t)width);
         for (int64_t row = row_offsets[j]; row < row_offsets[j + 1]; row++)
             for (int64_t k = 0; k < width; k++) sum[k] += rows[row * width + k];
