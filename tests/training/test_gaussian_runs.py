@@ -14,7 +14,7 @@ from scoredist3d.config.validation import validate
 from scoredist3d.systems.base import System
 from scoredist3d.training.checkpoint import read_checkpoint
 from scoredist3d.training.distributed import Devices
-from scoredist3d.training.fit import Place, build_system, fit
+from scoredist3d.training.fit import Place, begin, build_system, fit
 from scoredist3d.training.folder import RunFolder
 from scoredist3d.training.interrupt import InterruptGuard
 
@@ -58,6 +58,7 @@ def test_a_run_resumed_around_a_densification_is_the_uninterrupted_one(tmp_path:
     ("devices", "trainer", "said"),
     [
         ("cpu:2", {}, r"^system\.geometry: .* several devices .*densify\.enabled=false"),
+        ("cpu", {"accumulate": 2}, r"^trainer\.accumulate: .* data\.batch_size .*densify\.enabled=false"),
         ("cpu", {"precision": "16-mixed"}, r"^trainer\.precision: 16-mixed scales .*densify\.enabled=false"),
     ],
 )
@@ -66,8 +67,8 @@ def test_growth_that_would_go_wrong_is_refused(tmp_path: Path, devices: str, tra
     raw["system"] |= BLOCKS
     config, place = validate(raw), Place(Devices.parse(devices))
     system = build_system(config, PLACE)
-    with InterruptGuard(print) as guard, pytest.raises(ValueError, match=said):
-        fit(system, config, RunFolder(tmp_path), place, Recorder(), guard)
+    with pytest.raises(ValueError, match=said):
+        begin(system, config, place, resumed=False)
 
 
 def test_gaussians_start_from_a_volume_and_from_other_gaussians(
