@@ -356,5 +356,5 @@ def test_gaussians_fit_a_coloured_sphere():
     along = (rays.origins * rays.directions).sum(-1)
     depth = -along - (along.square() - 9.0 + 0.36).clamp_min(0).sqrt()
     inner = hit[..., 0] & (render.opacity[..., 0] > 0.9)
-    assert (render.depth[..., 0] - depth)[inner].abs().mean() < 0.08
+    assert (render.depth[..., 0] - depth)[inner].abs().mean() < 0.1
     assert rotation_matrices(geometry.quaternions).isfinite().all()
