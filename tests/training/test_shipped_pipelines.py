@@ -25,6 +25,7 @@ SHORT = [
     "exporter.resolution=24",
     "exporter.texture_size=64",
     "exporter.max_faces=500",
+    "exporter.unwrap_timeout=0",
     "system.conversion.resolution=24",
 ]
 SMALL = {
