@@ -24,8 +24,7 @@ SHORT = [
     "data.batch_size=1",
     "exporter.resolution=24",
     "exporter.texture_size=64",
-    "exporter.max_faces=500",
-    "exporter.unwrap_timeout=0",
+    "exporter.max_faces=200",
     "system.conversion.resolution=24",
 ]
 SMALL = {
