@@ -21,7 +21,6 @@ from scoredist3d.custom import load_custom
 OK, RUN_FAILED, USAGE_ERROR, INTERRUPTED = 0, 1, 2, 130
 MODES = ("train", "validate", "test", "export")
 
-_PIPELINE = "pipeline.yaml"
 _EPILOG = """examples:
   python launch.py --config configs/quickstart.yaml --train prompt="a red mug"
   python launch.py --config configs/quickstart.yaml --train --dry-run prompt="a red mug" trainer.max_steps=100
@@ -138,10 +137,11 @@ def _run_stages(options: argparse.Namespace, mode: str, resumed: Path | None, de
     """``--train`` of a pipeline, new or resumed, or its dry run."""
     from scoredist3d.config.pipeline import load_pipeline
     from scoredist3d.config.validation import to_yaml
+    from scoredist3d.training.folder import PIPELINE_CONFIG
 
     if mode != "train":
         raise ConfigError(f"--{mode} works on one run: give a stage's folder, --{mode} outputs/NAME/RUN/STAGE")
-    files = [*([] if resumed is None else [str(resumed / _PIPELINE)]), *options.config]
+    files = [*([] if resumed is None else [str(resumed / PIPELINE_CONFIG)]), *options.config]
     pipeline = load_pipeline(files, options.overrides)
     if options.dry_run:
         print("---\n".join(f"# stage {name}\n{to_yaml(config)}" for name, config in pipeline.stages.items()), end="")
@@ -155,8 +155,10 @@ def _run_stages(options: argparse.Namespace, mode: str, resumed: Path | None, de
 
 def _pipeline_to_resume(named: str | None) -> Path | None:
     """The pipeline's folder that a user names with ``--resume``, if it is one."""
+    from scoredist3d.training.folder import PIPELINE_CONFIG
+
     folder = Path(named or "")
-    return folder if named and (folder / _PIPELINE).is_file() else None
+    return folder if named and (folder / PIPELINE_CONFIG).is_file() else None
 
 
 def _parse_arguments(arguments: list[str]) -> argparse.Namespace:

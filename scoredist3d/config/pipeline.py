@@ -39,6 +39,17 @@ class Pipeline:
         return next(iter(self.stages.values()))
 
 
+def source_stage(config: ExperimentConfig) -> str | None:
+    """The stage that a stage starts from, if it starts from one."""
+    start = getattr(config.system, "init_from", None)
+    return start.removeprefix(STAGE_PREFIX) if start is not None and start.startswith(STAGE_PREFIX) else None
+
+
+def at_stage(name: str, message: str) -> str:
+    """A message about a stage's config, line by line, with the keys as they are in the pipeline's."""
+    return "\n".join(f"{STAGES}.{name}.{line}" for line in message.splitlines())
+
+
 def is_pipeline(merged: dict[str, Any]) -> bool:
     """Whether merged layers describe several runs."""
     return STAGES in merged
@@ -104,7 +115,7 @@ def _told(line: str, names: list[str], count: int) -> str:
     """A mistake that every stage makes is told once, another one with its stage."""
     if len(names) == count:
         return line
-    return "\n".join(f"{STAGES}.{name}.{line}" for name in names)
+    return "\n".join(at_stage(name, line) for name in names)
 
 
 def _merged(
@@ -125,10 +136,8 @@ def _stage(name: str, merged: dict[str, Any], names: list[str]) -> ExperimentCon
     if not name.replace("-", "").replace("_", "").isalnum():
         raise ConfigError(f"name: a stage is a folder, so its name may hold letters, digits, - and _; got {name!r}")
     config = load_plain(merged)
-    start = getattr(config.system, "init_from", None)
-    if start is not None and start.startswith(STAGE_PREFIX):
-        source = start.removeprefix(STAGE_PREFIX)
-        if source not in names[: names.index(name)]:
-            earlier = ", ".join(names[: names.index(name)]) or "none"
-            raise ConfigError(f"system.init_from: {start} is no earlier stage; those are {earlier}")
+    source, earlier = source_stage(config), names[: names.index(name)]
+    if source is not None and source not in earlier:
+        known = ", ".join(earlier) or "none"
+        raise ConfigError(f"system.init_from: {STAGE_PREFIX}{source} is no earlier stage; those are {known}")
     return config

@@ -281,6 +281,15 @@ def prepare_loading(module: nn.Module, state: Mapping[str, Any]) -> None:
             part.prepare_loading(_below(state, f"{path}." if path else ""))
 
 
+def fits(module: nn.Module, state: Mapping[str, Any]) -> bool:
+    """Whether ``state`` has the names and shapes of ``module``'s; sizes that may change are made those of ``state``."""
+    if module.state_dict().keys() != state.keys():
+        return False
+    prepare_loading(module, state)
+    own = module.state_dict()
+    return own.keys() == state.keys() and all(value.shape == state[name].shape for name, value in own.items())
+
+
 def _below(state: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     """The entries whose names start with ``prefix``, without it."""
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from scoredist3d.config import option
 from scoredist3d.geometry.base import Start, Surface, SurfaceMesh, SurfacePoints
 from scoredist3d.geometry.fitting import points_near
-from scoredist3d.geometry.hash_network import HashGridConfig, NetworkConfig, grid_problems
+from scoredist3d.geometry.hash_network import FREE_OPTIONS, HashGridConfig, NetworkConfig, grid_problems
 from scoredist3d.geometry.mesh_queries import density_of, distance_to, to_mesh
 from scoredist3d.geometry.shape_start import ShapeStartConfig
 from scoredist3d.geometry.texture_field import PointField
@@ -39,20 +39,14 @@ class GridSurface(Surface):
     """
 
     # The start is in the state.
-    free_options = frozenset(
-        {
-            "shape_init",
-            "shape_init_size",
-            "shape_init_axes",
-            "shape_init_mesh",
-            "fix_geometry",
-            "fix_texture",
-            "num_features",
-            "grid.backend",
-            "grid.initial_range",
-            "grid.coarse_to_fine",
-        }
-    )
+    free_options = FREE_OPTIONS | {
+        "shape_init",
+        "shape_init_size",
+        "shape_init_axes",
+        "shape_init_mesh",
+        "fix_geometry",
+        "fix_texture",
+    }
 
     @dataclass
     class Config(ShapeStartConfig, Surface.Config):

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from scoredist3d.config import option
 from scoredist3d.geometry.base import Field, GeometryOutput
-from scoredist3d.geometry.hash_network import HashGridConfig, HashNetwork, NetworkConfig, grid_problems
+from scoredist3d.geometry.hash_network import FREE_OPTIONS, HashGridConfig, HashNetwork, NetworkConfig, grid_problems
 from scoredist3d.materials.base import Material
 from scoredist3d.seeding import Rng
 
@@ -30,16 +30,10 @@ class HashField(HashNetwork, Field):
         outward_sign: 1 where the value grows outwards, -1 where it grows inwards.
     """
 
-    free_options = frozenset(
-        {
-            "normal",
-            "finite_difference_step",
-            "num_features",
-            "grid.backend",
-            "grid.initial_range",
-            "grid.coarse_to_fine",
-        }
-    )
+    free_options = FREE_OPTIONS | {
+        "normal",
+        "finite_difference_step",
+    }
 
     @dataclass
     class Config(Field.Config):

@@ -56,6 +56,10 @@ class NetworkConfig:
     hidden_layers: int = option(1, "Hidden layers; 0 is a linear map.", ge=0, le=8)
 
 
+# Of blocks that hold a hash grid: what may change when another run goes on with its state.
+FREE_OPTIONS = frozenset({"num_features", "grid.backend", "grid.initial_range", "grid.coarse_to_fine"})
+
+
 class HashNetwork(nn.Module):
     """(N, 3) world points -> hash encoding -> network -> (N, K): what fields and textures share.
 

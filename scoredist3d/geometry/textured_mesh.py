@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from scoredist3d.config import option
 from scoredist3d.geometry.base import Start, Surface, SurfaceMesh, SurfacePoints
 from scoredist3d.geometry.fitting import points_near
-from scoredist3d.geometry.hash_network import HashGridConfig, NetworkConfig, grid_problems
+from scoredist3d.geometry.hash_network import FREE_OPTIONS, HashGridConfig, NetworkConfig, grid_problems
 from scoredist3d.geometry.mesh_queries import closest_on, density_of, to_mesh
 from scoredist3d.geometry.texture_field import PointField
 from scoredist3d.materials.base import Material
@@ -45,22 +45,16 @@ class TexturedMesh(Surface):
     """
 
     # The mesh is in the state.
-    free_options = frozenset(
-        {
-            "mesh",
-            "up",
-            "fit",
-            "fit_size",
-            "max_faces",
-            "padding",
-            "unwrap_timeout",
-            "fix_texture",
-            "num_features",
-            "grid.backend",
-            "grid.initial_range",
-            "grid.coarse_to_fine",
-        }
-    )
+    free_options = FREE_OPTIONS | {
+        "mesh",
+        "up",
+        "fit",
+        "fit_size",
+        "max_faces",
+        "padding",
+        "unwrap_timeout",
+        "fix_texture",
+    }
 
     @dataclass
     class Config(Surface.Config):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from scoredist3d import registry
 from scoredist3d.config import ComponentConfig, option
 from scoredist3d.config.validation import dump
-from scoredist3d.geometry.base import Start, prepare_loading
+from scoredist3d.geometry.base import Start, fits
 from scoredist3d.meshes.mesh import drop_small_components, topology
 from scoredist3d.meshes.surface import find_surface
 from scoredist3d.seeding import Rng
@@ -107,10 +107,7 @@ def _without(block: dict[str, Any], options: Iterable[str]) -> dict[str, Any]:
 def _take_over(source: nn.Module, target: nn.Module) -> bool:
     """Load a part's weights where names and shapes agree; whether there was anything to load."""
     state = source.state_dict()
-    if not state or target.state_dict().keys() != state.keys():
-        return False
-    prepare_loading(target, state)
-    if any(value.shape != state[key].shape for key, value in target.state_dict().items()):
+    if not state or not fits(target, state):
         return False
     target.load_state_dict(state)
     return True

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from scoredist3d.cameras import Cameras
 from scoredist3d.config import ComponentConfig
-from scoredist3d.geometry.base import Geometry, prepare_loading
+from scoredist3d.geometry.base import Geometry, fits
 from scoredist3d.materials.base import Material
 from scoredist3d.meshes.mesh import Mesh
 from scoredist3d.meshes.shape import SurfaceChannels
@@ -90,11 +90,7 @@ class Scene(nn.Module):
 
     def fits(self, state: Mapping[str, Any]) -> bool:
         """Whether ``state`` is of a scene with these very parts; sizes that may change are made those of ``state``."""
-        if self.state_dict().keys() != state.keys():
-            return False
-        prepare_loading(self, state)
-        own = self.state_dict()
-        return own.keys() == state.keys() and all(value.shape == state[name].shape for name, value in own.items())
+        return fits(self, state)
 
     def continue_from(self, state: dict[str, Any]) -> None:
         """Take over another scene's ``state_dict`` and go on counting from its step."""

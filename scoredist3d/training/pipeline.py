@@ -13,7 +13,7 @@ from pathlib import Path
 from scoredist3d.config.experiment import ExperimentConfig
 from scoredist3d.config.fields import ConfigError
 from scoredist3d.config.loader import STAGES
-from scoredist3d.config.pipeline import STAGE_PREFIX, Pipeline
+from scoredist3d.config.pipeline import Pipeline, at_stage, source_stage
 from scoredist3d.config.validation import dump, layers_to_yaml, load_experiment
 from scoredist3d.files import write_atomically, write_json
 from scoredist3d.training.console import Console
@@ -66,7 +66,7 @@ def run_pipeline(
     how = f"To go on with the pipeline: python launch.py --train --resume {root}"
     for number, (name, config) in enumerate(pipeline.stages.items(), start=1):
         folder = RunFolder(root / name)
-        source = _source_of(config)
+        source = source_stage(config)
         if source is not None:
             config.system.init_from = str(root / source)  # type: ignore[attr-defined]
         if _is_done(folder, config, name) and source not in result.stages:
@@ -88,7 +88,7 @@ def run_pipeline(
         except ConfigError as error:
             if result.stages or number > 1:
                 console.say(f"{how} (and what is to be changed)")
-            raise ConfigError("\n".join(f"{STAGES}.{name}.{line}" for line in str(error).splitlines())) from error
+            raise ConfigError(at_stage(name, str(error))) from error
         except Exception:
             console.say(f"Stage {name} failed. {how}")
             raise
@@ -106,15 +106,9 @@ def _check_sources(pipeline: Pipeline) -> None:
         try:
             check_sources(config)
         except ConfigError as error:
-            problems += [f"{STAGES}.{name}.{line}" for line in str(error).splitlines()]
+            problems.append(at_stage(name, str(error)))
     if problems:
         raise ConfigError("\n".join(problems))
-
-
-def _source_of(config: ExperimentConfig) -> str | None:
-    """The stage that a stage starts from, if it starts from one."""
-    start = getattr(config.system, "init_from", None)
-    return start.removeprefix(STAGE_PREFIX) if start is not None and start.startswith(STAGE_PREFIX) else None
 
 
 def _set_aside(folder: Path) -> Path:

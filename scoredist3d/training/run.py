@@ -19,7 +19,7 @@ import torch
 
 from scoredist3d.config.experiment import ExperimentConfig
 from scoredist3d.config.fields import ConfigError
-from scoredist3d.config.pipeline import STAGE_PREFIX
+from scoredist3d.config.pipeline import source_stage
 from scoredist3d.config.validation import missing_files, to_yaml
 from scoredist3d.files import write_json
 from scoredist3d.systems.base import System
@@ -127,7 +127,7 @@ def check_sources(config: ExperimentConfig) -> None:
     """
     problems = missing_files(config)
     start = start_of(config)
-    if start is not None and not start.startswith(STAGE_PREFIX):
+    if start is not None and source_stage(config) is None:
         try:
             find_run(start)
         except ValueError as error:
