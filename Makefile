@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV   ?= .venv
 PROMPT ?= a red mug
 CONFIG ?= configs/quickstart.yaml
+# $(value ...) keeps a $ in the prompt, and the shell reads the prompt from the environment, so quotes are safe as well.
+demo: export DEMO_PROMPT := $(value PROMPT)
 PY     := $(VENV)/bin/python
 
 export OMP_WAIT_POLICY := PASSIVE
@@ -11,7 +13,7 @@ export OMP_WAIT_POLICY := PASSIVE
 .PHONY: demo test lint install install-dev clean
 
 demo: install
-	$(PY) launch.py --config $(CONFIG) --train prompt="$(PROMPT)"
+	$(PY) launch.py --config $(CONFIG) --train prompt="$$DEMO_PROMPT"
 
 test: install-dev lint
 	$(PY) -m pytest

@@ -130,9 +130,9 @@ def is_done(out: Path, dimension: str, method: str, task: Task, recipe: str) -> 
 
 def work(job: Job, out: Path, gpu: str, overrides: list[str]) -> int:
     """Make every task of a job; a failed one is told and does not keep the others from being made."""
-    from scoredist3d.custom import load_custom
+    from scoredist3d.custom import custom_folders, load_custom
 
-    load_custom([ROOT / "custom", Path.cwd() / "custom"])
+    load_custom(custom_folders(builds=True))
     recipe, failed = fingerprint(job.dimension, job.method, overrides), 0
     for task in job.tasks:
         try:
@@ -321,9 +321,9 @@ def untimed(out: Path, only: Sequence[str], overrides: Sequence[str]) -> list[st
 
 def time_methods(methods: list[str], steps: int, particles: int, out: Path, gpu: str, overrides: list[str]) -> int:
     """Milliseconds of single steps, spread over the whole schedule, with nothing else running; into ``timing.json``."""
-    from scoredist3d.custom import load_custom
+    from scoredist3d.custom import custom_folders, load_custom
 
-    load_custom([ROOT / "custom", Path.cwd() / "custom"])
+    load_custom(custom_folders(builds=True))
     path, failed = out / "timing.json", 0
     known = json.loads(path.read_text()) if path.is_file() else {}
     for method in methods:

@@ -12,23 +12,25 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import IO, NoReturn
 
-from scoredist3d import registry
+from scoredist3d import __version__, registry
 from scoredist3d.config.fields import ConfigError
-from scoredist3d.custom import load_custom
+from scoredist3d.custom import custom_folders, load_custom
+from scoredist3d.paths import checkout_root, command_name
+from scoredist3d.terminal import print_out, tolerate_any_text
 
 OK, RUN_FAILED, USAGE_ERROR, INTERRUPTED = 0, 1, 2, 130
 MODES = ("train", "validate", "test", "export")
 
 _EPILOG = """examples:
-  python launch.py --config configs/quickstart.yaml --train prompt="a red mug"
-  python launch.py --config configs/quickstart.yaml --train --dry-run prompt="a red mug" trainer.max_steps=100
-  python launch.py --config configs/pipeline/magic3d.yaml --train prompt="a red mug"
-  python launch.py --train --resume outputs/quickstart/RUN
-  python launch.py --export outputs/quickstart/RUN
-  python launch.py --list guidance
-  python launch.py --describe guidance/sds
+  {command} --config configs/quickstart.yaml --train prompt="a red mug"
+  {command} --config configs/quickstart.yaml --train --dry-run prompt="a red mug" trainer.max_steps=100
+  {command} --config configs/pipeline/magic3d.yaml --train prompt="a red mug"
+  {command} --train --resume outputs/quickstart
+  {command} --export outputs/quickstart
+  {command} --list guidance
+  {command} --describe guidance/sds
 """
 
 
@@ -36,13 +38,18 @@ class _Parser(argparse.ArgumentParser):
     """Raises instead of printing its usage and leaving."""
 
     def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}; --help shows how it goes")
+        raise ConfigError(f"{message}; see --help for usage")
+
+    def _print_message(self, message: str, file: IO[str] | None = None) -> None:
+        """Print ``--help`` and ``--version``."""
+        print_out(message, end="")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code; every error is one message on stderr."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     verbose = "--verbose" in arguments or os.environ.get("SCOREDIST3D_DEBUG") == "1"
+    tolerate_any_text()
     try:
         return _dispatch(_parse_arguments(arguments))
     except KeyboardInterrupt:
@@ -52,24 +59,58 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if verbose:
             traceback.print_exc()
-        is_users = isinstance(error, ValueError)
-        print(f"error: {error}" if is_users else f"error: {type(error).__name__}: {error}", file=sys.stderr)
+        missing = missing_dependency(error)
+        is_users = isinstance(error, ValueError) or missing is not None
+        text = missing or str(error)
+        print(f"error: {text}" if is_users else f"error: {type(error).__name__}: {text}", file=sys.stderr)
         if not is_users and not verbose:
             print("(--verbose shows where it happened)", file=sys.stderr)
         return USAGE_ERROR if isinstance(error, ConfigError) else RUN_FAILED
 
 
 def _dispatch(options: argparse.Namespace) -> int:
-    failures = load_custom([_repository_root() / "custom", Path.cwd() / "custom"])
+    shows = options.list is not None or options.describe is not None
+    builds = not shows and not options.dry_run
+    named = [_custom_folder(folder) for folder in options.custom]
+    failures = load_custom(custom_folders(builds=builds, named=named))
     for failure in failures:
         print(f"warning: {failure}", file=sys.stderr)
     try:
-        if options.list is not None or options.describe is not None:
-            return _show(options)
-        return _run(options)
+        return _show(options) if shows else _run(options)
     except (ConfigError, registry.UnknownComponentError) as error:
         note = "\n(a custom package could not be loaded, see the warning above)" if failures else ""
+        if not builds and "custom" not in options.custom and _has_custom_here():
+            note += (
+                "\n(only commands that build a run import ./custom; add --custom custom if the name is defined there)"
+            )
         raise ConfigError(f"{error}{note}") from error
+
+
+def missing_dependency(error: BaseException) -> str | None:
+    """How to install what an import did not find; None for other errors and for modules of this package."""
+    if not isinstance(error, ModuleNotFoundError) or not error.name:
+        return None
+    module = error.name.partition(".")[0]
+    if module in ("scoredist3d", "custom"):
+        return None
+    source = "-r requirements.txt" if checkout_root() is not None else "scoredist3d"
+    return (
+        f"the Python package {module} is not installed in {sys.prefix}; install what is missing with "
+        f"`{Path(sys.executable).name} -m pip install {source}`"
+    )
+
+
+def _custom_folder(folder: str) -> Path:
+    path = Path(folder)
+    if not path.is_dir():
+        raise ConfigError(f"--custom: there is no folder {folder}; give a folder of Python modules or packages")
+    return path
+
+
+def _has_custom_here() -> bool:
+    """Whether the current folder has user packages other than those of the checkout."""
+    here, root = Path.cwd() / "custom", checkout_root()
+    return here.is_dir() and (root is None or here.resolve() != (root / "custom").resolve())
 
 
 def _show(options: argparse.Namespace) -> int:
@@ -78,14 +119,14 @@ def _show(options: argparse.Namespace) -> int:
     if options.describe is not None:
         kind, slash, name = options.describe.partition("/")
         if not slash or not name:
-            raise ConfigError(f"--describe wants KIND/NAME, as in guidance/sds; got {options.describe!r}")
+            raise ConfigError(f"--describe needs KIND/NAME, as in guidance/sds; got {options.describe!r}")
         _check_kind(kind)
-        print(describe.describe_component(kind, name))
+        print_out(describe.describe_component(kind, name))
     elif options.list:
         _check_kind(options.list)
-        print(describe.list_components(options.list))
+        print_out(describe.list_components(options.list))
     else:
-        print(describe.list_kinds())
+        print_out(describe.list_kinds())
     return OK
 
 
@@ -118,7 +159,7 @@ def _run(options: argparse.Namespace) -> int:
         raise ConfigError(f"--{mode} needs --config FILE, as in --config configs/quickstart.yaml")
     config = load_experiment(files, options.overrides)
     if options.dry_run:
-        print(to_yaml(config), end="")
+        print_out(to_yaml(config), end="")
         return OK
     _check_devices(devices)
     from scoredist3d.training import run
@@ -144,7 +185,8 @@ def _run_stages(options: argparse.Namespace, mode: str, resumed: Path | None, de
     files = [*([] if resumed is None else [str(resumed / PIPELINE_CONFIG)]), *options.config]
     pipeline = load_pipeline(files, options.overrides)
     if options.dry_run:
-        print("---\n".join(f"# stage {name}\n{to_yaml(config)}" for name, config in pipeline.stages.items()), end="")
+        stages = (f"# stage {name}\n{to_yaml(config)}" for name, config in pipeline.stages.items())
+        print_out("---\n".join(stages), end="")
         return OK
     _check_devices(devices)
     from scoredist3d.training.pipeline import run_pipeline
@@ -162,11 +204,12 @@ def _pipeline_to_resume(named: str | None) -> Path | None:
 
 
 def _parse_arguments(arguments: list[str]) -> argparse.Namespace:
+    command = command_name()
     parser = _Parser(
-        prog="launch.py",
+        prog=command,
         description="Text to 3D by score distillation.",
-        usage="launch.py --config FILE [...] --train|--validate RUN|--test RUN|--export RUN [key.path=value ...]",
-        epilog=_EPILOG,
+        usage=f"{command} --config FILE [...] --train|--validate RUN|--test RUN|--export RUN [key.path=value ...]",
+        epilog=_EPILOG.format(command=command),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -191,7 +234,18 @@ def _parse_arguments(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--dry-run", action="store_true", help="print the full config that would run, and stop")
     parser.add_argument("--list", nargs="?", const="", metavar="KIND", help="kinds, or the components of a kind")
     parser.add_argument("--describe", metavar="KIND/NAME", help="the fields of a component")
+    parser.add_argument(
+        "--custom",
+        action="append",
+        default=[],
+        metavar="FOLDER",
+        help="import user packages from FOLDER; commands that build a run always import ./custom",
+    )
+    parser.add_argument("--version", action="version", version=f"scoredist3d {__version__}")
     parser.add_argument("--verbose", action="store_true", help="tracebacks with errors")
+    for argument in arguments:
+        if not argument.isprintable() and any("\ud800" <= character <= "\udfff" for character in argument):
+            raise ConfigError(f"{argument!r} is not valid text in this terminal's encoding; use UTF-8")
     options, rest = parser.parse_known_args(arguments)
     flags = [item for item in rest if item.startswith("-")]
     if flags:
@@ -288,10 +342,6 @@ def _runs_below(path: Path) -> list[Path]:
         return []
     found = [*path.glob("*/configs/resolved.yaml"), *path.glob("*/*/configs/resolved.yaml")]
     return [file.parents[1] for file in sorted(found, key=lambda file: (file.stat().st_mtime, str(file)), reverse=True)]
-
-
-def _repository_root() -> Path:
-    return Path(__file__).resolve().parents[1]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,8 @@
-"""User packages: whatever lies in ``custom/`` is imported at start and registers its components."""
+"""User packages: modules in ``custom/`` are imported and register their components.
+
+``custom/`` of a source checkout belongs to the program and is always imported. ``custom/`` of the current folder is code
+that anybody may have put there, so only commands that build a run import it; ``--custom FOLDER`` asks for it elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,27 @@ import types
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from scoredist3d.paths import checkout_root
+
 NAMESPACE = "custom"
+_loaded: list[Path] = []
+
+
+def custom_folders(*, builds: bool, named: Sequence[Path] = ()) -> list[Path]:
+    """The folders of user packages that a command imports.
+
+    Args:
+        builds: Whether the command builds a run, which makes it import ``custom/`` of the current folder.
+        named: Folders given with ``--custom``.
+    """
+    root = checkout_root()
+    own = [] if root is None else [root / NAMESPACE]
+    return [*own, *([Path.cwd() / NAMESPACE] if builds else []), *named]
+
+
+def loaded_folders() -> list[Path]:
+    """The folders that :func:`load_custom` has imported in this process, for snapshots and worker processes."""
+    return list(_loaded)
 
 
 def load_custom(folders: Sequence[Path]) -> list[str]:
@@ -22,6 +46,7 @@ def load_custom(folders: Sequence[Path]) -> list[str]:
         One sentence per package that could not be imported, with the error and the line that raised it.
     """
     existing = list(dict.fromkeys(folder.resolve() for folder in folders if folder.is_dir()))
+    _loaded[:] = existing
     if not existing:
         return []
     namespace = sys.modules.setdefault(NAMESPACE, types.ModuleType(NAMESPACE, "User packages."))

@@ -16,6 +16,8 @@ LEVELS: dict[str, int] = {
     "ops": 0,
     "noise": 0,
     "cameras": 0,
+    "paths": 0,
+    "terminal": 0,
     "seeding": 1,
     "registry": 1,
     "config": 1,
@@ -37,6 +39,7 @@ LEVELS: dict[str, int] = {
     "training": 5,
     "viewer": 5,
     "cli": 6,
+    "__main__": 7,
 }
 # Files that may import nothing of the package but their own package.
 CLOSED = ("ops", "noise", "cameras")

@@ -9,6 +9,7 @@ Nothing here knows which keys exist; :mod:`scoredist3d.config.validation` does.
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 
 from scoredist3d.config.fields import ConfigError
+from scoredist3d.paths import shipped_root
 from scoredist3d.registry import near_matches
 
 MISSING_MARK = "???"
@@ -28,17 +30,12 @@ TEXT_KEYS = ("prompt", "negative_prompt", "name", "tag")
 SHORTHANDS: dict[tuple[str, ...], str] = {("system", "loss"): "weight"}
 
 
-def repository_root() -> Path:
-    """The folder that holds ``launch.py``, ``configs/`` and ``custom/`` (next to the package)."""
-    return Path(__file__).resolve().parents[2]
-
-
 def load(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Read, merge and resolve.
 
     Args:
-        files: YAML files, later ones win. A relative path is looked for from the working directory, then in the
-            repository and its ``configs/``.
+        files: YAML files, later ones win. A relative path is looked for from the working directory and its
+            ``configs/``, then among the recipes that ship with the program.
         overrides: ``key.path=value`` with the value in YAML; list items by index (``a.b.0=1``).
 
     Returns:
@@ -68,7 +65,7 @@ def find_config(file: str | Path) -> Path:
         ConfigError: There is none; the message names similar files.
     """
     file = Path(file)
-    places = [Path.cwd(), Path.cwd() / "configs", repository_root(), repository_root() / "configs"]
+    places = [Path.cwd(), Path.cwd() / "configs", shipped_root(), shipped_root() / "configs"]
     for place in places:
         if (place / file).is_file():
             return place / file
@@ -116,12 +113,17 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
 
 def _override_value(override: str, parts: list[str], text: str) -> Any:
     if len(parts) == 1 and parts[0] in TEXT_KEYS:
-        quoted = len(text) >= 2 and text[0] == text[-1] and text[0] in "\"'"
-        return text[1:-1] if quoted else text
+        quoted = len(text) >= 2 and text[0] == text[-1] and text[0] in "\"'" and text[0] not in text[1:-1]
+        return escape_interpolations(text[1:-1] if quoted else text)
     try:
         return _plain(OmegaConf.from_dotlist([f"value={text}"]))["value"]
     except (yaml.YAMLError, OmegaConfBaseException) as error:
         raise ConfigError(f"override {override!r}: the value is not valid YAML ({_yaml_problem(error)})") from None
+
+
+def escape_interpolations(text: str) -> str:
+    """``text`` in the form that :func:`resolve` turns back into ``text``, so that ``${`` in a prompt stays as typed."""
+    return re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + "\\${", text)
 
 
 def _file_layers(file: Path, chain: tuple[Path, ...]) -> list[dict[str, Any]]:
@@ -217,7 +219,7 @@ def _moved(value: Any, old: str, new: str) -> Any:
 
 
 def _find_include(name: str, including: Path, chain: tuple[Path, ...]) -> Path:
-    for place in (including.parent, Path.cwd() / "configs", repository_root() / "configs"):
+    for place in (including.parent, Path.cwd() / "configs", shipped_root() / "configs"):
         if (place / name).is_file():
             return place / name
     trail = " -> ".join([*(_short(link) for link in (*chain, including)), name])
@@ -324,7 +326,7 @@ def _short(path: Path) -> str:
 
 
 def _similar_files(file: Path) -> str:
-    roots = {root.resolve() for root in (Path.cwd() / "configs", repository_root() / "configs") if root.is_dir()}
+    roots = {root.resolve() for root in (Path.cwd() / "configs", shipped_root() / "configs") if root.is_dir()}
     known = sorted({str(path.relative_to(root)) for root in roots for path in root.rglob("*.yaml")})
     wanted = str(file.with_suffix("")).removeprefix("./").removeprefix("configs/")
     same_name = [name for name in known if Path(name).name == file.name]

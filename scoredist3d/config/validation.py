@@ -20,8 +20,9 @@ from scoredist3d import registry
 from scoredist3d.config.experiment import ExperimentConfig
 from scoredist3d.config.fields import MISSING, ComponentConfig, ConfigError, field_types
 from scoredist3d.config.leaves import NUMBER, Problem, parse_leaf, shown
-from scoredist3d.config.loader import MISSING_MARK, is_bare, merge, merge_layers, repository_root, resolve
+from scoredist3d.config.loader import MISSING_MARK, escape_interpolations, is_bare, merge, merge_layers, resolve
 from scoredist3d.config.schedule import Schedule
+from scoredist3d.paths import find_shipped
 
 ConfigT = TypeVar("ConfigT")
 
@@ -61,7 +62,7 @@ def missing_files(config: Any, path: str = "") -> list[str]:
     for field in own_fields(type(config)):
         value, here = getattr(config, field.name), _join(path, field.name)
         if field.metadata.get("file") and value is not None:
-            if not any((root / value).is_file() for root in (Path.cwd(), repository_root())):
+            if find_shipped(value) is None:
                 problems.append(f"{here}: there is no file {value} (relative paths start at {Path.cwd()})")
         elif isinstance(value, dict):
             blocks = {name: block for name, block in value.items() if dataclasses.is_dataclass(block)}
@@ -146,7 +147,7 @@ def _escape(value: Any) -> Any:
         return {key: _escape(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_escape(item) for item in value]
-    return value.replace("${", "\\${") if isinstance(value, str) else value
+    return escape_interpolations(value) if isinstance(value, str) else value
 
 
 def own_fields(cls: type) -> list[dataclasses.Field[Any]]:

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from scoredist3d.config.loader import repository_root
 from scoredist3d.meshes.mesh import Mesh
 from scoredist3d.meshes.shape import SurfaceChannels
 from scoredist3d.meshes.tangents import corner_tangents
 from scoredist3d.meshes.textures import Images, into_unit_square, join, sample_image, to_bytes, to_display, to_linear
+from scoredist3d.paths import find_shipped
 
 logger = logging.getLogger(__name__)
 
@@ -109,8 +109,8 @@ def load_mesh(path: Path | str, up: Up = "auto") -> LoadedMesh:
     images, several materials are laid out in one atlas, and repeating textures are tiled into [0, 1].
 
     Args:
-        path: A local file, looked for from the working directory, then beside the package (where the sketches that
-            come with it are); textures beside it are read too.
+        path: A local file, looked for from the working directory, then among the files that ship with the program
+            (its sketches); textures beside it are read too.
         up: The file's upward axis. ``y`` turns +y up and +z forward into our +z up and +x forward, ``z`` takes
             coordinates as they are. ``auto`` follows a comment "y up" or "z up" where the file has one (ours have),
             else y for glTF and OBJ, z for PLY and STL.
@@ -118,9 +118,7 @@ def load_mesh(path: Path | str, up: Up = "auto") -> LoadedMesh:
     Raises:
         ValueError: No such file, another suffix, or a file without triangles; says which.
     """
-    path = Path(path)
-    if not path.is_file() and (repository_root() / path).is_file():
-        path = repository_root() / path
+    path = find_shipped(path) or Path(path)
     if not path.is_file():
         raise ValueError(f"the mesh file {path} does not exist: check the path, relative to where the program runs")
     suffix = path.suffix.lower()

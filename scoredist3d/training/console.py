@@ -12,6 +12,8 @@ from typing import TextIO
 import psutil
 import torch
 
+from scoredist3d.terminal import display_width, fit_width, print_out
+
 SECONDS_BETWEEN_LINES = 10.0
 SECONDS_BETWEEN_REFRESHES = 0.2
 
@@ -19,7 +21,8 @@ SECONDS_BETWEEN_REFRESHES = 0.2
 class Console:
     """Prints sentences, and progress that is redrawn in place on a terminal and repeated every few seconds elsewhere.
 
-    A quiet console (all ranks but the first) prints nothing.
+    A quiet console (all ranks but the first) prints nothing. A console whose reader has left (``| head``) goes quiet, so
+    that the run finishes and keeps its results.
     """
 
     def __init__(self, stream: TextIO | None = None, *, quiet: bool = False) -> None:
@@ -33,7 +36,7 @@ class Console:
         """A line of its own; a progress line in place is ended first."""
         if not self.quiet:
             self._end_line()
-            print(text, file=self.stream, flush=True)
+            self._print(text)
 
     def due(self) -> bool:
         """Whether the progress line may be drawn again already (drawing is cheap, formatting it is not free)."""
@@ -45,17 +48,21 @@ class Console:
             return
         if not self.interactive:
             self._next = time.monotonic() + SECONDS_BETWEEN_LINES
-            print(text, file=self.stream, flush=True)
+            self._print(text)
             return
         self._next = time.monotonic() + SECONDS_BETWEEN_REFRESHES
-        text = text[: max(20, shutil.get_terminal_size().columns - 1)]
-        print("\r" + text.ljust(self._width), end="", file=self.stream, flush=True)
-        self._width = len(text)
+        text = fit_width(text, max(1, shutil.get_terminal_size().columns - 1))
+        width = display_width(text)
+        self._print("\r" + text + " " * (self._width - width), end="")
+        self._width = width
 
     def _end_line(self) -> None:
         if self._width:
-            print(file=self.stream)
+            self._print("")
             self._width = 0
+
+    def _print(self, text: str, end: str = "\n") -> None:
+        self.quiet = not print_out(text, end=end, stream=self.stream)
 
 
 class StageClock:

@@ -12,6 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from scoredist3d.custom import loaded_folders
+from scoredist3d.paths import PACKAGE
+
 DeviceSpec = str | list[int]
 
 
@@ -88,7 +91,7 @@ class Workers:
         if self.devices.world_size > 1:
             self.port = free_port()
             for rank in range(1, self.devices.world_size):
-                self.processes.append(subprocess.Popen(self._command(rank)))
+                self.processes.append(subprocess.Popen(self._command(rank), env=_worker_environment()))
             threading.Thread(target=self._watch, daemon=True).start()
         return self
 
@@ -104,9 +107,11 @@ class Workers:
                 process.wait()
 
     def _command(self, rank: int) -> list[str]:
-        command = [sys.executable, "-m", "scoredist3d.training.worker", str(self.folder)]
+        command = [sys.executable, "-P", "-m", "scoredist3d.training.worker", str(self.folder)]
         command += ["--rank", str(rank), "--devices", self.devices.argument(), "--port", str(self.port)]
         command += ["--parent", str(os.getpid())]
+        for custom in loaded_folders():
+            command += ["--custom", str(custom)]
         return command + (["--resume", str(self.resume)] if self.resume is not None else [])
 
     def _watch(self) -> None:
@@ -119,6 +124,12 @@ class Workers:
                         self.say(f"error: rank {rank} ended with exit code {code}, see its message above")
                         os._exit(1)
             time.sleep(0.5)
+
+
+def _worker_environment() -> dict[str, str]:
+    """Lets workers import the same package as this process, whichever folder the program was started in."""
+    paths = [str(PACKAGE.parent), os.environ.get("PYTHONPATH", "")]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(path for path in paths if path)}
 
 
 def free_port() -> int:

@@ -16,6 +16,7 @@ from scoredist3d.config.loader import STAGES
 from scoredist3d.config.pipeline import Pipeline, at_stage, source_stage
 from scoredist3d.config.validation import dump, layers_to_yaml, load_experiment
 from scoredist3d.files import write_atomically, write_json
+from scoredist3d.paths import command_name
 from scoredist3d.training.console import Console
 from scoredist3d.training.distributed import DeviceSpec
 from scoredist3d.training.folder import PIPELINE_CONFIG, SUMMARY, RunFolder, slug
@@ -63,7 +64,7 @@ def run_pipeline(
     write_atomically(root / PIPELINE_CONFIG, layers_to_yaml(pipeline.written))
     result = PipelineResult(root)
     names = list(pipeline.stages)
-    how = f"To go on with the pipeline: python launch.py --train --resume {root}"
+    how = f"To go on with the pipeline: {command_name()} --train --resume {root}"
     for number, (name, config) in enumerate(pipeline.stages.items(), start=1):
         folder = RunFolder(root / name)
         source = source_stage(config)

@@ -21,7 +21,9 @@ from scoredist3d.config.experiment import ExperimentConfig
 from scoredist3d.config.fields import ConfigError
 from scoredist3d.config.pipeline import source_stage
 from scoredist3d.config.validation import missing_files, to_yaml
+from scoredist3d.custom import loaded_folders
 from scoredist3d.files import write_json
+from scoredist3d.paths import command_name
 from scoredist3d.systems.base import System
 from scoredist3d.training.checkpoint import load_weights, read_checkpoint
 from scoredist3d.training.console import Console, StageClock, peak_memory_gib
@@ -30,7 +32,7 @@ from scoredist3d.training.fit import Place, begin, build_system, fit, import_lig
 from scoredist3d.training.folder import SUMMARY, RunFolder, find_run, slug
 from scoredist3d.training.interrupt import InterruptGuard
 from scoredist3d.training.outputs import export_objects, latest_preview, save_preview, write_video
-from scoredist3d.training.snapshot import custom_folders, save_snapshot
+from scoredist3d.training.snapshot import save_snapshot
 
 
 @dataclass
@@ -94,7 +96,7 @@ def run_training(
         try:
             with clock.stage("start-up"):
                 _announce(config, place.devices, folder, checkpoint, console)
-                save_snapshot(folder, to_yaml(config), source, sys.argv, custom_folders())
+                save_snapshot(folder, to_yaml(config), source, sys.argv, loaded_folders())
             with Workers(place.devices, folder.root, checkpoint, console.say) as workers:
                 with clock.stage("start-up"):
                     import_lightning()
@@ -107,7 +109,7 @@ def run_training(
             result = RunResult(folder.root, outcome.step, seconds=clock.seconds, system=system)
             if outcome.interrupted:
                 result.interrupted = True
-                how = f"To go on: python launch.py --train --resume {resume_from or folder.root}"
+                how = f"To go on: {command_name()} --train --resume {resume_from or folder.root}"
                 console.say(f"Stopped at step {outcome.step} of {config.trainer.max_steps}. {how}")
                 return result
             system.to_device(torch.device(place.devices.first))
@@ -327,7 +329,7 @@ def _close(result: RunResult, folder: RunFolder, console: Console, clock: StageC
 
 def _after_interrupt(folder: RunFolder, resume_from: Path | None) -> str:
     if folder.last_checkpoint.is_file():
-        how = f"To go on: python launch.py --train --resume {resume_from or folder.root}"
+        how = f"To go on: {command_name()} --train --resume {resume_from or folder.root}"
         return f"Stopped; the last checkpoint is {folder.last_checkpoint}. {how}"
     return "Stopped before the first checkpoint; nothing to resume."
 

@@ -9,7 +9,6 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-import scoredist3d
 from scoredist3d.files import write_atomically
 from scoredist3d.training.folder import RunFolder
 
@@ -34,11 +33,6 @@ def save_snapshot(
     ignore = shutil.ignore_patterns("__pycache__", "*.pyc", ".*")
     for package in {path.resolve() for path in custom if path.is_dir()}:
         shutil.copytree(package, folder.code / "custom", ignore=ignore, dirs_exist_ok=True)
-
-
-def custom_folders() -> list[Path]:
-    """Where user packages are: ``custom/`` beside this package, and in the folder that the program was started in."""
-    return [Path(scoredist3d.__file__).resolve().parents[1] / "custom", Path.cwd() / "custom"]
 
 
 def installed_packages() -> list[str]:

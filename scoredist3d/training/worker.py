@@ -8,7 +8,6 @@ import signal
 from pathlib import Path
 
 from scoredist3d.custom import load_custom
-from scoredist3d.training.snapshot import custom_folders
 
 
 def main() -> None:
@@ -20,8 +19,9 @@ def main() -> None:
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--parent", type=int, required=True)
     parser.add_argument("--resume", type=Path)
+    parser.add_argument("--custom", type=Path, action="append", default=[])
     options = parser.parse_args()
-    load_custom(custom_folders())
+    load_custom(options.custom)
 
     from scoredist3d.config.validation import load_experiment
     from scoredist3d.training.console import Console

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import types
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 import yaml
 
 import scoredist3d.training
-from scoredist3d import cli
+from scoredist3d import cli, custom
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = "name: try\nprompt: ???\nsystem: {guidance: {type: sds, guidance_scale: 7.5}}\n"
@@ -48,7 +49,8 @@ def runs(monkeypatch: pytest.MonkeyPatch, components: None) -> FakeRuns:
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty working directory with one config and no custom packages."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "_repository_root", lambda: tmp_path)
+    for module in (cli, custom):
+        monkeypatch.setattr(module, "checkout_root", lambda: None)
     monkeypatch.delenv("SCOREDIST3D_DEBUG", raising=False)
     (tmp_path / "c.yaml").write_text(CONFIG)
     return tmp_path
@@ -151,11 +153,11 @@ def test_an_override_after_an_option_that_takes_a_value_is_still_an_override(her
         ),
         (
             "--trian --config c.yaml",
-            "unknown option --trian. Did you mean '--train' or '--dry-run'? --help shows all of them",
+            "unknown option --trian. Did you mean '--train' or '--version' or '--dry-run'? --help shows all of them",
         ),
         ("--config c.yaml --train --gpu tpu", "--gpu wants different GPU numbers, as in 0 or 0,1, or cpu; got 'tpu'"),
         ("--config c.yaml --train --gpu 0,0", "--gpu wants different GPU numbers, as in 0 or 0,1, or cpu; got '0,0'"),
-        ("--config c.yaml --train --gpu", "argument --gpu: expected one argument; --help shows how it goes"),
+        ("--config c.yaml --train --gpu", "argument --gpu: expected one argument; see --help for usage"),
         (
             "--config c.yaml --train mug",
             "'mug' is neither an option nor key.path=value; a prompt is given as prompt=\"mug\"",
@@ -168,7 +170,7 @@ def test_an_override_after_an_option_that_takes_a_value_is_still_an_override(her
         ("--config qqqq.yaml --train", "config file qqqq.yaml does not exist."),
         ("--test outputs/no", "run outputs/no does not exist."),
         ("--test .", ". is not a run folder: it has no configs/resolved.yaml"),
-        ("--describe guidance", "--describe wants KIND/NAME, as in guidance/sds; got 'guidance'"),
+        ("--describe guidance", "--describe needs KIND/NAME, as in guidance/sds; got 'guidance'"),
         ("--describe guidance/sdx", "no guidance is called 'sdx'. Did you mean 'sds' or 'sdi'? Known: sdi, sds"),
     ],
 )
@@ -269,11 +271,68 @@ def test_list_and_describe(here: Path, runs: FakeRuns, capsys: pytest.CaptureFix
 # Custom packages
 
 
-def test_custom_packages_register_and_a_broken_one_is_named(
-    here: Path, runs: FakeRuns, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def no_custom_yet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No user package has been imported by an earlier test, and none stays for a later one."""
     for name in [name for name in sys.modules if name == "custom" or name.startswith("custom.")]:
         monkeypatch.delitem(sys.modules, name)
+    yield
+    for name in [name for name in sys.modules if name == "custom" or name.startswith("custom.")]:
+        del sys.modules[name]
+
+
+@pytest.mark.parametrize("mode", ["train", "validate", "test", "export"])
+def test_commands_that_build_a_run_import_custom_of_the_current_folder(
+    here: Path, runs: FakeRuns, no_custom_yet: None, mode: str
+) -> None:
+    run = make_run(here / "outputs" / "try" / "mug@1")
+    (here / "custom").mkdir()
+    (here / "custom" / "mark.py").write_text("open('imported', 'w').close()\n")
+    arguments = ["--config", "c.yaml", "prompt=x", "--train"] if mode == "train" else [f"--{mode}", str(run)]
+    assert cli.main(arguments) == cli.OK
+    assert (here / "imported").is_file()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--list"],
+        ["--list", "guidance"],
+        ["--describe", "guidance/sds"],
+        ["--config", "c.yaml", "--train", "--dry-run", "prompt=x"],
+        ["--export", "run", "--dry-run"],
+        ["--version"],
+        ["--help"],
+    ],
+)
+def test_commands_that_only_show_something_run_no_code_of_the_current_folder(
+    here: Path, runs: FakeRuns, no_custom_yet: None, arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run(here / "run")
+    (here / "custom").mkdir()
+    (here / "custom" / "mark.py").write_text("open('imported', 'w').close()\n")
+    try:
+        assert cli.main(arguments) == cli.OK
+    except SystemExit as done:  # argparse ends --help and --version this way
+        assert done.code == cli.OK
+    assert not (here / "imported").exists()
+    assert capsys.readouterr().out
+
+
+def test_the_hint_says_how_a_dry_run_imports_custom(
+    here: Path, runs: FakeRuns, no_custom_yet: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "custom").mkdir()
+    arguments = ["--config", "c.yaml", "--train", "--dry-run", "prompt=x", "system.guidance.type=mine"]
+    assert cli.main(arguments) == cli.USAGE_ERROR
+    assert "add --custom custom if the name is defined there" in capsys.readouterr().err
+    assert cli.main(["--list", "--custom", "nowhere"]) == cli.USAGE_ERROR
+    assert capsys.readouterr().err.startswith("error: --custom: there is no folder nowhere")
+
+
+def test_custom_packages_register_and_a_broken_one_is_named(
+    here: Path, runs: FakeRuns, no_custom_yet: None, capsys: pytest.CaptureFixture[str]
+) -> None:
     component = (
         "from dataclasses import dataclass\n"
         "from scoredist3d.config import ComponentConfig, option\n"
@@ -295,7 +354,8 @@ def test_custom_packages_register_and_a_broken_one_is_named(
     }.items():
         (here / path).parent.mkdir(parents=True, exist_ok=True)
         (here / path).write_text(text)
-    arguments = ["--config", "c.yaml", "--train", "--dry-run", "prompt=x", "system.guidance.type=mine"]
+    dry_run = ["--custom", "custom", "--config", "c.yaml", "--train", "--dry-run", "prompt=x"]
+    arguments = [*dry_run, "system.guidance.type=mine"]
     assert cli.main([*arguments, "system.guidance.strength=3"]) == cli.OK
     captured = capsys.readouterr()
     assert yaml.safe_load(captured.out)["system"]["guidance"] == {"type": "mine", "strength": 3.0}

@@ -1,0 +1,8 @@
+"""``python -m scoredist3d``: the same as the command ``scoredist3d``."""
+
+import sys
+
+from scoredist3d.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,47 @@
+"""Where the files that ship with the program are: in a source checkout, or inside the installed package.
+
+A wheel carries the recipes as ``scoredist3d/configs/``; a checkout and an editable install keep them at the top level, as
+``configs/``. In both cases ``<shipped root>/configs`` holds the recipes.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parent
+
+
+def checkout_root() -> Path | None:
+    """The folder that holds ``launch.py``, ``configs/`` and ``custom/``; None where a wheel is installed."""
+    root = PACKAGE.parent
+    return root if (root / "launch.py").is_file() and not _is_installed() else None
+
+
+def shipped_root() -> Path:
+    """The folder whose ``configs/`` holds the recipes that ship with the program."""
+    return PACKAGE if _is_installed() else PACKAGE.parent
+
+
+def find_shipped(path: str | Path) -> Path | None:
+    """The file that a relative path means: from the working directory, or else one that ships with the program.
+
+    Shipped files are named as in the repository, e.g. ``scoredist3d/assets/sketches/mug.obj``.
+    """
+    path = Path(path)
+    inside = PACKAGE.joinpath(*path.parts[1:]) if path.parts[:1] == (PACKAGE.name,) else shipped_root() / path
+    return next((place for place in (Path.cwd() / path, inside) if place.is_file()), None)
+
+
+def command_name() -> str:
+    """How the user started this program, for hints that name a command: ``python launch.py`` or ``scoredist3d``."""
+    started = Path(sys.argv[0])
+    if started.stem == "scoredist3d":
+        return "scoredist3d"
+    if started.name == "__main__.py" and started.parent.name == "scoredist3d":
+        return "python -m scoredist3d"
+    return "python launch.py" if checkout_root() is not None else "scoredist3d"
+
+
+def _is_installed() -> bool:
+    return (PACKAGE / "configs").is_dir()

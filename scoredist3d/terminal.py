@@ -1,0 +1,52 @@
+"""Text for terminals and pipes of any encoding and width."""
+
+from __future__ import annotations
+
+import os
+import sys
+import unicodedata
+from typing import TextIO
+
+
+def tolerate_any_text() -> None:
+    """Let stdout and stderr print characters outside of their encoding as escapes (``\\u00e9``) instead of failing.
+
+    A prompt may hold any character, while a pipe or an old terminal may only take ASCII.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="backslashreplace")
+
+
+def print_out(text: str, end: str = "\n", stream: TextIO | None = None) -> bool:
+    """Print at once, to stdout by default; False where the reader has left (``| head``), which is not an error."""
+    stream = sys.stdout if stream is None else stream
+    try:
+        print(text, end=end, file=stream, flush=True)
+    except BrokenPipeError:
+        # Python flushes the stream again at exit, which must not fail.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return False
+    return True
+
+
+def display_width(text: str) -> int:
+    """Columns that ``text`` takes on a terminal: two for wide East Asian characters, none for combining marks."""
+    return sum(map(_columns, text))
+
+
+def fit_width(text: str, columns: int) -> str:
+    """``text`` cut to at most ``columns`` columns."""
+    width = 0
+    for index, character in enumerate(text):
+        width += _columns(character)
+        if width > columns:
+            return text[:index]
+    return text
+
+
+def _columns(character: str) -> int:
+    if unicodedata.combining(character) or unicodedata.category(character) in ("Cf", "Mn", "Me"):
+        return 0
+    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
