@@ -1,4 +1,5 @@
 # make demo PROMPT="a red mug"   install into .venv and make a turntable video and a textured GLB
+# make demo TORCH_INDEX=URL      the same, with PyTorch from another index (its CPU build is smaller)
 # make test                      install into .venv and run linters, type checker and the whole suite
 PYTHON ?= python3
 VENV   ?= .venv
@@ -30,7 +31,8 @@ install-dev: $(VENV)/.installed-dev
 # torch comes first and pinned, so that no other package's loose requirement chooses its build.
 $(VENV)/.installed: requirements.txt
 	$(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' requirements.txt)"
+	$(PY) -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) \
+		"$$(grep '^torch==' requirements.txt)"
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@
 

@@ -2,8 +2,8 @@
 
 import sys
 
-if sys.version_info < (3, 11):
-    sys.exit("error: scoredist3d needs Python 3.11 or newer, and this is %d.%d" % sys.version_info[:2])
+if sys.version_info < (3, 11):  # noqa: UP036  (an older Python fails in the imports below without saying why)
+    sys.exit("error: scoredist3d needs Python 3.11 or newer, this is {}.{}".format(*sys.version_info))
 
 from scoredist3d.cli import main
 

@@ -1,7 +1,8 @@
 """User packages: modules in ``custom/`` are imported and register their components.
 
-``custom/`` of a source checkout belongs to the program and is always imported. ``custom/`` of the current folder is code
-that anybody may have put there, so only commands that build a run import it; ``--custom FOLDER`` asks for it elsewhere.
+``custom/`` of a source checkout belongs to the program and is always imported. ``custom/`` of the current folder is
+code that anybody may have put there, so only commands that build a run import it. ``--custom FOLDER`` imports a folder
+in any command.
 """
 
 from __future__ import annotations

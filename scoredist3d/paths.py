@@ -1,7 +1,7 @@
 """Where the files that ship with the program are: in a source checkout, or inside the installed package.
 
-A wheel carries the recipes as ``scoredist3d/configs/``; a checkout and an editable install keep them at the top level, as
-``configs/``. In both cases ``<shipped root>/configs`` holds the recipes.
+A wheel carries the recipes as ``scoredist3d/configs/``; a checkout and an editable install keep them at the top level,
+as ``configs/``. In both cases ``<shipped root>/configs`` holds the recipes.
 """
 
 from __future__ import annotations

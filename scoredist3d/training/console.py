@@ -21,8 +21,8 @@ SECONDS_BETWEEN_REFRESHES = 0.2
 class Console:
     """Prints sentences, and progress that is redrawn in place on a terminal and repeated every few seconds elsewhere.
 
-    A quiet console (all ranks but the first) prints nothing. A console whose reader has left (``| head``) goes quiet, so
-    that the run finishes and keeps its results.
+    A quiet console (all ranks but the first) prints nothing. A console whose reader has left (``| head``) goes quiet,
+    so that the run finishes and keeps its results.
     """
 
     def __init__(self, stream: TextIO | None = None, *, quiet: bool = False) -> None:

@@ -94,7 +94,7 @@ def test_a_prompt_is_kept_as_typed(prompt: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("prompt", ['a "red" $5 mug', "it's ${HOME} `ls`", "a mug"])
 def test_make_demo_passes_any_prompt_on(prompt: str, tmp_path: Path) -> None:
-    """The demo recipe of the Makefile, with the installation left out and the program replaced by one that shows its arguments."""
+    """The demo recipe of the Makefile, without the installation, and with a program that prints its arguments."""
     makefile = (ROOT / "Makefile").read_text().replace("demo: install\n", "demo:\n")
     (tmp_path / "Makefile").write_text(makefile)
     (tmp_path / "launch.py").write_text("import sys; print(sys.argv[1:])")
