@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 
@@ -172,4 +173,14 @@ def test_a_vocabulary_without_the_view_words_is_refused(tiny_bert: Path, tmp_pat
     transformers.BertTokenizerFast(vocab=str(tmp_path / "vocab.txt")).save_pretrained(tmp_path)
     transformers.BertForMaskedLM.from_pretrained(tiny_bert).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="has no single token for overhead"):
+        MaskedLanguageModel(str(tmp_path))
+
+
+def test_code_in_a_model_folder_never_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    # Without an explicit refusal, transformers asks on the terminal whether the folder's code may run.
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked whether to run foreign code"))
+    auto_map = {"AutoConfig": "foreign.Config", "AutoModelForMaskedLM": "foreign.Model"}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "foreign", "auto_map": auto_map}))
+    (tmp_path / "foreign.py").write_text("raise SystemExit('foreign code ran')\n")
+    with pytest.raises(ValueError, match=r"debias_model: .* contains custom code"):
         MaskedLanguageModel(str(tmp_path))
