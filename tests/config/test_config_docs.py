@@ -33,7 +33,6 @@ def commands(text: str) -> list[str]:
 
 
 COMMANDS = commands(TEXT)
-PRIOR_CARD = "scoredist3d/assets/prior/README.md"
 OTHER_PAGES = ("README.md", "docs/backends.md", "docs/methods.md", "docs/quickstart.md", "docs/representations.md")
 OTHER_COMMANDS = [
     (page, command)
@@ -100,13 +99,6 @@ def test_the_make_targets_of_the_readme_exist() -> None:
     }
     made = {line.split()[1] for line in commands((ROOT / "README.md").read_text()) if line.startswith("make ")}
     assert made and made <= targets
-
-
-def test_links_and_pictures_of_the_pages_exist() -> None:
-    for page in ("docs/configuration.md", "docs/add-a-method.md", *OTHER_PAGES, PRIOR_CARD):
-        text = (ROOT / page).read_text(encoding="utf-8")
-        for target in re.findall(r"\]\(([^)#]+)\)", text):
-            assert target.startswith("https://") or ((ROOT / page).parent / target).exists(), (page, target)
 
 
 def test_the_example_file_is_valid(workplace: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from pathlib import Path
 
 import pytest
@@ -176,11 +177,12 @@ def test_a_vocabulary_without_the_view_words_is_refused(tiny_bert: Path, tmp_pat
         MaskedLanguageModel(str(tmp_path))
 
 
-def test_code_in_a_model_folder_never_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_code_in_a_model_folder_never_runs(tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     # Without an explicit refusal, transformers asks on the terminal whether the folder's code may run.
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked whether to run foreign code"))
+    folder = shutil.copytree(tiny_bert, tmp_path / "foreign")
     auto_map = {"AutoConfig": "foreign.Config", "AutoModelForMaskedLM": "foreign.Model"}
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "foreign", "auto_map": auto_map}))
-    (tmp_path / "foreign.py").write_text("raise SystemExit('foreign code ran')\n")
+    (folder / "config.json").write_text(json.dumps({"model_type": "foreign", "auto_map": auto_map}))
+    (folder / "foreign.py").write_text("raise SystemExit('foreign code ran')\n")
     with pytest.raises(ValueError, match=r"debias_model: .* contains custom code"):
-        MaskedLanguageModel(str(tmp_path))
+        MaskedLanguageModel(str(folder))
