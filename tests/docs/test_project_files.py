@@ -53,10 +53,15 @@ def anchors(page: Path) -> set[str]:
 
 def requirements(name: str) -> set[str]:
     """Distribution names in a requirements file, those that are commented out included."""
+    packages = {"tiny-cuda-nn": "tinycudann", "nvdiffrast": "nvdiffrast"}  # by repository
     lines = read(name).splitlines()
     pinned = {found[1] for line in lines if (found := re.match(r"(?:# )?([A-Za-z][\w-]*)(?:\[[\w,]*\])?==", line))}
-    urls = {"tinycudann" if "tiny-cuda-nn" in line else "nvdiffrast" for line in lines if line.startswith("git+")}
-    return pinned | urls
+    return pinned | {packages[found[1]] for line in lines if (found := re.match(r"git\+.*/([\w-]+)\.git", line))}
+
+
+def listed_licences() -> set[str]:
+    """Packages that docs/licences.md has a row for."""
+    return set(re.findall(r"^\| `([\w-]+)` \|", read("docs/licences.md"), flags=re.MULTILINE))
 
 
 def test_the_licence_is_the_unmodified_text() -> None:
@@ -123,8 +128,15 @@ def test_the_metadata_of_the_package() -> None:
 
 @pytest.mark.parametrize("name", ["requirements.txt", "requirements-dev.txt", "requirements-cuda.txt"])
 def test_the_licence_of_every_requirement_is_listed(name: str) -> None:
-    listed = set(re.findall(r"^\| `([\w-]+)` \|", read("docs/licences.md"), flags=re.MULTILINE))
-    assert requirements(name) and requirements(name) <= listed
+    assert requirements(name) and requirements(name) <= listed_licences()
+
+
+def test_the_licence_of_every_dependency_is_listed() -> None:
+    project = PROJECT["project"]
+    extras = [item for items in project.get("optional-dependencies", {}).values() for item in items]
+    names = {re.split(r"[^\w-]", item, maxsplit=1)[0].lower() for item in [*project["dependencies"], *extras]}
+    assert "torch" in names
+    assert names - {"scoredist3d"} <= listed_licences()
 
 
 def test_hooks_run_from_the_environment_of_the_makefile() -> None:
