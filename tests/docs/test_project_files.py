@@ -71,9 +71,8 @@ def test_the_licence_is_the_unmodified_text() -> None:
 def test_the_notice_covers_every_folder_of_weights() -> None:
     notice = read("NOTICE")
     assert "2026 The scoredist3d authors" in notice and "procedural" in notice
-    weights = {
-        file.relative_to(ROOT / "scoredist3d" / "assets").parts[0] for file in ROOT.rglob("assets/**/*.safetensors")
-    }
+    assets = ROOT / "scoredist3d" / "assets"
+    weights = {file.relative_to(assets).parts[0] for file in assets.rglob("*.safetensors")}
     assert "prior" in weights
     for folder in weights:
         assert f"scoredist3d/assets/{folder}" in notice
