@@ -95,6 +95,9 @@ class PipelineSource:
             )
         if self.folder is not None and not (self.folder / part).is_dir():
             raise PriorError(f"{_KEY}: {self.name} is incomplete: its folder {part}/ is missing")
+        if library == "transformers":
+            # Without it, transformers asks on the terminal whether to run code of the folder. Diffusers refuses anyway.
+            keywords["trust_remote_code"] = False
         try:
             with no_progress_bar(library):
                 return cls.from_pretrained(self.name, subfolder=part, **self._options(), **keywords)

@@ -82,8 +82,11 @@ class MaskedLanguageModel:
 
         try:
             with no_progress_bar("transformers"):
-                self.tokenizer: Any = transformers.AutoTokenizer.from_pretrained(name)
-                model, info = transformers.AutoModelForMaskedLM.from_pretrained(name, output_loading_info=True)
+                # Without trust_remote_code=False, transformers asks on the terminal whether to run code of the folder.
+                self.tokenizer: Any = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+                model, info = transformers.AutoModelForMaskedLM.from_pretrained(
+                    name, output_loading_info=True, trust_remote_code=False
+                )
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise ValueError(

@@ -173,13 +173,6 @@ def test_the_make_targets_of_the_pages_exist() -> None:
     assert {"demo", "test"} <= made <= targets
 
 
-def test_links_and_pictures_of_the_pages_exist() -> None:
-    for page in PAGES:
-        text = (ROOT / page).read_text(encoding="utf-8")
-        for target in re.findall(r"\]\(([^)#]+)\)", text):
-            assert target.startswith("https://") or ((ROOT / page).parent / target).exists(), (page, target)
-
-
 def test_the_example_file_is_valid(workplace: Path) -> None:
     (example,) = blocks("yaml")
     (workplace / "example.yaml").write_text(example, encoding="utf-8")

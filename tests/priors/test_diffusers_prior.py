@@ -277,3 +277,16 @@ def test_vocabulary_forms(folders, tmp_path):
         load(folder)
     (folder / "vocabulary.json").unlink()
     assert load(folder).vocabulary is None and load(folder).unknown_words("anything goes") == []
+
+
+def test_code_in_a_model_folder_never_runs(folders, tmp_path, monkeypatch):
+    # Without an explicit refusal, transformers asks on the terminal whether the folder's code may run.
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked whether to run foreign code"))
+    folder = broken(folders, tmp_path)
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps(index | {"text_encoder": ["transformers", "AutoModel"]}))
+    part = {"model_type": "foreign", "auto_map": {"AutoConfig": "foreign.Config", "AutoModel": "foreign.Model"}}
+    (folder / "text_encoder" / "config.json").write_text(json.dumps(part))
+    (folder / "text_encoder" / "foreign.py").write_text("raise SystemExit('foreign code ran')\n")
+    with pytest.raises(PriorError, match=r"text_encoder .* contains custom code"):
+        load(folder)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import shutil
 from pathlib import Path
 
 import pytest
@@ -173,3 +175,14 @@ def test_a_vocabulary_without_the_view_words_is_refused(tiny_bert: Path, tmp_pat
     transformers.BertForMaskedLM.from_pretrained(tiny_bert).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="has no single token for overhead"):
         MaskedLanguageModel(str(tmp_path))
+
+
+def test_code_in_a_model_folder_never_runs(tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    # Without an explicit refusal, transformers asks on the terminal whether the folder's code may run.
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked whether to run foreign code"))
+    folder = shutil.copytree(tiny_bert, tmp_path / "foreign")
+    auto_map = {"AutoConfig": "foreign.Config", "AutoModelForMaskedLM": "foreign.Model"}
+    (folder / "config.json").write_text(json.dumps({"model_type": "foreign", "auto_map": auto_map}))
+    (folder / "foreign.py").write_text("raise SystemExit('foreign code ran')\n")
+    with pytest.raises(ValueError, match=r"debias_model: .* contains custom code"):
+        MaskedLanguageModel(str(folder))
