@@ -23,7 +23,7 @@ from scoredist3d.priors.base import vocabulary_of
 EMBEDDED = "embedded"
 EMBEDDED_FOLDER = Path(__file__).parent.parent / "assets" / "prior"
 _INDEX = "model_index.json"
-_KEY = "prior.pretrained_model_name_or_path"
+MODEL_KEY = "prior.pretrained_model_name_or_path"
 
 
 class PriorError(ValueError):
@@ -64,12 +64,12 @@ class PipelineSource:
             return cls(str(path), path, revision, variant, _read_index(path))
         if name == EMBEDDED:
             raise PriorError(
-                f"{_KEY}: the embedded prior is not at {path}; reinstall scoredist3d, train it with "
+                f"{MODEL_KEY}: the embedded prior is not at {path}; reinstall scoredist3d, train it with "
                 "scripts/train_prior.py, or name another diffusers folder"
             )
         if name.count("/") != 1 or name.startswith((".", "/", "~")):
-            raise PriorError(f"{_KEY}: {name!r} is no folder here and no hub id of the form owner/model")
-        return cls(name, None, revision, variant, _download_index(name, revision))
+            raise PriorError(f"{MODEL_KEY}: {name!r} is no folder here and no hub id of the form owner/model")
+        return cls(name, None, revision, variant, dict(_read_json(_download(name, _INDEX, revision))))
 
     def has(self, part: str) -> bool:
         """Whether the pipeline lists this part (a part it leaves out is ``[null, null]``)."""
@@ -81,25 +81,14 @@ class PipelineSource:
         Raises:
             PriorError: Not listed, missing, unreadable or incomplete.
         """
-        if not self.has(part):
-            raise PriorError(f"{_KEY}: {self.name} has no {part} in its {_INDEX}")
-        library, name = self.index[part]
-        if library not in ("diffusers", "transformers"):
-            raise PriorError(
-                f"{_KEY}: the {part} of {self.name} is a {library}.{name}; only diffusers and transformers are known"
-            )
-        cls = getattr(importlib.import_module(library), name, None)
-        if cls is None:
-            raise PriorError(
-                f"{_KEY}: the {part} of {self.name} is a {name}, which the installed {library} does not have"
-            )
-        if self.folder is not None and not (self.folder / part).is_dir():
-            raise PriorError(f"{_KEY}: {self.name} is incomplete: its folder {part}/ is missing")
+        library, cls = self._class_of(part)
         try:
             with no_progress_bar(library):
                 return cls.from_pretrained(self.name, subfolder=part, **self._options(), **keywords)
         except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
-            raise PriorError(f"{_KEY}: the {part} of {self.name} cannot be loaded: {_first_line(error)}") from error
+            raise PriorError(
+                f"{MODEL_KEY}: the {part} of {self.name} cannot be loaded: {_first_line(error)}"
+            ) from error
 
     def load_network(self, part: str, dtype: torch.dtype) -> nn.Module:
         """A frozen network in evaluation mode.
@@ -117,7 +106,7 @@ class PipelineSource:
         missing = sorted(info["missing_keys"])
         if missing:
             raise PriorError(
-                f"{_KEY}: the {part} of {self.name} lacks {len(missing)} weights, the first is {missing[0]}"
+                f"{MODEL_KEY}: the {part} of {self.name} lacks {len(missing)} weights, the first is {missing[0]}"
             )
         return network.requires_grad_(False).eval()
 
@@ -133,19 +122,51 @@ class PipelineSource:
         content = _read_json(path)
         entries = content.get("words") if isinstance(content, dict) else content
         if not isinstance(entries, list) or not all(isinstance(entry, str) for entry in entries):
-            raise PriorError(f'{_KEY}: {path} must be a list of words or {{"words": [...]}}')
+            raise PriorError(f'{MODEL_KEY}: {path} must be a list of words or {{"words": [...]}}')
         return vocabulary_of(entries)
 
     def scheduler_config(self) -> dict[str, Any]:
         """The scheduler's configuration, without building a scheduler."""
         if not self.has("scheduler"):
-            raise PriorError(f"{_KEY}: {self.name} has no scheduler in its {_INDEX}")
+            raise PriorError(f"{MODEL_KEY}: {self.name} has no scheduler in its {_INDEX}")
         if self.folder is not None:
             path = self.folder / "scheduler" / "scheduler_config.json"
             if not path.is_file():
-                raise PriorError(f"{_KEY}: {self.name} is incomplete: scheduler/scheduler_config.json is missing")
+                raise PriorError(f"{MODEL_KEY}: {self.name} is incomplete: scheduler/scheduler_config.json is missing")
             return _read_json(path)
         return dict(self.load("scheduler").config)
+
+    def network_config(self, part: str) -> dict[str, Any]:
+        """The content of a network's ``config.json``, read without its weights.
+
+        Raises:
+            PriorError: Not listed, missing or unreadable.
+        """
+        self._class_of(part)
+        if self.folder is None:
+            return dict(_read_json(_download(self.name, f"{part}/config.json", self.revision)))
+        path = self.folder / part / "config.json"
+        if not path.is_file():
+            raise PriorError(f"{MODEL_KEY}: {self.name} is incomplete: {part}/config.json is missing")
+        return dict(_read_json(path))
+
+    def _class_of(self, part: str) -> tuple[str, Any]:
+        """The library and the class that the index names for a part."""
+        if not self.has(part):
+            raise PriorError(f"{MODEL_KEY}: {self.name} has no {part} in its {_INDEX}")
+        library, name = self.index[part]
+        if library not in ("diffusers", "transformers"):
+            raise PriorError(
+                f"{MODEL_KEY}: the {part} of {self.name} is a {library}.{name}; only diffusers and transformers are known"
+            )
+        cls = getattr(importlib.import_module(library), name, None)
+        if cls is None:
+            raise PriorError(
+                f"{MODEL_KEY}: the {part} of {self.name} is a {name}, which the installed {library} does not have"
+            )
+        if self.folder is not None and not (self.folder / part).is_dir():
+            raise PriorError(f"{MODEL_KEY}: {self.name} is incomplete: its folder {part}/ is missing")
+        return library, cls
 
     def _options(self) -> dict[str, Any]:
         return {} if self.folder is not None or self.revision is None else {"revision": self.revision}
@@ -154,10 +175,10 @@ class PipelineSource:
 def _read_index(folder: Path) -> dict[str, Any]:
     path = folder / _INDEX
     if not path.is_file():
-        raise PriorError(f"{_KEY}: {folder} is no diffusers pipeline: {_INDEX} is missing")
+        raise PriorError(f"{MODEL_KEY}: {folder} is no diffusers pipeline: {_INDEX} is missing")
     index = _read_json(path)
     if not isinstance(index, dict):
-        raise PriorError(f"{_KEY}: {path} must be a JSON object")
+        raise PriorError(f"{MODEL_KEY}: {path} must be a JSON object")
     return index
 
 
@@ -165,19 +186,18 @@ def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise PriorError(f"{_KEY}: {path} is no valid JSON: {error}") from error
+        raise PriorError(f"{MODEL_KEY}: {path} is no valid JSON: {error}") from error
 
 
-def _download_index(name: str, revision: str | None) -> dict[str, Any]:
+def _download(name: str, file: str, revision: str | None) -> Path:
     from huggingface_hub import hf_hub_download
 
     try:
-        path = hf_hub_download(name, _INDEX, revision=revision)
+        return Path(hf_hub_download(name, file, revision=revision))
     except (OSError, ValueError) as error:
         raise PriorError(
-            f"{_KEY}: {name!r} is no folder here and cannot be fetched from the hub: {_first_line(error)}"
+            f"{MODEL_KEY}: {name!r} is no folder here and cannot be fetched from the hub: {_first_line(error)}"
         ) from error
-    return dict(_read_json(Path(path)))
 
 
 @contextmanager
