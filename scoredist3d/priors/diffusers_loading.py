@@ -9,8 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,9 @@ import torch
 from torch import nn
 
 from scoredist3d.priors.base import vocabulary_of
+from scoredist3d.priors.quiet import quiet_libraries
+
+_log = logging.getLogger("scoredist3d")
 
 EMBEDDED = "embedded"
 EMBEDDED_FOLDER = Path(__file__).parent.parent / "assets" / "prior"
@@ -69,6 +71,7 @@ class PipelineSource:
             )
         if name.count("/") != 1 or name.startswith((".", "/", "~")):
             raise PriorError(f"{MODEL_KEY}: {name!r} is no folder here and no hub id of the form owner/model")
+        _log.info("reading %s from the Hugging Face Hub, or from its local cache", name)
         return cls(name, None, revision, variant, dict(_read_json(_download(name, _INDEX, revision))))
 
     def has(self, part: str) -> bool:
@@ -81,9 +84,9 @@ class PipelineSource:
         Raises:
             PriorError: Not listed, missing, unreadable or incomplete.
         """
-        library, cls = self._class_of(part)
+        cls = self._class_of(part)
         try:
-            with no_progress_bar(library):
+            with quiet_libraries():
                 return cls.from_pretrained(self.name, subfolder=part, **self._options(), **keywords)
         except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
             raise PriorError(
@@ -102,13 +105,26 @@ class PipelineSource:
         if self.has(part) and self.index[part][0] == "diffusers":
             # Asked for by default, and without accelerate declined with a warning for each network.
             keywords["low_cpu_mem_usage"] = importlib.util.find_spec("accelerate") is not None
+        else:
+            keywords["ignore_mismatched_sizes"] = True  # refused below, with the shapes
         network, info = self.load(part, **keywords)
+        self._require_complete(part, info)
+        return network.requires_grad_(False).eval()
+
+    def _require_complete(self, part: str, info: dict[str, Any]) -> None:
+        """Refuse a network that the files do not fill."""
         missing = sorted(info["missing_keys"])
         if missing:
             raise PriorError(
                 f"{MODEL_KEY}: the {part} of {self.name} lacks {len(missing)} weights, the first is {missing[0]}"
             )
-        return network.requires_grad_(False).eval()
+        mismatched = sorted(info["mismatched_keys"])
+        if mismatched:
+            key, found, wanted = mismatched[0]
+            raise PriorError(
+                f"{MODEL_KEY}: {len(mismatched)} weights of the {part} of {self.name} do not have the shapes of its "
+                f"config.json; the first is {key}, {tuple(found)} where {tuple(wanted)} is expected"
+            )
 
     def vocabulary(self) -> frozenset[str] | None:
         """Words of ``vocabulary.json`` (a list of words, or an object with the list under "words"), where there is one.
@@ -150,14 +166,15 @@ class PipelineSource:
             raise PriorError(f"{MODEL_KEY}: {self.name} is incomplete: {part}/config.json is missing")
         return dict(_read_json(path))
 
-    def _class_of(self, part: str) -> tuple[str, Any]:
-        """The library and the class that the index names for a part."""
+    def _class_of(self, part: str) -> Any:
+        """The class that the index names for a part."""
         if not self.has(part):
             raise PriorError(f"{MODEL_KEY}: {self.name} has no {part} in its {_INDEX}")
         library, name = self.index[part]
         if library not in ("diffusers", "transformers"):
             raise PriorError(
-                f"{MODEL_KEY}: the {part} of {self.name} is a {library}.{name}; only diffusers and transformers are known"
+                f"{MODEL_KEY}: the {part} of {self.name} is a {library}.{name}; "
+                "only diffusers and transformers are known"
             )
         cls = getattr(importlib.import_module(library), name, None)
         if cls is None:
@@ -166,7 +183,7 @@ class PipelineSource:
             )
         if self.folder is not None and not (self.folder / part).is_dir():
             raise PriorError(f"{MODEL_KEY}: {self.name} is incomplete: its folder {part}/ is missing")
-        return library, cls
+        return cls
 
     def _options(self) -> dict[str, Any]:
         return {} if self.folder is not None or self.revision is None else {"revision": self.revision}
@@ -193,24 +210,12 @@ def _download(name: str, file: str, revision: str | None) -> Path:
     from huggingface_hub import hf_hub_download
 
     try:
-        return Path(hf_hub_download(name, file, revision=revision))
+        with quiet_libraries():
+            return Path(hf_hub_download(name, file, revision=revision))
     except (OSError, ValueError) as error:
         raise PriorError(
             f"{MODEL_KEY}: {name!r} is no folder here and cannot be fetched from the hub: {_first_line(error)}"
         ) from error
-
-
-@contextmanager
-def no_progress_bar(library: str) -> Iterator[None]:
-    """Quiet: loading a small part takes a fraction of a second, and the bar would break the run's own output."""
-    logging = importlib.import_module(f"{library}.utils.logging")
-    enabled = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if enabled:
-            logging.enable_progress_bar()
 
 
 def _first_line(error: Exception) -> str:
