@@ -28,6 +28,9 @@ _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 class DiffusersPrior(Prior):
     """UNet, text encoder and optional autoencoder of a diffusers pipeline.
 
+    Stable Diffusion 1.x and 2.x and the first stage of DeepFloyd IF fit; other families are refused by name (see
+    :func:`~scoredist3d.priors.unet_support.check_unet`).
+
     A pipeline without ``vae`` is a pixel model: its latents are channels-first images in [-1, 1]. A UNet with
     ``class_embed_type: projection`` and 16 inputs is conditioned on cameras (see
     :func:`~scoredist3d.priors.camera_embedding.camera_embedding`), and is told zeros where no camera is given.
@@ -66,7 +69,7 @@ class DiffusersPrior(Prior):
             denoiser_only: Leave out what encodes texts and images; only :meth:`predict` works then.
 
         Raises:
-            PriorError: The folder or hub id is missing, incomplete, or of another shape than Stable Diffusion's.
+            PriorError: The folder or hub id is missing, incomplete, or of a family that is not supported.
         """
         super().__init__()
         self.config = config

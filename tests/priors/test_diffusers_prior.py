@@ -239,7 +239,7 @@ def test_missing_weights_are_an_error(folders, tmp_path, part, file):
 @pytest.mark.parametrize(
     ("part", "change", "message"),
     [
-        ("unet", {"projection_class_embeddings_input_dim": 7}, "no camera embedding|cannot be loaded"),
+        ("unet", {"projection_class_embeddings_input_dim": 7}, "with 7 inputs; a camera embedding has 16"),
         ("scheduler", {"prediction_type": "noise"}, "prediction_type must be one of"),
     ],
 )
