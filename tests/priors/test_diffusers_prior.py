@@ -277,3 +277,17 @@ def test_vocabulary_forms(folders, tmp_path):
         load(folder)
     (folder / "vocabulary.json").unlink()
     assert load(folder).vocabulary is None and load(folder).unknown_words("anything goes") == []
+
+
+def test_clip_sees_padding_unless_its_configuration_masks_it(folders, tmp_path):
+    folder = broken(folders, tmp_path)
+    plain = load(folder)
+    path = folder / "text_encoder" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "use_attention_mask": True}))
+    masked = load(folder)
+    tokens = plain.tokenizer(["a mug"], padding="max_length", max_length=8, return_tensors="pt")
+    with torch.no_grad():
+        for prior, mask in ((plain, None), (masked, tokens.attention_mask)):
+            expected = prior.text_encoder(tokens.input_ids, attention_mask=mask).last_hidden_state
+            torch.testing.assert_close(prior.embed(["a mug"]).text, expected)
+    assert not torch.allclose(masked.embed(["a mug"]).text, plain.embed(["a mug"]).text, atol=1e-3)
