@@ -215,6 +215,10 @@ class Prior(nn.Module, ABC):
         """Where adapters can be attached; None for a prior that is no network."""
         return None
 
+    def limit_x0(self, x0: Tensor) -> Tensor:
+        """A predicted clean image (B, C, h, w) within the range to which the model's own sampler limits it."""
+        return x0
+
     def unknown_words(self, prompt: str) -> list[str]:
         """Words of the prompt, in order, that are not in :attr:`vocabulary`; empty where any word is fine."""
         if self.vocabulary is None:

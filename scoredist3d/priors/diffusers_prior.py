@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self
@@ -16,10 +15,11 @@ from scoredist3d.config import ComponentConfig, option
 from scoredist3d.noise import NoiseSchedule
 from scoredist3d.priors.base import AdapterPoints, Conditioning, Prediction, Prior
 from scoredist3d.priors.camera_embedding import CAMERA_EMBEDDING_SIZE, camera_embedding
-from scoredist3d.priors.diffusers_loading import EMBEDDED, PipelineSource, PriorError
+from scoredist3d.priors.diffusers_loading import EMBEDDED, MODEL_KEY, PipelineSource, PriorError
+from scoredist3d.priors.text_encoding import cast_network, encode_text
+from scoredist3d.priors.thresholding import SampleLimit
+from scoredist3d.priors.unet_support import check_unet, text_width
 from scoredist3d.registry import register
-
-_log = logging.getLogger("scoredist3d")
 
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -27,6 +27,9 @@ _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 @register("prior", "diffusers", summary="A Stable-Diffusion-shaped model from a diffusers folder or hub id.")
 class DiffusersPrior(Prior):
     """UNet, text encoder and optional autoencoder of a diffusers pipeline.
+
+    Stable Diffusion 1.x and 2.x and the first stage of DeepFloyd IF fit; other families are refused by name (see
+    :func:`~scoredist3d.priors.unet_support.check_unet`).
 
     A pipeline without ``vae`` is a pixel model: its latents are channels-first images in [-1, 1]. A UNet with
     ``class_embed_type: projection`` and 16 inputs is conditioned on cameras (see
@@ -66,7 +69,7 @@ class DiffusersPrior(Prior):
             denoiser_only: Leave out what encodes texts and images; only :meth:`predict` works then.
 
         Raises:
-            PriorError: The folder or hub id is missing, incomplete, or of another shape than Stable Diffusion's.
+            PriorError: The folder or hub id is missing, incomplete, or of a family that is not supported.
         """
         super().__init__()
         self.config = config
@@ -75,9 +78,12 @@ class DiffusersPrior(Prior):
         )
         dtype = _DTYPES.get(config.precision, torch.float32)
         self.name = source.name
-        self.schedule = NoiseSchedule.from_config(source.scheduler_config())
+        self.takes_cameras = check_unet(source)
+        scheduler = source.scheduler_config()
+        self.schedule = NoiseSchedule.from_config(scheduler)
+        # Limits on pixel values mean nothing for latents.
+        self._sample_limit = None if source.has("vae") else SampleLimit.from_scheduler_config(scheduler)
         self.unet = source.load_network("unet", dtype)
-        self.takes_cameras = _takes_cameras(self.unet.config, source.name)
         self.text_encoder = self.tokenizer = self.vae = None
         if not denoiser_only:
             self.text_encoder = source.load_network("text_encoder", dtype)
@@ -86,7 +92,7 @@ class DiffusersPrior(Prior):
         channels = 3 if self.vae is None else self.vae.config.latent_channels
         if not denoiser_only and self.unet.config.in_channels != channels:
             raise PriorError(
-                f"prior.pretrained_model_name_or_path: the UNet of {source.name} takes {self.unet.config.in_channels} "
+                f"{MODEL_KEY}: the UNet of {source.name} takes {self.unet.config.in_channels} "
                 f"channels, not the {channels} of plain text-to-image models; inpainting and editing models do not fit"
             )
         self.vocabulary = source.vocabulary()
@@ -135,31 +141,16 @@ class DiffusersPrior(Prior):
 
     @torch.no_grad()
     def embed(self, prompts: Sequence[str], cameras: Cameras | None = None) -> Conditioning:
-        """Tokens padded to the text encoder's length, its last hidden state, and the camera where the model takes one.
+        """The text encoder's last hidden state, and the camera where the model takes one; see
+        :func:`~scoredist3d.priors.text_encoding.encode_text`.
 
         Raises:
             ValueError: Not one camera per prompt.
         """
         if cameras is not None and len(cameras) != len(prompts):
             raise ValueError(f"{len(prompts)} prompts need as many cameras, got {len(cameras)}")
-        length = self.tokenizer.model_max_length
-        length = min(length, getattr(self.text_encoder.config, "max_position_embeddings", length))
-        self._warn_if_cut(prompts, length)
-        tokens = self.tokenizer(
-            list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
-        )
-        with torch.autocast(self.device.type, enabled=False):
-            text = self.text_encoder(tokens.input_ids.to(self.device)).last_hidden_state
-        return Conditioning(text=text.float(), camera=self.camera_condition(cameras, len(prompts)))
-
-    def _warn_if_cut(self, prompts: Sequence[str], length: int) -> None:
-        for prompt in dict.fromkeys(prompts):
-            ids = self.tokenizer(prompt).input_ids
-            if len(ids) > length:
-                lost = self.tokenizer.decode(ids[length - 1 :], skip_special_tokens=True).strip()
-                _log.warning(
-                    "the prompt is longer than the prior's %d tokens; it does not see the end: %r", length, lost
-                )
+        text = encode_text(self.tokenizer, self.text_encoder, prompts)
+        return Conditioning(text=text, camera=self.camera_condition(cameras, len(prompts)))
 
     def camera_condition(self, cameras: Cameras | None, batch: int) -> Tensor | None:
         """Flattened camera matrices; zeros without cameras; None for a model without a camera embedding."""
@@ -192,10 +183,14 @@ class DiffusersPrior(Prior):
 
     def adapter_points(self) -> AdapterPoints:
         """The projections of all attention layers, and the timestep embedding."""
-        names = ("to_q", "to_k", "to_v", "to_out.0")
+        names = ("to_q", "to_k", "to_v", "to_out.0", "add_k_proj", "add_v_proj")  # the last two in DeepFloyd IF
         linears = tuple(path for path, _ in self.unet.named_modules() if path.endswith(names))
         width = self.unet.time_embedding.linear_2.out_features
-        return AdapterPoints(self.unet, linears, "time_embedding", width, self.unet.config.cross_attention_dim)
+        return AdapterPoints(self.unet, linears, "time_embedding", width, text_width(self.unet.config))
+
+    def limit_x0(self, x0: Tensor) -> Tensor:
+        """Apply the thresholding that the scheduler's configuration asks for, in pixel models."""
+        return x0 if self._sample_limit is None else self._sample_limit(x0)
 
     def _resized(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) to the model's size: the shorter side becomes ``image_size``, both multiples of the latent
@@ -215,25 +210,8 @@ class DiffusersPrior(Prior):
             dtype = torch.float16 if self.device.type == "cuda" else torch.float32
             for network in (self.unet, self.text_encoder, self.vae):
                 if network is not None and network.dtype != dtype:
-                    network.to(dtype)
+                    cast_network(network, dtype)
         return self
-
-
-def _takes_cameras(config: Any, name: str) -> bool:
-    """Whether the UNet is conditioned on cameras; refuses UNets that need inputs this prior cannot give."""
-    if config.get("addition_embed_type") is not None:
-        raise PriorError(
-            f"{name}: its UNet needs {config['addition_embed_type']!r} conditions (SDXL), which are not supported"
-        )
-    embed_type, inputs = config.get("class_embed_type"), config.get("projection_class_embeddings_input_dim")
-    if embed_type is None and config.get("num_class_embeds") is None:
-        return False
-    if embed_type == "projection" and inputs == CAMERA_EMBEDDING_SIZE:
-        return True
-    raise PriorError(
-        f"{name}: its UNet has a class embedding ({embed_type}, {inputs} inputs) that is no camera embedding "
-        f"(projection, {CAMERA_EMBEDDING_SIZE} inputs)"
-    )
 
 
 def _stages(config: Any) -> Sequence[int]:

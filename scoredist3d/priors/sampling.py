@@ -25,6 +25,8 @@ def sample(
 ) -> Tensor:
     """Draw images with deterministic DDIM (for flow models: Euler) steps from seeded noise.
 
+    Predicted clean images are limited as in diffusers' DDIMScheduler; see :meth:`Prior.limit_x0`.
+
     Args:
         prior: The model.
         branches: What to sample; each holds one item, or one per image.
@@ -70,6 +72,6 @@ def _follow(
 ) -> Tensor:
     def predict(x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         prediction = guided_prediction(prior, x_t, t, branches, scale, rescale=rescale)
-        return prediction.eps, prediction.x0
+        return prediction.eps, prior.limit_x0(prediction.x0)
 
     return solve_ode(prior.schedule, predict, x, levels, callback=callback)

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from scoredist3d.priors.diffusers_loading import no_progress_bar
+from scoredist3d.priors.quiet import quiet_libraries
 
 VIEW_WORDS = ("front", "side", "back", "overhead")
 TEMPLATE = "This image is depicting a {mask} view of {prompt}"
@@ -81,7 +81,7 @@ class MaskedLanguageModel:
         import transformers
 
         try:
-            with no_progress_bar("transformers"):
+            with quiet_libraries():
                 # Without trust_remote_code=False, transformers asks on the terminal whether to run code of the folder.
                 self.tokenizer: Any = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
                 model, info = transformers.AutoModelForMaskedLM.from_pretrained(

@@ -7,6 +7,7 @@ stage is done when its ``summary.json`` is there; one that has a checkpoint is r
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from scoredist3d.paths import command_name
 from scoredist3d.training.console import Console
 from scoredist3d.training.distributed import DeviceSpec
 from scoredist3d.training.folder import PIPELINE_CONFIG, SUMMARY, RunFolder, slug
-from scoredist3d.training.run import RunResult, check_sources, run_training
+from scoredist3d.training.run import RunResult, check_precision, check_sources, run_training
 
 
 @dataclass
@@ -60,6 +61,7 @@ def run_pipeline(
     """
     console = console or Console()
     _check_sources(pipeline)
+    _check_precision(pipeline, devices, None if resume is None else Path(resume))
     root = _root(pipeline.first, resume, output)
     write_atomically(root / PIPELINE_CONFIG, layers_to_yaml(pipeline.written))
     result = PipelineResult(root)
@@ -102,10 +104,24 @@ def run_pipeline(
 
 def _check_sources(pipeline: Pipeline) -> None:
     """That the files of all stages are there, before the first of them runs for hours."""
+    _check_each(pipeline.stages, check_sources)
+
+
+def _check_precision(pipeline: Pipeline, devices: DeviceSpec, root: Path | None) -> None:
+    """That the devices can compute in the precision of all stages that are still to run."""
+    todo = {
+        name: config
+        for name, config in pipeline.stages.items()
+        if root is None or not _is_done(RunFolder(root / name), config, name)
+    }
+    _check_each(todo, lambda config: check_precision(config, devices))
+
+
+def _check_each(stages: Mapping[str, ExperimentConfig], check: Callable[[ExperimentConfig], None]) -> None:
     problems = []
-    for name, config in pipeline.stages.items():
+    for name, config in stages.items():
         try:
-            check_sources(config)
+            check(config)
         except ConfigError as error:
             problems.append(at_stage(name, str(error)))
     if problems:

@@ -86,7 +86,7 @@ def run_training(
     """
     console, clock = console or Console(), StageClock()
     place = Place(Devices.parse(devices))
-    _check_precision(config, place.devices)
+    check_precision(config, devices)
     found = find_run(resume) if resume is not None else None
     if found is None:
         check_sources(config)
@@ -96,6 +96,9 @@ def run_training(
         try:
             with clock.stage("start-up"):
                 _announce(config, place.devices, folder, checkpoint, console)
+                slow = slow_prior_warning(config, place.devices)
+                if slow is not None:
+                    console.say(f"warning: {slow}")
                 save_snapshot(folder, to_yaml(config), source, sys.argv, loaded_folders())
             with Workers(place.devices, folder.root, checkpoint, console.say) as workers:
                 with clock.stage("start-up"):
@@ -276,12 +279,35 @@ def _folder(config: ExperimentConfig, output: Path | str | None) -> RunFolder:
     return RunFolder.create(config.output_root, config.name, config.tag or slug(config.prompt))
 
 
-def _check_precision(config: ExperimentConfig, devices: Devices) -> None:
-    if devices.kind == "cpu" and config.trainer.precision != "32-true":
-        raise ConfigError(
-            f"trainer.precision: {config.trainer.precision} on a CPU is many times slower than 32-true; "
-            "set trainer.precision=32-true, or give a GPU with --gpu"
-        )
+def check_precision(config: ExperimentConfig, devices: DeviceSpec) -> None:
+    """That the devices can compute in ``trainer.precision``.
+
+    Raises:
+        ConfigError: Mixed precision on a CPU.
+    """
+    precision = config.trainer.precision
+    if Devices.parse(devices).kind != "cpu" or precision == "32-true":
+        return
+    problem = (
+        "computes in float16, which is slower than float32 on a CPU and overflows above 65504"
+        if precision == "16-mixed"
+        else "computes in bfloat16, which is many times slower than float32 on most CPUs"
+    )
+    raise ConfigError(
+        f"trainer.precision: {precision} {problem}. Add trainer.precision=32-true to the command, or choose a GPU with "
+        "--gpu 0."
+    )
+
+
+def slow_prior_warning(config: ExperimentConfig, devices: Devices) -> str | None:
+    """What to say about a prior in half precision on a CPU, which works and saves memory; None about any other."""
+    precision = getattr(config.prior, "precision", None)
+    if devices.kind != "cpu" or precision not in ("fp16", "bf16"):
+        return None
+    return (
+        f"prior.precision: {precision} halves the memory of the prior, but is many times slower than fp32 on most "
+        "CPUs; add prior.precision=fp32 to the command if the prior fits into memory in it."
+    )
 
 
 def _announce(

@@ -239,7 +239,7 @@ def test_missing_weights_are_an_error(folders, tmp_path, part, file):
 @pytest.mark.parametrize(
     ("part", "change", "message"),
     [
-        ("unet", {"projection_class_embeddings_input_dim": 7}, "no camera embedding|cannot be loaded"),
+        ("unet", {"projection_class_embeddings_input_dim": 7}, "with 7 inputs; a camera embedding has 16"),
         ("scheduler", {"prediction_type": "noise"}, "prediction_type must be one of"),
     ],
 )
@@ -290,3 +290,17 @@ def test_code_in_a_model_folder_never_runs(folders, tmp_path, monkeypatch):
     (folder / "text_encoder" / "foreign.py").write_text("raise SystemExit('foreign code ran')\n")
     with pytest.raises(PriorError, match=r"text_encoder .* contains custom code"):
         load(folder)
+
+
+def test_clip_sees_padding_unless_its_configuration_masks_it(folders, tmp_path):
+    folder = broken(folders, tmp_path)
+    plain = load(folder)
+    path = folder / "text_encoder" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "use_attention_mask": True}))
+    masked = load(folder)
+    tokens = plain.tokenizer(["a mug"], padding="max_length", max_length=8, return_tensors="pt")
+    with torch.no_grad():
+        for prior, mask in ((plain, None), (masked, tokens.attention_mask)):
+            expected = prior.text_encoder(tokens.input_ids, attention_mask=mask).last_hidden_state
+            torch.testing.assert_close(prior.embed(["a mug"]).text, expected)
+    assert not torch.allclose(masked.embed(["a mug"]).text, plain.embed(["a mug"]).text, atol=1e-3)

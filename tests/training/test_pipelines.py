@@ -12,6 +12,7 @@ import yaml
 from tiny_runs import Recorder, plain
 
 from scoredist3d import cli
+from scoredist3d.config.fields import ConfigError
 from scoredist3d.config.pipeline import Pipeline, load_pipeline
 from scoredist3d.training import pipeline as pipeline_module
 from scoredist3d.training.checkpoint import read_checkpoint
@@ -152,3 +153,20 @@ def test_a_pipeline_is_no_run_to_start_from(tmp_path: Path, capsys: pytest.Captu
     capsys.readouterr()
     assert cli.main(["--config", str(single), "--train", f"system.init_from={folder}"]) == cli.USAGE_ERROR
     assert f"is a pipeline; give one of its stages: {folder}/coarse, {folder}/refine" in capsys.readouterr().err
+
+
+def test_the_precision_of_every_stage_is_checked_before_the_first_one_runs(tmp_path: Path) -> None:
+    file = written(tmp_path, coarse={}, refine={"trainer": {"precision": "16-mixed"}})
+    with pytest.raises(
+        ConfigError, match=r"^stages\.refine\.trainer\.precision: 16-mixed .*trainer\.precision=32-true"
+    ):
+        run_pipeline(load_pipeline([file]), devices="cpu", console=Recorder())
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_stage_that_is_done_may_have_run_in_another_precision(tmp_path: Path) -> None:
+    folder = run_pipeline(tiny(tmp_path), devices="cpu", console=Recorder()).folder
+    later = tiny(tmp_path, "stages.coarse.trainer.precision=16-mixed")
+    console = Recorder()
+    run_pipeline(later, devices="cpu", resume=folder, console=console)
+    assert "Stage 2 of 2, refine: done before" in console.text

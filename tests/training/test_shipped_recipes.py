@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,8 +14,16 @@ import torch
 from scoredist3d import cli
 from scoredist3d.config.validation import load_experiment
 from scoredist3d.training.checkpoint import read_checkpoint
+from scoredist3d.training.distributed import Devices
+from scoredist3d.training.run import slow_prior_warning
 
 ROOT = Path(__file__).resolve().parents[2]
+OUR_LINES = re.compile(
+    r"(prompt|prior|guidance|representation|steps|device|output) +\S|step \d+/\d+ |"
+    r"warning: the prompt is longer than the prior's|(hash grid|ray marching|compositing) on cpu: backend|"
+    r"(export|turntable|optimisation): |mesh: |Done:$|  \S"
+)
+
 SHORT = [
     "trainer.max_steps=3",
     "preview.every_n_steps=2",
@@ -72,14 +81,64 @@ def test_images_recipe_runs(tmp_path: Path) -> None:
     assert not (run / "export").exists()
 
 
-def test_sixteen_bit_on_a_cpu_is_refused_before_anything_is_written(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("recipe", "overrides", "problem"),
+    [
+        (
+            "quickstart.yaml",
+            ["trainer.precision=bf16-mixed"],
+            "bf16-mixed computes in bfloat16, which is many times slower",
+        ),
+        (
+            "dreamfusion-sd.yaml",
+            [],
+            "16-mixed computes in float16, which is slower than float32 on a CPU and overflows",
+        ),
+        ("pipeline/magic3d-sd.yaml", [], "16-mixed computes in float16"),
+    ],
+)
+def test_mixed_precision_on_a_cpu_is_refused_before_anything_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], recipe: str, overrides: list[str], problem: str
 ) -> None:
-    arguments = ["--config", str(ROOT / "configs" / "quickstart.yaml"), "--train", "--gpu", "cpu", "prompt=a red mug"]
-    code = cli.main([*arguments, f"output_root={tmp_path / 'out'}", "trainer.precision=bf16-mixed"])
+    arguments = ["--config", str(ROOT / "configs" / recipe), "--train", "--gpu", "cpu", "prompt=a red mug"]
+    code = cli.main([*arguments, f"output_root={tmp_path / 'out'}", *overrides])
     assert code == cli.USAGE_ERROR
-    assert "trainer.precision=32-true" in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert f"trainer.precision: {problem}" in message
+    assert "Add trainer.precision=32-true to the command, or choose a GPU with --gpu 0." in message
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("precision", "device", "warned"), [("fp16", "cpu", True), ("auto", "cpu", False), ("bf16", "gpu", False)]
+)
+def test_a_prior_in_half_precision_on_a_cpu_gets_a_warning(precision: str, device: str, warned: bool) -> None:
+    overrides = ["prompt=a red mug", f"prior.precision={precision}"]
+    config = load_experiment([ROOT / "configs" / "quickstart.yaml"], overrides)
+    warning = slow_prior_warning(config, Devices(device, (0,)))
+    assert ("add prior.precision=fp32 to the command" in (warning or "")) == warned
+
+
+LONG = "a red mug and a blue chair, " * 8
+
+
+@pytest.mark.parametrize(("recipe", "prompt"), [("text-to-2d/vsd.yaml", LONG), ("quickstart.yaml", "a red mug")])
+def test_every_line_of_a_run_is_ours(tmp_path: Path, recipe: str, prompt: str) -> None:
+    """Standard error is a terminal, for which libraries draw progress bars; nothing may arrive there."""
+    pty = pytest.importorskip("pty")
+    reader, writer = pty.openpty()
+    arguments = ["--config", f"configs/{recipe}", "--train", "--gpu", "cpu", f"prompt={prompt}"]
+    command = [sys.executable, "launch.py", *arguments, f"output_root={tmp_path}", *SHORT]
+    result = subprocess.run(
+        command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=writer, text=True
+    )
+    os.write(writer, b"end")
+    leaked = os.read(reader, 1 << 16).decode()
+    os.close(reader)
+    os.close(writer)
+    assert (result.returncode, leaked) == (0, "end")
+    strange = [line for line in result.stdout.splitlines() if not OUR_LINES.match(line)]
+    assert strange == []
 
 
 def test_the_package_imports_fast_and_puts_waiting_threads_to_sleep() -> None:

@@ -1,0 +1,87 @@
+"""Which UNets the diffusers prior can run, told from their configuration before any weight is read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from scoredist3d.priors.camera_embedding import CAMERA_EMBEDDING_SIZE
+from scoredist3d.priors.diffusers_loading import MODEL_KEY, PipelineSource, PriorError
+
+_CLASS = "UNet2DConditionModel"
+_SUPPORTED = "Stable Diffusion 1.x and 2.x, and the first stage of DeepFloyd IF, are supported"
+
+# Value of a UNet configuration -> what it stands for. DeepFloyd IF's own values, "text" and "text_proj", need nothing
+# but the text embedding.
+_ADDED_CONDITIONS = {
+    "text_time": "pooled text embeddings and image sizes (Stable Diffusion XL, Kolors)",
+    "text_image": "image embeddings (Kandinsky 2.1)",
+    "image": "image embeddings (Kandinsky 2.2)",
+    "image_hint": "image embeddings and a hint image (Kandinsky 2.2 ControlNet)",
+}
+_PROJECTED_CONDITIONS = {
+    "text_image_proj": "image embeddings (Kandinsky 2.1)",
+    "image_proj": "image embeddings (Kandinsky 2.2)",
+    "ip_image_proj": "image embeddings (IP-Adapter)",
+}
+_CLASS_CONDITIONS = {
+    "timestep": "a low-resolution image and its noise level (a super-resolution stage of DeepFloyd IF)",
+    "projection": "image embeddings (Stable unCLIP)",
+}
+
+
+def check_unet(source: PipelineSource) -> bool:
+    """Whether the UNet is conditioned on cameras.
+
+    Raises:
+        PriorError: The pipeline has no UNet, or one that needs inputs other than the text embedding and a camera.
+    """
+    family = source.index.get("_class_name", "pipeline of unknown class")
+    if not source.has("unet"):
+        others = [part for part in ("transformer", "prior", "decoder") if source.has(part)]
+        denoiser = f"; its denoiser is its {others[0]}" if others else ""
+        raise PriorError(f"{MODEL_KEY}: {source.name} ({family}) has no unet{denoiser}. {_SUPPORTED}.")
+    config = source.network_config("unet")
+    name = source.index["unet"][1]
+    if name != _CLASS:
+        raise PriorError(
+            f"{MODEL_KEY}: the UNet of {source.name} ({family}) is a {name}, not a {_CLASS}. {_SUPPORTED}."
+        )
+    needs = _unsupported_condition(config)
+    if needs is not None:
+        raise PriorError(f"{MODEL_KEY}: the UNet of {source.name} ({family}) needs {needs}. {_SUPPORTED}.")
+    return _takes_cameras(config)
+
+
+def text_width(config: Mapping[str, Any]) -> int:
+    """Size D of the text embeddings that the UNet is given, before it projects them."""
+    return config.get("encoder_hid_dim") or config["cross_attention_dim"]
+
+
+def _takes_cameras(config: Mapping[str, Any]) -> bool:
+    return (
+        config.get("class_embed_type") == "projection"
+        and config.get("projection_class_embeddings_input_dim") == CAMERA_EMBEDDING_SIZE
+    )
+
+
+def _unsupported_condition(config: Mapping[str, Any]) -> str | None:
+    """An input of the UNet that this prior does not give; None where there is none."""
+    added, projected = config.get("addition_embed_type"), config.get("encoder_hid_dim_type")
+    if added not in (None, "text"):
+        return _ADDED_CONDITIONS.get(added, f"conditions of type addition_embed_type={added}")
+    if projected not in (None, "text_proj"):
+        return _PROJECTED_CONDITIONS.get(projected, f"conditions of type encoder_hid_dim_type={projected}")
+    if config.get("time_cond_proj_dim") is not None:
+        return "an embedding of the guidance scale (latent consistency models)"
+    if _takes_cameras(config):
+        return None
+    embedding = config.get("class_embed_type")
+    if embedding is None:
+        return None if config.get("num_class_embeds") is None else "class labels (the Stable Diffusion x4 upscaler)"
+    known = _CLASS_CONDITIONS.get(embedding, "class labels")
+    inputs = config.get("projection_class_embeddings_input_dim")
+    detail = (
+        f" with {inputs} inputs; a camera embedding has {CAMERA_EMBEDDING_SIZE}" if embedding == "projection" else ""
+    )
+    return f"{known}: its class embedding is {embedding}{detail}"

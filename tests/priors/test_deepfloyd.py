@@ -1,0 +1,172 @@
+"""DeepFloyd IF's first stage against diffusers' IFPipeline, on a tiny random model."""
+
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from deepfloyd_folder import TEXT_WIDTH, build_deepfloyd
+from diffusers import DDIMScheduler, IFPipeline
+
+from scoredist3d.priors import Branches, guided_prediction, sample
+from scoredist3d.priors.diffusers_loading import PriorError
+from scoredist3d.priors.diffusers_prior import DiffusersPrior
+from scoredist3d.priors.text_encoding import cast_network
+from scoredist3d.priors.thresholding import SampleLimit
+
+PROMPTS = ["  A red Mug", "blue chair with a very long caption " * 4]
+STEPS = 5
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_deepfloyd(tmp_path_factory.mktemp("deepfloyd"), thresholding=True)
+
+
+def load(folder: Path, **options) -> DiffusersPrior:
+    return DiffusersPrior(DiffusersPrior.Config(pretrained_model_name_or_path=str(folder), **options))
+
+
+def reference(folder: Path) -> IFPipeline:
+    """The pipeline with the deterministic sampler that ours corresponds to, and the model's own thresholding."""
+    pipeline = IFPipeline.from_pretrained(folder)
+    options = {"timestep_spacing": "trailing", "set_alpha_to_one": True}
+    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, **options)
+    pipeline.scheduler.register_to_config(variance_type="fixed_small")  # DDIM reads no learned variance
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def branches_of(prior: DiffusersPrior) -> Branches:
+    return Branches(prior.embed(PROMPTS), prior.embed([""] * len(PROMPTS)))
+
+
+def test_text_embeddings_are_the_pipelines(folder):
+    prior, pipeline = load(folder), reference(folder)
+    positive, unconditional = pipeline.encode_prompt(PROMPTS)
+    branches = branches_of(prior)
+    assert branches.positive.text.shape == (2, 77, TEXT_WIDTH)
+    torch.testing.assert_close(branches.positive.text, positive)
+    torch.testing.assert_close(branches.unconditional.text, unconditional)
+
+
+def test_the_end_of_a_long_prompt_is_named(folder, caplog):
+    prior = load(folder)
+    with caplog.at_level(logging.WARNING):
+        prior.embed(PROMPTS)
+    assert len(caplog.records) == 1 and "longer than the prior's 77 tokens" in caplog.text
+
+
+def test_prediction_and_guidance_are_the_pipelines(folder):
+    prior, pipeline = load(folder), reference(folder)
+    x, t = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1)), torch.tensor([0.7, 0.7])
+    positive, unconditional = pipeline.encode_prompt(PROMPTS)
+    with torch.no_grad():
+        output = pipeline.unet(torch.cat([x, x]), 700, torch.cat([unconditional, positive])).sample
+    eps_u, eps_c = output[:, :3].chunk(2)
+    branches = branches_of(prior)
+    torch.testing.assert_close(prior.predict(x, t, branches.positive).eps, eps_c)
+    guided = guided_prediction(prior, x, t, branches, 7.0)
+    torch.testing.assert_close(guided.eps, eps_u + 7.0 * (eps_c - eps_u), rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(eps_u, eps_c, atol=1e-3)
+
+
+@pytest.mark.parametrize("thresholding", [True, False])
+def test_samples_are_the_pipelines(tmp_path, thresholding):
+    folder = build_deepfloyd(tmp_path, thresholding=thresholding)
+    prior, pipeline = load(folder), reference(folder)
+    expected = pipeline(
+        PROMPTS,
+        num_inference_steps=STEPS,
+        guidance_scale=7.0,
+        output_type="pt",
+        clean_caption=False,
+        generator=torch.Generator().manual_seed(3),
+    ).images
+    drawn = sample(
+        prior, branches_of(prior), steps=STEPS, scale=7.0, generator=torch.Generator().manual_seed(3), batch=2
+    )
+    torch.testing.assert_close(drawn, expected, rtol=1e-3, atol=1e-3)
+    assert prior.image_size == 16 and prior.decode(drawn).shape == (2, 16, 16, 3)
+
+
+def test_adapters_see_every_projection_and_the_text_encoders_width(folder):
+    prior = load(folder)
+    points = prior.adapter_points()
+    assert points.text_width == prior.embed(["a"]).text.shape[-1]
+    assert {path.rsplit(".", 1)[-1] for path in points.linears} >= {"to_q", "to_k", "to_v", "add_k_proj", "add_v_proj"}
+
+
+def test_half_precision_keeps_t5_output_layers_in_single_precision(folder):
+    loaded, cast = load(folder, precision="fp16").text_encoder, load(folder).text_encoder
+    cast_network(cast, torch.float16)
+    for encoder in (loaded, cast):
+        dtypes = {path.split(".")[-2]: p.dtype for path, p in encoder.named_parameters()}
+        assert dtypes["wo"] == torch.float32 and dtypes["q"] == dtypes["wi_0"] == torch.float16
+    expected = load(folder).embed(PROMPTS).text
+    prior = load(folder)
+    cast_network(prior.text_encoder, torch.float16)
+    torch.testing.assert_close(prior.embed(PROMPTS).text, expected, rtol=0.05, atol=0.05)
+
+
+def test_limits_of_the_scheduler():
+    x = torch.tensor([[0.5, -3.0], [0.2, 0.4]]).reshape(2, 1, 1, 2)
+    clip = SampleLimit.from_scheduler_config({"clip_sample": True, "clip_sample_range": 2.0})
+    assert clip(x).flatten().tolist() == pytest.approx([0.5, -2.0, 0.2, 0.4])
+    dynamic = SampleLimit.from_scheduler_config(
+        {"thresholding": True, "dynamic_thresholding_ratio": 1.0, "sample_max_value": 1.5}
+    )
+    assert dynamic(x).flatten().tolist() == pytest.approx([0.5 / 1.5, -1.0, 0.2, 0.4])
+    assert SampleLimit.from_scheduler_config({"clip_sample": False}) is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"addition_embed_type": "text_time"},
+            r"pooled text embeddings and image sizes \(Stable Diffusion XL, Kolors\)",
+        ),
+        ({"addition_embed_type": "text_image"}, r"image embeddings \(Kandinsky 2.1\)"),
+        ({"addition_embed_type": "image"}, r"image embeddings \(Kandinsky 2.2\)"),
+        ({"encoder_hid_dim_type": "ip_image_proj"}, r"IP-Adapter"),
+        ({"addition_embed_type": "sound"}, "addition_embed_type=sound"),
+        ({"class_embed_type": "timestep"}, "a super-resolution stage of DeepFloyd IF"),
+        ({"num_class_embeds": 1000}, "class labels .the Stable Diffusion x4 upscaler"),
+        (
+            {"class_embed_type": "projection", "projection_class_embeddings_input_dim": 2048},
+            "Stable unCLIP.*2048 inputs",
+        ),
+        ({"time_cond_proj_dim": 256}, r"the guidance scale \(latent consistency models\)"),
+    ],
+)
+def test_unsupported_families_are_named(folder, tmp_path, change, message):
+    broken = shutil.copytree(folder, tmp_path / "broken")
+    path = broken / "unet" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(PriorError, match=rf"^prior\.pretrained_model_name_or_path: .*IFPipeline.* needs .*{message}"):
+        load(broken)
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"unet": ["diffusers", "Kandinsky3UNet"]}, r"is a Kandinsky3UNet, not a UNet2DConditionModel"),
+        (
+            {
+                "_class_name": "FluxPipeline",
+                "unet": [None, None],
+                "transformer": ["diffusers", "FluxTransformer2DModel"],
+            },
+            r"\(FluxPipeline\) has no unet; its denoiser is its transformer",
+        ),
+    ],
+)
+def test_pipelines_of_other_denoisers_are_named(folder, tmp_path, parts, message):
+    broken = shutil.copytree(folder, tmp_path / "broken")
+    path = broken / "model_index.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **parts}))
+    with pytest.raises(PriorError, match=message):
+        load(broken)
