@@ -251,7 +251,7 @@ class TexturedMeshExporter(Exporter):
         if own.uvs is None:
             return mesh
         if mesh.faces is not own.faces:
-            problem = f"they belong to {len(own.faces):,} faces, and {len(mesh.faces):,} other ones are exported"
+            problem = f"the faces changed ({len(own.faces):,} before, {len(mesh.faces):,} now)"
         if problem:
             notes.add(f"the mesh's texture coordinates were replaced by new ones: {problem}")
             return mesh
