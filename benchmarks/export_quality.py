@@ -46,6 +46,7 @@ class Known:
     color: Function
     radius: float = 1.0
     iso_level: float = 1.0
+    baked_lighting: bool = False
 
     @property
     def device(self) -> torch.device:

@@ -27,6 +27,7 @@ class AnalyticField:
         self.device = torch.device("cpu")
         self.color = color or position_color
         self.iso_level = None
+        self.baked_lighting = False
 
     def channels(self, points: Tensor, normals: Tensor | None = None) -> SurfaceChannels:
         return SurfaceChannels(self.color(points))

@@ -34,6 +34,8 @@ logger = logging.getLogger(__name__)
 
 _TEXTURED = {"glb", "obj", "usdz"}
 _MESHES = _TEXTURED | {"ply", "stl"}
+DEFAULT_FACES = 10000
+DEFAULT_LEAST_VOLUME = 0.02
 
 
 @register(
@@ -42,9 +44,9 @@ _MESHES = _TEXTURED | {"ply", "stl"}
 class TexturedMeshExporter(Exporter):
     """Density grid -> marching cubes -> clean-up -> decimation -> UV atlas -> baked textures -> files.
 
-    An object that is a surface already starts at the clean-up, and one with texture coordinates of its own keeps them
-    and all its faces as long as they are within the budget. By default all files are y up with the object's front
-    towards +z, whatever the format.
+    An object that is a surface already starts at the clean-up. A user's own mesh keeps all its faces unless an option
+    asks for fewer, and usable texture coordinates are kept as long as the faces stay the same. By default all files are
+    y up with the object's front towards +z, whatever the format.
     """
 
     @dataclass
@@ -60,10 +62,20 @@ class TexturedMeshExporter(Exporter):
         threshold: Literal["auto"] | float = option(
             "auto", "Density of the surface; auto puts the surface where the renderer shows it.", gt=0
         )
-        max_faces: int = option(10000, "Face budget; unwrapping takes longer than linearly in it.", ge=16, le=200000)
+        max_faces: int | None = option(
+            None,
+            f"Face budget; unwrapping takes longer than linearly in it. By default {DEFAULT_FACES}, and none for a "
+            "mesh of your own.",
+            ge=16,
+            le=200000,
+        )
         texture_size: int = option(1024, "Side of the textures in texels.", ge=32, le=8192)
-        min_component_volume: float = option(
-            0.02, "Pieces smaller than this fraction of the largest one are dropped; 1 keeps only that one.", ge=0, le=1
+        min_component_volume: float | None = option(
+            None,
+            "Pieces smaller than this fraction of the largest one are dropped; 1 keeps only that one. By default "
+            f"{DEFAULT_LEAST_VOLUME}, and a mesh with texture coordinates or of your own keeps all its pieces.",
+            ge=0,
+            le=1,
         )
         largest_component: bool = option(False, "Keep only the largest piece; the same as min_component_volume=1.")
         fill_cavities: bool = option(True, "Make empty space that no outside view can reach solid.")
@@ -78,10 +90,11 @@ class TexturedMeshExporter(Exporter):
             "simplification, bent as the material says; none bakes none.",
         )
         occlusion: bool = option(False, "Bake ambient occlusion, of the simplified surface by itself.")
-        unlit: bool = option(
-            False,
-            "Mark the GLB as unlit, for colours that hold their shading already (material no-material): viewers then "
-            "show them as they are and add no light of their own.",
+        unlit: Literal["auto"] | bool = option(
+            "auto",
+            "Mark the GLB as unlit: viewers then show the colours as they are and add no light of their own. auto does "
+            "so where the material's colours include the light (no-material, neural-radiance, spherical-harmonics, "
+            "latent).",
         )
         scale: float = option(1.0, "Metres per scene unit.", gt=0)
         height: float | None = option(None, "Height of the object in metres; takes the place of scale.", gt=0)
@@ -146,18 +159,16 @@ class TexturedMeshExporter(Exporter):
         with clock.stage("surface") as step:
             found = self._find(shape, step)
             notes.add(*findings(found, shape.radius))
-            keeps = self._keeps_uvs(found.mesh, notes)
-            surface, dropped = (found.mesh, 0) if keeps else self._clean(found.mesh, notes)
+            problem = "" if found.mesh.uvs is None else unusable_uvs(found.mesh)
+            least = self._least_volume(found.mesh, usable=found.mesh.uvs is not None and not problem)
+            surface, dropped = self._clean(found.mesh, least, notes)
         with clock.stage("simplify"):
-            mesh = surface
-            if not keeps:
-                # Parting pinched walls can leave crumbs.
-                mesh, _ = drop_small_components(decimate(surface, config.max_faces), self._least_volume)
+            mesh = self._with_own_uvs(found.mesh, self._simplify(surface, least, notes), problem, notes)
             closed = topology(mesh)
             notes.add(*not_closed(closed))
         textures = colors = None
         if self._wants(_TEXTURED):
-            if not keeps:
+            if mesh.uvs is None:
                 with clock.stage("unwrap"):
                     size, padding = config.texture_size, config.padding
                     mesh, note = unwrap(mesh, size, padding=padding, timeout=config.unwrap_timeout)
@@ -168,7 +179,8 @@ class TexturedMeshExporter(Exporter):
             colors = quantize(query_color(shape, surface.vertices, chunk=config.chunk))
         frame = Frame(config.up_axis, metres(mesh, config.scale, config.height))
         report = mesh_report(found, mesh, closed, dropped, frame.scale, textures)
-        return _Made(surface, mesh, frame, textures, colors, report)
+        unlit = self._wants({"glb"}) and self._unlit(shape, notes)
+        return _Made(surface, mesh, frame, textures, colors, unlit, report)
 
     def _find(self, shape: Shape, progress: Callable[[float], None]) -> FoundSurface:
         config = self.config
@@ -182,32 +194,79 @@ class TexturedMeshExporter(Exporter):
             progress=progress,
         )
 
-    @property
-    def _least_volume(self) -> float:
-        return 1.0 if self.config.largest_component else self.config.min_component_volume
+    def _least_volume(self, mesh: Mesh, *, usable: bool) -> float | None:
+        """The least volume of a piece, as a fraction of the largest; None keeps all pieces.
 
-    def _keeps_uvs(self, mesh: Mesh, notes: _Notes) -> bool:
-        """Whether the surface keeps the texture coordinates it came with; notes why not."""
-        if mesh.uvs is None:
-            return False
-        problem = unusable_uvs(mesh)
-        if len(mesh.faces) > self.config.max_faces:
-            budget = f"it has {len(mesh.faces):,} faces and exporter.max_faces is {self.config.max_faces:,}"
-            problem = f"{budget}, so it was simplified"
-        if problem:
-            notes.add(f"the mesh lost its own texture coordinates: {problem}")
-        return not problem
+        Args:
+            mesh: As it was found.
+            usable: It has usable texture coordinates.
+        """
+        if self.config.largest_component:
+            return 1.0
+        if self.config.min_component_volume is not None:
+            return self.config.min_component_volume
+        return None if mesh.authored or usable else DEFAULT_LEAST_VOLUME
 
-    def _clean(self, surface: Mesh, notes: _Notes) -> tuple[Mesh, int]:
-        """The surface without holes, floaters and noise, and the number of floaters dropped."""
+    def _clean(self, surface: Mesh, least: float | None, notes: _Notes) -> tuple[Mesh, int]:
+        """The surface without holes, floaters and noise, and the number of floaters dropped.
+
+        ``faces`` stays the same array where no face was added or dropped.
+        """
+        authored, dropped = surface.authored, 0
         surface = replace(surface, uvs=None, uv_faces=None)
         if self.config.fill_holes:
             surface, count = fill_holes(surface)
             notes.add(*([f"{count} holes of the surface were closed"] if count else []))
-        surface, dropped = drop_small_components(surface, self._least_volume)
+        if least is not None:
+            surface, dropped = drop_small_components(surface, least)
         if self.config.smoothing:
             surface = smooth(surface, self.config.smoothing)
-        return surface, dropped
+        return replace(surface, authored=authored), dropped
+
+    def _simplify(self, surface: Mesh, least: float | None, notes: _Notes) -> Mesh:
+        """The surface within the face budget, if there is one; the same object where it is already."""
+        budget = self.config.max_faces
+        if budget is None:
+            budget = len(surface.faces) if surface.authored else DEFAULT_FACES
+        if len(surface.faces) <= budget:
+            return surface
+        mesh = decimate(surface, budget)
+        if least is not None:
+            # Parting pinched walls can leave crumbs.
+            mesh, _ = drop_small_components(mesh, least)
+        if surface.authored:
+            sizes = f"{len(surface.faces):,} to {len(mesh.faces):,} faces"
+            notes.add(f"your mesh was simplified from {sizes}, because exporter.max_faces is {budget:,}")
+        return mesh
+
+    def _with_own_uvs(self, own: Mesh, mesh: Mesh, problem: str, notes: _Notes) -> Mesh:
+        """The mesh with the texture coordinates it was found with, where they still fit it; notes why not.
+
+        Args:
+            own: As it was found.
+            mesh: After clean-up and simplification.
+            problem: Why the coordinates of ``own`` are unusable, or an empty string.
+            notes: For the report.
+        """
+        if own.uvs is None:
+            return mesh
+        if mesh.faces is not own.faces:
+            problem = f"the faces changed ({len(own.faces):,} before, {len(mesh.faces):,} now)"
+        if problem:
+            notes.add(f"the mesh's texture coordinates were replaced by new ones: {problem}")
+            return mesh
+        return replace(mesh, uvs=own.uvs, uv_faces=own.uv_faces)
+
+    def _unlit(self, shape: Shape, notes: _Notes) -> bool:
+        """Whether the GLB is marked as unlit."""
+        if self.config.unlit == "auto":
+            return shape.baked_lighting
+        if self.config.unlit and not shape.baked_lighting:
+            notes.add(
+                "exporter.unlit is true, but the colours of this material include no light: viewers will show a flat "
+                "silhouette; set exporter.unlit=auto"
+            )
+        return self.config.unlit
 
     def _bake(self, shape: Shape, mesh: Mesh, surface: Mesh, progress: Callable[[float], None]) -> Textures:
         config = self.config
@@ -230,7 +289,7 @@ class TexturedMeshExporter(Exporter):
                 paths += write_obj(folder, name, mesh, made.textures, frame)
             if self._wants({"glb"}):
                 paths.append(folder / f"{name}.glb")
-                options = {"unlit": self.config.unlit, "double_sided": sides}
+                options = {"unlit": made.unlit, "double_sided": sides}
                 write_glb(paths[-1], mesh, made.textures, name, scale=frame.scale, **options)
             if self._wants({"usdz"}):
                 paths.append(folder / f"{name}.usdz")
@@ -252,6 +311,7 @@ class _Made:
     frame: Frame
     textures: Textures | None
     colors: np.ndarray | None
+    unlit: bool
     report: ExportReport
 
 

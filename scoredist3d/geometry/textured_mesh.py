@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -33,6 +34,7 @@ Look = Callable[[Tensor], Tensor]
 # Buffers whose lengths the mesh decides, and their columns.
 _COLUMNS = {"vertices": 3, "faces": 3, "uvs": 2, "uv_faces": 3}
 _CHUNK = 131072
+DEFAULT_FACES = 20000
 
 
 @register("geometry", "textured-mesh", summary="A mesh from a file or an earlier stage with a texture to train.")
@@ -40,8 +42,14 @@ class TexturedMesh(Surface):
     """Faces that stay, vertices that may move a little, and features in an image or in a field around the surface.
 
     With ``deformable`` vertex i is at x_i + max_offset * radius * tanh(d_i), d_i parameters that start at zero. An
-    image of features is sampled bilinearly at the mesh's texture coordinates: the file's own where it has them, else
-    those of an unwrapping. It starts with the colours of the file or of the earlier stage, if there are any.
+    image of features is sampled bilinearly at the mesh's texture coordinates: the file's own where it has usable ones,
+    else those of an unwrapping. It starts with the colours of the file or of the earlier stage, if there are any.
+
+    A file's mesh keeps all its faces unless ``max_faces`` is set; one of an earlier stage that has to be unwrapped is
+    simplified to 20,000 faces first.
+
+    Attributes:
+        authored: (), whether the mesh comes from a user's file; part of the state.
     """
 
     # The mesh is in the state.
@@ -77,8 +85,11 @@ class TexturedMesh(Surface):
             "image", "Features in the texels of an image, or in a hash grid around the surface."
         )
         texture_size: int = option(1024, "Side of the image in texels.", ge=8, le=8192)
-        max_faces: int = option(
-            20000, "Meshes without texture coordinates are simplified to this many faces; unwrapping is slow.", ge=16
+        max_faces: int | None = option(
+            None,
+            "Simplify the mesh to this many faces, with new texture coordinates. By default a file's mesh keeps all "
+            f"its faces, and one of an earlier stage is simplified to {DEFAULT_FACES} where it has to be unwrapped.",
+            ge=16,
         )
         padding: int = option(4, "Texels between the pieces of the texture.", ge=0, le=64)
         unwrap_timeout: float = option(60.0, "Seconds for xatlas; then each face gets its own piece of texture.", ge=0)
@@ -102,6 +113,7 @@ class TexturedMesh(Surface):
     faces: Tensor
     uvs: Tensor
     uv_faces: Tensor
+    authored: Tensor
 
     def __init__(self, config: Config, *, rng: Rng | None = None, material: Material | None = None) -> None:
         super().__init__(config)
@@ -110,6 +122,7 @@ class TexturedMesh(Surface):
         for name, columns in _COLUMNS.items():
             dtype = torch.int64 if name.endswith("faces") else torch.float32
             self.register_buffer(name, torch.zeros(0, columns, dtype=dtype))
+        self.register_buffer("authored", torch.zeros((), dtype=torch.bool))
         rng = (rng or Rng()).shared()
         self.image: nn.Parameter | None = None
         self.field: PointField | None = None
@@ -174,7 +187,7 @@ class TexturedMesh(Surface):
 
     def surface(self) -> Mesh:
         """The mesh with its texture coordinates."""
-        return to_mesh(self.forward())
+        return replace(to_mesh(self.forward()), authored=bool(self.authored))
 
     def start_from(self, start: Start, rng: Rng) -> str:
         """The start's mesh, with its texture coordinates if it has any, and its look.
@@ -184,11 +197,13 @@ class TexturedMesh(Surface):
         """
         if not len(start.mesh.faces):
             raise ValueError("geometry: textured-mesh cannot start from a mesh without faces")
-        said = self._take(start.mesh)
+        said, _ = self._take(start.mesh)
         return said if start.features is None else f"{said}; {self._take_look(start.features, rng)}"
 
     def prepare_loading(self, state: Mapping[str, Tensor]) -> None:
         """Take over the lengths of the mesh's tensors."""
+        # States of earlier versions have no ``authored``; the value of the config then stays.
+        self.register_buffer("authored", self.authored, persistent="authored" in state or "vertices" not in state)
         for name, columns in _COLUMNS.items():
             found = state.get(name)
             if found is not None and found.ndim == 2 and found.shape[1] == columns:
@@ -224,7 +239,8 @@ class TexturedMesh(Surface):
                 f"geometry.mesh: {path} reaches {reach:.3g} from the origin, out of the ball of geometry.radius = "
                 f"{self.radius:g}; set geometry.fit=true or a larger radius"
             )
-        logger.info("geometry.mesh: %s", self._take(loaded.mesh))
+        said, level = self._take(loaded.mesh, loaded.uv_changes)
+        logger.log(level, "geometry.mesh: %s: %s", Path(path).name, said)
         if loaded.has_colors and material is not None:
             self._take_file_look(loaded, material, rng)
 
@@ -237,9 +253,24 @@ class TexturedMesh(Surface):
         else:
             logger.info("geometry.mesh: %s", look)
 
-    def _take(self, mesh: Mesh) -> str:
-        """Make this the mesh, at rest; a sentence on its texture coordinates."""
-        mesh, said = self._with_uvs(mesh)
+    def _take(self, mesh: Mesh, uv_changes: str = "") -> tuple[str, int]:
+        """Make this the mesh, at rest.
+
+        Args:
+            mesh: World coordinates.
+            uv_changes: See :class:`~scoredist3d.meshes.loading.LoadedMesh`.
+
+        Returns:
+            A sentence on its faces and texture coordinates, and its logging level: a warning where something of the
+            mesh was given up.
+        """
+        given, self.authored = mesh, torch.full_like(self.authored, mesh.authored)
+        problem = "" if given.uvs is None else unusable_uvs(given)
+        budget = self._budget(given, usable=given.uvs is not None and not problem)
+        if len(given.faces) > budget:
+            mesh = decimate(replace(given, uvs=None, uv_faces=None), budget)
+            problem = problem or "they belong to the faces before simplification"
+        mesh, said = self._with_uvs(mesh, given, problem, uv_changes)
         for name in _COLUMNS:
             values = getattr(mesh, name)
             if values is None:
@@ -250,30 +281,51 @@ class TexturedMesh(Surface):
         if self.offsets is not None:
             with torch.no_grad():
                 self.offsets.zero_()
-        return f"{len(mesh.faces):,} faces, {said}"
+        faces = f"{len(mesh.faces):,} faces"
+        if len(given.faces) > budget:
+            faces += f", simplified from {len(given.faces):,} because geometry.max_faces is {budget:,}"
+        lost = bool(problem) or len(given.faces) > budget or (given.uvs is None and bool(uv_changes))
+        return f"{faces}; {said}", logging.WARNING if mesh.authored and lost else logging.INFO
 
-    def _with_uvs(self, mesh: Mesh) -> tuple[Mesh, str]:
-        """The mesh with texture coordinates in the image, where an image needs them; its own where it has such."""
-        replaced = ""
-        if mesh.uvs is not None:
-            reason = unusable_uvs(mesh)
-            if not reason:
-                return mesh, "its own texture coordinates"
-            replaced = f"its own texture coordinates are not used: {reason}; "
+    def _budget(self, mesh: Mesh, *, usable: bool) -> int:
+        """The most faces that ``mesh`` may have; ``usable`` says whether its texture coordinates can be used."""
+        if self.config.max_faces is not None:
+            return self.config.max_faces
+        unwrapped = self.config.texture == "image" and not usable
+        return DEFAULT_FACES if unwrapped and not mesh.authored else len(mesh.faces)
+
+    def _with_uvs(self, mesh: Mesh, given: Mesh, problem: str, uv_changes: str) -> tuple[Mesh, str]:
+        """The mesh with the texture coordinates that were given or, where an image needs them, with new ones.
+
+        Args:
+            mesh: Within the budget.
+            given: The mesh before that.
+            problem: Why the coordinates of ``given`` cannot be used, or an empty string.
+            uv_changes: How they differ from the file's.
+
+        Returns:
+            The mesh, and a sentence on the coordinates.
+        """
+        if given.uvs is not None and not problem:
+            return mesh, f"its own texture coordinates are used{f', which {uv_changes}' if uv_changes else ''}"
+        said = "it has no texture coordinates"
+        if given.uvs is not None:
+            said = f"its own texture coordinates are not used: {problem}"
+        elif uv_changes:
+            said = f"its own texture coordinates {uv_changes}"
         mesh = replace(mesh, uvs=None, uv_faces=None, vertex_colors=None)
-        if self.config.texture == "field":
-            return mesh, f"{replaced}no texture coordinates"
         config = self.config
-        if len(mesh.faces) > config.max_faces:
-            mesh = decimate(mesh, config.max_faces)
+        if config.texture == "field":
+            return mesh, f"{said}; the export makes new ones"
         try:
             unwrapped, note = unwrap(mesh, config.texture_size, padding=config.padding, timeout=config.unwrap_timeout)
         except ValueError as error:
             raise ValueError(
                 f"geometry.texture_size: {config.texture_size} is too small to give each of {len(mesh.faces)} faces "
-                "its own piece of texture; raise it or geometry.unwrap_timeout, or lower geometry.max_faces"
+                "its own piece of texture; raise it or geometry.unwrap_timeout, or set geometry.max_faces to simplify "
+                "the mesh"
             ) from error
-        return unwrapped, replaced + (note or "unwrapped")
+        return unwrapped, f"{said}; new ones were made{f': {note}' if note else ''}"
 
     def _take_look(self, look: Look, rng: Rng) -> str:
         """Make the features those of ``look``; a sentence on how well that went."""

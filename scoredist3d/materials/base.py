@@ -48,6 +48,8 @@ class Material(nn.Module, ABC):
         makes_latents: Renders are latents that go to the guidance as they are, not images that the prior encodes.
         needs_normal: :meth:`forward` needs normals at every step, whether there is a light or not.
         needs_view_dirs: :meth:`forward` needs the directions of view.
+        baked_lighting: The base colour of :meth:`channels` includes light and shade, so a viewer must not light it
+            again. False for a material whose colours are shaded by a light.
         free_options: Options that may change when another run goes on with the state, see
             :class:`~scoredist3d.geometry.base.Geometry`.
     """
@@ -61,6 +63,7 @@ class Material(nn.Module, ABC):
     makes_latents: bool = False
     needs_normal: bool = False
     needs_view_dirs: bool = False
+    baked_lighting: bool = False
     free_options: frozenset[str] = frozenset()
 
     def __init__(self, config: Config) -> None:

@@ -35,6 +35,7 @@ class Latent(Material):
     W and b start as the least-squares fit of smooth random pictures to the latents that the prior gives them.
     """
 
+    baked_lighting = True
     free_options = frozenset({"output"})
 
     @dataclass

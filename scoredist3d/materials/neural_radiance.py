@@ -40,6 +40,7 @@ class NeuralRadiance(Material):
         hidden_layers: int = option(2, "Hidden layers.", ge=1, le=8)
 
     needs_view_dirs = True
+    baked_lighting = True
 
     def __init__(self, config: Config, *, rng: Rng | None = None) -> None:
         super().__init__(config)

@@ -15,6 +15,8 @@ from scoredist3d.registry import register
 class NoMaterial(Material):
     """rgb = sigmoid(features): light and shade are painted into the colour."""
 
+    baked_lighting = True
+
     @dataclass
     class Config(Material.Config):
         """No options."""

@@ -42,6 +42,7 @@ class SphericalHarmonics(Material):
         degree_every: int = option(1000, "Steps after which the next degree is switched on; 0: all at once.", ge=0)
 
     needs_view_dirs = True
+    baked_lighting = True
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)

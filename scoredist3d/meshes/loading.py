@@ -38,6 +38,8 @@ class LoadedMesh:
         roughness: (H, W) uint8, linear.
         metallic: (H, W) uint8, linear.
         normal: (H, W, 3) uint8, tangent space, linear.
+        uv_changes: How the mesh's texture coordinates differ from the file's, or an empty string; a clause whose
+            subject is the coordinates.
     """
 
     mesh: Mesh
@@ -45,6 +47,7 @@ class LoadedMesh:
     roughness: np.ndarray | None = None
     metallic: np.ndarray | None = None
     normal: np.ndarray | None = None
+    uv_changes: str = ""
 
     def fitted(self, radius: float, margin: float = 0.9) -> LoadedMesh:
         """The same with its mesh put through :func:`fit_into`."""
@@ -105,7 +108,8 @@ def load_mesh(path: Path | str, up: Up = "auto") -> LoadedMesh:
     """Read a ``.glb``, ``.gltf``, ``.obj``, ``.ply`` or ``.stl`` file.
 
     All objects of a scene are joined with their transforms, polygons become triangles, and vertices at one position
-    become one vertex whose texture coordinates stay with the faces' corners. Colour factors are multiplied into the
+    become one vertex whose texture coordinates stay with the faces' corners. Faces and vertices keep their order.
+    Triangles with two corners at one position are left out, which is logged. Colour factors are multiplied into the
     images, several materials are laid out in one atlas, and repeating textures are tiled into [0, 1].
 
     Args:
@@ -168,6 +172,7 @@ class _Part:
     corner_uvs: np.ndarray | None
     colors: np.ndarray | None
     images: Images
+    uvs_moved: bool = False
 
 
 def _geometries(path: Path) -> list[tuple[Any, np.ndarray]]:
@@ -204,11 +209,13 @@ def _part(path: Path, geometry: Any, transform: np.ndarray) -> _Part | None:
     corner_uvs = None if uvs is None or len(uvs) != len(vertices) else np.asarray(uvs, dtype=np.float64)[faces]
     if corner_uvs is not None and not np.isfinite(corner_uvs).all():
         raise ValueError(f"{path.name} holds texture coordinates that are not finite: repair the file first")
+    own = images
     if corner_uvs is not None and images.need_uvs:
         corner_uvs, images = into_unit_square(corner_uvs, images)
+    moved = images is not own
     if corner_uvs is None:
         images = _constant(images)
-    return _Part(vertices.astype(np.float32), faces, corner_uvs, _vertex_colors(geometry, linear), images)
+    return _Part(vertices.astype(np.float32), faces, corner_uvs, _vertex_colors(geometry, linear), images, moved)
 
 
 def _constant(images: Images) -> Images:
@@ -297,16 +304,19 @@ def _joined(path: Path, parts: list[_Part]) -> LoadedMesh:
     """One mesh with one set of images."""
     offsets = np.cumsum([0, *(len(part.vertices) for part in parts)])
     faces = np.concatenate([part.faces + offset for part, offset in zip(parts, offsets[:-1], strict=True)])
-    images, corner_uvs = _joined_images(parts)
-    vertices, merged = np.unique(np.concatenate([part.vertices for part in parts]), axis=0, return_inverse=True)
-    faces = merged.ravel()[faces]
+    images, corner_uvs, changes = _joined_images(parts)
+    vertices, merged = _unique_rows(np.concatenate([part.vertices for part in parts]))
+    faces = merged[faces]
     keep = (faces[:, 0] != faces[:, 1]) & (faces[:, 1] != faces[:, 2]) & (faces[:, 2] != faces[:, 0])
     if not keep.any():
         raise ValueError(f"{path.name} holds no mesh: none of its {len(faces)} triangles has an area")
-    colors = _joined_colors(parts, merged.ravel(), len(vertices))
-    mesh = Mesh(vertices, faces[keep], vertex_colors=colors)
+    if not keep.all():
+        left = f"{int((~keep).sum()):,} of its {len(faces):,} triangles"
+        logger.info("%s: %s have two corners at one position and are left out", path.name, left)
+    colors = _joined_colors(parts, merged, len(vertices))
+    mesh = Mesh(vertices, faces[keep], vertex_colors=colors, authored=True)
     if corner_uvs is not None:
-        uvs, index = np.unique(corner_uvs[keep].reshape(-1, 2).astype(np.float32), axis=0, return_inverse=True)
+        uvs, index = _unique_rows(corner_uvs[keep].reshape(-1, 2).astype(np.float32))
         mesh = replace(mesh, uvs=uvs, uv_faces=index.reshape(-1, 3).astype(np.int64))
     used, index = np.unique(mesh.faces, return_inverse=True)
     mesh = replace(
@@ -315,21 +325,34 @@ def _joined(path: Path, parts: list[_Part]) -> LoadedMesh:
         faces=index.reshape(-1, 3).astype(np.int64),
         vertex_colors=None if colors is None else colors[used],
     )
-    return LoadedMesh(mesh, **images.named())
+    return LoadedMesh(mesh, **images.named(), uv_changes=changes)
 
 
-def _joined_images(parts: list[_Part]) -> tuple[Images, np.ndarray | None]:
-    """The parts' images as one set, and (F, 3, 2) coordinates; None where no part has any."""
+def _unique_rows(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The different rows of (N, C), in the order of their first appearance, and the (N,) index of each row in them."""
+    _, first, inverse = np.unique(rows, axis=0, return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    place = np.empty_like(order)
+    place[order] = np.arange(len(order))
+    return rows[first[order]], place[inverse.ravel()]
+
+
+def _joined_images(parts: list[_Part]) -> tuple[Images, np.ndarray | None, str]:
+    """The parts' images as one set, (F, 3, 2) coordinates or None, and how those differ from the file's."""
     first = parts[0].images
+    changes = "were moved into the image, which the file repeats" if any(part.uvs_moved for part in parts) else ""
     if all(part.images is first or _equal(part.images, first) for part in parts):
-        if any(part.corner_uvs is None for part in parts):
-            return first, None
-        return first, np.concatenate([part.corner_uvs for part in parts if part.corner_uvs is not None])
+        without = sum(part.corner_uvs is None for part in parts)
+        if without:
+            lost = f"were left out: {without} of its {len(parts)} objects have none" if without < len(parts) else ""
+            return first, None, lost
+        return first, np.concatenate([part.corner_uvs for part in parts if part.corner_uvs is not None]), changes
     filled = [np.full((len(p.faces), 3, 2), 0.5) if p.corner_uvs is None else p.corner_uvs for p in parts]
     # Coordinates of a constant material may be anywhere; its cell has one colour.
     inside = [uvs if part.images.need_uvs else np.full_like(uvs, 0.5) for part, uvs in zip(parts, filled, strict=True)]
     placed, images = join(inside, [_with_mean_color(part, parts) for part in parts])
-    return images, np.concatenate(placed)
+    changes = f"were moved, because the images of its {len(parts)} objects share one image"
+    return images, np.concatenate(placed), changes
 
 
 def _with_mean_color(part: _Part, parts: list[_Part]) -> Images:

@@ -19,6 +19,7 @@ class Mesh:
         uv_faces: (F, 3) int64 or None, indices into ``uvs``: a vertex on a seam has several texture coordinates, yet
             the surface stays one closed mesh.
         vertex_colors: (V, 3) uint8 or None, display sRGB.
+        authored: The mesh comes from a user's file. Its faces are kept unless the user asks for fewer.
     """
 
     vertices: np.ndarray
@@ -26,6 +27,7 @@ class Mesh:
     uvs: np.ndarray | None = None
     uv_faces: np.ndarray | None = None
     vertex_colors: np.ndarray | None = None
+    authored: bool = False
 
     @property
     def bounds(self) -> tuple[np.ndarray, np.ndarray]:
@@ -174,7 +176,7 @@ def decimate(mesh: Mesh, max_faces: int) -> Mesh:
             best, fewest = candidate, bad
         if bad == 0:
             break
-    return best
+    return replace(best, authored=mesh.authored)
 
 
 def repair(mesh: Mesh) -> Mesh:

@@ -51,6 +51,10 @@ class Shape(Protocol):
     def iso_level(self) -> float | None:
         """The density on the surface where that is known (signed distances), else None: it has to be found."""
 
+    @property
+    def baked_lighting(self) -> bool:
+        """Whether the base colour includes light and shade, so that a viewer must not light it again."""
+
     def density(self, points: Tensor) -> Tensor:
         """(N,) densities in inverse scene units at (N, 3) points, never negative."""
 

@@ -11,6 +11,7 @@ from scoredist3d.meshes.mesh import Mesh
 # Texels this far (in texels) outside their triangle are baked too: bilinear filtering on a seam reads them.
 GUTTER = 1.5
 _CANDIDATES_PER_PASS = 4_000_000
+_INSIDE = 0.01  # texels; centres on an edge that two faces share belong to neither
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,23 @@ def rasterize(mesh: Mesh, size: int) -> Texels:
     Raises:
         ValueError: The mesh has no texture coordinates.
     """
+    index, face, barycentric, outside = _all_candidates(mesh, size)
+    return _resolve(index, face, barycentric, outside.clip(0.0, None), size)
+
+
+def overlap(mesh: Mesh, size: int) -> float:
+    """The fraction of the used texels whose centres lie inside several faces, in [0, 1].
+
+    Raises:
+        ValueError: The mesh has no texture coordinates.
+    """
+    index, _, _, outside = _all_candidates(mesh, size)
+    faces_of = np.bincount(index[outside < -_INSIDE], minlength=size * size)
+    return float((faces_of > 1).sum() / max(1, (faces_of > 0).sum()))
+
+
+def _all_candidates(mesh: Mesh, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """See :func:`_candidates`, of all faces."""
     if mesh.uvs is None or mesh.uv_faces is None:
         raise ValueError("the mesh has no texture coordinates: unwrap it first")
     pixels = np.stack([mesh.uvs[:, 0] * size, (1.0 - mesh.uvs[:, 1]) * size], axis=1).astype(np.float32)
@@ -60,13 +78,17 @@ def rasterize(mesh: Mesh, size: int) -> Texels:
         parts.append(_candidates(triangles[start:stop], first[start:stop], extent[start:stop], start, size))
         start = stop
     index, face, barycentric, outside = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return _resolve(index, face, barycentric, outside, size)
+    return index, face, barycentric, outside
 
 
 def _candidates(
     triangles: np.ndarray, first: np.ndarray, extent: np.ndarray, offset: int, size: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Texels in or near the triangles (n, 3, 2): index, face, clamped barycentric weights, distance outside or 0."""
+    """Texels in or near the triangles (n, 3, 2).
+
+    Returns:
+        index, face, clamped barycentric weights, and the distance outside in texels, negative inside.
+    """
     counts = extent.prod(axis=1)
     face = np.repeat(np.arange(len(triangles)), counts)
     local = np.arange(len(face)) - np.repeat(np.cumsum(counts) - counts, counts)
@@ -79,7 +101,7 @@ def _candidates(
     area = np.where(flat, 1.0, area)
     x, y = column.astype(np.float32) + np.float32(0.5), row.astype(np.float32) + np.float32(0.5)
     weights = np.empty((len(face), 3), dtype=np.float32)
-    outside = np.zeros(len(face), dtype=np.float32)
+    outside = np.full(len(face), -np.inf, dtype=np.float32)
     for k, (p, q) in enumerate(((b, c), (c, a), (a, b))):
         along = q - p
         length = np.maximum(np.linalg.norm(along, axis=1), 1e-12)

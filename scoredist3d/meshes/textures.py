@@ -37,7 +37,7 @@ class Images:
     @property
     def need_uvs(self) -> bool:
         """Whether any of them changes over the surface."""
-        return any(max(image.shape[:2]) > 1 for image in self.named().values())
+        return any((image != image[:1, :1]).any() for image in self.named().values())
 
 
 def to_linear(display: np.ndarray) -> np.ndarray:

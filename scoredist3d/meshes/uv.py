@@ -13,9 +13,13 @@ from pathlib import Path
 import numpy as np
 
 from scoredist3d.meshes.mesh import Mesh
+from scoredist3d.meshes.texels import overlap
 
 logger = logging.getLogger(__name__)
 
+# The largest fraction of the surface, or of the used texels, that may have no place of its own on the texture.
+_TOLERANCE = 0.01
+_OVERLAP_SIZE = 512
 _WORKER = Path(__file__).with_name("xatlas_worker.py")
 
 
@@ -47,6 +51,9 @@ def unwrap(mesh: Mesh, texture_size: int, *, padding: int = 4, timeout: float = 
 def unusable_uvs(mesh: Mesh) -> str:
     """Why a texture cannot be baked onto the mesh's texture coordinates, or an empty string.
 
+    Baking needs one place inside the texture for each point of the surface: coordinates outside of [0, 1], faces
+    without an area on the texture, and faces that share texels cannot be used.
+
     Raises:
         ValueError: The mesh has no texture coordinates.
     """
@@ -59,7 +66,10 @@ def unusable_uvs(mesh: Mesh) -> str:
     (du1, dv1), (du2, dv2) = (corners[:, 1] - corners[:, 0]).T, (corners[:, 2] - corners[:, 0]).T
     areas = mesh.face_areas
     lost = float(areas[np.abs(du1 * dv2 - du2 * dv1) < 1e-14].sum() / max(float(areas.sum()), 1e-20))
-    return f"{100 * lost:.0f} % of the surface has no place on the texture" if lost > 0.01 else ""
+    if lost > _TOLERANCE:
+        return f"{100 * lost:.0f} % of the surface has no place on the texture"
+    shared = overlap(mesh, _OVERLAP_SIZE)
+    return f"{100 * shared:.0f} % of the used texels belong to several faces" if shared > _TOLERANCE else ""
 
 
 def _xatlas(mesh: Mesh, texture_size: int, padding: int, timeout: float) -> Mesh:

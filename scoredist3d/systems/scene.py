@@ -135,6 +135,11 @@ class SceneShape:
         """Density of the surface, where known."""
         return self._geometry.iso_level
 
+    @property
+    def baked_lighting(self) -> bool:
+        """Whether the base colour includes light and shade."""
+        return self._material.baked_lighting
+
     @torch.no_grad()
     def density(self, points: Tensor) -> Tensor:
         """(N,) at (N, 3)."""

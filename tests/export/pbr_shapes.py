@@ -44,6 +44,7 @@ class MeshShape:
     """A mesh that knows its colours."""
 
     radius, device, iso_level = 1.0, torch.device("cpu"), 1.0
+    baked_lighting = False
 
     def __init__(self, mesh):
         self.mesh = mesh

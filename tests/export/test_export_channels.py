@@ -1,6 +1,8 @@
 """Roughness, metal, normal maps, occlusion and own texture coordinates, in every format."""
 
 import json
+import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from pbr_shapes import MeshShape, PbrBall, bent_normal, metallic_at, roughness_a
 
 from scoredist3d import registry
 from scoredist3d.export import exporter as exporter_module
+from scoredist3d.export.exporter import DEFAULT_FACES
 from scoredist3d.meshes.holes import boundary_loops, fill_holes
 from scoredist3d.meshes.loading import load_mesh
 from scoredist3d.meshes.mesh import Mesh, topology
@@ -200,10 +203,74 @@ def test_own_texture_coordinates_that_cannot_stay_are_reported(tmp_path):
     mesh = uv_sphere()
     result = make_exporter(max_faces=400).export(MeshShape(mesh), tmp_path, "own")
     assert result.report.faces <= 400
-    assert result.report.notes[0].startswith("the mesh lost its own texture coordinates: it has 2,208 faces")
+    (note,) = result.report.notes
+    assert note.startswith("the mesh's texture coordinates were replaced by new ones: the faces changed (2,208 before")
     assert unusable_uvs(mesh) == ""
     assert "beyond the texture" in unusable_uvs(Mesh(mesh.vertices, mesh.faces, mesh.uvs * 2, mesh.uv_faces))
     assert "100 % of the surface" in unusable_uvs(Mesh(mesh.vertices, mesh.faces, mesh.uvs * 0, mesh.uv_faces))
+    folded = 1.0 - np.abs(2.0 * mesh.uvs - 1.0) * [1, 0] - [0, 1] * (1.0 - mesh.uvs)
+    folded = Mesh(mesh.vertices, mesh.faces, folded.astype(np.float32), mesh.uv_faces)
+    assert re.fullmatch(r"\d\d % of the used texels belong to several faces", unusable_uvs(folded))
+    result = make_exporter(max_faces=5000).export(MeshShape(folded), tmp_path, "folded")
+    (note,) = result.report.notes
+    assert re.search(r"replaced by new ones: \d\d % of the used texels belong to several faces", note)
+    assert result.report.faces == len(mesh.faces) and "unwrap" in result.report.seconds
+
+
+def authored(mesh):
+    return replace(mesh, authored=True)
+
+
+@pytest.mark.parametrize("uvs", [True, False])
+def test_a_user_s_mesh_keeps_its_faces(tmp_path, uvs):
+    """More faces than the default budget, and a piece that is smaller than the default of pieces to drop."""
+    mesh = authored(beside(uv_sphere(40, 130), uv_sphere(8, 12, radius=0.05)))
+    mesh = mesh if uvs else replace(mesh, uvs=None, uv_faces=None)
+    assert len(mesh.faces) > DEFAULT_FACES
+    options = {"max_faces": None, "unwrap_timeout": 0.0, "texture_size": 1024, "formats": ["glb", "obj"]}
+    result = make_exporter(**options).export(MeshShape(mesh), tmp_path, "own")
+    notes = [note for note in result.report.notes if "xatlas" not in note]
+    assert notes == [] and result.report.faces == len(mesh.faces) and result.report.dropped_components == 0
+    file = GlbFile(tmp_path / "own.glb")
+    corners = to_world(file.attributes["POSITION"])[file.faces]
+    np.testing.assert_array_equal(corners, mesh.vertices[mesh.faces])
+    if uvs:
+        places = (file.attributes["TEXCOORD_0"] * [1, -1] + [0, 1])[file.faces]
+        np.testing.assert_allclose(places, mesh.uvs[mesh.uv_faces], atol=1e-6)
+    # The OBJ has the user's vertices in their order too.
+    rows = [line.split() for line in (tmp_path / "own.obj").read_text().splitlines()]
+    vertices = np.array([row[1:] for row in rows if row[0] == "v"], dtype=float)
+    np.testing.assert_allclose(to_world(vertices), mesh.vertices, atol=1e-6)
+
+
+def test_a_user_s_mesh_is_simplified_on_request(tmp_path):
+    mesh = authored(beside(uv_sphere(), uv_sphere(8, 12, radius=0.05)))
+    result = make_exporter(max_faces=400).export(MeshShape(mesh), tmp_path, "own")
+    assert result.report.faces <= 400
+    said = f"your mesh was simplified from {len(mesh.faces):,} to {result.report.faces} faces"
+    assert result.report.notes[0] == f"{said}, because exporter.max_faces is 400"
+    result = make_exporter(max_faces=None, min_component_volume=0.1).export(MeshShape(mesh), tmp_path, "own")
+    assert result.report.dropped_components == 1 and result.report.faces == len(uv_sphere().faces)
+
+
+def test_a_user_s_mesh_may_be_open_or_inside_out(tmp_path):
+    mesh = uv_sphere()
+    inverted = authored(replace(mesh, faces=mesh.faces[:, ::-1], uv_faces=mesh.uv_faces[:, ::-1]))
+    for shape in (inverted, authored(open_box())):
+        result = make_exporter(max_faces=None).export(MeshShape(shape), tmp_path, "own")
+        assert result.report.faces == len(shape.faces)
+
+
+def beside(one, other):
+    """Two meshes as one; the second at a distance, and in a corner of the texture of its own."""
+    shift = np.float32([0.8, 0.0, 0.0])
+    uvs = [one.uvs * np.float32([0.85, 1.0]), other.uvs * np.float32([0.1, 0.1]) + np.float32([0.88, 0.0])]
+    return Mesh(
+        np.concatenate([one.vertices, other.vertices + shift]),
+        np.concatenate([one.faces, other.faces + len(one.vertices)]),
+        np.concatenate(uvs),
+        np.concatenate([one.uv_faces, other.uv_faces + len(one.uvs)]),
+    )
 
 
 def open_box():

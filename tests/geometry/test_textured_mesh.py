@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from export_fields import position_color
+from PIL import Image
 from surface_scenes import SIDE_COLORS, around, build, cube, icosphere, renderer_of, views, write_cube
 from torch import Tensor
 
@@ -13,8 +14,10 @@ from scoredist3d.config import ConfigError
 from scoredist3d.config.validation import parse_component
 from scoredist3d.export.bake import bake_textures
 from scoredist3d.geometry.base import Start, SurfacePoints
+from scoredist3d.geometry.textured_mesh import DEFAULT_FACES
 from scoredist3d.materials.base import logit
 from scoredist3d.meshes.mesh import Mesh
+from scoredist3d.meshes.uv import unusable_uvs
 from scoredist3d.seeding import Rng
 from scoredist3d.systems.conversion import ConversionConfig, convert
 from scoredist3d.systems.scene import Scene, SceneShape
@@ -171,6 +174,119 @@ def test_meshes_without_coordinates_are_simplified_and_unwrapped():
     assert (geometry.features_at(points).sigmoid() - position_color(points)).abs().mean() < 0.02
     with pytest.raises(ValueError, match=r"geometry\.texture_size"):
         textured(texture_size=16, unwrap_timeout=0.0).start_from(Start(icosphere(0.5, 3)), Rng())
+
+
+@pytest.fixture(scope="module")
+def ball_file(tmp_path_factory):
+    """A ball of 20,480 faces in a file without texture coordinates: more than earlier stages' meshes may have."""
+    import trimesh
+
+    ball = icosphere(0.5, 5)
+    path = tmp_path_factory.mktemp("ball") / "ball.ply"
+    trimesh.Trimesh(ball.vertices, ball.faces, process=False).export(path)
+    assert len(ball.faces) > DEFAULT_FACES
+    return str(path), ball
+
+
+@pytest.mark.parametrize("texture", ["image", "field"])
+def test_a_file_s_mesh_keeps_its_faces(ball_file, texture):
+    path, ball = ball_file
+    options = {"texture": texture, "texture_size": 1024, "unwrap_timeout": 0.0}
+    surface = textured(mesh=path, fit=False, **options).surface()
+    assert surface.authored
+    np.testing.assert_array_equal(surface.faces, ball.faces)
+    np.testing.assert_array_equal(surface.vertices, ball.vertices)
+
+
+def test_a_file_s_mesh_is_simplified_on_request(ball_file, caplog):
+    path, _ = ball_file
+    with caplog.at_level("INFO", logger="scoredist3d"):
+        geometry = textured(mesh=path, max_faces=300, unwrap_timeout=0.0, texture_size=256)
+    surface = geometry.surface()
+    # What is exported is still the user's mesh, which is not simplified again.
+    assert len(surface.faces) <= 300 and surface.authored
+    (record,) = [r for r in caplog.records if "geometry.mesh" in r.message]
+    said = f"ball.ply: {len(surface.faces)} faces, simplified from 20,480 because geometry.max_faces is 300"
+    assert record.levelname == "WARNING" and said in record.message
+    start = textured(texture_size=1024, unwrap_timeout=0.0)
+    assert "simplified from 20,480" in start.start_from(Start(icosphere(0.5, 5)), Rng())
+    assert not start.surface().authored and len(start.surface().faces) <= DEFAULT_FACES
+
+
+def test_whose_mesh_it_is_survives_stages_and_states(file):
+    source = scene(mesh=file)
+    target = scene(deformable=True)
+    convert(source, target, ConversionConfig(), Rng())
+    assert target.geometry.surface().authored
+    fresh = textured()
+    load_weights(fresh, source.geometry.state_dict())
+    assert fresh.surface().authored
+    older = {name: value for name, value in source.geometry.state_dict().items() if name != "authored"}
+    again = textured(mesh=file)
+    load_weights(again, older)
+    assert again.surface().authored and not load_into(textured(), older).surface().authored
+
+
+def load_into(geometry, state):
+    load_weights(geometry, state)
+    return geometry
+
+
+def write_obj(folder, uvs, *, material="", objects=1):
+    """The cube with other texture coordinates (None: without), as an OBJ file of several objects."""
+    mesh = cube()
+    lines = ["# z up", *(["mtllib cube.mtl"] if material else [])]
+    lines += [f"v {x} {y} {z}" for x, y, z in mesh.vertices]
+    lines += [] if uvs is None else [f"vt {u} {v}" for u, v in uvs]
+    for number, (corners, places) in enumerate(zip(mesh.faces + 1, mesh.uv_faces + 1, strict=True)):
+        if number % (len(mesh.faces) // objects) == 0:
+            lines.append(f"usemtl {material}{number if objects > 1 else ''}")
+        row = zip(corners, places, strict=True)
+        lines.append("f " + " ".join(f"{c}" if uvs is None else f"{c}/{p}" for c, p in row))
+    (folder / "cube.obj").write_text("\n".join(lines) + "\n")
+    return str(folder / "cube.obj")
+
+
+UVS = cube().uvs
+SAID = {
+    "usable": (UVS, "INFO", "its own texture coordinates are used"),
+    "none": (None, "INFO", "it has no texture coordinates; "),
+    "outside": (3.0 * UVS, "WARNING", "its own texture coordinates are not used: they reach from"),
+    "overlapping": (UVS % [1.0, 0.5], "WARNING", "its own texture coordinates are not used: 100 % of the used texels"),
+    "points": (0.0 * UVS, "WARNING", "its own texture coordinates are not used: 100 % of the surface has no place"),
+}
+
+
+@pytest.mark.parametrize("texture", ["image", "field"])
+@pytest.mark.parametrize("case", SAID)
+def test_what_is_said_of_texture_coordinates_is_what_happens(tmp_path, caplog, case, texture):
+    uvs, level, said = SAID[case]
+    with caplog.at_level("INFO", logger="scoredist3d"):
+        options = {"texture": texture, "texture_size": 128, "grid": SMALL, "unwrap_timeout": 0.0}
+        geometry = build("geometry", "textured-mesh", mesh=write_obj(tmp_path, uvs), **options)
+    (record,) = [r for r in caplog.records if "geometry.mesh: cube.obj" in r.message]
+    assert record.message.startswith("geometry.mesh: cube.obj: 12 faces; ") and said in record.message
+    assert record.levelname == level
+    found = geometry.surface()
+    if case == "usable":
+        np.testing.assert_allclose(found.uvs[found.uv_faces], UVS[cube().uv_faces], atol=1e-6)
+    elif texture == "image":
+        assert "new ones were made" in record.message and found.uvs is not None and unusable_uvs(found) == ""
+    else:
+        assert "the export makes new ones" in record.message and found.uvs is None
+
+
+def test_texture_coordinates_that_repeat_or_share_the_image_are_described(tmp_path, caplog):
+    ramp = np.arange(8 * 8 * 3, dtype=np.uint8).reshape(8, 8, 3)
+    Image.fromarray(ramp).save(tmp_path / "a.png")
+    Image.fromarray(255 - ramp).save(tmp_path / "b.png")
+    (tmp_path / "cube.mtl").write_text("newmtl m\nmap_Kd a.png\nnewmtl m0\nmap_Kd a.png\nnewmtl m6\nmap_Kd b.png\n")
+    with caplog.at_level("INFO", logger="scoredist3d"):
+        textured(mesh=write_obj(tmp_path, UVS + 1.0, material="m"))
+        textured(mesh=write_obj(tmp_path, UVS, material="m", objects=2))
+    repeated, shared = [r.message for r in caplog.records if "geometry.mesh: cube.obj" in r.message]
+    assert "are used, which were moved into the image, which the file repeats" in repeated
+    assert "are used, which were moved, because the images of its 2 objects share one image" in shared
 
 
 def test_coordinates_outside_of_the_image_are_replaced():

@@ -116,6 +116,21 @@ def test_obj_with_polygons_and_pbr_maps(tmp_path):
     np.testing.assert_allclose(look.normal[0], [0.8, 0.6, 0.0], atol=0.01)
 
 
+def test_vertices_and_faces_keep_their_order(tmp_path, caplog):
+    (tmp_path / "m.obj").write_text(
+        "v 1 1 0\nv 0 0 0\nv 1 0 0\nv 0 1 0\nv 1 0 0\n"
+        "vt 1 1\nvt 0 0\nvt 1 0\nvt 0 1\n"
+        "f 2/2 3/3 1/1\nf 3/3 5/3 1/1\nf 4/4 2/2 1/1\n"
+    )
+    with caplog.at_level("INFO", logger="scoredist3d"):
+        mesh = load_mesh(tmp_path / "m.obj", up="z").mesh
+    assert mesh.authored
+    np.testing.assert_array_equal(mesh.vertices, [[1, 1, 0], [0, 0, 0], [1, 0, 0], [0, 1, 0]])
+    np.testing.assert_array_equal(mesh.faces, [[1, 2, 0], [3, 1, 0]])
+    np.testing.assert_array_equal(mesh.uvs[mesh.uv_faces], mesh.vertices[mesh.faces][..., :2])
+    assert "m.obj: 1 of its 3 triangles have two corners at one position and are left out" in caplog.text
+
+
 def test_a_missing_mtl_image_is_named(tmp_path, caplog):
     (tmp_path / "m.obj").write_text(
         "mtllib m.mtl\nv 0 0 0\nv 1 0 0\nv 1 1 0\nvt 0 0\nvt 1 0\nvt 1 1\nusemtl a\nf 1/1 2/2 3/3\n"
