@@ -1,6 +1,7 @@
 """The command line: train, validate, test, export, list, describe.
 
-Exit codes: 0 done, 1 the run failed, 2 a mistake in the command or the configuration, 130 interrupted.
+Exit codes: 0 done, 1 the run failed or an object has no mesh, 2 a mistake in the command or the configuration, 130
+interrupted.
 """
 
 from __future__ import annotations
