@@ -1,6 +1,7 @@
 """The command line: train, validate, test, export, list, describe.
 
-Exit codes: 0 done, 1 the run failed, 2 a mistake in the command or the configuration, 130 interrupted.
+Exit codes: 0 done, 1 the run failed or an object has no mesh, 2 a mistake in the command or the configuration, 130
+interrupted.
 """
 
 from __future__ import annotations
@@ -139,7 +140,8 @@ def _check_kind(kind: str) -> None:
 def _run(options: argparse.Namespace) -> int:
     from scoredist3d.config.loader import merge_layers
     from scoredist3d.config.pipeline import is_pipeline
-    from scoredist3d.config.validation import layers_to_yaml, load_experiment, to_yaml
+    from scoredist3d.config.resume import resumed_layers
+    from scoredist3d.config.validation import layers_to_yaml, load_plain, to_yaml
 
     mode = _mode(options)
     devices = parse_devices(options.gpu)
@@ -157,7 +159,11 @@ def _run(options: argparse.Namespace) -> int:
         raise ConfigError(f"--{mode} needs a trained run: --{mode} outputs/NAME/RUN, or a checkpoint with --resume")
     if not files:
         raise ConfigError(f"--{mode} needs --config FILE, as in --config configs/quickstart.yaml")
-    config = load_experiment(files, options.overrides)
+    goes_on = source and mode == "train"
+    merged = (
+        resumed_layers(files[0], files[1:], options.overrides) if goes_on else merge_layers(files, options.overrides)
+    )
+    config = load_plain(merged)
     if options.dry_run:
         print_out(to_yaml(config), end="")
         return OK
@@ -165,34 +171,42 @@ def _run(options: argparse.Namespace) -> int:
     from scoredist3d.training import run
 
     if mode == "train":
-        source = layers_to_yaml(merge_layers(files, options.overrides))
-        result = run.run_training(config, devices=devices, resume=checkpoint, source=source)
+        result = run.run_training(config, devices=devices, resume=checkpoint, source=layers_to_yaml(merged))
     else:
         assert checkpoint is not None
         action = {"validate": run.run_validation, "test": run.run_test, "export": run.run_export}[mode]
         result = action(config, checkpoint, devices=devices)
-    return INTERRUPTED if result.interrupted else OK
+    return _exit_code(result)
 
 
 def _run_stages(options: argparse.Namespace, mode: str, resumed: Path | None, devices: list[int] | str) -> int:
     """``--train`` of a pipeline, new or resumed, or its dry run."""
     from scoredist3d.config.pipeline import load_pipeline
-    from scoredist3d.config.validation import to_yaml
-    from scoredist3d.training.folder import PIPELINE_CONFIG
+    from scoredist3d.config.resume import resumed_stages
+    from scoredist3d.config.validation import load_plain, to_yaml
+    from scoredist3d.training.folder import PIPELINE_CONFIG, stages_begun
 
     if mode != "train":
         raise ConfigError(f"--{mode} works on one run: give a stage's folder, --{mode} outputs/NAME/RUN/STAGE")
     files = [*([] if resumed is None else [str(resumed / PIPELINE_CONFIG)]), *options.config]
     pipeline = load_pipeline(files, options.overrides)
     if options.dry_run:
-        stages = (f"# stage {name}\n{to_yaml(config)}" for name, config in pipeline.stages.items())
+        layers = resumed_stages(pipeline, {} if resumed is None else stages_begun(resumed))
+        stages = (f"# stage {name}\n{to_yaml(load_plain(merged))}" for name, merged in layers.items())
         print_out("---\n".join(stages), end="")
         return OK
     _check_devices(devices)
     from scoredist3d.training.pipeline import run_pipeline
 
     result = run_pipeline(pipeline, devices=devices, resume=resumed)
-    return INTERRUPTED if result.interrupted else OK
+    return _exit_code(result)
+
+
+def _exit_code(result: Any) -> int:
+    """Of a run that came to its end, or was stopped by a signal on the way."""
+    if result.interrupted:
+        return INTERRUPTED
+    return OK if result.error is None else RUN_FAILED
 
 
 def _pipeline_to_resume(named: str | None) -> Path | None:

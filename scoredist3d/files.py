@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -42,6 +43,20 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     sync_folder(path.parent)
 
 
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """An empty folder at ``path`` for files in the making; removed afterwards, unless it has been renamed.
+
+    What a killed process left there is removed first.
+    """
+    shutil.rmtree(path, ignore_errors=True)
+    path.mkdir(parents=True)
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
 def sync_folder(folder: Path) -> None:
     """Make a rename in ``folder`` durable; file systems that cannot sync a directory are left as they are."""
     with suppress(OSError):
@@ -62,3 +77,12 @@ def write_json(path: Path, content: dict[str, Any]) -> Path:
     """Replace a JSON file's content in one go; returns ``path``."""
     write_atomically(path, json.dumps(content, indent=2) + "\n")
     return path
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The mapping in a JSON file; empty where there is no such file, or one that holds anything else."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}

@@ -21,6 +21,12 @@ class TrainerConfig:
         None, "Largest L2 norm of all gradients together; null does not clip.", gt=0
     )
     detect_anomaly: bool = option(False, "Let autograd name the operation behind a non-finite gradient (slow).")
+    schedule_steps: int | None = option(
+        None,
+        "Steps that ${trainer.max_steps} stands for in other values, such as the end of a schedule; null is max_steps. "
+        "A resumed run with another max_steps keeps the number of its first session.",
+        ge=1,
+    )
 
 
 @dataclass

@@ -38,7 +38,7 @@ def validate(plain: dict[str, Any]) -> ExperimentConfig:
 
 
 def load_experiment(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> ExperimentConfig:
-    """Files and overrides to a typed run; ``${trainer.max_steps}`` and the like also find defaults that no file sets.
+    """Files and overrides to a typed run; see :func:`resolve_run` for interpolations.
 
     Raises:
         ConfigError: As :func:`scoredist3d.config.loader.load` and :func:`validate`.
@@ -48,9 +48,27 @@ def load_experiment(files: Sequence[str | Path], overrides: Sequence[str] = ()) 
 
 def load_plain(merged: dict[str, Any]) -> ExperimentConfig:
     """Merged layers to a typed run; see :func:`load_experiment`."""
+    return validate(resolve_run(merged))
+
+
+def resolve_run(merged: dict[str, Any]) -> dict[str, Any]:
+    """Merged layers with every interpolation replaced, over the defaults of the blocks that are no components.
+
+    ``${trainer.max_steps}`` stands for ``trainer.schedule_steps`` where that is set.
+
+    Raises:
+        ConfigError: An interpolation leads nowhere.
+    """
     fields = [field for field in own_fields(ExperimentConfig) if "component" not in field.metadata]
     defaults = {field.name: dump(_default(field, None)) for field in fields if _default(field, None) is not MISSING}
-    return validate(resolve(merge(defaults, merged)))
+    layers = merge(defaults, merged)
+    plain = resolve(layers)
+    trainer = plain["trainer"]
+    steps = trainer.get("schedule_steps") if isinstance(trainer, dict) else None
+    if steps is None or steps == trainer["max_steps"]:
+        return plain
+    plain = resolve(merge(layers, {"trainer": {"max_steps": steps}}))
+    return merge(plain, {"trainer": {"max_steps": trainer["max_steps"]}})  # type: ignore[no-any-return]
 
 
 def missing_files(config: Any, path: str = "") -> list[str]:

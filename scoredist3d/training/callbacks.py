@@ -46,6 +46,24 @@ def is_due(step: int, every: int, max_steps: int) -> bool:
     return step >= max_steps or (every > 0 and step % every == 0)
 
 
+class OnceRestored(pl.Callback):
+    """Calls a function once the state of a checkpoint, if any, has been restored, before the first step."""
+
+    def __init__(self, function: Callable[[], None]) -> None:
+        self.function = function
+        self.called = False
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Lightning restores weights, optimisers and callbacks before this hook."""
+        self.call()
+
+    def call(self) -> None:
+        """Call the function unless that has happened."""
+        if not self.called:
+            self.called = True
+            self.function()
+
+
 class MetricsWriter(StepCallback):
     """Means over the last window of steps to ``metrics.csv`` and TensorBoard.
 

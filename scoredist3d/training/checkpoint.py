@@ -33,8 +33,12 @@ def write_checkpoint(checkpoint: dict[str, Any], path: str | Path) -> None:
         torch.save(checkpoint | {MARKER: {"format": FORMAT, "version": scoredist3d.__version__}}, file)
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
+def read_checkpoint(path: str | Path, *, mmap: bool = False) -> dict[str, Any]:
     """Load a checkpoint to the CPU; only tensors and plain values are accepted, so a foreign file cannot run code.
+
+    Args:
+        path: The file.
+        mmap: Leave the tensors on disk until they are used.
 
     Raises:
         ValueError: Missing, damaged, of another program, or of a newer format; one sentence that says what to do.
@@ -45,7 +49,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickles that are then refused
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except PermissionError as error:
         raise ValueError(f"{path} may not be read by this user; change its permissions") from error
     except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, zipfile.BadZipFile, KeyError, ValueError) as error:
@@ -59,6 +63,11 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             f"reads format {FORMAT}; use the version of the program that wrote it"
         )
     return checkpoint
+
+
+def checkpoint_step(path: str | Path) -> int:
+    """Optimiser steps of the state in a checkpoint; errors as for :func:`read_checkpoint`."""
+    return int(read_checkpoint(path, mmap=True)["global_step"])
 
 
 def load_weights(module: nn.Module, weights: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import sys
 import time
@@ -66,17 +67,23 @@ class Console:
 
 
 class StageClock:
-    """Wall time of each stage of a run."""
+    """Wall time of each stage of a run, and how it ended: ``done``, ``interrupted`` or ``failed``."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self.status: dict[str, str] = {}
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Add the time inside the block to ``name``, also where it raises."""
         start = time.perf_counter()
+        self.status[name] = "failed"
         try:
             yield
+            self.status[name] = "done"
+        except KeyboardInterrupt:
+            self.status[name] = "interrupted"
+            raise
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
@@ -84,6 +91,34 @@ class StageClock:
         """``start-up 4.1 s, training 121.0 s, ...; 140.2 s in all``."""
         parts = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in self.seconds.items())
         return f"{parts}; {sum(self.seconds.values()):.1f} s in all"
+
+
+class _ConsoleHandler(logging.Handler):
+    """Log records of this package as sentences on the console."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(logging.INFO)
+        self.console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        prefix = "warning: " if record.levelno >= logging.WARNING else ""
+        self.console.say(prefix + record.getMessage())
+
+
+@contextmanager
+def log_to(console: Console) -> Iterator[None]:
+    """While active, log records of this package are printed on the console, and nowhere else."""
+    logger, handler = logging.getLogger("scoredist3d"), _ConsoleHandler(console)
+    level, propagate = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = propagate
 
 
 def duration(seconds: float) -> str:

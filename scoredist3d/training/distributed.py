@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -75,21 +76,31 @@ class Devices:
 
 @dataclass
 class Workers:
-    """The processes of ranks 1 .. n-1, which read the resolved config of the run folder; a context manager.
+    """The processes of ranks 1 .. n-1; a context manager.
 
-    A worker ends with its parent. One that fails ends the run with a message: the others would wait for it for ever.
+    They read ``config``, the text of the resolved config, from a temporary file: that of the run folder is still the
+    one of the session before while a checkpoint is being resumed.
+
+    A worker ends with its parent. One that fails ends the run, after ``lost`` was told the reason: the others would
+    wait for it for ever.
     """
 
     devices: Devices
     folder: Path
+    config: str
     resume: Path | None
-    say: Callable[[str], None]
+    lost: Callable[[str], None]
     port: int = 0
+    config_file: Path | None = None
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def __enter__(self) -> Workers:
         if self.devices.world_size > 1:
             self.port = free_port()
+            descriptor, name = tempfile.mkstemp(prefix="scoredist3d-", suffix=".yaml")
+            self.config_file = Path(name)
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                file.write(self.config)
             for rank in range(1, self.devices.world_size):
                 self.processes.append(subprocess.Popen(self._command(rank), env=_worker_environment()))
             threading.Thread(target=self._watch, daemon=True).start()
@@ -105,9 +116,12 @@ class Workers:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+        if self.config_file is not None:
+            self.config_file.unlink(missing_ok=True)
 
     def _command(self, rank: int) -> list[str]:
         command = [sys.executable, "-P", "-m", "scoredist3d.training.worker", str(self.folder)]
+        command += ["--config", str(self.config_file)]
         command += ["--rank", str(rank), "--devices", self.devices.argument(), "--port", str(self.port)]
         command += ["--parent", str(os.getpid())]
         for custom in loaded_folders():
@@ -121,7 +135,7 @@ class Workers:
                 if code not in (None, 0) and self.processes:
                     time.sleep(2.0)  # the same error usually stops this rank as well, with a better message
                     if self.processes:
-                        self.say(f"error: rank {rank} ended with exit code {code}, see its message above")
+                        self.lost(f"rank {rank} ended with exit code {code}, see its message above")
                         os._exit(1)
             time.sleep(0.5)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,8 +110,19 @@ def fit(
     guard: InterruptGuard,
     *,
     resume: Path | None = None,
+    restored: Callable[[], None] = lambda: None,
 ) -> FitResult:
     """Optimise until ``trainer.max_steps`` or an interrupt; the system is trained in place.
+
+    Args:
+        system: At its start, also where a checkpoint is resumed.
+        config: Of the run.
+        folder: Of the run.
+        place: This process.
+        console: For progress.
+        guard: Says when to stop.
+        resume: Checkpoint to go on from.
+        restored: Called once that checkpoint is loaded, before the first step.
 
     Raises:
         NonFiniteError: A loss term or gradient is NaN or infinite.
@@ -121,12 +132,20 @@ def fit(
     import pytorch_lightning as pl
 
     with _quiet_lightning():
-        from scoredist3d.training.callbacks import Checkpoints, MetricsWriter, PreviewGrids, ProgressLine, StopOnRequest
+        from scoredist3d.training.callbacks import (
+            Checkpoints,
+            MetricsWriter,
+            OnceRestored,
+            PreviewGrids,
+            ProgressLine,
+            StopOnRequest,
+        )
         from scoredist3d.training.lightning_module import EndlessSteps, TrainingModule
 
         module = TrainingModule(system, config.trainer, Rng(config.seed))
         checkpoints = Checkpoints(folder.checkpoints, config.checkpoint, is_writer=place.is_writer)
-        callbacks: list[pl.Callback] = [MetricsWriter(folder, config.log, is_writer=place.is_writer)]
+        once_restored = OnceRestored(restored)
+        callbacks: list[pl.Callback] = [once_restored, MetricsWriter(folder, config.log, is_writer=place.is_writer)]
         if place.is_writer:
             callbacks.append(
                 PreviewGrids(
@@ -137,6 +156,7 @@ def fit(
         trainer = pl.Trainer(callbacks=callbacks, **_trainer_options(system, config, folder, place))
         try:
             trainer.fit(module, train_dataloaders=EndlessSteps(), ckpt_path=resume and str(resume), weights_only=True)
+            once_restored.call()  # Lightning skips its hooks where no step is left
         finally:
             if torch.distributed.is_initialized():
                 torch.distributed.destroy_process_group()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 LAST_CHECKPOINT = "last.ckpt"
 RESOLVED_CONFIG = "resolved.yaml"
+WRITTEN_CONFIG = "config.yaml"
 PIPELINE_CONFIG = "pipeline.yaml"
 SUMMARY = "summary.json"
 _UNSAFE = re.compile(r"[^\w.+-]+")
@@ -79,6 +80,11 @@ class RunFolder:
         return self.root / "configs"
 
     @property
+    def summary(self) -> Path:
+        """What came out, for programs."""
+        return self.root / SUMMARY
+
+    @property
     def resolved_config(self) -> Path:
         """Runs again by itself."""
         return self.configs / RESOLVED_CONFIG
@@ -109,6 +115,16 @@ def find_run(path: str | Path) -> tuple[RunFolder, Path]:
     if not folder.last_checkpoint.is_file():
         raise ValueError(f"{path} has no checkpoint yet (ckpts/{LAST_CHECKPOINT} is missing); train it first")
     return folder, folder.last_checkpoint
+
+
+def stages_begun(root: Path) -> dict[str, Path]:
+    """The resolved configs of the stages of a pipeline that can be resumed, by name."""
+    folders = {path.name: RunFolder(path) for path in root.iterdir() if path.is_dir()}
+    return {
+        name: folder.resolved_config
+        for name, folder in folders.items()
+        if folder.last_checkpoint.is_file() and folder.resolved_config.is_file()
+    }
 
 
 def slug(text: str, *, limit: int = 60) -> str:

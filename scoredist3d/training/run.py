@@ -6,14 +6,11 @@ or a list of GPU numbers. Training uses all of them, everything else the first.
 
 from __future__ import annotations
 
-import logging
-import shutil
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -21,18 +18,27 @@ from scoredist3d.config.experiment import ExperimentConfig
 from scoredist3d.config.fields import ConfigError
 from scoredist3d.config.pipeline import source_stage
 from scoredist3d.config.validation import missing_files, to_yaml
-from scoredist3d.custom import loaded_folders
-from scoredist3d.files import write_json
 from scoredist3d.paths import command_name
 from scoredist3d.systems.base import System
-from scoredist3d.training.checkpoint import load_weights, read_checkpoint
-from scoredist3d.training.console import Console, StageClock, peak_memory_gib
+from scoredist3d.training.announcement import announce
+from scoredist3d.training.checkpoint import checkpoint_step, kept_checkpoints, load_weights, read_checkpoint, step_of
+from scoredist3d.training.console import Console, StageClock, log_to
 from scoredist3d.training.distributed import Devices, DeviceSpec, Workers
 from scoredist3d.training.fit import Place, begin, build_system, fit, import_lightning, start_of
-from scoredist3d.training.folder import SUMMARY, RunFolder, find_run, slug
+from scoredist3d.training.folder import RunFolder, find_run, slug
 from scoredist3d.training.interrupt import InterruptGuard
-from scoredist3d.training.outputs import export_objects, latest_preview, save_preview, write_video
-from scoredist3d.training.snapshot import save_snapshot
+from scoredist3d.training.outputs import (
+    Exported,
+    NoMeshError,
+    export_objects,
+    latest_preview,
+    save_preview,
+    set_export_aside,
+    write_video,
+)
+from scoredist3d.training.precision import check_precision, slow_prior_warning
+from scoredist3d.training.session import Session
+from scoredist3d.training.summary import DONE, FAILED, INTERRUPTED, NO_MESH, add_files, settle_export
 
 
 @dataclass
@@ -44,7 +50,9 @@ class RunResult:
         step: Optimiser steps of the state that was used.
         paths: What it is -> where it is, for everything written.
         seconds: Stage -> wall time.
-        interrupted: Training was stopped by a signal; the checkpoint is saved.
+        status: ``done``; ``interrupted`` (by a signal; the checkpoint is saved); or ``no mesh`` (not every object could
+            be exported; everything else is there).
+        error: Why the status is not ``done``.
         system: The system in its final state, on its device.
     """
 
@@ -52,8 +60,14 @@ class RunResult:
     step: int = 0
     paths: dict[str, Path] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
-    interrupted: bool = False
+    status: str = DONE
+    error: str | None = None
     system: System | None = None
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether training was stopped by a signal."""
+        return self.status == INTERRUPTED
 
 
 def run_training(
@@ -65,6 +79,7 @@ def run_training(
     source: str | None = None,
     export: bool = True,
     resume_from: Path | None = None,
+    begun: Callable[[], None] | None = None,
     console: Console | None = None,
 ) -> RunResult:
     """Optimise, then write the final video and export the object.
@@ -72,12 +87,17 @@ def run_training(
     Args:
         config: The validated run.
         devices: See the module.
-        resume: Run folder or checkpoint to continue in place, to ``trainer.max_steps`` of ``config``.
+        resume: Run folder or checkpoint to continue in place, to ``trainer.max_steps`` of ``config``;
+            :func:`scoredist3d.config.resume.load_resumed` loads a config whose schedules go on where they ended.
         output: Folder to use in place of ``<output_root>/<name>/<tag>@<time>``.
         source: The config as it was written, interpolations kept; saved as ``configs/config.yaml`` for resuming.
         export: Write the object's files at the end; a stage that another one follows need not.
         resume_from: What to tell the user to resume after an interrupt, where it is not this run's folder.
+        begun: Called once the run is under way: its folder and, where it is resumed, its checkpoint are in order.
         console: Where to print.
+
+    Returns:
+        The result; an object that could not be exported is told there, not raised.
 
     Raises:
         ValueError: A mistake in the config, the devices or the checkpoint.
@@ -90,37 +110,34 @@ def run_training(
     found = find_run(resume) if resume is not None else None
     if found is None:
         check_sources(config)
+    done = 0 if found is None else _check_steps(config, *found)
     folder = _folder(config, output) if found is None else found[0]
     checkpoint = found[1] if found else None
-    with InterruptGuard(console.say) as guard, _log_to(console):
+    session = Session(folder, config, clock, source=source, step=done, begun=begun)
+    with InterruptGuard(console.say) as guard, log_to(console):
         try:
             with clock.stage("start-up"):
-                _announce(config, place.devices, folder, checkpoint, console)
+                announce(config, place.devices, folder, checkpoint, done, console)
                 slow = slow_prior_warning(config, place.devices)
                 if slow is not None:
                     console.say(f"warning: {slow}")
-                save_snapshot(folder, to_yaml(config), source, sys.argv, loaded_folders())
-            with Workers(place.devices, folder.root, checkpoint, console.say) as workers:
-                with clock.stage("start-up"):
-                    import_lightning()
-                    place = Place(place.devices, port=workers.port)
-                    system = _new_system(config, place, folder, resumed=checkpoint is not None)
-                guard.graceful = True
-                with clock.stage("training"):
-                    outcome = fit(system, config, folder, place, console, guard, resume=checkpoint)
-                guard.graceful = False
-            result = RunResult(folder.root, outcome.step, seconds=clock.seconds, system=system)
-            if outcome.interrupted:
-                result.interrupted = True
+                if checkpoint is None:
+                    session.begin()
+            result = _optimise(session, place, console, guard, checkpoint)
+            if result.interrupted:
+                session.end(INTERRUPTED, result.error, step=result.step)
                 how = f"To go on: {command_name()} --train --resume {resume_from or folder.root}"
-                console.say(f"Stopped at step {outcome.step} of {config.trainer.max_steps}. {how}")
+                console.say(f"{result.error}. {how}")
                 return result
-            system.to_device(torch.device(place.devices.first))
-            _finish(system, config, folder, result, console, clock, export=export)
+            _finish(result, session, console, export=export)
         except KeyboardInterrupt:
+            session.end(INTERRUPTED, f"stopped by {_name_of(guard.received)}, outside of the optimisation")
             console.say(_after_interrupt(folder, resume_from))
             raise
-    _close(result, folder, console, clock)
+        except Exception as error:
+            session.end(FAILED, str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}")
+            raise
+    _close(result, session, resume_from, console)
     return result
 
 
@@ -158,15 +175,23 @@ def run_test(
     """Write the final video of a trained run."""
     with _evaluation(config, checkpoint, devices, console, "test") as (system, folder, result, console, clock):
         _video(system, config, folder, result, console, clock)
+        add_files(folder, folder.videos, result.paths)
     return result
 
 
 def run_export(
     config: ExperimentConfig, checkpoint: Path | str, *, devices: DeviceSpec = "auto", console: Console | None = None
 ) -> RunResult:
-    """Export the object of a trained run."""
+    """Export the object of a trained run.
+
+    Raises:
+        ValueError: No object could be exported; the files of an earlier export are left as they were. Where only some
+            of several objects could, the result tells it.
+    """
     with _evaluation(config, checkpoint, devices, console, "export") as (system, folder, result, console, clock):
         _export(system, config, folder, result, console, clock)
+        add_files(folder, folder.export, result.paths)
+        settle_export(folder, result.step, result.error)
     return result
 
 
@@ -179,7 +204,7 @@ def _evaluation(
     where = Devices.parse(devices)
     where = Devices(where.kind, where.indices[:1])
     folder, path = find_run(checkpoint)
-    with _log_to(console):
+    with log_to(console):
         console.say(f"{what} {path} ({where.describe()})")
         with clock.stage("start-up"):
             state = read_checkpoint(path)
@@ -189,22 +214,58 @@ def _evaluation(
             system.restore_step(state["global_step"])
         result = RunResult(folder.root, state["global_step"], seconds=clock.seconds, system=system)
         yield system, folder, result, console, clock
-    for name, path in result.paths.items():
-        console.say(f"  {name:<16} {path}")
-    console.say(f"  {'time':<16} {clock.summary()}")
+    _list(result, console, clock)
+    if result.error is not None:
+        console.say(f"error: {result.error}")
 
 
-def _finish(
-    system: System,
-    config: ExperimentConfig,
-    folder: RunFolder,
-    result: RunResult,
-    console: Console,
-    clock: StageClock,
-    *,
-    export: bool,
-) -> None:
+def _optimise(
+    session: Session, place: Place, console: Console, guard: InterruptGuard, checkpoint: Path | None
+) -> RunResult:
+    """Build the system and train it; it is then on the first device."""
+    config, folder, clock = session.config, session.folder, session.clock
+
+    def lost(message: str) -> None:
+        session.end(FAILED, message)
+        console.say(f"error: {message}")
+
+    with Workers(place.devices, folder.root, to_yaml(config), checkpoint, lost) as workers:
+        with clock.stage("start-up"):
+            import_lightning()
+            place = Place(place.devices, port=workers.port)
+            system = _new_system(session, place, resumed=checkpoint is not None)
+        guard.graceful = True
+        with clock.stage("training"):
+            outcome = fit(system, config, folder, place, console, guard, resume=checkpoint, restored=session.begin)
+        guard.graceful = False
+    result = RunResult(folder.root, outcome.step, seconds=clock.seconds, system=system)
+    if outcome.interrupted:
+        clock.status["training"] = result.status = INTERRUPTED
+        result.error = f"Stopped at step {outcome.step} of {config.trainer.max_steps}"
+    else:
+        system.to_device(torch.device(place.devices.first))
+    return result
+
+
+def _new_system(session: Session, place: Place, *, resumed: bool) -> System:
+    """The system before its first step; a run that cannot begin leaves no folder behind.
+
+    Raises:
+        ConfigError: Something about the config that only building it could show.
+    """
+    try:
+        system = build_system(session.config, place)
+        begin(system, session.config, place, resumed=resumed)
+    except ValueError as error:
+        session.discard()
+        raise ConfigError(str(error)) from error
+    return system
+
+
+def _finish(result: RunResult, session: Session, console: Console, *, export: bool) -> None:
     """Video and export after training; an empty scene loses its mesh, not the rest."""
+    config, folder, clock, system = session.config, session.folder, session.clock, result.system
+    assert system is not None
     _video(system, config, folder, result, console, clock)
     grid = latest_preview(folder)
     if grid is not None:
@@ -213,8 +274,13 @@ def _finish(
         return
     try:
         _export(system, config, folder, result, console, clock)
-    except ValueError as error:
-        console.say(f"warning: no mesh was written: {error}")
+    except NoMeshError as error:
+        result.status, result.error = NO_MESH, str(error)
+        aside = set_export_aside(folder)  # it shows the state of an earlier session
+        if aside:
+            console.say(f"export: {aside}")
+    if result.error is not None:
+        clock.status["export"] = NO_MESH
 
 
 def _video(
@@ -225,10 +291,10 @@ def _video(
             console.progress(f"{system.video_name}: {fraction:.0%}")
 
     with clock.stage(system.video_name):
-        path, remark = write_video(system, config, folder, progress)
+        path, remarks = write_video(system, config, folder, progress)
     result.paths[system.video_name] = path
-    if remark:
-        console.say(remark)
+    for remark in remarks:
+        console.say(f"{system.video_name}: {remark}")
 
 
 def _export(
@@ -239,37 +305,28 @@ def _export(
             console.progress(f"export: {stage} {fraction:.0%}")
 
     with clock.stage("export"):
-        objects = export_objects(system, config, folder, progress)
-    names = {".png": "texture", ".mtl": "material"}
-    for number, exported in enumerate(objects, start=1):
-        label, ending = ("", "") if number == 1 else (f" {number}", f"-{number}")
-        own = min((path.stem for path in exported.paths), key=len)
-        for path in exported.paths:
+        exported = export_objects(system, config, folder, progress)
+    result.paths |= _labelled(exported)
+    for item in exported.results:
+        console.say(item.report.describe())
+    if exported.remark:
+        console.say(f"export: {exported.remark}")
+    if exported.problem is not None:
+        result.status, result.error = NO_MESH, exported.problem
+
+
+def _labelled(exported: Exported) -> dict[str, Path]:
+    """``glb``, ``normal texture``, ``mesh report 2``, ... -> where it is."""
+    names, paths = {".png": "texture", ".mtl": "material"}, {}
+    for number, (item, report) in enumerate(zip(exported.results, exported.reports, strict=True), start=1):
+        label = "" if number == 1 else f" {number}"
+        own = min((path.stem for path in item.paths), key=len)
+        for path in item.paths:
             channel = path.stem.removeprefix(own).strip("-")
             kind = names.get(path.suffix, path.suffix.removeprefix("."))
-            result.paths[f"{channel} {kind}".strip() + label] = path
-        report = write_json(folder.export / f"report{ending}.json", exported.report.to_dict())
-        result.paths[f"mesh report{label}"] = report
-        console.say(exported.report.describe())
-
-
-def _new_system(config: ExperimentConfig, place: Place, folder: RunFolder, *, resumed: bool) -> System:
-    """The system before its first step; a run that cannot begin leaves no folder behind.
-
-    Raises:
-        ConfigError: Something about the config that only building it could show.
-    """
-    try:
-        system = build_system(config, place)
-        begin(system, config, place, resumed=resumed)
-    except ValueError as error:
-        if not resumed:
-            for made in (folder.configs, folder.code):
-                shutil.rmtree(made, ignore_errors=True)
-            with suppress(OSError):
-                folder.root.rmdir()  # stays where anything else is in it
-        raise ConfigError(str(error)) from error
-    return system
+            paths[f"{channel} {kind}".strip() + label] = path
+        paths[f"mesh report{label}"] = report
+    return paths
 
 
 def _folder(config: ExperimentConfig, output: Path | str | None) -> RunFolder:
@@ -279,64 +336,26 @@ def _folder(config: ExperimentConfig, output: Path | str | None) -> RunFolder:
     return RunFolder.create(config.output_root, config.name, config.tag or slug(config.prompt))
 
 
-def check_precision(config: ExperimentConfig, devices: DeviceSpec) -> None:
-    """That the devices can compute in ``trainer.precision``.
+def _check_steps(config: ExperimentConfig, folder: RunFolder, checkpoint: Path) -> int:
+    """Optimiser steps of the checkpoint.
 
     Raises:
-        ConfigError: Mixed precision on a CPU.
+        ConfigError: More than the run is asked for.
     """
-    precision = config.trainer.precision
-    if Devices.parse(devices).kind != "cpu" or precision == "32-true":
-        return
-    problem = (
-        "computes in float16, which is slower than float32 on a CPU and overflows above 65504"
-        if precision == "16-mixed"
-        else "computes in bfloat16, which is many times slower than float32 on most CPUs"
-    )
+    done, wanted = checkpoint_step(checkpoint), config.trainer.max_steps
+    if wanted >= done:
+        return done
+    earlier = [path.name for path in kept_checkpoints(folder.checkpoints) if step_of(path) <= wanted]
+    instead = f", or resume from {folder.checkpoints / earlier[-1]}" if earlier else ""
     raise ConfigError(
-        f"trainer.precision: {precision} {problem}. Add trainer.precision=32-true to the command, or choose a GPU with "
-        "--gpu 0."
+        f"trainer.max_steps: {wanted} is less than the {done} steps that {checkpoint} has done already; "
+        f"give {done} or more{instead}"
     )
 
 
-def slow_prior_warning(config: ExperimentConfig, devices: Devices) -> str | None:
-    """What to say about a prior in half precision on a CPU, which works and saves memory; None about any other."""
-    precision = getattr(config.prior, "precision", None)
-    if devices.kind != "cpu" or precision not in ("fp16", "bf16"):
-        return None
-    return (
-        f"prior.precision: {precision} halves the memory of the prior, but is many times slower than fp32 on most "
-        "CPUs; add prior.precision=fp32 to the command if the prior fits into memory in it."
-    )
-
-
-def _announce(
-    config: ExperimentConfig, devices: Devices, folder: RunFolder, resume: Path | None, console: Console
-) -> None:
-    system = config.system
-    parts = [getattr(system, name, None) for name in ("geometry", "material", "background", "renderer")]
-    source = getattr(config.prior, "pretrained_model_name_or_path", None)
-    lines = {
-        "prompt": f'"{config.prompt}"' + (f', not "{config.negative_prompt}"' if config.negative_prompt else ""),
-        "prior": config.prior.type + (f" ({source})" if source else ""),
-        "guidance": _methods(system),
-        "representation": f"{system.type}: {', '.join(part.type for part in parts if part is not None)}",
-        "steps": f"{config.trainer.max_steps}, seed {config.seed}, precision {config.trainer.precision}",
-        "device": devices.describe(),
-        "output": f"{folder.root}",
-    }
-    if resume is not None:
-        lines["resume"] = str(resume)
-    for name, text in lines.items():
-        console.say(f"{name:<16} {text}")
-
-
-def _methods(system: Any) -> str:
-    """The distillation methods of a run: one, or those of a comparison."""
-    return system.guidance.type if hasattr(system, "guidance") else ", ".join(system.chosen)
-
-
-def _close(result: RunResult, folder: RunFolder, console: Console, clock: StageClock) -> None:
+def _close(result: RunResult, session: Session, resume_from: Path | None, console: Console) -> None:
+    """Write the summary and say where everything is; what went wrong is the last line."""
+    folder = session.folder
     result.paths |= {
         "metrics": folder.metrics,
         "tensorboard": folder.tensorboard,
@@ -345,12 +364,28 @@ def _close(result: RunResult, folder: RunFolder, console: Console, clock: StageC
         "checkpoint": folder.last_checkpoint,
     }
     result.paths = {name: path for name, path in result.paths.items() if path.exists()}
-    summary = {"step": result.step, "seconds": clock.seconds, "peak_memory_gib": round(peak_memory_gib(), 3)}
-    result.paths["summary"] = write_json(folder.root / SUMMARY, summary)
-    console.say("Done:")
+    summary = session.end(result.status, result.error, step=result.step, paths=result.paths)
+    assert summary is not None
+    result.paths["summary"] = summary
+    console.say("Done:" if result.error is None else "Done, except for a mesh:")
+    _list(result, console, session.clock)
+    if result.error is not None:
+        stage = f"stages.{folder.root.name}." if resume_from else ""
+        console.say(
+            f"error: {result.error}. Everything else is saved. Export again with {command_name()} --export "
+            f"{folder.root} KEY=VALUE, or train longer with {command_name()} --train --resume "
+            f"{resume_from or folder.root} {stage}trainer.max_steps=N"
+        )
+
+
+def _list(result: RunResult, console: Console, clock: StageClock) -> None:
     for name, path in result.paths.items():
         console.say(f"  {name:<16} {path}")
     console.say(f"  {'time':<16} {clock.summary()}")
+
+
+def _name_of(received: int | None) -> str:
+    return "KeyboardInterrupt" if received is None else signal.Signals(received).name
 
 
 def _after_interrupt(folder: RunFolder, resume_from: Path | None) -> str:
@@ -358,30 +393,3 @@ def _after_interrupt(folder: RunFolder, resume_from: Path | None) -> str:
         how = f"To go on: {command_name()} --train --resume {resume_from or folder.root}"
         return f"Stopped; the last checkpoint is {folder.last_checkpoint}. {how}"
     return "Stopped before the first checkpoint; nothing to resume."
-
-
-class _ConsoleHandler(logging.Handler):
-    """Log records of this package as sentences on the console."""
-
-    def __init__(self, console: Console) -> None:
-        super().__init__(logging.INFO)
-        self.console = console
-
-    def emit(self, record: logging.LogRecord) -> None:
-        prefix = "warning: " if record.levelno >= logging.WARNING else ""
-        self.console.say(prefix + record.getMessage())
-
-
-@contextmanager
-def _log_to(console: Console) -> Iterator[None]:
-    logger, handler = logging.getLogger("scoredist3d"), _ConsoleHandler(console)
-    level, propagate = logger.level, logger.propagate
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(level)
-        logger.propagate = propagate

@@ -2,37 +2,101 @@
 
 from __future__ import annotations
 
+import filecmp
 import importlib.metadata
 import shlex
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from datetime import datetime
 from pathlib import Path
 
-from scoredist3d.files import write_atomically
-from scoredist3d.training.folder import RunFolder
+import scoredist3d
+from scoredist3d.files import new_folder, write_atomically
+from scoredist3d.training.folder import RESOLVED_CONFIG, WRITTEN_CONFIG, RunFolder
 
+_SESSION = "session-"
 _LARGEST_DIFF = 5_000_000  # characters; a larger one is somebody's data, not code
 
 
 def save_snapshot(
     folder: RunFolder, resolved_yaml: str, source: str | None, command: Sequence[str], custom: Sequence[Path] = ()
-) -> None:
-    """Write ``configs/`` and ``code/`` of a new run.
+) -> int:
+    """Write ``configs/`` and ``code/`` of one session of a run, and keep what earlier sessions have written.
 
-    ``code/`` holds ``commit.txt`` and ``changes.diff`` where the package runs from a git checkout, ``packages.txt``
-    (name==version, as ``pip freeze`` lists them) and a copy of the user's ``custom/`` packages.
+    ``configs/command.txt`` gets one line per session: time, version, command. ``configs/resolved.yaml`` and
+    ``configs/config.yaml`` are those of the latest session; others go to ``configs/history/session-<n>/``, after the
+    last session that used them. ``code/`` is that of the first session: ``commit.txt`` and ``changes.diff`` where the
+    package runs from a git checkout, ``packages.txt`` (name==version, as ``pip freeze`` lists them) and a copy of the
+    user's ``custom/`` packages. A later session has ``code/session-<n>/`` if its code differs from that of the session
+    before.
+
+    Returns:
+        The number of the session, from 1.
     """
-    write_atomically(folder.resolved_config, resolved_yaml)
-    if source is not None:
-        write_atomically(folder.configs / "config.yaml", source)
-    write_atomically(folder.configs / "command.txt", shlex.join(command) + "\n")
-    write_atomically(folder.code / "packages.txt", "".join(f"{line}\n" for line in installed_packages()))
-    for name, text in git_state(Path(__file__).resolve().parent).items():
-        write_atomically(folder.code / name, text)
-    ignore = shutil.ignore_patterns("__pycache__", "*.pyc", ".*")
-    for package in {path.resolve() for path in custom if path.is_dir()}:
-        shutil.copytree(package, folder.code / "custom", ignore=ignore, dirs_exist_ok=True)
+    session = _add_command(folder.configs / "command.txt", command)
+    _save_configs(folder, {RESOLVED_CONFIG: resolved_yaml, WRITTEN_CONFIG: source}, session)
+    _save_code(folder, custom, session)
+    return session
+
+
+def _add_command(path: Path, command: Sequence[str]) -> int:
+    """Append a line; returns its number."""
+    before = path.read_text(encoding="utf-8") if path.is_file() else ""
+    time = datetime.now().astimezone().isoformat(timespec="seconds")
+    shown = shlex.join(command).replace("\n", "'$'\\n''")  # a line break inside quotes, as shells write it on one line
+    text = f"{before}{time}  scoredist3d {scoredist3d.__version__}  {shown}\n"
+    write_atomically(path, text)
+    return text.count("\n")
+
+
+def _save_configs(folder: RunFolder, configs: dict[str, str | None], session: int) -> None:
+    """Replace the config files by those of this session, after keeping those of the session before."""
+    before = {name: (folder.configs / name).read_text(encoding="utf-8") for name in _existing(folder.configs, configs)}
+    if any(configs[name] not in (None, text) for name, text in before.items()):
+        for name, text in before.items():
+            write_atomically(folder.configs / "history" / f"session-{session - 1}" / name, text)
+            if configs[name] is None:
+                (folder.configs / name).unlink()
+    for name, content in configs.items():
+        if content is not None:
+            write_atomically(folder.configs / name, content)
+
+
+def _existing(folder: Path, names: Iterable[str]) -> list[str]:
+    return [name for name in names if (folder / name).is_file()]
+
+
+def _save_code(folder: RunFolder, custom: Sequence[Path], session: int) -> None:
+    """Keep the code of this session where it is not that of the session before."""
+    with new_folder(folder.root / ".code.tmp") as made:
+        write_atomically(made / "packages.txt", "".join(f"{line}\n" for line in installed_packages()))
+        for name, text in git_state(Path(__file__).resolve().parent).items():
+            write_atomically(made / name, text)
+        ignore = shutil.ignore_patterns("__pycache__", "*.pyc", ".*")
+        for package in {path.resolve() for path in custom if path.is_dir()}:
+            shutil.copytree(package, made / "custom", ignore=ignore, dirs_exist_ok=True)
+        if not folder.code.exists():
+            made.rename(folder.code)
+        elif not _same_files(made, latest_code(folder)):
+            made.rename(folder.code / f"{_SESSION}{session}")
+
+
+def latest_code(folder: RunFolder) -> Path:
+    """The code of the latest session of a run."""
+    later = [path for path in folder.code.glob(f"{_SESSION}*") if path.name.removeprefix(_SESSION).isdecimal()]
+    return max(later, key=lambda path: int(path.name.removeprefix(_SESSION)), default=folder.code)
+
+
+def _same_files(first: Path, second: Path) -> bool:
+    names, others = _files(first), _files(second)
+    return names == others and all(filecmp.cmp(first / name, second / name, shallow=False) for name in names)
+
+
+def _files(folder: Path) -> set[Path]:
+    """Relative paths of one session's files."""
+    found = {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
+    return {path for path in found if not path.parts[0].startswith(_SESSION)}
 
 
 def installed_packages() -> list[str]:

@@ -14,6 +14,7 @@ def main() -> None:
     """Train as one rank, silently; rank 0 writes and speaks."""
     parser = argparse.ArgumentParser(prog="scoredist3d.training.worker")
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--config", type=Path, required=True)
     parser.add_argument("--rank", type=int, required=True)
     parser.add_argument("--devices", required=True)
     parser.add_argument("--port", type=int, required=True)
@@ -35,7 +36,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     logging.getLogger("scoredist3d").setLevel(logging.CRITICAL)  # rank 0 says the same
     folder = RunFolder(options.folder)
-    config = load_experiment([folder.resolved_config])
+    config = load_experiment([options.config])
     spec = options.devices if options.devices.startswith("cpu") else [int(i) for i in options.devices.split(",")]
     place = Place(Devices.parse(spec), options.rank, options.port)
     console = Console(quiet=True)

@@ -23,7 +23,7 @@ class FakeRuns:
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, Any, dict[str, Any]]] = []
-        self.outcome: Any = types.SimpleNamespace(interrupted=False)
+        self.outcome: Any = types.SimpleNamespace(interrupted=False, error=None)
         for name in ("run_training", "run_validation", "run_test", "run_export"):
             setattr(self, name, self.recorder(name))
 
@@ -216,7 +216,7 @@ def test_an_interrupt_has_exit_code_130(here: Path, runs: FakeRuns) -> None:
     arguments = ["--config", "c.yaml", "--train", "prompt=x"]
     runs.outcome = KeyboardInterrupt()
     assert cli.main(arguments) == cli.INTERRUPTED
-    runs.outcome = types.SimpleNamespace(interrupted=True)
+    runs.outcome = types.SimpleNamespace(interrupted=True, error="stopped")
     assert cli.main(arguments) == cli.INTERRUPTED
 
 

@@ -109,6 +109,27 @@ def test_done_stages_are_not_taken_for_others(tmp_path: Path, capsys: pytest.Cap
     other = ["--train", "--resume", str(folder), "--gpu", "cpu", "stages.refine.system.loss.sparsity=3"]
     assert cli.main(other) == cli.USAGE_ERROR
     assert "stages.refine: was done with other options" in capsys.readouterr().err
+    assert cli.main(["--train", "--resume", str(folder), "--gpu", "cpu"]) == cli.OK  # the refused options are not kept
+
+
+def test_an_extended_stage_keeps_its_schedules(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    moving = {"from": 0.1, "to": 0.01, "end": "${trainer.max_steps}"}
+    file = written(tmp_path, coarse={}, refine={"system": {"optimizer": {"lr": moving}}})
+    assert cli.main(["--config", str(file), "--train", "--gpu", "cpu", "trainer.max_steps=1"]) == cli.OK
+    (folder,) = (tmp_path / "out" / "both").iterdir()
+    again = ["--train", "--resume", str(folder), "--gpu", "cpu"]
+    capsys.readouterr()
+    assert cli.main([*again, "--dry-run", "stages.refine.trainer.max_steps=2"]) == cli.OK
+    shown = list(yaml.safe_load_all(capsys.readouterr().out))
+    assert [stage["trainer"]["max_steps"] for stage in shown] == [1, 2]
+    assert shown[1]["system"]["optimizer"]["lr"]["end"] == 1
+    assert cli.main([*again, "stages.refine.trainer.max_steps=2"]) == cli.OK
+    assert "end at step 1, as before; trainer.schedule_steps=2 stretches them" in capsys.readouterr().out
+    resolved = yaml.safe_load((folder / "refine" / "configs" / "resolved.yaml").read_text())
+    assert resolved["trainer"]["max_steps"] == 2 and resolved["system"]["optimizer"]["lr"]["end"] == 1
+    assert "max_steps: 1" in (folder / "history" / "pipeline-1.yaml").read_text()
+    assert cli.main(again) == cli.OK
+    assert "refine: done before" in capsys.readouterr().out
 
 
 def test_missing_files_of_later_stages_are_found_before_the_first_one_runs(

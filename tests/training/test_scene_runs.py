@@ -10,13 +10,14 @@ import torch
 from tiny_runs import Recorder, make, plain
 
 from scoredist3d.config.validation import validate
+from scoredist3d.export.base import ExportReport, ExportResult
 from scoredist3d.seeding import Rng
 from scoredist3d.training.checkpoint import read_checkpoint
 from scoredist3d.training.distributed import Devices
 from scoredist3d.training.fit import Place, build_system
 from scoredist3d.training.folder import RunFolder
 from scoredist3d.training.lightning_module import TrainingModule
-from scoredist3d.training.outputs import export_objects
+from scoredist3d.training.outputs import Exported, NoMeshError, export_objects
 from scoredist3d.training.run import run_training
 
 
@@ -70,30 +71,41 @@ def test_a_missing_start_is_named_before_anything_is_written(tmp_path: Path) -> 
 class Hollow:
     """An exporter that finds nothing solid in some of the objects."""
 
-    def __init__(self, empty: set[str]) -> None:
+    def __init__(self, *empty: str) -> None:
         self.empty = empty
 
-    def export(self, field: Any, folder: Path, name: str, progress: Any) -> str:
+    def export(self, shape: Any, folder: Path, name: str, progress: Any) -> ExportResult:
         if name in self.empty:
             raise ValueError("nothing is solid")
-        return name
+        (folder / f"{name}.glb").write_bytes(name.encode())
+        nowhere = ((0.0,) * 3,) * 2
+        report = ExportReport(1, 3, True, 0, 0, 1, 0, None, None, nowhere, {f"{name}.glb": len(name)}, {}, ())
+        return ExportResult([folder / f"{name}.glb"], report)
 
 
-def test_an_empty_scene_does_not_cost_the_others_their_meshes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_an_empty_scene_does_not_cost_the_others_their_meshes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config, folder = several(tmp_path), RunFolder(tmp_path)
     system = build_system(config, Place(Devices.parse("cpu")))
 
-    def export(*empty: str) -> list[Any]:
-        monkeypatch.setattr("scoredist3d.training.outputs.registry.build", lambda block: Hollow(set(empty)))
+    def export(*empty: str) -> Exported:
+        monkeypatch.setattr("scoredist3d.training.outputs.registry.build", lambda block: Hollow(*empty))
         return export_objects(system, config, folder, lambda stage, fraction: None)
 
-    assert export() == ["red-left-blob", "red-left-blob-2"]
-    assert export("red-left-blob") == ["red-left-blob-2"]
-    assert "no mesh was written of red-left-blob: nothing is solid" in caplog.text
-    with pytest.raises(ValueError, match="red-left-blob: nothing is solid; red-left-blob-2: nothing is solid"):
+    def names(exported: Exported) -> list[str]:
+        return [path.name for result in exported.results for path in result.paths]
+
+    both = export()
+    assert names(both) == ["red-left-blob.glb", "red-left-blob-2.glb"] and both.problem is None
+    second = export("red-left-blob")
+    assert names(second) == ["red-left-blob-2.glb"]
+    assert second.problem == "no mesh was written of red-left-blob: nothing is solid"
+    # What the first export made of the scene that is empty now does not stay among the files of the second.
+    assert sorted(path.name for path in folder.export.glob("*.*")) == ["red-left-blob-2.glb", "report.json"]
+    kept = sorted(path.name for path in (folder.export / "previous-1").iterdir())
+    assert kept == ["red-left-blob-2.glb", "red-left-blob.glb", "report-2.json", "report.json"]
+    with pytest.raises(NoMeshError, match="of red-left-blob: nothing is solid; of red-left-blob-2: nothing is solid"):
         export("red-left-blob", "red-left-blob-2")
+    assert (folder.export / "red-left-blob-2.glb").is_file()
 
 
 def test_a_network_of_the_guidances_own_refuses_accumulated_batches(tmp_path: Path) -> None:

@@ -12,10 +12,11 @@ import pytest
 import torch
 
 from scoredist3d import cli
+from scoredist3d.config.resume import load_resumed
 from scoredist3d.config.validation import load_experiment
 from scoredist3d.training.checkpoint import read_checkpoint
 from scoredist3d.training.distributed import Devices
-from scoredist3d.training.run import slow_prior_warning
+from scoredist3d.training.precision import slow_prior_warning
 
 ROOT = Path(__file__).resolve().parents[2]
 OUR_LINES = re.compile(
@@ -68,11 +69,11 @@ def test_quickstart_repeats_bit_by_bit(quickstart: Path, tmp_path: Path) -> None
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_resuming_with_more_steps_moves_what_is_written_in_terms_of_them(quickstart: Path) -> None:
-    config = load_experiment([quickstart / "configs" / "config.yaml"], ["trainer.max_steps=600"])
-    assert config.system.guidance.t_max.end == 600
-    resolved = load_experiment([quickstart / "configs" / "resolved.yaml"])
-    assert resolved.system.guidance.t_max.end == 3
+def test_a_longer_quickstart_keeps_its_schedules(quickstart: Path) -> None:
+    longer = load_resumed(quickstart / "configs" / "config.yaml", overrides=["trainer.max_steps=600"])
+    assert (longer.trainer.max_steps, longer.system.guidance.t_max.end, longer.system.optimizer.lr.end) == (600, 3, 3)
+    new = load_experiment([quickstart / "configs" / "config.yaml"], ["trainer.max_steps=600"])
+    assert new.system.guidance.t_max.end == 600
 
 
 def test_images_recipe_runs(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import pytest
 import torch
 from torch import nn
 
+import scoredist3d
 from scoredist3d.files import write_atomically
 from scoredist3d.guidance.checks import NonFiniteError
 from scoredist3d.training.checkpoint import (
@@ -235,9 +236,42 @@ def test_snapshot_holds_command_config_code_and_packages(tmp_path: Path) -> None
         [tmp_path / "custom", tmp_path / "none"],
     )
     assert folder.resolved_config.read_text() == "prompt: a mug\n"
-    assert (folder.configs / "command.txt").read_text() == "launch.py 'prompt=a mug'\n"
+    (line,) = (folder.configs / "command.txt").read_text().splitlines()
+    time, version, command = line.split("  ", 2)
+    assert datetime.fromisoformat(time).tzinfo is not None and version == f"scoredist3d {scoredist3d.__version__}"
+    assert command == "launch.py 'prompt=a mug'"
     assert any(line.startswith("torch==") for line in (folder.code / "packages.txt").read_text().splitlines())
     assert [path.name for path in (folder.code / "custom" / "mine").iterdir()] == ["a.py"]
+
+
+def test_later_sessions_do_not_replace_the_snapshot_of_the_first(tmp_path: Path) -> None:
+    custom, folder = tmp_path / "custom", RunFolder(tmp_path / "run")
+
+    def session(code: str, resolved: str, source: str | None) -> int:
+        write_atomically(custom / "mine.py", code)
+        return save_snapshot(folder, resolved, source, ["launch.py", "prompt=a\nmug"], [custom])
+
+    def code(*session: str) -> str:
+        return folder.code.joinpath(*session, "custom", "mine.py").read_text()
+
+    assert session("x = 1\n", "seed: 1\n", "seed: 1\n") == 1
+    assert session("x = 1\n", "seed: 1\n", "seed: 1\n") == 2
+    assert not (folder.configs / "history").exists() and not list(folder.code.glob("session-*"))
+    assert session("x = 2\n", "seed: 2\n", "seed: 2\n") == 3
+    assert session("x = 2\n", "seed: 3\n", None) == 4
+    assert session("x = 1\n", "seed: 3\n", None) == 5
+    assert (code(), code("session-3"), code("session-5")) == ("x = 1\n", "x = 2\n", "x = 1\n")
+    assert not (folder.code / "session-4").exists() and (folder.code / "session-3" / "packages.txt").is_file()
+    kept = {str(path.relative_to(folder.configs)): path.read_text() for path in folder.configs.rglob("*.yaml")}
+    assert kept == {
+        "resolved.yaml": "seed: 3\n",
+        "history/session-2/resolved.yaml": "seed: 1\n",
+        "history/session-2/config.yaml": "seed: 1\n",
+        "history/session-3/resolved.yaml": "seed: 2\n",
+        "history/session-3/config.yaml": "seed: 2\n",  # session 4 has none, so that of session 3 is not its own
+    }
+    lines = (folder.configs / "command.txt").read_text().splitlines()
+    assert len(lines) == 5 and all(line.endswith(r"""launch.py 'prompt=a'$'\n''mug'""") for line in lines)
 
 
 def test_first_signal_is_graceful_and_handlers_are_put_back() -> None:

@@ -1,0 +1,102 @@
+"""The configuration of a run that is resumed: its own, what is given now, and the steps of its schedules."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from scoredist3d.config.experiment import ExperimentConfig
+from scoredist3d.config.loader import STAGES, merge, merge_layers
+from scoredist3d.config.pipeline import Pipeline
+from scoredist3d.config.schedule import Schedule
+from scoredist3d.config.validation import load_plain, resolve_run
+
+
+def resumed_layers(
+    stored: str | Path, files: Sequence[str | Path] = (), overrides: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Merged layers of a resumed run, interpolations kept.
+
+    A run that is given another number of steps keeps its schedules: ``${trainer.max_steps}`` stands for the number of
+    steps that it stood for before (``trainer.schedule_steps``), unless ``files`` or ``overrides`` set
+    ``trainer.schedule_steps``.
+
+    Args:
+        stored: The run's own config file.
+        files: Further config files; later ones win.
+        overrides: ``key.path=value``.
+
+    Raises:
+        ConfigError: As for :func:`scoredist3d.config.loader.load`.
+    """
+    merged = merge_layers([stored, *files], overrides)
+    if _sets_schedule_steps(merge_layers(files, overrides)):
+        return merged
+    return _with_schedule_steps(merged, _schedule_steps(stored))
+
+
+def resumed_stages(pipeline: Pipeline, resolved: Mapping[str, str | Path]) -> dict[str, dict[str, Any]]:
+    """Merged layers of the stages of a resumed pipeline, schedules kept as by :func:`resumed_layers`.
+
+    Args:
+        pipeline: What is asked for now.
+        resolved: Resolved config files of the stages that have begun, by name.
+    """
+    stages = dict(pipeline.written[STAGES])
+    for name, file in resolved.items():
+        if name in stages and not _sets_schedule_steps(stages[name]):
+            stages[name] = _with_schedule_steps(stages[name], _schedule_steps(file))
+    return stages
+
+
+def load_resumed(
+    stored: str | Path, files: Sequence[str | Path] = (), overrides: Sequence[str] = ()
+) -> ExperimentConfig:
+    """The typed configuration of a resumed run; see :func:`resumed_layers`."""
+    return load_plain(resumed_layers(stored, files, overrides))
+
+
+def changed_schedules(before: Any, after: Any, step: int, path: str = "") -> list[str]:
+    """``key old -> new`` of every schedule whose value at ``step`` differs between two configurations.
+
+    Only keys that both configurations have are compared.
+    """
+    if isinstance(before, Schedule) and isinstance(after, Schedule):
+        old, new = before(step), after(step)
+        same = abs(old - new) <= 1e-9 * max(abs(old), abs(new))
+        return [] if same else [f"{path} {old:.4g} -> {new:.4g}"]
+    first, second = _children(before), _children(after)
+    return [
+        line
+        for key in first
+        if key in second
+        for line in changed_schedules(first[key], second[key], step, f"{path}.{key}" if path else key)
+    ]
+
+
+def _children(config: Any) -> dict[str, Any]:
+    if isinstance(config, dict):
+        return config
+    if dataclasses.is_dataclass(config) and not isinstance(config, (type, Schedule)):
+        return {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    return {}
+
+
+def _sets_schedule_steps(layers: dict[str, Any]) -> bool:
+    trainer = layers.get("trainer")
+    return isinstance(trainer, dict) and "schedule_steps" in trainer
+
+
+def _schedule_steps(stored: str | Path) -> Any:
+    """The number of steps that ``${trainer.max_steps}`` stands for in a stored config; None in an invalid one."""
+    trainer = resolve_run(merge_layers([stored]))["trainer"]
+    return (trainer["schedule_steps"] or trainer["max_steps"]) if isinstance(trainer, dict) else None
+
+
+def _with_schedule_steps(merged: dict[str, Any], steps: Any) -> dict[str, Any]:
+    """``merged`` with ``trainer.schedule_steps``, where any value depends on it."""
+    kept: dict[str, Any] = merge(merged, {"trainer": {"schedule_steps": steps}})
+    before, after = (merge(resolve_run(layers), {"trainer": {"schedule_steps": None}}) for layers in (merged, kept))
+    return merged if before == after else kept

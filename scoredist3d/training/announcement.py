@@ -1,0 +1,63 @@
+"""What a run says about itself before it starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from scoredist3d.config.experiment import ExperimentConfig
+from scoredist3d.config.fields import ConfigError
+from scoredist3d.config.resume import changed_schedules
+from scoredist3d.config.validation import load_experiment
+from scoredist3d.training.console import Console
+from scoredist3d.training.distributed import Devices
+from scoredist3d.training.folder import RunFolder
+
+
+def announce(
+    config: ExperimentConfig, devices: Devices, folder: RunFolder, resume: Path | None, done: int, console: Console
+) -> None:
+    """Print prompt, method, steps and places of a run; of a resumed one also what becomes of its schedules."""
+    system = config.system
+    parts = [getattr(system, name, None) for name in ("geometry", "material", "background", "renderer")]
+    source = getattr(config.prior, "pretrained_model_name_or_path", None)
+    lines = {
+        "prompt": f'"{config.prompt}"' + (f', not "{config.negative_prompt}"' if config.negative_prompt else ""),
+        "prior": config.prior.type + (f" ({source})" if source else ""),
+        "guidance": _methods(system),
+        "representation": f"{system.type}: {', '.join(part.type for part in parts if part is not None)}",
+        "steps": f"{config.trainer.max_steps}, seed {config.seed}, precision {config.trainer.precision}",
+        "device": devices.describe(),
+        "output": f"{folder.root}",
+    }
+    if resume is not None:
+        lines["resume"] = f"{resume}, step {done}"
+    for name, text in lines.items():
+        console.say(f"{name:<16} {text}")
+    if resume is not None:
+        for line in _schedules_told(config, folder, done):
+            console.say(line)
+
+
+def _schedules_told(config: ExperimentConfig, folder: RunFolder, done: int) -> list[str]:
+    """Sentences about what a resumed run does with its schedules."""
+    steps, kept = config.trainer.max_steps, config.trainer.schedule_steps
+    told = []
+    if kept not in (None, steps):
+        told.append(
+            f"Schedules written in terms of trainer.max_steps end at step {kept}, as before; "
+            f"trainer.schedule_steps={steps} stretches them."
+        )
+    try:
+        before = load_experiment([folder.resolved_config])
+    except ConfigError:
+        return told  # of another version of the program, so there is nothing to compare with
+    changed = changed_schedules(before, config, done)
+    if changed:
+        told.append(f"Values that jump at step {done}: {', '.join(changed)}.")
+    return told
+
+
+def _methods(system: Any) -> str:
+    """The distillation methods of a run: one, or those of a comparison."""
+    return system.guidance.type if hasattr(system, "guidance") else ", ".join(system.chosen)

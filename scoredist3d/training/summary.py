@@ -1,0 +1,114 @@
+"""``summary.json``: what a run or a pipeline is, how it ended, and where its files are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import scoredist3d
+from scoredist3d.config.experiment import ExperimentConfig
+from scoredist3d.files import read_json, write_json
+from scoredist3d.training.console import StageClock, peak_memory_gib
+from scoredist3d.training.folder import SUMMARY, RunFolder
+
+RUNNING, DONE, INTERRUPTED, FAILED, NO_MESH = "running", "done", "interrupted", "failed", "no mesh"
+NOT_BEGUN = "not begun"
+"""Of a pipeline's stage."""
+
+
+def write_summary(
+    folder: RunFolder,
+    config: ExperimentConfig,
+    clock: StageClock,
+    *,
+    status: str,
+    step: int,
+    error: str | None = None,
+    paths: Mapping[str, Path] | None = None,
+) -> Path:
+    """Replace the summary of a run.
+
+    Args:
+        folder: Of the run.
+        config: Of the run.
+        clock: Stages of work of this session, with their times.
+        status: One of this module's words.
+        step: Optimiser steps of the saved state.
+        error: What went wrong.
+        paths: What it is -> where it is, inside ``folder``.
+    """
+    summary = {
+        **_head(config, status, error),
+        "step": step,
+        "max_steps": config.trainer.max_steps,
+        "seconds": clock.seconds,
+        "peak_memory_gib": round(peak_memory_gib(), 3),
+        "stages": {name: {"status": clock.status[name], "seconds": clock.seconds[name]} for name in clock.seconds},
+        "paths": {label: _relative(path, folder.root) for label, path in (paths or {}).items()},
+    }
+    return write_json(folder.summary, summary)
+
+
+def add_files(folder: RunFolder, part: Path, paths: Mapping[str, Path]) -> None:
+    """Tell an existing summary that ``paths`` have replaced the files in the sub-folder ``part``."""
+    summary = read_json(folder.summary)
+    if not isinstance(summary.get("paths"), dict):
+        return  # no summary, or one of an earlier version
+    kept = {label: path for label, path in summary["paths"].items() if not str(path).startswith(f"{part.name}/")}
+    summary["paths"] = kept | {label: _relative(path, folder.root) for label, path in paths.items()}
+    write_json(folder.summary, summary)
+
+
+def settle_export(folder: RunFolder, step: int, problem: str | None) -> None:
+    """Tell an existing summary whether a later export of the state that it describes has given every object a mesh."""
+    summary = read_json(folder.summary)
+    if summary.get("status") in (DONE, NO_MESH) and summary.get("step") == step:
+        status = DONE if problem is None else NO_MESH
+        write_json(folder.summary, summary | {"status": status, "error": problem})
+
+
+def is_done(folder: RunFolder, max_steps: int) -> bool:
+    """Whether a run has ended well, at or beyond ``max_steps``; summaries of earlier versions have no status."""
+    summary = read_json(folder.summary)
+    return bool(summary) and summary.get("status", DONE) == DONE and int(summary.get("step", 0)) >= max_steps
+
+
+def write_pipeline_summary(
+    root: Path, stages: Mapping[str, ExperimentConfig], *, status: str, error: str | None = None
+) -> Path:
+    """Replace the summary of a pipeline: that of each stage, in order, with totals.
+
+    The prompt, the seed and the paths are those of the last stage, whose object is the pipeline's.
+    """
+    told = {name: _stage(root / name) for name in stages}
+    seconds = [float(value) for stage in told.values() for value in stage.get("seconds", {}).values()]
+    last = list(stages)[-1]
+    summary = {
+        **_head(stages[last], status, error),
+        "seconds": round(sum(seconds), 3),
+        "peak_memory_gib": max((float(stage.get("peak_memory_gib", 0.0)) for stage in told.values()), default=0.0),
+        "stages": told,
+        "paths": {label: f"{last}/{path}" for label, path in told[last].get("paths", {}).items()},
+    }
+    return write_json(root / SUMMARY, summary)
+
+
+def _stage(folder: Path) -> dict[str, Any]:
+    summary = read_json(folder / SUMMARY)
+    return {"path": folder.name, **({"status": DONE, **summary} if summary else {"status": NOT_BEGUN})}
+
+
+def _head(config: ExperimentConfig, status: str, error: str | None) -> dict[str, Any]:
+    return {
+        "status": status,
+        "error": error,
+        "prompt": config.prompt,
+        "negative_prompt": config.negative_prompt,
+        "seed": config.seed,
+        "version": scoredist3d.__version__,
+    }
+
+
+def _relative(path: Path, root: Path) -> str:
+    return path.relative_to(root).as_posix()
