@@ -172,7 +172,7 @@ class DiverseScoreDistillation(TrajectoryGuidance):
         """Whether an annealed t has more than three quarters of its way behind it."""
         level = self.config.t_max
         start, end = level.values
-        return level == self.config.t_min and start - level(step) > 0.75 * (start - end)
+        return level == self.config.t_min and abs(level(step) - start) > 0.75 * abs(end - start)
 
     def _scales(self, step: GuidanceStep) -> tuple[float, float, float]:
         """gamma of the ODE, of the leading and of the subtracted prediction."""
