@@ -229,15 +229,17 @@ class VPSchedule(NoiseSchedule):
     def from_scheduler_config(cls, config: Mapping[str, Any]) -> VPSchedule:
         """From the configuration of a diffusers DDPM, DDIM, PNDM, Euler, ... scheduler.
 
-        A missing ``set_alpha_to_one`` means true, as for a DDIM scheduler built from the same configuration.
+        ``set_alpha_to_one`` is true where it is missing or only the default of the configuration's own class, as for
+        a DDIM scheduler built from the same configuration.
         """
         betas = _betas(config)
         abar = torch.cumprod(1.0 - betas, dim=0)
         if config.get("rescale_betas_zero_snr", False):
             abar = _zero_terminal_snr(abar)
-        return cls(
-            abar, config.get("prediction_type", "epsilon"), set_alpha_to_one=bool(config.get("set_alpha_to_one", True))
-        )
+        # Configurations of loaded schedulers list the values that they were not given.
+        is_given = "set_alpha_to_one" not in config.get("_use_default_values", ())
+        to_one = bool(config.get("set_alpha_to_one", True)) if is_given else True
+        return cls(abar, config.get("prediction_type", "epsilon"), set_alpha_to_one=to_one)
 
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """(alpha, sigma) from the table, at the timestep nearest to ``t``."""

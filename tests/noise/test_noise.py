@@ -93,9 +93,11 @@ CHAINS = {
 }
 
 
+@pytest.mark.parametrize("loaded", [False, True])
 @pytest.mark.parametrize("name", CHAINS)
-def test_final_level_is_that_of_a_ddim_scheduler_of_the_same_configuration(name):
-    config = json.loads(CHAINS[name].to_json_string())  # the content of scheduler_config.json
+def test_final_level_is_that_of_a_ddim_scheduler_of_the_same_configuration(name, loaded):
+    scheduler = CHAINS[name]
+    config = scheduler.config if loaded else json.loads(scheduler.to_json_string())  # scheduler_config.json
     ours = NoiseSchedule.from_config(config)
     final = ours.alpha(torch.tensor([ours.final_level], dtype=torch.float64)).item() ** 2
     for reference, end in ((DDIMScheduler, "final_alpha_cumprod"), (DDIMInverseScheduler, "initial_alpha_cumprod")):
