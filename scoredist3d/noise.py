@@ -46,8 +46,7 @@ class NoiseSchedule(ABC):
     Attributes:
         prediction_type: What the network outputs: ``epsilon``, ``sample`` (x_0) or ``v_prediction`` (either velocity).
         num_train_timesteps: Number of levels the model was trained on.
-        final_level: Level of a negative timestep in diffusers' DDIM schedulers: ``CLEAN`` with ``set_alpha_to_one``,
-            the lowest level without. Only reproductions of code built on these schedulers need it.
+        final_level: Level of diffusers' negative DDIM timesteps: ``CLEAN`` with ``set_alpha_to_one``, else the lowest.
     """
 
     prediction_type: PredictionType
@@ -193,11 +192,7 @@ class VPSchedule(NoiseSchedule):
     """Discrete variance-preserving chain: alpha_t = sqrt(abar_t), sigma_t = sqrt(1 - abar_t)."""
 
     def __init__(
-        self,
-        alphas_cumprod: Tensor,
-        prediction_type: PredictionType = "epsilon",
-        *,
-        set_alpha_to_one: bool = True,
+        self, alphas_cumprod: Tensor, prediction_type: PredictionType = "epsilon", *, set_alpha_to_one: bool = True
     ) -> None:
         """Args:
         alphas_cumprod: (N,), abar of each training timestep, decreasing, in [0, 1].

@@ -6,19 +6,7 @@ from itertools import pairwise
 import pytest
 import torch
 from method_cases import CountingPrior, gradient, latents, prompted, views
-from trajectory_cases import (
-    M,
-    S,
-    coefficients,
-    ddim,
-    ddim_inverse,
-    descend,
-    empty,
-    euler,
-    gaussian,
-    gaussian_ddim_end,
-    stable_diffusion,
-)
+from trajectory_cases import M, S, coefficients, ddim, ddim_inverse, descend, empty, euler, gaussian, gaussian_ddim_end
 
 from scoredist3d.guidance.sdi import ScoreDistillationViaInversion as SDI
 from scoredist3d.guidance.sds import ScoreDistillationSampling as SDS
@@ -306,7 +294,7 @@ class Timed(CountingPrior):
 
     def __init__(self, **config) -> None:
         super().__init__()
-        self.schedule = NoiseSchedule.from_config(stable_diffusion(**config))
+        self.schedule = NoiseSchedule.from_config(ddim(1, **config).config)
 
     def predict(self, x_t, t, conditioning) -> Prediction:
         timestep = self.schedule.timestep(t).to(x_t)[:, None, None, None]
@@ -318,11 +306,11 @@ class Timed(CountingPrior):
 SETTINGS = pytest.mark.parametrize(
     "config",
     [
-        {"set_alpha_to_one": to_one, "prediction_type": kind}
-        for to_one in (False, True)
+        {"set_alpha_to_one": one, "prediction_type": kind}
+        for one in (False, True)
         for kind in ("epsilon", "v_prediction")
     ],
-    ids=lambda config: f"{config['prediction_type']}-{config['set_alpha_to_one']}",
+    ids=str,
 )
 """What the start of the released code's inversion depends on."""
 

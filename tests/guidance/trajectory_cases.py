@@ -21,12 +21,12 @@ ABAR = torch.cumprod(1.0 - BETAS, dim=0)
 
 def ddim(steps: int, spacing: str = "trailing", **options: Any) -> DDIMScheduler:
     """Stable Diffusion's scheduler, with float64 tables."""
-    return _float64(DDIMScheduler(**stable_diffusion(**options)), steps, spacing)
+    return _float64(DDIMScheduler(**_config(**options)), steps, spacing)
 
 
 def ddim_inverse(steps: int, **options: Any) -> DDIMInverseScheduler:
     """Its inverse: to timestep 1, then on in equal steps; from the clean latent with ``set_alpha_to_one``."""
-    return _float64(DDIMInverseScheduler(**stable_diffusion(**options)), steps, "leading")
+    return _float64(DDIMInverseScheduler(**_config(**options)), steps, "leading")
 
 
 def euler(levels: list[float]) -> FlowMatchEulerDiscreteScheduler:
@@ -79,7 +79,7 @@ def descend(
     return trail
 
 
-def stable_diffusion(**options: Any) -> dict[str, Any]:
+def _config(**options: Any) -> dict[str, Any]:
     """Stable Diffusion's scheduler configuration with some options changed."""
     betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
     return {**betas, "steps_offset": 1, "clip_sample": False, "set_alpha_to_one": False, **options}
