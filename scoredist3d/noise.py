@@ -46,10 +46,12 @@ class NoiseSchedule(ABC):
     Attributes:
         prediction_type: What the network outputs: ``epsilon``, ``sample`` (x_0) or ``v_prediction`` (either velocity).
         num_train_timesteps: Number of levels the model was trained on.
+        final_level: Level of diffusers' negative DDIM timesteps: ``CLEAN`` with ``set_alpha_to_one``, else the lowest.
     """
 
     prediction_type: PredictionType
     num_train_timesteps: int
+    final_level: float = CLEAN
 
     @staticmethod
     def from_config(config: Mapping[str, Any], *, image_tokens: int | None = None) -> NoiseSchedule:
@@ -189,10 +191,13 @@ class NoiseSchedule(ABC):
 class VPSchedule(NoiseSchedule):
     """Discrete variance-preserving chain: alpha_t = sqrt(abar_t), sigma_t = sqrt(1 - abar_t)."""
 
-    def __init__(self, alphas_cumprod: Tensor, prediction_type: PredictionType = "epsilon") -> None:
+    def __init__(
+        self, alphas_cumprod: Tensor, prediction_type: PredictionType = "epsilon", *, set_alpha_to_one: bool = True
+    ) -> None:
         """Args:
         alphas_cumprod: (N,), abar of each training timestep, decreasing, in [0, 1].
         prediction_type: What the network outputs.
+        set_alpha_to_one: As in diffusers' DDIM schedulers; see :attr:`NoiseSchedule.final_level`.
 
         Raises:
             ValueError: Unknown prediction type, or values outside [0, 1].
@@ -203,6 +208,7 @@ class VPSchedule(NoiseSchedule):
             raise ValueError("alphas_cumprod must be a vector of values in [0, 1]")
         self.prediction_type = prediction_type
         self.num_train_timesteps = len(abar)
+        self.final_level = CLEAN if set_alpha_to_one else 0.0
         # Entry 0 is the clean image, entry 1 + k is timestep k.
         abar = torch.cat([abar.new_ones(1), abar])
         self._table = torch.stack([abar.sqrt(), (1.0 - abar).sqrt()])
@@ -212,16 +218,23 @@ class VPSchedule(NoiseSchedule):
     def stable_diffusion(cls, prediction_type: PredictionType = "epsilon") -> VPSchedule:
         """The schedule of Stable Diffusion 1 and 2: betas 0.00085..0.012 linear in their square roots, 1000 steps."""
         betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-        return cls.from_scheduler_config({**betas, "prediction_type": prediction_type})
+        return cls.from_scheduler_config({**betas, "prediction_type": prediction_type, "set_alpha_to_one": False})
 
     @classmethod
     def from_scheduler_config(cls, config: Mapping[str, Any]) -> VPSchedule:
-        """From the configuration of a diffusers DDPM, DDIM, PNDM, Euler, ... scheduler."""
+        """From the configuration of a diffusers DDPM, DDIM, PNDM, Euler, ... scheduler.
+
+        ``set_alpha_to_one`` is true where it is missing or only the default of the configuration's own class, as for
+        a DDIM scheduler built from the same configuration.
+        """
         betas = _betas(config)
         abar = torch.cumprod(1.0 - betas, dim=0)
         if config.get("rescale_betas_zero_snr", False):
             abar = _zero_terminal_snr(abar)
-        return cls(abar, config.get("prediction_type", "epsilon"))
+        # Configurations of loaded schedulers list the values that they were not given.
+        is_given = "set_alpha_to_one" not in config.get("_use_default_values", ())
+        to_one = bool(config.get("set_alpha_to_one", True)) if is_given else True
+        return cls(abar, config.get("prediction_type", "epsilon"), set_alpha_to_one=to_one)
 
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """(alpha, sigma) from the table, at the timestep nearest to ``t``."""

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from scoredist3d.config import Schedule, option
 from scoredist3d.guidance.base import Cost, Guidance, GuidanceStep, Score
-from scoredist3d.guidance.prompting import empty_of, perp_neg_term
+from scoredist3d.guidance.prompting import empty_of
 from scoredist3d.noise import per_item
-from scoredist3d.priors.base import Branches, Conditioning, predict_branches
+from scoredist3d.priors.base import Branches, Conditioning, perp_neg, predict_branches
 from scoredist3d.registry import register
 
 _NETWORK = ("c_y", "c_n", "c_0")
@@ -31,7 +31,8 @@ class ClassifierScoreDistillation(Guidance):
       (c_n -1 -> -0.5, c_0 0 -> -0.5), with ``weighting: uniform`` on a pixel model and ``sds`` on a latent one.
     * (gamma, 0, 1 - gamma, -1): SDS with scale gamma.
 
-    With Perp-Neg, sum_i w_i perp(eps_i - eps_0, eps_y - eps_0) is added, times ``perp_neg_weight``.
+    With Perp-Neg, sum_i w_i perp(eps_i - eps_neg, eps_y - eps_neg) is added, times ``perp_neg_weight``. As in the
+    authors' code these directions are relative to the negative prompt, whatever the coefficients are.
     """
 
     @dataclass
@@ -43,12 +44,14 @@ class ClassifierScoreDistillation(Guidance):
         c_n: Schedule = option(0.0, "Coefficient of that under the run's negative_prompt (the empty one without).")
         c_0: Schedule = option(-1.0, "Coefficient of that under the empty prompt.")
         c_eps: Schedule = option(0.0, "Coefficient of the noise that was added.")
-        perp_neg_weight: Schedule = option(3.0, "Factor of Perp-Neg's terms; 3 is the authors' code's.", ge=0)
+        perp_neg_weight: Schedule = option(
+            3.0, "Factor of Perp-Neg's terms, relative to the negative prompt; 3 is the authors' code's.", ge=0
+        )
 
     config: Config
 
     def cost(self, branches: Branches, step: GuidanceStep) -> Cost:
-        """One row per branch with a coefficient; Perp-Neg's prompts need those of the prompt and the empty one."""
+        """One row per branch with a coefficient; Perp-Neg's prompts need those of the prompt and the negative one."""
         return Cost(len(self._needed(branches, step.step)))
 
     def score_gradient(self, z: Tensor, branches: Branches, step: GuidanceStep) -> Score:
@@ -62,9 +65,8 @@ class ClassifierScoreDistillation(Guidance):
             if name in found:
                 total = total + self._value(name, step.step) * found[name]
         if "away 0" in needed:
-            direction = found["c_y"] - found["c_0"]
-            away = [found[f"away {index}"] - found["c_0"] for index in range(len(branches.negatives))]
-            term = perp_neg_term(direction, away, [weights for _, weights in branches.negatives])
+            away = [found[f"away {index}"] for index in range(len(branches.negatives))]
+            term = perp_neg(found["c_y"], away, [weights for _, weights in branches.negatives], found["c_n"])
             total = total + self._value("perp_neg_weight", step.step) * term
         return Score(per_item(self.time_weight(step.t), z) * total)
 
@@ -72,7 +74,7 @@ class ClassifierScoreDistillation(Guidance):
         """The texts to evaluate in this step, by coefficient."""
         texts = dict(zip(_NETWORK, (branches.positive, branches.unconditional, empty_of(branches)), strict=True))
         avoids = bool(branches.negatives) and self._value("perp_neg_weight", step) != 0.0
-        always = {"c_y", "c_0"} if avoids else set()
+        always = {"c_y", "c_n"} if avoids else set()
         needed = {name: text for name, text in texts.items() if name in always or self._value(name, step) != 0.0}
         if avoids:
             needed |= {f"away {index}": text for index, (text, _) in enumerate(branches.negatives)}

@@ -18,6 +18,9 @@ from scoredist3d.priors.base import Branches, Prediction, Prior
 from scoredist3d.registry import register
 from scoredist3d.seeding import Rng
 
+_MIN, _LATE_MIN = 1, 10
+"""Lowest timestep of u, early and late in the run."""
+
 _SQRT = {"from": 0.98, "to": 0.32, "end": 10000, "shape": "sqrt"}
 
 
@@ -151,7 +154,10 @@ class DiverseScoreDistillation(TrajectoryGuidance):
         return noise
 
     def _upper(self, step: GuidanceStep) -> int:
-        """Index of u = t + U(0, 1) min(interval (t - t_end), top - t), one draw for the batch."""
+        """Index of u = t + U(0, 1) min(interval (t - t_end), top - t), one draw for the batch.
+
+        u is at least timestep 1, and at least 10 in the last quarter of t's way down, as in the authors' code.
+        """
         grid = self.grid
         t = grid.index(step.levels[0])
         end = grid.index(min(self.config.t_min.values))
@@ -159,7 +165,14 @@ class DiverseScoreDistillation(TrajectoryGuidance):
         if self.config.random_interval:
             draw = torch.rand((), generator=step.rng("u", step.step), dtype=torch.float64).item()
         width = min(self.config.interval * (t - end), grid.highest - t)
-        return max(t + int(draw * max(width, 0.0)), 1)
+        lowest = _LATE_MIN if self._late(step.step) else _MIN
+        return min(max(t + int(draw * max(width, 0.0)), lowest), grid.highest)
+
+    def _late(self, step: int) -> bool:
+        """Whether an annealed t has more than three quarters of its way behind it."""
+        level = self.config.t_max
+        start, end = level.values
+        return level == self.config.t_min and abs(level(step) - start) > 0.75 * abs(end - start)
 
     def _scales(self, step: GuidanceStep) -> tuple[float, float, float]:
         """gamma of the ODE, of the leading and of the subtracted prediction."""

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from scoredist3d.config import Schedule, option
 from scoredist3d.guidance.base import Cost, Guidance, GuidanceStep, Score
-from scoredist3d.guidance.prompting import empty_of, perp_neg_term, warn_of_unknown_words
+from scoredist3d.guidance.prompting import empty_of, warn_of_unknown_words
 from scoredist3d.noise import per_item
-from scoredist3d.priors.base import Branches, predict_branches
+from scoredist3d.priors.base import Branches, perp_neg, predict_branches
 from scoredist3d.prompts.processor import ExtraPrompt
 from scoredist3d.registry import register
 
@@ -69,9 +69,10 @@ class NoiseFreeScoreDistillation(Guidance):
             noisy = torch.tensor([level >= self.config.threshold for level in step.levels]).to(z.device)
             total = torch.where(noisy[:, None, None, None], empty - others.pop(0), empty)
         if scale != 0.0:
-            direction, *away = (other - empty for other in others)
+            positive, *away = others
+            direction = positive - empty
             if away:
-                direction = direction + perp_neg_term(direction, away, [weights for _, weights in branches.negatives])
+                direction = direction + perp_neg(positive, away, [weights for _, weights in branches.negatives], empty)
             total = total + scale * direction
         return Score(per_item(self.time_weight(step.t), z) * total)
 

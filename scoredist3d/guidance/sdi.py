@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -13,7 +13,7 @@ from scoredist3d.config import Schedule, option
 from scoredist3d.guidance.base import Cost, GuidanceStep, Score, Weighting
 from scoredist3d.guidance.step import level_tensor, select
 from scoredist3d.guidance.trajectory import TrajectoryGuidance, told, told_the_same
-from scoredist3d.noise import CLEAN, per_item
+from scoredist3d.noise import CLEAN, VPSchedule, per_item
 from scoredist3d.priors.base import Branches, Prior
 from scoredist3d.registry import register
 from scoredist3d.seeding import Rng
@@ -88,7 +88,8 @@ class ScoreDistillationViaInversion(TrajectoryGuidance):
         reference_quirk: bool = option(
             False,
             "Do what the released code does in place of the paper: the latent inverted to t + tau is denoised as if it "
-            "were at t, and the network is told a negative timestep at the start of the inversion.",
+            "were at t, and the inversion starts at a negative timestep, whose level is the clean image or, where the "
+            "prior's scheduler has set_alpha_to_one: false, that of timestep 0.",
         )
 
         def validate(self) -> list[str]:
@@ -109,13 +110,15 @@ class ScoreDistillationViaInversion(TrajectoryGuidance):
         """See :class:`Guidance`.
 
         Raises:
-            ValueError: ``reference_quirk`` on a prior whose network does not predict the noise.
+            ValueError: ``reference_quirk`` on a flow or on a prior whose network predicts the image.
         """
         super().__init__(config, prior=prior, rng=rng)
-        if config.reference_quirk and prior.schedule.prediction_type != "epsilon":
+        schedule = prior.schedule
+        if config.reference_quirk and (not isinstance(schedule, VPSchedule) or schedule.prediction_type == "sample"):
+            kind = "predicts the image" if isinstance(schedule, VPSchedule) else "is a flow"
             raise ValueError(
-                "guidance.reference_quirk: the released code reads the network's output as noise, and this prior "
-                f"predicts {prior.schedule.prediction_type}; set it to false"
+                "guidance.reference_quirk: the released code is for variance-preserving models that predict noise or "
+                f"velocity, and this prior {kind}; set it to false"
             )
         self._cached: dict[int, CachedNoise] = {}
         self._told: dict[int, list[Tensor]] = {}
@@ -163,7 +166,11 @@ class ScoreDistillationViaInversion(TrajectoryGuidance):
         per_step = eta > 0.0 and self.config.inversion_noise == "per-step"
         x = z
         for index, (start, stop) in enumerate(pairwise(levels)):
-            x = self.move(self.predict_at(x, start, branches, scale), start, stop)
+            prediction = self.predict_at(x, start, branches, scale)
+            if start < 0 and self.config.reference_quirk:
+                start = self.schedule.final_level
+                prediction = replace(prediction, t=level_tensor([start] * len(x), x))
+            x = self.move(prediction, start, stop)
             if per_step:
                 x = x + eta * self._deviation(start, stop) * step.noise(z, f"inversion/{index}")
         alpha, sigma = (per_item(c, z) for c in self.schedule.coefficients(level_tensor(levels[-1:], z)))
@@ -187,8 +194,7 @@ class ScoreDistillationViaInversion(TrajectoryGuidance):
         return -self._value("guidance_scale", step.step) if scale is None else scale(step.step)
 
     def _deviation(self, start: float, stop: float) -> float:
-        """sqrt of DDIM's variance between two levels; the released code counts the clean image as the lowest level."""
-        start = self.grid.level(0) if start < 0 and self.config.reference_quirk else start
+        """sqrt of DDIM's variance between two levels; 0 where the lower one is the clean image."""
         ends = (torch.tensor([level], dtype=torch.float64) for level in (stop, start))
         return self.schedule.ddim_variance(*ends).sqrt().item()
 

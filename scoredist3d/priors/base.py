@@ -278,15 +278,32 @@ def guided_and_unconditional(
     negatives = [conditioning for conditioning, _ in branches.negatives]
     conditionings = [branches.positive, branches.unconditional, *negatives]
     positive, unconditional, *others = predict_branches(prior, x_t, t, conditionings)
-    direction = positive.output - unconditional.output
-    guided = unconditional.output + scale * direction
-    for other, (_, weights) in zip(others, branches.negatives, strict=True):
-        away = perpendicular(other.output - unconditional.output, direction)
-        guided = guided + scale * per_item(weights, away) * away
+    guided = unconditional.output + scale * (positive.output - unconditional.output)
+    if others:
+        weights = [weights for _, weights in branches.negatives]
+        outputs = [other.output for other in others]
+        guided = guided + scale * perp_neg(positive.output, outputs, weights, unconditional.output)
     prediction = positive.with_output(guided)
     if rescale > 0.0:
         prediction = _rescaled(prediction, positive, rescale, prior.views)
     return prediction, unconditional
+
+
+def perp_neg(positive: Tensor, others: Sequence[Tensor], weights: Sequence[Tensor], reference: Tensor) -> Tensor:
+    """The term sum_i w_i perp(e_i - e_r, e_y - e_r) that Perp-Neg (arXiv 2304.04968) adds to the direction e_y - e_r.
+
+    Args:
+        positive: (B, C, h, w), the prediction e_y under the prompt.
+        others: The same under every prompt to avoid, e_i; at least one.
+        weights: (B,) each, negative numbers.
+        reference: (B, C, h, w), the prediction e_r that directions are relative to.
+    """
+    direction = positive - reference
+    terms = [
+        per_item(w, other) * perpendicular(other - reference, direction)
+        for other, w in zip(others, weights, strict=True)
+    ]
+    return sum(terms[1:], start=terms[0])
 
 
 def perpendicular(a: Tensor, b: Tensor) -> Tensor:

@@ -85,9 +85,34 @@ def test_perp_neg_is_added_to_the_sum_and_can_be_switched_off() -> None:
     torch.testing.assert_close(three - off, 3.0 * (one - off), rtol=0, atol=1e-12)
     plain = Branches(seen.positive, seen.unconditional, empty=seen.empty)
     torch.testing.assert_close(off, gradient(method("classifier-sd", prior), latents(2), branches=plain))
-    # What is added is orthogonal to the pure score, item by item.
-    along = ((one - off) * off).sum((1, 2, 3)) / (one - off).flatten(1).norm(dim=1) / off.flatten(1).norm(dim=1)
+    # What is added is orthogonal to the prompt's direction from the negative prompt, item by item.
+    pure = gradient(method("classifier-sd", prior, c_n=-1.0, c_0=0.0, perp_neg_weight=0.0), latents(2), branches=seen)
+    along = ((one - off) * pure).sum((1, 2, 3)) / (one - off).flatten(1).norm(dim=1) / pure.flatten(1).norm(dim=1)
     assert (one - off).abs().max() > 1e-3 and along.abs().max() < 1e-9
+
+
+@pytest.mark.parametrize("coefficients", [(1.0, 0.0, -1.0), (1.0, -0.5, -0.5), (1.0, -1.0, 0.0), (0.0, 0.0, 0.0)])
+def test_perp_neg_is_relative_to_the_negative_prompt(coefficients: tuple[float, float, float]) -> None:
+    prior = CountingPrior()
+    c_y, c_n, c_0 = coefficients
+    guidance = method("classifier-sd", prior, c_y=c_y, c_n=c_n, c_0=c_0, perp_neg_weight=3.0)
+    z, b = latents(2), branches(prior)
+    weights = [torch.tensor([-0.9, -0.3], dtype=torch.float64), torch.tensor([-1.4, 0.0], dtype=torch.float64)]
+    texts = [prior.embed(["green"]), prior.embed(["yellow left"])]
+    seen = Branches(b.positive, b.unconditional, tuple(zip(texts, weights, strict=True)), empty=b.empty)
+    w, e_y, e_n, e_0, eps = parts(guidance, z)
+    t = torch.tensor(guidance.sample_levels(2, 0, Rng()), dtype=torch.float64)
+    others = predict_branches(prior, guidance.schedule.add_noise(z, eps, t), t, texts)
+    expected = c_y * e_y + c_n * e_n + c_0 * e_0
+    for other, weight in zip(others, weights, strict=True):
+        for item in range(2):
+            a, d = (other.eps - e_n)[item], (e_y - e_n)[item]
+            expected[item] += 3.0 * weight[item] * (a - (a * d).sum() / (d * d).sum() * d)
+    prior.rows.clear()
+    found = gradient(guidance, z, branches=seen)
+    torch.testing.assert_close(found, w * expected, rtol=0, atol=1e-12)
+    rows = 4 + (c_0 != 0.0)  # prompt, negative prompt and Perp-Neg's two, whatever their coefficients
+    assert prior.rows == [2 * rows] and guidance.cost(seen, guidance.begin(z, 0, Rng())).prior == rows
 
 
 def test_without_a_negative_prompt_the_negative_branch_is_the_empty_one() -> None:

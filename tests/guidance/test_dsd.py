@@ -249,6 +249,31 @@ def test_levels_follow_the_released_schedule():
     assert guidance.ode_levels(guidance.begin(latents(1), 10000, Rng()))[-1] == 0.32
 
 
+@pytest.mark.parametrize("shape", ["linear", "sqrt"])
+@pytest.mark.parametrize("start", [0.98, 0.02])
+def test_the_upper_level_keeps_off_the_lowest_timesteps_late_in_the_run(shape, start):
+    levels = {"from": start, "to": 0.0, "end": 400, "shape": shape}
+    guidance = dsd(CountingPrior(), interval=0.0, t_min=levels, t_max=levels)
+    seen = set()
+    for step in range(401):
+        share = step / 400 if shape == "linear" else (step / 400) ** 0.5
+        t = round(guidance.sample_levels(1, step, Rng())[0] * 1000)
+        lowest = 10 if share > 0.75 else 1
+        seen.add((lowest, t < lowest))
+        u = round(guidance.ode_levels(guidance.begin(latents(1), step, Rng()))[-1] * 1000)
+        assert u == max(t, lowest)
+        assert t > 0 or share > 0.75
+    assert (10, True) in seen and (1, False) in seen
+    assert start > 0.02 or guidance.sample_levels(1, 240 if shape == "linear" else 150, Rng())[0] < 0.01  # and early
+
+
+def test_the_upper_level_of_a_level_that_is_not_annealed_is_at_least_one():
+    for levels in (at(0.003), {"t_min": 0.0, "t_max": {"from": 0.98, "to": 0.002, "end": 1}}, at(0.0)):
+        guidance = dsd(CountingPrior(), interval=0.0, **levels)
+        step = guidance.begin(latents(1), 50, Rng())
+        assert guidance.ode_levels(step)[-1] == max(step.levels[0], 0.001)
+
+
 def test_seeds_keep_the_spread_of_the_data():
     prior, count = gaussian(), 30
     guidance = dsd(

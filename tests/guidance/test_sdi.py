@@ -11,6 +11,7 @@ from trajectory_cases import M, S, coefficients, ddim, ddim_inverse, descend, em
 from scoredist3d.guidance.sdi import ScoreDistillationViaInversion as SDI
 from scoredist3d.guidance.sds import ScoreDistillationSampling as SDS
 from scoredist3d.guidance.step import item_noise
+from scoredist3d.noise import NoiseSchedule
 from scoredist3d.priors import Branches, Prediction, guided_prediction
 from scoredist3d.seeding import Rng
 
@@ -107,7 +108,7 @@ def test_gradient_is_lambda_times_the_noise_difference(kind, noise):
 
 
 def test_inversion_is_diffusers_inverse_scheduler():
-    prior, scheduler = CountingPrior(), ddim_inverse(10)
+    prior, scheduler = CountingPrior(), ddim_inverse(10, set_alpha_to_one=True)
     b, z = red(prior), latents(2)
     for scale in (1.0, -7.5):
         guidance = sdi(prior, inversion_guidance_scale=scale, inversion_eta=0.0, tau_max=0.0, **at(0.901))
@@ -289,18 +290,48 @@ def test_cached_form_refuses_views_of_one_object():
 
 
 class Timed(CountingPrior):
-    """A network whose answer depends on the timestep it is told, and which reads noise whatever that is."""
+    """A network whose answer depends on the timestep it is told, under a scheduler's configuration."""
+
+    def __init__(self, **config) -> None:
+        super().__init__()
+        self.schedule = NoiseSchedule.from_config(ddim(1, **config).config)
 
     def predict(self, x_t, t, conditioning) -> Prediction:
         timestep = self.schedule.timestep(t).to(x_t)[:, None, None, None]
         prompt = conditioning.text.sum(-1, keepdim=True)[..., None] * conditioning.text[:, :, :1, None]
         output = 0.8 * torch.tanh(x_t + 0.3 * prompt) * torch.cos(timestep / 400 + 0.2) + 0.1 * prompt
-        return Prediction(output, "epsilon", x_t, t, self.schedule)
+        return Prediction(output, self.schedule.prediction_type, x_t, t, self.schedule)
+
+
+SETTINGS = pytest.mark.parametrize(
+    "config",
+    [
+        {"set_alpha_to_one": one, "prediction_type": kind}
+        for one in (False, True)
+        for kind in ("epsilon", "v_prediction")
+    ],
+    ids=str,
+)
+"""What the start of the released code's inversion depends on."""
+
+
+@SETTINGS
+def test_inversion_under_quirk_is_diffusers_inverse_scheduler(config):
+    prior, scheduler = Timed(**config), ddim_inverse(10, **config)
+    options = {"inversion_guidance_scale": -7.5, "inversion_eta": 0.0, "tau_max": 0.0}
+    guidance = sdi(prior, reference_quirk=True, **options, **at(0.901))
+    x = z = latents(2)
+    for timestep in scheduler.timesteps.tolist():
+        t = torch.full((2,), (timestep - 100) / 1000, dtype=torch.float64)  # the first one is told as -99
+        x = scheduler.step(guided_prediction(prior, x, t, red(prior), -7.5).output, timestep, x).prev_sample
+    x_t, _ = guidance.inverted(z, red(prior), guidance.begin(z, 0, Rng()))
+    torch.testing.assert_close(x_t, x, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.3])
-def test_quirk_is_the_released_code(eta):
-    prior, scheduler = Timed(), ddim(50)
+@SETTINGS
+def test_quirk_is_the_released_code(config, eta):
+    prior, scheduler, inverse = Timed(**config), ddim(50, **config), ddim_inverse(10, **config)
     guidance = sdi(prior, reference_quirk=True, inversion_eta=eta, tau_max=0.1, **at(0.6))
     z, b, rng = latents(2), red(prior), Rng(1)
     conditionings = [b.positive.expand(2), b.unconditional.expand(2)]
@@ -315,14 +346,17 @@ def test_quirk_is_the_released_code(eta):
     grid = [-99, 1, 101, 201, 301, 401, 501, last]
     x = z
     for index, (u, v) in enumerate(pairwise(grid)):
-        e = predict(x, u, -7.5)
-        abar_u = scheduler.alphas_cumprod[u] if u >= 0 else torch.ones((), dtype=torch.float64)
-        abar_v = scheduler.alphas_cumprod[v]
-        x = abar_v.sqrt() * (x - (1 - abar_u).sqrt() * e) / abar_u.sqrt() + (1 - abar_v).sqrt() * e
+        output = predict(x, u, -7.5)
+        abar_u = inverse.alphas_cumprod[u] if u >= 0 else inverse.initial_alpha_cumprod
+        abar_v = inverse.alphas_cumprod[v]
+        x0, e = (x - (1 - abar_u).sqrt() * output) / abar_u.sqrt(), output
+        if config["prediction_type"] == "v_prediction":
+            x0 = abar_u.sqrt() * x - (1 - abar_u).sqrt() * output
+            e = abar_u.sqrt() * output + (1 - abar_u).sqrt() * x
+        x = abar_v.sqrt() * x0 + (1 - abar_v).sqrt() * e
         variance = scheduler._get_variance(v, u)
         x = x + eta * variance.sqrt() * item_noise(rng, f"inversion/{index}", 3, z)
-    abar = scheduler.alphas_cumprod[600]
-    target = (x - (1 - abar).sqrt() * predict(x, 600, 7.5)) / abar.sqrt()
+    target = scheduler.step(predict(x, 600, 7.5), 600, x).pred_original_sample
     torch.testing.assert_close(gradient(guidance, z, 3, branches=b, rng=rng), z - target, rtol=0, atol=1e-9)
 
 
@@ -336,12 +370,12 @@ def test_quirk_is_the_paper_where_tau_is_zero_and_timesteps_end_at_zero():
     options = at(0.6, inversion_eta=0.0)
     same, paper = (
         gradient(sdi(p, reference_quirk=quirk, tau_max=0.0, **options), z, branches=red(p))
-        for p, quirk in ((ZeroBased(), True), (ZeroBased(), False))
+        for p, quirk in ((ZeroBased(set_alpha_to_one=True), True), (ZeroBased(set_alpha_to_one=True), False))
     )
     torch.testing.assert_close(same, paper, rtol=0, atol=1e-10)
     apart = [
         gradient(sdi(p, reference_quirk=quirk, tau_max=0.1, **options), z, branches=red(p))
-        for p, quirk in ((ZeroBased(), True), (ZeroBased(), False))
+        for p, quirk in ((ZeroBased(set_alpha_to_one=True), True), (ZeroBased(set_alpha_to_one=True), False))
     ]
     assert not torch.allclose(*apart, rtol=0, atol=1e-2)
 
@@ -360,5 +394,6 @@ def test_impossible_options_are_named():
     assert problems(reference_quirk=True, inversion_noise="once") == [
         "reference_quirk: needs inversion_noise: per-step"
     ]
-    with pytest.raises(ValueError, match="this prior predicts v_prediction; set it to false"):
-        sdi(CountingPrior("vp-v_prediction"), reference_quirk=True)
+    for kind, what in (("vp-sample", "predicts the image"), ("rf-v_prediction", "is a flow")):
+        with pytest.raises(ValueError, match=f"this prior {what}; set it to false"):
+            sdi(CountingPrior(kind), reference_quirk=True)

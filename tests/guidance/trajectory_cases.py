@@ -19,14 +19,14 @@ BETAS = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64).squa
 ABAR = torch.cumprod(1.0 - BETAS, dim=0)
 
 
-def ddim(steps: int, spacing: str = "trailing") -> DDIMScheduler:
-    """Stable Diffusion's scheduler with float64 tables."""
-    return _float64(DDIMScheduler(**_betas(), clip_sample=False, set_alpha_to_one=False), steps, spacing)
+def ddim(steps: int, spacing: str = "trailing", **options: Any) -> DDIMScheduler:
+    """Stable Diffusion's scheduler, with float64 tables."""
+    return _float64(DDIMScheduler(**_config(**options)), steps, spacing)
 
 
-def ddim_inverse(steps: int) -> DDIMInverseScheduler:
-    """Its inverse: from the clean latent to timestep 1, then on in equal steps."""
-    return _float64(DDIMInverseScheduler(**_betas(), clip_sample=False, set_alpha_to_one=True), steps, "leading")
+def ddim_inverse(steps: int, **options: Any) -> DDIMInverseScheduler:
+    """Its inverse: to timestep 1, then on in equal steps; from the clean latent with ``set_alpha_to_one``."""
+    return _float64(DDIMInverseScheduler(**_config(**options)), steps, "leading")
 
 
 def euler(levels: list[float]) -> FlowMatchEulerDiscreteScheduler:
@@ -79,16 +79,18 @@ def descend(
     return trail
 
 
-def _betas() -> dict[str, Any]:
-    return {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
+def _config(**options: Any) -> dict[str, Any]:
+    """Stable Diffusion's scheduler configuration with some options changed."""
+    betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    return {**betas, "steps_offset": 1, "clip_sample": False, "set_alpha_to_one": False, **options}
 
 
 def _float64(scheduler: Any, steps: int, spacing: str) -> Any:
     scheduler.register_to_config(timestep_spacing=spacing)
     scheduler.alphas_cumprod = ABAR.clone()
-    if hasattr(scheduler, "final_alpha_cumprod"):
-        scheduler.final_alpha_cumprod = ABAR[0]
-    if hasattr(scheduler, "initial_alpha_cumprod"):
-        scheduler.initial_alpha_cumprod = torch.ones((), dtype=torch.float64)
+    for name in ("final_alpha_cumprod", "initial_alpha_cumprod"):
+        if hasattr(scheduler, name):  # diffusers' own choice, in float64
+            is_clean = getattr(scheduler, name).item() == 1.0
+            setattr(scheduler, name, torch.ones_like(ABAR[0]) if is_clean else ABAR[0])
     scheduler.set_timesteps(steps)
     return scheduler

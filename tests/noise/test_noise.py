@@ -1,11 +1,19 @@
 """The noise schedule against diffusers' schedulers, and its own identities in float64."""
 
+import json
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import (
+    DDIMInverseScheduler,
+    DDIMScheduler,
+    DDPMScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    PNDMScheduler,
+)
 
 from scoredist3d.noise import CLEAN, FlowSchedule, NoiseSchedule, VPSchedule, solve_ode
 
@@ -74,6 +82,33 @@ def test_step_and_predicted_image_agree_with_ddim(name, kind):
         scale = expected.pred_original_sample.abs().max()
         assert (x0 - expected.pred_original_sample).abs().max() <= 1e-4 * scale
         assert (ours.ddim_step(eps, x0, t, s) - expected.prev_sample).abs().max() <= 1e-4 * scale
+
+
+CHAINS = {
+    "ddim": DDIMScheduler(),
+    "ddim-lowest": DDIMScheduler(**SD, set_alpha_to_one=False),
+    "ddpm": DDPMScheduler(),
+    "pndm": PNDMScheduler(),
+    "euler": EulerDiscreteScheduler(),
+}
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+@pytest.mark.parametrize("name", CHAINS)
+def test_final_level_is_that_of_a_ddim_scheduler_of_the_same_configuration(name, loaded):
+    scheduler = CHAINS[name]
+    config = scheduler.config if loaded else json.loads(scheduler.to_json_string())  # scheduler_config.json
+    ours = NoiseSchedule.from_config(config)
+    final = ours.alpha(torch.tensor([ours.final_level], dtype=torch.float64)).item() ** 2
+    for reference, end in ((DDIMScheduler, "final_alpha_cumprod"), (DDIMInverseScheduler, "initial_alpha_cumprod")):
+        expected = getattr(reference.from_config(config), end).item()
+        assert final == pytest.approx(expected, abs=1e-6)
+        assert (ours.final_level == CLEAN) == (expected == 1.0)
+
+
+def test_final_level_of_stable_diffusion_is_the_lowest_and_a_flow_ends_clean():
+    assert VPSchedule.stable_diffusion().final_level == 0.0
+    assert FlowSchedule().final_level == CLEAN
 
 
 def test_ancestral_step_agrees_with_ddim():
