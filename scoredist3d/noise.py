@@ -46,10 +46,13 @@ class NoiseSchedule(ABC):
     Attributes:
         prediction_type: What the network outputs: ``epsilon``, ``sample`` (x_0) or ``v_prediction`` (either velocity).
         num_train_timesteps: Number of levels the model was trained on.
+        steps_offset: Lowest timestep of the grids on which diffusers' samplers step, 1 for Stable Diffusion; for methods
+            that follow such a grid.
     """
 
     prediction_type: PredictionType
     num_train_timesteps: int
+    steps_offset: int = 0
 
     @staticmethod
     def from_config(config: Mapping[str, Any], *, image_tokens: int | None = None) -> NoiseSchedule:
@@ -189,10 +192,13 @@ class NoiseSchedule(ABC):
 class VPSchedule(NoiseSchedule):
     """Discrete variance-preserving chain: alpha_t = sqrt(abar_t), sigma_t = sqrt(1 - abar_t)."""
 
-    def __init__(self, alphas_cumprod: Tensor, prediction_type: PredictionType = "epsilon") -> None:
+    def __init__(
+        self, alphas_cumprod: Tensor, prediction_type: PredictionType = "epsilon", *, steps_offset: int = 0
+    ) -> None:
         """Args:
         alphas_cumprod: (N,), abar of each training timestep, decreasing, in [0, 1].
         prediction_type: What the network outputs.
+        steps_offset: See :class:`NoiseSchedule`.
 
         Raises:
             ValueError: Unknown prediction type, or values outside [0, 1].
@@ -203,6 +209,7 @@ class VPSchedule(NoiseSchedule):
             raise ValueError("alphas_cumprod must be a vector of values in [0, 1]")
         self.prediction_type = prediction_type
         self.num_train_timesteps = len(abar)
+        self.steps_offset = steps_offset
         # Entry 0 is the clean image, entry 1 + k is timestep k.
         abar = torch.cat([abar.new_ones(1), abar])
         self._table = torch.stack([abar.sqrt(), (1.0 - abar).sqrt()])
@@ -221,7 +228,10 @@ class VPSchedule(NoiseSchedule):
         abar = torch.cumprod(1.0 - betas, dim=0)
         if config.get("rescale_betas_zero_snr", False):
             abar = _zero_terminal_snr(abar)
-        return cls(abar, config.get("prediction_type", "epsilon"))
+        # diffusers applies the offset to its "leading" grids only, which are the default.
+        leading = config.get("timestep_spacing", "leading") == "leading"
+        offset = int(config.get("steps_offset", 0)) if leading else 0
+        return cls(abar, config.get("prediction_type", "epsilon"), steps_offset=offset)
 
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """(alpha, sigma) from the table, at the timestep nearest to ``t``."""
