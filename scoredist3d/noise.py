@@ -46,8 +46,8 @@ class NoiseSchedule(ABC):
     Attributes:
         prediction_type: What the network outputs: ``epsilon``, ``sample`` (x_0) or ``v_prediction`` (either velocity).
         num_train_timesteps: Number of levels the model was trained on.
-        steps_offset: Lowest timestep of the grids on which diffusers' samplers step, 1 for Stable Diffusion; for methods
-            that follow such a grid.
+        steps_offset: Lowest timestep of the grids on which diffusers' samplers step, 1 for Stable Diffusion's own
+            scheduler; for methods that follow such a grid.
     """
 
     prediction_type: PredictionType

@@ -29,13 +29,13 @@ class AdversarialScoreDistillation(VariationalGuidance):
 
     in phi's parametrisation, with the Perp-Neg terms of the prompt in eps_hat but without text guidance. Its minimum is
     eps_phi = (eps_q + gamma eps_hat) / (1 + gamma), where eps_q is VSD's: a negative gamma enlarges the difference
-    between the prior and the renders by 1 / (1 + gamma). gamma = 0 is VSD; at -1 there is no minimum, and only the early
-    training is of use.
+    between the prior and the renders by 1 / (1 + gamma). gamma = 0 is VSD; at -1 there is no minimum, and only the
+    early training is of use.
 
     For a phi that predicts velocities, the second target is the velocity that the prior predicts at x_t. The released
-    code takes the one of the render and the predicted noise, alpha eps_hat - sigma z. This pair does not make up x_t, so
-    the minimum depends on the parametrisation: eps_q + alpha^2 gamma / (1 + gamma) (eps_hat - eps_q), which enlarges the
-    difference by (1 + sigma^2 gamma) / (1 + gamma) only. ``reference_quirk`` is that target.
+    code takes the one of the render and the predicted noise, alpha eps_hat - sigma z. This pair does not make up x_t,
+    so the minimum is another one, eps_q + alpha^2 gamma / (1 + gamma) (eps_hat - eps_q), which enlarges the difference
+    by (1 + sigma^2 gamma) / (1 + gamma) only. ``reference_quirk`` is that target.
     """
 
     @dataclass

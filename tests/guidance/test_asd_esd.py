@@ -109,7 +109,7 @@ class Affine(torch.nn.Module):
 )
 @pytest.mark.parametrize("gamma", [-0.75, 0.0, 1.0])
 def test_asd_optimum_mixes_the_renders_score_with_the_priors(gamma, kind, phi_kind, quirk):
-    """eps_q + share (eps_p - eps_q), share = gamma / (1 + gamma), times alpha^2 in the released code's velocity form."""
+    """eps_q + share (eps_p - eps_q), share = gamma / (1 + gamma), times alpha^2 for the released code's velocities."""
     prior, mean, std, level = gaussian(kind), -0.3, 1.2, 0.4
     guidance = ASD(ASD.Config(phi=SMALL, gamma=gamma, reference_quirk=quirk), prior=prior)
     t = torch.full((20000,), level, dtype=torch.float64)
@@ -165,7 +165,7 @@ def test_asd_enlarges_vsds_gradient_by_one_over_one_plus_gamma():
 @pytest.mark.parametrize("phi_kind", ["epsilon", "v_prediction"])
 def test_asd_target_is_the_released_codes_up_to_the_image_of_the_velocity(phi_kind, quirk):
     """With diffusers' velocity: the released code takes that of the render and the prior's noise."""
-    prior, gamma, repeats, weights = blobs(), -0.75, 2, (-0.7, -0.3)
+    prior, gamma, repeats, weights = blobs(), -0.75, 2, (-0.75, -0.25)
     guidance = ASD(ASD.Config(phi=replace(SMALL, repeats=repeats), gamma=gamma, reference_quirk=quirk), prior=prior)
     b = pushed_away(branches(prior), prior, ("blue", weights[0]), ("left", weights[1]))
     z, eps = latents().repeat(repeats, 1, 1, 1), latents((6, 3, 8, 8), seed=6)
