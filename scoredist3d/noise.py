@@ -46,8 +46,7 @@ class NoiseSchedule(ABC):
     Attributes:
         prediction_type: What the network outputs: ``epsilon``, ``sample`` (x_0) or ``v_prediction`` (either velocity).
         num_train_timesteps: Number of levels the model was trained on.
-        steps_offset: Lowest timestep of the grids on which diffusers' samplers step, 1 for Stable Diffusion's own
-            scheduler; for methods that follow such a grid.
+        steps_offset: Lowest timestep of diffusers' sampling grids, 1 for Stable Diffusion's own scheduler.
     """
 
     prediction_type: PredictionType
@@ -229,8 +228,7 @@ class VPSchedule(NoiseSchedule):
         if config.get("rescale_betas_zero_snr", False):
             abar = _zero_terminal_snr(abar)
         # diffusers applies the offset to its "leading" grids only, which are the default.
-        leading = config.get("timestep_spacing", "leading") == "leading"
-        offset = int(config.get("steps_offset", 0)) if leading else 0
+        offset = config.get("steps_offset", 0) if config.get("timestep_spacing", "leading") == "leading" else 0
         return cls(abar, config.get("prediction_type", "epsilon"), steps_offset=offset)
 
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
