@@ -47,11 +47,13 @@ class NoiseSchedule(ABC):
         prediction_type: What the network outputs: ``epsilon``, ``sample`` (x_0) or ``v_prediction`` (either velocity).
         num_train_timesteps: Number of levels the model was trained on.
         final_level: Level of diffusers' negative DDIM timesteps: ``CLEAN`` with ``set_alpha_to_one``, else the lowest.
+        steps_offset: Lowest timestep of diffusers' sampling grids, 1 for Stable Diffusion's own scheduler.
     """
 
     prediction_type: PredictionType
     num_train_timesteps: int
     final_level: float = CLEAN
+    steps_offset: int = 0
 
     @staticmethod
     def from_config(config: Mapping[str, Any], *, image_tokens: int | None = None) -> NoiseSchedule:
@@ -192,12 +194,18 @@ class VPSchedule(NoiseSchedule):
     """Discrete variance-preserving chain: alpha_t = sqrt(abar_t), sigma_t = sqrt(1 - abar_t)."""
 
     def __init__(
-        self, alphas_cumprod: Tensor, prediction_type: PredictionType = "epsilon", *, set_alpha_to_one: bool = True
+        self,
+        alphas_cumprod: Tensor,
+        prediction_type: PredictionType = "epsilon",
+        *,
+        set_alpha_to_one: bool = True,
+        steps_offset: int = 0,
     ) -> None:
         """Args:
         alphas_cumprod: (N,), abar of each training timestep, decreasing, in [0, 1].
         prediction_type: What the network outputs.
         set_alpha_to_one: As in diffusers' DDIM schedulers; see :attr:`NoiseSchedule.final_level`.
+        steps_offset: See :class:`NoiseSchedule`.
 
         Raises:
             ValueError: Unknown prediction type, or values outside [0, 1].
@@ -209,6 +217,7 @@ class VPSchedule(NoiseSchedule):
         self.prediction_type = prediction_type
         self.num_train_timesteps = len(abar)
         self.final_level = CLEAN if set_alpha_to_one else 0.0
+        self.steps_offset = steps_offset
         # Entry 0 is the clean image, entry 1 + k is timestep k.
         abar = torch.cat([abar.new_ones(1), abar])
         self._table = torch.stack([abar.sqrt(), (1.0 - abar).sqrt()])
@@ -234,7 +243,10 @@ class VPSchedule(NoiseSchedule):
         # Configurations of loaded schedulers list the values that they were not given.
         is_given = "set_alpha_to_one" not in config.get("_use_default_values", ())
         to_one = bool(config.get("set_alpha_to_one", True)) if is_given else True
-        return cls(abar, config.get("prediction_type", "epsilon"), set_alpha_to_one=to_one)
+        # diffusers applies the offset to its "leading" grids only, which are the default.
+        offset = config.get("steps_offset", 0) if config.get("timestep_spacing", "leading") == "leading" else 0
+        prediction = config.get("prediction_type", "epsilon")
+        return cls(abar, prediction, set_alpha_to_one=to_one, steps_offset=offset)
 
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """(alpha, sigma) from the table, at the timestep nearest to ``t``."""

@@ -11,7 +11,8 @@ from scoredist3d.config import Schedule, option
 from scoredist3d.guidance.base import Cost, GuidanceStep
 from scoredist3d.guidance.variational import matching_output
 from scoredist3d.guidance.vsd import VariationalGuidance
-from scoredist3d.priors.base import Branches, Conditioning, Prediction
+from scoredist3d.noise import per_item
+from scoredist3d.priors.base import Branches, Conditioning, Prediction, perpendicular, predict_branches
 from scoredist3d.registry import register
 
 
@@ -26,9 +27,15 @@ class AdversarialScoreDistillation(VariationalGuidance):
 
         L_phi = E || eps_phi - eps ||^2 + gamma || eps_phi - stopgrad(eps_hat(x_t, t, y)) ||^2
 
-    in phi's parametrisation, without text guidance in eps_hat. Its minimum is eps_phi = (eps_q + gamma eps_hat) / (1 +
-    gamma), where eps_q is VSD's: a negative gamma enlarges the difference between the prior and the renders by 1 / (1 +
-    gamma). gamma = 0 is VSD; at -1 there is no minimum, and only the early training is of use.
+    in phi's parametrisation, with the Perp-Neg terms of the prompt in eps_hat but without text guidance. Its minimum is
+    eps_phi = (eps_q + gamma eps_hat) / (1 + gamma), where eps_q is VSD's: a negative gamma enlarges the difference
+    between the prior and the renders by 1 / (1 + gamma). gamma = 0 is VSD; at -1 there is no minimum, and only the
+    early training is of use.
+
+    For a phi that predicts velocities, the second target is the velocity that the prior predicts at x_t. The released
+    code takes the one of the render and the predicted noise, alpha eps_hat - sigma z. This pair does not make up x_t,
+    so the minimum is another one, eps_q + alpha^2 gamma / (1 + gamma) (eps_hat - eps_q), which enlarges the difference
+    by (1 + sigma^2 gamma) / (1 + gamma) only. ``reference_quirk`` is that target.
     """
 
     @dataclass
@@ -36,6 +43,9 @@ class AdversarialScoreDistillation(VariationalGuidance):
         """Options of ASD."""
 
         gamma: Schedule = option(-0.75, "gamma, the weight of the distance to the prior's prediction.", ge=-1)
+        reference_quirk: bool = option(
+            False, "Train a phi that predicts velocities as the released code does, on the render's own image."
+        )
 
         def validate(self) -> list[str]:
             """The prior's prediction for old latents would need the prompts of their views."""
@@ -56,15 +66,30 @@ class AdversarialScoreDistillation(VariationalGuidance):
         gamma = self.config.gamma(step)
         if gamma == 0.0:
             return loss
-        repeats = self.config.phi.repeats
-        real = Conditioning.cat([branches.positive.expand(len(z) // repeats)] * repeats)
         with torch.no_grad():
-            other = self.prior.predict(prediction.x_t, prediction.t, real)
-            target = matching_output(prediction, other.x0, other.eps)
+            real = self._real(prediction.x_t, prediction.t, branches)
+            clean = z if self.config.reference_quirk and prediction.kind == "v_prediction" else real.x0
+            target = matching_output(prediction, clean, real.eps)
         return loss + gamma * (prediction.output - target).square().mean()
 
     def cost(self, branches: Branches, step: GuidanceStep) -> Cost:
-        """VSD's, and one row of the prior for every one that phi is trained on."""
+        """VSD's, and the prior's prediction for every row that phi is trained on."""
         cost = super().cost(branches, step)
         extra = self.phi_rows() if self.config.gamma(step.step) != 0.0 else 0
-        return Cost(cost.prior + extra, cost.own)
+        return Cost(cost.prior + extra * (1 + len(branches.negatives)), cost.own)
+
+    def _real(self, x_t: Tensor, t: Tensor, branches: Branches) -> Prediction:
+        """eps_hat = eps_y + sum_i w_i perp(eps_i, eps_y) over the Perp-Neg prompts i.
+
+        perp(eps_i, eps_y) = perp(eps_i - eps_y, eps_y), so it is formed in the network's own parametrisation.
+        """
+        repeats = self.config.phi.repeats
+        batch = len(x_t) // repeats
+        texts = [branches.positive, *(text for text, _ in branches.negatives)]
+        repeated = [Conditioning.cat([text.expand(batch)] * repeats) for text in texts]
+        real, *others = predict_branches(self.prior, x_t, t, repeated)
+        output = real.output
+        for other, (_, weights) in zip(others, branches.negatives, strict=True):
+            away = perpendicular(other.output - real.output, real.eps)
+            output = output + per_item(weights.expand(batch).repeat(repeats), away) * away
+        return real.with_output(output)

@@ -42,7 +42,7 @@ class Bridge(Guidance):
 
     @dataclass
     class Config(Guidance.Config):
-        """Options of the bridge; defaults are the authors' for radiance fields."""
+        """Options of the bridge; defaults are those of the authors' code for radiance fields."""
 
         guidance_scale: Schedule = option(100.0, "gamma of stage one, SDS; the authors take 100 in 3D and 40 in 2D.")
         stage_two_start_step: int = option(
@@ -55,7 +55,9 @@ class Bridge(Guidance):
             "uniform", "w2(t) of stage two, see weighting; the authors' 2D code has sds."
         )
         target_modifier: str = option(
-            ", detailed high resolution, high quality, sharp", "Added to the prompt, in both stages."
+            ", .",
+            "Added to the prompt, in both stages; the authors' 2D code adds ', detailed high resolution, high quality, "
+            "sharp', in stage two only.",
         )
         source_modifier: str = option(
             ", oversaturated, smooth, pixelated, cartoon, foggy, hazy, blurry, bad structure, noisy, malformed",

@@ -10,9 +10,10 @@ from torch import Tensor
 from scoredist3d.config import Schedule, option
 from scoredist3d.guidance.base import Cost, GuidanceStep, Score, Weighting
 from scoredist3d.guidance.step import level_tensor
-from scoredist3d.guidance.trajectory import TrajectoryGuidance
+from scoredist3d.guidance.trajectory import Grid, TrajectoryGuidance
 from scoredist3d.priors.base import Branches
 from scoredist3d.registry import register
+from scoredist3d.seeding import Rng
 
 
 @register(
@@ -30,6 +31,9 @@ class IntervalScoreMatching(TrajectoryGuidance):
     tsm_gamma^2): at 0, mu = t and classifier score distillation on an inverted x_t is left.
 
     eps_0 is told the empty prompt, also where a negative prompt is the one that guidance steers away from.
+
+    Timesteps are those of the released code: where the prior's scheduler has a ``steps_offset``, as Stable Diffusion's
+    has, it is the lowest timestep that t, s and the inversion visit.
     """
 
     @dataclass
@@ -59,6 +63,17 @@ class IntervalScoreMatching(TrajectoryGuidance):
 
     config: Config
 
+    @property
+    def grid(self) -> Grid:
+        """The prior's levels from its ``steps_offset`` upwards."""
+        grid = super().grid
+        return replace(grid, lowest=max(grid.lowest, self.schedule.steps_offset))
+
+    def sample_levels(self, batch: int, step: int, rng: Rng) -> list[float]:
+        """As in the base class, not below the grid."""
+        lowest = self.grid.level(0)
+        return [max(level, lowest) for level in super().sample_levels(batch, step, rng)]
+
     def score_gradient(self, z: Tensor, branches: Branches, step: GuidanceStep) -> Score:
         """w(t) times the guided prediction at t minus the unguided one at mu."""
         levels, mu = self.inversion_levels(step)
@@ -82,7 +97,9 @@ class IntervalScoreMatching(TrajectoryGuidance):
         """The levels from the inversion's start up to s, and mu."""
         grid, config = self.grid, self.config
         t = grid.index(step.levels[0])
-        s = max(t - grid.index(self._value("interval", step.step)), grid.lowest)
+        # A falling interval is rounded down, as in the released code.
+        interval = max(1, math.floor(self._value("interval", step.step) * grid.count + 1e-6))
+        s = max(t - interval, grid.lowest)
         stride = max(1, grid.index(config.inversion_interval))
         start = max(s - stride * config.inversion_steps, grid.lowest)
         mu = s + round((t - s) * math.sqrt(1.0 - config.tsm_gamma**2))

@@ -33,6 +33,8 @@ class PosteriorDistillation(EditingGuidance):
     For the posterior of the step t -> t' itself psi is 0, and PDS is DDS weighted by chi. The authors' code goes
     ``stride`` = 2 timesteps down and takes the variance of a single one: that alone makes psi positive (1.61 at t =
     0.021, 0.05 at 0.401 on Stable Diffusion's schedule), the pull at small t that preserves the source's identity.
+    Scale, levels and weights are those of their code, which takes t from 0.1 to 0.9 for edits that change more.
+
     ``form: dreamcatalyst`` has that method's weights in place of psi and chi (arXiv 2407.11394), on this prior rather
     than on an instruction-following one: psi = 0.075 exp(t), chi = 0.2 + 0.8 t^(1/e); it lets t fall from 0.9 to 0.2.
     """

@@ -4,6 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.nn.functional import mse_loss
+from trajectory_cases import ABAR, ddim
 from variational_cases import (
     SMALL,
     ExactPhi,
@@ -53,6 +55,11 @@ def counted_rows(guidance, b: Branches, z: torch.Tensor) -> dict[str, int]:
     return rows
 
 
+def pushed_away(b: Branches, prior, *texts: tuple[str, float]) -> Branches:
+    """The branches with Perp-Neg prompts and their weights."""
+    return replace(b, negatives=tuple((prior.embed([text]), torch.tensor([weight])) for text, weight in texts))
+
+
 @pytest.mark.parametrize(
     ("method", "name", "arxiv", "option"),
     [(ASD, "asd", "2312.00739", ("gamma", -0.75)), (ESD, "esd", "2401.00909", ("entropy", 0.5))],
@@ -79,41 +86,58 @@ def test_switched_off_is_vsd(method, off):
 
 
 class Affine(torch.nn.Module):
-    """eps_phi = a x_t + b with trainable numbers."""
+    """A network whose output is a x_t + b with trainable numbers."""
 
-    def __init__(self, schedule, a: float, b: float) -> None:
+    def __init__(self, schedule, a: float, b: float, kind: str = "epsilon") -> None:
         super().__init__()
-        self.schedule = schedule
+        self.schedule, self.kind = schedule, kind
         self.a, self.b = (torch.nn.Parameter(torch.tensor(value, dtype=torch.float64)) for value in (a, b))
 
     def predict(self, x_t, t, conditioning):
-        return Prediction(self.a * x_t + self.b, "epsilon", x_t, t, self.schedule)
+        return Prediction(self.a * x_t + self.b, self.kind, x_t, t, self.schedule)
 
 
-@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize(
+    ("kind", "phi_kind", "quirk"),
+    [
+        ("epsilon", "epsilon", False),
+        ("v_prediction", "epsilon", False),
+        ("epsilon", "v_prediction", False),
+        ("epsilon", "v_prediction", True),
+        ("epsilon", "epsilon", True),
+    ],
+)
 @pytest.mark.parametrize("gamma", [-0.75, 0.0, 1.0])
-def test_asd_optimum_mixes_the_renders_score_with_the_priors(gamma, kind):
+def test_asd_optimum_mixes_the_renders_score_with_the_priors(gamma, kind, phi_kind, quirk):
+    """eps_q + share (eps_p - eps_q), share = gamma / (1 + gamma), times alpha^2 for the released code's velocities."""
     prior, mean, std, level = gaussian(kind), -0.3, 1.2, 0.4
-    guidance = ASD(ASD.Config(phi=SMALL, gamma=gamma), prior=prior)
+    guidance = ASD(ASD.Config(phi=SMALL, gamma=gamma, reference_quirk=quirk), prior=prior)
     t = torch.full((20000,), level, dtype=torch.float64)
     alpha, sigma = (c[0].item() for c in prior.schedule.coefficients(t))
     # Both scores are affine in x_t: eps = slope (x_t - alpha mean).
     slope_q, slope_p = sigma / (alpha**2 * std**2 + sigma**2), sigma / (alpha**2 * S**2 + sigma**2)
-    a = (slope_q + gamma * slope_p) / (1 + gamma)
-    b = -alpha * (slope_q * mean + gamma * slope_p * M) / (1 + gamma)
-    phi = Affine(prior.schedule, a, b)
+    share = gamma / (1 + gamma) * (alpha**2 if quirk and phi_kind == "v_prediction" else 1.0)
+    a = slope_q + share * (slope_p - slope_q)
+    b = -alpha * ((1 - share) * slope_q * mean + share * slope_p * M)
+    if phi_kind == "v_prediction":  # v = (eps - sigma x_t) / alpha
+        a, b = (a - sigma) / alpha, b / alpha
+    phi = Affine(prior.schedule, a, b, phi_kind)
     z, eps = mean + std * latents((20000, 1, 2, 2)), latents((20000, 1, 2, 2), seed=6)
     x_t = prior.schedule.add_noise(z, eps, t)
 
     def slopes(offset: float = 0.0) -> torch.Tensor:
-        prediction = Affine(prior.schedule, a + offset, b)
+        prediction = Affine(prior.schedule, a + offset, b, phi_kind)
         loss = guidance.phi_loss(prediction.predict(x_t, t, None), z, eps, branches(prior, ""), 0)
         return torch.stack(torch.autograd.grad(loss, [prediction.a, prediction.b]))
 
-    # Per element the derivative with respect to b is 2 r, r = eps_phi - eps + gamma (eps_phi - eps_p), and x_t times
+    # Per element the derivative with respect to b is 2 r, r = phi - target + gamma (phi - other target), and x_t times
     # that for a; at the optimum both have mean 0.
     predicted = phi.predict(x_t, t, None).output.detach()
-    residual = 2.0 * (predicted - eps + gamma * (predicted - slope_p * (x_t - alpha * M)))
+    real = slope_p * (x_t - alpha * M)
+    targets = [eps, real]
+    if phi_kind == "v_prediction":
+        targets = [alpha * eps - sigma * z, alpha * real - sigma * (z if quirk else (x_t - sigma * real) / alpha)]
+    residual = 2.0 * (predicted - targets[0] + gamma * (predicted - targets[1]))
     error = torch.stack([(residual * x_t).std(), residual.std()]) / residual.numel() ** 0.5
     assert (slopes().abs() < 4 * error).all()
     assert slopes(0.2)[0] > 10 * error[0] and slopes(-0.2)[0] < -10 * error[0]
@@ -137,6 +161,39 @@ def test_asd_enlarges_vsds_gradient_by_one_over_one_plus_gamma():
     torch.testing.assert_close(gradients[1], 4 * gradients[0], rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("quirk", [False, True])
+@pytest.mark.parametrize("phi_kind", ["epsilon", "v_prediction"])
+def test_asd_target_is_the_released_codes_up_to_the_image_of_the_velocity(phi_kind, quirk):
+    """With diffusers' velocity: the released code takes that of the render and the prior's noise."""
+    prior, gamma, repeats, weights = blobs(), -0.75, 2, (-0.75, -0.25)
+    guidance = ASD(ASD.Config(phi=replace(SMALL, repeats=repeats), gamma=gamma, reference_quirk=quirk), prior=prior)
+    b = pushed_away(branches(prior), prior, ("blue", weights[0]), ("left", weights[1]))
+    z, eps = latents().repeat(repeats, 1, 1, 1), latents((6, 3, 8, 8), seed=6)
+    k = torch.tensor([50, 400, 900, 3, 620, 777])
+    scheduler = ddim(1000)
+    x_t, t = scheduler.add_noise(z, eps, k), k.double() / 1000
+    output = latents((6, 3, 8, 8), seed=7).requires_grad_()
+
+    e_y, *others = (prior.predict(x_t, t, prior.embed([text]).expand(6)).eps for text in ("red", "blue", "left"))
+    real = e_y.clone()
+    for weight, e_i in zip(weights, others, strict=True):
+        along = (e_i * e_y).sum((1, 2, 3), keepdim=True) / e_y.square().sum((1, 2, 3), keepdim=True)
+        real += weight * (e_i - along * e_y)
+    targets = [eps, real]
+    if phi_kind == "v_prediction":
+        image = z
+        if not quirk:
+            alpha, sigma = (c[k, None, None, None].sqrt() for c in (ABAR, 1.0 - ABAR))
+            image = (x_t - sigma * real) / alpha
+        targets = [scheduler.get_velocity(z, eps, k), scheduler.get_velocity(image, real, k)]
+    expected = mse_loss(output, targets[0]) + gamma * mse_loss(output, targets[1])
+
+    found = guidance.phi_loss(Prediction(output, phi_kind, x_t, t, prior.schedule), z, eps, b, 0)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=0)
+    gradients = [torch.autograd.grad(loss, output)[0] for loss in (found, expected)]
+    torch.testing.assert_close(*gradients, rtol=0, atol=1e-9 * gradients[1].abs().max().item())
+
+
 def test_asd_refuses_what_has_no_meaning():
     with pytest.raises(ValueError, match="gamma"):
         parse_component("guidance", {"type": "asd", "gamma": -1.5})
@@ -145,12 +202,14 @@ def test_asd_refuses_what_has_no_meaning():
 
 
 @pytest.mark.parametrize("gamma", [-0.75, 0.0])
-def test_asd_asks_the_prior_for_every_row_it_trains_on(gamma):
+@pytest.mark.parametrize("negatives", [(), (("blue", -0.5), ("left", -0.3))])
+def test_asd_asks_the_prior_for_every_row_it_trains_on(gamma, negatives):
     prior, z = blobs(), latents()
     guidance = ASD(ASD.Config(phi=replace(SMALL, steps=2, repeats=2), gamma=gamma), prior=prior)
-    b = seen_from_around(prior, 3)
+    b = pushed_away(seen_from_around(prior, 3), prior, *negatives)
     cost = guidance.cost(b, guidance.begin(z, 0, Rng()))
-    assert (cost.prior, cost.own) == (2 + (4 if gamma else 0), 1 + 4)
+    texts = 1 + len(negatives)
+    assert (cost.prior, cost.own) == (1 + texts + (4 * texts if gamma else 0), 1 + 4)
     assert counted_rows(guidance, b, z) == {"prior": 3 * cost.prior, "own": 3 * cost.own}
 
 

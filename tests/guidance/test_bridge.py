@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from method_cases import CountingPrior, NoiseKnowingPrior, gradient, latents, me
 
 from scoredist3d import registry
 from scoredist3d.config import ConfigError
+from scoredist3d.config.loader import load
 from scoredist3d.config.validation import parse_component
 from scoredist3d.guidance.step import item_noise
 from scoredist3d.priors import Branches
@@ -18,6 +20,7 @@ from scoredist3d.priors.analytic import GaussianMixturePrior, Mixture
 from scoredist3d.prompts.processor import ExtraPrompt
 from scoredist3d.seeding import Rng
 
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 STAGE_TWO = {"stage_two_start_step": 0, "target_modifier": "", "stage_two_weight": 3.0}
 M_SOURCE, M_TARGET, STD = 0.4, -0.3, 0.6
 
@@ -199,12 +202,36 @@ def test_texts() -> None:
         config = parse_component("guidance", {"type": "bridge"} | options)
         return registry.build(config, prior=CountingPrior()).extra_prompts("a red blob")
 
-    assert texts()["target"].text == "a red blob, detailed high resolution, high quality, sharp"
+    assert texts()["target"].text == "a red blob, ."
     assert texts()["source"].text.startswith("a red blob, oversaturated, smooth, pixelated")
     assert texts(source_modifier=", red", source_modifier_only=True)["source"] == ExtraPrompt("red")
     assert texts(target_modifier="", source_prompt="green") == {"source": ExtraPrompt("green")}
     with pytest.raises(ConfigError, match="source_modifier_only: has no effect with source_prompt"):
         parse_component("guidance", {"type": "bridge", "source_prompt": "green", "source_modifier_only": True})
+
+
+RELEASED_SOURCE = (
+    "oversaturated, smooth, pixelated, cartoon, foggy, hazy, blurry, bad structure, noisy, malformed"  # src_modifier
+)
+
+
+@pytest.mark.parametrize(("step", "t_max"), [(0, 0.98), (4999, 0.98), (5001, 0.5), (24999, 0.5)])
+def test_the_fragment_holds_the_settings_released_for_radiance_fields(step, t_max) -> None:
+    config = parse_component("guidance", load([CONFIGS / "guidance" / "bridge.yaml"])["system"]["guidance"])
+    assert (config.t_min(step), config.t_max(step)) == (0.02, t_max)
+    assert (config.guidance_scale(step), config.weighting, config.stage_two_start_step) == (100.0, "sds", 20000)
+    assert (config.stage_two_weight(step), config.stage_two_weighting, config.path) == (1.0, "uniform", "one-step")
+    assert (config.weight(step), config.guidance_rescale, config.grad_clip) == (1.0, 0.0, None)
+    texts = registry.build(config, prior=CountingPrior()).extra_prompts("a hamburger")
+    # The released prompt processor joins the prompt and either modifier by ", ".
+    assert texts["source"].text == ", ".join(["a hamburger", RELEASED_SOURCE])
+    assert texts["target"].text == ", ".join(["a hamburger", "."])
+
+
+def test_the_recipe_of_the_embedded_prior_keeps_its_falling_levels() -> None:
+    recipe = load([CONFIGS / "text-to-3d" / "bridge.yaml"], ["prompt=a mug"])
+    t_max = parse_component("guidance", recipe["system"]["guidance"]).t_max
+    assert [t_max(step) for step in (0, 160, 320)] == pytest.approx([0.98, 0.665, 0.35])
 
 
 def test_the_target_modifier_joins_both_stages_and_view_words_follow_it() -> None:

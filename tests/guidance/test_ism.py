@@ -4,12 +4,23 @@ from itertools import pairwise
 
 import pytest
 import torch
+from diffusers import DDIMScheduler
 from method_cases import CountingPrior, gradient, latents, prompted, views
 from trajectory_cases import ABAR, M, S, coefficients, empty, gaussian
 
 from scoredist3d.guidance.ism import IntervalScoreMatching as ISM
+from scoredist3d.noise import NoiseSchedule
 from scoredist3d.priors import Branches, guided_prediction
 from scoredist3d.seeding import Rng
+
+SD_CONFIG = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+}
 
 
 def ism(prior, **options) -> ISM:
@@ -60,6 +71,35 @@ def test_gradient_is_the_released_codes(steps, levels):
     # With lambda weights it is the difference of two predicted images.
     images = [(x - sigma * e) / alpha for x, e, (alpha, sigma) in _at((x_s, e_s, 0.52), (x_t, e_g, 0.6))]
     torch.testing.assert_close(ours, images[0] - images[1], rtol=0, atol=1e-10 * expected.abs().max().item())
+
+
+@pytest.mark.parametrize("index", [15, 90, 333, 600])
+@pytest.mark.parametrize(("step", "interval"), [(1, 99), (700, 90), (3000, 80)])
+def test_timesteps_are_those_of_the_samplers_grid(index, step, interval):
+    """Stable Diffusion's samplers step on 1..1000: the released code's indices mean the timesteps above them."""
+    scheduler = DDIMScheduler(**SD_CONFIG)
+    scheduler.set_timesteps(1000)
+    grid = scheduler.timesteps.flip(0).tolist()
+    s = max(index - interval, 0)
+    levels = [*(grid[k] for k in range(0, s, 200)), grid[s]]
+    prior = CountingPrior()
+    prior.schedule = NoiseSchedule.from_config(SD_CONFIG)
+    guidance = ISM(ISM.Config(guidance_scale=7.5, t_min=grid[index] / 1000, t_max=grid[index] / 1000), prior=prior)
+    z, b = latents(2), red(prior)
+    context = guidance.begin(z, step, Rng())
+    noise = context.noise(z, "noise") + 0.1 * context.noise(z[:, :, :1, :1], "offset")
+    _, e_s, _, e_g = by_hand(prior, z, noise, b, levels, grid[index], 7.5)
+    expected = ((1 - ABAR[grid[index]]) / ABAR[grid[index]]).sqrt() * (e_g - e_s)
+    found = gradient(guidance, z, step, branches=b)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-10 * expected.abs().max().item())
+
+
+def test_levels_stay_on_the_samplers_grid():
+    prior = CountingPrior()
+    prior.schedule = NoiseSchedule.from_config(SD_CONFIG)
+    guidance = ism(prior, **at(0.0))
+    assert guidance.sample_levels(2, 0, Rng()) == [0.001, 0.001]
+    assert guidance.inversion_levels(guidance.begin(latents(1), 0, Rng()))[0] == [0.001]
 
 
 def _at(*states):

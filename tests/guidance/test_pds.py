@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from method_cases import CountingPrior, gradient, latents, method, schedule_of
 
+from scoredist3d.config.loader import load
+from scoredist3d.config.validation import parse_component
 from scoredist3d.guidance.step import item_noise
 from scoredist3d.priors import predict_branches
 from scoredist3d.seeding import Rng
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 
 def pds(kind: str = "vp-epsilon", **options):
@@ -24,6 +29,18 @@ def timesteps(*numbers: int) -> torch.Tensor:
 def guided(prior, x_t, t, text: str, scale: float):
     e_y, e_u = (p.eps for p in predict_branches(prior, x_t, t, [prior.embed([text]), prior.embed(["blue"])]))
     return e_u + scale * (e_y - e_u)
+
+
+@pytest.mark.parametrize(
+    "values", [{}, load([CONFIGS / "guidance" / "posterior-distillation.yaml"])["system"]["guidance"]]
+)
+def test_class_and_fragment_hold_the_released_settings(values: dict) -> None:
+    """500 steps on 1000 timesteps are a stride of 2; the fragment adds nothing to the class but the scale."""
+    config = parse_component("guidance", {"type": "posterior-distillation"} | values)
+    for step in (0, 29999):
+        assert (config.t_min(step), config.t_max(step), config.guidance_scale(step)) == (0.02, 0.98, 100.0)
+        assert (config.weight(step), config.identity_weight(step)) == (1.0, 1.0)
+    assert (config.form, config.stride, config.weighting, config.grad_clip) == ("posterior", 2, "uniform", None)
 
 
 @pytest.mark.parametrize("stride", [1, 2, 5])

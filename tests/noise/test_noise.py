@@ -52,6 +52,17 @@ def test_tables_and_add_noise_agree_with_diffusers(name, reference):
     torch.testing.assert_close(ours.add_noise(z, eps, steps / n), expected, rtol=1e-4, atol=3e-5)
 
 
+@pytest.mark.parametrize(
+    "options", [{}, {"steps_offset": 1}, {"steps_offset": 1, "timestep_spacing": "trailing"}], ids=str
+)
+def test_steps_offset_is_the_lowest_timestep_of_diffusers_grid(options):
+    scheduler = DDIMScheduler(**{**SD, **options})
+    scheduler.set_timesteps(scheduler.config.num_train_timesteps)
+    lowest = scheduler.timesteps.min().item()
+    assert NoiseSchedule.from_config(scheduler.config).steps_offset == lowest
+    assert NoiseSchedule.from_config({**SD, **options}).steps_offset == lowest
+
+
 def test_known_values_of_stable_diffusion():
     ours = VPSchedule.stable_diffusion()
     t = torch.tensor([0.0, 0.999, 0.5, 0.02, 1.0, CLEAN], dtype=torch.float64)
