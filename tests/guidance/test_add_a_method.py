@@ -36,8 +36,9 @@ COMMANDS = [line for block in blocks("sh") for line in block.splitlines()]
 
 @pytest.fixture
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder with the page's files in it."""
+    """A checkout with the page's files in it."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("scoredist3d.custom.checkout_root", lambda: tmp_path)
     (tmp_path / "custom").mkdir()
     (tmp_path / "custom" / "antithetic.py").write_text(METHOD, encoding="utf-8")
     (tmp_path / "antithetic.yaml").write_text(FRAGMENT, encoding="utf-8")
