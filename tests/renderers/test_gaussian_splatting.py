@@ -321,7 +321,6 @@ def sphere_views(cameras: Cameras) -> tuple[Tensor, Tensor]:
 
 def test_gaussians_fit_a_coloured_sphere():
     """300 of them, growing, from 6 views; seen from another one."""
-    torch.manual_seed(0)
     densify = {"start": 30, "every": 30, "end": 120, "grad_threshold": 5e-5, "size_threshold": 0.06, "max_points": 600}
     densify |= {"opacity_reset_every": 0, "prune_opacity": 0.02}
     material, background = build("material", "no-material"), build("background", "solid", color=[0.0, 0.0, 0.0])
