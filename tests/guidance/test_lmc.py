@@ -67,11 +67,15 @@ def gradient_of(guidance, z: Tensor, step: int = 0, *, b: Branches | None = None
     return z.grad * len(z)
 
 
+def untrained_network(seed: int = 0) -> Corrective:
+    with torch.random.fork_rng(devices=[]):  # library modules draw their first weights from the global stream
+        torch.manual_seed(seed)
+        return Corrective(CorrectiveSizes(channels=3, width=8)).double()
+
+
 def random_network(seed: int = 0) -> Corrective:
     """A trained-looking corrective: its last layer is not zero."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        network = Corrective(CorrectiveSizes(channels=3, width=8)).double()
+    network = untrained_network(seed)
     generator = torch.Generator().manual_seed(seed)
     nn.init.normal_(network.last.weight, std=0.1, generator=generator)
     nn.init.normal_(network.last.bias, std=0.1, generator=generator)
@@ -121,7 +125,7 @@ def test_without_a_corrective_it_is_sds(weighting, negatives, scale):
         assert sds.guided_rows(b, scale) == 3
     expected = gradient_of(sds, z, 4, b=b)
     close(gradient_of(lmc(prior, **options), z, 4, b=b), expected)
-    untrained = Corrective(CorrectiveSizes(channels=3, width=8)).double()
+    untrained = untrained_network()
     for jacobian in ("identity", "full"):
         close(gradient_of(lmc(prior, untrained, jacobian=jacobian, **options), z, 4, b=b), expected)
 

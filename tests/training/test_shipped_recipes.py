@@ -82,11 +82,8 @@ def test_sixteen_bit_on_a_cpu_is_refused_before_anything_is_written(
     assert not (tmp_path / "out").exists()
 
 
-def test_the_package_imports_fast_and_puts_waiting_threads_to_sleep() -> None:
-    code = (
-        "import sys, time; began = time.perf_counter(); import scoredist3d; spent = time.perf_counter() - began; "
-        "import os; print(spent < 2.0, os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)"
-    )
+def test_the_package_puts_waiting_threads_to_sleep_before_torch_loads() -> None:
+    code = "import sys, os, scoredist3d; print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)"
     environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
     result = subprocess.run([sys.executable, "-c", code], env=environment, cwd=ROOT, capture_output=True, text=True)
-    assert result.stdout.split() == ["True", "PASSIVE", "False"], result.stderr
+    assert result.stdout.split() == ["PASSIVE", "False"], result.stderr
