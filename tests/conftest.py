@@ -14,14 +14,14 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["COLUMNS"] = "120"  # what is printed must not depend on the width of the terminal
 # Child processes import these sources, wherever the tests were started.
 _ROOT = str(Path(__file__).resolve().parents[1])
 os.environ["PYTHONPATH"] = os.pathsep.join([_ROOT, *filter(None, [os.environ.get("PYTHONPATH")])])
-
-import pytest
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

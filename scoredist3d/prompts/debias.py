@@ -81,7 +81,8 @@ class MaskedLanguageModel:
         import transformers
 
         try:
-            with no_progress_bar("transformers"):
+            # Weights that the file lacks are drawn from the global random stream before they can be reported.
+            with no_progress_bar("transformers"), torch.random.fork_rng(devices=[]):
                 self.tokenizer: Any = transformers.AutoTokenizer.from_pretrained(name)
                 model, info = transformers.AutoModelForMaskedLM.from_pretrained(name, output_loading_info=True)
         except (OSError, ValueError, KeyError, RuntimeError) as error:

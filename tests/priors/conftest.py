@@ -32,9 +32,7 @@ def build_tokenizer(folder: Path) -> int:
 
 
 def build_folder(folder: Path, *, camera: bool, vae: str | None, out_channels: int | None = None) -> Path:
-    with torch.random.fork_rng(
-        devices=[]
-    ):  # networks of other libraries draw their first weights from the global stream
+    with torch.random.fork_rng(devices=[]):  # library modules draw their first weights from the global stream
         torch.manual_seed(0)
         return _build_folder(folder, camera, vae, out_channels)
 

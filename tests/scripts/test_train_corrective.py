@@ -70,7 +70,7 @@ class Linear(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.convolution = nn.Conv2d(1, 1, SIDE, padding=SIDE // 2, padding_mode="circular")
+        self.convolution = nn.utils.skip_init(nn.Conv2d, 1, 1, SIDE, padding=SIDE // 2, padding_mode="circular")
         nn.init.dirac_(self.convolution.weight)
         nn.init.zeros_(self.convolution.bias)
 
