@@ -24,8 +24,8 @@ def saturation(images: Tensor) -> Tensor:
 def high_frequency_share(images: Tensor) -> Tensor:
     """(N,), share of the luminance's power, its mean left out, at more than 0.25 cycles per pixel (half of Nyquist).
 
-    The radius of the frequency counts, so the corners of the spectrum are included. A picture that is uniform to rounding
-    (standard deviation below 1e-6) has share 0.
+    The radius of the frequency counts, so the corners of the spectrum are included. A picture that is uniform to
+    rounding (standard deviation below 1e-6) has share 0.
     """
     luminance = images @ images.new_tensor([0.299, 0.587, 0.114])
     power = torch.fft.fft2(luminance - luminance.mean((1, 2), keepdim=True)).abs().square()
