@@ -174,12 +174,13 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
     environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment) as process:
         deadline = time.monotonic() + 600
-        # Ten steps or more: the folder keeps one checkpoint, so a fast machine leaves any single one behind at once.
-        while not any(int(file.stem[5:]) >= 10 for file in (tmp_path / "killed").glob("*/*/ckpts/step-*.ckpt")):
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.02)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        try:
+            # Ten steps or more: the folder keeps one checkpoint, so a fast machine leaves any single one behind at once.
+            while not any(int(file.stem[5:]) >= 10 for file in (tmp_path / "killed").glob("*/*/ckpts/step-*.ckpt")):
+                assert process.poll() is None and time.monotonic() < deadline
+                time.sleep(0.02)
+        finally:
+            process.send_signal(signal.SIGKILL)
     (killed,) = (tmp_path / "killed").glob("*/*")
     steps = last(killed)["global_step"] + 3
     finish = changes | {"trainer": {"max_steps": steps}, "preview": {"every_n_steps": 0}}
