@@ -175,7 +175,7 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment) as process:
         deadline = time.monotonic() + 600
         try:
-            # Ten steps or more: the folder keeps one checkpoint, so a fast machine leaves any single one behind at once.
+            # Ten steps or more: the folder keeps one checkpoint, and a fast machine leaves any single one behind.
             while not any(int(file.stem[5:]) >= 10 for file in (tmp_path / "killed").glob("*/*/ckpts/step-*.ckpt")):
                 assert process.poll() is None and time.monotonic() < deadline
                 time.sleep(0.02)
