@@ -14,14 +14,6 @@ OURS = (
     "train_prior",
     "custom.mine",
 )
-    "scoredist3d",
-    "scoredist3d.ops.native",
-    "test_warnings",
-    "conftest",
-    "method_cases",
-    "train_prior",
-    "custom.mine",
-)
 OTHERS = ("torch.jit", "diffusers.models", "importlib._bootstrap", "scoredist3d_of_others", "sys")
 
 
