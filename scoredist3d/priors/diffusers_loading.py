@@ -96,7 +96,8 @@ class PipelineSource:
         if self.folder is not None and not (self.folder / part).is_dir():
             raise PriorError(f"{_KEY}: {self.name} is incomplete: its folder {part}/ is missing")
         try:
-            with no_progress_bar(library):
+            # Weights that the files lack are drawn from the global random stream before they can be reported.
+            with no_progress_bar(library), torch.random.fork_rng(devices=[]):
                 return cls.from_pretrained(self.name, subfolder=part, **self._options(), **keywords)
         except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
             raise PriorError(f"{_KEY}: the {part} of {self.name} cannot be loaded: {_first_line(error)}") from error

@@ -172,7 +172,8 @@ def test_a_batch_is_its_cameras_one_by_one(name):
     for index in range(3):
         alone = shown(cameras[index], step=5000, needs={"normal"})
         for field in ("rgb", "opacity", "depth", "normal"):
-            torch.testing.assert_close(getattr(together, field)[index], getattr(alone, field)[0])
+            # Depths and normals are quotients by the opacity, so they have ten times its rounding at the rims.
+            torch.testing.assert_close(getattr(together, field)[index], getattr(alone, field)[0], atol=1e-4, rtol=1e-5)
 
 
 def test_evaluation_needs_no_gradients_and_no_randomness():
