@@ -106,13 +106,14 @@ def main(argv: list[str] | None = None) -> int:
 
     prior_folder = arguments.out / "prior"
     tokenizer = build_tokenizer(arguments.work / "tokenizer")
-    torch.manual_seed(recipe.seed)  # initial weights of library modules are drawn from the global stream
-    vae = build_vae(sizes)
     special = {"bos": tokenizer.bos_token_id, "eos": tokenizer.eos_token_id, "pad": tokenizer.pad_token_id}
-    denoiser = Denoiser(
-        build_unet(sizes, sizes.image_size // 4),
-        build_text_encoder(sizes, len(tokenizer), tokenizer.model_max_length, special),
-    )
+    with torch.random.fork_rng():
+        torch.manual_seed(recipe.seed)  # initial weights of library modules are drawn from the global stream
+        vae = build_vae(sizes)
+        denoiser = Denoiser(
+            build_unet(sizes, sizes.image_size // 4),
+            build_text_encoder(sizes, len(tokenizer), tokenizer.model_max_length, special),
+        )
 
     if arguments.export_only:
         return export_states(arguments.work, prior_folder, denoiser, device)

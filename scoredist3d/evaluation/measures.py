@@ -24,7 +24,8 @@ def saturation(images: Tensor) -> Tensor:
 def high_frequency_share(images: Tensor) -> Tensor:
     """(N,), share of the luminance's power, its mean left out, at more than 0.25 cycles per pixel (half of Nyquist).
 
-    The radius of the frequency counts, so the corners of the spectrum are included. A uniform picture has share 0.
+    The radius of the frequency counts, so the corners of the spectrum are included. A picture that is uniform to
+    rounding (standard deviation below 1e-6) has share 0.
     """
     luminance = images @ images.new_tensor([0.299, 0.587, 0.114])
     power = torch.fft.fft2(luminance - luminance.mean((1, 2), keepdim=True)).abs().square()
@@ -32,7 +33,8 @@ def high_frequency_share(images: Tensor) -> Tensor:
     y, x = (torch.fft.fftfreq(size, device=images.device) for size in (height, width))
     fine = (y[:, None].square() + x[None, :].square()).sqrt() > 0.25
     total = power.sum((1, 2))
-    return torch.where(total > 0, (power * fine).sum((1, 2)) / total.clamp_min(1e-20), 0.0)
+    rounding = (1e-6 * height * width) ** 2  # Parseval: the total is the variance times (H W)^2
+    return torch.where(total > rounding, (power * fine).sum((1, 2)) / total.clamp_min(rounding), 0.0)
 
 
 def kernel_distance(x: Tensor, y: Tensor) -> float:

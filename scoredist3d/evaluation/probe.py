@@ -124,9 +124,10 @@ class Probe(nn.Module):
         """
         if not (folder / "config.json").is_file():
             raise FileNotFoundError(f"no probe in {folder}: expected config.json and probe.safetensors")
-        probe = cls(**json.loads((folder / "config.json").read_text()))
+        with torch.device("meta"):  # building it would draw from the global random stream
+            probe = cls(**json.loads((folder / "config.json").read_text()))
         weights = {name: tensor.float() for name, tensor in load_file(folder / "probe.safetensors").items()}
-        probe.load_state_dict(weights)
+        probe.load_state_dict(weights, assign=True)
         return probe.to(device).eval().requires_grad_(False)
 
     def config(self) -> dict[str, object]:

@@ -89,7 +89,8 @@ class PipelineSource:
             # Without it, transformers asks on the terminal whether to run code of the folder. Diffusers refuses anyway.
             keywords["trust_remote_code"] = False
         try:
-            with quiet_libraries():
+            # Weights that the files lack are drawn from the global random stream before they can be reported.
+            with quiet_libraries(), torch.random.fork_rng(devices=[]):
                 return cls.from_pretrained(self.name, subfolder=part, **self._options(), **keywords)
         except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
             raise PriorError(

@@ -81,7 +81,8 @@ class MaskedLanguageModel:
         import transformers
 
         try:
-            with quiet_libraries():
+            # Weights that the file lacks are drawn from the global random stream before they can be reported.
+            with quiet_libraries(), torch.random.fork_rng(devices=[]):
                 # Without trust_remote_code=False, transformers asks on the terminal whether to run code of the folder.
                 self.tokenizer: Any = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
                 model, info = transformers.AutoModelForMaskedLM.from_pretrained(

@@ -50,7 +50,9 @@ def train_probe(
 ) -> Probe:
     """Train and return the averaged probe."""
     device = pool.device
-    probe = Probe(CATEGORIES, COLORS, PATTERNS, width=width).to(device)
+    with torch.random.fork_rng():
+        torch.manual_seed(generator.initial_seed())  # library modules draw their first weights from the global stream
+        probe = Probe(CATEGORIES, COLORS, PATTERNS, width=width).to(device)
     optimizer = torch.optim.AdamW(probe.parameters(), lr=2e-3, betas=(0.9, 0.99), weight_decay=0.02)
     stage = Stage(
         "probe",

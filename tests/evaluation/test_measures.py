@@ -45,7 +45,13 @@ def test_white_noise_spreads_its_power_evenly() -> None:
     images = normal(16, 64, 64, 3).float()
     # 16 pictures of 4095 free frequencies: the standard error of the share is below 0.002.
     assert float(high_frequency_share(images).mean()) == pytest.approx(area, abs=0.008)
-    assert float(high_frequency_share(torch.full((1, 8, 8, 3), 0.3))[0]) == 0.0
+
+
+def test_a_picture_that_is_uniform_to_rounding_has_no_fine_detail() -> None:
+    rounded = 0.3 + 6e-8 * normal(1, 8, 8, 3).float()
+    assert rounded.unique().numel() > 1
+    assert float(high_frequency_share(rounded)[0]) == 0.0
+    assert float(high_frequency_share(0.3 + 1e-4 * normal(1, 8, 8, 3).float())[0]) > 0.3
 
 
 def test_kernel_distance_is_unbiased_and_grows_with_a_shift() -> None:

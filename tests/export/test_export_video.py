@@ -2,8 +2,10 @@
 
 import builtins
 import os
+import re
+import subprocess
+from pathlib import Path
 
-import imageio.v2 as imageio
 import numpy as np
 import pytest
 import torch
@@ -24,6 +26,16 @@ def frames(count, height, width):
         yield frame
 
 
+def decoded(path: Path, height: int, width: int) -> tuple[str, np.ndarray]:
+    """What ffmpeg says about a video, and its frames (N, height, width, 3)."""
+    import imageio_ffmpeg
+
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-nostdin", "-i", str(path), "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
+    done = subprocess.run(command, capture_output=True, check=True, timeout=600)
+    frames = np.frombuffer(done.stdout, dtype=np.uint8).reshape(-1, height, width, 3)
+    return done.stderr.decode(errors="replace"), frames
+
+
 @needs_ffmpeg
 @pytest.mark.parametrize(("height", "width"), [(48, 64), (33, 51)])
 def test_mp4_has_the_frames_and_an_even_size(tmp_path, height, width):
@@ -32,11 +44,8 @@ def test_mp4_has_the_frames_and_an_even_size(tmp_path, height, width):
             video.add(frame)
         assert not (tmp_path / "new" / "turn.mp4").exists()
     assert video.path == tmp_path / "new" / "turn.mp4" and video.num_frames == 9 and video.note == ""
-    reader = imageio.get_reader(video.path)
-    meta, read = reader.get_meta_data(), [np.asarray(frame) for frame in reader]
-    reader.close()
-    assert meta["codec"] == "h264" and meta["pix_fmt"].startswith("yuv420p") and meta["fps"] == 12
-    assert len(read) == 9 and read[0].shape == (height + height % 2, width + width % 2, 3)
+    said, read = decoded(video.path, height + height % 2, width + width % 2)
+    assert re.search(r"Video: h264 .*yuv420p.* 12 fps", said) and len(read) == 9
     for index, frame in enumerate(read):
         # Chroma subsampling and crf 18 on a plain colour cost a few levels.
         np.testing.assert_allclose(frame.mean((0, 1)), [255 * index / 8, 127.5, 63.75], atol=5)

@@ -129,7 +129,8 @@ def test_silhouettes_fit_a_bigger_sphere(kind, source):
         found = renderer(unseen, step=0).opacity > 0.5
         wanted = renderer_of(surface(kind, shape_init_size=0.6))(unseen, step=0).opacity > 0.5
     assert geometry.surface().volume > first
-    assert float((found & wanted).sum() / (found | wanted).sum()) > 0.95
+    # Measured: 0.959 to 0.996, by kind and source.
+    assert float((found & wanted).sum() / (found | wanted).sum()) > 0.93
 
 
 def test_features_alone():

@@ -51,7 +51,7 @@ def test_a_field_and_a_texture_are_one_network():
     assert set(ours) == {"table", *(f"network.{kind}.{layer}" for kind in ("weights", "biases") for layer in (0, 1))}
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     points = on_surface(50)
-    assert torch.equal(texture(points)[:, 1:], volume(points).features)
+    torch.testing.assert_close(texture(points)[:, 1:], volume(points).features)
     for step in (0, 150, 10_000):
         for one in (volume, texture):
             one.update_step(step)
@@ -68,8 +68,8 @@ def test_a_start_is_what_training_sees_at_every_level(kind, options):
         geometry.update_step(0)
         first, density = geometry.features_at(points), geometry.density(1.1 * points)
         geometry.update_step(10_000)
-        assert torch.equal(geometry.features_at(points), first)
-        assert torch.equal(geometry.density(1.1 * points), density)
+        torch.testing.assert_close(geometry.features_at(points), first)
+        torch.testing.assert_close(geometry.density(1.1 * points), density)
     assert (first - look(points)).square().mean().sqrt() < 0.45  # of 3
 
 

@@ -91,7 +91,8 @@ def test_what_is_optimised_gets_the_gradient() -> None:
         if kind == "latents":
             assert pixels is None
         else:
-            assert pixels is not None and pixels.requires_grad and torch.equal(prior.encode(pixels), latents)
+            assert pixels is not None and pixels.requires_grad
+            torch.testing.assert_close(prior.encode(pixels), latents)
         assert made.images(prior).shape == (3, SIZE, SIZE, 3)
 
 
@@ -186,7 +187,7 @@ def test_a_loaded_canvas_is_not_started_anew_and_keeps_its_start() -> None:
     with torch.no_grad():
         first.values.add_(0.1)
     index = torch.tensor([1, 2])
-    assert torch.equal(first.source(prior, index), prior.encode(start[index]))
+    torch.testing.assert_close(first.source(prior, index), prior.encode(start[index]))
     other = canvas(prior, seed=9, **options)
     other.load_state_dict(first.state_dict())
     prior.rows.clear()

@@ -82,7 +82,7 @@ def test_density_is_zero_outside_the_ball():
     points = torch.tensor([[0.71, 0.0, 0.0], [0.5, 0.5, 0.5], [9.0, 9.0, 9.0], [0.0, 0.0, -0.69]])
     density = geometry.density(points)
     assert (density[:3] == 0).all() and density[3] > 0
-    assert torch.equal(geometry(points).density, density)
+    torch.testing.assert_close(geometry(points).density, density)
 
 
 def test_radius_is_a_change_of_units():

@@ -55,7 +55,8 @@ def coefficients(guidance, like, step=0, rng=None):
 
 def test_equal_texts_give_exactly_zero() -> None:
     guidance = method("bridge", CountingPrior(), **STAGE_TWO, source_prompt="red")
-    assert torch.equal(gradient(guidance, latents(3)), torch.zeros(3, 3, 8, 8, dtype=torch.float64))
+    # The two predictions are rows of one batch, so their difference is zero to rounding.
+    assert gradient(guidance, latents(3)).abs().max() < 1e-11
 
 
 def test_an_empty_source_is_the_classifier_score_and_the_missing_part_of_sds() -> None:
@@ -91,7 +92,7 @@ def test_stage_one_is_sds_and_the_stage_depends_on_the_step_alone() -> None:
     z = latents(2)
     run = [gradient(bridge, z, step) for step in range(8)]
     for step in range(5):
-        assert torch.equal(run[step], gradient(sds, z, step))
+        torch.testing.assert_close(run[step], gradient(sds, z, step), rtol=0, atol=1e-11)
     resumed = method("bridge", CountingPrior(), stage_two_start_step=5, **options)
     always = method("bridge", CountingPrior(), stage_two_start_step=0, **options)
     for step in (7, 5, 6):

@@ -148,7 +148,8 @@ def test_gradient_is_affine_in_the_scale_and_single_branches_at_zero_and_one():
     right = branches(prior)
     only_unconditional = gradient_of(sds(prior, guidance_scale=0.0), z, b=Branches(wrong, right.unconditional))
     only_conditional = gradient_of(sds(prior, guidance_scale=1.0), z, b=Branches(right.positive, wrong))
-    assert torch.equal(only_unconditional, at[0.0]) and torch.equal(only_conditional, at[1.0])
+    torch.testing.assert_close(only_unconditional, at[0.0], rtol=0, atol=1e-12)
+    torch.testing.assert_close(only_conditional, at[1.0], rtol=0, atol=1e-12)
     assert not torch.allclose(
         gradient_of(sds(prior, guidance_scale=2.0), z, b=Branches(wrong, right.unconditional)), at[1.0]
     )

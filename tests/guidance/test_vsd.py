@@ -76,10 +76,7 @@ def test_phi_of_a_single_point_is_sds(weighting):
     dirac = TellTale(item_noise(rng, "noise", 4, z), prior.schedule)
     gradient = gradient_of(vsd(prior, dirac, weighting=weighting), z, 4, rng)
     sds = gradient_of(SDS(SDS.Config(guidance_scale=7.5, weighting=weighting), prior=prior), z, 4, rng)
-    if weighting in ("lambda", "flow"):  # these use z there and x0_phi here, which is rounded
-        torch.testing.assert_close(gradient, sds, rtol=0, atol=1e-11 * sds.abs().max())
-    else:
-        assert torch.equal(gradient, sds)
+    torch.testing.assert_close(gradient, sds, rtol=0, atol=1e-11 * sds.abs().max())
     # The score of a point mass is that, up to rounding.
     exact = ExactPhi(prior.schedule, z, torch.zeros((), dtype=torch.float64))
     again = gradient_of(vsd(prior, exact, weighting=weighting), z, 4, rng)
@@ -89,7 +86,7 @@ def test_phi_of_a_single_point_is_sds(weighting):
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
 def test_phi_equal_to_the_prior_leaves_the_classifiers_direction(kind):
     prior, z, rng = blobs(kind), latents(), Rng(3)
-    assert torch.equal(gradient_of(vsd(prior, prior, guidance_scale=1.0), z, 4, rng), torch.zeros_like(z))
+    assert gradient_of(vsd(prior, prior, guidance_scale=1.0), z, 4, rng).abs().max() < 1e-9
     guidance = vsd(prior, prior, guidance_scale=7.5)
     step = guidance.begin(z, 4, rng)
     x_t, _ = guidance.noised(z, step)
@@ -104,8 +101,9 @@ def test_fresh_adapters_give_nothing_without_text_guidance(tiny):
     guidance = vsd(tiny, phi=PhiConfig(), guidance_scale=1.0)
     assert isinstance(guidance.phi, LoraPhi)
     z = latents((2, 4, 16, 16)).float()
-    assert torch.equal(gradient_of(guidance, z, b=around(tiny, 2)), torch.zeros_like(z))
-    assert gradient_of(guidance, z, 1, b=around(tiny, 2)).abs().max() > 0  # trained by the step before
+    fresh = gradient_of(guidance, z, b=around(tiny, 2)).abs().max()
+    trained = gradient_of(guidance, z, 1, b=around(tiny, 2)).abs().max()  # by the step before
+    assert fresh < 1e-6 and trained > 1e-4
 
 
 def test_one_denoiser_as_eps_and_as_velocity_gives_one_gradient():
@@ -126,7 +124,8 @@ def test_gamma_phi_says_how_much_the_camera_counts():
         assert asked == {0.0: [[False] * 3], 0.5: [[True] * 3 + [False] * 3], 1.0: [[True] * 3]}[gamma]
     torch.testing.assert_close(gradients[0.5], 0.5 * (gradients[0.0] + gradients[1.0]), rtol=0, atol=1e-12)
     blind = gradient_of(vsd(prior, ExactPhi(prior.schedule, 0.0, 1.0), gamma_phi=1.0), z, b=b)
-    assert torch.equal(gradients[0.0], blind) and not torch.allclose(gradients[1.0], blind)
+    torch.testing.assert_close(gradients[0.0], blind, rtol=0, atol=1e-12)
+    assert not torch.allclose(gradients[1.0], blind)
 
 
 @pytest.mark.parametrize("level", [0.1, 0.5, 0.9])

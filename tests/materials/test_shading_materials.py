@@ -83,7 +83,7 @@ def test_normals_as_colours():
     colors.sum().backward()
     assert f.grad is None and normals.grad is not None
     assert (built.channels(f).base_color == 0.5).all() and built.channels(f).base_color.shape == (2, 3)
-    assert built.features_of(SurfaceChannels(torch.rand(4, 3))).shape == (4, 5)
+    assert built.features_of(SurfaceChannels(features(4, 3))).shape == (4, 5)
 
 
 @pytest.mark.parametrize(

@@ -136,7 +136,8 @@ class Recorder(TorchDispatchMode):
 
 def host_never_waits(clip: torch.Tensor, faces: torch.Tensor) -> None:
     """No operation whose result's shape depends on values, nor one that reads a value: on CUDA these are waited for."""
-    clip, colours = clip.clone().requires_grad_(), torch.rand(clip.shape[1], 3).requires_grad_()
+    colours = torch.rand(clip.shape[1], 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    clip = clip.clone().requires_grad_()
     checked = raster_backends.prepared_faces  # reads the indices on the CPU, and only there
     rasterize_module.prepared_faces = antialias_module.prepared_faces = lambda op, clip, faces: faces
     with Recorder() as recorder:

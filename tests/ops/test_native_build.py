@@ -2,7 +2,6 @@
 
 import ctypes
 import os
-import shutil
 import stat
 import subprocess
 import sys
@@ -46,7 +45,8 @@ def test_a_compiler_that_refuses_flags_gets_plainer_ones(monkeypatch, tmp_path):
 
 @needs_compiler
 def test_a_failing_compiler_leaves_nothing_behind(monkeypatch, tmp_path):
-    monkeypatch.setattr(native, "_compilers", lambda: [[shutil.which("false") or "/bin/false"]])
+    failing = [sys.executable, "-c", "import sys; sys.exit(1)"]
+    monkeypatch.setattr(native, "_compilers", lambda: [failing])
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("SCOREDIST3D_NATIVE", raising=False)
     library, reason = load()
@@ -60,7 +60,7 @@ def test_two_processes_at_once(tmp_path):
     environment.pop("SCOREDIST3D_NATIVE", None)
     code = "from scoredist3d.ops import native; assert native.available(), native.unavailable_reason()"
     children = [subprocess.Popen([sys.executable, "-c", code], env=environment) for _ in range(2)]
-    assert [child.wait(timeout=120) for child in children] == [0, 0]
+    assert [child.wait(timeout=600) for child in children] == [0, 0]
     files = list((tmp_path / "scoredist3d").iterdir())
     assert len(files) == 1 and files[0].suffix == ".so"
 

@@ -160,7 +160,8 @@ def test_gradcheck():
         return torch.cat((accumulate(weights, values, samples), accumulate(weights, None, samples)), dim=1)
 
     assert torch.autograd.gradcheck(image, (densities, values))
-    assert torch.autograd.gradgradcheck(image, (densities, values))
+    upstream = torch.randn(4, 3, generator=generator, dtype=torch.float64).requires_grad_()
+    assert torch.autograd.gradgradcheck(image, (densities, values), upstream)
 
 
 @pytest.mark.parametrize("backend", CPU_BACKENDS)

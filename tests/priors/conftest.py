@@ -32,7 +32,12 @@ def build_tokenizer(folder: Path) -> int:
 
 
 def build_folder(folder: Path, *, camera: bool, vae: str | None, out_channels: int | None = None) -> Path:
-    torch.manual_seed(0)
+    with torch.random.fork_rng(devices=[]):  # library modules draw their first weights from the global stream
+        torch.manual_seed(0)
+        return _build_folder(folder, camera, vae, out_channels)
+
+
+def _build_folder(folder: Path, camera: bool, vae: str | None, out_channels: int | None) -> Path:
     size = build_tokenizer(folder / "tokenizer")
     channels = 3 if vae is None else 4
     embedding = {"class_embed_type": "projection", "projection_class_embeddings_input_dim": 16} if camera else {}

@@ -19,6 +19,14 @@ def load(folder, **options) -> DiffusersPrior:
     return DiffusersPrior(DiffusersPrior.Config(pretrained_model_name_or_path=str(folder), **options))
 
 
+def normal(*shape: int, seed: int = 1) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def image(*shape: int) -> torch.Tensor:
+    return torch.rand(shape, generator=torch.Generator().manual_seed(2))
+
+
 def cameras(count: int):
     azimuth = torch.linspace(-150.0, 150.0, count)
     return orbit(azimuth, torch.full((count,), 15.0), torch.full((count,), 2.5), torch.full((count,), 40.0), 16, 16)
@@ -42,13 +50,14 @@ def test_prediction_is_the_networks_output(folders):
     unet = UNet2DConditionModel.from_pretrained(folders() / "unet")
     views = cameras(2)
     conditioning = prior.embed(["a red mug", "a chair"], views)
-    x, t = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1)), torch.tensor([0.5, 0.123])
+    x, t = normal(2, 4, 8, 8), torch.tensor([0.5, 0.123])
     with torch.no_grad():
         expected = unet(
             x, torch.tensor([500, 123]), encoder_hidden_states=conditioning.text, class_labels=camera_embedding(views)
         ).sample
     prediction = prior.predict(x, t, conditioning)
-    assert torch.equal(prediction.output, expected) and torch.equal(prediction.v, expected)
+    torch.testing.assert_close(prediction.output, expected, rtol=0, atol=1e-5)
+    assert prediction.kind == "v_prediction" and torch.equal(prediction.v, prediction.output)
     alpha, sigma = (c[:, None, None, None] for c in prior.schedule.coefficients(t))
     torch.testing.assert_close(prediction.eps, alpha * expected + sigma * x)
     torch.testing.assert_close(prediction.x0, alpha * x - sigma * expected)
@@ -56,7 +65,7 @@ def test_prediction_is_the_networks_output(folders):
 
 def test_camera_and_text_matter_and_no_camera_is_zeros(folders):
     prior = load(folders())
-    x, t = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1)), torch.tensor([0.5, 0.5])
+    x, t = normal(2, 4, 8, 8), torch.tensor([0.5, 0.5])
     seen = prior.embed(["a red mug"] * 2, cameras(2))
     blind = prior.embed(["a red mug"] * 2)
     assert torch.equal(blind.camera, torch.zeros(2, 16)) and torch.equal(blind.camera, seen.without_camera().camera)
@@ -97,7 +106,7 @@ def test_encode_and_decode_follow_the_autoencoder(folders):
 )
 def test_images_are_resized_to_the_models_size_with_gradient(folders, height, width, latent):
     prior = load(folders())
-    rgb = torch.rand(1, height, width, 3, requires_grad=True)
+    rgb = image(1, height, width, 3).requires_grad_()
     z = prior.encode(rgb)
     assert z.shape == (1, 4, *latent)
     (gradient,) = torch.autograd.grad(z.square().sum(), rgb)
@@ -107,7 +116,7 @@ def test_images_are_resized_to_the_models_size_with_gradient(folders, height, wi
 
 def test_pixel_model_without_autoencoder(folders):
     prior = load(folders(vae=None, camera=False))
-    rgb = torch.rand(1, 8, 8, 3)
+    rgb = image(1, 8, 8, 3)
     assert prior.image_size == 8 and prior.latent_shape(8, 8) == (3, 8, 8)
     torch.testing.assert_close(prior.encode(rgb), 2 * rgb.permute(0, 3, 1, 2) - 1)
     torch.testing.assert_close(prior.decode(prior.encode(rgb)), rgb)
@@ -121,18 +130,18 @@ def test_variance_channels_are_dropped(folders):
 
 def test_tiny_autoencoder(folders):
     prior = load(folders(vae="tiny"))
-    z = prior.encode(torch.rand(1, 16, 16, 3), torch.Generator())
+    z = prior.encode(image(1, 16, 16, 3), torch.Generator())
     assert z.shape == (1, 4, 8, 8) and prior.decode(z).shape == (1, 16, 16, 3)
 
 
 def test_half_precision_keeps_the_callers_dtype(folders):
     prior = load(folders(), precision="bf16")
     assert prior.dtype == torch.bfloat16
-    x = torch.randn(1, 4, 8, 8)
+    x = normal(1, 4, 8, 8)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         prediction = prior.predict(x, torch.tensor([0.5]), prior.embed(["a mug"]))
     assert prediction.output.dtype == torch.float32 and prediction.eps.dtype == torch.float32
-    assert prior.encode(torch.rand(1, 16, 16, 3)).dtype == torch.float32
+    assert prior.encode(image(1, 16, 16, 3)).dtype == torch.float32
     assert prior.to("cpu").dtype == torch.bfloat16
 
 
@@ -178,7 +187,7 @@ def test_guidance_runs_one_forward_pass_of_the_needed_branches(folders):
         one, prior.embed([""]), negatives=((other, torch.tensor([-0.5])), (other, torch.tensor([-1.0])))
     )
     plain = Branches(one, branches.unconditional)
-    x, t = torch.randn(3, 4, 8, 8), torch.full((3,), 0.4)
+    x, t = normal(3, 4, 8, 8), torch.full((3,), 0.4)
     for scale, chosen, expected in [
         (7.5, plain, 6),
         (1.0, plain, 3),

@@ -172,7 +172,8 @@ def test_a_batch_is_its_cameras_one_by_one(name):
     for index in range(3):
         alone = shown(cameras[index], step=5000, needs={"normal"})
         for field in ("rgb", "opacity", "depth", "normal"):
-            torch.testing.assert_close(getattr(together, field)[index], getattr(alone, field)[0])
+            # Depths and normals are quotients by the opacity, so they have ten times its rounding at the rims.
+            torch.testing.assert_close(getattr(together, field)[index], getattr(alone, field)[0], atol=1e-4, rtol=1e-5)
 
 
 def test_evaluation_needs_no_gradients_and_no_randomness():
@@ -321,7 +322,6 @@ def sphere_views(cameras: Cameras) -> tuple[Tensor, Tensor]:
 
 def test_gaussians_fit_a_coloured_sphere():
     """300 of them, growing, from 6 views; seen from another one."""
-    torch.manual_seed(0)
     densify = {"start": 30, "every": 30, "end": 120, "grad_threshold": 5e-5, "size_threshold": 0.06, "max_points": 600}
     densify |= {"opacity_reset_every": 0, "prune_opacity": 0.02}
     material, background = build("material", "no-material"), build("background", "solid", color=[0.0, 0.0, 0.0])

@@ -229,8 +229,9 @@ def test_hidden_samples_do_not_change_the_image():
     every, total = counted(renderer(geometry, **DENSE), cameras)
     reached, kept = counted(renderer(geometry, occupancy={"enabled": False}, min_transmittance=1e-3), cameras)
     assert kept < 0.8 * total
-    torch.testing.assert_close(reached.rgb, every.rgb, atol=1e-3, rtol=0)
-    torch.testing.assert_close(reached.opacity, every.opacity, atol=1e-3, rtol=0)
+    # What lies behind a transmittance of 1e-3 is left out, and sums are rounded.
+    torch.testing.assert_close(reached.rgb, every.rgb, atol=1.02e-3, rtol=0)
+    torch.testing.assert_close(reached.opacity, every.opacity, atol=1.02e-3, rtol=0)
 
 
 def fields_of(render: Render) -> dict[str, Tensor | None]:

@@ -108,7 +108,7 @@ def test_export_field_is_the_geometry_and_the_unlit_colour() -> None:
     (field,) = system.shapes()
     points = 0.5 * torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
     assert field.radius == 1.0
-    assert torch.equal(field.density(points), system.geometry.density(points).detach())
+    torch.testing.assert_close(field.density(points), system.geometry.density(points).detach())
     colors = field.channels(points).base_color
     assert colors.shape == (20, 3) and bool(((colors >= 0) & (colors <= 1)).all()) and not colors.requires_grad
 

@@ -42,7 +42,7 @@ def test_several_scenes_train_resume_and_leave_one_object_each(tmp_path: Path) -
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_two_processes_train_several_scenes(tmp_path: Path) -> None:
+def test_two_processes_train_several_scenes(tmp_path: Path, one_thread: None) -> None:
     """Scenes that a step does not draw have no gradient, on any rank."""
     both = run_training(several(tmp_path / "two"), devices="cpu:2", console=Recorder())
     one = run_training(several(tmp_path / "one", accumulate=2), devices="cpu", console=Recorder())

@@ -142,11 +142,8 @@ def test_every_line_of_a_run_is_ours(tmp_path: Path, recipe: str, prompt: str) -
     assert strange == []
 
 
-def test_the_package_imports_fast_and_puts_waiting_threads_to_sleep() -> None:
-    code = (
-        "import sys, time; began = time.perf_counter(); import scoredist3d; spent = time.perf_counter() - began; "
-        "import os; print(spent < 2.0, os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)"
-    )
+def test_the_package_puts_waiting_threads_to_sleep_before_torch_loads() -> None:
+    code = "import sys, os, scoredist3d; print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)"
     environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
     result = subprocess.run([sys.executable, "-c", code], env=environment, cwd=ROOT, capture_output=True, text=True)
-    assert result.stdout.split() == ["True", "PASSIVE", "False"], result.stderr
+    assert result.stdout.split() == ["PASSIVE", "False"], result.stderr

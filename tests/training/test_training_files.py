@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -78,7 +79,7 @@ def test_kill_while_writing_never_breaks_the_checkpoint(tmp_path: Path) -> None:
     chance = random.Random(0)
     for attempt in range(2):
         with subprocess.Popen([sys.executable, "-c", script, str(tmp_path)]) as process:
-            deadline = time.monotonic() + 60
+            deadline = time.monotonic() + 600
             (tmp_path / "last.ckpt").unlink(missing_ok=True)
             while not (tmp_path / "last.ckpt").exists() and time.monotonic() < deadline:
                 time.sleep(0.01)
@@ -127,7 +128,7 @@ def test_a_foreign_checkpoint_cannot_run_code(tmp_path: Path, monkeypatch: pytes
 
 
 def test_weights_of_another_configuration_are_refused() -> None:
-    module = nn.Linear(2, 3)
+    module = nn.utils.skip_init(nn.Linear, 2, 3)
     with pytest.raises(ValueError, match="it lacks bias; it has the unknown bias2; other sizes in weight"):
         load_weights(module, {"weight": torch.zeros(2, 2), "bias2": torch.zeros(3)})
     load_weights(module, {"weight": torch.ones(3, 2), "bias": torch.zeros(3)})
@@ -215,7 +216,10 @@ def test_slug_and_duration() -> None:
     assert [duration(s) for s in (7, 750, 3723)] == ["0:07", "12:30", "1:02:03"]
 
 
-def test_snapshot_holds_command_config_code_and_packages(tmp_path: Path) -> None:
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
+def test_snapshot_holds_command_config_code_and_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)  # nobody's hooks, signatures and templates
+    monkeypatch.setenv("GIT_CONFIG_SYSTEM", os.devnull)
     git = ["git", "-c", "user.name=t", "-c", "user.email=t@t", "-C", str(tmp_path)]
     (tmp_path / "code.py").write_text("x = 1\n")
     for command in (["init", "-q"], ["add", "code.py"], ["commit", "-q", "-m", "first"]):
@@ -296,5 +300,5 @@ def test_second_signal_ends_the_process_at_once() -> None:
         "    signal.raise_signal(signal.SIGINT); signal.raise_signal(signal.SIGINT)\n"
         "print('not reached')\n"
     )
-    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=600, check=False)
     assert result.returncode == 130 and "checkpoint is intact" in result.stdout and "not reached" not in result.stdout
