@@ -75,8 +75,8 @@ def no_mesh(missing: Mapping[str, str]) -> str:
 @torch.no_grad()
 def write_video(
     system: System, config: ExperimentConfig, folder: RunFolder, progress: Callable[[float], None]
-) -> tuple[Path, list[str]]:
-    """The turntable (3D) or the animation of the optimisation (2D); its path, and remarks for a person.
+) -> tuple[Path, str]:
+    """The turntable (3D) or the animation of the optimisation (2D); its path, and what it replaced, in a sentence.
 
     The cameras of a turntable are written beside it as ``<name>-cameras.json``. An earlier video that differs is kept
     in ``videos/previous-<n>/``.
@@ -95,7 +95,7 @@ def write_video(
         earlier = [*(f"{name}{suffix}" for suffix in SUFFIXES), path_of_cameras]
         replacement = Replacement.plan(staging, folder.videos, earlier)
         replacement.apply()
-    return folder.videos / video.path.name, [text for text in (video.note, replacement.describe()) if text]
+    return folder.videos / video.path.name, replacement.describe()
 
 
 def export_objects(

@@ -291,10 +291,10 @@ def _video(
             console.progress(f"{system.video_name}: {fraction:.0%}")
 
     with clock.stage(system.video_name):
-        path, remarks = write_video(system, config, folder, progress)
+        path, replaced = write_video(system, config, folder, progress)
     result.paths[system.video_name] = path
-    for remark in remarks:
-        console.say(f"{system.video_name}: {remark}")
+    if replaced:
+        console.say(f"{system.video_name}: {replaced}")
 
 
 def _export(

@@ -10,6 +10,7 @@ import torch
 from scoredist3d.cameras import Cameras, orbit
 from scoredist3d.config.experiment import TurntableConfig
 from scoredist3d.export.camera_path import camera_path, write_camera_path
+from scoredist3d.training.folder import RunFolder
 from scoredist3d.training.outputs import write_video
 
 
@@ -74,12 +75,12 @@ class TurningSystem:
 def test_a_turntable_comes_with_its_cameras(cameras, tmp_path, kind):
     test = TurntableConfig(frames=2, fps=12, format=kind, height=15, width=17)
     assert test.validate() == [] and TurntableConfig(height=15).validate() != []
-    folder = SimpleNamespace(images=tmp_path / "images", videos=tmp_path / "videos")
-    folder.images.mkdir()
+    folder = RunFolder(tmp_path / "run")
+    folder.images.mkdir(parents=True)
     done = []
-    path, note = write_video(TurningSystem(cameras), SimpleNamespace(test=test), folder, done.append)
-    assert path == folder.videos / f"turntable.{kind}" and note == "" and done[-1] == 1.0
+    path, replaced = write_video(TurningSystem(cameras), SimpleNamespace(test=test), folder, done.append)
+    assert path == folder.videos / f"turntable.{kind}" and replaced == "" and done[-1] == 1.0
     assert len(json.loads((folder.videos / "turntable-cameras.json").read_text())["frames"]) == 2
-    elsewhere = SimpleNamespace(images=folder.images, videos=tmp_path / "images only")
+    elsewhere = RunFolder(tmp_path / "images only")
     path, _ = write_video(TurningSystem(None), SimpleNamespace(test=test), elsewhere, done.append)
     assert path.exists() and not list(elsewhere.videos.glob("*.json"))

@@ -35,11 +35,11 @@ def seen_from_around(prior, batch: int, prompt: str = "red") -> Branches:
     return replace(branches(prior, prompt), cameras=orbit(angle, 20 * one, 3 * one, 40 * one, 8, 8))
 
 
-def two_steps(guidance) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """The gradient of the second step, which phi's first training step has changed, and phi after it."""
+def four_steps(guidance) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """The gradient of the fourth step and phi after it: the third is the first to see phi's answer to cameras."""
     z, b = latents(), seen_from_around(guidance.prior, 3)
-    gradient_of(guidance, z, 0, b=b)
-    return gradient_of(guidance, z, 1, b=b), state_of(guidance.phi)
+    gradients = [gradient_of(guidance, z, step, b=b) for step in range(4)]
+    return gradients[-1], state_of(guidance.phi)
 
 
 def counted_rows(guidance, b: Branches, z: torch.Tensor) -> dict[str, int]:
@@ -75,11 +75,11 @@ def test_are_registered_and_have_only_their_own_options(method, name, arxiv, opt
 @pytest.mark.parametrize(("method", "off"), [(ASD, {"gamma": 0.0}), (ESD, {"entropy": 0.0})])
 def test_switched_off_is_vsd(method, off):
     prior = blobs()
-    vsd_gradient, vsd_phi = two_steps(VSD(VSD.Config(phi=SMALL), prior=prior))
-    gradient, phi = two_steps(method(method.Config(phi=SMALL, **off), prior=prior))
+    vsd_gradient, vsd_phi = four_steps(VSD(VSD.Config(phi=SMALL), prior=prior))
+    gradient, phi = four_steps(method(method.Config(phi=SMALL, **off), prior=prior))
     assert torch.equal(gradient, vsd_gradient) and same_state(phi, vsd_phi)
-    gradient, phi = two_steps(method(method.Config(phi=SMALL), prior=prior))
-    assert not torch.equal(gradient, vsd_gradient)
+    gradient, phi = four_steps(method(method.Config(phi=SMALL), prior=prior))
+    assert (gradient - vsd_gradient).norm() > 1e-6 * vsd_gradient.norm()  # 7e-5 for ESD, far above rounding
 
 
 # ASD

@@ -1,6 +1,7 @@
 """Terms on fields: eikonal and sketch-shape, and which terms fit which system."""
 
 import math
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -101,8 +102,10 @@ def test_eikonal_points_without_a_synchronisation():
     term, generator = build("loss", "eikonal"), Rng()("eikonal", 0, "cuda")
     term._points(moved, 1.0, generator)  # whatever is made at the first call
     before = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Synchronization debug mode is a prototype")
+            torch.cuda.set_sync_debug_mode("error")
         points = term._points(moved, 1.0, generator)
     finally:
         torch.cuda.set_sync_debug_mode(before)

@@ -5,7 +5,6 @@ import os
 import stat
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -56,7 +55,7 @@ def test_a_failing_compiler_leaves_nothing_behind(monkeypatch, tmp_path):
 
 @needs_compiler
 def test_two_processes_at_once(tmp_path):
-    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
     environment.pop("SCOREDIST3D_NATIVE", None)
     code = "from scoredist3d.ops import native; assert native.available(), native.unavailable_reason()"
     children = [subprocess.Popen([sys.executable, "-c", code], env=environment) for _ in range(2)]

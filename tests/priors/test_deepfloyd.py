@@ -31,7 +31,8 @@ def load(folder: Path, **options) -> DiffusersPrior:
 
 def reference(folder: Path) -> IFPipeline:
     """The pipeline with the deterministic sampler that ours corresponds to, and the model's own thresholding."""
-    pipeline = IFPipeline.from_pretrained(folder)
+    with torch.random.fork_rng(devices=[]):  # networks draw their first weights before they load those of the files
+        pipeline = IFPipeline.from_pretrained(folder)
     options = {"timestep_spacing": "trailing", "set_alpha_to_one": True}
     pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, **options)
     pipeline.scheduler.register_to_config(variance_type="fixed_small")  # DDIM reads no learned variance
