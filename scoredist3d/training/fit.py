@@ -157,10 +157,22 @@ def fit(
         try:
             trainer.fit(module, train_dataloaders=EndlessSteps(), ckpt_path=resume and str(resume), weights_only=True)
             once_restored.call()  # Lightning skips its hooks where no step is left
-        finally:
-            if torch.distributed.is_initialized():
-                torch.distributed.destroy_process_group()
+        except BaseException:
+            _leave_group(failed=True)
+            raise
+        _leave_group(failed=False)
     return FitResult(trainer.global_step, guard.requested and trainer.global_step < config.trainer.max_steps)
+
+
+def _leave_group(*, failed: bool) -> None:
+    """End the process group of this rank, at once where it has failed."""
+    if not torch.distributed.is_initialized():
+        return
+    if failed and torch.distributed.get_backend() == "nccl":
+        # The other ranks may be waiting for this one in a collective, which an orderly end would wait for in turn.
+        torch.distributed.distributed_c10d._abort_process_group()
+    else:
+        torch.distributed.destroy_process_group()
 
 
 def _check_growth(system: System, config: ExperimentConfig, place: Place) -> None:
@@ -232,6 +244,8 @@ def _quiet_lightning() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"(pytorch_lightning|lightning_fabric)\.")
         warnings.filterwarnings("ignore", message=".*(torch\\.jit|lr_scheduler).*")
+        # Lightning wraps the module for several GPUs on a stream of its own, on purpose.
+        warnings.filterwarnings("ignore", message="The AccumulateGrad node's stream does not match")
         for logger in loggers:
             logger.setLevel(logging.ERROR)
         try:

@@ -299,6 +299,30 @@ def test_two_processes_train_one_scene_with_their_own_cameras(tmp_path: Path, on
     assert_same(states[0], states[1])
 
 
+needs_two_gpus = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+
+
+@pytest.mark.parametrize(
+    "devices", ["cpu:2", pytest.param([0, 1], marks=[pytest.mark.gpu, needs_two_gpus], id="two GPUs")]
+)
+def test_an_error_of_the_first_rank_ends_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, devices: str | list[int]
+) -> None:
+    """It does not wait for the other rank, which waits for it in the gradients' sum."""
+    from scoredist3d.training.lightning_module import TrainingModule
+
+    step = TrainingModule.training_step
+
+    def broken(self: TrainingModule, batch: Any, batch_idx: int) -> Any:
+        if batch_idx == 1:
+            raise RuntimeError("this rank is broken")
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(TrainingModule, "training_step", broken)  # in this process, which is rank 0
+    with pytest.raises(RuntimeError, match="this rank is broken"):
+        run_training(make(tmp_path), devices=devices, console=Recorder())
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["32-true", "16-mixed"])
 def test_gpu_run_and_its_evaluation_on_the_cpu(tmp_path: Path, precision: str) -> None:
@@ -310,7 +334,7 @@ def test_gpu_run_and_its_evaluation_on_the_cpu(tmp_path: Path, precision: str) -
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@needs_two_gpus
 def test_two_gpus_train_one_scene(tmp_path: Path) -> None:
     result = run_training(make(tmp_path), devices=[0, 1], console=Recorder())
     assert result.step == 3 and last(result.folder)["global_step"] == 3
