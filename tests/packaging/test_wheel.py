@@ -16,7 +16,16 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 # A few steps at a small size: the path of the quickstart, not its quality.
-SHORT = ["trainer.max_steps=4", "test.frames=3", "test.width=64", "test.height=64", "exporter.texture_size=256"]
+SHORT = [
+    "trainer.max_steps=4",
+    "preview.every_n_steps=0",
+    "test.frames=2",
+    "test.width=32",
+    "test.height=32",
+    "exporter.resolution=48",
+    "exporter.max_faces=1000",
+    "exporter.texture_size=256",
+]
 
 
 @pytest.fixture(scope="module")
