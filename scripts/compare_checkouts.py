@@ -1,0 +1,174 @@
+"""Run the same training in two checkouts on one machine, and compare every trained tensor.
+
+    python scripts/compare_checkouts.py /path/to/old /path/to/new --work /tmp/compare
+
+A restructuring must not change what the program computes. The cases are recipes of the old checkout: every method in
+2D and in 3D, and every small representation with its renderer, 20 steps each on the CPU with one thread. Their resolved
+configs are written by the old checkout and read by both, so the new one also proves that it still accepts the old keys
+and names. Edits start from the scene of the case ``text-to-3d/sds``.
+
+Tensors are matched by their names in the checkpoint; a tensor that only one checkout has is a difference. The exit code
+is 1 where a case fails or a tensor differs by more than ``--tolerance`` relative to the largest value of its kind.
+Finished cases are kept in ``--work``, so a command that was cut off goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+SHORT = [
+    "prompt=a red mug",
+    "seed=3",
+    "preview.every_n_steps=0",
+    "checkpoint.every_n_steps=0",
+    "log.tensorboard=false",
+    "test.frames=1",
+    "exporter.resolution=16",
+    "exporter.texture_size=64",
+    "exporter.max_faces=100",
+]
+SOURCE = "text-to-3d/sds"
+
+
+def main() -> int:
+    """Run what is missing in both checkouts, then compare; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("old", type=Path, help="checkout whose recipes and results are the reference")
+    parser.add_argument("new", type=Path, help="checkout that is compared with it")
+    parser.add_argument("--work", type=Path, required=True, help="folder of configs, runs and logs")
+    parser.add_argument("--steps", type=int, default=20, help="optimiser steps of each case")
+    parser.add_argument("--only", default="", metavar="REGEX", help="cases whose name matches")
+    parser.add_argument("--tolerance", type=float, default=1e-6, help="largest relative difference")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="cases at a time, one thread each")
+    options = parser.parse_args()
+    old, new = options.old.resolve(), options.new.resolve()
+    names = [name for name in case_names(old) if re.search(options.only, name)]
+    if not names:
+        parser.error(f"--only: no case matches {options.only!r}")
+    work = options.work.resolve()
+    first = [name for name in names if name == SOURCE] or [SOURCE]
+    for group in (first, [name for name in names if name not in first]):
+        tasks = [(checkout, label, name) for name in group for checkout, label in ((old, "old"), (new, "new"))]
+        with ThreadPoolExecutor(options.jobs) as pool:
+            list(pool.map(lambda task: run_case(*task, old, work, options.steps), tasks))
+    results = {name: differences(work, name) for name in names}
+    (work / "differences.json").write_text(json.dumps(results, indent=2), encoding="utf-8")
+    return report(results, options.tolerance)
+
+
+def case_names(checkout: Path) -> list[str]:
+    """``text-to-2d/sds``, ..., ``representation/dmtet-small``: recipes of a checkout that run on what ships with it."""
+    configs = checkout / "configs"
+    recipes = [path for kind in ("text-to-2d", "text-to-3d") for path in sorted((configs / kind).glob("*.yaml"))]
+    recipes += sorted((configs / "representation").glob("*-small.yaml"))
+    found = [path.relative_to(configs).with_suffix("").as_posix() for path in recipes]
+    return [name for name in found if name not in ("text-to-2d/compare", "representation/textured-mesh-small")]
+
+
+def run_case(checkout: Path, label: str, name: str, old: Path, work: Path, steps: int) -> None:
+    """Train one case in one checkout, unless that has been done."""
+    folder = work / label / name
+    if next(folder.rglob("last.ckpt"), None) is not None:
+        return
+    config = work / "configs" / f"{name}.yaml"
+    if label == "old" and not config.is_file():
+        arguments = [*recipe_of(name), "--train", "--dry-run", *SHORT, f"trainer.max_steps={steps}"]
+        resolved = launch(old, arguments, work / "logs" / label / f"{name}-config.txt")
+        config.parent.mkdir(parents=True, exist_ok=True)
+        config.write_text(resolved, encoding="utf-8")
+    elif not config.is_file():
+        run_case(old, "old", name, old, work, steps)
+    arguments = ["--config", str(config), "--train", "--gpu", "cpu", f"output_root={folder}"]
+    if "init_from: outputs/source" in config.read_text(encoding="utf-8"):
+        arguments.append(f"system.init_from={next((work / label / SOURCE).rglob('last.ckpt'))}")
+    print(f"{label}: {name}", flush=True)
+    launch(checkout, arguments, work / "logs" / label / f"{name}.txt")
+
+
+def recipe_of(name: str) -> list[str]:
+    """The config arguments of a case; a representation is a fragment on the quickstart."""
+    files = [f"configs/{name}.yaml"]
+    return ["--config", *(["configs/quickstart.yaml", *files] if name.startswith("representation/") else files)]
+
+
+def launch(checkout: Path, arguments: list[str], log: Path) -> str:
+    """Standard output of the checkout's program; a failure is kept in its log, and shows as a missing checkpoint."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "PYTHONPATH": str(checkout)}
+    command = [sys.executable, "launch.py", *arguments]
+    done = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True, check=False)
+    log.write_text(f"{done.stdout}\n{done.stderr}", encoding="utf-8")
+    return done.stdout
+
+
+def differences(work: Path, name: str) -> dict[str, Any]:
+    """Largest relative difference of a case, the tensor that has it, and tensors that one checkout lacks."""
+    found = [next((work / label / name).rglob("last.ckpt"), None) for label in ("old", "new")]
+    if None in found:
+        missing = " and ".join(label for label, path in zip(("old", "new"), found, strict=True) if path is None)
+        return {"failed": f"no checkpoint from {missing}; see {work / 'logs'}"}
+    states = [dict(tensors(path)) for path in found if path is not None]
+    lacking = sorted(states[0].keys() ^ states[1].keys())
+    worst, where = 0.0, ""
+    for key in sorted(states[0].keys() & states[1].keys()):
+        difference = relative_difference(states[0][key], states[1][key])
+        if difference > worst or not where:
+            worst, where = difference, key
+    return {"difference": worst, "tensor": where, "tensors": len(states[0]), "only in one": lacking}
+
+
+def tensors(checkpoint: Path) -> Iterator[tuple[str, Any]]:
+    """Name and value of every tensor of a checkpoint's ``state_dict``, nested states included."""
+    import torch
+
+    def walk(path: str, value: Any) -> Iterator[tuple[str, Any]]:
+        if isinstance(value, torch.Tensor):
+            yield path, value
+        elif isinstance(value, dict):
+            for key, item in value.items():
+                yield from walk(f"{path}.{key}", item)
+        elif isinstance(value, (list, tuple)):
+            for index, item in enumerate(value):
+                yield from walk(f"{path}.{index}", item)
+
+    for key, value in torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"].items():
+        yield from walk(key, value)
+
+
+def relative_difference(first: Any, second: Any) -> float:
+    """Largest absolute difference, relative to the largest absolute value; infinite where the shapes differ."""
+    if first.shape != second.shape:
+        return float("inf")
+    if first.numel() == 0:
+        return 0.0
+    first, second = first.double(), second.double()
+    scale = first.abs().max().item()
+    return float((first - second).abs().max().item() / (scale or 1.0))
+
+
+def report(results: dict[str, dict[str, Any]], tolerance: float) -> int:
+    """Print one line per case; the exit code."""
+    bad = 0
+    for name, result in results.items():
+        failed = "failed" in result or result["difference"] > tolerance or bool(result["only in one"])
+        bad += failed
+        text = result.get("failed") or (
+            f"{result['difference']:.1e} at {result['tensor']} of {result['tensors']} tensors"
+            + (f"; only in one: {', '.join(result['only in one'][:4])}" if result["only in one"] else "")
+        )
+        print(f"{'DIFFERS' if failed else 'equal  '}  {name:<40} {text}")
+    print(f"{len(results) - bad} of {len(results)} cases agree to {tolerance:g}")
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
