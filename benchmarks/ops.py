@@ -31,7 +31,8 @@ import torch  # isort: skip  (after scoredist3d, which makes OpenMP threads slee
 from ops_common import Row, usable  # isort: skip
 from ops_meshes import distance_rows, flexicubes_rows, rasterize_rows, tetrahedra_rows  # isort: skip
 from ops_splatting import parse_size, splatting_rows  # isort: skip
-from scoredist3d.ops import compositing, hash_grid, ray_marching
+from scoredist3d.ops.hash_grid import encoding as hash_grid
+from scoredist3d.ops.volume_rendering import compositing, ray_marching
 
 
 def main() -> None:

@@ -11,8 +11,12 @@ import torch
 from ops_common import Row, cameras_around, differentiate, sphere, usable
 from torch import Tensor
 
-from scoredist3d.ops import flexicubes as cubes
-from scoredist3d.ops import isosurface, mesh_distance, raster_backends, rasterize, tetrahedra
+from scoredist3d.ops.isosurface import flexicubes as cubes
+from scoredist3d.ops.isosurface import marching_tetrahedra as isosurface
+from scoredist3d.ops.isosurface import tetrahedra
+from scoredist3d.ops.mesh import distance as mesh_distance
+from scoredist3d.ops.rasterization import kernels as raster_backends
+from scoredist3d.ops.rasterization import rasterize
 
 # (vertices, view projection, height or width) to an image.
 Pipeline = Callable[[Tensor, Tensor, int], Tensor]

@@ -13,7 +13,7 @@ from ops_common import Row, cameras_around, differentiate, usable
 from torch import Tensor
 
 from scoredist3d.cameras import Cameras
-from scoredist3d.ops import splatting
+from scoredist3d.ops.splatting import splat as splatting
 
 CPU_SIZES = ("5000@128", "20000@256")
 CUDA_SIZES = (*CPU_SIZES, "100000@512")

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from scoredist3d.backgrounds.base import Background
 from scoredist3d.config import option
 from scoredist3d.meshes.images import load_radiance
-from scoredist3d.ops.color import linear_to_srgb
-from scoredist3d.ops.environment import resize_panorama, sample_panorama
+from scoredist3d.ops.shading.color import linear_to_srgb
+from scoredist3d.ops.shading.environment import resize_panorama, sample_panorama
 from scoredist3d.registry import register
 
 _MARGIN = 1e-3  # keeps the logits of black and white finite

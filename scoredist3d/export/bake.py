@@ -89,7 +89,7 @@ def quantize(values: np.ndarray) -> np.ndarray:
 
 def normals_of(surface: Mesh, points: np.ndarray) -> np.ndarray:
     """(N, 3) unit normals of the closest points of a surface."""
-    from scoredist3d.ops.mesh_distance import closest_point
+    from scoredist3d.ops.mesh.distance import closest_point
 
     vertices, faces = torch.from_numpy(surface.vertices), torch.from_numpy(surface.faces)
     found = closest_point(torch.from_numpy(np.ascontiguousarray(points, dtype=np.float32)), vertices, faces)

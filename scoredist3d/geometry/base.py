@@ -17,7 +17,7 @@ from scoredist3d.meshes.splats import Splats
 from scoredist3d.seeding import Rng
 
 if TYPE_CHECKING:
-    from scoredist3d.ops.splatting import Projected
+    from scoredist3d.ops.splatting.splat import Projected
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from scoredist3d.geometry.base import SurfaceMesh
 from scoredist3d.geometry.grid_surface import GridSurface
-from scoredist3d.ops.isosurface import marching_tetrahedra
-from scoredist3d.ops.tetrahedra import TetrahedralGrid, tetrahedral_grid
+from scoredist3d.ops.isosurface.marching_tetrahedra import marching_tetrahedra
+from scoredist3d.ops.isosurface.tetrahedra import TetrahedralGrid, tetrahedral_grid
 from scoredist3d.registry import register
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from scoredist3d.geometry.base import SurfaceMesh
 from scoredist3d.geometry.grid_surface import GridSurface
 from scoredist3d.materials.base import Material
-from scoredist3d.ops.flexicubes import VoxelGrid, flexicubes, voxel_grid
+from scoredist3d.ops.isosurface.flexicubes import VoxelGrid, flexicubes, voxel_grid
 from scoredist3d.registry import register
 from scoredist3d.seeding import Rng
 

@@ -32,7 +32,7 @@ from scoredist3d.registry import register
 from scoredist3d.seeding import Rng
 
 if TYPE_CHECKING:
-    from scoredist3d.ops.splatting import Projected
+    from scoredist3d.ops.splatting.splat import Projected
 
 _LEAST_OPACITY = 1e-6  # keeps logits finite
 

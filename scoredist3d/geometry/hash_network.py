@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from scoredist3d.config import option
 from scoredist3d.geometry.fitting import fit_features
 from scoredist3d.geometry.networks import MLP
-from scoredist3d.ops.hash_grid import HashGridSpec, hash_grid_encode
+from scoredist3d.ops.hash_grid.encoding import HashGridSpec, hash_grid_encode
 from scoredist3d.seeding import Rng
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from scoredist3d.geometry.base import SurfaceMesh
 from scoredist3d.meshes.mesh import Mesh
-from scoredist3d.ops.mesh_distance import ClosestPoints, closest_point, signed_distance
+from scoredist3d.ops.mesh.distance import ClosestPoints, closest_point, signed_distance
 
 
 def to_mesh(mesh: SurfaceMesh) -> Mesh:

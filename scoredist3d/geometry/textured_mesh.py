@@ -23,8 +23,8 @@ from scoredist3d.meshes.loading import LoadedMesh, load_mesh
 from scoredist3d.meshes.mesh import Mesh, decimate
 from scoredist3d.meshes.texels import fill_uncovered, rasterize, texel_points
 from scoredist3d.meshes.uv import unusable_uvs, unwrap
-from scoredist3d.ops.rasterize import sample_texture
-from scoredist3d.ops.rows import blend_rows
+from scoredist3d.ops.gather import blend_rows
+from scoredist3d.ops.rasterization.rasterize import sample_texture
 from scoredist3d.registry import register
 from scoredist3d.seeding import Rng
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from scoredist3d.meshes.mesh import Mesh
-from scoredist3d.ops.mesh_distance import signed_distance
+from scoredist3d.ops.mesh.distance import signed_distance
 
 
 def trilinear(grid: Tensor, points: Tensor, radius: float) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 from scoredist3d.geometry.base import SurfaceMesh
 from scoredist3d.losses.base import Loss
 from scoredist3d.losses.mesh_terms import MeshLoss
-from scoredist3d.ops.topology import EdgeFaces
+from scoredist3d.ops.mesh.topology import EdgeFaces
 from scoredist3d.registry import register
 
 

@@ -10,8 +10,8 @@ from scoredist3d.config import option
 from scoredist3d.geometry.base import SurfaceMesh
 from scoredist3d.losses.base import Loss
 from scoredist3d.losses.mesh_terms import MeshLoss
-from scoredist3d.ops.mesh_losses import edge_length
-from scoredist3d.ops.topology import EdgeFaces
+from scoredist3d.ops.mesh.regularizers import edge_length
+from scoredist3d.ops.mesh.topology import EdgeFaces
 from scoredist3d.registry import register
 
 

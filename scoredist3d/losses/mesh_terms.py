@@ -9,7 +9,7 @@ from torch import Tensor
 from scoredist3d.geometry.base import Geometry, Surface, SurfaceMesh
 from scoredist3d.geometry.face_cache import FaceCache
 from scoredist3d.losses.base import Loss
-from scoredist3d.ops.topology import EdgeFaces, edge_faces
+from scoredist3d.ops.mesh.topology import EdgeFaces, edge_faces
 from scoredist3d.renderers.base import Render
 from scoredist3d.seeding import Rng
 

@@ -9,8 +9,8 @@ from torch import Tensor
 from scoredist3d.geometry.base import SurfaceMesh
 from scoredist3d.losses.base import Loss
 from scoredist3d.losses.mesh_terms import MeshLoss
-from scoredist3d.ops.mesh_losses import normal_consistency
-from scoredist3d.ops.topology import EdgeFaces
+from scoredist3d.ops.mesh.regularizers import normal_consistency
+from scoredist3d.ops.mesh.topology import EdgeFaces
 from scoredist3d.registry import register
 
 

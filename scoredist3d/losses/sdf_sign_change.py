@@ -9,7 +9,7 @@ from torch import Tensor
 from scoredist3d.geometry.base import Geometry
 from scoredist3d.geometry.grid_surface import GridSurface
 from scoredist3d.losses.base import Loss
-from scoredist3d.ops.isosurface import sign_change_loss
+from scoredist3d.ops.isosurface.marching_tetrahedra import sign_change_loss
 from scoredist3d.registry import register
 from scoredist3d.renderers.base import Render
 from scoredist3d.seeding import Rng

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from scoredist3d.meshes.images import load_radiance
-from scoredist3d.ops.environment import (
+from scoredist3d.ops.shading.environment import (
     FilterBank,
     brdf_table,
     filter_bank,
@@ -52,8 +52,8 @@ def studio_panorama(height: int) -> Tensor:
 class EnvironmentLight(nn.Module):
     """Light from all directions, prefiltered for diffuse and glossy reflection.
 
-    :mod:`scoredist3d.ops.environment` has the directions and the filters. A map that is learned is stored as the
-    logarithm of its radiance, and prefiltered anew at each look-up.
+    :mod:`scoredist3d.ops.shading.environment` has the directions and the filters. A map that is learned is stored as
+    the logarithm of its radiance, and prefiltered anew at each look-up.
     """
 
     _specular: Tensor

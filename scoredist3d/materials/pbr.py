@@ -14,7 +14,7 @@ from scoredist3d.config import option
 from scoredist3d.materials.base import Light, Material, logit
 from scoredist3d.materials.lighting import DIELECTRIC_F0, EnvironmentLight, turned
 from scoredist3d.meshes.shape import SurfaceChannels
-from scoredist3d.ops.color import clamp_unit, linear_to_srgb, srgb_to_linear
+from scoredist3d.ops.shading.color import clamp_unit, linear_to_srgb, srgb_to_linear
 from scoredist3d.registry import register
 
 # Fractions of their ranges that roughness and metallic start at where the earlier object has none.

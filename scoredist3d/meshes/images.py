@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scoredist3d.ops.color import srgb_to_linear
+from scoredist3d.ops.shading.color import srgb_to_linear
 
 _DISPLAY_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 

@@ -66,7 +66,7 @@ class LoadedMesh:
         """
         if not self.has_colors:
             raise ValueError("the mesh has no colours: its file holds neither a texture nor vertex colours")
-        from scoredist3d.ops.mesh_distance import closest_point
+        from scoredist3d.ops.mesh.distance import closest_point
 
         mesh, device = self.mesh, points.device
         vertices = torch.from_numpy(mesh.vertices).to(device)

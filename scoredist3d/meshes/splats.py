@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from scoredist3d.ops.rotations import quaternion_product
-from scoredist3d.ops.spherical_harmonics import DC, num_coefficients, rotation_of
+from scoredist3d.ops.shading.spherical_harmonics import DC, num_coefficients, rotation_of
 
 Up = Literal["y", "z", "auto"]
 

@@ -16,7 +16,7 @@ from scoredist3d.config import option
 from scoredist3d.geometry.base import GaussianCloud, GaussianSet
 from scoredist3d.materials.base import Light, Material
 from scoredist3d.ops.rotations import rotation_matrices
-from scoredist3d.ops.splatting import MAX_CHANNELS, Splats, project, splat
+from scoredist3d.ops.splatting.splat import MAX_CHANNELS, Splats, project, splat
 from scoredist3d.registry import register
 from scoredist3d.renderers.base import NOTHING, Render, Renderer, over
 from scoredist3d.seeding import Rng

@@ -16,10 +16,10 @@ from scoredist3d.config import option
 from scoredist3d.geometry.base import Surface, SurfaceMesh, SurfacePoints
 from scoredist3d.geometry.face_cache import FaceCache
 from scoredist3d.materials.base import Light, Material
-from scoredist3d.ops.fragments import Fragments
-from scoredist3d.ops.mesh_losses import face_normals, vertex_normals
-from scoredist3d.ops.rasterize import antialias, interpolate, mesh_edges, rasterize
-from scoredist3d.ops.rows import gather_rows
+from scoredist3d.ops.gather import gather_rows
+from scoredist3d.ops.mesh.regularizers import face_normals, vertex_normals
+from scoredist3d.ops.rasterization.fragments import Fragments
+from scoredist3d.ops.rasterization.rasterize import antialias, interpolate, mesh_edges, rasterize
 from scoredist3d.registry import register
 from scoredist3d.renderers.base import NOTHING, Render, Renderer, over
 from scoredist3d.seeding import Rng

@@ -14,8 +14,8 @@ from scoredist3d.backgrounds.base import Background
 from scoredist3d.config import option
 from scoredist3d.geometry.base import GeometryOutput, SignedDistanceField
 from scoredist3d.materials.base import Material
-from scoredist3d.ops.compositing import transmittance
-from scoredist3d.ops.ray_marching import RaySamples
+from scoredist3d.ops.volume_rendering.compositing import transmittance
+from scoredist3d.ops.volume_rendering.ray_marching import RaySamples
 from scoredist3d.registry import register
 from scoredist3d.renderers.volume import VolumeRenderer, _Request
 from scoredist3d.seeding import Rng

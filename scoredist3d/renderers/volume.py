@@ -17,9 +17,9 @@ from scoredist3d.geometry.base import Field, GeometryOutput
 from scoredist3d.geometry.hash_network import HashGridConfig, NetworkConfig
 from scoredist3d.geometry.implicit_volume import ImplicitVolume
 from scoredist3d.materials.base import Light, Material
-from scoredist3d.ops.compositing import accumulate, render_weights, transmittance
-from scoredist3d.ops.occupancy import OccupancyGrid
-from scoredist3d.ops.ray_marching import RaySamples, march_rays
+from scoredist3d.ops.volume_rendering.compositing import accumulate, render_weights, transmittance
+from scoredist3d.ops.volume_rendering.occupancy import OccupancyGrid
+from scoredist3d.ops.volume_rendering.ray_marching import RaySamples, march_rays
 from scoredist3d.registry import register
 from scoredist3d.renderers import volume_maps
 from scoredist3d.renderers.base import NOTHING, Render, Renderer, over

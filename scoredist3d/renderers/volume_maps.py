@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from scoredist3d.ops.compositing import accumulate
-from scoredist3d.ops.ray_marching import RaySamples
+from scoredist3d.ops.volume_rendering.compositing import accumulate
+from scoredist3d.ops.volume_rendering.ray_marching import RaySamples
 
 
 def depth_variance(
@@ -19,7 +19,7 @@ def depth_variance(
         samples: M intervals along R rays.
         depth: (R, 1), mean distance of what each ray sees.
         opacity: (R, 1), sum of its weights.
-        backend: Of the sums, see :func:`~scoredist3d.ops.compositing.accumulate`.
+        backend: Of the sums, see :func:`~scoredist3d.ops.volume_rendering.compositing.accumulate`.
     """
     deviation = samples.midpoints[:, None] - depth.index_select(0, samples.ray_indices)
     return accumulate(weights, deviation.square(), samples, backend=backend) / opacity.clamp_min(1e-6)

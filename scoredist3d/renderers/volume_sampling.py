@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scoredist3d.ops.compositing import accumulate
-from scoredist3d.ops.ray_marching import RaySamples, ball_intersection
+from scoredist3d.ops.volume_rendering.compositing import accumulate
+from scoredist3d.ops.volume_rendering.ray_marching import RaySamples, ball_intersection
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from scoredist3d.config.validation import parse_component
 from scoredist3d.geometry.base import Start
 from scoredist3d.materials.base import logit
 from scoredist3d.meshes.mesh import Mesh, topology
-from scoredist3d.ops.mesh_distance import signed_distance
+from scoredist3d.ops.mesh.distance import signed_distance
 from scoredist3d.seeding import Rng
 from scoredist3d.systems.scene import Scene, SceneShape
 from scoredist3d.training.checkpoint import load_weights

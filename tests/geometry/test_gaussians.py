@@ -24,7 +24,7 @@ from scoredist3d.meshes.mesh import Mesh, topology
 from scoredist3d.meshes.splats import Splats, write_splats
 from scoredist3d.meshes.surface import find_surface
 from scoredist3d.ops.rotations import quaternions_to, rotation_matrices
-from scoredist3d.ops.splatting import Projected, project, splat
+from scoredist3d.ops.splatting.splat import Projected, project, splat
 from scoredist3d.seeding import Rng
 from scoredist3d.systems.optimizer import OptimizerConfig, build_optimizer
 from scoredist3d.training.checkpoint import load_weights

@@ -10,7 +10,7 @@ from surface_scenes import FixedMesh, build, cube, icosphere, renderer_of, views
 from scoredist3d.geometry.base import SurfaceMesh
 from scoredist3d.geometry.face_cache import FaceCache
 from scoredist3d.meshes.mesh import Mesh
-from scoredist3d.ops.topology import edge_faces
+from scoredist3d.ops.mesh.topology import edge_faces
 from scoredist3d.seeding import Rng
 
 

@@ -12,8 +12,8 @@ from scoredist3d.config.fields import ConfigError
 from scoredist3d.config.validation import parse_component
 from scoredist3d.materials.lighting import EnvironmentLight, studio_panorama, turned
 from scoredist3d.meshes.shape import SurfaceChannels
-from scoredist3d.ops.color import linear_to_srgb, srgb_to_linear
-from scoredist3d.ops.environment import texel_directions
+from scoredist3d.ops.shading.color import linear_to_srgb, srgb_to_linear
+from scoredist3d.ops.shading.environment import texel_directions
 
 
 def pbr(panorama: torch.Tensor | None = None, **options):

@@ -10,7 +10,7 @@ import torch
 from scoredist3d.export.gltf import to_y_up
 from scoredist3d.meshes.splats import Splats, read_points, read_splats, write_splats
 from scoredist3d.ops.rotations import quaternion_product
-from scoredist3d.ops.spherical_harmonics import harmonics
+from scoredist3d.ops.shading.spherical_harmonics import harmonics
 
 ORIGINAL_ORDER = [
     *("x", "y", "z", "nx", "ny", "nz", "f_dc_0", "f_dc_1", "f_dc_2"),

@@ -10,9 +10,9 @@ os.environ["TRITON_INTERPRET"] = "1"
 import torch
 from torch import Tensor
 
-from scoredist3d.ops.compositing import accumulate, render_weights
-from scoredist3d.ops.hash_grid import HashGridSpec, hash_grid_encode
-from scoredist3d.ops.ray_marching import march_rays
+from scoredist3d.ops.hash_grid.encoding import HashGridSpec, hash_grid_encode
+from scoredist3d.ops.volume_rendering.compositing import accumulate, render_weights
+from scoredist3d.ops.volume_rendering.ray_marching import march_rays
 
 
 def compare(name: str, found: Tensor, expected: Tensor, tolerance: float) -> None:

@@ -17,11 +17,13 @@ import trimesh
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from scoredist3d.cameras import orbit
-from scoredist3d.ops import antialias as antialias_module
-from scoredist3d.ops import raster_backends, rasterize_torch, rasterize_triton
-from scoredist3d.ops import rasterize as rasterize_module
-from scoredist3d.ops.fragments import Fragments, shade_hits
-from scoredist3d.ops.rasterize import antialias, interpolate, mesh_edges, rasterize, sample_texture
+from scoredist3d.ops.rasterization import antialias as antialias_module
+from scoredist3d.ops.rasterization import kernels as raster_backends
+from scoredist3d.ops.rasterization import rasterize as rasterize_module
+from scoredist3d.ops.rasterization import torch_backend as rasterize_torch
+from scoredist3d.ops.rasterization import triton_backend as rasterize_triton
+from scoredist3d.ops.rasterization.fragments import Fragments, shade_hits
+from scoredist3d.ops.rasterization.rasterize import antialias, interpolate, mesh_edges, rasterize, sample_texture
 
 SIZE = (9, 13)
 

@@ -10,9 +10,9 @@ os.environ["TRITON_INTERPRET"] = "1"
 import torch
 from test_splatting import GAUSSIANS, all_gradients, assert_agree, random_scene
 
-from scoredist3d.ops.splatting import Projected, project
-from scoredist3d.ops.splatting_tiles import assign_tiles
-from scoredist3d.ops.splatting_tiles_triton import scene_and_lists
+from scoredist3d.ops.splatting.splat import Projected, project
+from scoredist3d.ops.splatting.tiles import assign_tiles
+from scoredist3d.ops.splatting.tiles_triton import scene_and_lists
 
 # Gaussians, channels, cameras, size, scale, antialiased: many in one tile (finished pixels), more than one group of
 # channels, sizes that are no multiples of the tile, more than one block of Gaussians, nothing to see.

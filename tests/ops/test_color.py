@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from scoredist3d.ops.color import clamp_unit, linear_to_srgb, srgb_to_linear
+from scoredist3d.ops.shading.color import clamp_unit, linear_to_srgb, srgb_to_linear
 
 
 def test_curve_at_known_values():

@@ -8,7 +8,7 @@ import torch
 from scipy.integrate import quad
 from torch.nn import functional as F
 
-from scoredist3d.ops import environment as env
+from scoredist3d.ops.shading import environment as env
 
 
 def unit(count: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> torch.Tensor:

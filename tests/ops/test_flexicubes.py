@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from scoredist3d.ops.flexicubes import (
+from scoredist3d.ops.isosurface.flexicubes import (
     _EDGE_CORNERS,
     cube_loops,
     flexi_weights,
@@ -13,8 +13,8 @@ from scoredist3d.ops.flexicubes import (
     pinched_faces,
     voxel_grid,
 )
-from scoredist3d.ops.mesh_losses import vertex_normals
-from scoredist3d.ops.topology import euler_characteristic, is_closed
+from scoredist3d.ops.mesh.regularizers import vertex_normals
+from scoredist3d.ops.mesh.topology import euler_characteristic, is_closed
 
 
 def sphere(points: torch.Tensor, radius: float = 0.6) -> torch.Tensor:

@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
-from scoredist3d.ops.isosurface import marching_tetrahedra, sign_change_loss
-from scoredist3d.ops.mesh_losses import face_normals, vertex_normals
-from scoredist3d.ops.tetrahedra import TetrahedralGrid, generate, tetrahedral_grid
-from scoredist3d.ops.topology import euler_characteristic, is_closed
+from scoredist3d.ops.isosurface.marching_tetrahedra import marching_tetrahedra, sign_change_loss
+from scoredist3d.ops.isosurface.tetrahedra import TetrahedralGrid, generate, tetrahedral_grid
+from scoredist3d.ops.mesh.regularizers import face_normals, vertex_normals
+from scoredist3d.ops.mesh.topology import euler_characteristic, is_closed
 
 
 @pytest.fixture(autouse=True)

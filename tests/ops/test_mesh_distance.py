@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from scoredist3d.ops import native
-from scoredist3d.ops.isosurface import marching_tetrahedra
-from scoredist3d.ops.mesh_distance import closest_point, signed_distance, winding_number
-from scoredist3d.ops.tetrahedra import TetrahedralGrid, generate
+from scoredist3d.ops.isosurface.marching_tetrahedra import marching_tetrahedra
+from scoredist3d.ops.isosurface.tetrahedra import TetrahedralGrid, generate
+from scoredist3d.ops.mesh.distance import closest_point, signed_distance, winding_number
 
 needs_native = pytest.mark.skipif(not native.available(), reason="the C kernels cannot be built here")
 BACKENDS = ["torch", pytest.param("native", marks=needs_native)]

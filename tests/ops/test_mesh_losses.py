@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from scoredist3d.ops.mesh_losses import edge_length, face_normals, laplacian, normal_consistency, vertex_normals
-from scoredist3d.ops.topology import edge_faces, euler_characteristic, is_closed
+from scoredist3d.ops.mesh.regularizers import edge_length, face_normals, laplacian, normal_consistency, vertex_normals
+from scoredist3d.ops.mesh.topology import edge_faces, euler_characteristic, is_closed
 
 PHI = (1 + math.sqrt(5)) / 2
 

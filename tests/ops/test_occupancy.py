@@ -1,6 +1,6 @@
 import torch
 
-from scoredist3d.ops.occupancy import OccupancyGrid
+from scoredist3d.ops.volume_rendering.occupancy import OccupancyGrid
 
 
 def ball(points: torch.Tensor) -> torch.Tensor:

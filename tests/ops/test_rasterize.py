@@ -7,8 +7,8 @@ import torch
 
 from scoredist3d.cameras import orbit
 from scoredist3d.ops import native
-from scoredist3d.ops.rasterize import Fragments, interpolate, rasterize
-from scoredist3d.ops.rows import blend_rows, gather_rows
+from scoredist3d.ops.gather import blend_rows, gather_rows
+from scoredist3d.ops.rasterization.rasterize import Fragments, interpolate, rasterize
 
 needs_native = pytest.mark.skipif(not native.available(), reason=f"no C kernels: {native.unavailable_reason()}")
 CPU_BACKENDS = ["torch", pytest.param("native", marks=needs_native)]

@@ -8,7 +8,7 @@ import trimesh
 
 from scoredist3d.cameras import orbit
 from scoredist3d.ops import native
-from scoredist3d.ops.rasterize import antialias, interpolate, mesh_edges, rasterize
+from scoredist3d.ops.rasterization.rasterize import antialias, interpolate, mesh_edges, rasterize
 
 needs_native = pytest.mark.skipif(not native.available(), reason=f"no C kernels: {native.unavailable_reason()}")
 CPU_BACKENDS = ["torch", pytest.param("native", marks=needs_native)]

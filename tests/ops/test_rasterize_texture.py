@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from scoredist3d.ops import native
-from scoredist3d.ops.rasterize import sample_texture
+from scoredist3d.ops.rasterization.rasterize import sample_texture
 
 needs_native = pytest.mark.skipif(not native.available(), reason=f"no C kernels: {native.unavailable_reason()}")
 CPU_BACKENDS = ["torch", pytest.param("native", marks=needs_native)]

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from scoredist3d.cameras import orbit
-from scoredist3d.ops import rasterize_torch
-from scoredist3d.ops.rasterize import antialias, interpolate, mesh_edges, rasterize
+from scoredist3d.ops.rasterization import torch_backend as rasterize_torch
+from scoredist3d.ops.rasterization.rasterize import antialias, interpolate, mesh_edges, rasterize
 
 COLOURS = ["clip", "depth", "image", "smooth", "upstream", "attributes", "barycentric", "out", "texture", "uv"]
 POINTERS = {
@@ -28,25 +28,25 @@ NUMBERS = {
 }
 TYPES = {name: kind for kinds in (POINTERS, NUMBERS) for kind, names in kinds.items() for name in names}
 KERNELS = [
-    ("rasterize", "_set_up_kernel", {"PIXELS": 32, "BLOCK": 128}),
-    ("rasterize", "_draw_kernel", {"PIXELS": 32, "CHUNKS": 16}),
-    ("rasterize", "_resolve_kernel", {"BLOCK": 128}),
-    ("fragments", "_shade_kernel", {"PIXELS": 128}),
-    ("fragments", "_shade_gradient_kernel", {"PIXELS": 128, "WITH_BARYCENTRIC": True, "WITH_DEPTH": True}),
-    ("fragments", "_interpolate_kernel", {"PIXELS": 128, "CHANNELS": 4}),
+    ("triton_backend", "_set_up_kernel", {"PIXELS": 32, "BLOCK": 128}),
+    ("triton_backend", "_draw_kernel", {"PIXELS": 32, "CHUNKS": 16}),
+    ("triton_backend", "_resolve_kernel", {"BLOCK": 128}),
+    ("fragments_triton", "_shade_kernel", {"PIXELS": 128}),
+    ("fragments_triton", "_shade_gradient_kernel", {"PIXELS": 128, "WITH_BARYCENTRIC": True, "WITH_DEPTH": True}),
+    ("fragments_triton", "_interpolate_kernel", {"PIXELS": 128, "CHANNELS": 4}),
     (
-        "fragments",
+        "fragments_triton",
         "_interpolate_gradient_kernel",
         {"PIXELS": 128, "CHANNELS": 16, "WITH_ATTRIBUTES": True, "WITH_BARYCENTRIC": True},
     ),
-    ("texture", "_sample_kernel", {"POINTS": 128, "CHANNELS": 4, "LINEAR": True, "REPEAT": True}),
+    ("texture_triton", "_sample_kernel", {"POINTS": 128, "CHANNELS": 4, "LINEAR": True, "REPEAT": True}),
     (
-        "texture",
+        "texture_triton",
         "_sample_gradient_kernel",
         {"POINTS": 128, "CHANNELS": 4, "LINEAR": True, "REPEAT": False, "WITH_TEXTURE": True, "WITH_UV": True},
     ),
-    ("antialias", "_silhouette_kernel", {"PAIRS": 128, "BLEND": True}),
-    ("antialias", "_silhouette_gradient_kernel", {"PAIRS": 128, "WITH_IMAGE": True, "WITH_CLIP": True}),
+    ("antialias_triton", "_silhouette_kernel", {"PAIRS": 128, "BLEND": True}),
+    ("antialias_triton", "_silhouette_gradient_kernel", {"PAIRS": 128, "WITH_IMAGE": True, "WITH_CLIP": True}),
 ]
 
 
@@ -64,7 +64,7 @@ def test_kernels_compile_for_hopper(module, name, constants, ones, monkeypatch, 
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    kernel = getattr(importlib.import_module(f"scoredist3d.ops.{module}_triton"), name)
+    kernel = getattr(importlib.import_module(f"scoredist3d.ops.rasterization.{module}"), name)
     constants = constants | {one: 1 for one in ones if one in kernel.arg_names}
     signature = {a: "constexpr" if a in constants else TYPES[a] for a in kernel.arg_names}
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants)

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from scoredist3d.ops import native
-from scoredist3d.ops.compositing import accumulate, render_weights, transmittance
-from scoredist3d.ops.ray_marching import RaySamples, ball_intersection, march_rays
+from scoredist3d.ops.volume_rendering.compositing import accumulate, render_weights, transmittance
+from scoredist3d.ops.volume_rendering.ray_marching import RaySamples, ball_intersection, march_rays
 
 needs_native = pytest.mark.skipif(not native.available(), reason=f"no C kernels: {native.unavailable_reason()}")
 CPU_BACKENDS = ["torch", pytest.param("native", marks=needs_native)]

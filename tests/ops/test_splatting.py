@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from scoredist3d.ops import native
-from scoredist3d.ops.splatting import Projected, Splats, project, splat
-from scoredist3d.ops.splatting_tiles import MAX_ALPHA, MIN_ALPHA, MIN_TRANSMITTANCE, assign_tiles
+from scoredist3d.ops.splatting.splat import Projected, Splats, project, splat
+from scoredist3d.ops.splatting.tiles import MAX_ALPHA, MIN_ALPHA, MIN_TRANSMITTANCE, assign_tiles
 
 needs_native = pytest.mark.skipif(not native.available(), reason=f"no C kernels: {native.unavailable_reason()}")
 CPU_BACKENDS = ["torch", pytest.param("native", marks=needs_native)]

@@ -11,7 +11,7 @@ import torch
 from test_splatting import GAUSSIANS, all_gradients, assert_agree, random_scene, render
 from test_triton import compile_for_hopper
 
-from scoredist3d.ops.splatting import project
+from scoredist3d.ops.splatting.splat import project
 
 pytest.importorskip("triton", reason="triton is not installed")
 pytestmark = pytest.mark.skipif(
@@ -39,30 +39,30 @@ ONES = {"down": 1, "across": 1, "channels": 1}  # Triton makes constants of inte
 @pytest.mark.parametrize(
     ("module", "kernel", "constants", "further"),
     [
-        ("splatting_triton", "_composite_kernel", "_FORWARD", {}),
-        ("splatting_triton", "_entry_gradient_kernel", "_BACKWARD", {}),
-        ("splatting_triton", "_sum_rows_kernel", "_SUM", {"SHARED": True}),
+        ("triton_backend", "_composite_kernel", "_FORWARD", {}),
+        ("triton_backend", "_entry_gradient_kernel", "_BACKWARD", {}),
+        ("triton_backend", "_sum_rows_kernel", "_SUM", {"SHARED": True}),
         (
-            "splatting_triton",
+            "triton_backend",
             "_sum_rows_kernel",
             "_SUM",
             {"SHARED": False, "by_compensation": None, "batch": 1, **PLAIN},
         ),
-        ("splatting_tiles_triton", "_measure_kernel", "_MEASURE", {}),
-        ("splatting_tiles_triton", "_measure_kernel", "_MEASURE", PLAIN),
-        ("splatting_tiles_triton", "_measure_kernel", "_MEASURE", ONES),
-        ("splatting_tiles_triton", "_fill_kernel", "_FILL", {}),
-        ("splatting_tiles_triton", "_finish_kernel", "_FILL", {}),
-        ("splatting_project_triton", "_project_kernel", "_FORWARD", {}),
-        ("splatting_project_triton", "_project_kernel", "_FORWARD", PLAIN),
-        ("splatting_project_triton", "_project_gradient_kernel", "_CONSTANTS", {}),
-        ("splatting_project_triton", "_project_gradient_kernel", "_CONSTANTS", {"of_compensation": None, "batch": 1}),
+        ("tiles_triton", "_measure_kernel", "_MEASURE", {}),
+        ("tiles_triton", "_measure_kernel", "_MEASURE", PLAIN),
+        ("tiles_triton", "_measure_kernel", "_MEASURE", ONES),
+        ("tiles_triton", "_fill_kernel", "_FILL", {}),
+        ("tiles_triton", "_finish_kernel", "_FILL", {}),
+        ("project_triton", "_project_kernel", "_FORWARD", {}),
+        ("project_triton", "_project_kernel", "_FORWARD", PLAIN),
+        ("project_triton", "_project_gradient_kernel", "_CONSTANTS", {}),
+        ("project_triton", "_project_gradient_kernel", "_CONSTANTS", {"of_compensation": None, "batch": 1}),
     ],
 )
 def test_kernels_compile_for_hopper(module, kernel, constants, further, monkeypatch, tmp_path):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    kernels = importlib.import_module(f"scoredist3d.ops.{module}")
-    size = "fp32" if module == "splatting_project_triton" else "i32"
+    kernels = importlib.import_module(f"scoredist3d.ops.splatting.{module}")
+    size = "fp32" if module == "project_triton" else "i32"
     types = TYPES | {"height": size, "width": size} | ({"rows": "*fp32"} if kernel == "_sum_rows_kernel" else {})
     assert compile_for_hopper(getattr(kernels, kernel), getattr(kernels, constants) | further, types) > 1000
 

@@ -6,8 +6,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from scoredist3d.ops import tetrahedra
-from scoredist3d.ops.tetrahedra import TET_EDGES, generate, tetrahedral_grid
+from scoredist3d.ops.isosurface import tetrahedra
+from scoredist3d.ops.isosurface.tetrahedra import TET_EDGES, generate, tetrahedral_grid
 
 
 @pytest.fixture(autouse=True)

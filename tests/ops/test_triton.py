@@ -39,7 +39,7 @@ TYPES = (
 @pytest.mark.parametrize("name", ["_encode_kernel", "_table_gradient_kernel", "_point_gradient_kernel"])
 def test_hash_grid_compiles_for_hopper(name, directed, monkeypatch, tmp_path):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    from scoredist3d.ops import hash_grid_triton
+    from scoredist3d.ops.hash_grid import triton_backend as hash_grid_triton
 
     constants = {"F": 2, "DIRECTED": directed, "BLOCK": hash_grid_triton._BLOCK}
     assert compile_for_hopper(getattr(hash_grid_triton, name), constants, TYPES) > 1000
@@ -59,7 +59,7 @@ def test_hash_grid_compiles_for_hopper(name, directed, monkeypatch, tmp_path):
 )
 def test_ray_kernels_compile_for_hopper(name, constants, monkeypatch, tmp_path):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    from scoredist3d.ops import rays_triton
+    from scoredist3d.ops.volume_rendering import triton_backend as rays_triton
 
     constants = {**constants, "RAYS": rays_triton._RAYS, "STEPS": rays_triton._STEPS}
     assert compile_for_hopper(getattr(rays_triton, name), constants, TYPES) > 1000

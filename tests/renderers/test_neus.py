@@ -7,8 +7,8 @@ import torch
 from torch.nn import functional as F
 from volume_scenes import FogBall, SolidSphere, build, impact, orbits, renderer_of
 
-from scoredist3d.ops.compositing import render_weights
-from scoredist3d.ops.ray_marching import RaySamples
+from scoredist3d.ops.volume_rendering.compositing import render_weights
+from scoredist3d.ops.volume_rendering.ray_marching import RaySamples
 from scoredist3d.renderers.neus import NeuSRenderer
 from scoredist3d.seeding import Rng
 

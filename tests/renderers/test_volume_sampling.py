@@ -6,7 +6,7 @@ import pytest
 import torch
 from volume_scenes import FogBall, impact, orbits, renderer_of, rough_volume
 
-from scoredist3d.ops.ray_marching import RaySamples
+from scoredist3d.ops.volume_rendering.ray_marching import RaySamples
 from scoredist3d.renderers.volume_sampling import Bins, Rays, interlevel, quantiles, resample, uniform_bins
 from scoredist3d.seeding import Rng
 

@@ -8,8 +8,8 @@ from volume_scenes import FogBall, build, orbits, renderer_of, rough_volume
 from scoredist3d.cameras import Cameras
 from scoredist3d.config.fields import ConfigError
 from scoredist3d.materials.base import Material
-from scoredist3d.ops.compositing import accumulate
-from scoredist3d.ops.ray_marching import RaySamples
+from scoredist3d.ops.volume_rendering.compositing import accumulate
+from scoredist3d.ops.volume_rendering.ray_marching import RaySamples
 from scoredist3d.renderers import Render, volume_maps
 from scoredist3d.renderers.patch import Patch, PatchConfig, draw_patch
 from scoredist3d.renderers.volume import VolumeRenderer

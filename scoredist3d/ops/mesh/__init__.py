@@ -1,0 +1,1 @@
+"""Operators on triangle meshes: closest points and signed distance, regularisers, connectivity."""

@@ -1,0 +1,117 @@
+"""Normals of triangle meshes and regularisers on them, differentiable in the vertices.
+
+Faces are counter-clockwise seen from outside. A mesh without faces has loss zero (with a zero gradient), so that
+training goes on while a shape is still empty. Faces without an area have no normal: they get zero, and no gradient.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from scoredist3d.ops.mesh.topology import EdgeFaces, check_faces, edge_faces
+
+# Twice a face's area over its longest edge squared: below this float32 coordinates hold no direction.
+_DEGENERATE = 1e-6
+
+
+def face_normals(vertices: Tensor, faces: Tensor) -> Tensor:
+    """Unit normals (F, 3) of ``faces`` (F, 3) over ``vertices`` (V, 3); zero for faces without an area."""
+    normals, longest = _scaled_normals(vertices, faces)
+    return _normalise(normals, _DEGENERATE * longest)
+
+
+def vertex_normals(vertices: Tensor, faces: Tensor) -> Tensor:
+    """Unit normals (V, 3): directions of the area-weighted sum over a vertex's faces; zero where that vanishes."""
+    normals, longest = _scaled_normals(vertices, faces)
+    corners = faces.reshape(-1).to(torch.int64)
+    total = torch.zeros_like(vertices).index_add(0, corners, normals.repeat_interleave(3, dim=0))
+    scale = longest.new_zeros(len(vertices)).index_add(0, corners, longest.repeat_interleave(3))
+    return _normalise(total, _DEGENERATE * scale)
+
+
+def normal_consistency(vertices: Tensor, faces: Tensor, *, adjacency: EdgeFaces | None = None) -> Tensor:
+    """Mean of 1 - cos(angle between the normals) over all pairs of faces that share an edge: 0 where flat, at most 2.
+
+    Args:
+        vertices: (V, 3).
+        faces: (F, 3).
+        adjacency: ``edge_faces(faces)``, where the caller has it already.
+
+    Returns:
+        A scalar. Pairs with a face without an area do not count.
+    """
+    pairs = (adjacency or edge_faces(faces)).faces
+    first, second = pairs[pairs[:, 1] >= 0].unbind(1)
+    normals = face_normals(vertices, faces)
+    proper = normals.detach().square().sum(dim=1) > 0
+    keep = proper[first] & proper[second]
+    cosines = (normals[first[keep]] * normals[second[keep]]).sum(dim=1)
+    return _mean(1 - cosines, vertices)
+
+
+def laplacian(vertices: Tensor, faces: Tensor, *, adjacency: EdgeFaces | None = None) -> Tensor:
+    """Mean squared length of the uniform Laplacian, (mean of the neighbours) - vertex, over the vertices of faces.
+
+    Args:
+        vertices: (V, 3).
+        faces: (F, 3).
+        adjacency: ``edge_faces(faces)``, where the caller has it already.
+
+    Returns:
+        A scalar, scene units squared.
+    """
+    edges = (adjacency or edge_faces(faces)).edges
+    start, end = edges.unbind(1)
+    ends = torch.cat((start, end))
+    neighbours = torch.cat((end, start))
+    degree = vertices.new_zeros(len(vertices)).index_add(0, ends, vertices.new_ones(len(ends)))
+    # Summed as differences, which keeps digits that the mean of absolute positions would lose.
+    difference = torch.zeros_like(vertices).index_add(0, ends, vertices[neighbours] - vertices[ends])
+    used = degree > 0
+    return _mean((difference[used] / degree[used, None]).square().sum(dim=1), vertices)
+
+
+def edge_length(vertices: Tensor, faces: Tensor, *, target: float = 0.0, adjacency: EdgeFaces | None = None) -> Tensor:
+    """Mean of (length - target)^2 over the edges; with target 0 the mean squared length.
+
+    Args:
+        vertices: (V, 3).
+        faces: (F, 3).
+        target: The length that costs nothing, scene units.
+        adjacency: ``edge_faces(faces)``, where the caller has it already.
+
+    Returns:
+        A scalar, scene units squared.
+    """
+    start, end = (adjacency or edge_faces(faces)).edges.unbind(1)
+    squared = (vertices[end] - vertices[start]).square().sum(dim=1)
+    if target == 0:
+        return _mean(squared, vertices)
+    proper = squared > 0
+    lengths = torch.where(proper, torch.where(proper, squared, 1.0).sqrt(), 0.0)
+    return _mean((lengths - target).square(), vertices)
+
+
+def _scaled_normals(vertices: Tensor, faces: Tensor) -> tuple[Tensor, Tensor]:
+    """Normals (F, 3) whose length is twice the area, and the longest edge squared (F,), without gradient."""
+    check_faces(faces)
+    if vertices.ndim != 2 or vertices.shape[1] != 3:
+        raise ValueError(f"mesh: vertices must be (V, 3), got {tuple(vertices.shape)}")
+    a, b, c = vertices[faces.to(torch.int64)].unbind(1)
+    ab, ac = b - a, c - a
+    sides = torch.stack((ab, ac, c - b)).detach()
+    return torch.linalg.cross(ab, ac), sides.square().sum(dim=-1).amax(dim=0)
+
+
+def _normalise(vectors: Tensor, threshold: Tensor) -> Tensor:
+    """Unit vectors; zero, with a zero gradient, where the length does not exceed ``threshold``."""
+    squared = vectors.square().sum(dim=-1, keepdim=True)
+    proper = squared > threshold.square().unsqueeze(-1)
+    proper = proper & (squared > 0)
+    return torch.where(proper, vectors / torch.where(proper, squared, 1.0).sqrt(), 0.0)
+
+
+def _mean(values: Tensor, vertices: Tensor) -> Tensor:
+    """Mean, or a zero that still hangs on ``vertices`` where there is nothing to average."""
+    return values.mean() if len(values) else vertices.sum() * 0

@@ -1,0 +1,1 @@
+"""Triangle rasterisation: visibility, interpolation, texture lookup and silhouette antialiasing."""

@@ -1,0 +1,76 @@
+"""Texture lookup."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from scoredist3d.ops import backends
+from scoredist3d.ops.gather import blend_rows
+
+BACKENDS = ("torch", "native", "triton")
+FILTERS = ("linear", "nearest")
+WRAPS = ("repeat", "clamp")
+
+
+def sample_texture(
+    texture: Tensor, uv: Tensor, *, filter: str = "linear", wrap: str = "repeat", backend: str = "auto"
+) -> Tensor:
+    """Texture values at ``uv``; differentiable in the texture and (linear) in ``uv``.
+
+    Texel (row i, column j) of an Ht x Wt texture has its centre at ``u = (j + 0.5) / Wt``, ``v = 1 - (i + 0.5) / Ht``:
+    the origin is the bottom left corner of the image, whose first row is the top one.
+
+    Args:
+        texture: (Ht, Wt, C), or (B, Ht, Wt, C) with one texture for each ``uv[b]``.
+        uv: (..., 2), or (B, ..., 2).
+        filter: ``linear`` blends the four nearest texels, ``nearest`` takes one.
+        wrap: Beyond [0, 1], ``repeat`` tiles the texture and ``clamp`` continues its border.
+        backend: auto, torch (any order of derivatives), native (CPU) or triton (CUDA), both differentiable once.
+
+    Returns:
+        (..., C).
+
+    Raises:
+        ValueError: On a wrong shape, filter or wrap.
+    """
+    if filter not in FILTERS or wrap not in WRAPS:
+        raise ValueError(f"sample_texture: filter must be of {FILTERS}, wrap of {WRAPS}; got {filter!r}, {wrap!r}")
+    if texture.ndim not in (3, 4) or (texture.ndim == 4 and (uv.ndim < 2 or uv.shape[0] != texture.shape[0])):
+        shapes = f"{tuple(texture.shape)} and {tuple(uv.shape)}"
+        raise ValueError(f"sample_texture: texture (Ht, Wt, C) and uv (..., 2), or both with a batch, not {shapes}")
+    if uv.shape[-1] != 2:
+        raise ValueError(f"sample_texture: uv must be (..., 2), got {tuple(uv.shape)}")
+    height, width, channels = texture.shape[-3:]
+    flat = uv.reshape(-1, 2).to(texture.dtype)
+    points = max(len(flat) // len(texture), 1) if texture.ndim == 4 else max(len(flat), 1)  # of each texture
+    name = backends.choose("texture lookup", backend, texture.device, BACKENDS, texture.dtype)
+    if name == "triton":
+        from scoredist3d.ops.rasterization import texture_triton
+
+        values = texture_triton.sample(texture, flat, points, filter == "linear", wrap == "repeat")
+        return values.reshape(*uv.shape[:-1], channels)
+    index, weights = _texels(flat[:, 0] * width, (1 - flat[:, 1]) * height, height, width, filter, wrap)
+    if texture.ndim == 4:
+        image = torch.arange(len(flat), device=uv.device) // points
+        index = index + (image * height * width)[:, None]
+    return blend_rows(texture.reshape(-1, channels), index, weights, backend=name).reshape(*uv.shape[:-1], channels)
+
+
+def _texels(x: Tensor, y: Tensor, height: int, width: int, filter: str, wrap: str) -> tuple[Tensor, Tensor]:
+    """Texels (N, K) and their weights, at positions in texels from the top left corner."""
+    if filter == "nearest":
+        index = _wrap(y.floor().long(), height, wrap) * width + _wrap(x.floor().long(), width, wrap)
+        return index[:, None], torch.ones_like(x)[:, None]
+    x, y = x - 0.5, y - 0.5
+    left, top = x.detach().floor(), y.detach().floor()
+    across, down = x - left, y - top
+    columns = [_wrap(left.long() + k, width, wrap) for k in (0, 1)]
+    rows = [_wrap(top.long() + k, height, wrap) * width for k in (0, 1)]
+    index = torch.stack([row + column for row in rows for column in columns], dim=1)
+    weights = torch.stack([b * a for b in (1 - down, down) for a in (1 - across, across)], dim=1)
+    return index, weights
+
+
+def _wrap(index: Tensor, size: int, wrap: str) -> Tensor:
+    return index.remainder(size) if wrap == "repeat" else index.clamp(0, size - 1)

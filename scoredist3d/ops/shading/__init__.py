@@ -1,0 +1,1 @@
+"""Colour curves, spherical harmonics, and light from environment maps."""

@@ -1,0 +1,1 @@
+"""Ray marching with an occupancy grid, and emission-absorption compositing of the samples."""

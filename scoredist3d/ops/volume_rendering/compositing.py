@@ -1,0 +1,188 @@
+"""Emission-absorption compositing of packed intervals (Max 1995; Mildenhall et al. 2020, equation 3).
+
+With density sigma_i constant on an interval of length dt_i, ``alpha_i = 1 - exp(-sigma_i dt_i)``, transmittance
+``T_i = exp(-sum_{j<i} sigma_j dt_j)`` over the earlier intervals of the same ray, and weight ``w_i = T_i alpha_i``:
+exact integrals for a piecewise constant medium, so the weights of a ray sum to its opacity.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from scoredist3d.ops import backends, native
+from scoredist3d.ops.volume_rendering.ray_marching import RaySamples
+
+BACKENDS = ("torch", "native", "triton", "nerfacc")
+
+# exp(-80) = 2e-35 is nothing beside 1. Larger optical depths of one interval change no weight, and cutting them keeps
+# the running sum over all rays exact, whatever the density is.
+_MAX_OPTICAL_DEPTH = 80.0
+
+
+def render_weights(densities: Tensor, samples: RaySamples, *, backend: str = "auto") -> Tensor:
+    """Weight of each interval, ``w_i = T_i (1 - exp(-sigma_i dt_i))``.
+
+    Args:
+        densities: (M,), non-negative, per scene unit.
+        backend: auto, torch, native (CPU), triton or nerfacc (CUDA).
+
+    Returns:
+        (M,) in [0, 1], differentiable with respect to the densities (torch: any order, the others: once).
+
+    Raises:
+        ValueError: On a wrong shape or a backend that cannot be used.
+    """
+    _check_length("densities", densities, samples)
+    densities = densities.to(samples.t_starts.dtype)
+    name = backends.choose("compositing", backend, densities.device, BACKENDS, densities.dtype)
+    if name == "torch":
+        depth, before = _optical_depths(densities, samples)
+        return torch.exp(-before) * -torch.expm1(-depth)
+    if name == "nerfacc":
+        import nerfacc
+
+        packed = torch.stack((samples.offsets[:-1], samples.offsets.diff()), dim=1)
+        return nerfacc.render_weight_from_density(samples.t_starts, samples.t_ends, densities, packed_info=packed)[0]
+    return _Weights.apply(densities, samples, name)
+
+
+def transmittance(densities: Tensor, samples: RaySamples) -> Tensor:
+    """Fraction of light (M,) that reaches each interval's start, T_i; plain torch."""
+    _check_length("densities", densities, samples)
+    return torch.exp(-_optical_depths(densities.to(samples.t_starts.dtype), samples)[1])
+
+
+def accumulate(weights: Tensor, values: Tensor | None, samples: RaySamples, *, backend: str = "auto") -> Tensor:
+    """Sum over each ray of ``weights * values``; deterministic (``nerfacc``: not).
+
+    Args:
+        weights: (M,).
+        values: (M, C), or None for the sum of the weights (opacity).
+        backend: auto, torch, native (CPU), triton or nerfacc (CUDA).
+
+    Returns:
+        (R, C), or (R, 1) without values; rays without intervals give zeros. Differentiable with respect to weights and
+        values (torch: any order, the others: once).
+
+    Raises:
+        ValueError: On a wrong shape or a backend that cannot be used.
+    """
+    _check_length("weights", weights, samples)
+    if values is not None:
+        if values.ndim != 2 or values.shape[0] != len(samples):
+            raise ValueError(f"compositing: values must be ({len(samples)}, C), got {tuple(values.shape)}")
+        values = values.to(weights.dtype)
+    name = backends.choose("compositing", backend, weights.device, BACKENDS, weights.dtype)
+    if name == "torch":
+        terms = weights[:, None] if values is None else weights[:, None] * values
+        return _SegmentSum.apply(terms, samples.ray_indices, samples.offsets)
+    if name == "nerfacc":
+        import nerfacc
+
+        return nerfacc.accumulate_along_rays(weights, values, samples.ray_indices, samples.num_rays)
+    return _Accumulate.apply(weights, values, samples, name)
+
+
+def _check_length(name: str, tensor: Tensor, samples: RaySamples) -> None:
+    if tensor.shape != samples.ray_indices.shape:
+        raise ValueError(f"compositing: {name} must be ({len(samples)},), got {tuple(tensor.shape)}")
+
+
+def _optical_depths(densities: Tensor, samples: RaySamples) -> tuple[Tensor, Tensor]:
+    """Optical depth (M,) of each interval, and that of the earlier ones of its ray."""
+    lengths = samples.lengths
+    depth = (densities * lengths).clamp(max=_MAX_OPTICAL_DEPTH)
+    # One running sum over all rays, less its value where the ray starts. In float64: the sum over an image is some 1e5,
+    # of which float32 would keep two decimals.
+    total = torch.nn.functional.pad(depth.double().cumsum(0), (1, 0))
+    before = total[:-1] - total[samples.offsets[:-1]][samples.ray_indices]
+    return depth, before.to(depth.dtype)
+
+
+class _SegmentSum(torch.autograd.Function):
+    """Sum (M, C) over each ray: (R, C). Deterministic on every device, unlike ``index_add`` on CUDA."""
+
+    @staticmethod
+    def forward(ctx: Any, terms: Tensor, ray_indices: Tensor, offsets: Tensor) -> Tensor:
+        ctx.save_for_backward(ray_indices)
+        # unsafe: skips a check of the offsets that would wait for the device.
+        return torch.segment_reduce(terms.contiguous(), "sum", offsets=offsets, axis=0, unsafe=True)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (ray_indices,) = ctx.saved_tensors
+        return grad.index_select(0, ray_indices), None, None
+
+
+class _Weights(torch.autograd.Function):
+    """``render_weights`` by a fast kernel, with the analytic gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, densities: Tensor, samples: RaySamples, backend: str) -> Tensor:
+        densities = densities.contiguous()
+        intervals = (samples.t_starts, samples.t_ends, samples.offsets)
+        ctx.backend, ctx.num_rays = backend, samples.num_rays
+        if backend == "triton":
+            from scoredist3d.ops.volume_rendering import triton_backend as rays_triton
+
+            weights = rays_triton.weights(densities, *intervals, _MAX_OPTICAL_DEPTH)
+            ctx.save_for_backward(weights, densities, *intervals)
+            return weights
+        weights, after = torch.empty_like(densities), torch.empty_like(densities)
+        arguments = (densities, *intervals, _MAX_OPTICAL_DEPTH, weights, after, samples.num_rays)
+        native.call("sd3d_render_weights", *arguments)
+        ctx.save_for_backward(weights, after, densities, *intervals)
+        return weights
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        grad = grad.contiguous()
+        if ctx.backend == "triton":
+            from scoredist3d.ops.volume_rendering import triton_backend as rays_triton
+
+            weights, densities, *intervals = ctx.saved_tensors
+            arguments = (grad, weights, densities, *intervals, _MAX_OPTICAL_DEPTH)
+            return rays_triton.weights_gradient(*arguments), None, None
+        out = torch.empty_like(grad)
+        native.call("sd3d_render_weights_gradient", grad, *ctx.saved_tensors, _MAX_OPTICAL_DEPTH, out, ctx.num_rays)
+        return out, None, None
+
+
+class _Accumulate(torch.autograd.Function):
+    """``accumulate`` by a fast kernel, with its gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, weights: Tensor, values: Tensor | None, samples: RaySamples, backend: str) -> Tensor:
+        weights = weights.contiguous()
+        values = None if values is None else values.contiguous()
+        ctx.save_for_backward(weights, values, samples.offsets, samples.ray_indices)
+        ctx.backend = backend
+        if backend == "triton":
+            from scoredist3d.ops.volume_rendering import triton_backend as rays_triton
+
+            return rays_triton.accumulate(weights, values, samples.offsets)
+        channels = 1 if values is None else values.shape[1]
+        out = weights.new_empty(samples.num_rays, channels)
+        native.call("sd3d_accumulate", weights, values, samples.offsets, out, channels, samples.num_rays)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        weights, values, offsets, ray_indices = ctx.saved_tensors
+        wants_weights, wants_values = ctx.needs_input_grad[:2]
+        if ctx.backend == "triton":
+            gathered = grad.index_select(0, ray_indices)
+            by_weights = gathered if values is None else gathered * values
+            of_values = weights[:, None] * gathered if wants_values else None
+            return by_weights.sum(1) if wants_weights else None, of_values, None, None
+        of_weights = torch.empty_like(weights) if wants_weights else None
+        of_values = torch.empty_like(values) if wants_values else None
+        outputs = (of_weights, of_values, grad.shape[1], grad.shape[0])
+        native.call("sd3d_accumulate_gradient", grad.contiguous(), weights, values, offsets, *outputs)
+        return of_weights, of_values, None, None
