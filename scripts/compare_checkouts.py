@@ -59,7 +59,9 @@ def main() -> int:
     for group in (first, [name for name in names if name not in first]):
         tasks = [(checkout, label, name) for name in group for checkout, label in ((old, "old"), (new, "new"))]
         with ThreadPoolExecutor(options.jobs) as pool:
-            list(pool.map(lambda task: run_case(*task, old, work, options.steps), tasks))
+            futures = [pool.submit(run_case, *task, old, work, options.steps) for task in tasks]
+            for future in futures:
+                future.result()
     results = {name: differences(work, name) for name in names}
     (work / "differences.json").write_text(json.dumps(results, indent=2), encoding="utf-8")
     return report(results, options.tolerance)
