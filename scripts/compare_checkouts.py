@@ -57,9 +57,9 @@ def main() -> int:
     work = options.work.resolve()
     first = [name for name in names if name == SOURCE] or [SOURCE]
     for group in (first, [name for name in names if name not in first]):
-        tasks = [(checkout, label, name) for name in group for checkout, label in ((old, "old"), (new, "new"))]
         with ThreadPoolExecutor(options.jobs) as pool:
-            list(pool.map(lambda task: run_case(*task, old, work, options.steps), tasks))
+            for future in [pool.submit(run_both, name, old, new, work, options.steps) for name in group]:
+                future.result()
     results = {name: differences(work, name) for name in names}
     (work / "differences.json").write_text(json.dumps(results, indent=2), encoding="utf-8")
     return report(results, options.tolerance)
@@ -74,24 +74,23 @@ def case_names(checkout: Path) -> list[str]:
     return [name for name in found if name not in ("text-to-2d/compare", "representation/textured-mesh-small")]
 
 
-def run_case(checkout: Path, label: str, name: str, old: Path, work: Path, steps: int) -> None:
-    """Train one case in one checkout, unless that has been done."""
-    folder = work / label / name
-    if next(folder.rglob("last.ckpt"), None) is not None:
-        return
+def run_both(name: str, old: Path, new: Path, work: Path, steps: int) -> None:
+    """Write the config of a case, then train it in both checkouts; what has been done is kept."""
     config = work / "configs" / f"{name}.yaml"
-    if label == "old" and not config.is_file():
+    if not config.is_file():
         arguments = [*recipe_of(name), "--train", "--dry-run", *SHORT, f"trainer.max_steps={steps}"]
-        resolved = launch(old, arguments, work / "logs" / label / f"{name}-config.txt")
+        resolved = launch(old, arguments, work / "logs" / "configs" / f"{name}.txt")
         config.parent.mkdir(parents=True, exist_ok=True)
         config.write_text(resolved, encoding="utf-8")
-    elif not config.is_file():
-        run_case(old, "old", name, old, work, steps)
-    arguments = ["--config", str(config), "--train", "--gpu", "cpu", f"output_root={folder}"]
-    if "init_from: outputs/source" in config.read_text(encoding="utf-8"):
-        arguments.append(f"system.init_from={next((work / label / SOURCE).rglob('last.ckpt'))}")
-    print(f"{label}: {name}", flush=True)
-    launch(checkout, arguments, work / "logs" / label / f"{name}.txt")
+    for checkout, label in ((old, "old"), (new, "new")):
+        folder = work / label / name
+        if next(folder.rglob("last.ckpt"), None) is not None:
+            continue
+        arguments = ["--config", str(config), "--train", "--gpu", "cpu", f"output_root={folder}"]
+        if "init_from: outputs/source" in config.read_text(encoding="utf-8"):
+            arguments.append(f"system.init_from={next((work / label / SOURCE).rglob('last.ckpt'))}")
+        print(f"{label}: {name}", flush=True)
+        launch(checkout, arguments, work / "logs" / label / f"{name}.txt")
 
 
 def recipe_of(name: str) -> list[str]:

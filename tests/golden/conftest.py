@@ -1,4 +1,4 @@
-"""Makes the cases beside these tests importable, and Lightning's first import, which draws from ``random``, harmless."""
+"""Makes the cases beside these tests importable, and imports Lightning, whose first import draws from ``random``."""
 
 import sys
 from pathlib import Path
