@@ -10,7 +10,7 @@ OURS = (
     "scoredist3d.ops.native",
     "test_warnings",
     "conftest",
-    "method_cases",
+    "shared.method_cases",
     "train_prior",
     "custom.mine",
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from config_stand_ins import COMPONENTS
+from shared.config_stand_ins import COMPONENTS
 
 from scoredist3d import registry
 

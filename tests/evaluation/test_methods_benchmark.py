@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
-
-import pytest
-import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
 import methods
 import methods_plots
 import methods_references
 import methods_report
 import methods_runs
+import pytest
+import torch
 
 from scoredist3d import registry
 from scoredist3d.config.validation import parse_component

@@ -8,9 +8,17 @@ import numpy as np
 import pytest
 import torch
 import trimesh
-from export_fields import AnalyticField, box, position_color, random_surface_points, sample_texture, sphere, union
-from gltf_files import GlbFile
-from pbr_shapes import MeshShape, PbrBall, bent_normal, metallic_at, roughness_at, uv_sphere
+from shared.export_fields import (
+    AnalyticField,
+    box,
+    position_color,
+    random_surface_points,
+    sample_texture,
+    sphere,
+    union,
+)
+from shared.gltf_files import GlbFile
+from shared.pbr_shapes import MeshShape, PbrBall, bent_normal, metallic_at, roughness_at, uv_sphere
 
 from scoredist3d import registry
 from scoredist3d.export import exporter as exporter_module

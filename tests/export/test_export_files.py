@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import trimesh
-from export_fields import (
+from shared.export_fields import (
     AnalyticField,
     box,
     position_color,

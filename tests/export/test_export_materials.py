@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from gltf_files import GlbFile
-from surface_scenes import icosphere
+from shared.gltf_files import GlbFile
+from shared.surface_scenes import icosphere
 from torch.nn import functional
 
 from scoredist3d import registry

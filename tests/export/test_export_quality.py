@@ -1,16 +1,11 @@
 """The export benchmark in miniature: files seen through a renderer that shares no code with the package."""
 
-import sys
 from dataclasses import replace
-from pathlib import Path
 
+import export_quality
 import numpy as np
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
-
-import export_quality
 from export_quality import OBJECTS, Textured, measure, own_view, psnr
 
 from scoredist3d.cameras import orbit

@@ -1,19 +1,13 @@
 """Every kind of GLB that the exporter writes, by the Khronos validator."""
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
-from export_fields import AnalyticField, sphere, torus
-from pbr_shapes import MeshShape, PbrBall, uv_sphere
+import validate_gltf
+from shared.export_fields import AnalyticField, sphere, torus
+from shared.pbr_shapes import MeshShape, PbrBall, uv_sphere
 
 from scoredist3d import registry
 from scoredist3d.meshes.mesh import Mesh
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
-
-import validate_gltf
 
 pytestmark = pytest.mark.skipif(bool(validate_gltf.problem()), reason=validate_gltf.problem() or "can be run")
 

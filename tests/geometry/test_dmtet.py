@@ -6,8 +6,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from export_fields import position_color
-from surface_scenes import around, build, cube, icosphere, renderer_of, views
+from shared.export_fields import position_color
+from shared.surface_scenes import around, build, cube, icosphere, renderer_of, views
 from torch import Tensor
 
 from scoredist3d.config import ConfigError

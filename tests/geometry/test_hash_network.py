@@ -4,7 +4,7 @@ import re
 
 import pytest
 import torch
-from surface_scenes import build, icosphere
+from shared.surface_scenes import build, icosphere
 from torch import Tensor
 
 from scoredist3d.geometry.base import Geometry, Start

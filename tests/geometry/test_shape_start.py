@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from surface_scenes import build, write_cube
+from shared.surface_scenes import build, write_cube
 
 from scoredist3d.config import ConfigError
 from scoredist3d.config.validation import parse_component

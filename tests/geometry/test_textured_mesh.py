@@ -5,9 +5,9 @@ import logging
 import numpy as np
 import pytest
 import torch
-from export_fields import position_color
 from PIL import Image
-from surface_scenes import SIDE_COLORS, around, build, cube, icosphere, renderer_of, views, write_cube
+from shared.export_fields import position_color
+from shared.surface_scenes import SIDE_COLORS, around, build, cube, icosphere, renderer_of, views, write_cube
 from torch import Tensor
 
 from scoredist3d.config import ConfigError

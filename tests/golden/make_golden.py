@@ -1,4 +1,4 @@
-"""Renew what the golden tests compare with: ``python tests/golden/make_golden.py``.
+"""Renew what the golden tests compare with: ``PYTHONPATH=.:tests python tests/golden/make_golden.py``.
 
 Run it only where a change of results is meant, and say so in the changelog. ``--checkpoints`` also renews the kept
 runs. That is never needed: they test that the program still reads runs of earlier versions.
@@ -11,9 +11,17 @@ import sys
 import tempfile
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parent)]
-
-from golden_cases import CHECKPOINTS, KEPT_RUNS, NAMES, SOURCE, VALUES, keep_run, run_case, run_pipeline, summary_of
+from shared.golden_cases import (
+    CHECKPOINTS,
+    KEPT_RUNS,
+    NAMES,
+    SOURCE,
+    VALUES,
+    keep_run,
+    run_case,
+    run_pipeline,
+    summary_of,
+)
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from golden_cases import CHECKPOINTS, NAMES, SOURCE, kept_values, run_case, summary_of
+from shared.golden_cases import CHECKPOINTS, NAMES, SOURCE, kept_values, run_case, summary_of
 
 from scoredist3d import cli
 

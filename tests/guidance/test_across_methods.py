@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from method_cases import (
+from shared.method_cases import (
     CASES,
     FLOW_KINDS,
     METHODS,

@@ -4,9 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch.nn.functional import mse_loss
-from trajectory_cases import ABAR, ddim
-from variational_cases import (
+from shared.trajectory_cases import ABAR, ddim
+from shared.variational_cases import (
     SMALL,
     ExactPhi,
     M,
@@ -19,6 +18,7 @@ from variational_cases import (
     same_state,
     state_of,
 )
+from torch.nn.functional import mse_loss
 
 from scoredist3d import registry
 from scoredist3d.cameras import orbit

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from method_cases import CountingPrior, NoiseKnowingPrior, gradient, latents, method, prompted, views
+from shared.method_cases import CountingPrior, NoiseKnowingPrior, gradient, latents, method, prompted, views
 
 from scoredist3d import registry
 from scoredist3d.config import ConfigError

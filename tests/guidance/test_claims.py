@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from method_cases import FLOW_KINDS, CountingPrior, gradient, latents, method, views
+from shared.method_cases import FLOW_KINDS, CountingPrior, gradient, latents, method, views
 from torch import Tensor, nn
 
 from scoredist3d.guidance import Guidance

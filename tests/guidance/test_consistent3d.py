@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from method_cases import CountingPrior, PairPrior, gradient, latents, prompted, views
-from trajectory_cases import M, S, coefficients, empty, gaussian
+from shared.method_cases import CountingPrior, PairPrior, gradient, latents, prompted, views
+from shared.trajectory_cases import M, S, coefficients, empty, gaussian
 
 from scoredist3d.guidance.consistent3d import ConsistencyDistillationSampling as CDS
 from scoredist3d.priors import Branches, guided_prediction

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from method_cases import CountingPrior, NoiseKnowingPrior, PairPrior, gradient, latents, method, prompted, views
+from shared.method_cases import CountingPrior, NoiseKnowingPrior, PairPrior, gradient, latents, method, prompted, views
 
 from scoredist3d import registry
 from scoredist3d.config import Schedule

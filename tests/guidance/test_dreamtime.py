@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from method_cases import CountingPrior, gradient, latents, method
+from shared.method_cases import CountingPrior, gradient, latents, method
 
 from scoredist3d.config.validation import parse_component
 from scoredist3d.guidance.dreamtime import DreamTime, DreamTimeConfig, time_prior

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from method_cases import CountingPrior, PairPrior, gradient, latents, prompted, views
-from trajectory_cases import S, coefficients, ddim, descend, empty, euler, gaussian, gaussian_ddim_end
+from shared.method_cases import CountingPrior, PairPrior, gradient, latents, prompted, views
+from shared.trajectory_cases import S, coefficients, ddim, descend, empty, euler, gaussian, gaussian_ddim_end
 
 from scoredist3d.guidance.dsd import DiverseScoreDistillation as DSD
 from scoredist3d.guidance.sdi import ScoreDistillationViaInversion as SDI

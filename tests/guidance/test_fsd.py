@@ -3,7 +3,7 @@
 import pytest
 import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
-from method_cases import SIZE, CountingPrior, gradient, latents, method, prompted, views
+from shared.method_cases import SIZE, CountingPrior, gradient, latents, method, prompted, views
 
 from scoredist3d import registry
 from scoredist3d.config.validation import parse_component

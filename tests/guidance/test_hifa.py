@@ -3,7 +3,7 @@
 import pytest
 import torch
 from diffusers import DDIMScheduler
-from method_cases import SIZE, CountingPrior, gradient, latents, method, prompted
+from shared.method_cases import SIZE, CountingPrior, gradient, latents, method, prompted
 
 from scoredist3d.guidance.base import WEIGHTINGS
 from scoredist3d.guidance.image_space import regression_weight

@@ -5,8 +5,8 @@ from itertools import pairwise
 import pytest
 import torch
 from diffusers import DDIMScheduler
-from method_cases import CountingPrior, gradient, latents, prompted, views
-from trajectory_cases import ABAR, M, S, coefficients, empty, gaussian
+from shared.method_cases import CountingPrior, gradient, latents, prompted, views
+from shared.trajectory_cases import ABAR, M, S, coefficients, empty, gaussian
 
 from scoredist3d.guidance.ism import IntervalScoreMatching as ISM
 from scoredist3d.noise import NoiseSchedule

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 import torch
-from method_cases import CountingPrior, gradient, latents, method, prompted, views
+from shared.method_cases import CountingPrior, gradient, latents, method, prompted, views
 
 from scoredist3d.guidance.step import item_noise
 from scoredist3d.priors import Branches, predict_branches

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from method_cases import CountingPrior, gradient, latents, method, schedule_of
+from shared.method_cases import CountingPrior, gradient, latents, method, schedule_of
 
 from scoredist3d.config.loader import load
 from scoredist3d.config.validation import parse_component

@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from method_cases import CountingPrior, gradient, latents, method, prompted
+from shared.method_cases import CountingPrior, gradient, latents, method, prompted
 
 from scoredist3d.guidance.step import item_noise
 from scoredist3d.noise import FlowSchedule

@@ -5,8 +5,19 @@ from itertools import pairwise
 
 import pytest
 import torch
-from method_cases import CountingPrior, gradient, latents, prompted, views
-from trajectory_cases import M, S, coefficients, ddim, ddim_inverse, descend, empty, euler, gaussian, gaussian_ddim_end
+from shared.method_cases import CountingPrior, gradient, latents, prompted, views
+from shared.trajectory_cases import (
+    M,
+    S,
+    coefficients,
+    ddim,
+    ddim_inverse,
+    descend,
+    empty,
+    euler,
+    gaussian,
+    gaussian_ddim_end,
+)
 
 from scoredist3d.guidance.sdi import ScoreDistillationViaInversion as SDI
 from scoredist3d.guidance.sds import ScoreDistillationSampling as SDS

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from method_cases import CountingPrior, gradient, latents, method, prompted
+from shared.method_cases import CountingPrior, gradient, latents, method, prompted
 
 from scoredist3d.noise import FlowSchedule
 from scoredist3d.priors.base import guided_prediction

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from variational_cases import blobs, latents, prior_of, same_state, state_of, tiny_folder
+from shared.variational_cases import blobs, latents, prior_of, same_state, state_of, tiny_folder
 
 from scoredist3d.cameras import orbit
 from scoredist3d.guidance.variational import (

@@ -5,8 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import distributed
-from variational_cases import (
+from shared.variational_cases import (
     SMALL,
     ExactPhi,
     M,
@@ -22,6 +21,7 @@ from variational_cases import (
     state_of,
     tiny_folder,
 )
+from torch import distributed
 
 from scoredist3d import registry
 from scoredist3d.cameras import orbit

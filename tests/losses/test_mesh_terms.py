@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from surface_scenes import FixedMesh, build, cube, icosphere, renderer_of, views
+from shared.surface_scenes import FixedMesh, build, cube, icosphere, renderer_of, views
 
 from scoredist3d.geometry.base import SurfaceMesh
 from scoredist3d.geometry.face_cache import FaceCache

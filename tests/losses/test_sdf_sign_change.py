@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from surface_scenes import FixedMesh, build, cube, renderer_of, views
+from shared.surface_scenes import FixedMesh, build, cube, renderer_of, views
 
 from scoredist3d.config import ConfigError
 from scoredist3d.config.validation import parse_component

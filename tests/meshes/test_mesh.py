@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from export_fields import (
+from shared.export_fields import (
     AnalyticField,
     box,
     difference,

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from export_fields import AnalyticField, box, difference, sphere, torus, union
+from shared.export_fields import AnalyticField, box, difference, sphere, torus, union
 
 from scoredist3d.meshes.mesh import drop_small_components, topology
 from scoredist3d.meshes.surface import automatic_threshold, extract_surface, sample_grid

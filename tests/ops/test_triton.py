@@ -6,23 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from shared.triton_compilation import compile_for_hopper
 
 pytest.importorskip("triton", reason="triton is not installed")
 pytestmark = pytest.mark.skipif(
     os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter replaces the compiler in this process"
 )
-
-
-def compile_for_hopper(kernel, constants: dict, types: dict[str, str]) -> int:
-    """Compile for compute capability 9.0; the size of the machine code."""
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    signature = {name: "constexpr" if name in constants else types[name] for name in kernel.arg_names}
-    source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
-    options = {"num_warps": 4, "enable_fp_fusion": False}
-    return len(triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options).asm["cubin"])
 
 
 FLOATS = ["points", "direction", "table", "grad", "out", "origins", "directions", "near", "far", "jitter"]

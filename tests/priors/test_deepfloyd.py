@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from deepfloyd_folder import TEXT_WIDTH, build_deepfloyd
 from diffusers import DDIMScheduler, IFPipeline
+from shared.deepfloyd_folder import TEXT_WIDTH, build_deepfloyd
 
 from scoredist3d.priors import Branches, guided_prediction, sample
 from scoredist3d.priors.diffusers_loading import PriorError

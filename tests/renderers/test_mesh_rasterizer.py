@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from surface_scenes import FixedMesh, around, build, cube, icosphere, renderer_of, views
+from shared.surface_scenes import FixedMesh, around, build, cube, icosphere, renderer_of, views
 from torch import Tensor
 
 from scoredist3d.geometry.base import Start

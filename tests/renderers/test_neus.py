@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
+from shared.volume_scenes import FogBall, SolidSphere, build, impact, orbits, renderer_of
 from torch.nn import functional as F
-from volume_scenes import FogBall, SolidSphere, build, impact, orbits, renderer_of
 
 from scoredist3d.ops.volume_rendering.compositing import render_weights
 from scoredist3d.ops.volume_rendering.ray_marching import RaySamples

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from volume_scenes import FogBall, impact, orbits, renderer_of, rough_volume
+from shared.volume_scenes import FogBall, impact, orbits, renderer_of, rough_volume
 
 from scoredist3d.ops.volume_rendering.ray_marching import RaySamples
 from scoredist3d.renderers.volume_sampling import Bins, Rays, interlevel, quantiles, resample, uniform_bins

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from shared.volume_scenes import FogBall, build, orbits, renderer_of, rough_volume
 from torch import Tensor
-from volume_scenes import FogBall, build, orbits, renderer_of, rough_volume
 
 from scoredist3d.cameras import Cameras
 from scoredist3d.config.fields import ConfigError

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
-from torch import Tensor, nn
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
-
 import train_corrective
+from PIL import Image
 from prior_training.corrective import (
     CleanLatents,
     Holdout,
@@ -27,6 +22,7 @@ from prior_training.corrective import (
     rendered_latents,
     sampled_latents,
 )
+from torch import Tensor, nn
 
 from scoredist3d.guidance.corrective import load_corrective
 from scoredist3d.priors import Prediction

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from itertools import pairwise
 from pathlib import Path
 
+import evaluate_prior
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
-
-import evaluate_prior
 import train_prior
 from prior_training.common import Ema, learning_rate
 

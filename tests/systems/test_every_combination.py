@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 import torch
-from method_cases import METHODS, case
-from surface_scenes import write_cube
+from shared.method_cases import METHODS, case
+from shared.surface_scenes import write_cube
 from torch import Tensor
 
 from scoredist3d import registry

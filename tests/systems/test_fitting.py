@@ -5,17 +5,12 @@ Small sizes, so that the whole file takes a minute; ``benchmarks/representations
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
-
 from representations import CASES, parts_of, posed_views, true_object
 
 from scoredist3d import registry

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_runs import Recorder, make, plain
+from shared.tiny_runs import Recorder, make, plain
 
 from scoredist3d.config.validation import validate
 from scoredist3d.systems.base import System

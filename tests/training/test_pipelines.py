@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from tiny_runs import Recorder, plain
+from shared.tiny_runs import Recorder, plain
 
 from scoredist3d import cli
 from scoredist3d.config.fields import ConfigError

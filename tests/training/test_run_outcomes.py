@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import yaml
-from tiny_runs import Recorder, plain
-from tiny_runs import make as make_config
+from shared.tiny_runs import Recorder, plain
+from shared.tiny_runs import make as make_config
 
 import scoredist3d
 from scoredist3d import cli

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from tiny_runs import Recorder, make, plain
+from shared.tiny_runs import Recorder, make, plain
 
 from scoredist3d.guidance.checks import NonFiniteError
 from scoredist3d.seeding import Rng

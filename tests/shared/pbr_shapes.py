@@ -2,10 +2,10 @@
 
 import numpy as np
 import torch
-from export_fields import AnalyticField, position_color, sphere
 
 from scoredist3d.meshes.mesh import Mesh
 from scoredist3d.meshes.shape import SurfaceChannels
+from shared.export_fields import AnalyticField, position_color, sphere
 
 
 def roughness_at(points):

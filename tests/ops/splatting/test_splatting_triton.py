@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from shared.triton_compilation import compile_for_hopper
 from test_splatting import GAUSSIANS, all_gradients, assert_agree, random_scene, render
-from test_triton import compile_for_hopper
 
 from scoredist3d.ops.splatting.splat import project
 

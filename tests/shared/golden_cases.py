@@ -15,9 +15,9 @@ import yaml
 
 from scoredist3d import cli
 
-HERE = Path(__file__).parent
-VALUES = HERE / "values.json"
-CHECKPOINTS = HERE / "checkpoints"
+GOLDEN = Path(__file__).parents[1] / "golden"
+VALUES = GOLDEN / "values.json"
+CHECKPOINTS = GOLDEN / "checkpoints"
 SOURCE = "3d/sds"  # edits of a scene start from this one
 KEPT = 6  # values of each tensor beside its norm
 # In the first steps the gradients of these are zero up to rounding, and AdamW makes whole steps of them.

@@ -1,0 +1,1 @@
+"""What several test modules use: tiny configs, scenes, shapes, files and reference maths."""
