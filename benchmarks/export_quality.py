@@ -32,7 +32,7 @@ from torch import Tensor
 
 from scoredist3d import registry
 from scoredist3d.cameras import Cameras, orbit
-from scoredist3d.meshes.shape import SurfaceChannels
+from scoredist3d.meshes.exportable import SurfaceChannels
 
 LEAST_PSNR = 30.0
 Function = Callable[[Tensor], Tensor]

@@ -9,10 +9,10 @@ from torch import Tensor
 from scoredist3d import registry
 from scoredist3d.cameras import Cameras
 from scoredist3d.config.validation import parse_component
-from scoredist3d.data.shapes import CATEGORIES, COLORS, simple_caption
 from scoredist3d.evaluation.measures import objects_of_caption, real_pictures
 from scoredist3d.priors.base import Branches
 from scoredist3d.priors.sampling import sample
+from scoredist3d.procedural import CATEGORIES, COLORS, simple_caption
 
 REFERENCES = ("real renders", "DDIM samples")
 REAL_2D, REAL_3D = 256, 32  # real renders that a prompt's pictures are compared with: pictures, objects of 8 views

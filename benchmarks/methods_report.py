@@ -16,7 +16,6 @@ from methods_runs import DIMENSIONS, folder_of
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from scoredist3d.data.shapes import CATEGORIES, COLORS
 from scoredist3d.evaluation.measures import (
     expected_entropy,
     high_frequency_share,
@@ -25,8 +24,9 @@ from scoredist3d.evaluation.measures import (
     pair_distance,
     saturation,
 )
-from scoredist3d.evaluation.probe import Probe
 from scoredist3d.export.images import image_grid, save_png
+from scoredist3d.procedural import CATEGORIES, COLORS
+from scoredist3d.procedural.probe import Probe
 
 NUM_REAL = {"2d": REAL_2D, "3d": REAL_3D}
 OPEN = ("color", "second_color", "pattern")  # what the probe reads and a caption may leave open

@@ -59,9 +59,9 @@ def ring(azimuths: list[float], elevations: list[float], size: int, device: torc
 @torch.no_grad()
 def measure(system: Any, prompt: str, device: torch.device, *, rivals: bool = False) -> tuple[dict[str, Any], Tensor]:
     """Figures of one finished asset, and its 8 views (8, H, W, 3)."""
-    from scoredist3d.data.shapes import AZIMUTH_SYMMETRY, CATEGORIES, COLORS
-    from scoredist3d.evaluation.probe import Probe
-    from scoredist3d.evaluation.shape_match import best_family_iou
+    from scoredist3d.procedural import AZIMUTH_SYMMETRY, CATEGORIES, COLORS
+    from scoredist3d.procedural.probe import Probe
+    from scoredist3d.procedural.shape_match import best_family_iou
 
     color, category = prompt.split(" ", 2)[1:]
     held_back = ring([22.5 + 45.0 * i for i in range(NUM_VIEWS)], [5.0, 25.0, 40.0], 64, device)

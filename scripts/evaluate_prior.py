@@ -25,7 +25,11 @@ import torch
 from prior_training.pool import training_cameras
 from torch import Tensor
 
-from scoredist3d.data.shapes import (
+from scoredist3d.export.images import image_grid, save_png
+from scoredist3d.priors.base import Branches, Conditioning, Prior
+from scoredist3d.priors.diffusers_prior import DiffusersPrior
+from scoredist3d.priors.sampling import sample
+from scoredist3d.procedural import (
     AZIMUTH_SYMMETRY,
     CATEGORIES,
     COLORS,
@@ -34,11 +38,7 @@ from scoredist3d.data.shapes import (
     sample_objects,
     simple_caption,
 )
-from scoredist3d.evaluation.probe import Probe
-from scoredist3d.export.images import image_grid, save_png
-from scoredist3d.priors.base import Branches, Conditioning, Prior
-from scoredist3d.priors.diffusers_prior import DiffusersPrior
-from scoredist3d.priors.sampling import sample
+from scoredist3d.procedural.probe import Probe
 
 
 def accuracy(

@@ -44,7 +44,7 @@ from prior_training.corrective import (
 from scoredist3d import registry
 from scoredist3d.config.validation import parse_component
 from scoredist3d.files import write_atomically
-from scoredist3d.guidance.corrective import Corrective, CorrectiveSizes, save_corrective
+from scoredist3d.guidance.core.corrective import Corrective, CorrectiveSizes, save_corrective
 from scoredist3d.priors import Prior
 
 CARD = """# Model card: an LMC corrective

@@ -32,7 +32,7 @@ from prior_training.pool import Pool
 from prior_training.probe import save_probe, train_probe
 from prior_training.vae import reconstruction_psnr, train_vae
 
-from scoredist3d.data.shapes import build_tokenizer
+from scoredist3d.procedural import build_tokenizer
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 # Higher may import lower and its own level, never the other way round.
 LEVELS: dict[str, int] = {
     "ops": 0,
-    "noise": 0,
+    "diffusion": 0,
     "cameras": 0,
     "paths": 0,
     "terminal": 0,
@@ -24,6 +24,7 @@ LEVELS: dict[str, int] = {
     "custom": 1,
     "files": 1,
     "meshes": 1,
+    "nn": 1,
     "geometry": 2,
     "materials": 2,
     "backgrounds": 2,
@@ -35,6 +36,7 @@ LEVELS: dict[str, int] = {
     "data": 3,
     "export": 3,
     "evaluation": 3,
+    "procedural": 3,
     "systems": 4,
     "training": 5,
     "viewer": 5,
@@ -42,7 +44,7 @@ LEVELS: dict[str, int] = {
     "__main__": 7,
 }
 # Files that may import nothing of the package but their own package.
-CLOSED = ("ops", "noise", "cameras")
+CLOSED = ("ops", "diffusion", "cameras")
 OPTIONAL = {"nerfacc", "tinycudann", "triton", "nvdiffrast", "gsplat"}
 LIGHTNING = {"pytorch_lightning", "lightning"}
 HUGGING_FACE = {"diffusers", "transformers"}
@@ -59,6 +61,11 @@ def name_of(module: Path) -> str:
 
 def part_of(module: Path) -> str:
     return module.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def is_for(stem: str, package: str) -> bool:
+    """Whether a file is named after an optional package: ``texture_triton`` or ``triton_backend``."""
+    return stem.endswith(f"_{package}") or stem == f"{package}_backend"
 
 
 def is_type_checking(node: ast.AST) -> bool:
@@ -117,7 +124,7 @@ def test_imports_point_downwards(module: Path) -> None:
 def test_nothing_optional_or_slow_at_import(module: Path) -> None:
     roots = roots_at_import(module)
     # A file named after an optional package holds code for it alone; the test below keeps it from being imported early.
-    assert {root for root in roots & OPTIONAL if not module.stem.endswith(f"_{root}")} == set()
+    assert {root for root in roots & OPTIONAL if not is_for(module.stem, root)} == set()
     assert not roots & HUGGING_FACE, "import diffusers and transformers where a model is loaded"
     if name_of(module) not in MAY_IMPORT_LIGHTNING:
         assert not roots & LIGHTNING, "only the training callbacks may import Lightning"
@@ -131,8 +138,8 @@ def test_the_way_in_is_light(module: Path) -> None:
 @pytest.mark.parametrize("module", MODULES, ids=name_of)
 def test_files_for_an_optional_package_are_imported_on_demand(module: Path) -> None:
     names = {part for name in imports(module, inside_functions=False) for part in name.split(".")[1:]}
-    others = {package for package in OPTIONAL if not module.stem.endswith(f"_{package}")}  # one's own may be used
-    early = {name for name in names if any(name.endswith(f"_{package}") for package in others)}
+    others = {package for package in OPTIONAL if not is_for(module.stem, package)}  # one's own may be used
+    early = {name for name in names if any(is_for(name, package) for package in others)}
     files = {file.stem for file in MODULES}
     assert early & files == set(), "import it inside the function that has chosen this backend"
 

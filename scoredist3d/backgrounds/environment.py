@@ -10,7 +10,7 @@ from torch import Tensor
 
 from scoredist3d.backgrounds.base import Background
 from scoredist3d.config import option
-from scoredist3d.geometry.networks import MLP
+from scoredist3d.nn.mlp import MLP
 from scoredist3d.registry import register
 from scoredist3d.seeding import Rng
 

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from scoredist3d import registry
+from scoredist3d.config.coercion import described, shown
 from scoredist3d.config.fields import MISSING, field_types
-from scoredist3d.config.leaves import described, shown
 from scoredist3d.config.validation import block_class, dump, own_fields
 
 WIDTH = 120

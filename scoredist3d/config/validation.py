@@ -17,9 +17,9 @@ from typing import Any, TypeVar
 import yaml
 
 from scoredist3d import registry
+from scoredist3d.config.coercion import NUMBER, Problem, parse_leaf, shown
 from scoredist3d.config.experiment import ExperimentConfig
 from scoredist3d.config.fields import MISSING, ComponentConfig, ConfigError, field_types
-from scoredist3d.config.leaves import NUMBER, Problem, parse_leaf, shown
 from scoredist3d.config.loader import MISSING_MARK, escape_interpolations, is_bare, merge, merge_layers, resolve
 from scoredist3d.config.schedule import Schedule
 from scoredist3d.paths import find_shipped

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from scoredist3d.cameras import Cameras
-from scoredist3d.data.shapes import CATEGORIES, COLORS, Objects, captions_for, render_objects, sample_objects
+from scoredist3d.procedural import CATEGORIES, COLORS, Objects, captions_for, render_objects, sample_objects
 
 
 def saturation(images: Tensor) -> Tensor:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from scoredist3d.cameras import Cameras, orbit
-from scoredist3d.data.shapes import Objects, cast_rays
 from scoredist3d.meshes.mesh import Mesh
+from scoredist3d.procedural import Objects, cast_rays
 
 
 def sphere_cameras(count: int, *, distance: float, fovy_deg: float, size: int, turn: float = 0.0) -> Cameras:

@@ -7,9 +7,9 @@ from dataclasses import dataclass, fields
 import numpy as np
 import torch
 
+from scoredist3d.meshes.exportable import Progress, Shape, query_channels
 from scoredist3d.meshes.mesh import Mesh
 from scoredist3d.meshes.occlusion import ambient_occlusion
-from scoredist3d.meshes.shape import Progress, Shape, query_channels
 from scoredist3d.meshes.tangents import corner_tangents
 from scoredist3d.meshes.texels import Texels, fill_uncovered, rasterize, texel_points
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from scoredist3d.config import ComponentConfig
-from scoredist3d.meshes.shape import Shape
+from scoredist3d.meshes.exportable import Shape
 
 StageProgress = Callable[[str, float], None]
 

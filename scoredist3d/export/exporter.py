@@ -15,18 +15,18 @@ import numpy as np
 from scoredist3d.config import option
 from scoredist3d.export.bake import Textures, bake_textures, quantize
 from scoredist3d.export.base import Exporter, ExportReport, ExportResult, StageProgress
+from scoredist3d.export.diagnostics import findings, mesh_report, metres, not_closed
 from scoredist3d.export.files import safe_name, staged_files
-from scoredist3d.export.findings import findings, mesh_report, metres, not_closed
+from scoredist3d.export.formats.gltf import write_glb
+from scoredist3d.export.formats.obj import write_obj
+from scoredist3d.export.formats.plain import write_ply, write_stl
+from scoredist3d.export.formats.usdz import usdz_problem, write_usdz
 from scoredist3d.export.frame import Frame
-from scoredist3d.export.gltf import write_glb
-from scoredist3d.export.obj import write_obj
-from scoredist3d.export.plain import write_ply, write_stl
-from scoredist3d.export.usdz import usdz_problem, write_usdz
+from scoredist3d.meshes.exportable import Shape, query_color
 from scoredist3d.meshes.holes import fill_holes
+from scoredist3d.meshes.isosurface_extraction import FoundSurface, find_surface
 from scoredist3d.meshes.mesh import Mesh, decimate, drop_small_components, smooth, topology
-from scoredist3d.meshes.shape import Shape, query_color
 from scoredist3d.meshes.splats import Splats, write_splats
-from scoredist3d.meshes.surface import FoundSurface, find_surface
 from scoredist3d.meshes.uv import unusable_uvs, unwrap
 from scoredist3d.registry import register
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from scoredist3d.config import ComponentConfig, option
+from scoredist3d.meshes.exportable import Shape
 from scoredist3d.meshes.mesh import Mesh
-from scoredist3d.meshes.shape import Shape
 from scoredist3d.meshes.splats import Splats
 from scoredist3d.seeding import Rng
 

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from scoredist3d.config import option
 from scoredist3d.geometry.base import Start, Surface, SurfaceMesh, SurfacePoints
-from scoredist3d.geometry.fitting import points_near
-from scoredist3d.geometry.hash_network import FREE_OPTIONS, HashGridConfig, NetworkConfig, grid_problems
 from scoredist3d.geometry.mesh_queries import density_of, distance_to, to_mesh
-from scoredist3d.geometry.shape_start import ShapeStartConfig
+from scoredist3d.geometry.sdf_init import ShapeStartConfig
 from scoredist3d.geometry.texture_field import PointField
 from scoredist3d.materials.base import Material
 from scoredist3d.meshes.mesh import Mesh
+from scoredist3d.nn.hash_network import FREE_OPTIONS, HashGridConfig, NetworkConfig, grid_problems
+from scoredist3d.nn.regression import points_near
 from scoredist3d.seeding import Rng
 
 logger = logging.getLogger(__name__)

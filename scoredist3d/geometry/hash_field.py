@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 from scoredist3d.config import option
 from scoredist3d.geometry.base import Field, GeometryOutput
-from scoredist3d.geometry.hash_network import FREE_OPTIONS, HashGridConfig, HashNetwork, NetworkConfig, grid_problems
 from scoredist3d.materials.base import Material
+from scoredist3d.nn.hash_network import FREE_OPTIONS, HashGridConfig, HashNetwork, NetworkConfig, grid_problems
 from scoredist3d.seeding import Rng
 
 _TETRAHEDRON = ((1.0, -1.0, -1.0), (-1.0, 1.0, -1.0), (-1.0, -1.0, 1.0), (1.0, 1.0, 1.0))

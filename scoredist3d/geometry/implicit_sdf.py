@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from scoredist3d.config import option
 from scoredist3d.geometry.base import GeometryOutput, SignedDistanceField, Start
-from scoredist3d.geometry.fitting import points_near
 from scoredist3d.geometry.hash_field import HashField
-from scoredist3d.geometry.shape_start import ShapeStartConfig
+from scoredist3d.geometry.sdf_init import ShapeStartConfig
 from scoredist3d.geometry.trilinear import distance_grid, trilinear
 from scoredist3d.materials.base import Material
+from scoredist3d.nn.regression import points_near
 from scoredist3d.registry import register
 from scoredist3d.seeding import Rng
 

@@ -12,9 +12,9 @@ from torch.nn import functional as F
 
 from scoredist3d.config import option
 from scoredist3d.geometry.base import GeometryOutput, Start
-from scoredist3d.geometry.fitting import points_in_ball, points_near
 from scoredist3d.geometry.hash_field import HashField
 from scoredist3d.geometry.trilinear import distance_grid, trilinear
+from scoredist3d.nn.regression import points_in_ball, points_near
 from scoredist3d.registry import register
 from scoredist3d.seeding import Rng
 

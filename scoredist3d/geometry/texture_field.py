@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from scoredist3d.geometry.hash_network import HashGridConfig, HashNetwork, NetworkConfig
+from scoredist3d.nn.hash_network import HashGridConfig, HashNetwork, NetworkConfig
 from scoredist3d.seeding import Rng
 
 

@@ -14,8 +14,6 @@ from torch import Tensor, nn
 
 from scoredist3d.config import option
 from scoredist3d.geometry.base import Start, Surface, SurfaceMesh, SurfacePoints
-from scoredist3d.geometry.fitting import points_near
-from scoredist3d.geometry.hash_network import FREE_OPTIONS, HashGridConfig, NetworkConfig, grid_problems
 from scoredist3d.geometry.mesh_queries import closest_on, density_of, to_mesh
 from scoredist3d.geometry.texture_field import PointField
 from scoredist3d.materials.base import Material
@@ -23,6 +21,8 @@ from scoredist3d.meshes.loading import LoadedMesh, load_mesh
 from scoredist3d.meshes.mesh import Mesh, decimate
 from scoredist3d.meshes.texels import fill_uncovered, rasterize, texel_points
 from scoredist3d.meshes.uv import unusable_uvs, unwrap
+from scoredist3d.nn.hash_network import FREE_OPTIONS, HashGridConfig, NetworkConfig, grid_problems
+from scoredist3d.nn.regression import points_near
 from scoredist3d.ops.gather import blend_rows
 from scoredist3d.ops.rasterization.rasterize import sample_texture
 from scoredist3d.registry import register

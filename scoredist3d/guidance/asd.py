@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from scoredist3d.config import Schedule, option
-from scoredist3d.guidance.base import Cost, GuidanceStep
-from scoredist3d.guidance.variational import matching_output
+from scoredist3d.diffusion.schedule import per_item
+from scoredist3d.guidance.core.base import Cost, GuidanceStep
+from scoredist3d.guidance.core.variational import matching_output
 from scoredist3d.guidance.vsd import VariationalGuidance
-from scoredist3d.noise import per_item
 from scoredist3d.priors.base import Branches, Conditioning, Prediction, perpendicular, predict_branches
 from scoredist3d.registry import register
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from scoredist3d.config import Schedule, option
-from scoredist3d.guidance.base import WEIGHTINGS, Cost, Guidance, GuidanceStep, Score, Weighting
-from scoredist3d.guidance.prompting import warn_of_unknown_words
-from scoredist3d.noise import per_item, solve_ode
+from scoredist3d.diffusion.schedule import per_item, solve_ode
+from scoredist3d.guidance.core.base import WEIGHTINGS, Cost, Guidance, GuidanceStep, Score, Weighting
+from scoredist3d.guidance.core.prompting import warn_of_unknown_words
 from scoredist3d.priors.base import Branches, Conditioning, predict_branches
 from scoredist3d.prompts.processor import ExtraPrompt
 from scoredist3d.registry import register

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from scoredist3d.config import Schedule, option
-from scoredist3d.guidance.base import Cost, Guidance, GuidanceStep, Score
-from scoredist3d.guidance.prompting import empty_of
-from scoredist3d.noise import per_item
+from scoredist3d.diffusion.schedule import per_item
+from scoredist3d.guidance.core.base import Cost, Guidance, GuidanceStep, Score
+from scoredist3d.guidance.core.prompting import empty_of
 from scoredist3d.priors.base import Branches, Conditioning, perp_neg, predict_branches
 from scoredist3d.registry import register
 

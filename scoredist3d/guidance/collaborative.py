@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from scoredist3d.config import Schedule, option
-from scoredist3d.guidance.base import Guidance, GuidanceStep, Score
-from scoredist3d.noise import per_item
+from scoredist3d.diffusion.schedule import per_item
+from scoredist3d.guidance.core.base import Guidance, GuidanceStep, Score
 from scoredist3d.priors.base import Branches
 from scoredist3d.registry import register
 from scoredist3d.seeding import Rng

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from scoredist3d.config import Schedule, option
-from scoredist3d.guidance.base import Cost, GuidanceStep, Score, Weighting
-from scoredist3d.guidance.step import level_tensor
-from scoredist3d.guidance.trajectory import TrajectoryGuidance
-from scoredist3d.noise import per_item
+from scoredist3d.diffusion.schedule import per_item
+from scoredist3d.guidance.core.base import Cost, GuidanceStep, Score, Weighting
+from scoredist3d.guidance.core.step import level_tensor
+from scoredist3d.guidance.core.trajectory import TrajectoryGuidance
 from scoredist3d.priors.base import Branches, guided_prediction
 from scoredist3d.registry import register
 

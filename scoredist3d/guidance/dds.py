@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from scoredist3d.config import Schedule, option
-from scoredist3d.guidance.base import GuidanceStep, Score, Weighting
-from scoredist3d.guidance.editing import EditingGuidance
+from scoredist3d.guidance.core.base import GuidanceStep, Score, Weighting
+from scoredist3d.guidance.core.editing import EditingGuidance
 from scoredist3d.priors.base import Branches
 from scoredist3d.registry import register
 

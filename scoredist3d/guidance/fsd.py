@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from scoredist3d.config import Schedule, option
-from scoredist3d.guidance.base import Guidance, Score
-from scoredist3d.guidance.noise_fields import PersistentNoise, covered, world_map_crop, world_map_shape
-from scoredist3d.guidance.step import GuidanceStep, level_tensor
-from scoredist3d.noise import per_item
+from scoredist3d.diffusion.schedule import per_item
+from scoredist3d.guidance.core.base import Guidance, Score
+from scoredist3d.guidance.core.noise_fields import PersistentNoise, covered, world_map_crop, world_map_shape
+from scoredist3d.guidance.core.step import GuidanceStep, level_tensor
 from scoredist3d.priors.base import Branches, Prediction, Prior
 from scoredist3d.registry import register
 from scoredist3d.seeding import Rng

@@ -8,10 +8,10 @@ from itertools import pairwise
 from torch import Tensor
 
 from scoredist3d.config import Schedule, option
-from scoredist3d.guidance.base import Cost, Guidance, Score, Weighting
-from scoredist3d.guidance.image_space import regression_weight, with_image_term
-from scoredist3d.guidance.step import GuidanceStep, level_tensor
-from scoredist3d.noise import per_item
+from scoredist3d.diffusion.schedule import per_item
+from scoredist3d.guidance.core.base import Cost, Guidance, Score, Weighting
+from scoredist3d.guidance.core.image_space import regression_weight, with_image_term
+from scoredist3d.guidance.core.step import GuidanceStep, level_tensor
 from scoredist3d.priors.base import Branches
 from scoredist3d.registry import register
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from scoredist3d.config import Schedule, option
-from scoredist3d.guidance.base import Cost, GuidanceStep, Score, Weighting
-from scoredist3d.guidance.step import level_tensor
-from scoredist3d.guidance.trajectory import Grid, TrajectoryGuidance
+from scoredist3d.guidance.core.base import Cost, GuidanceStep, Score, Weighting
+from scoredist3d.guidance.core.step import level_tensor
+from scoredist3d.guidance.core.trajectory import Grid, TrajectoryGuidance
 from scoredist3d.priors.base import Branches
 from scoredist3d.registry import register
 from scoredist3d.seeding import Rng

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from scoredist3d.config import Schedule, option
-from scoredist3d.guidance.base import Cost, Guidance, GuidanceStep, Score
-from scoredist3d.guidance.corrective import AUTO, load_corrective
-from scoredist3d.guidance.image_space import regression_weight
-from scoredist3d.noise import per_item
+from scoredist3d.diffusion.schedule import per_item
+from scoredist3d.guidance.core.base import Cost, Guidance, GuidanceStep, Score
+from scoredist3d.guidance.core.corrective import AUTO, load_corrective
+from scoredist3d.guidance.core.image_space import regression_weight
 from scoredist3d.priors.base import Branches, Prior, guided_and_unconditional
 from scoredist3d.registry import register
 from scoredist3d.seeding import Rng
@@ -29,7 +29,7 @@ class ManifoldCorrective(Guidance):
 
     SDS is the same with beta 0, since eps_u - eps = alpha/sigma (z - x0_u) for the unconditional prediction x0_u: its
     second term pulls z to its one-step denoising, which is blurred the more the larger t is. The frozen corrective b
-    (:mod:`scoredist3d.guidance.corrective`) imitates that blur, so that b - x0_u points to the natural images and
+    (:mod:`scoredist3d.guidance.core.corrective`) imitates that blur, so that b - x0_u points to the natural images and
     a small guidance scale suffices. J is the identity, or with ``jacobian: full`` the derivative of zbar by z.
 
     The decomposition is exact algebra and b's regression follows the abstract (LMC-SDS). The paper has no public code,
@@ -70,7 +70,7 @@ class ManifoldCorrective(Guidance):
 
         Raises:
             ValueError: There is no corrective for this prior; see
-                :func:`~scoredist3d.guidance.corrective.load_corrective`.
+                :func:`~scoredist3d.guidance.core.corrective.load_corrective`.
         """
         super().__init__(config, prior=prior, rng=rng)
         self.corrective = load_corrective(config.corrective, prior)

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from scoredist3d.config import Schedule, option
-from scoredist3d.guidance.base import Cost, Guidance, GuidanceStep, Score
-from scoredist3d.guidance.prompting import empty_of, warn_of_unknown_words
-from scoredist3d.noise import per_item
+from scoredist3d.diffusion.schedule import per_item
+from scoredist3d.guidance.core.base import Cost, Guidance, GuidanceStep, Score
+from scoredist3d.guidance.core.prompting import empty_of, warn_of_unknown_words
 from scoredist3d.priors.base import Branches, perp_neg, predict_branches
 from scoredist3d.prompts.processor import ExtraPrompt
 from scoredist3d.registry import register

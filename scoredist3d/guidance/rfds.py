@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from scoredist3d.config import Schedule, option
-from scoredist3d.guidance.base import Cost, Guidance, Score, Weighting
-from scoredist3d.guidance.step import GuidanceStep
-from scoredist3d.noise import per_item, solve_ode
+from scoredist3d.diffusion.schedule import per_item, solve_ode
+from scoredist3d.guidance.core.base import Cost, Guidance, Score, Weighting
+from scoredist3d.guidance.core.step import GuidanceStep
 from scoredist3d.priors.base import Branches, predict_branches
 from scoredist3d.registry import register
 

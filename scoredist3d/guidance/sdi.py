@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from scoredist3d.config import Schedule, option
-from scoredist3d.guidance.base import Cost, GuidanceStep, Score, Weighting
-from scoredist3d.guidance.step import level_tensor, select
-from scoredist3d.guidance.trajectory import TrajectoryGuidance, told, told_the_same
-from scoredist3d.noise import CLEAN, VPSchedule, per_item
+from scoredist3d.diffusion.schedule import CLEAN, VPSchedule, per_item
+from scoredist3d.guidance.core.base import Cost, GuidanceStep, Score, Weighting
+from scoredist3d.guidance.core.step import level_tensor, select
+from scoredist3d.guidance.core.trajectory import TrajectoryGuidance, told, told_the_same
 from scoredist3d.priors.base import Branches, Prior
 from scoredist3d.registry import register
 from scoredist3d.seeding import Rng

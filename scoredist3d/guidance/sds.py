@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from scoredist3d.config import Schedule, option
-from scoredist3d.guidance.base import Guidance, Score
-from scoredist3d.guidance.image_space import regression_weight, with_image_term
-from scoredist3d.guidance.step import GuidanceStep
+from scoredist3d.guidance.core.base import Guidance, Score
+from scoredist3d.guidance.core.image_space import regression_weight, with_image_term
+from scoredist3d.guidance.core.step import GuidanceStep
 from scoredist3d.priors.base import Branches
 from scoredist3d.registry import register
 

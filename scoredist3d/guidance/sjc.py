@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from scoredist3d.config import Schedule, option
-from scoredist3d.guidance.base import Guidance, Score, Weighting
-from scoredist3d.guidance.step import GuidanceStep
-from scoredist3d.noise import per_item
+from scoredist3d.diffusion.schedule import per_item
+from scoredist3d.guidance.core.base import Guidance, Score, Weighting
+from scoredist3d.guidance.core.step import GuidanceStep
 from scoredist3d.priors.base import Branches, Prior
 from scoredist3d.registry import register
 from scoredist3d.seeding import Rng

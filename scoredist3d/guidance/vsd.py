@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, distributed, nn
 
 from scoredist3d.config import Schedule, option
-from scoredist3d.guidance.base import Cost, Guidance, GuidanceStep, Score
-from scoredist3d.guidance.step import level_tensor
-from scoredist3d.guidance.variational import PhiConfig, build_phi, matching_output, phi_conditioning
+from scoredist3d.guidance.core.base import Cost, Guidance, GuidanceStep, Score
+from scoredist3d.guidance.core.step import level_tensor
+from scoredist3d.guidance.core.variational import PhiConfig, build_phi, matching_output, phi_conditioning
 from scoredist3d.priors.base import Branches, Conditioning, Prediction, Prior
 from scoredist3d.registry import register
 from scoredist3d.seeding import Rng
@@ -32,7 +32,7 @@ class VariationalGuidance(Guidance):
     particles share it. Its weights and its optimiser's state are in the ``state_dict``.
 
     Attributes:
-        phi: The network, see :mod:`scoredist3d.guidance.variational`. One without parameters is not trained.
+        phi: The network, see :mod:`scoredist3d.guidance.core.variational`. One without parameters is not trained.
     """
 
     @dataclass

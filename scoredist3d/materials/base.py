@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from scoredist3d.cameras import Cameras
 from scoredist3d.config import ComponentConfig
-from scoredist3d.meshes.shape import SurfaceChannels
+from scoredist3d.meshes.exportable import SurfaceChannels
 
 
 @dataclass(frozen=True)

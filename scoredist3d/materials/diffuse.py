@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from scoredist3d.cameras import Cameras
 from scoredist3d.config import option
 from scoredist3d.materials.base import Light, Material, logit
-from scoredist3d.meshes.shape import SurfaceChannels
+from scoredist3d.meshes.exportable import SurfaceChannels
 from scoredist3d.registry import register
 
 

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from scoredist3d.config import option
 from scoredist3d.materials.base import Light, Material
-from scoredist3d.meshes.shape import SurfaceChannels
+from scoredist3d.meshes.exportable import SurfaceChannels
 from scoredist3d.ops.shading.color import clamp_unit
 from scoredist3d.registry import register
 from scoredist3d.seeding import Rng

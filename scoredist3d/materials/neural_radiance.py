@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from scoredist3d.config import option
-from scoredist3d.geometry.networks import MLP
 from scoredist3d.materials.base import Light, Material, logit
-from scoredist3d.meshes.shape import SurfaceChannels
+from scoredist3d.meshes.exportable import SurfaceChannels
+from scoredist3d.nn.mlp import MLP
 from scoredist3d.ops.shading.spherical_harmonics import MAX_DEGREE, harmonics, num_coefficients
 from scoredist3d.registry import register
 from scoredist3d.seeding import Rng

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from scoredist3d.materials.base import Light, Material, logit
-from scoredist3d.meshes.shape import SurfaceChannels
+from scoredist3d.meshes.exportable import SurfaceChannels
 from scoredist3d.registry import register
 
 

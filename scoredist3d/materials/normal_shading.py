@@ -9,7 +9,7 @@ from torch import Tensor
 
 from scoredist3d.config import option
 from scoredist3d.materials.base import Light, Material
-from scoredist3d.meshes.shape import SurfaceChannels
+from scoredist3d.meshes.exportable import SurfaceChannels
 from scoredist3d.registry import register
 
 

@@ -13,7 +13,7 @@ from scoredist3d.cameras import Cameras
 from scoredist3d.config import option
 from scoredist3d.materials.base import Light, Material, logit
 from scoredist3d.materials.lighting import DIELECTRIC_F0, EnvironmentLight, turned
-from scoredist3d.meshes.shape import SurfaceChannels
+from scoredist3d.meshes.exportable import SurfaceChannels
 from scoredist3d.ops.shading.color import clamp_unit, linear_to_srgb, srgb_to_linear
 from scoredist3d.registry import register
 

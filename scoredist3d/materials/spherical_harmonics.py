@@ -9,7 +9,7 @@ from torch import Tensor
 
 from scoredist3d.config import option
 from scoredist3d.materials.base import Light, Material
-from scoredist3d.meshes.shape import SurfaceChannels
+from scoredist3d.meshes.exportable import SurfaceChannels
 from scoredist3d.ops.shading.color import clamp_unit
 from scoredist3d.ops.shading.spherical_harmonics import DC, MAX_DEGREE, harmonics, num_coefficients
 from scoredist3d.registry import register

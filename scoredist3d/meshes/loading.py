@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from scoredist3d.meshes.exportable import SurfaceChannels
 from scoredist3d.meshes.mesh import Mesh
-from scoredist3d.meshes.shape import SurfaceChannels
 from scoredist3d.meshes.tangents import corner_tangents
 from scoredist3d.meshes.textures import Images, into_unit_square, join, sample_image, to_bytes, to_display, to_linear
 from scoredist3d.paths import find_shipped

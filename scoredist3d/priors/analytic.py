@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from scoredist3d.cameras import Cameras
 from scoredist3d.config import ComponentConfig, option
-from scoredist3d.noise import FlowSchedule, NoiseSchedule, VPSchedule
+from scoredist3d.diffusion.schedule import FlowSchedule, NoiseSchedule, VPSchedule
 from scoredist3d.priors.base import Conditioning, Prediction, Prior, vocabulary_of, words_of
 from scoredist3d.registry import register
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from scoredist3d.cameras import Cameras
-from scoredist3d.noise import NoiseSchedule, PredictionType, per_item
+from scoredist3d.diffusion.schedule import NoiseSchedule, PredictionType, per_item
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ class Branches:
 
 @dataclass(frozen=True)
 class AdapterPoints:
-    """Where a network can be adapted without touching its weights (see :mod:`scoredist3d.guidance.variational`).
+    """Where a network can be adapted without touching its weights (see :mod:`scoredist3d.guidance.core.variational`).
 
     Attributes:
         network: The denoiser that :meth:`Prior.predict` calls.

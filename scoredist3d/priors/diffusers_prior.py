@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from scoredist3d.cameras import Cameras
 from scoredist3d.config import ComponentConfig, option
-from scoredist3d.noise import NoiseSchedule
+from scoredist3d.diffusion.schedule import NoiseSchedule
 from scoredist3d.priors.base import AdapterPoints, Conditioning, Prediction, Prior
 from scoredist3d.priors.camera_embedding import CAMERA_EMBEDDING_SIZE, camera_embedding
 from scoredist3d.priors.diffusers_loading import EMBEDDED, MODEL_KEY, PipelineSource, PriorError

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from scoredist3d.noise import solve_ode
+from scoredist3d.diffusion.schedule import solve_ode
 from scoredist3d.priors.base import Branches, Prior, guided_prediction
 
 
@@ -35,7 +35,7 @@ def sample(
         generator: Draws the starting noise, on its own device.
         batch: Number of images; the number of prompts by default.
         rescale: See :func:`~scoredist3d.priors.base.guided_prediction`.
-        callback: See :func:`~scoredist3d.noise.solve_ode`.
+        callback: See :func:`~scoredist3d.diffusion.schedule.solve_ode`.
 
     Returns:
         (B, C, h, w) latents at the model's image size; ``prior.decode`` makes images of them.

@@ -9,7 +9,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from scoredist3d.noise import per_item
+from scoredist3d.diffusion.schedule import per_item
 
 
 @dataclass(frozen=True)

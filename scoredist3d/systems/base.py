@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from scoredist3d import registry
 from scoredist3d.config import ComponentConfig, component
-from scoredist3d.guidance.base import Guidance
+from scoredist3d.guidance.core.base import Guidance
 from scoredist3d.priors.base import Branches
 from scoredist3d.seeding import Rng
 from scoredist3d.systems.optimizer import OptimizerConfig
@@ -26,7 +26,7 @@ from scoredist3d.systems.optimizer import OptimizerConfig
 if TYPE_CHECKING:
     from scoredist3d.cameras import Cameras
     from scoredist3d.config.experiment import PreviewConfig, TurntableConfig
-    from scoredist3d.meshes.shape import Shape
+    from scoredist3d.meshes.exportable import Shape
 
 
 @dataclass(frozen=True)

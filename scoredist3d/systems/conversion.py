@@ -13,8 +13,8 @@ from scoredist3d import registry
 from scoredist3d.config import ComponentConfig, option
 from scoredist3d.config.validation import dump
 from scoredist3d.geometry.base import Start, fits
+from scoredist3d.meshes.isosurface_extraction import find_surface
 from scoredist3d.meshes.mesh import drop_small_components, topology
-from scoredist3d.meshes.surface import find_surface
 from scoredist3d.seeding import Rng
 from scoredist3d.systems.scene import Scene, SceneShape
 

@@ -12,8 +12,8 @@ from scoredist3d.cameras import Cameras
 from scoredist3d.config import ComponentConfig
 from scoredist3d.geometry.base import Geometry, fits
 from scoredist3d.materials.base import Material
+from scoredist3d.meshes.exportable import SurfaceChannels
 from scoredist3d.meshes.mesh import Mesh
-from scoredist3d.meshes.shape import SurfaceChannels
 from scoredist3d.meshes.splats import Splats
 from scoredist3d.renderers.base import NOTHING, Render
 from scoredist3d.seeding import Rng

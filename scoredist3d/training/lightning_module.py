@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from scoredist3d.config.experiment import TrainerConfig
-from scoredist3d.guidance.checks import NonFiniteError
+from scoredist3d.guidance.core.checks import NonFiniteError
 from scoredist3d.seeding import Rng
 from scoredist3d.systems.base import System
 from scoredist3d.systems.optimizer import build_optimizer, set_learning_rates

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from scoredist3d.files import write_atomically
-from scoredist3d.guidance.checks import NonFiniteError
+from scoredist3d.guidance.core.checks import NonFiniteError
 
 
 class MetricBuffer:

@@ -13,8 +13,8 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
-from scoredist3d.data.shapes import render_objects, sample_objects
 from scoredist3d.priors import Branches, Conditioning, Prior, sample
+from scoredist3d.procedural import render_objects, sample_objects
 
 from .common import Ema, learning_rate
 from .pool import composite, random_backgrounds, training_cameras

@@ -14,7 +14,7 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from scoredist3d.data.shapes import lexicon
+from scoredist3d.procedural import lexicon
 
 IMAGE_SIZE = 64
 LATENT_STD = 0.5

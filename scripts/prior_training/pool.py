@@ -12,7 +12,8 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from scoredist3d.cameras import Cameras, orbit
-from scoredist3d.data.shapes import (
+from scoredist3d.priors.camera_embedding import camera_embedding
+from scoredist3d.procedural import (
     NUM_SOLIDS,
     Dropout,
     azimuth_symmetry,
@@ -23,7 +24,6 @@ from scoredist3d.data.shapes import (
     shade,
     view_words,
 )
-from scoredist3d.priors.camera_embedding import camera_embedding
 
 DISTANCE, FOVY_DEG = 3.2, 40.0
 RENDER_BLOCK = 256

@@ -11,9 +11,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 
-from scoredist3d.data.shapes import CATEGORIES, COLORS, PATTERNS
-from scoredist3d.evaluation.probe import Probe, ProbeReading
 from scoredist3d.files import atomic_path
+from scoredist3d.procedural import CATEGORIES, COLORS, PATTERNS
+from scoredist3d.procedural.probe import Probe, ProbeReading
 
 from .common import Ema, Stage
 from .pool import Pool, Targets, composite, random_backgrounds

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from scoredist3d.cameras import orbit
-from scoredist3d.data.shapes import CATEGORIES, COLORS, PATTERNS, SIZES
 from scoredist3d.evaluation.measures import (
     expected_entropy,
     high_frequency_share,
@@ -19,6 +18,7 @@ from scoredist3d.evaluation.measures import (
     real_pictures,
     saturation,
 )
+from scoredist3d.procedural import CATEGORIES, COLORS, PATTERNS, SIZES
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from scoredist3d.cameras import Cameras, orbit
-from scoredist3d.data.shapes import CATEGORIES, render_objects, sample_objects
-from scoredist3d.evaluation.shape_match import best_family_iou
+from scoredist3d.procedural import CATEGORIES, render_objects, sample_objects
+from scoredist3d.procedural.shape_match import best_family_iou
 
 
 def views() -> Cameras:

@@ -7,9 +7,9 @@ import pytest
 import torch
 import trimesh
 
-from scoredist3d.data.shapes import sample_objects
 from scoredist3d.evaluation.surface_distance import chamfer_distance, mesh_points, sphere_cameras, visible_points
 from scoredist3d.meshes.mesh import Mesh
+from scoredist3d.procedural import sample_objects
 
 
 def ball(radius: float) -> Mesh:

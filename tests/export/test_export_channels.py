@@ -23,11 +23,11 @@ from shared.pbr_shapes import MeshShape, PbrBall, bent_normal, metallic_at, roug
 from scoredist3d import registry
 from scoredist3d.export import exporter as exporter_module
 from scoredist3d.export.exporter import DEFAULT_FACES
+from scoredist3d.meshes.exportable import SurfaceChannels
 from scoredist3d.meshes.holes import boundary_loops, fill_holes
 from scoredist3d.meshes.loading import load_mesh
 from scoredist3d.meshes.mesh import Mesh, topology
 from scoredist3d.meshes.occlusion import ambient_occlusion
-from scoredist3d.meshes.shape import SurfaceChannels
 from scoredist3d.meshes.splats import Splats
 from scoredist3d.meshes.uv import unusable_uvs
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from scoredist3d.geometry.networks import MLP
+from scoredist3d.nn.mlp import MLP
 
 
 def test_forward_by_hand():

@@ -7,7 +7,7 @@ from shared.surface_scenes import build, write_cube
 
 from scoredist3d.config import ConfigError
 from scoredist3d.config.validation import parse_component
-from scoredist3d.geometry.shape_start import ellipsoid_sdf
+from scoredist3d.geometry.sdf_init import ellipsoid_sdf
 
 KINDS = {
     "implicit-sdf": {"shape_init_resolution": 48, "grid": {"num_levels": 2, "log2_hashmap_size": 6}},

@@ -14,7 +14,7 @@ from scoredist3d import registry
 from scoredist3d.config import ConfigError
 from scoredist3d.config.loader import load
 from scoredist3d.config.validation import parse_component
-from scoredist3d.guidance.step import item_noise
+from scoredist3d.guidance.core.step import item_noise
 from scoredist3d.priors import Branches
 from scoredist3d.priors.analytic import GaussianMixturePrior, Mixture
 from scoredist3d.prompts.processor import ExtraPrompt

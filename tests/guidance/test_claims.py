@@ -19,8 +19,8 @@ import torch
 from shared.method_cases import FLOW_KINDS, CountingPrior, gradient, latents, method, views
 from torch import Tensor, nn
 
+from scoredist3d.diffusion.schedule import per_item
 from scoredist3d.guidance import Guidance
-from scoredist3d.noise import per_item
 from scoredist3d.priors import Branches, Conditioning, Prediction
 from scoredist3d.priors.analytic import GaussianMixturePrior, Mixture
 from scoredist3d.prompts.processor import PromptProcessor

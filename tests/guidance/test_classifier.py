@@ -6,7 +6,7 @@ import pytest
 import torch
 from shared.method_cases import CountingPrior, gradient, latents, method, prompted, views
 
-from scoredist3d.guidance.step import item_noise
+from scoredist3d.guidance.core.step import item_noise
 from scoredist3d.priors import Branches, predict_branches
 from scoredist3d.seeding import Rng
 

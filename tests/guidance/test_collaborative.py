@@ -10,8 +10,8 @@ from torch import Tensor
 
 from scoredist3d import registry
 from scoredist3d.guidance.collaborative import CollaborativeScoreDistillation, stein_kernel
+from scoredist3d.guidance.core.step import GuidanceStep
 from scoredist3d.guidance.sds import ScoreDistillationSampling
-from scoredist3d.guidance.step import GuidanceStep
 from scoredist3d.priors import Branches
 from scoredist3d.priors.analytic import GaussianMixturePrior, Mixture
 from scoredist3d.seeding import Rng

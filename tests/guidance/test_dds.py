@@ -10,7 +10,7 @@ from scoredist3d import registry
 from scoredist3d.config import Schedule
 from scoredist3d.config.experiment import PreviewConfig
 from scoredist3d.config.validation import parse_component
-from scoredist3d.guidance.step import item_noise
+from scoredist3d.guidance.core.step import item_noise
 from scoredist3d.priors import Branches, predict_branches
 from scoredist3d.priors.analytic import GaussianMixturePrior, Mixture
 from scoredist3d.seeding import Rng

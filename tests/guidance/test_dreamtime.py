@@ -8,8 +8,8 @@ import torch
 from shared.method_cases import CountingPrior, gradient, latents, method
 
 from scoredist3d.config.validation import parse_component
-from scoredist3d.guidance.dreamtime import DreamTime, DreamTimeConfig, time_prior
-from scoredist3d.noise import FlowSchedule, VPSchedule
+from scoredist3d.diffusion.schedule import FlowSchedule, VPSchedule
+from scoredist3d.guidance.core.dreamtime import DreamTime, DreamTimeConfig, time_prior
 from scoredist3d.seeding import Rng
 
 VP = VPSchedule.stable_diffusion()

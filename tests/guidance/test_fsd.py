@@ -7,8 +7,8 @@ from shared.method_cases import SIZE, CountingPrior, gradient, latents, method, 
 
 from scoredist3d import registry
 from scoredist3d.config.validation import parse_component
+from scoredist3d.diffusion.schedule import VPSchedule
 from scoredist3d.guidance.fsd import FlowScoreDistillation
-from scoredist3d.noise import VPSchedule
 from scoredist3d.priors import Branches, Prediction
 from scoredist3d.priors.analytic import GaussianMixturePrior, Mixture
 from scoredist3d.priors.base import guided_prediction

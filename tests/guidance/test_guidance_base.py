@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from scoredist3d.guidance import Guidance, GuidanceStep, Score
-from scoredist3d.guidance.base import surrogate_loss
-from scoredist3d.guidance.checks import NonFiniteError
-from scoredist3d.guidance.step import item_noise
+from scoredist3d.guidance.core.base import surrogate_loss
+from scoredist3d.guidance.core.checks import NonFiniteError
+from scoredist3d.guidance.core.step import item_noise
 from scoredist3d.priors import Branches
 from scoredist3d.priors.analytic import GaussianMixturePrior
 from scoredist3d.seeding import Rng

@@ -8,8 +8,8 @@ from diffusers import DDIMScheduler
 from shared.method_cases import CountingPrior, gradient, latents, prompted, views
 from shared.trajectory_cases import ABAR, M, S, coefficients, empty, gaussian
 
+from scoredist3d.diffusion.schedule import NoiseSchedule
 from scoredist3d.guidance.ism import IntervalScoreMatching as ISM
-from scoredist3d.noise import NoiseSchedule
 from scoredist3d.priors import Branches, guided_prediction
 from scoredist3d.seeding import Rng
 

@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from scoredist3d import registry
-from scoredist3d.guidance.corrective import (
+from scoredist3d.diffusion.schedule import FlowSchedule
+from scoredist3d.guidance.core.corrective import (
     SHIPPED_FOLDER,
     Corrective,
     CorrectiveSizes,
@@ -20,10 +21,9 @@ from scoredist3d.guidance.corrective import (
     read_corrective,
     save_corrective,
 )
+from scoredist3d.guidance.core.step import GuidanceStep, item_noise
 from scoredist3d.guidance.lmc import ManifoldCorrective
 from scoredist3d.guidance.sds import ScoreDistillationSampling
-from scoredist3d.guidance.step import GuidanceStep, item_noise
-from scoredist3d.noise import FlowSchedule
 from scoredist3d.priors import Branches, predict_branches
 from scoredist3d.priors.analytic import GaussianMixturePrior, Mixture
 from scoredist3d.seeding import Rng

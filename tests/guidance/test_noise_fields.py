@@ -8,8 +8,8 @@ import torch
 
 from scoredist3d.cameras import orbit
 from scoredist3d.config import Schedule
-from scoredist3d.guidance.noise_fields import PersistentNoise, covered, world_map_crop, world_map_shape
-from scoredist3d.guidance.step import GuidanceStep
+from scoredist3d.guidance.core.noise_fields import PersistentNoise, covered, world_map_crop, world_map_shape
+from scoredist3d.guidance.core.step import GuidanceStep
 from scoredist3d.seeding import Rng
 
 LIKE = torch.empty(1, 4, 40, 40, dtype=torch.float64)

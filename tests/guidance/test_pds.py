@@ -11,7 +11,7 @@ from shared.method_cases import CountingPrior, gradient, latents, method, schedu
 
 from scoredist3d.config.loader import load
 from scoredist3d.config.validation import parse_component
-from scoredist3d.guidance.step import item_noise
+from scoredist3d.guidance.core.step import item_noise
 from scoredist3d.priors import predict_branches
 from scoredist3d.seeding import Rng
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from shared.method_cases import CountingPrior, gradient, latents, method, prompted
 
-from scoredist3d.guidance.step import item_noise
-from scoredist3d.noise import FlowSchedule
+from scoredist3d.diffusion.schedule import FlowSchedule
+from scoredist3d.guidance.core.step import item_noise
 from scoredist3d.priors import Branches, Prediction
 from scoredist3d.priors.analytic import GaussianMixturePrior, Mixture
 from scoredist3d.priors.base import guided_prediction

@@ -19,10 +19,10 @@ from shared.trajectory_cases import (
     gaussian_ddim_end,
 )
 
+from scoredist3d.diffusion.schedule import NoiseSchedule
+from scoredist3d.guidance.core.step import item_noise
 from scoredist3d.guidance.sdi import ScoreDistillationViaInversion as SDI
 from scoredist3d.guidance.sds import ScoreDistillationSampling as SDS
-from scoredist3d.guidance.step import item_noise
-from scoredist3d.noise import NoiseSchedule
 from scoredist3d.priors import Branches, Prediction, guided_prediction
 from scoredist3d.seeding import Rng
 

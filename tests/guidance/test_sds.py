@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from scoredist3d import registry
-from scoredist3d.guidance.base import WEIGHTINGS
+from scoredist3d.diffusion.schedule import FlowSchedule, VPSchedule
+from scoredist3d.guidance.core.base import WEIGHTINGS
+from scoredist3d.guidance.core.step import item_noise
 from scoredist3d.guidance.sds import ScoreDistillationSampling as SDS
-from scoredist3d.guidance.step import item_noise
-from scoredist3d.noise import FlowSchedule, VPSchedule
 from scoredist3d.priors import Branches, Prediction, predict_branches, sample
 from scoredist3d.priors.analytic import GaussianMixturePrior, Mixture
 from scoredist3d.seeding import Rng

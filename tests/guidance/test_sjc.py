@@ -4,7 +4,7 @@ import pytest
 import torch
 from shared.method_cases import CountingPrior, gradient, latents, method, prompted
 
-from scoredist3d.noise import FlowSchedule
+from scoredist3d.diffusion.schedule import FlowSchedule
 from scoredist3d.priors.base import guided_prediction
 from scoredist3d.seeding import Rng
 

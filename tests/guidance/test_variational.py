@@ -7,7 +7,8 @@ import torch
 from shared.variational_cases import blobs, latents, prior_of, same_state, state_of, tiny_folder
 
 from scoredist3d.cameras import orbit
-from scoredist3d.guidance.variational import (
+from scoredist3d.diffusion.schedule import FlowSchedule, VPSchedule
+from scoredist3d.guidance.core.variational import (
     LoraPhi,
     PhiConfig,
     StandardVelocity,
@@ -16,7 +17,6 @@ from scoredist3d.guidance.variational import (
     matching_output,
     phi_conditioning,
 )
-from scoredist3d.noise import FlowSchedule, VPSchedule
 from scoredist3d.priors import Branches, Prediction
 from scoredist3d.priors.analytic import GaussianMixturePrior
 from scoredist3d.priors.base import Conditioning

@@ -26,11 +26,11 @@ from torch import distributed
 from scoredist3d import registry
 from scoredist3d.cameras import orbit
 from scoredist3d.config.validation import parse_component
-from scoredist3d.guidance.base import WEIGHTINGS
-from scoredist3d.guidance.checks import NonFiniteError
+from scoredist3d.guidance.core.base import WEIGHTINGS
+from scoredist3d.guidance.core.checks import NonFiniteError
+from scoredist3d.guidance.core.step import item_noise
+from scoredist3d.guidance.core.variational import LoraPhi, PhiConfig
 from scoredist3d.guidance.sds import ScoreDistillationSampling as SDS
-from scoredist3d.guidance.step import item_noise
-from scoredist3d.guidance.variational import LoraPhi, PhiConfig
 from scoredist3d.guidance.vsd import VariationalScoreDistillation as VSD
 from scoredist3d.priors import Branches, predict_branches
 from scoredist3d.seeding import Rng

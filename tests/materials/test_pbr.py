@@ -11,7 +11,7 @@ from scoredist3d.cameras import orbit
 from scoredist3d.config.fields import ConfigError
 from scoredist3d.config.validation import parse_component
 from scoredist3d.materials.lighting import EnvironmentLight, studio_panorama, turned
-from scoredist3d.meshes.shape import SurfaceChannels
+from scoredist3d.meshes.exportable import SurfaceChannels
 from scoredist3d.ops.shading.color import linear_to_srgb, srgb_to_linear
 from scoredist3d.ops.shading.environment import texel_directions
 

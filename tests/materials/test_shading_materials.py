@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from scoredist3d import registry
 from scoredist3d.config.validation import parse_component
 from scoredist3d.materials import Material
-from scoredist3d.meshes.shape import SurfaceChannels
+from scoredist3d.meshes.exportable import SurfaceChannels
 from scoredist3d.seeding import Rng
 from scoredist3d.systems.base import build_component
 

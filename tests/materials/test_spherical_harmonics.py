@@ -10,7 +10,7 @@ from scipy.special import sph_harm_y
 from scoredist3d import registry
 from scoredist3d.config.validation import parse_component
 from scoredist3d.materials.spherical_harmonics import SphericalHarmonics
-from scoredist3d.meshes.shape import SurfaceChannels
+from scoredist3d.meshes.exportable import SurfaceChannels
 from scoredist3d.ops.shading.spherical_harmonics import DC, harmonics, rotation_of
 
 

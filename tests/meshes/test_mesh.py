@@ -19,9 +19,9 @@ from shared.export_fields import (
 
 from scoredist3d.export.bake import bake_textures
 from scoredist3d.meshes import uv
+from scoredist3d.meshes.exportable import query_color
+from scoredist3d.meshes.isosurface_extraction import extract_surface, sample_grid
 from scoredist3d.meshes.mesh import Mesh, compact, decimate, repair, smooth, topology
-from scoredist3d.meshes.shape import query_color
-from scoredist3d.meshes.surface import extract_surface, sample_grid
 from scoredist3d.meshes.texels import rasterize
 
 TETRAHEDRON = Mesh(

@@ -7,8 +7,8 @@ import pytest
 import torch
 from shared.export_fields import AnalyticField, box, difference, sphere, torus, union
 
+from scoredist3d.meshes.isosurface_extraction import automatic_threshold, extract_surface, sample_grid
 from scoredist3d.meshes.mesh import drop_small_components, topology
-from scoredist3d.meshes.surface import automatic_threshold, extract_surface, sample_grid
 
 
 def surface_of(field, resolution=48, threshold=None, **options):

@@ -15,7 +15,7 @@ from diffusers import (
     PNDMScheduler,
 )
 
-from scoredist3d.noise import CLEAN, FlowSchedule, NoiseSchedule, VPSchedule, solve_ode
+from scoredist3d.diffusion.schedule import CLEAN, FlowSchedule, NoiseSchedule, VPSchedule, solve_ode
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False}
 CONFIGS = {

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from scoredist3d import registry
-from scoredist3d.noise import FlowSchedule, VPSchedule
+from scoredist3d.diffusion.schedule import FlowSchedule, VPSchedule
 from scoredist3d.priors import Branches, sample
 from scoredist3d.priors.analytic import GaussianMixturePrior, Mixture
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from scoredist3d.noise import FlowSchedule, VPSchedule
+from scoredist3d.diffusion.schedule import FlowSchedule, VPSchedule
 from scoredist3d.priors import Branches, Conditioning, guided_prediction, predict_branches
 from scoredist3d.priors.analytic import GaussianMixturePrior
 from scoredist3d.priors.base import perpendicular

@@ -13,9 +13,9 @@ from scoredist3d import registry
 from scoredist3d.backgrounds.base import Background
 from scoredist3d.cameras import Cameras, orbit
 from scoredist3d.config.validation import parse_component
-from scoredist3d.geometry.gaussians import Gaussians
+from scoredist3d.geometry.gaussians.model import Gaussians
 from scoredist3d.materials import Material
-from scoredist3d.meshes.shape import SurfaceChannels
+from scoredist3d.meshes.exportable import SurfaceChannels
 from scoredist3d.ops.rotations import quaternions_to, rotation_matrices
 from scoredist3d.renderers.gaussian_splatting import GaussianSplatting
 from scoredist3d.seeding import Rng

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from scoredist3d.geometry.base import Start
 from scoredist3d.materials.base import Material
+from scoredist3d.meshes.exportable import SurfaceChannels
 from scoredist3d.meshes.mesh import Mesh
-from scoredist3d.meshes.shape import SurfaceChannels
 from scoredist3d.renderers import Render
 from scoredist3d.seeding import Rng
 

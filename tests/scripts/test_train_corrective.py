@@ -24,7 +24,7 @@ from prior_training.corrective import (
 )
 from torch import Tensor, nn
 
-from scoredist3d.guidance.corrective import load_corrective
+from scoredist3d.guidance.core.corrective import load_corrective
 from scoredist3d.priors import Prediction
 from scoredist3d.priors.analytic import GaussianMixturePrior
 

@@ -12,8 +12,8 @@ import torch
 import train_prior
 from prior_training.common import Ema, learning_rate
 
-from scoredist3d.evaluation.probe import Probe
 from scoredist3d.priors.diffusers_prior import DiffusersPrior
+from scoredist3d.procedural.probe import Probe
 
 
 @pytest.fixture(scope="module")

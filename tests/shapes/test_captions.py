@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from scoredist3d.cameras import orbit
-from scoredist3d.data.shapes import (
+from scoredist3d.procedural import (
     CATEGORIES,
     COLORS,
     MODES,
@@ -19,8 +19,8 @@ from scoredist3d.data.shapes import (
     simple_caption,
     view_words,
 )
-from scoredist3d.data.shapes.attributes import FAMILIES, PATTERN_NOUNS
-from scoredist3d.data.shapes.captions import NO_DROPOUT, VIEWS
+from scoredist3d.procedural.attributes import FAMILIES, PATTERN_NOUNS
+from scoredist3d.procedural.captions import NO_DROPOUT, VIEWS
 
 COUNT = 20_000
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from scoredist3d.cameras import orbit
-from scoredist3d.data.shapes import (
+from scoredist3d.procedural import (
     AZIMUTH_SYMMETRY,
     CATEGORIES,
     COLOR_VALUES,
@@ -15,7 +15,7 @@ from scoredist3d.data.shapes import (
     render_objects,
     sample_objects,
 )
-from scoredist3d.data.shapes.primitives import NUM_HOLES, NUM_SOLIDS
+from scoredist3d.procedural.primitives import NUM_HOLES, NUM_SOLIDS
 
 FIELDS = ("geometry", "surface", "category", "color", "second_color", "pattern", "size", "mode")
 

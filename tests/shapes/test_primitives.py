@@ -2,9 +2,9 @@ import pytest
 import torch
 
 from scoredist3d.cameras import orbit
-from scoredist3d.data.shapes import CATEGORIES, cast_rays, occupancy, sample_objects, shade
-from scoredist3d.data.shapes.builder import fit
-from scoredist3d.data.shapes.primitives import NUM_HOLES, NUM_SOLIDS, empty_geometry
+from scoredist3d.procedural import CATEGORIES, cast_rays, occupancy, sample_objects, shade
+from scoredist3d.procedural.builder import fit
+from scoredist3d.procedural.primitives import NUM_HOLES, NUM_SOLIDS, empty_geometry
 
 
 def _objects(per_category: int = 2, seed: int = 0):

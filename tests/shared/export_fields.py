@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scoredist3d.meshes.shape import SurfaceChannels
+from scoredist3d.meshes.exportable import SurfaceChannels
 
 Sdf = Callable[[Tensor], Tensor]
 

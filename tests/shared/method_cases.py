@@ -15,9 +15,9 @@ from torch import Tensor
 from scoredist3d import registry
 from scoredist3d.cameras import Cameras, orbit
 from scoredist3d.config.validation import parse_component
+from scoredist3d.diffusion.schedule import FlowSchedule, NoiseSchedule, VPSchedule
 from scoredist3d.guidance import Guidance
-from scoredist3d.guidance.step import item_noise
-from scoredist3d.noise import FlowSchedule, NoiseSchedule, VPSchedule
+from scoredist3d.guidance.core.step import item_noise
 from scoredist3d.priors import Branches, Prediction
 from scoredist3d.priors.analytic import GaussianMixturePrior
 from scoredist3d.prompts.processor import PromptProcessor

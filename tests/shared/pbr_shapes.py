@@ -3,8 +3,8 @@
 import numpy as np
 import torch
 
+from scoredist3d.meshes.exportable import SurfaceChannels
 from scoredist3d.meshes.mesh import Mesh
-from scoredist3d.meshes.shape import SurfaceChannels
 from shared.export_fields import AnalyticField, position_color, sphere
 
 

@@ -8,8 +8,8 @@ import torch
 from diffusers import DDIMInverseScheduler, DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
+from scoredist3d.diffusion.schedule import NoiseSchedule
 from scoredist3d.guidance import Guidance
-from scoredist3d.noise import NoiseSchedule
 from scoredist3d.priors import Branches
 from scoredist3d.priors.analytic import GaussianMixturePrior, Mixture
 from scoredist3d.seeding import Rng

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from scoredist3d.guidance.variational import PhiConfig
-from scoredist3d.noise import per_item
+from scoredist3d.diffusion.schedule import per_item
+from scoredist3d.guidance.core.variational import PhiConfig
 from scoredist3d.priors import Branches, Prediction
 from scoredist3d.priors.analytic import GaussianMixturePrior, Mixture
 from scoredist3d.priors.diffusers_loading import EMBEDDED_FOLDER

@@ -16,7 +16,7 @@ from shared.tiny_runs import make as make_config
 import scoredist3d
 from scoredist3d import cli
 from scoredist3d.files import write_json
-from scoredist3d.guidance.checks import NonFiniteError
+from scoredist3d.guidance.core.checks import NonFiniteError
 from scoredist3d.losses.sparsity import Sparsity
 from scoredist3d.training.callbacks import Checkpoints
 from scoredist3d.training.folder import RunFolder

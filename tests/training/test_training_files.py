@@ -20,7 +20,7 @@ from torch import nn
 
 import scoredist3d
 from scoredist3d.files import write_atomically
-from scoredist3d.guidance.checks import NonFiniteError
+from scoredist3d.guidance.core.checks import NonFiniteError
 from scoredist3d.training.checkpoint import (
     kept_checkpoints,
     link_or_copy,

@@ -15,7 +15,7 @@ import torch
 import yaml
 from shared.tiny_runs import Recorder, make, plain
 
-from scoredist3d.guidance.checks import NonFiniteError
+from scoredist3d.guidance.core.checks import NonFiniteError
 from scoredist3d.seeding import Rng
 from scoredist3d.training import fit as fit_module
 from scoredist3d.training.callbacks import Checkpoints

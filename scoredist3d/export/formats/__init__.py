@@ -1,0 +1,1 @@
+"""Writers of mesh files, one module per format."""

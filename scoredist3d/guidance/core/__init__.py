@@ -1,0 +1,1 @@
+"""What distillation methods share: base classes, steps, score models, trajectories, noise fields."""

@@ -1,0 +1,127 @@
+"""Noise that belongs to a particle and its views: constant, slowly renewed, or cut from a map around the object."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from scoredist3d.cameras import Cameras
+from scoredist3d.config import Schedule
+from scoredist3d.guidance.core.step import GuidanceStep
+
+
+class PersistentNoise:
+    """Gaussian noise of each particle that follows X_{k+1} = sqrt(1 - g_k) X_k + sqrt(g_k) xi_k over the steps k.
+
+    At g = 0 it never changes. X_k is a function of (seed, stream, particle, k) alone, so that ranks agree, particles
+    may be left out of steps, and a resumed run needs no state: the chain is sampled at a power-of-two grid of steps and
+    between two known steps by its Gaussian bridge. Of a chain with correlations a and b from a middle step to its
+    neighbours, the middle given both has mean (a (1 - b^2) X_low + b (1 - a^2) X_high) / (1 - a^2 b^2) and variance
+    (1 - a^2)(1 - b^2) / (1 - a^2 b^2).
+    """
+
+    BLOCK = 4096
+    """Steps between which the chain is sampled by bridges, 12 deep."""
+
+    def __init__(self, rate: Schedule) -> None:
+        """Args:
+        rate: g by step, at least 0 and below 1.
+        """
+        self._rate = rate
+        log_kept = [0.0]
+        for step in range(rate.end):
+            log_kept.append(log_kept[-1] + 0.5 * math.log1p(-rate(step)))
+        self._log_kept = log_kept
+
+    def __call__(self, step: GuidanceStep, like: Tensor, stream: str) -> Tensor:
+        """(B, ...) in the shape of ``like``: X of the particle that each item shows, at the step."""
+        if max(self._rate.values) == 0.0:
+            return step.particle_noise(like, stream)
+
+        def draw(at: int) -> Tensor:
+            return step.particle_noise(like, f"{stream}@{at}" if at else stream)
+
+        low, x_low = 0, draw(0)
+        while low + self.BLOCK <= step.step:
+            x_low = self._forward(x_low, low, low + self.BLOCK, draw(low + self.BLOCK))
+            low += self.BLOCK
+        if low == step.step:
+            return x_low
+        high = low + self.BLOCK
+        x_high = self._forward(x_low, low, high, draw(high))
+        while True:
+            middle = (low + high) // 2
+            x_middle = self._between(x_low, x_high, low, middle, high, draw(middle))
+            if middle == step.step:
+                return x_middle
+            if middle < step.step:
+                low, x_low = middle, x_middle
+            else:
+                high, x_high = middle, x_middle
+
+    def _log_correlation(self, low: int, high: int) -> float:
+        """log of the product of sqrt(1 - g_k) over low <= k < high."""
+
+        def log_kept(step: int) -> float:
+            last = len(self._log_kept) - 1
+            beyond = max(step - last, 0) * 0.5 * math.log1p(-self._rate(last))
+            return self._log_kept[min(step, last)] + beyond
+
+        return log_kept(high) - log_kept(low)
+
+    def _forward(self, x: Tensor, low: int, high: int, noise: Tensor) -> Tensor:
+        log_correlation = self._log_correlation(low, high)
+        return math.exp(log_correlation) * x + math.sqrt(-math.expm1(2.0 * log_correlation)) * noise
+
+    def _between(self, x_low: Tensor, x_high: Tensor, low: int, middle: int, high: int, noise: Tensor) -> Tensor:
+        log_a, log_b = self._log_correlation(low, middle), self._log_correlation(middle, high)
+        lost_a, lost_b, lost = (-math.expm1(2.0 * log) for log in (log_a, log_b, log_a + log_b))
+        if lost == 0.0:
+            return x_low
+        mean = (math.exp(log_a) * lost_b * x_low + math.exp(log_b) * lost_a * x_high) / lost
+        return mean + math.sqrt(lost_a * lost_b / lost) * noise
+
+
+def world_map_shape(height: int, width: int, angle: float) -> tuple[int, int]:
+    """(rows, columns) of the map around an object whose ``height`` x ``width`` windows span ``angle`` degrees.
+
+    The columns go once around; the rows leave room for a window at each pole.
+    """
+    return int(180.0 / angle * height) + height, int(360.0 / angle * width)
+
+
+def world_map_crop(world: Tensor, cameras: Cameras | None, height: int, width: int) -> Tensor:
+    """The windows of a map that cameras see (FSD, arXiv 2405.10988): neighbouring views see shifted windows.
+
+    The window moves right as the azimuth grows and down as the elevation falls, so that a cell of the map moves in the
+    image as the front of the object does. It moves by whole cells: nothing is interpolated and every value stays
+    N(0, 1). The columns are periodic; the rows go from elevation 90 to -90 degrees without the jump at 0 that the
+    authors' later code has.
+
+    Args:
+        world: (B, C, rows, columns), one map per item; see :func:`world_map_shape`.
+        cameras: B views; without cameras every item looks from the front at elevation 0.
+        height, width: Size of the windows.
+
+    Returns:
+        (B, C, height, width).
+    """
+    count, _, rows, columns = world.shape
+    if cameras is None:
+        azimuth = elevation = world.new_zeros(count)
+    else:
+        azimuth, elevation = cameras.azimuth, cameras.elevation
+    column = torch.round(azimuth.double() / (2.0 * math.pi) * columns).long()
+    row = torch.round((0.5 - elevation.double() / math.pi) * (rows - height)).long().clamp(0, rows - height)
+    i = row[:, None] + torch.arange(height, device=world.device)
+    j = (column[:, None] + torch.arange(width, device=world.device)) % columns
+    items = torch.arange(count, device=world.device)[:, None, None]
+    return world[items, :, i[:, :, None], j[:, None, :]].movedim(-1, 1)
+
+
+def covered(opacity: Tensor, like: Tensor) -> Tensor:
+    """(B, 1, h, w), whether the object fills at least half of each cell of ``like``; opacity is (B, H, W, 1)."""
+    return functional.adaptive_avg_pool2d(opacity.detach().movedim(-1, 1), (like.shape[-2], like.shape[-1])) >= 0.5

@@ -1,0 +1,181 @@
+"""A multiresolution hash grid and the small network after it (Instant-NGP, arXiv 2201.05989): options, values, fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from scoredist3d.config import option
+from scoredist3d.nn.mlp import MLP
+from scoredist3d.nn.regression import fit_features
+from scoredist3d.ops.hash_grid.encoding import HashGridSpec, hash_grid_encode
+from scoredist3d.seeding import Rng
+
+
+@dataclass
+class CoarseToFineConfig:
+    """Levels switched on while training; the finer ones give zeros until then."""
+
+    start_level: int | None = option(None, "Levels active at first; all of them where not given.", ge=1)
+    start_step: int = option(0, "Step from which levels are added.", ge=0)
+    every: int = option(100, "Steps between two added levels.", ge=1)
+
+
+@dataclass
+class HashGridConfig:
+    """Multiresolution hash grid over the cube around the ball."""
+
+    num_levels: int = option(8, "Resolution levels.", ge=1, le=32)
+    features_per_level: Literal[1, 2, 4, 8] = option(2, "Features stored per grid vertex and level.")
+    log2_hashmap_size: int = option(
+        14, "log2 of the entries per level; finer levels share entries by hashing.", ge=4, le=24
+    )
+    base_resolution: int = option(8, "Vertices per axis of the coarsest level.", ge=2)
+    per_level_scale: float = option(1.5, "Growth of the resolution from level to level.", ge=1)
+    max_resolution: int | None = option(
+        None, "Vertices per axis of the finest level; replaces per_level_scale where given.", ge=2
+    )
+    initial_range: float = option(1e-4, "Entries start uniformly in [-initial_range, initial_range].", gt=0)
+    coarse_to_fine: CoarseToFineConfig = field(
+        default_factory=CoarseToFineConfig, metadata={"help": "Levels that are switched on while training."}
+    )
+    backend: Literal["auto", "torch", "native", "triton", "tinycudann"] = option(
+        "auto", "Implementation of the encoding; analytic normals take auto where this is tinycudann."
+    )
+
+
+@dataclass
+class NetworkConfig:
+    """The network that maps the encoding to density and features."""
+
+    hidden_width: int = option(32, "Units per hidden layer.", ge=1)
+    hidden_layers: int = option(1, "Hidden layers; 0 is a linear map.", ge=0, le=8)
+
+
+# Of blocks that hold a hash grid: what may change when another run goes on with its state.
+FREE_OPTIONS = frozenset({"num_features", "grid.backend", "grid.initial_range", "grid.coarse_to_fine"})
+
+
+class HashNetwork(nn.Module):
+    """(N, 3) world points -> hash encoding -> network -> (N, K): what fields and textures share.
+
+    The parameters are ``table`` and ``network``, directly in the module that derives from this class and calls
+    :meth:`_build`, so that their names in a state are the same wherever they are used.
+
+    Attributes:
+        num_active_levels: Levels that are switched on; finer ones give zeros and do not learn.
+    """
+
+    grid: HashGridConfig
+    spec: HashGridSpec
+    radius: float
+    table: nn.Parameter
+    network: MLP
+    num_active_levels: int
+
+    def _build(
+        self, grid: HashGridConfig, network: NetworkConfig, num_outputs: int, radius: float, generator: torch.Generator
+    ) -> None:
+        """Make the parameters.
+
+        Args:
+            grid: Block of the encoding.
+            network: Block of the network.
+            num_outputs: K.
+            radius: The cube [-radius, radius]^3 is the grid's.
+            generator: Draws the starting values: first the table's, then the network's.
+        """
+        self.grid, self.radius, self.spec = grid, radius, grid_spec(grid)
+        table = torch.empty(self.spec.num_entries, grid.features_per_level)
+        self.table = nn.Parameter(table.uniform_(-grid.initial_range, grid.initial_range, generator=generator))
+        hidden = [network.hidden_width] * network.hidden_layers
+        self.network = MLP([self.spec.output_dim, *hidden, num_outputs], generator)
+        self.num_active_levels = self._active_levels(0)
+
+    def update_step(self, step: int) -> None:
+        """Coarse to fine: switch on the levels due at ``step``."""
+        self.num_active_levels = self._active_levels(step)
+
+    def _active_levels(self, step: int) -> int:
+        schedule = self.grid.coarse_to_fine
+        if schedule.start_level is None:
+            return self.spec.num_levels
+        return min(self.spec.num_levels, schedule.start_level + max(0, step - schedule.start_step) // schedule.every)
+
+    def _raw(self, points: Tensor, *, num_outputs: int | None = None, twice_differentiable: bool = False) -> Tensor:
+        """(N, K), or the first ``num_outputs`` of them, at (N, 3); differentiable in parameters and points."""
+        unit = 0.5 + (0.5 / self.radius) * points
+        backend: str = self.grid.backend
+        if twice_differentiable and backend == "tinycudann":
+            backend = "auto"
+        encoding = hash_grid_encode(
+            unit, self.table, self.spec, backend=backend, num_active_levels=self.num_active_levels
+        )
+        values: Tensor = self.network(encoding, num_outputs=num_outputs)
+        return values
+
+    def _fit(
+        self,
+        predict: Callable[[Tensor], Tensor],
+        target: Callable[[Tensor], Tensor],
+        points: Callable[[torch.Generator, int], Tensor],
+        rng: Rng,
+        *,
+        steps: int = 300,
+    ) -> float:
+        """Regress ``predict``, a function of this grid and network, onto ``target``; see :func:`fit_features`.
+
+        Only the levels active at step 0 take part, since they alone are what training then sees. The entries of the
+        others become zero, so that switching them on later changes nothing by itself. Parameters that are not to be
+        trained are fitted too, and which those are is left as it was.
+
+        Returns:
+            Root mean square error, as at step 0.
+        """
+        parameters = [self.table, *self.network.parameters()]
+        trainable = [parameter.requires_grad for parameter in parameters]
+        levels, self.num_active_levels = self.num_active_levels, self._active_levels(0)
+        with torch.no_grad():
+            self.table[self.spec.offsets[self.num_active_levels] :] = 0.0
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        try:
+            return fit_features(predict, target, parameters, points, rng, steps=steps)
+        finally:
+            for parameter, wanted in zip(parameters, trainable, strict=True):
+                parameter.requires_grad_(wanted)
+            self.num_active_levels = levels
+
+
+def grid_problems(grid: HashGridConfig) -> list[str]:
+    """What is wrong with the relations between a ``grid`` block's options."""
+    problems = []
+    levels, start_level = grid.num_levels, grid.coarse_to_fine.start_level
+    if start_level is not None and start_level > levels:
+        problems.append(
+            f"grid.coarse_to_fine.start_level: must be at most grid.num_levels = {levels}, got {start_level}"
+        )
+    if grid.max_resolution is not None and grid.max_resolution < grid.base_resolution:
+        problems.append(
+            f"grid.max_resolution: must be at least grid.base_resolution = {grid.base_resolution}, "
+            f"got {grid.max_resolution}"
+        )
+    return problems
+
+
+def grid_spec(config: HashGridConfig) -> HashGridSpec:
+    """The grid's layout; ``max_resolution`` = base_resolution * scale^(num_levels - 1) fixes the scale where given."""
+    scale = config.per_level_scale
+    if config.max_resolution is not None and config.num_levels > 1:
+        scale = (config.max_resolution / config.base_resolution) ** (1.0 / (config.num_levels - 1))
+    return HashGridSpec(
+        num_levels=config.num_levels,
+        features_per_level=config.features_per_level,
+        log2_hashmap_size=config.log2_hashmap_size,
+        base_resolution=config.base_resolution,
+        per_level_scale=scale,
+    )

@@ -1,0 +1,155 @@
+"""Names of the attributes that objects have and captions state; pure data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from scoredist3d.procedural.objects import Objects
+
+
+@dataclass(frozen=True)
+class Mode:
+    """A discrete structure of a family.
+
+    Attributes:
+        adjective: Said before the noun ("round table"), or None.
+        feature: Said after "with" ("two sails"), or None.
+        parts: Names of the parts in the second colour; singular names are said with an article.
+        symmetry: Order of rotational symmetry where it differs from the family's.
+    """
+
+    adjective: str | None = None
+    feature: str | None = None
+    parts: tuple[str, ...] = ()
+    symmetry: int | None = None
+
+
+@dataclass(frozen=True)
+class Category:
+    """A family of objects: its names, its structures and its rotational symmetry about z (0: azimuth undefined)."""
+
+    name: str
+    synonyms: tuple[str, ...]
+    modes: tuple[Mode, ...]
+    symmetry: int = 1
+
+
+# sRGB as displayed.
+COLOR_TABLE: dict[str, tuple[float, float, float]] = {
+    "red": (0.88, 0.10, 0.10),
+    "orange": (1.00, 0.52, 0.05),
+    "yellow": (1.00, 0.90, 0.15),
+    "green": (0.12, 0.65, 0.18),
+    "cyan": (0.20, 0.85, 0.90),
+    "blue": (0.10, 0.22, 0.88),
+    "purple": (0.52, 0.12, 0.74),
+    "pink": (1.00, 0.56, 0.76),
+    "brown": (0.45, 0.25, 0.10),
+    "black": (0.12, 0.12, 0.13),
+    "white": (0.98, 0.98, 0.97),
+    "gray": (0.52, 0.52, 0.53),
+}
+COLORS: tuple[str, ...] = tuple(COLOR_TABLE)
+COLOR_VALUES: tuple[tuple[float, float, float], ...] = tuple(COLOR_TABLE.values())
+# Striped, checkered and dotted are painted in the second colour; wooden and brick are materials in shades of the main.
+PATTERNS: tuple[str, ...] = ("plain", "striped", "checkered", "dotted", "wooden", "brick")
+PATTERN_NOUNS: dict[str, tuple[str, ...]] = {
+    "striped": ("stripes",),
+    "checkered": ("checks",),
+    "dotted": ("dots", "spots"),
+}
+PATTERN_WEIGHTS: tuple[float, ...] = (0.50, 0.12, 0.12, 0.12, 0.07, 0.07)
+SIZES: tuple[str, ...] = ("", "tall", "short", "wide")
+SIZE_WEIGHTS: tuple[float, ...] = (0.55, 0.15, 0.15, 0.15)
+# Stretch of (x, y, z) before the object is fitted into the unit ball again.
+SIZE_STRETCH: tuple[tuple[float, float, float], ...] = (
+    (1, 1, 1),
+    (0.85, 0.85, 1.3),
+    (1.05, 1.05, 0.68),
+    (0.9, 1.4, 0.9),
+)
+
+PLAIN, STRIPED, CHECKERED, DOTTED, WOODEN, BRICK = range(6)
+
+
+def _modes(*modes: tuple[str | None, str | None], parts: tuple[str, ...]) -> tuple[Mode, ...]:
+    return tuple(Mode(adjective, feature, parts) for adjective, feature in modes)
+
+
+FAMILIES: tuple[Category, ...] = (
+    Category("mug", ("cup", "coffee mug"), _modes((None, "round handle"), (None, "square handle"), parts=("handle",))),
+    Category("bottle", ("flask",), _modes(("round", None), ("pointed", None), parts=("cap", "label")), 0),
+    Category("wine glass", ("goblet",), _modes(("round", None), ("pointed", None), parts=("stem", "base")), 0),
+    Category("bowl", ("dish",), _modes(("round", None), ("straight", None), parts=("rim", "base")), 0),
+    Category("teapot", ("kettle",), _modes(("round", None), ("straight", None), parts=("lid", "handle"))),
+    Category("chair", (), _modes((None, None), (None, "arms"), parts=("seat",))),
+    Category(
+        "stool", ("bar stool",), (Mode(None, "three legs", ("seat",), 3), Mode(None, "four legs", ("seat",), 4)), 0
+    ),
+    Category("table", ("desk",), (Mode("square", None, ("legs",)), Mode("round", None, ("stand",), 0)), 2),
+    Category("bed", (), _modes((None, "one pillow"), (None, "two pillows"), parts=("frame", "headboard"))),
+    Category("bookshelf", ("bookcase",), _modes((None, "two shelves"), (None, "three shelves"), parts=("books",))),
+    Category("lamp", ("table lamp",), _modes(("pointed", None), ("round", None), parts=("stand", "base")), 0),
+    Category("candle", (), _modes((None, "one flame"), (None, "three flames"), parts=("holder",))),
+    Category(
+        "rocket",
+        ("rocket ship", "spaceship"),
+        _modes((None, "three fins"), (None, "four fins"), parts=("fins", "nose")),
+    ),
+    Category("car", ("automobile",), _modes((None, None), (None, "spoiler"), parts=("roof",))),
+    Category("airplane", ("plane",), _modes((None, "engines"), (None, "propeller"), parts=("tail",))),
+    Category("sailboat", ("sailing boat", "boat"), _modes((None, "one sail"), (None, "two sails"), parts=("hull",))),
+    Category(
+        "train engine",
+        ("train", "locomotive"),
+        _modes((None, "four wheels"), (None, "six wheels"), parts=("roof", "chimney")),
+    ),
+    Category(
+        "snowman",
+        (),
+        (
+            Mode(None, "two balls", ("scarf",)),
+            Mode(None, "three balls", ("scarf",)),
+            Mode(None, "hat", ("hat", "scarf")),
+            Mode(None, "hat and three balls", ("hat", "scarf")),
+        ),
+    ),
+    Category("robot", (), _modes((None, "square head"), (None, "round head"), parts=("head",))),
+    Category("teddy bear", ("teddy", "bear"), _modes(("sitting", None), ("standing", None), parts=("belly", "snout"))),
+    Category("mushroom", ("toadstool",), _modes(("round", None), ("pointed", None), parts=("stem",)), 0),
+    Category(
+        "pine tree", ("tree", "fir tree"), _modes((None, "two tiers"), (None, "three tiers"), parts=("trunk",)), 0
+    ),
+    Category("flower", ("blossom",), _modes((None, "five petals"), (None, "eight petals"), parts=("middle",))),
+    Category("cactus", (), _modes((None, "one arm"), (None, "two arms"), parts=("pot",))),
+    Category("house", ("cottage",), _modes((None, "gable roof"), (None, "pointed roof"), parts=("roof",))),
+    Category("castle tower", ("castle", "tower"), _modes(("round", None), ("square", None), parts=("flag",))),
+    Category("lighthouse", (), _modes((None, "pointed roof"), (None, "round roof"), parts=("roof",))),
+    Category("ice cream cone", ("ice cream",), _modes((None, "one scoop"), (None, "two scoops"), parts=("cone",)), 0),
+)
+CATEGORIES: tuple[str, ...] = tuple(family.name for family in FAMILIES)
+MODES: dict[str, tuple[Mode, ...]] = {family.name: family.modes for family in FAMILIES}
+AZIMUTH_SYMMETRY: dict[str, int] = {family.name: family.symmetry for family in FAMILIES}
+# Part and feature names that take no article, and numbers that begin one.
+PLURALS = frozenset({"legs", "books", "fins", "arms", "engines"})
+COUNTS = frozenset({"one", "two", "three", "four", "five", "six", "eight"})
+
+
+def azimuth_symmetry(objects: Objects) -> Tensor:
+    """(N,) int64, order of rotational symmetry about z: 1 has a front, 2 repeats after 180 degrees, 0 has no azimuth.
+
+    Finer than AZIMUTH_SYMMETRY: knows the mode (a round table) and that a round object stretched to "wide" is oval.
+    """
+    device = objects.category.device
+    table = torch.zeros(len(FAMILIES), max(len(family.modes) for family in FAMILIES), dtype=torch.int64)
+    for i, family in enumerate(FAMILIES):
+        for k, mode in enumerate(family.modes):
+            table[i, k] = family.symmetry if mode.symmetry is None else mode.symmetry
+    orders = table.to(device)[objects.category, objects.mode]
+    oval = torch.where(orders % 2 == 0, 2, 1)
+    return torch.where(objects.size == SIZES.index("wide"), oval, orders)

@@ -1,0 +1,294 @@
+"""Assembles the primitives of one family for many objects at once."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scoredist3d.procedural.primitives import NUM_HOLES, NUM_SOLIDS, empty_geometry
+
+Number = float | Tensor
+Vector = tuple[Number, Number, Number]
+
+# Columns of the surface table: first colour, second colour (equal where there is no pattern), pattern, phase.
+NUM_SURFACE_COLUMNS = 8
+
+# Frames of primitives whose own axis (local z) does not point up: columns are the local axes in the object's frame.
+ALONG_X = ((0.0, 0.0, 1.0), (1.0, 0.0, 0.0), (0.0, 1.0, 0.0))  # local z -> x, x -> y, y -> z
+ALONG_Y = ((0.0, 1.0, 0.0), (0.0, 0.0, 1.0), (1.0, 0.0, 0.0))  # local z -> y, x -> z, y -> x
+
+
+@dataclass(frozen=True)
+class Paint:
+    """Colours of one primitive of n objects: (n, 3) main, (n, 3) second, and the pattern index (n,)."""
+
+    first: Tensor
+    second: Tensor
+    pattern: Tensor
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One primitive of n objects: (n, NUM_COLUMNS) geometry, its paint and the piece cut out of it."""
+
+    geometry: Tensor
+    paint: Paint
+    hole: Piece | None = None
+
+
+class Builder:
+    """Draws the proportions and collects the pieces of ``count`` objects of one family.
+
+    Lengths are in any unit: the finished objects are centred and fitted into the unit ball.
+
+    Attributes:
+        mode: (count,) int64, structure of each object.
+        main: Paint of the body: the object's colour and pattern.
+        plain: The object's colour without the pattern, for parts too small to carry one.
+        second: Paint of the parts in the second colour (the main colour where the object has one colour, or a pattern).
+    """
+
+    def __init__(
+        self, mode: Tensor, first: Tensor, second: Tensor, pattern: Tensor, two_tone: Tensor, generator: torch.Generator
+    ) -> None:
+        self.count = len(mode)
+        self.mode = mode
+        self.generator = generator
+        self.device = mode.device
+        self._none = torch.zeros_like(pattern)
+        self._two_tone = two_tone[:, None]
+        self._second = second
+        self.main = Paint(first, second, pattern)
+        self.plain = Paint(first, first, self._none)
+        part = torch.where(self._two_tone, second, first)
+        self.second = Paint(part, part, self._none)
+        self._pieces: list[Piece] = []
+
+    def uniform(self, low: float, high: float) -> Tensor:
+        """(count,) uniform numbers."""
+        return low + (high - low) * torch.rand(self.count, generator=self.generator, device=self.device)
+
+    def fixed(self, red: float, green: float, blue: float) -> Paint:
+        """The same colour for all objects (tyres, windows, eyes)."""
+        color = torch.tensor([red, green, blue], device=self.device).expand(self.count, 3)
+        return Paint(color, color, self._none)
+
+    def second_or(self, red: float, green: float, blue: float) -> Paint:
+        """The second colour where the object has two, else the part's natural colour."""
+        natural = torch.tensor([red, green, blue], device=self.device)
+        color = torch.where(self._two_tone, self._second, natural)
+        return Paint(color, color, self._none)
+
+    def number(self, value: Number) -> Tensor:
+        """(count,) from a number or a (count,) tensor."""
+        if isinstance(value, Tensor):
+            return value.expand(self.count)
+        return torch.full((self.count,), float(value), device=self.device)
+
+    def vector(self, value: Vector) -> Tensor:
+        """(count, 3) from three numbers or tensors."""
+        return torch.stack([self.number(component) for component in value], -1)
+
+    def select(self, condition: Tensor, yes: Number, no: Number) -> Tensor:
+        """(count,) ``yes`` where the condition holds, else ``no``."""
+        return torch.where(condition, self.number(yes), self.number(no))
+
+    # -- pieces ------------------------------------------------------------------------------------------------------
+
+    def piece(
+        self,
+        center: Vector,
+        half: Vector,
+        *,
+        quadric: tuple[float, float],
+        taper: tuple[Number, Number] = (1.0, 1.0),
+        frame: tuple[tuple[float, ...], ...] | Tensor | None = None,
+        xlo: float = -1.0,
+        zlo: Number = -1.0,
+        zhi: Number = 1.0,
+        paint: Paint | None = None,
+        on: Tensor | None = None,
+        hole: Piece | None = None,
+    ) -> Piece:
+        """A primitive with half-sizes ``half`` at its lower end; ``taper`` scales the upper end's x and y."""
+        half_sizes = self.vector(half)
+        rotation = self._rotation(frame)  # (count, 3, 3), columns are the local axes
+        matrix = rotation.transpose(1, 2) / half_sizes[:, :, None]
+        geometry = empty_geometry(self.count, self.device)
+        geometry[:, 0:9] = matrix.flatten(1)
+        geometry[:, 9:12] = -(matrix @ self.vector(center)[:, :, None])[..., 0]
+        geometry[:, 12], geometry[:, 13] = quadric
+        for axis in (0, 1):
+            top = self.number(taper[axis])
+            geometry[:, 14 + 2 * axis] = (1 + top) / 2
+            geometry[:, 15 + 2 * axis] = (top - 1) / 2
+        geometry[:, 18] = xlo
+        geometry[:, 19], geometry[:, 20] = self.number(zlo), self.number(zhi)
+        if on is not None:
+            geometry = torch.where(on[:, None], geometry, empty_geometry(self.count, self.device))
+        return Piece(geometry, paint or self.main, hole)
+
+    def add(self, piece: Piece) -> None:
+        """Put a piece into the object."""
+        self._pieces.append(piece)
+
+    def either(self, condition: Tensor, yes: Piece, no: Piece) -> Piece:
+        """One piece that is ``yes`` where the condition holds, else ``no``: alternatives share a row of the table."""
+        rows = condition[:, None]
+        paint = Paint(
+            torch.where(rows, yes.paint.first, no.paint.first),
+            torch.where(rows, yes.paint.second, no.paint.second),
+            torch.where(condition, yes.paint.pattern, no.paint.pattern),
+        )
+        hole = None
+        if yes.hole is not None and no.hole is not None:
+            hole = self.either(condition, yes.hole, no.hole)
+        elif yes.hole is not None or no.hole is not None:
+            raise ValueError("alternatives must both be hollow or both be full")
+        return Piece(torch.where(rows, yes.geometry, no.geometry), paint, hole)
+
+    def box_piece(self, center: Vector, half: Vector, **options: Any) -> Piece:
+        """A :meth:`box` that is not added."""
+        return self.piece(center, half, quadric=(0.0, 0.0), **options)
+
+    def ball_piece(self, center: Vector, half: Vector, **options: Any) -> Piece:
+        """A :meth:`ball` that is not added."""
+        return self.piece(center, half, quadric=(1.0, 1.0), **options)
+
+    def box(self, center: Vector, half: Vector, **options: Any) -> None:
+        """Box, wedge, frustum or pyramid."""
+        self.add(self.box_piece(center, half, **options))
+
+    def round(self, center: Vector, radius: Number, half_height: Number, *, top: Number = 1.0, **options: Any) -> None:
+        """Cylinder, frustum or cone: ``radius`` at the lower end, ``top * radius`` at the upper end."""
+        self.add(self.round_piece(center, radius, half_height, top=top, **options))
+
+    def round_piece(
+        self, center: Vector, radius: Number, half_height: Number, *, top: Number = 1.0, **options: Any
+    ) -> Piece:
+        """A :meth:`round` that is not added (to cut it out of another piece)."""
+        return self.piece(center, (radius, radius, half_height), quadric=(1.0, 0.0), taper=(top, top), **options)
+
+    def ball(self, center: Vector, half: Vector, **options: Any) -> None:
+        """Ellipsoid, or part of one between ``zlo`` and ``zhi`` (-1..1)."""
+        self.add(self.ball_piece(center, half, **options))
+
+    def _rotation(self, frame: tuple[tuple[float, ...], ...] | Tensor | None) -> Tensor:
+        if frame is None:
+            return torch.eye(3, device=self.device).expand(self.count, 3, 3)
+        if isinstance(frame, Tensor):
+            return frame.expand(self.count, 3, 3)
+        return torch.tensor(frame, device=self.device).expand(self.count, 3, 3)
+
+    # -- frames ------------------------------------------------------------------------------------------------------
+
+    def turn(self, *, yaw: Number = 0.0, pitch: Number = 0.0, roll: Number = 0.0) -> Tensor:
+        """(count, 3, 3) rotation in degrees: roll about x, then pitch about y (top towards +x), then yaw about z."""
+        return (
+            _axis_rotation(self.number(yaw), 2)
+            @ _axis_rotation(self.number(pitch), 1)
+            @ _axis_rotation(self.number(roll), 0)
+        )
+
+    def toward(self, frame: tuple[tuple[float, ...], ...], *, yaw: Number = 0.0) -> Tensor:
+        """(count, 3, 3) one of the fixed frames turned about the object's z axis; degrees."""
+        return _axis_rotation(self.number(yaw), 2) @ self._rotation(frame)
+
+    # -- result ------------------------------------------------------------------------------------------------------
+
+    @property
+    def num_pieces(self) -> int:
+        """Pieces added so far."""
+        return len(self._pieces)
+
+    def tables(self) -> tuple[Tensor, Tensor]:
+        """Geometry (count, NUM_SOLIDS + NUM_HOLES, NUM_COLUMNS) and surface tables, hollow pieces first."""
+        hollow = [piece for piece in self._pieces if piece.hole is not None]
+        full = [piece for piece in self._pieces if piece.hole is None]
+        if len(hollow) > NUM_HOLES or len(self._pieces) > NUM_SOLIDS:
+            raise ValueError(
+                f"{len(self._pieces)} pieces with {len(hollow)} holes; at most {NUM_SOLIDS} and {NUM_HOLES}"
+            )
+        rows = NUM_SOLIDS + NUM_HOLES
+        geometry = empty_geometry(self.count, self.device)[:, None].repeat(1, rows, 1)
+        surface = torch.zeros(self.count, rows, NUM_SURFACE_COLUMNS, device=self.device)
+        phase = self.uniform(0.0, 1.0)
+        placed = list(enumerate(hollow + full))
+        placed += [(NUM_SOLIDS + i, piece.hole) for i, piece in enumerate(hollow) if piece.hole is not None]
+        for row, piece in placed:
+            geometry[:, row] = piece.geometry
+            surface[:, row, 0:3] = piece.paint.first
+            surface[:, row, 3:6] = piece.paint.second
+            surface[:, row, 6] = piece.paint.pattern.float()
+            surface[:, row, 7] = phase
+        return geometry, surface
+
+
+def _axis_rotation(degrees: Tensor, axis: int) -> Tensor:
+    """(n, 3, 3) right-handed rotations about a coordinate axis."""
+    angle = degrees * (math.pi / 180)
+    cos, sin = angle.cos(), angle.sin()
+    i, j = [(1, 2), (2, 0), (0, 1)][axis]
+    rotation = torch.zeros(len(angle), 3, 3, device=angle.device)
+    rotation[:, axis, axis] = 1.0
+    rotation[:, i, i] = rotation[:, j, j] = cos
+    rotation[:, i, j], rotation[:, j, i] = -sin, sin
+    return rotation
+
+
+def fit(geometry: Tensor, num_pieces: int, factors: Tensor, radius: Tensor, *, axial: bool = False) -> Tensor:
+    """Stretch objects along the world's axes, centre their bounding boxes and scale them to a given extent.
+
+    Args:
+        geometry: (N, E, NUM_COLUMNS).
+        num_pieces: The solids in use are the first ``num_pieces`` rows.
+        factors: (N, 3).
+        radius: (N,), wanted distance of the farthest point from the origin.
+        axial: Centre along z only: the z axis is an axis of symmetry and stays where it is.
+    """
+    matrix = geometry[..., 0:9].unflatten(-1, (3, 3)) / factors[:, None, None, :]
+    offset = geometry[..., 9:12]
+    solids = slice(0, num_pieces)
+    points = _extreme_points(geometry[:, solids], matrix[:, solids], offset[:, solids])
+    real = (geometry[:, solids, 20] > geometry[:, solids, 19])[:, None, :, None]
+    low = torch.where(real, points, math.inf).amin((2, 3))
+    high = torch.where(real, points, -math.inf).amax((2, 3))
+    center = (low + high) / 2
+    if axial:
+        center = center * torch.tensor([0.0, 0.0, 1.0], device=center.device)
+    reach = torch.where(real, points - center[:, :, None, None], 0.0).square().sum(1).amax((1, 2)).sqrt()
+    scale = (radius / reach)[:, None, None]
+    # p_new = scale (p - center), so M_new = M / scale and m_new = m + M center.
+    result = geometry.clone()
+    result[..., 0:9] = matrix.flatten(-2) / scale
+    result[..., 9:12] = offset + (matrix @ center[:, None, :, None])[..., 0]
+    return result
+
+
+def _extreme_points(geometry: Tensor, matrix: Tensor, offset: Tensor) -> Tensor:
+    """(N, 3, E, S) points in the world whose convex hull is that of each primitive, up to the spacing of its rings."""
+    q_xy, q_z, ax, bx, ay, by, xlo, zlo, zhi = (geometry[..., k, None] for k in range(12, 21))
+    fractions = torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0], device=geometry.device)
+    angles = torch.arange(12, device=geometry.device) * (2 * math.pi / 12) + math.pi / 12
+    z = (zlo + (zhi - zlo) * fractions)[..., None]  # (N, E, 5, 1)
+    q_xy, q_z, ax, bx, ay, by, xlo = (column[..., None] for column in (q_xy, q_z, ax, bx, ay, by, xlo))
+    wx, wy = ax + bx * z, ay + by * z
+    # An ellipsoid's ring at height z has radius sqrt(w^2 - z^2).
+    ring = torch.where(q_z > 0, (wx * wx - z * z).clamp_min(0.0).sqrt(), wx)
+    x = torch.where(q_xy > 0, ring * angles.cos(), wx * angles.cos().sign())
+    y = torch.where(q_xy > 0, ring * angles.sin(), wy * angles.sin().sign())
+    x = torch.maximum(x, xlo * wx)
+    local = [(c.expand_as(x) - offset[..., k, None, None]).flatten(-2) for k, c in enumerate((x, y, z))]
+    inverse = _inverse(matrix)
+    return torch.stack([sum(inverse[..., i, k, None] * local[k] for k in range(3)) for i in range(3)], 1)  # type: ignore[misc]
+
+
+def _inverse(matrix: Tensor) -> Tensor:
+    """Inverse of (..., 3, 3) by cross products of the rows (much faster than a batched factorisation)."""
+    a, b, c = matrix.unbind(-2)
+    columns = torch.stack([torch.linalg.cross(b, c), torch.linalg.cross(c, a), torch.linalg.cross(a, b)], -1)
+    return columns / (a * torch.linalg.cross(b, c)).sum(-1)[..., None, None]

@@ -1,0 +1,259 @@
+"""Captions that state some of an object's attributes, and a record of which.
+
+Grammar: ``["" | a | the] [photo of | render of | three d model of | toy] [size] [pattern or structure] {colour} {noun}
+[with {colour} {part or pattern} [and {structure}]] [, {front | side | back | overhead} view]
+[, on a {colour} background]``. Every attribute is dropped independently, so the distribution of attributes given a
+caption is known.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from scoredist3d.cameras import Cameras
+from scoredist3d.procedural.attributes import (
+    CATEGORIES,
+    COLORS,
+    COUNTS,
+    FAMILIES,
+    PATTERN_NOUNS,
+    PATTERNS,
+    PLAIN,
+    PLURALS,
+    SIZES,
+)
+from scoredist3d.procedural.objects import Objects
+
+MAX_WORDS = 22  # words and commas, each one token
+VIEWS = ("front", "side", "back", "overhead")
+BACKGROUNDS = ("white", "gray")
+GENERIC_NOUNS = ("object", "thing")
+_VOWELS = frozenset("aeiou")
+
+
+class Caption(NamedTuple):
+    """A caption and the attributes that it states; all false for the empty caption.
+
+    Attributes:
+        text: The caption.
+        category, color, second_color, pattern, size, mode, view, background: Whether the text states this attribute. A
+            named part ("with a blue hat") can hint at a mode that is not stated.
+    """
+
+    text: str
+    category: bool = False
+    color: bool = False
+    second_color: bool = False
+    pattern: bool = False
+    size: bool = False
+    mode: bool = False
+    view: bool = False
+    background: bool = False
+
+
+@dataclass(frozen=True)
+class Dropout:
+    """Probabilities.
+
+    Attributes:
+        color, second_color, pattern, size, mode, noun: That the attribute is left out (given that it can be said).
+        view, background: That the view or background words are left out although they were given.
+        empty: That the caption is empty.
+        synonym: That another name of the category is used.
+        prefix: That a prefix ("photo of") is used.
+    """
+
+    color: float = 0.35
+    second_color: float = 0.5
+    pattern: float = 0.5
+    size: float = 0.35
+    mode: float = 0.5
+    noun: float = 0.05
+    view: float = 0.5
+    background: float = 0.8
+    empty: float = 0.10
+    synonym: float = 0.2
+    prefix: float = 0.3
+
+
+NO_DROPOUT = Dropout(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+_DEFAULT = Dropout()
+_PREFIXES = ("photo of", "render of", "three d model of", "toy")
+
+
+class Attributes(NamedTuple):
+    """Attribute indices of one object, as in :class:`Objects`."""
+
+    category: int
+    color: int
+    second_color: int
+    pattern: int
+    size: int
+    mode: int
+
+
+def with_article(phrase: str) -> str:
+    """The phrase with "a" or "an"."""
+    return ("an " if phrase[0] in _VOWELS else "a ") + phrase
+
+
+def simple_caption(category: int | str, color: int | str | None = None) -> str:
+    """The canonical caption, e.g. "a red mug"; without a colour "a mug"."""
+    noun = category if isinstance(category, str) else CATEGORIES[category]
+    if color is None:
+        return with_article(noun)
+    return with_article(f"{color if isinstance(color, str) else COLORS[color]} {noun}")
+
+
+def view_words(cameras: Cameras) -> list[str]:
+    """View of each camera: overhead above 60 degrees, else front within 45 of azimuth 0, back beyond 135, else side."""
+    words = []
+    for azimuth, elevation in zip(cameras.azimuth.tolist(), cameras.elevation.tolist(), strict=True):
+        if elevation > math.radians(60):
+            words.append("overhead")
+        elif abs(azimuth) < math.radians(45):
+            words.append("front")
+        elif abs(azimuth) > math.radians(135):
+            words.append("back")
+        else:
+            words.append("side")
+    return words
+
+
+def captions_for(
+    objects: Objects,
+    rng: random.Random,
+    *,
+    views: Sequence[str | None] | None = None,
+    backgrounds: Sequence[str | None] | None = None,
+    dropout: Dropout = _DEFAULT,
+) -> list[Caption]:
+    """One random caption for each object.
+
+    Args:
+        objects: N objects.
+        rng: Source of all randomness.
+        views: View word of each object's image, see :func:`view_words`; None where no view may be stated.
+        backgrounds: "white" or "gray" where the image has that background, else None.
+        dropout: What is left out how often.
+
+    Raises:
+        ValueError: ``views`` or ``backgrounds`` has another length than ``objects``.
+    """
+    count = len(objects)
+    columns = [
+        getattr(objects, name).tolist() for name in ("category", "color", "second_color", "pattern", "size", "mode")
+    ]
+    for name, words in (("views", views), ("backgrounds", backgrounds)):
+        if words is not None and len(words) != count:
+            raise ValueError(f"{name} must have one word for each of the {count} objects, got {len(words)}")
+    views = views if views is not None else [None] * count
+    backgrounds = backgrounds if backgrounds is not None else [None] * count
+    return [
+        caption(Attributes(*row), rng, view=view, background=background, dropout=dropout)
+        for row, view, background in zip(zip(*columns, strict=True), views, backgrounds, strict=True)
+    ]
+
+
+def caption(
+    attributes: Attributes,
+    rng: random.Random,
+    *,
+    view: str | None = None,
+    background: str | None = None,
+    dropout: Dropout = _DEFAULT,
+) -> Caption:
+    """A random caption of one object, see :func:`captions_for`."""
+    draw = rng.random
+    if draw() < dropout.empty:
+        return Caption("")
+    family = FAMILIES[attributes.category]
+    mode = family.modes[attributes.mode]
+    pattern = PATTERNS[attributes.pattern]
+
+    says_noun = draw() >= dropout.noun
+    says_color = draw() >= dropout.color
+    says_second = draw() >= dropout.second_color and attributes.second_color != attributes.color
+    says_pattern = draw() >= dropout.pattern
+    says_size = draw() >= dropout.size and attributes.size != 0
+    # Structures are names of parts of the family: they would give the noun away.
+    says_mode = draw() >= dropout.mode and says_noun and (mode.adjective is not None or mode.feature is not None)
+    if attributes.pattern == PLAIN and draw() < 0.5:
+        says_pattern = False  # rarely worth saying
+
+    words: list[str] = []
+    if says_size:
+        words.append(SIZES[attributes.size])
+    if says_mode and mode.adjective is not None:
+        words.append(mode.adjective)
+    tail: list[str] = []
+    feature = mode.feature if says_mode else None
+    color_words = COLORS[attributes.color] if says_color else None
+    second = COLORS[attributes.second_color]
+    nouns = PATTERN_NOUNS.get(pattern)
+    adjective = says_pattern
+    if says_second and nouns is not None:
+        if says_pattern:
+            tail.append(f"{second} {rng.choice(nouns)}")
+            adjective = draw() < 0.3
+        elif says_color:
+            color_words = f"{color_words} and {second}"
+        else:
+            tail.append(f"some {second}")
+    elif says_second:
+        part = rng.choice(mode.parts)
+        kind, _, owner = (feature or "").rpartition(" ")
+        if owner == part:
+            # "a round red handle", not "a red handle and a round handle".
+            second, feature = f"{kind} {second}".strip(), None
+        tail.append(_with_determiner(f"{second} {part}", part))
+    if adjective:
+        words.append(pattern)
+    if color_words is not None:
+        words.append(color_words)
+    if not says_noun:
+        words.append(rng.choice(GENERIC_NOUNS))
+    elif family.synonyms and draw() < dropout.synonym:
+        words.append(rng.choice(family.synonyms))
+    else:
+        words.append(family.name)
+    if feature is not None:
+        tail.append(_with_determiner(feature, feature))
+    phrase = " ".join(words)
+    body = f"{phrase} with {' and '.join(tail)}" if tail else phrase
+
+    text = _open(body, draw, dropout)
+    length = text.count(" ") + 1
+    says_view = view is not None and draw() >= dropout.view and length + 3 <= MAX_WORDS
+    if says_view:
+        text = f"{text}, {view} view"
+        length += 3
+    says_background = background is not None and draw() >= dropout.background and length + 5 <= MAX_WORDS
+    if says_background:
+        text = f"{text}, on a {background} background"
+    return Caption(
+        text, says_noun, says_color, says_second, says_pattern, says_size, says_mode, says_view, says_background
+    )
+
+
+def _with_determiner(phrase: str, noun: str) -> str:
+    """The phrase as it follows "with": plural and counted ones take no article."""
+    return phrase if noun in PLURALS or phrase.split(" ", 1)[0] in COUNTS else with_article(phrase)
+
+
+def _open(body: str, uniform: Callable[[], float], dropout: Dropout) -> str:
+    """The body with its article and perhaps a prefix."""
+    u = uniform()
+    if u < dropout.prefix:
+        prefix = _PREFIXES[int(u / dropout.prefix * len(_PREFIXES))]
+        if prefix == "toy":
+            return with_article(f"toy {body}") if uniform() < 0.6 else f"toy {body}"
+        inner = with_article(body) if uniform() < 0.6 else body
+        text = f"{prefix} {inner}"
+        return f"a {text}" if uniform() < 0.5 else text
+    v = uniform()
+    return with_article(body) if v < 0.6 else f"the {body}" if v < 0.75 else body

@@ -1,0 +1,133 @@
+"""Rocket, car, airplane, sailboat and train engine; all face +x."""
+
+from __future__ import annotations
+
+import torch
+
+from scoredist3d.procedural.builder import ALONG_X, ALONG_Y, Builder
+
+
+def rocket(b: Builder) -> None:
+    """A standing rocket with three or four fins, a nose and a round window in front (+x)."""
+    radius, half, nose = b.uniform(0.3, 0.36), b.uniform(0.55, 0.68), b.uniform(0.4, 0.5)
+    b.round((0, 0, 0), radius, half, top=0.9)
+    b.round((0, 0, half + nose / 2), radius * 0.9, nose / 2, top=0.08, paint=b.second)
+    b.round((0, 0, -half - 0.07), radius * 0.62, 0.09, top=1.1, paint=b.fixed(0.3, 0.3, 0.32))
+    span, tall = b.uniform(0.3, 0.38), b.uniform(0.32, 0.4)
+    three = b.mode == 0
+    for k in range(4):
+        # Three fins: one behind (-x), two towards the front; four: diagonal.
+        yaw = b.select(three, 180.0 + 120.0 * k, 45.0 + 90.0 * k)
+        cos, sin = torch.cos(torch.deg2rad(yaw)), torch.sin(torch.deg2rad(yaw))
+        root = radius * 0.9
+        b.box(
+            (root * cos, root * sin, -half - 0.14 + tall),
+            (span, 0.055, tall),
+            taper=(0.12, 1.0),
+            frame=b.turn(yaw=yaw),
+            xlo=0.0,
+            on=~three if k == 3 else None,
+            paint=b.second,
+        )
+    b.round((radius * 0.9, 0, half * 0.35), 0.17, 0.09, frame=ALONG_X, paint=b.fixed(0.3, 0.3, 0.33))
+    b.round((radius * 0.9, 0, half * 0.35), 0.12, 0.11, frame=ALONG_X, paint=b.fixed(0.62, 0.86, 0.96))
+
+
+def car(b: Builder) -> None:
+    """Body, glazed cabin with a roof, four dark wheels, headlights in front; some have a spoiler."""
+    length, width, height = b.uniform(0.85, 0.95), b.uniform(0.4, 0.48), b.uniform(0.16, 0.2)
+    back, cabin = b.uniform(-0.22, -0.1), b.uniform(0.42, 0.5)
+    b.box((0, 0, 0), (length, width, height))
+    b.box((back, 0, height + 0.13), (cabin, width * 0.9, 0.15), taper=(0.7, 0.86), paint=b.fixed(0.55, 0.75, 0.85))
+    b.box((back, 0, height + 0.3), (cabin * 0.74, width * 0.84, 0.06), paint=b.second)
+    for front in (-1, 1):
+        b.box(
+            (back + front * cabin * 0.1, 0, height + 0.13), (0.05, width * 0.92, 0.15), taper=(1.0, 0.88), paint=b.plain
+        )
+    tyre = b.uniform(0.19, 0.23)
+    for axle in (-0.58, 0.58):
+        for side in (-1, 1):
+            b.round(
+                (axle * length, side * width * 0.95, -height),
+                tyre,
+                0.09,
+                frame=ALONG_Y,
+                paint=b.fixed(0.12, 0.12, 0.13),
+            )
+    for side in (-1, 1):
+        b.round((length, side * width * 0.66, 0.04), 0.08, 0.035, frame=ALONG_X, paint=b.fixed(1.0, 0.95, 0.6))
+    b.box((length, 0, -height * 0.65), (0.04, width * 0.98, 0.055), paint=b.fixed(0.3, 0.3, 0.32))
+    spoiler = b.mode == 1
+    b.box((-length * 0.92, 0, height + 0.24), (0.1, width * 0.95, 0.04), on=spoiler, paint=b.plain)
+    b.box((-length * 0.9, 0, height + 0.1), (0.05, width * 0.6, 0.14), on=spoiler, paint=b.plain)
+
+
+def airplane(b: Builder) -> None:
+    """Fuselage along x, wings, tail and fin, with two engines or a propeller on the nose."""
+    radius, length = b.uniform(0.17, 0.21), b.uniform(0.82, 0.92)
+    b.ball((0, 0, 0), (length, radius, radius))
+    b.round((-0.02, 0, 0), radius * 0.96, length * 0.5, frame=ALONG_X)
+    span, chord = b.uniform(0.7, 0.85), b.uniform(0.2, 0.25)
+    for side in (-1, 1):
+        # Local z runs outwards along the wing, local x across its chord.
+        outward = b.turn(roll=-90.0 * side)
+        b.box((0.08, side * span / 2, -0.03), (chord, 0.04, span / 2), taper=(0.55, 0.7), frame=outward)
+        b.box((-length * 0.86, side * 0.2, 0.03), (0.13, 0.03, 0.2), taper=(0.6, 0.8), frame=outward, paint=b.second)
+    b.box((-length * 0.9, 0, 0.24), (0.17, 0.035, 0.24), taper=(0.55, 1.0), paint=b.second)
+    b.ball((length * 0.56, 0, radius * 0.5), (0.16, radius * 0.6, radius * 0.5), paint=b.fixed(0.25, 0.35, 0.45))
+    engines = b.mode == 0
+    gray = b.fixed(0.3, 0.3, 0.33)
+    for side in (-1, 1):
+        b.round((0.2, side * span * 0.45, -0.13), 0.09, 0.17, frame=ALONG_X, on=engines, paint=b.plain)
+        b.round((0.36, side * span * 0.45, -0.13), 0.07, 0.02, frame=ALONG_X, on=engines, paint=gray)
+    b.box((length * 1.0, 0, 0), (0.025, 0.05, 0.38), frame=b.turn(roll=b.uniform(0.0, 90.0)), on=~engines, paint=gray)
+    b.ball((length * 1.0, 0, 0), (0.09, 0.06, 0.06), on=~engines, paint=gray)
+
+
+def sailboat(b: Builder) -> None:
+    """A hull pointed in front (+x), a mast, a main sail behind it and perhaps a fore sail."""
+    length, beam, draft = b.uniform(0.78, 0.88), b.uniform(0.32, 0.38), b.uniform(0.34, 0.42)
+    height = b.uniform(0.56, 0.66)
+    b.ball((0, 0, 0), (length, beam, draft), zhi=0.0, paint=b.second)
+    b.box((-0.42 * length, 0, 0.06), (0.2, beam * 0.5, 0.1), paint=b.second)
+    b.round((0.06, 0, height), 0.035, height + 0.05, paint=b.fixed(0.45, 0.3, 0.18))
+    # The sails are swung out, as on a real boat, and so show from in front too.
+    swing = b.uniform(18.0, 30.0)
+    b.box(
+        (0.0, 0, height + 0.1),
+        (length * 0.85, 0.04, height * 0.94),
+        taper=(0.04, 1.0),
+        xlo=0.0,
+        frame=b.turn(yaw=180.0 - swing),
+    )
+    fore = b.mode == 1
+    b.box(
+        (0.13, 0, height * 0.85),
+        (length * 0.72, 0.04, height * 0.76),
+        taper=(0.04, 1.0),
+        xlo=0.0,
+        frame=b.turn(yaw=0.4 * swing),
+        on=fore,
+    )
+
+
+def train_engine(b: Builder) -> None:
+    """A steam engine: boiler along x, cab behind, chimney, dome, wheels and a buffer in front."""
+    length, radius = b.uniform(0.5, 0.58), b.uniform(0.25, 0.3)
+    dark = b.fixed(0.14, 0.14, 0.15)
+    b.box((-0.05, 0, -radius - 0.04), (0.92, 0.33, 0.09), paint=b.plain)
+    b.round((0.28, 0, 0.0), radius, length, frame=ALONG_X)
+    b.round((0.28 + length, 0, 0.0), radius * 0.86, 0.04, frame=ALONG_X, paint=dark)
+    cab = b.uniform(0.34, 0.4)
+    b.box((-0.6, 0, 0.12), (0.32, 0.36, cab + 0.04))
+    b.box((-0.6, 0, cab + 0.2), (0.4, 0.42, 0.06), paint=b.second)
+    window = b.fixed(0.66, 0.86, 0.95)
+    b.box((-0.58, 0, cab * 0.62), (0.13, 0.375, 0.11), paint=window)
+    stack = b.uniform(0.18, 0.24)
+    b.round((0.62, 0, radius + stack * 0.8), 0.085, stack, top=1.5, paint=b.second)
+    b.ball((0.14, 0, radius), (0.12, 0.12, 0.15), paint=b.second)
+    wheel, three = b.uniform(0.17, 0.2), b.mode == 1
+    for k, x in enumerate((-0.6, 0.5, -0.05)):
+        # Both wheels of an axle are one cylinder: the frame hides what is between them.
+        b.round((x, 0, -radius - 0.2), wheel, 0.37, frame=ALONG_Y, on=three if k == 2 else None, paint=dark)
+    b.box((0.94, 0, -radius - 0.14), (0.2, 0.3, 0.14), taper=(0.1, 1.0), xlo=0.0, paint=b.plain)

@@ -1,0 +1,25 @@
+"""The words that captions are made of."""
+
+from __future__ import annotations
+
+from functools import cache
+
+from scoredist3d.procedural.attributes import COLORS, FAMILIES, PATTERN_NOUNS, PATTERNS, SIZES
+from scoredist3d.procedural.captions import BACKGROUNDS, GENERIC_NOUNS, VIEWS
+
+_FUNCTION_WORDS = (
+    "a an the of with and on in at by to for from some no not is it its that this very photo render three d model toy "
+    "view background object style picture image side top bottom front rear left right small large big little"
+)
+
+
+@cache
+def lexicon() -> tuple[str, ...]:
+    """All words the grammar can emit and a few useful others, sorted; lower case, without punctuation."""
+    phrases = [*COLORS, *PATTERNS, *SIZES, *VIEWS, *BACKGROUNDS, *GENERIC_NOUNS, _FUNCTION_WORDS]
+    phrases += [noun for nouns in PATTERN_NOUNS.values() for noun in nouns]
+    for family in FAMILIES:
+        phrases += [family.name, *family.synonyms]
+        for mode in family.modes:
+            phrases += [mode.adjective or "", mode.feature or "", *mode.parts]
+    return tuple(sorted({word for phrase in phrases for word in phrase.split()}))
