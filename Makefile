@@ -7,6 +7,8 @@ PROMPT ?= a red mug
 CONFIG ?= configs/quickstart.yaml
 # $(value ...) keeps a $ in the prompt, and the shell reads the prompt from the environment, so quotes are safe as well.
 demo: export DEMO_PROMPT := $(value PROMPT)
+# Processes of the tests, one thread each.
+WORKERS ?= 2
 PY     := $(VENV)/bin/python
 
 export OMP_WAIT_POLICY := PASSIVE
@@ -17,7 +19,7 @@ demo: install
 	$(PY) launch.py --config $(CONFIG) --train prompt="$$DEMO_PROMPT"
 
 test: install-dev lint
-	$(PY) -m pytest
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS)
 
 lint: install-dev
 	$(PY) -m ruff check .
