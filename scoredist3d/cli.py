@@ -258,7 +258,7 @@ def _parse_arguments(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--version", action="version", version=f"scoredist3d {__version__}")
     parser.add_argument("--verbose", action="store_true", help="tracebacks with errors")
     for argument in arguments:
-        if not argument.isprintable() and any("\ud800" <= character <= "\udfff" for character in argument):
+        if any("\ud800" <= character <= "\udfff" for character in argument):  # undecodable bytes
             raise ConfigError(f"{argument!r} is not valid text in this terminal's encoding; use UTF-8")
     options, rest = parser.parse_known_args(arguments)
     flags = [item for item in rest if item.startswith("-")]

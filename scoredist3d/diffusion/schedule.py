@@ -25,6 +25,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from scoredist3d.diffusion.betas import scheduler_betas, zero_terminal_snr
+
 PredictionType = Literal["epsilon", "sample", "v_prediction"]
 PREDICTION_TYPES: tuple[PredictionType, ...] = ("epsilon", "sample", "v_prediction")
 
@@ -236,10 +238,10 @@ class VPSchedule(NoiseSchedule):
         ``set_alpha_to_one`` is true where it is missing or only the default of the configuration's own class, as for
         a DDIM scheduler built from the same configuration.
         """
-        betas = _betas(config)
+        betas = scheduler_betas(config)
         abar = torch.cumprod(1.0 - betas, dim=0)
         if config.get("rescale_betas_zero_snr", False):
-            abar = _zero_terminal_snr(abar)
+            abar = zero_terminal_snr(abar)
         # Configurations of loaded schedulers list the values that they were not given.
         is_given = "set_alpha_to_one" not in config.get("_use_default_values", ())
         to_one = bool(config.get("set_alpha_to_one", True)) if is_given else True
@@ -383,28 +385,3 @@ def solve_ode(
 def _check_prediction_type(prediction_type: str) -> None:
     if prediction_type not in PREDICTION_TYPES:
         raise ValueError(f"prediction_type must be one of {', '.join(PREDICTION_TYPES)}, got {prediction_type!r}")
-
-
-def _betas(config: Mapping[str, Any]) -> Tensor:
-    """(N,) float64 betas of a diffusers scheduler configuration."""
-    if config.get("trained_betas") is not None:
-        return torch.as_tensor(config["trained_betas"], dtype=torch.float64)
-    steps = int(config.get("num_train_timesteps", 1000))
-    start, end = float(config.get("beta_start", 1e-4)), float(config.get("beta_end", 0.02))
-    name = config.get("beta_schedule", "linear")
-    if name == "linear":
-        return torch.linspace(start, end, steps, dtype=torch.float64)
-    if name == "scaled_linear":
-        return torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float64).square()
-    if name == "squaredcos_cap_v2":
-        u = torch.linspace(0.0, 1.0, steps + 1, dtype=torch.float64)
-        abar = torch.cos((u + 0.008) / 1.008 * math.pi / 2).square()
-        return (1.0 - abar[1:] / abar[:-1]).clamp_max(0.999)
-    raise ValueError(f"beta_schedule {name!r} is not known; known are linear, scaled_linear and squaredcos_cap_v2")
-
-
-def _zero_terminal_snr(abar: Tensor) -> Tensor:
-    """Shift and scale sqrt(abar) so that the last level holds no image (arXiv 2305.08891, algorithm 1)."""
-    root = abar.sqrt()
-    first, last = root[0], root[-1]
-    return ((root - last) * first / (first - last)).square()

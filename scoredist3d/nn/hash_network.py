@@ -56,7 +56,7 @@ class NetworkConfig:
     hidden_layers: int = option(1, "Hidden layers; 0 is a linear map.", ge=0, le=8)
 
 
-# Of blocks that hold a hash grid: what may change when another run goes on with its state.
+# Options of blocks with a hash grid that may change when a later stage continues from their state.
 FREE_OPTIONS = frozenset({"num_features", "grid.backend", "grid.initial_range", "grid.coarse_to_fine"})
 
 

@@ -1,4 +1,4 @@
-"""Which UNets the diffusers prior can run, told from their configuration before any weight is read."""
+"""Which UNets the diffusers prior supports, decided from their configuration before any weights are read."""
 
 from __future__ import annotations
 

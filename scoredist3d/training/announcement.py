@@ -1,4 +1,4 @@
-"""What a run says about itself before it starts."""
+"""The lines that a run prints before it starts."""
 
 from __future__ import annotations
 
@@ -35,27 +35,27 @@ def announce(
     for name, text in lines.items():
         console.say(f"{name:<16} {text}")
     if resume is not None:
-        for line in _schedules_told(config, folder, done):
+        for line in _schedule_lines(config, folder, done):
             console.say(line)
 
 
-def _schedules_told(config: ExperimentConfig, folder: RunFolder, done: int) -> list[str]:
+def _schedule_lines(config: ExperimentConfig, folder: RunFolder, done: int) -> list[str]:
     """Sentences about what a resumed run does with its schedules."""
     steps, kept = config.trainer.max_steps, config.trainer.schedule_steps
-    told = []
+    lines = []
     if kept not in (None, steps):
-        told.append(
+        lines.append(
             f"Schedules written in terms of trainer.max_steps end at step {kept}, as before; "
             f"trainer.schedule_steps={steps} stretches them."
         )
     try:
         before = load_experiment([folder.resolved_config])
     except ConfigError:
-        return told  # of another version of the program, so there is nothing to compare with
+        return lines  # of another version of the program, so there is nothing to compare with
     changed = changed_schedules(before, config, done)
     if changed:
-        told.append(f"Values that jump at step {done}: {', '.join(changed)}.")
-    return told
+        lines.append(f"Values that jump at step {done}: {', '.join(changed)}.")
+    return lines
 
 
 def _methods(system: Any) -> str:

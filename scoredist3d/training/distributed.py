@@ -81,7 +81,7 @@ class Workers:
     They read ``config``, the text of the resolved config, from a temporary file: that of the run folder is still the
     one of the session before while a checkpoint is being resumed.
 
-    A worker ends with its parent. One that fails ends the run, after ``lost`` was told the reason: the others would
+    A worker ends with its parent. If one fails, ``lost`` is called with the reason and the run ends: the others would
     wait for it for ever.
     """
 

@@ -128,7 +128,7 @@ def export_objects(
         reports = [f"report{'' if number == 1 else f'-{number}'}.json" for number in range(1, len(results) + 1)]
         replacement = Replacement.plan(staging, folder.export, _exported_before(folder), reports)
         for report, result in zip(reports, results, strict=True):
-            write_json(staging / report, result.report.to_dict() | _told(replacement))
+            write_json(staging / report, result.report.to_dict() | _replacement_entry(replacement))
         replacement.apply([path.name for result in results for path in result.paths])
     placed = [replace(result, paths=[folder.export / path.name for path in result.paths]) for result in results]
     return Exported(placed, [folder.export / name for name in reports], missing, replacement.describe())
@@ -143,7 +143,7 @@ def set_export_aside(folder: RunFolder) -> str:
     return replacement.describe()
 
 
-def _told(replacement: Replacement) -> dict[str, Any]:
+def _replacement_entry(replacement: Replacement) -> dict[str, Any]:
     if replacement.previous is None:
         return {"replaced": None}
     return {"replaced": {"files": list(replacement.replaced), "kept_in": replacement.previous.name}}

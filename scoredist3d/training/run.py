@@ -97,7 +97,7 @@ def run_training(
         console: Where to print.
 
     Returns:
-        The result; an object that could not be exported is told there, not raised.
+        The result. Its ``status`` and ``error`` report an object that could not be exported; nothing is raised.
 
     Raises:
         ValueError: A mistake in the config, the devices or the checkpoint.
@@ -185,8 +185,8 @@ def run_export(
     """Export the object of a trained run.
 
     Raises:
-        ValueError: No object could be exported; the files of an earlier export are left as they were. Where only some
-            of several objects could, the result tells it.
+        ValueError: No object could be exported; the files of an earlier export are left as they were. If only
+            some of several objects could, ``status`` and ``error`` of the result say so.
     """
     with _evaluation(config, checkpoint, devices, console, "export") as (system, folder, result, console, clock):
         _export(system, config, folder, result, console, clock)

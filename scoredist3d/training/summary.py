@@ -51,7 +51,7 @@ def write_summary(
 
 
 def add_files(folder: RunFolder, part: Path, paths: Mapping[str, Path]) -> None:
-    """Tell an existing summary that ``paths`` have replaced the files in the sub-folder ``part``."""
+    """Record in an existing summary that ``paths`` have replaced the files in the sub-folder ``part``."""
     summary = read_json(folder.summary)
     if not isinstance(summary.get("paths"), dict):
         return  # no summary, or one of an earlier version
@@ -61,7 +61,7 @@ def add_files(folder: RunFolder, part: Path, paths: Mapping[str, Path]) -> None:
 
 
 def settle_export(folder: RunFolder, step: int, problem: str | None) -> None:
-    """Tell an existing summary whether a later export of the state that it describes has given every object a mesh."""
+    """Update the status of an existing summary after a later export of the same state."""
     summary = read_json(folder.summary)
     if summary.get("status") in (DONE, NO_MESH) and summary.get("step") == step:
         status = DONE if problem is None else NO_MESH
@@ -81,15 +81,15 @@ def write_pipeline_summary(
 
     The prompt, the seed and the paths are those of the last stage, whose object is the pipeline's.
     """
-    told = {name: _stage(root / name) for name in stages}
-    seconds = [float(value) for stage in told.values() for value in stage.get("seconds", {}).values()]
+    summaries = {name: _stage(root / name) for name in stages}
+    seconds = [float(value) for stage in summaries.values() for value in stage.get("seconds", {}).values()]
     last = list(stages)[-1]
     summary = {
         **_head(stages[last], status, error),
         "seconds": round(sum(seconds), 3),
-        "peak_memory_gib": max((float(stage.get("peak_memory_gib", 0.0)) for stage in told.values()), default=0.0),
-        "stages": told,
-        "paths": {label: f"{last}/{path}" for label, path in told[last].get("paths", {}).items()},
+        "peak_memory_gib": max((float(stage.get("peak_memory_gib", 0.0)) for stage in summaries.values()), default=0.0),
+        "stages": summaries,
+        "paths": {label: f"{last}/{path}" for label, path in summaries[last].get("paths", {}).items()},
     }
     return write_json(root / SUMMARY, summary)
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
+from shared.custom_packages import forget_custom
 
 import scoredist3d.training
 from scoredist3d import cli, custom
@@ -273,13 +274,11 @@ def test_list_and_describe(here: Path, runs: FakeRuns, capsys: pytest.CaptureFix
 
 
 @pytest.fixture
-def no_custom_yet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def no_custom_yet() -> Iterator[None]:
     """No user package has been imported by an earlier test, and none stays for a later one."""
-    for name in [name for name in sys.modules if name == "custom" or name.startswith("custom.")]:
-        monkeypatch.delitem(sys.modules, name)
+    forget_custom()
     yield
-    for name in [name for name in sys.modules if name == "custom" or name.startswith("custom.")]:
-        del sys.modules[name]
+    forget_custom()
 
 
 @pytest.mark.parametrize("mode", ["train", "validate", "test", "export"])

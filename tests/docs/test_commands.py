@@ -6,13 +6,13 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from shared.custom_packages import forget_custom
 
 from scoredist3d import cli, registry
 from scoredist3d.config.pipeline import load_pipeline
@@ -79,8 +79,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     monkeypatch.setattr("scoredist3d.custom.checkout_root", lambda: tmp_path)
     yield tmp_path
     registry._entries["loss"].pop("halo", None)
-    for name in [name for name in sys.modules if name == "custom" or name.startswith("custom.")]:
-        del sys.modules[name]
+    forget_custom()
 
 
 @pytest.mark.parametrize("command", COMMANDS)

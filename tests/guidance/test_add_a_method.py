@@ -5,13 +5,13 @@ from __future__ import annotations
 import importlib.util
 import re
 import shlex
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from shared.custom_packages import forget_custom
 
 from scoredist3d import cli, registry
 from scoredist3d.custom import load_custom
@@ -45,8 +45,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     (tmp_path / "test_antithetic.py").write_text(TEST, encoding="utf-8")
     yield tmp_path
     registry._entries["guidance"].pop(NAME, None)
-    for name in [name for name in sys.modules if name == "custom" or name.startswith("custom.")]:
-        del sys.modules[name]
+    forget_custom()
 
 
 def run(command: str, *further: str) -> int:
