@@ -33,7 +33,7 @@ def scatter(points: Sequence[tuple[str, float, float]], x_label: str, y_label: s
     for name, x, y in sorted(points, key=lambda point: point[2]):
         across, down = place(x, y)
         label = down + 4
-        while any(abs(across - other) < 110 and abs(label - level) < 11 for other, level in taken):
+        while any(abs(across - other) < 110 and abs(label - timestep) < 11 for other, timestep in taken):
             label -= 11
         taken.append((across, label))
         parts.append(f'<circle cx="{across:.1f}" cy="{down:.1f}" r="4" fill="{FIRST}"/>')

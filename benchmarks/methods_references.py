@@ -10,7 +10,7 @@ from scoredist3d import registry
 from scoredist3d.cameras import Cameras
 from scoredist3d.config.validation import parse_component
 from scoredist3d.evaluation.measures import objects_of_caption, real_pictures
-from scoredist3d.priors.base import Branches
+from scoredist3d.priors.base import CFGConditions
 from scoredist3d.priors.sampling import sample
 from scoredist3d.procedural import CATEGORIES, COLORS, simple_caption
 
@@ -73,8 +73,8 @@ def ddim(dimension: str, prompt: str, seed: int, device: torch.device) -> Tensor
     prior = registry.build(parse_component("prior", block)).to(device)
     cameras = (front(seed) if dimension == "2d" else held_back()).to(device)
     count = len(cameras)
-    branches = Branches(prior.embed([prompt] * count, cameras), prior.embed([""] * count, cameras))
+    conditions = CFGConditions(prior.embed([prompt] * count, cameras), prior.embed([""] * count, cameras))
     generator = torch.Generator().manual_seed(0 if dimension == "2d" else seed)
-    latents = sample(prior, branches, steps=DDIM_STEPS, scale=DDIM_SCALE, generator=generator)
+    latents = sample(prior, conditions, steps=DDIM_STEPS, scale=DDIM_SCALE, generator=generator)
     images = prior.decode(latents).clamp(0.0, 1.0)
     return images[:, None] if dimension == "2d" else images[None]

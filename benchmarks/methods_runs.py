@@ -196,14 +196,14 @@ def train(config: Any, folder: Path, gpu: str) -> tuple[Any, dict[str, Any]]:
     from scoredist3d.files import write_atomically
     from scoredist3d.training.console import Console
     from scoredist3d.training.distributed import Devices
-    from scoredist3d.training.fit import Place, build_system, fit, import_lightning
+    from scoredist3d.training.fit import RankContext, build_system, fit, import_lightning
     from scoredist3d.training.folder import RunFolder
     from scoredist3d.training.interrupt import InterruptGuard
 
     import_lightning()
     run, console = RunFolder(folder), Console()
     write_atomically(run.resolved_config, to_yaml(config))
-    place = Place(Devices.parse("cpu" if gpu == "cpu" else [int(gpu)]))
+    place = RankContext(Devices.parse("cpu" if gpu == "cpu" else [int(gpu)]))
     system = build_system(config, place)
     start_memory(device_of(gpu))
     with InterruptGuard(console.say) as guard, Counter(system).counting() as counter:
@@ -268,12 +268,12 @@ class Counter:
             finally:
                 inside = outer
 
-        def asked(z: Tensor, branches: Any, step: Any) -> Any:
-            cost = guidance.cost(branches, step)
+        def asked(z: Tensor, conditions: Any, step: Any) -> Any:
+            cost = guidance.nfe(conditions, step)
             self.declared += cost.prior * len(z)
             self.own += cost.own * len(z)
             self.images += len(z)
-            return score_gradient(z, branches, step)
+            return score_gradient(z, conditions, step)
 
         prior.predict, guidance.forward, guidance.score_gradient = counted, entered, asked
         if phi is not None:
@@ -357,9 +357,9 @@ def time_steps(config: Any, warm_up: Sequence[int], timed: Sequence[int], gpu: s
     from scoredist3d.seeding import Rng
     from scoredist3d.systems.optimizer import build_optimizer, set_learning_rates
     from scoredist3d.training.distributed import Devices
-    from scoredist3d.training.fit import Place, build_system
+    from scoredist3d.training.fit import RankContext, build_system
 
-    system = build_system(config, Place(Devices.parse("cpu" if gpu == "cpu" else [int(gpu)])))
+    system = build_system(config, RankContext(Devices.parse("cpu" if gpu == "cpu" else [int(gpu)])))
     device = device_of(gpu)
     system.to_device(device)
     start_memory(device)

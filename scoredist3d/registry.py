@@ -13,9 +13,11 @@ else. User packages in ``custom/`` register through the same decorator.
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
+import logging
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -34,6 +36,8 @@ KINDS: dict[str, str] = {
 }
 
 ClassT = TypeVar("ClassT", bound=type)
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,7 @@ class UnknownComponentError(ValueError):
 
 
 _entries: dict[str, dict[str, Entry]] = {kind: {} for kind in KINDS}
+_aliases: dict[str, dict[str, str]] = {kind: {} for kind in KINDS}
 _loaded: set[str] = set()
 
 
@@ -67,7 +72,9 @@ def near_matches(name: str, known: list[str]) -> str:
     return f" Did you mean {' or '.join(repr(match) for match in close)}?" if close else ""
 
 
-def register(kind: str, name: str, *, summary: str, arxiv: str | None = None) -> Callable[[ClassT], ClassT]:
+def register(
+    kind: str, name: str, *, summary: str, arxiv: str | None = None, aliases: Sequence[str] = ()
+) -> Callable[[ClassT], ClassT]:
     """Class decorator: make ``type: <name>`` select this class wherever a block of ``kind`` is configured.
 
     Args:
@@ -75,6 +82,7 @@ def register(kind: str, name: str, *, summary: str, arxiv: str | None = None) ->
         name: The registry name, lower case with dashes.
         summary: The one-line idea shown by ``--list``.
         arxiv: The paper's arXiv id, where the component comes from one.
+        aliases: Earlier names, which keep working; each is reported once, when it is first used.
 
     Raises:
         ValueError: Unknown kind, a class without a ``Config``, or a name already taken by another class.
@@ -94,6 +102,7 @@ def register(kind: str, name: str, *, summary: str, arxiv: str | None = None) ->
                 f"choose another name for {cls.__module__}.{cls.__qualname__}"
             )
         _entries[kind][name] = Entry(kind=kind, name=name, cls=cls, summary=summary, arxiv=arxiv)
+        _aliases[kind].update(dict.fromkeys(aliases, name))
         return cls
 
     return decorate
@@ -116,6 +125,12 @@ def _load(kind: str) -> None:
         raise
 
 
+@functools.cache
+def report_alias(old: str, new: str) -> None:
+    """Log, once per process, that the name ``old`` is an alias of ``new``."""
+    _log.warning("%s is an old name and still works; the new name is %s", old, new)
+
+
 def names(kind: str) -> list[str]:
     """Registered names of a kind, sorted."""
     _load(kind)
@@ -129,6 +144,9 @@ def lookup(kind: str, name: str) -> Entry:
         UnknownComponentError: No such name; the message lists near matches and all names.
     """
     _load(kind)
+    if name not in _entries[kind] and name in _aliases[kind]:
+        report_alias(f"{kind} type {name!r}", repr(_aliases[kind][name]))
+        name = _aliases[kind][name]
     try:
         return _entries[kind][name]
     except KeyError:

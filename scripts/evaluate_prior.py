@@ -26,7 +26,7 @@ from prior_training.pool import training_cameras
 from torch import Tensor
 
 from scoredist3d.export.images import image_grid, save_png
-from scoredist3d.priors.base import Branches, Conditioning, Prior
+from scoredist3d.priors.base import CFGConditions, Conditioning, Prior
 from scoredist3d.priors.diffusers_prior import DiffusersPrior
 from scoredist3d.priors.sampling import sample
 from scoredist3d.procedural import (
@@ -79,8 +79,8 @@ def sampled_accuracy(
     for start in range(0, len(texts), 192):
         part = slice(start, start + 192)
         views = cameras[part]
-        branches = Branches(prior.embed(texts[part], views), prior.embed([""] * len(views), views))
-        z = sample(prior, branches, steps=steps, scale=scale, generator=generator)
+        conditions = CFGConditions(prior.embed(texts[part], views), prior.embed([""] * len(views), views))
+        z = sample(prior, conditions, steps=steps, scale=scale, generator=generator)
         images.append(prior.decode(z).clamp(0, 1))
     # Samples of a family that is round unless stretched count as round: their azimuth is not judged.
     order = torch.tensor([AZIMUTH_SYMMETRY[name] for name in CATEGORIES], device=device)[category]
@@ -101,7 +101,7 @@ def probe_floor(prior: Prior, probe: Probe, *, count: int, device: torch.device)
 
 @torch.no_grad()
 def where_conditioning_acts(prior: Prior, *, count: int, device: torch.device) -> list[dict[str, float]]:
-    """Ratio of the x0 error with a wrong colour, category or camera to that with the right one, per noise level."""
+    """Ratio of the x0 error with a wrong colour, category or camera to that with the right one, per timestep."""
     generator = torch.Generator(device).manual_seed(99)
     color = torch.randint(0, len(COLORS), (count,), generator=generator, device=device)
     objects = sample_objects(count, generator, device, color=color, second_color=color)
@@ -135,14 +135,14 @@ def where_conditioning_acts(prior: Prior, *, count: int, device: torch.device) -
         return total
 
     rows = []
-    for level in (0.05, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98):
-        t = torch.full((count,), level, device=device)
+    for timestep in (0.05, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98):
+        t = torch.full((count,), timestep, device=device)
         noise = torch.randn(z.shape, generator=generator, device=device, dtype=z.dtype)
         x_t = prior.schedule.add_noise(z, noise, t)
         base = error(right, x_t, t)
         alpha, sigma = prior.schedule.alpha(t)[0].item(), prior.schedule.sigma(t)[0].item()
         signal = 20 * torch.log10(torch.tensor(alpha * z.std().item() / sigma)).item()
-        rows.append({"t": level, "snr_db": signal} | {name: error(c, x_t, t) / base for name, c in wrong.items()})
+        rows.append({"t": timestep, "snr_db": signal} | {name: error(c, x_t, t) / base for name, c in wrong.items()})
     return rows
 
 
@@ -157,8 +157,12 @@ def sample_sheet(prior: Prior, path: Path, *, scale: float, steps: int, limit: i
     images = []
     for start in range(0, len(texts), 140):
         views = cameras[start : start + 140]
-        branches = Branches(prior.embed(texts[start : start + 140], views), prior.embed([""] * len(views), views))
-        images.append(prior.decode(sample(prior, branches, steps=steps, scale=scale, generator=generator)).clamp(0, 1))
+        conditions = CFGConditions(
+            prior.embed(texts[start : start + 140], views), prior.embed([""] * len(views), views)
+        )
+        images.append(
+            prior.decode(sample(prior, conditions, steps=steps, scale=scale, generator=generator)).clamp(0, 1)
+        )
     save_png(image_grid(torch.cat(images).cpu(), columns=2 * columns), path)
 
 

@@ -18,6 +18,7 @@ import dataclasses
 import functools
 import sys
 import typing
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,13 +89,21 @@ def option(
     lt: float | None = None,
     example: str = "",
     file: bool = False,
+    aliases: Sequence[str] = (),
 ) -> Any:
     """A leaf field. Bounds apply to a number, to every element of a list or tuple, and to every value of a schedule.
 
     Lists, dicts and schedules as defaults are copied per instance. Without a default the field is required; ``example``
-    is then shown where it is missing. ``file`` says that the text names a file that a run reads.
+    is then shown where it is missing. ``file`` says that the text names a file that a run reads. ``aliases`` are earlier
+    keys of the field, which keep working in config files and overrides.
     """
-    metadata = {"help": help, "bounds": {"ge": ge, "gt": gt, "le": le, "lt": lt}, "example": example, "file": file}
+    metadata = {
+        "help": help,
+        "bounds": {"ge": ge, "gt": gt, "le": le, "lt": lt},
+        "example": example,
+        "file": file,
+        "aliases": tuple(aliases),
+    }
     if default is MISSING:
         return dataclasses.field(metadata=metadata, kw_only=True)
     if isinstance(default, (list, dict)):

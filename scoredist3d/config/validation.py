@@ -210,6 +210,7 @@ class _Walker:
             return None
         before = len(self.problems) + len(self.unknown)
         fields = own_fields(cls)
+        value = self.current_keys(fields, value, path)
         types = field_types(cls)
         names = [field.name for field in fields]
         self.known_paths += [_join(path, name) for name in names]
@@ -227,6 +228,17 @@ class _Walker:
         except ValueError as error:
             self.report(path, str(error))
             return None
+
+    def current_keys(
+        self, fields: Sequence[dataclasses.Field[Any]], block: dict[str, Any], path: str
+    ) -> dict[str, Any]:
+        """``block`` with the earlier keys of fields replaced by their present names."""
+        current = {old: field.name for field in fields for old in field.metadata.get("aliases", ()) if old in block}
+        for old, new in current.items():
+            registry.report_alias(_join(path, old), _join(path, new))
+            if new in block:
+                self.report(_join(path, old), f"is an old name of {new}, which is also given; remove one of them")
+        return {current.get(key, key): value for key, value in block.items()}
 
     def checked(self, config: Any, path: str) -> Any:
         """``config`` after its own ``validate`` (relations between fields) has had its say."""

@@ -29,7 +29,7 @@ def scheduler_betas(config: Mapping[str, Any]) -> Tensor:
 
 
 def zero_terminal_snr(abar: Tensor) -> Tensor:
-    """Shift and scale sqrt(abar) so that the last level holds no image (arXiv 2305.08891, algorithm 1)."""
+    """Shift and scale sqrt(abar) so that the last timestep holds no image (arXiv 2305.08891, algorithm 1)."""
     root = abar.sqrt()
     first, last = root[0], root[-1]
     return ((root - last) * first / (first - last)).square()

@@ -6,7 +6,7 @@ Every model here describes x_t = alpha_t x_0 + sigma_t eps. Two families share o
   velocity v = alpha eps - sigma x_0.
 * :class:`FlowSchedule`, rectified flow (Stable Diffusion 3, Flux): alpha = 1 - s, sigma = s, velocity v = eps - x_0.
 
-Time ``t`` is a float in [0, 1], 1 is the noisiest level, and t * num_train_timesteps is the position on the model's own
+Time ``t`` is a float in [0, 1], 1 is the noisiest timestep, and t * num_train_timesteps is the position on the model's own
 schedule: timestep 500 of 1000 is t = 0.5. A negative ``t`` means the clean image itself (alpha 1, sigma 0), which a VP
 chain reaches only after its last step: its timestep 0 still holds a little noise.
 
@@ -31,7 +31,7 @@ PredictionType = Literal["epsilon", "sample", "v_prediction"]
 PREDICTION_TYPES: tuple[PredictionType, ...] = ("epsilon", "sample", "v_prediction")
 
 CLEAN = -1.0
-"""The time that stands for the clean image, below every level of the model."""
+"""The time that stands for the clean image, below every timestep of the model."""
 
 
 def per_item(coefficient: Tensor, like: Tensor) -> Tensor:
@@ -47,14 +47,14 @@ class NoiseSchedule(ABC):
 
     Attributes:
         prediction_type: What the network outputs: ``epsilon``, ``sample`` (x_0) or ``v_prediction`` (either velocity).
-        num_train_timesteps: Number of levels the model was trained on.
-        final_level: Level of diffusers' negative DDIM timesteps: ``CLEAN`` with ``set_alpha_to_one``, else the lowest.
+        num_train_timesteps: Number of timesteps the model was trained on.
+        final_timestep: Level of diffusers' negative DDIM timesteps: ``CLEAN`` with ``set_alpha_to_one``, else the lowest.
         steps_offset: Lowest timestep of diffusers' sampling grids, 1 for Stable Diffusion's own scheduler.
     """
 
     prediction_type: PredictionType
     num_train_timesteps: int
-    final_level: float = CLEAN
+    final_timestep: float = CLEAN
     steps_offset: int = 0
 
     @staticmethod
@@ -74,18 +74,18 @@ class NoiseSchedule(ABC):
 
     @abstractmethod
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """(alpha, sigma) at the level that ``t`` snaps to, (B,) each; (1, 0) where t < 0."""
+        """(alpha, sigma) at the timestep that ``t`` quantizes to, (B,) each; (1, 0) where t < 0."""
 
     @abstractmethod
     def velocity_coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """(a, b) of v = a eps - b x_0, (B,) each."""
 
     @abstractmethod
-    def snap(self, t: Tensor) -> Tensor:
+    def quantize(self, t: Tensor) -> Tensor:
         """The nearest time the model was trained on, in [0, 1]."""
 
     @abstractmethod
-    def timestep(self, t: Tensor) -> Tensor:
+    def model_timestep(self, t: Tensor) -> Tensor:
         """What the network is told as its timestep, (B,): integers for VP chains, floats for flows."""
 
     def alpha(self, t: Tensor) -> Tensor:
@@ -97,7 +97,7 @@ class NoiseSchedule(ABC):
         return self.coefficients(t)[1]
 
     def lambda_(self, t: Tensor) -> Tensor:
-        """Noise-to-signal ratio sigma / alpha, increasing in t (infinite at a zero-SNR level)."""
+        """Noise-to-signal ratio sigma / alpha, increasing in t (infinite at a zero-SNR timestep)."""
         alpha, sigma = self.coefficients(t)
         return sigma / alpha
 
@@ -161,7 +161,7 @@ class NoiseSchedule(ABC):
     def ddim_step(
         self, eps: Tensor, x0: Tensor, t: Tensor, s: Tensor, *, eta: float = 0.0, noise: Tensor | None = None
     ) -> Tensor:
-        """Move from level ``t`` to ``s`` along the predicted noise and image (DDIM, 2010.02502, eq. 12).
+        """Move from timestep ``t`` to ``s`` along the predicted noise and image (DDIM, 2010.02502, eq. 12).
 
         x_s = alpha_s x_0 + sqrt(sigma_s^2 - eta^2 var) eps + eta sqrt(var) noise. With eta 0 this is the Euler step of
         the probability-flow ODE in lambda and of a rectified flow, and valid in both directions (s > t inverts).
@@ -178,10 +178,10 @@ class NoiseSchedule(ABC):
         direction = (sigma.square() - variance).clamp_min(0.0).sqrt()
         return per_item(alpha, x0) * x0 + per_item(direction, eps) * eps + per_item(variance.sqrt(), noise) * noise
 
-    def levels(self, steps: int, start: float = 1.0, *, end: float = CLEAN) -> list[float]:
-        """``steps`` decreasing times from ``start`` down, followed by ``end``: ``steps`` steps, ``steps + 1`` levels.
+    def timesteps(self, steps: int, start: float = 1.0, *, end: float = CLEAN) -> list[float]:
+        """``steps`` decreasing times from ``start`` down, followed by ``end``: ``steps`` steps, ``steps + 1`` timesteps.
 
-        The spacing is diffusers' "trailing": it begins at the noisiest level, where the model has seen pure noise.
+        The spacing is diffusers' "trailing": it begins at the noisiest timestep, where the model has seen pure noise.
 
         Raises:
             ValueError: ``steps`` is not positive.
@@ -206,7 +206,7 @@ class VPSchedule(NoiseSchedule):
         """Args:
         alphas_cumprod: (N,), abar of each training timestep, decreasing, in [0, 1].
         prediction_type: What the network outputs.
-        set_alpha_to_one: As in diffusers' DDIM schedulers; see :attr:`NoiseSchedule.final_level`.
+        set_alpha_to_one: As in diffusers' DDIM schedulers; see :attr:`NoiseSchedule.final_timestep`.
         steps_offset: See :class:`NoiseSchedule`.
 
         Raises:
@@ -218,7 +218,7 @@ class VPSchedule(NoiseSchedule):
             raise ValueError("alphas_cumprod must be a vector of values in [0, 1]")
         self.prediction_type = prediction_type
         self.num_train_timesteps = len(abar)
-        self.final_level = CLEAN if set_alpha_to_one else 0.0
+        self.final_timestep = CLEAN if set_alpha_to_one else 0.0
         self.steps_offset = steps_offset
         # Entry 0 is the clean image, entry 1 + k is timestep k.
         abar = torch.cat([abar.new_ones(1), abar])
@@ -263,11 +263,11 @@ class VPSchedule(NoiseSchedule):
         """(alpha, sigma): v = alpha eps - sigma x_0."""
         return self.coefficients(t)
 
-    def snap(self, t: Tensor) -> Tensor:
+    def quantize(self, t: Tensor) -> Tensor:
         """The nearest k / N, k in 0..N-1."""
-        return self.timestep(t).clamp_min(0).to(t.dtype) / self.num_train_timesteps
+        return self.model_timestep(t).clamp_min(0).to(t.dtype) / self.num_train_timesteps
 
-    def timestep(self, t: Tensor) -> Tensor:
+    def model_timestep(self, t: Tensor) -> Tensor:
         """The nearest k in 0..N-1, integers; 0 for the clean image.
 
         The clean image at a time between ``CLEAN`` and 0 is labelled with that negative timestep, which no model was
@@ -276,8 +276,8 @@ class VPSchedule(NoiseSchedule):
         index = (t * self.num_train_timesteps).round().clamp_max(self.num_train_timesteps - 1)
         return torch.where(t <= CLEAN, 0, index).long()
 
-    def levels(self, steps: int, start: float = 1.0, *, end: float = CLEAN) -> list[float]:
-        """As in the base class; the noisiest level is timestep N - 1, diffusers' round(N - k N / steps) - 1."""
+    def timesteps(self, steps: int, start: float = 1.0, *, end: float = CLEAN) -> list[float]:
+        """As in the base class; the noisiest timestep is timestep N - 1, diffusers' round(N - k N / steps) - 1."""
         n = self.num_train_timesteps
         top = min(round(start * n), n - 1)
         span = top + 1 - max(round(end * n), 0)
@@ -298,7 +298,7 @@ class FlowSchedule(NoiseSchedule):
     ) -> None:
         """Args:
         shift: 1 for none, 3 for Stable Diffusion 3.
-        num_train_timesteps: Levels the model was trained on.
+        num_train_timesteps: Timesteps the model was trained on.
         prediction_type: What the network outputs; flow models predict the velocity.
 
         Raises:
@@ -341,11 +341,11 @@ class FlowSchedule(NoiseSchedule):
         one = torch.ones_like(t)
         return one, one
 
-    def snap(self, t: Tensor) -> Tensor:
+    def quantize(self, t: Tensor) -> Tensor:
         """The nearest k / N, k in 1..N."""
         return (t * self.num_train_timesteps).round().clamp(1, self.num_train_timesteps) / self.num_train_timesteps
 
-    def timestep(self, t: Tensor) -> Tensor:
+    def model_timestep(self, t: Tensor) -> Tensor:
         """s N, not rounded."""
         return self.sigma(t) * self.num_train_timesteps
 
@@ -354,25 +354,25 @@ def solve_ode(
     schedule: NoiseSchedule,
     predict: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
     x: Tensor,
-    levels: Sequence[float],
+    timesteps: Sequence[float],
     *,
     callback: Callable[[int, float, Tensor, Tensor], None] | None = None,
 ) -> Tensor:
-    """Follow the probability-flow ODE through ``levels`` with DDIM (for flows: Euler) steps.
+    """Follow the probability-flow ODE through ``timesteps`` with DDIM (for flows: Euler) steps.
 
-    Decreasing levels sample, increasing levels invert.
+    Decreasing timesteps sample, increasing timesteps invert.
 
     Args:
         schedule: The model's schedule.
-        predict: (x_t, t (B,)) -> (eps, x_0); called once per step, at the level the step starts from.
-        x: (B, ...), the state at ``levels[0]``.
-        levels: Times to visit; the first is where ``x`` is.
-        callback: Called after each step with (index, reached level, x, predicted x_0).
+        predict: (x_t, t (B,)) -> (eps, x_0); called once per step, at the timestep the step starts from.
+        x: (B, ...), the state at ``timesteps[0]``.
+        timesteps: Times to visit; the first is where ``x`` is.
+        callback: Called after each step with (index, reached timestep, x, predicted x_0).
 
     Returns:
-        The state at ``levels[-1]``.
+        The state at ``timesteps[-1]``.
     """
-    for index, (start, stop) in enumerate(pairwise(levels)):
+    for index, (start, stop) in enumerate(pairwise(timesteps)):
         t = x.new_full((len(x),), start)
         s = x.new_full((len(x),), stop)
         eps, x0 = predict(x, t)

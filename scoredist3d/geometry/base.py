@@ -96,7 +96,7 @@ class GaussianSet:
 
 
 @dataclass(frozen=True)
-class Start:
+class GeometryInit:
     """What a geometry can begin with in place of its own initialisation: another stage's object, or a file's.
 
     Attributes:
@@ -164,7 +164,7 @@ class Geometry(nn.Module, ABC):
         """
         return None
 
-    def start_from(self, start: Start, rng: Rng) -> str:
+    def init_from(self, start: GeometryInit, rng: Rng) -> str:
         """Take over another object's surface and look; returns a sentence on how well that went.
 
         Raises:

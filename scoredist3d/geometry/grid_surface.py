@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from scoredist3d.config import option
-from scoredist3d.geometry.base import Start, Surface, SurfaceMesh, SurfacePoints
+from scoredist3d.geometry.base import GeometryInit, Surface, SurfaceMesh, SurfacePoints
 from scoredist3d.geometry.mesh_queries import density_of, distance_to, to_mesh
 from scoredist3d.geometry.sdf_init import ShapeStartConfig
 from scoredist3d.geometry.texture_field import PointField
@@ -151,7 +151,7 @@ class GridSurface(Surface):
         """The mesh."""
         return to_mesh(self._constant())
 
-    def start_from(self, start: Start, rng: Rng) -> str:
+    def init_from(self, start: GeometryInit, rng: Rng) -> str:
         """Signed distances of the start's mesh, no deformation, features by regression near the surface.
 
         Raises:

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from scoredist3d.cameras import Cameras
 from scoredist3d.config import ComponentConfig, option
-from scoredist3d.priors.base import Branches, Prior
+from scoredist3d.priors.base import CFGConditions, Prior
 from scoredist3d.priors.sampling import denoise
 from scoredist3d.registry import register
 from scoredist3d.seeding import Rng
@@ -175,12 +175,12 @@ class ImageCanvas(nn.Module):
         shape = prior.latent_shape(self.size, self.size)
         noise = [torch.randn(shape, generator=self._rng(f"canvas/start/{particle}")) for particle in range(count)]
         view = None if self._view is None else self._view.to(device)
-        branches = Branches(prior.embed([prompt], view), prior.embed([""], view))
+        conditions = CFGConditions(prior.embed([prompt], view), prior.embed([""], view))
         together = max(1, _SAMPLED_TOGETHER // prior.views) * prior.views
         return torch.cat(
             [
                 denoise(
-                    prior, part.to(device), 1.0, branches, steps=self.config.init_steps, scale=self.config.init_scale
+                    prior, part.to(device), 1.0, conditions, steps=self.config.init_steps, scale=self.config.init_scale
                 )
                 for part in torch.stack(noise).split(together)
             ]

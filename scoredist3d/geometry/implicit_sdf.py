@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from scoredist3d.config import option
-from scoredist3d.geometry.base import GeometryOutput, SignedDistanceField, Start
+from scoredist3d.geometry.base import GeometryInit, GeometryOutput, SignedDistanceField
 from scoredist3d.geometry.hash_field import HashField
 from scoredist3d.geometry.sdf_init import ShapeStartConfig
 from scoredist3d.geometry.trilinear import distance_grid, trilinear
@@ -106,7 +106,7 @@ class ImplicitSDF(HashField, SignedDistanceField):
         """Beta is not learned."""
         self.log_beta.requires_grad_(False)
 
-    def start_from(self, start: Start, rng: Rng) -> str:
+    def init_from(self, start: GeometryInit, rng: Rng) -> str:
         """The mesh becomes the base, f starts again at zero, and the features are fitted near the surface."""
         self._set_base(distance_grid(start.mesh, self.radius, self.config.shape_init_resolution))
         last = len(self.network.weights) - 1

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from scoredist3d.config import option
-from scoredist3d.geometry.base import GeometryOutput, Start
+from scoredist3d.geometry.base import GeometryInit, GeometryOutput
 from scoredist3d.geometry.hash_field import HashField
 from scoredist3d.geometry.trilinear import distance_grid, trilinear
 from scoredist3d.nn.regression import points_in_ball, points_near
@@ -68,7 +68,7 @@ class ImplicitVolume(HashField):
         distance = points.norm(dim=-1) / self.radius
         return self._activate(self._value_at(points, distance), distance)
 
-    def start_from(self, start: Start, rng: Rng) -> str:
+    def init_from(self, start: GeometryInit, rng: Rng) -> str:
         """Fit density and features: dense inside of the mesh, nothing outside, its look close to its surface."""
         like = self.table
         distances = distance_grid(start.mesh, self.radius, _DISTANCE_RESOLUTION).to(like)

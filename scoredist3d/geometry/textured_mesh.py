@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from scoredist3d.config import option
-from scoredist3d.geometry.base import Start, Surface, SurfaceMesh, SurfacePoints
+from scoredist3d.geometry.base import GeometryInit, Surface, SurfaceMesh, SurfacePoints
 from scoredist3d.geometry.mesh_queries import closest_on, density_of, to_mesh
 from scoredist3d.geometry.texture_field import PointField
 from scoredist3d.materials.base import Material
@@ -189,7 +189,7 @@ class TexturedMesh(Surface):
         """The mesh with its texture coordinates."""
         return replace(to_mesh(self.forward()), authored=bool(self.authored))
 
-    def start_from(self, start: Start, rng: Rng) -> str:
+    def init_from(self, start: GeometryInit, rng: Rng) -> str:
         """The start's mesh, with its texture coordinates if it has any, and its look.
 
         Raises:

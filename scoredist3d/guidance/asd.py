@@ -9,10 +9,10 @@ from torch import Tensor
 
 from scoredist3d.config import Schedule, option
 from scoredist3d.diffusion.schedule import per_item
-from scoredist3d.guidance.core.base import Cost, GuidanceStep
-from scoredist3d.guidance.core.variational import matching_output
+from scoredist3d.guidance.core.base import NFE, StepContext
+from scoredist3d.guidance.core.score_models import matching_output
 from scoredist3d.guidance.vsd import VariationalGuidance
-from scoredist3d.priors.base import Branches, Conditioning, Prediction, perpendicular, predict_branches
+from scoredist3d.priors.base import CFGConditions, Conditioning, Prediction, perpendicular, predict_each
 from scoredist3d.registry import register
 
 
@@ -60,36 +60,36 @@ class AdversarialScoreDistillation(VariationalGuidance):
         """phi is always told the camera."""
         return 1.0
 
-    def phi_loss(self, prediction: Prediction, z: Tensor, eps: Tensor, branches: Branches, step: int) -> Tensor:
+    def phi_loss(self, prediction: Prediction, z: Tensor, eps: Tensor, conditions: CFGConditions, step: int) -> Tensor:
         """VSD's loss plus gamma times the distance to the prior's conditional prediction."""
-        loss = super().phi_loss(prediction, z, eps, branches, step)
+        loss = super().phi_loss(prediction, z, eps, conditions, step)
         gamma = self.config.gamma(step)
         if gamma == 0.0:
             return loss
         with torch.no_grad():
-            real = self._real(prediction.x_t, prediction.t, branches)
+            real = self._real(prediction.x_t, prediction.t, conditions)
             clean = z if self.config.reference_quirk and prediction.kind == "v_prediction" else real.x0
             target = matching_output(prediction, clean, real.eps)
         return loss + gamma * (prediction.output - target).square().mean()
 
-    def cost(self, branches: Branches, step: GuidanceStep) -> Cost:
+    def nfe(self, conditions: CFGConditions, ctx: StepContext) -> NFE:
         """VSD's, and the prior's prediction for every row that phi is trained on."""
-        cost = super().cost(branches, step)
-        extra = self.phi_rows() if self.config.gamma(step.step) != 0.0 else 0
-        return Cost(cost.prior + extra * (1 + len(branches.negatives)), cost.own)
+        cost = super().nfe(conditions, ctx)
+        extra = self.phi_nfe() if self.config.gamma(ctx.step) != 0.0 else 0
+        return NFE(cost.prior + extra * (1 + len(conditions.negatives)), cost.own)
 
-    def _real(self, x_t: Tensor, t: Tensor, branches: Branches) -> Prediction:
+    def _real(self, x_t: Tensor, t: Tensor, conditions: CFGConditions) -> Prediction:
         """eps_hat = eps_y + sum_i w_i perp(eps_i, eps_y) over the Perp-Neg prompts i.
 
         perp(eps_i, eps_y) = perp(eps_i - eps_y, eps_y), so it is formed in the network's own parametrisation.
         """
         repeats = self.config.phi.repeats
         batch = len(x_t) // repeats
-        texts = [branches.positive, *(text for text, _ in branches.negatives)]
+        texts = [conditions.positive, *(text for text, _ in conditions.negatives)]
         repeated = [Conditioning.cat([text.expand(batch)] * repeats) for text in texts]
-        real, *others = predict_branches(self.prior, x_t, t, repeated)
+        real, *others = predict_each(self.prior, x_t, t, repeated)
         output = real.output
-        for other, (_, weights) in zip(others, branches.negatives, strict=True):
+        for other, (_, weights) in zip(others, conditions.negatives, strict=True):
             away = perpendicular(other.output - real.output, real.eps)
             output = output + per_item(weights.expand(batch).repeat(repeats), away) * away
         return real.with_output(output)

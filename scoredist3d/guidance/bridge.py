@@ -11,9 +11,9 @@ from torch import Tensor
 
 from scoredist3d.config import Schedule, option
 from scoredist3d.diffusion.schedule import per_item, solve_ode
-from scoredist3d.guidance.core.base import WEIGHTINGS, Cost, Guidance, GuidanceStep, Score, Weighting
+from scoredist3d.guidance.core.base import NFE, WEIGHTINGS, Guidance, Score, StepContext, Weighting
 from scoredist3d.guidance.core.prompting import warn_of_unknown_words
-from scoredist3d.priors.base import Branches, Conditioning, predict_branches
+from scoredist3d.priors.base import CFGConditions, Conditioning, predict_each
 from scoredist3d.prompts.processor import ExtraPrompt
 from scoredist3d.registry import register
 
@@ -35,9 +35,9 @@ class Bridge(Guidance):
         y_target = prompt + target_modifier,    y_source = source_prompt, or prompt + source_modifier.
 
     For two Gaussians of equal spread G is a constant drift: stage two has no fixed point of its own and must end.
-    ``path: full`` walks the bridge instead (arXiv 2203.08382): z is inverted to level t with the source text and
+    ``path: full`` walks the bridge instead (arXiv 2203.08382): z is inverted to timestep t with the source text and
     sampled back with the target text to z', and G = w (z - z'); meant for the end of an optimisation, with falling
-    levels. To edit an image, start from it with ``stage_two_start_step: 0`` and describe it as the source.
+    timesteps. To edit an image, start from it with ``stage_two_start_step: 0`` and describe it as the source.
     """
 
     @dataclass
@@ -96,38 +96,38 @@ class Bridge(Guidance):
             texts["target"] = ExtraPrompt(prompt + self.config.target_modifier)
         return texts
 
-    def cost(self, branches: Branches, step: GuidanceStep) -> Cost:
+    def nfe(self, conditions: CFGConditions, ctx: StepContext) -> NFE:
         """That of SDS; on the full path one row per step of each half."""
-        if self._in_stage_one(step):
-            return super().cost(branches, step)
-        return Cost(2 if self.config.path == "one-step" else 2 * self.config.path_steps)
+        if self._in_stage_one(ctx):
+            return super().nfe(conditions, ctx)
+        return NFE(2 if self.config.path == "one-step" else 2 * self.config.path_steps)
 
-    def score_gradient(self, z: Tensor, branches: Branches, step: GuidanceStep) -> Score:
+    def score_gradient(self, z: Tensor, conditions: CFGConditions, ctx: StepContext) -> Score:
         """The stage is a function of the step alone, so a resumed run is in the right one."""
-        branches = replace(branches, positive=branches.extra.get("target", branches.positive))
-        if self._in_stage_one(step):
-            x_t, eps = self.noised(z, step)
-            return Score(self.weighted(self.guided(x_t, branches, step), z, eps))
-        source = branches.extra["source"]
-        weight = self._value("stage_two_weight", step.step)
+        conditions = replace(conditions, positive=conditions.extra.get("target", conditions.positive))
+        if self._in_stage_one(ctx):
+            x_t, eps = self.noised(z, ctx)
+            return Score(self.weighted(self.guided(x_t, conditions, ctx), z, eps))
+        source = conditions.extra["source"]
+        weight = self._value("stage_two_weight", ctx.step)
         if self.config.path == "full":
-            return Score(weight * (z - self._across(z, source, branches.positive, step)))
-        x_t, _ = self.noised(z, step)
-        to, off = predict_branches(self.prior, x_t, step.t, [branches.positive, source])
-        w2 = WEIGHTINGS[self.config.stage_two_weighting](*self.schedule.coefficients(step.t))
+            return Score(weight * (z - self._across(z, source, conditions.positive, ctx)))
+        x_t, _ = self.noised(z, ctx)
+        to, off = predict_each(self.prior, x_t, ctx.t, [conditions.positive, source])
+        w2 = WEIGHTINGS[self.config.stage_two_weighting](*self.schedule.coefficients(ctx.t))
         return Score(weight * per_item(w2, z) * (to.eps - off.eps))
 
-    def _in_stage_one(self, step: GuidanceStep) -> bool:
-        return step.step < self.config.stage_two_start_step
+    def _in_stage_one(self, ctx: StepContext) -> bool:
+        return ctx.step < self.config.stage_two_start_step
 
-    def _across(self, z: Tensor, source: Conditioning, target: Conditioning, step: GuidanceStep) -> Tensor:
-        """z inverted with the source text to each item's level, and sampled from there with the target text."""
+    def _across(self, z: Tensor, source: Conditioning, target: Conditioning, ctx: StepContext) -> Tensor:
+        """z inverted with the source text to each item's timestep, and sampled from there with the target text."""
         ends = []
-        for items, level in step.runs():
+        for items, timestep in ctx.runs():
             under_source, under_target = (self._under(text, items, len(z)) for text in (source, target))
-            down = self.schedule.levels(self.config.path_steps, start=level)
+            down = self.schedule.timesteps(self.config.path_steps, start=timestep)
             up = down[-2::-1]
-            # Of a clean image no prediction knows the noise: the first step takes that of the level it leads to.
+            # Of a clean image no prediction knows the noise: the first step takes that of the timestep it leads to.
             lowest = z.new_full((len(z[items]),), up[0])
             eps, _ = under_source(per_item(self.schedule.alpha(lowest), z) * z[items], lowest)
             noisy = solve_ode(self.schedule, under_source, self.schedule.add_noise(z[items], eps, lowest), up)

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from scoredist3d.config import Schedule, option
 from scoredist3d.diffusion.schedule import per_item
-from scoredist3d.guidance.core.base import Cost, Guidance, GuidanceStep, Score
+from scoredist3d.guidance.core.base import NFE, Guidance, Score, StepContext
 from scoredist3d.guidance.core.prompting import empty_of
-from scoredist3d.priors.base import Branches, Conditioning, perp_neg, predict_branches
+from scoredist3d.priors.base import CFGConditions, Conditioning, perp_neg, predict_each
 from scoredist3d.registry import register
 
 _NETWORK = ("c_y", "c_n", "c_0")
@@ -23,7 +23,7 @@ class ClassifierScoreDistillation(Guidance):
     """G = w(t) (c_y eps_y + c_n eps_neg + c_0 eps_0 + c_eps eps), all four coefficients schedules.
 
     eps_y, eps_neg and eps_0 are the predictions under the prompt, the run's negative prompt and the empty one; eps is
-    the noise that was added. Only branches with a coefficient are evaluated. Known settings of (c_y, c_n, c_0, c_eps):
+    the noise that was added. Only conditions with a coefficient are evaluated. Known settings of (c_y, c_n, c_0, c_eps):
 
     * (1, 0, -1, 0), the default: -grad log p(y | x_t), the part of SDS that does the work at large scales.
     * (w1, -w2, w2 - w1, 0): the paper's w1 (eps_y - eps_0) + w2 (eps_0 - eps_neg). Its code lets w2 rise from 0 to 1
@@ -50,32 +50,32 @@ class ClassifierScoreDistillation(Guidance):
 
     config: Config
 
-    def cost(self, branches: Branches, step: GuidanceStep) -> Cost:
+    def nfe(self, conditions: CFGConditions, ctx: StepContext) -> NFE:
         """One row per branch with a coefficient; Perp-Neg's prompts need those of the prompt and the negative one."""
-        return Cost(len(self._needed(branches, step.step)))
+        return NFE(len(self._needed(conditions, ctx.step)))
 
-    def score_gradient(self, z: Tensor, branches: Branches, step: GuidanceStep) -> Score:
+    def score_gradient(self, z: Tensor, conditions: CFGConditions, ctx: StepContext) -> Score:
         """The weighted sum, from one forward pass."""
-        x_t, eps = self.noised(z, step)
-        needed = self._needed(branches, step.step)
-        predictions = predict_branches(self.prior, x_t, step.t, list(needed.values())) if needed else []
+        x_t, eps = self.noised(z, ctx)
+        needed = self._needed(conditions, ctx.step)
+        predictions = predict_each(self.prior, x_t, ctx.t, list(needed.values())) if needed else []
         found = dict(zip(needed, (prediction.eps for prediction in predictions), strict=True))
-        total = self._value("c_eps", step.step) * eps
+        total = self._value("c_eps", ctx.step) * eps
         for name in _NETWORK:
             if name in found:
-                total = total + self._value(name, step.step) * found[name]
+                total = total + self._value(name, ctx.step) * found[name]
         if "away 0" in needed:
-            away = [found[f"away {index}"] for index in range(len(branches.negatives))]
-            term = perp_neg(found["c_y"], away, [weights for _, weights in branches.negatives], found["c_n"])
-            total = total + self._value("perp_neg_weight", step.step) * term
-        return Score(per_item(self.time_weight(step.t), z) * total)
+            away = [found[f"away {index}"] for index in range(len(conditions.negatives))]
+            term = perp_neg(found["c_y"], away, [weights for _, weights in conditions.negatives], found["c_n"])
+            total = total + self._value("perp_neg_weight", ctx.step) * term
+        return Score(per_item(self.time_weight(ctx.t), z) * total)
 
-    def _needed(self, branches: Branches, step: int) -> dict[str, Conditioning]:
+    def _needed(self, conditions: CFGConditions, step: int) -> dict[str, Conditioning]:
         """The texts to evaluate in this step, by coefficient."""
-        texts = dict(zip(_NETWORK, (branches.positive, branches.unconditional, empty_of(branches)), strict=True))
-        avoids = bool(branches.negatives) and self._value("perp_neg_weight", step) != 0.0
+        texts = dict(zip(_NETWORK, (conditions.positive, conditions.unconditional, empty_of(conditions)), strict=True))
+        avoids = bool(conditions.negatives) and self._value("perp_neg_weight", step) != 0.0
         always = {"c_y", "c_n"} if avoids else set()
         needed = {name: text for name, text in texts.items() if name in always or self._value(name, step) != 0.0}
         if avoids:
-            needed |= {f"away {index}": text for index, (text, _) in enumerate(branches.negatives)}
+            needed |= {f"away {index}": text for index, (text, _) in enumerate(conditions.negatives)}
         return needed

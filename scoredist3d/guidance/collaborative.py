@@ -11,8 +11,8 @@ from torch import Tensor
 
 from scoredist3d.config import Schedule, option
 from scoredist3d.diffusion.schedule import per_item
-from scoredist3d.guidance.core.base import Guidance, GuidanceStep, Score
-from scoredist3d.priors.base import Branches
+from scoredist3d.guidance.core.base import Guidance, Score, StepContext
+from scoredist3d.priors.base import CFGConditions
 from scoredist3d.registry import register
 from scoredist3d.seeding import Rng
 
@@ -26,7 +26,7 @@ from scoredist3d.seeding import Rng
 class CollaborativeScoreDistillation(Guidance):
     """G_i = w(t) / N (sum_j k(x_j, x_i) (eps_hat(x_j; t, y_j) - eps_j) + s R_i), for the N items of a batch.
 
-    All items share a level. k(a, b) = exp(-||a - b||^2 / h) on the noised latents, with h = median / log(N + 1) over
+    All items share a timestep. k(a, b) = exp(-||a - b||^2 / h) on the noised latents, with h = median / log(N + 1) over
     the squared distances of different items (the authors' code also counts the zeros of the diagonal, which makes h
     zero for two items), and
 
@@ -59,14 +59,14 @@ class CollaborativeScoreDistillation(Guidance):
 
     config: Config
 
-    def sample_levels(self, batch: int, step: int, rng: Rng) -> list[float]:
-        """One level for all: the kernel compares items."""
-        return super().sample_levels(1, step, rng) * batch
+    def sample_timesteps(self, batch: int, step: int, rng: Rng) -> list[float]:
+        """One timestep for all: the kernel compares items."""
+        return super().sample_timesteps(1, step, rng) * batch
 
-    def score_gradient(self, z: Tensor, branches: Branches, step: GuidanceStep) -> Score:
+    def score_gradient(self, z: Tensor, conditions: CFGConditions, ctx: StepContext) -> Score:
         """The kernel's average of the items' SDS directions, and the repulsion."""
-        x_t, eps = self.noised(z, step)
-        direction = self.weighted(self.guided(x_t, branches, step), z, eps)
+        x_t, eps = self.noised(z, ctx)
+        direction = self.weighted(self.guided(x_t, conditions, ctx), z, eps)
         if len(z) == 1:
             return Score(direction)
         points = x_t if self.config.kernel_space == "xt" else z
@@ -74,16 +74,16 @@ class CollaborativeScoreDistillation(Guidance):
             kernel, repulsion, h = stein_kernel(points, self.config.bandwidth)
             gradient = (kernel @ direction.flatten(1).to(kernel.dtype)).to(z.dtype).view_as(z)
         if self.config.repulsion_scale != 0:
-            gradient = gradient + per_item(self._repulsion_weight(step.t), z) * repulsion.to(z.dtype)
+            gradient = gradient + per_item(self._repulsion_weight(ctx.t), z) * repulsion.to(z.dtype)
         off_diagonal = (kernel.sum() - len(z)) / (len(z) * (len(z) - 1))
         return Score(gradient / len(z), diagnostics={"kernel": off_diagonal, "bandwidth": h})
 
-    def noised(self, z: Tensor, step: GuidanceStep) -> tuple[Tensor, Tensor]:
+    def noised(self, z: Tensor, ctx: StepContext) -> tuple[Tensor, Tensor]:
         """(x_t, eps) with a noise for each item or the first item's for all."""
         if self.config.noise_sharing == "independent":
-            return super().noised(z, step)
-        eps = step.noise(z[:1]).expand_as(z)
-        return self.schedule.add_noise(z, eps, step.t), eps
+            return super().noised(z, ctx)
+        eps = ctx.noise(z[:1]).expand_as(z)
+        return self.schedule.add_noise(z, eps, ctx.t), eps
 
     def _repulsion_weight(self, t: Tensor) -> Tensor:
         """(B,), w(t) s."""

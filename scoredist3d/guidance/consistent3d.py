@@ -9,10 +9,10 @@ from torch import Tensor
 
 from scoredist3d.config import Schedule, option
 from scoredist3d.diffusion.schedule import per_item
-from scoredist3d.guidance.core.base import Cost, GuidanceStep, Score, Weighting
-from scoredist3d.guidance.core.step import level_tensor
+from scoredist3d.guidance.core.base import NFE, Score, StepContext, Weighting
+from scoredist3d.guidance.core.context import timestep_tensor
 from scoredist3d.guidance.core.trajectory import TrajectoryGuidance
-from scoredist3d.priors.base import Branches, guided_prediction
+from scoredist3d.priors.base import CFGConditions, guided_prediction
 from scoredist3d.registry import register
 
 _SQRT = {"from": 0.7, "to": 0.1, "end": 3000, "shape": "sqrt"}
@@ -28,10 +28,10 @@ class ConsistencyDistillationSampling(TrajectoryGuidance):
     """G = w(t) [eps(x_t, t, y) - eps(x_s, s, y)], x_t = alpha_t z + sigma_t n, x_s one ODE step below, n fixed.
 
     In predicted images x0 = (x - sigma eps) / alpha this is w(t) (x0(x_s) - x0(x_t)) / lambda_s: with the sign of the
-    authors' code, which pulls z along the guided prediction at the noisier level, as ISM does (their paper writes a
+    authors' code, which pulls z along the guided prediction at the noisier timestep, as ISM does (their paper writes a
     distance between the two images).
 
-    The level of a step is s, and t = s + U(interval). ``guidance_rescale`` is the code's recon_std_rescale: the step to
+    The timestep of a step is s, and t = s + U(interval). ``guidance_rescale`` is the code's recon_std_rescale: the step to
     s then follows the rescaled image, and x0(x_t) stays as predicted.
     """
 
@@ -40,14 +40,16 @@ class ConsistencyDistillationSampling(TrajectoryGuidance):
         """Options of consistency distillation sampling; defaults as in the authors' code."""
 
         guidance_scale: Schedule = option(
-            {"from": 101.0, "to": 51.0, "end": 3000}, "gamma of eps_u + gamma (eps_c - eps_u), at both levels."
+            {"from": 101.0, "to": 51.0, "end": 3000}, "gamma of eps_u + gamma (eps_c - eps_u), at both timesteps."
         )
-        weighting: Weighting = option("uniform", "w(t), at the noisier level.")
-        t_min: Schedule = option(_SQRT, "Lowest level s, as a share of the model's.", ge=0, le=1)
-        t_max: Schedule = option(_SQRT, "Highest level s; the same schedule as t_min anneals a single one.", ge=0, le=1)
+        weighting: Weighting = option("uniform", "w(t), at the noisier timestep.")
+        t_min: Schedule = option(_SQRT, "Lowest timestep s, as a share of the model's.", ge=0, le=1)
+        t_max: Schedule = option(
+            _SQRT, "Highest timestep s; the same schedule as t_min anneals a single one.", ge=0, le=1
+        )
         interval: tuple[float, float] = option((0.1, 0.3), "t - s is drawn uniformly between these.", gt=0, le=1)
         t_limit: float = option(
-            0.98, "Highest level t; s stays below it by at least the shortest interval.", gt=0, le=1
+            0.98, "Highest timestep t; s stays below it by at least the shortest interval.", gt=0, le=1
         )
         grad_clip: Schedule | None = option(
             {"from": 2.0, "to": 8.0, "end": 3000}, "Clamp every element of the gradient to +- this value.", gt=0
@@ -68,38 +70,38 @@ class ConsistencyDistillationSampling(TrajectoryGuidance):
 
     config: Config
 
-    def score_gradient(self, z: Tensor, branches: Branches, step: GuidanceStep) -> Score:
+    def score_gradient(self, z: Tensor, conditions: CFGConditions, ctx: StepContext) -> Score:
         """w(t) times the prediction at t minus the one a step below."""
-        above, below = self.interval_levels(step)
-        weight = level_tensor([self.weight_at(level) for level in above], z)
-        t, s = level_tensor(above, z), level_tensor(below, z)
-        scale, share = self._value("guidance_scale", step.step), self.config.guidance_rescale
-        x_t = self.schedule.add_noise(z, self._noise(z, step), t)
-        upper = guided_prediction(self.prior, x_t, t, branches, scale)
-        bent = guided_prediction(self.prior, x_t, t, branches, scale, rescale=share) if share > 0.0 else upper
+        above, below = self.interval_timesteps(ctx)
+        weight = timestep_tensor([self.weight_at(timestep) for timestep in above], z)
+        t, s = timestep_tensor(above, z), timestep_tensor(below, z)
+        scale, share = self._value("guidance_scale", ctx.step), self.config.guidance_rescale
+        x_t = self.schedule.add_noise(z, self._noise(z, ctx), t)
+        upper = guided_prediction(self.prior, x_t, t, conditions, scale)
+        bent = guided_prediction(self.prior, x_t, t, conditions, scale, rescale=share) if share > 0.0 else upper
         x_s = self.schedule.ddim_step(bent.eps, bent.x0, t, s)
-        difference = bent.eps - guided_prediction(self.prior, x_s, s, branches, scale).eps
+        difference = bent.eps - guided_prediction(self.prior, x_s, s, conditions, scale).eps
         if share > 0.0:
             difference = difference + (bent.x0 - upper.x0) / per_item(self.schedule.lambda_(s), z)
         return Score(per_item(weight, z) * difference, diagnostics={"t_upper": t.mean()})
 
-    def cost(self, branches: Branches, step: GuidanceStep) -> Cost:
+    def nfe(self, conditions: CFGConditions, ctx: StepContext) -> NFE:
         """Two guided predictions, three where the first is also taken rescaled."""
         predictions = 3 if self.config.guidance_rescale > 0.0 else 2
-        return Cost(predictions * self.guided_rows(branches, self._value("guidance_scale", step.step)))
+        return NFE(predictions * self.guided_nfe(conditions, self._value("guidance_scale", ctx.step)))
 
-    def interval_levels(self, step: GuidanceStep) -> tuple[list[float], list[float]]:
+    def interval_timesteps(self, ctx: StepContext) -> tuple[list[float], list[float]]:
         """Each item's t and s; views that the prior denoises jointly share the draw."""
         grid = self.grid
         shortest, longest, limit = (grid.index(share) for share in (*self.config.interval, self.config.t_limit))
         limit = min(limit, grid.highest)
-        s = max(min(grid.index(step.levels[0]), limit - shortest), grid.lowest)
+        s = max(min(grid.index(ctx.timesteps[0]), limit - shortest), grid.lowest)
         above = []
-        for item in range(len(step.levels)):
-            generator = step.rng(f"interval/{item // self.prior.views}", step.step)
+        for item in range(len(ctx.timesteps)):
+            generator = ctx.rng(f"interval/{item // self.prior.views}", ctx.step)
             draw = torch.rand((), generator=generator, dtype=torch.float64).item()
             above.append(min(s + shortest + int(draw * (longest - shortest)), limit) / grid.count)
         return above, [s / grid.count] * len(above)
 
-    def _noise(self, z: Tensor, step: GuidanceStep) -> Tensor:
-        return step.particle_noise(z, "noise") if self.config.fixed_noise else step.noise(z)
+    def _noise(self, z: Tensor, ctx: StepContext) -> Tensor:
+        return ctx.particle_noise(z, "noise") if self.config.fixed_noise else ctx.noise(z)

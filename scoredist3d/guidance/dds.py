@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from scoredist3d.config import Schedule, option
-from scoredist3d.guidance.core.base import GuidanceStep, Score, Weighting
+from scoredist3d.guidance.core.base import Score, StepContext, Weighting
 from scoredist3d.guidance.core.editing import EditingGuidance
-from scoredist3d.priors.base import Branches
+from scoredist3d.priors.base import CFGConditions
 from scoredist3d.registry import register
 
 
@@ -27,17 +27,17 @@ class DeltaDenoising(EditingGuidance):
 
     @dataclass
     class Config(EditingGuidance.Config):
-        """Options of DDS; the level range, the scale and the constant w are the authors'."""
+        """Options of DDS; the timestep range, the scale and the constant w are the authors'."""
 
         guidance_scale: Schedule = option(7.5, "gamma of both predictions.")
-        t_min: Schedule = option(0.05, "Lowest noise level, as a share of the model's.", ge=0, le=1)
-        t_max: Schedule = option(0.949, "Highest noise level, as a share of the model's.", ge=0, le=1)
+        t_min: Schedule = option(0.05, "Lowest timestep, as a share of the model's.", ge=0, le=1)
+        t_max: Schedule = option(0.949, "Highest timestep, as a share of the model's.", ge=0, le=1)
         weighting: Weighting = option("uniform", "w(t) before the difference, see sds; the authors' is uniform.")
 
     config: Config
 
-    def score_gradient(self, z: Tensor, branches: Branches, step: GuidanceStep) -> Score:
+    def score_gradient(self, z: Tensor, conditions: CFGConditions, ctx: StepContext) -> Score:
         """SDS of the edited latents less SDS of the source."""
-        edited, source, eps = self.both(z, branches, step)
-        assert step.source is not None
-        return Score(self.weighted(edited, z, eps) - self.weighted(source, step.source, eps))
+        edited, source, eps = self.both(z, conditions, ctx)
+        assert ctx.source is not None
+        return Score(self.weighted(edited, z, eps) - self.weighted(source, ctx.source, eps))

@@ -11,21 +11,21 @@ from torch import Tensor
 from scoredist3d.config import Schedule, option
 from scoredist3d.diffusion.schedule import per_item
 from scoredist3d.guidance.core.base import Guidance, Score
+from scoredist3d.guidance.core.context import StepContext, timestep_tensor
 from scoredist3d.guidance.core.noise_fields import PersistentNoise, covered, world_map_crop, world_map_shape
-from scoredist3d.guidance.core.step import GuidanceStep, level_tensor
-from scoredist3d.priors.base import Branches, Prediction, Prior
+from scoredist3d.priors.base import CFGConditions, Prediction, Prior
 from scoredist3d.registry import register
 from scoredist3d.seeding import Rng
 
 
 @register(
-    "guidance", "fsd", summary="SDS along one falling noise level with noise fixed to the object.", arxiv="2405.10988"
+    "guidance", "fsd", summary="SDS along one falling timestep with noise fixed to the object.", arxiv="2405.10988"
 )
 class FlowScoreDistillation(Guidance):
     """G = w(t) (eps_hat(alpha_t z + sigma_t n(c), t, y) - n(c)) with noise n(c) fixed by the seed and the camera c.
 
     With x_t = alpha_t z + sigma_t n and fixed n the probability-flow ODE reads dz / d lambda = eps_hat - n, lambda =
-    sigma / alpha (proposition 1). So with one level that falls with the step (the same schedule for t_min and t_max, or
+    sigma / alpha (proposition 1). So with one timestep that falls with the step (the same schedule for t_min and t_max, or
     ``dreamtime``), plain SGD of rate 1 and ``weighting: lambda-step`` this is DDIM (for flow models: Euler) on z, step
     by step. Fresh noise in its place is annealed SDS, which forgets where it was heading and loses variety.
 
@@ -40,7 +40,7 @@ class FlowScoreDistillation(Guidance):
 
         weighting: Literal["lambda", "lambda-step", "sds", "uniform", "fantasia3d", "flow"] = option(  # type: ignore[assignment]
             "lambda",
-            "w(t): lambda sigma/alpha; lambda-step the fall of sigma/alpha to the next step's level, which is DDIM; "
+            "w(t): lambda sigma/alpha; lambda-step the fall of sigma/alpha to the next step's timestep, which is DDIM; "
             "sds sigma^2; uniform 1; fantasia3d alpha sigma^2; flow 1/alpha.",
         )
         noise_field: Literal["world-map", "constant", "random"] = option(
@@ -71,11 +71,11 @@ class FlowScoreDistillation(Guidance):
         )
 
         def validate(self) -> list[str]:
-            """A step in lambda leads from one level to the next."""
+            """A step in lambda leads from one timestep to the next."""
             problems = super().validate()
             if self.weighting == "lambda-step" and self.dreamtime.steps == 0 and self.t_min != self.t_max:
                 problems.append(
-                    "weighting: lambda-step needs one level per step; give t_min and t_max the same falling schedule"
+                    "weighting: lambda-step needs one timestep per step; give t_min and t_max the same falling schedule"
                 )
             return problems
 
@@ -85,48 +85,48 @@ class FlowScoreDistillation(Guidance):
         super().__init__(config, prior=prior, rng=rng)
         self._persistent = PersistentNoise(config.sde_rate)
 
-    def score_gradient(self, z: Tensor, branches: Branches, step: GuidanceStep) -> Score:
+    def score_gradient(self, z: Tensor, conditions: CFGConditions, ctx: StepContext) -> Score:
         """w(t) (eps_hat - n)."""
-        n = self.noise(z, branches, step)
-        prediction = self.guided(self.schedule.add_noise(z, n, step.t), branches, step)
+        n = self.noise(z, conditions, ctx)
+        prediction = self.guided(self.schedule.add_noise(z, n, ctx.t), conditions, ctx)
         if self.config.weighting == "lambda-step":
-            return Score(self._lambda_step(prediction, z, step))
+            return Score(self._lambda_step(prediction, z, ctx))
         return Score(self.weighted(prediction, z, n))
 
-    def noisy_input(self, z: Tensor, branches: Branches, step: GuidanceStep) -> Tensor:
+    def noisy_input(self, z: Tensor, conditions: CFGConditions, ctx: StepContext) -> Tensor:
         """x_t with the noise of the views."""
-        return self.schedule.add_noise(z, self.noise(z, branches, step), step.t)
+        return self.schedule.add_noise(z, self.noise(z, conditions, ctx), ctx.t)
 
-    def noise(self, z: Tensor, branches: Branches, step: GuidanceStep) -> Tensor:
+    def noise(self, z: Tensor, conditions: CFGConditions, ctx: StepContext) -> Tensor:
         """(B, C, h, w), the blend of deterministic and fresh noise, N(0, 1) in every element."""
-        share = self._value("sqrt_beta", step.step)
+        share = self._value("sqrt_beta", ctx.step)
         field = self.config.noise_field
         if field == "random" or share == 0.0:
-            return step.noise(z)
-        n = self._persistent(step, z, "fsd/constant") if field == "constant" else self._world_map(z, branches, step)
+            return ctx.noise(z)
+        n = self._persistent(ctx, z, "fsd/constant") if field == "constant" else self._world_map(z, conditions, ctx)
         if share < 1.0:
-            n = share * n + (1.0 - share**2) ** 0.5 * step.noise(z)
-        if field == "world-map" and self.config.background_noise == "random" and step.opacity is not None:
-            n = torch.where(covered(step.opacity, z), n, step.noise(z, "fsd/fresh-background"))
+            n = share * n + (1.0 - share**2) ** 0.5 * ctx.noise(z)
+        if field == "world-map" and self.config.background_noise == "random" and ctx.opacity is not None:
+            n = torch.where(covered(ctx.opacity, z), n, ctx.noise(z, "fsd/fresh-background"))
         return n
 
-    def _world_map(self, z: Tensor, branches: Branches, step: GuidanceStep) -> Tensor:
+    def _world_map(self, z: Tensor, conditions: CFGConditions, ctx: StepContext) -> Tensor:
         height, width = z.shape[-2:]
         shape = world_map_shape(height, width, self.config.world_map_angle)
-        world = self._persistent(step, z.new_empty(*z.shape[:2], *shape), "fsd/world")
-        n = world_map_crop(world, branches.cameras, height, width)
-        if self.config.background_noise != "fixed" or step.opacity is None:
+        world = self._persistent(ctx, z.new_empty(*z.shape[:2], *shape), "fsd/world")
+        n = world_map_crop(world, conditions.cameras, height, width)
+        if self.config.background_noise != "fixed" or ctx.opacity is None:
             return n
-        return torch.where(covered(step.opacity, z), n, self._persistent(step, z, "fsd/background"))
+        return torch.where(covered(ctx.opacity, z), n, self._persistent(ctx, z, "fsd/background"))
 
-    def _lambda_step(self, prediction: Prediction, z: Tensor, step: GuidanceStep) -> Tensor:
-        """(lambda_t - lambda_p) (eps_hat - n) = (1 - lambda_p / lambda_t) (z - x0_hat), p the next step's level.
+    def _lambda_step(self, prediction: Prediction, z: Tensor, ctx: StepContext) -> Tensor:
+        """(lambda_t - lambda_p) (eps_hat - n) = (1 - lambda_p / lambda_t) (z - x0_hat), p the next step's timestep.
 
         The second form is finite where alpha_t is 0.
         """
-        level, following = step.levels[0], self.sample_levels(1, step.step + 1, step.rng)[0]
-        if following == level:
+        timestep, following = ctx.timesteps[0], self.sample_timesteps(1, ctx.step + 1, ctx.rng)[0]
+        if following == timestep:
             return torch.zeros_like(z)
-        alpha_t, sigma_t = self.schedule.coefficients(step.t)
-        alpha_p, sigma_p = self.schedule.coefficients(level_tensor([following], z))
+        alpha_t, sigma_t = self.schedule.coefficients(ctx.t)
+        alpha_p, sigma_p = self.schedule.coefficients(timestep_tensor([following], z))
         return per_item(1.0 - (sigma_p * alpha_t) / (alpha_p * sigma_t), z) * (z - prediction.x0)

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from scoredist3d.config import Schedule, option
 from scoredist3d.diffusion.schedule import per_item
-from scoredist3d.guidance.core.base import Cost, Guidance, Score, Weighting
+from scoredist3d.guidance.core.base import NFE, Guidance, Score, Weighting
+from scoredist3d.guidance.core.context import StepContext, timestep_tensor
 from scoredist3d.guidance.core.image_space import regression_weight, with_image_term
-from scoredist3d.guidance.core.step import GuidanceStep, level_tensor
-from scoredist3d.priors.base import Branches
+from scoredist3d.priors.base import CFGConditions
 from scoredist3d.registry import register
 
 
@@ -24,11 +24,11 @@ class HiFA(Guidance):
 
     z_hat is x_t denoised to the end in a few stochastic DDIM steps (eta 1) under full guidance, where SDS predicts it
     in one. With one step the latent term is SDS: c = w(t) alpha / sigma of the configured ``weighting``, whose
-    ``lambda`` is the paper's constant c and ``uniform`` its "noisematch". The paper anneals one level for all items, t
+    ``lambda`` is the paper's constant c and ``uniform`` its "noisematch". The paper anneals one timestep for all items, t
     = t_max - (t_max - t_min) sqrt(step / N): give t_min and t_max the same schedule of shape ``sqrt``.
 
     The authors' code walks from t in strides of 1 / denoise_steps of the whole chain, so that it takes fewer steps at
-    lower levels; here every level is denoised in the same number. Its depth and z-variance terms are losses of the
+    lower timesteps; here every timestep is denoised in the same number. Its depth and z-variance terms are losses of the
     scene.
     """
 
@@ -54,26 +54,28 @@ class HiFA(Guidance):
 
     config: Config
 
-    def score_gradient(self, z: Tensor, branches: Branches, step: GuidanceStep) -> Score:
+    def score_gradient(self, z: Tensor, conditions: CFGConditions, ctx: StepContext) -> Score:
         """c (z - z_hat), and the image term where it has a weight."""
-        target = self.target(self.noised(z, step)[0], branches, step)
-        c = regression_weight(self.config.weighting, self.schedule, step.t)
-        score = Score(self._value("latent_weight", step.step) * per_item(c, z) * (z - target))
-        image_weight = self._value("image_weight", step.step)
+        target = self.target(self.noised(z, ctx)[0], conditions, ctx)
+        c = regression_weight(self.config.weighting, self.schedule, ctx.t)
+        score = Score(self._value("latent_weight", ctx.step) * per_item(c, z) * (z - target))
+        image_weight = self._value("image_weight", ctx.step)
         if image_weight == 0.0:
             return score
-        return with_image_term(score, self.prior, z, target, step, image_weight * c)
+        return with_image_term(score, self.prior, z, target, ctx, image_weight * c)
 
-    def target(self, x_t: Tensor, branches: Branches, step: GuidanceStep) -> Tensor:
-        """(B, C, h, w), z_hat: every item from its own level to the clean image, all in one batch."""
-        trajectories = [self.schedule.levels(self.config.denoise_steps, start=level) for level in step.levels]
-        columns = [level_tensor(levels, x_t) for levels in zip(*trajectories, strict=True)]
+    def target(self, x_t: Tensor, conditions: CFGConditions, ctx: StepContext) -> Tensor:
+        """(B, C, h, w), z_hat: every item from its own timestep to the clean image, all in one batch."""
+        trajectories = [
+            self.schedule.timesteps(self.config.denoise_steps, start=timestep) for timestep in ctx.timesteps
+        ]
+        columns = [timestep_tensor(timesteps, x_t) for timesteps in zip(*trajectories, strict=True)]
         for index, (t, s) in enumerate(pairwise(columns[:-1])):
-            prediction = self.guided(x_t, branches, step, t=t)
-            noise = step.noise(x_t, f"hifa/{index}") if self.config.eta > 0.0 else None
+            prediction = self.guided(x_t, conditions, ctx, t=t)
+            noise = ctx.noise(x_t, f"hifa/{index}") if self.config.eta > 0.0 else None
             x_t = self.schedule.ddim_step(prediction.eps, prediction.x0, t, s, eta=self.config.eta, noise=noise)
-        return self.guided(x_t, branches, step, t=columns[-2]).x0
+        return self.guided(x_t, conditions, ctx, t=columns[-2]).x0
 
-    def cost(self, branches: Branches, step: GuidanceStep) -> Cost:
+    def nfe(self, conditions: CFGConditions, ctx: StepContext) -> NFE:
         """A guided prediction per denoising step."""
-        return Cost(self.config.denoise_steps * super().cost(branches, step).prior)
+        return NFE(self.config.denoise_steps * super().nfe(conditions, ctx).prior)

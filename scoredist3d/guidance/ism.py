@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from scoredist3d.config import Schedule, option
-from scoredist3d.guidance.core.base import Cost, GuidanceStep, Score, Weighting
-from scoredist3d.guidance.core.step import level_tensor
+from scoredist3d.guidance.core.base import NFE, Score, StepContext, Weighting
+from scoredist3d.guidance.core.context import timestep_tensor
 from scoredist3d.guidance.core.trajectory import Grid, TrajectoryGuidance
-from scoredist3d.priors.base import Branches
+from scoredist3d.priors.base import CFGConditions
 from scoredist3d.registry import register
 from scoredist3d.seeding import Rng
 
@@ -43,12 +43,12 @@ class IntervalScoreMatching(TrajectoryGuidance):
         weighting: Weighting = option("lambda", "w(t); the method's is lambda = sigma/alpha.")
         t_max: Schedule = option(
             {"from": 0.98, "to": 0.5, "end": 1500},
-            "Highest noise level: the whole range first, then its lower half.",
+            "Highest timestep: the whole range first, then its lower half.",
             ge=0,
             le=1,
         )
         interval: Schedule = option(
-            {"from": 0.1, "to": 0.08, "end": 1500}, "t - s, as a share of the model's levels.", gt=0, le=1
+            {"from": 0.1, "to": 0.08, "end": 1500}, "t - s, as a share of the model's timesteps.", gt=0, le=1
         )
         inversion_interval: float = option(0.2, "Longest step of the inversion to s.", gt=0, le=1)
         inversion_steps: int = option(
@@ -65,51 +65,51 @@ class IntervalScoreMatching(TrajectoryGuidance):
 
     @property
     def grid(self) -> Grid:
-        """The prior's levels from its ``steps_offset`` upwards."""
+        """The prior's timesteps from its ``steps_offset`` upwards."""
         grid = super().grid
         return replace(grid, lowest=max(grid.lowest, self.schedule.steps_offset))
 
-    def sample_levels(self, batch: int, step: int, rng: Rng) -> list[float]:
+    def sample_timesteps(self, batch: int, step: int, rng: Rng) -> list[float]:
         """As in the base class, not below the grid."""
-        lowest = self.grid.level(0)
-        return [max(level, lowest) for level in super().sample_levels(batch, step, rng)]
+        lowest = self.grid.timestep(0)
+        return [max(timestep, lowest) for timestep in super().sample_timesteps(batch, step, rng)]
 
-    def score_gradient(self, z: Tensor, branches: Branches, step: GuidanceStep) -> Score:
+    def score_gradient(self, z: Tensor, conditions: CFGConditions, ctx: StepContext) -> Score:
         """w(t) times the guided prediction at t minus the unguided one at mu."""
-        levels, mu = self.inversion_levels(step)
-        s, t = levels[-1], step.levels[0]
-        inversion, scale = self._inversion(branches), self._value("inversion_guidance_scale", step.step)
-        start = self.schedule.add_noise(z, self._start_noise(z, step), level_tensor(levels[:1] * len(z), z))
-        below = self.predict_at(self.walk(start, levels, inversion, scale), s, inversion, scale)
-        guided = self.guided(self.move(below, s, t), branches, step)
+        timesteps, mu = self.inversion_timesteps(ctx)
+        s, t = timesteps[-1], ctx.timesteps[0]
+        inversion, scale = self._inversion(conditions), self._value("inversion_guidance_scale", ctx.step)
+        start = self.schedule.add_noise(z, self._start_noise(z, ctx), timestep_tensor(timesteps[:1] * len(z), z))
+        below = self.predict_at(self.walk(start, timesteps, inversion, scale), s, inversion, scale)
+        guided = self.guided(self.move(below, s, t), conditions, ctx)
         baseline = below if mu == s else self.predict_at(self.move(below, s, mu), mu, inversion, scale)
         return Score(self.weight_at(t) * (guided.eps - baseline.eps), diagnostics={"s": z.new_full((), s)})
 
-    def cost(self, branches: Branches, step: GuidanceStep) -> Cost:
-        """A guided prediction, and an unguided one per inversion step, at s, and at mu where it is another level."""
-        levels, mu = self.inversion_levels(step)
-        unguided = len(levels) + (mu != levels[-1])
-        scale = self._value("inversion_guidance_scale", step.step)
-        guided = self.guided_rows(branches, self._value("guidance_scale", step.step))
-        return Cost(guided + unguided * self.guided_rows(self._inversion(branches), scale))
+    def nfe(self, conditions: CFGConditions, ctx: StepContext) -> NFE:
+        """A guided prediction, and an unguided one per inversion step, at s, and at mu where it is another timestep."""
+        timesteps, mu = self.inversion_timesteps(ctx)
+        unguided = len(timesteps) + (mu != timesteps[-1])
+        scale = self._value("inversion_guidance_scale", ctx.step)
+        guided = self.guided_nfe(conditions, self._value("guidance_scale", ctx.step))
+        return NFE(guided + unguided * self.guided_nfe(self._inversion(conditions), scale))
 
-    def inversion_levels(self, step: GuidanceStep) -> tuple[list[float], float]:
-        """The levels from the inversion's start up to s, and mu."""
+    def inversion_timesteps(self, ctx: StepContext) -> tuple[list[float], float]:
+        """The timesteps from the inversion's start up to s, and mu."""
         grid, config = self.grid, self.config
-        t = grid.index(step.levels[0])
+        t = grid.index(ctx.timesteps[0])
         # A falling interval is rounded down, as in the released code.
-        interval = max(1, math.floor(self._value("interval", step.step) * grid.count + 1e-6))
+        interval = max(1, math.floor(self._value("interval", ctx.step) * grid.count + 1e-6))
         s = max(t - interval, grid.lowest)
         stride = max(1, grid.index(config.inversion_interval))
         start = max(s - stride * config.inversion_steps, grid.lowest)
         mu = s + round((t - s) * math.sqrt(1.0 - config.tsm_gamma**2))
         return [*(index / grid.count for index in range(start, s, stride)), s / grid.count], mu / grid.count
 
-    def _start_noise(self, z: Tensor, step: GuidanceStep) -> Tensor:
-        draw = step.particle_noise if self.config.fixed_noise else step.noise
+    def _start_noise(self, z: Tensor, ctx: StepContext) -> Tensor:
+        draw = ctx.particle_noise if self.config.fixed_noise else ctx.noise
         return draw(z, "noise") + self.config.offset_noise * draw(z[:, :, :1, :1], "offset")
 
     @staticmethod
-    def _inversion(branches: Branches) -> Branches:
+    def _inversion(conditions: CFGConditions) -> CFGConditions:
         """The prompt against the empty one, without Perp-Neg."""
-        return replace(branches, unconditional=branches.empty or branches.unconditional, negatives=())
+        return replace(conditions, unconditional=conditions.empty or conditions.unconditional, negatives=())

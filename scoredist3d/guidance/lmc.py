@@ -10,10 +10,10 @@ from torch import Tensor
 
 from scoredist3d.config import Schedule, option
 from scoredist3d.diffusion.schedule import per_item
-from scoredist3d.guidance.core.base import Cost, Guidance, GuidanceStep, Score
+from scoredist3d.guidance.core.base import NFE, Guidance, Score, StepContext
 from scoredist3d.guidance.core.corrective import AUTO, load_corrective
 from scoredist3d.guidance.core.image_space import regression_weight
-from scoredist3d.priors.base import Branches, Prior, guided_and_unconditional
+from scoredist3d.priors.base import CFGConditions, Prior, guided_and_unconditional
 from scoredist3d.registry import register
 from scoredist3d.seeding import Rng
 
@@ -75,39 +75,39 @@ class ManifoldCorrective(Guidance):
         super().__init__(config, prior=prior, rng=rng)
         self.corrective = load_corrective(config.corrective, prior)
 
-    def score_gradient(self, z: Tensor, branches: Branches, step: GuidanceStep) -> Score:
+    def score_gradient(self, z: Tensor, conditions: CFGConditions, ctx: StepContext) -> Score:
         """The text's direction and the corrected pull, both from one forward pass of the denoiser."""
-        x_t, eps = self.noised(z, step)
-        scale, rescale = self.config.guidance_scale(step.step), self.config.guidance_rescale
-        guided, unconditional = guided_and_unconditional(self.prior, x_t, step.t, branches, scale, rescale=rescale)
+        x_t, eps = self.noised(z, ctx)
+        scale, rescale = self.config.guidance_scale(ctx.step), self.config.guidance_rescale
+        guided, unconditional = guided_and_unconditional(self.prior, x_t, ctx.t, conditions, scale, rescale=rescale)
         residual = self.weighted(unconditional, z, eps)  # w alpha/sigma (z - x0_u), without dividing by sigma or alpha
-        pull, diagnostics = self._corrected(residual, z, step)
+        pull, diagnostics = self._corrected(residual, z, ctx)
         text = self.weighted(guided, z, eps) - residual
-        return Score(text + self.config.lambda_lmc(step.step) * pull, diagnostics=diagnostics)
+        return Score(text + self.config.lambda_lmc(ctx.step) * pull, diagnostics=diagnostics)
 
-    def noised(self, z: Tensor, step: GuidanceStep) -> tuple[Tensor, Tensor]:
+    def noised(self, z: Tensor, ctx: StepContext) -> tuple[Tensor, Tensor]:
         """(x_t, eps) with the step's noise or the particle's."""
         if self.config.noise == "fresh":
-            return super().noised(z, step)
-        eps = step.particle_noise(z, "lmc")
-        return self.schedule.add_noise(z, eps, step.t), eps
+            return super().noised(z, ctx)
+        eps = ctx.particle_noise(z, "lmc")
+        return self.schedule.add_noise(z, eps, ctx.t), eps
 
-    def cost(self, branches: Branches, step: GuidanceStep) -> Cost:
-        """Both branches whatever the scale, and a row of the corrective where it has a share."""
-        return Cost(
-            2 + len(branches.negatives), own=int(self.corrective is not None and self.config.beta(step.step) > 0.0)
+    def nfe(self, conditions: CFGConditions, ctx: StepContext) -> NFE:
+        """Both conditions whatever the scale, and a row of the corrective where it has a share."""
+        return NFE(
+            2 + len(conditions.negatives), own=int(self.corrective is not None and self.config.beta(ctx.step) > 0.0)
         )
 
-    def _corrected(self, residual: Tensor, z: Tensor, step: GuidanceStep) -> tuple[Tensor, dict[str, Tensor]]:
+    def _corrected(self, residual: Tensor, z: Tensor, ctx: StepContext) -> tuple[Tensor, dict[str, Tensor]]:
         """w alpha/sigma J^T (zbar - x0_u) from w alpha/sigma (z - x0_u)."""
-        pull, diagnostics, beta = residual, {}, self.config.beta(step.step)
+        pull, diagnostics, beta = residual, {}, self.config.beta(ctx.step)
         full = self.config.jacobian == "full"
         network = self.corrective if beta > 0.0 else None
         if network is not None:
             with torch.set_grad_enabled(full):
                 clean = z.clone().requires_grad_(full)
-                correction = network(clean, step.t) - clean
-            weight = regression_weight(self.config.weighting, self.schedule, step.t)
+                correction = network(clean, ctx.t) - clean
+            weight = regression_weight(self.config.weighting, self.schedule, ctx.t)
             pull = residual + per_item(beta * weight, z) * correction.detach()
             diagnostics["correction_rms"] = correction.detach().square().mean().sqrt()
         mean = pull.mean((-2, -1), keepdim=True)

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from scoredist3d.config import Schedule, option
 from scoredist3d.diffusion.schedule import per_item
-from scoredist3d.guidance.core.base import GuidanceStep, Score, Weighting
+from scoredist3d.guidance.core.base import Score, StepContext, Weighting
 from scoredist3d.guidance.core.editing import EditingGuidance
-from scoredist3d.priors.base import Branches
+from scoredist3d.priors.base import CFGConditions
 from scoredist3d.registry import register
 
 
@@ -33,7 +33,7 @@ class PosteriorDistillation(EditingGuidance):
     For the posterior of the step t -> t' itself psi is 0, and PDS is DDS weighted by chi. The authors' code goes
     ``stride`` = 2 timesteps down and takes the variance of a single one: that alone makes psi positive (1.61 at t =
     0.021, 0.05 at 0.401 on Stable Diffusion's schedule), the pull at small t that preserves the source's identity.
-    Scale, levels and weights are those of their code, which takes t from 0.1 to 0.9 for edits that change more.
+    Scale, timesteps and weights are those of their code, which takes t from 0.1 to 0.9 for edits that change more.
 
     ``form: dreamcatalyst`` has that method's weights in place of psi and chi (arXiv 2407.11394), on this prior rather
     than on an instruction-following one: psi = 0.075 exp(t), chi = 0.2 + 0.8 t^(1/e); it lets t fall from 0.9 to 0.2.
@@ -53,39 +53,39 @@ class PosteriorDistillation(EditingGuidance):
 
     config: Config
 
-    def score_gradient(self, z: Tensor, branches: Branches, step: GuidanceStep) -> Score:
+    def score_gradient(self, z: Tensor, conditions: CFGConditions, ctx: StepContext) -> Score:
         """The line above; eps_hat - eps = (z - x0_hat) / lambda keeps its second term finite where alpha is 0."""
-        edited, source, _ = self.both(z, branches, step)
-        assert step.source is not None
+        edited, source, _ = self.both(z, conditions, ctx)
+        assert ctx.source is not None
         # In float64 on the CPU: psi is a small difference of numbers around 1.
-        levels = torch.tensor(step.levels, dtype=torch.float64)
-        moved = z - step.source
+        timesteps = torch.tensor(ctx.timesteps, dtype=torch.float64)
+        moved = z - ctx.source
         if self.config.form == "dreamcatalyst":
-            psi, chi = 0.075 * levels.exp(), 0.2 + 0.8 * levels ** (1 / math.e)
+            psi, chi = 0.075 * timesteps.exp(), 0.2 + 0.8 * timesteps ** (1 / math.e)
             change, factor = edited.eps - source.eps, chi
         else:
-            psi, factor = self._posterior(levels)
-            change = (z - edited.x0) - (step.source - source.x0)
-        psi = psi * self._value("identity_weight", step.step)
+            psi, factor = self._posterior(timesteps)
+            change = (z - edited.x0) - (ctx.source - source.x0)
+        psi = psi * self._value("identity_weight", ctx.step)
         gradient = per_item(psi.to(z.device), z) * moved + per_item(factor.to(z.device), z) * change
-        return Score(per_item(self.time_weight(step.t), z) * gradient)
+        return Score(per_item(self.time_weight(ctx.t), z) * gradient)
 
-    def coefficients(self, levels: Tensor) -> tuple[Tensor, Tensor]:
-        """(psi, chi) of the posterior form at float64 ``levels`` (N,); chi is infinite where alpha is 0."""
-        psi, factor = self._posterior(levels)
-        return psi, factor * self.schedule.lambda_(levels)
+    def coefficients(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+        """(psi, chi) of the posterior form at float64 ``timesteps`` (N,); chi is infinite where alpha is 0."""
+        psi, factor = self._posterior(timesteps)
+        return psi, factor * self.schedule.lambda_(timesteps)
 
-    def _posterior(self, levels: Tensor) -> tuple[Tensor, Tensor]:
+    def _posterior(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
         """(psi, chi / lambda) from the schedule.
 
         q(x_s | x_t, x_0) of a chain with a = alpha_t / alpha_s and beta = sigma_t^2 - a^2 sigma_s^2 has the mean
         (alpha_s beta x_0 + a sigma_s^2 x_t) / sigma_t^2 and the variance beta sigma_s^2 / sigma_t^2: the textbook
         posterior on variance-preserving chains, and as true of flows. As in the authors' code, a and beta are of the
-        step from t - 1, the other symbols of t' = t - stride. The lowest levels, which have no noisy t' below them,
+        step from t - 1, the other symbols of t' = t - stride. The lowest timesteps, which have no noisy t' below them,
         take the coefficients of the first that has.
         """
         one = 1.0 / self.schedule.num_train_timesteps
-        t = levels.clamp_min((self.config.stride + 1) * one)
+        t = timesteps.clamp_min((self.config.stride + 1) * one)
         alpha_t, sigma_t = self.schedule.coefficients(t)
         alpha_1, sigma_1 = self.schedule.coefficients(t - one)
         alpha_s, sigma_s = self.schedule.coefficients(t - self.config.stride * one)

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from scoredist3d.config import Schedule, option
 from scoredist3d.diffusion.schedule import per_item, solve_ode
-from scoredist3d.guidance.core.base import Cost, Guidance, Score, Weighting
-from scoredist3d.guidance.core.step import GuidanceStep
-from scoredist3d.priors.base import Branches, predict_branches
+from scoredist3d.guidance.core.base import NFE, Guidance, Score, Weighting
+from scoredist3d.guidance.core.context import StepContext
+from scoredist3d.priors.base import CFGConditions, predict_each
 from scoredist3d.registry import register
 
 
@@ -31,7 +31,7 @@ class RectifiedFlowDistillation(Guidance):
 
     The noise eps is drawn afresh (RFDS), or coupled to the image so that one path belongs to both: ``reverse`` moves
     it once towards the noise that the model sees in x_t (RFDS-Rev), eps + eta (v_hat(x_t, t, y) - v); ``trajectory``
-    takes the end of the probability-flow ODE from z to the noisiest level (UCM of FlowDreamer, arXiv 2408.05008). Both
+    takes the end of the probability-flow ODE from z to the noisiest timestep (UCM of FlowDreamer, arXiv 2408.05008). Both
     use the prompt without classifier-free guidance.
     """
 
@@ -61,47 +61,47 @@ class RectifiedFlowDistillation(Guidance):
 
     config: Config
 
-    def score_gradient(self, z: Tensor, branches: Branches, step: GuidanceStep) -> Score:
+    def score_gradient(self, z: Tensor, conditions: CFGConditions, ctx: StepContext) -> Score:
         """v_hat - v on fresh or coupled noise."""
-        eps = self._coupled_noise(z, branches, step)
-        prediction = self.guided(self.schedule.add_noise(z, eps, step.t), branches, step)
+        eps = self._coupled_noise(z, conditions, ctx)
+        prediction = self.guided(self.schedule.add_noise(z, eps, ctx.t), conditions, ctx)
         gradient = self.weighted(prediction, z, eps)
         if self.config.random_weight:
-            gradient = gradient * torch.randn((), generator=step.rng("rfds/weight", step.step)).sigmoid().item()
+            gradient = gradient * torch.randn((), generator=ctx.rng("rfds/weight", ctx.step)).sigmoid().item()
         return Score(gradient)
 
-    def cost(self, branches: Branches, step: GuidanceStep) -> Cost:
+    def nfe(self, conditions: CFGConditions, ctx: StepContext) -> NFE:
         """One guided prediction, and the unguided ones of the coupling."""
-        coupling = {"none": 0, "reverse": 1, "trajectory": self.config.coupling_steps if self._couples(step) else 0}
-        return Cost(super().cost(branches, step).prior + coupling[self.config.coupling])
+        coupling = {"none": 0, "reverse": 1, "trajectory": self.config.coupling_steps if self._couples(ctx) else 0}
+        return NFE(super().nfe(conditions, ctx).prior + coupling[self.config.coupling])
 
-    def _couples(self, step: GuidanceStep) -> bool:
-        return self.config.coupling == "trajectory" and step.step >= self.config.coupling_start
+    def _couples(self, ctx: StepContext) -> bool:
+        return self.config.coupling == "trajectory" and ctx.step >= self.config.coupling_start
 
-    def _coupled_noise(self, z: Tensor, branches: Branches, step: GuidanceStep) -> Tensor:
+    def _coupled_noise(self, z: Tensor, conditions: CFGConditions, ctx: StepContext) -> Tensor:
         if self.config.coupling == "reverse":
-            return self._reversed(z, step.noise(z), branches, step)
-        return self._transported(z, branches) if self._couples(step) else step.noise(z)
+            return self._reversed(z, ctx.noise(z), conditions, ctx)
+        return self._transported(z, conditions) if self._couples(ctx) else ctx.noise(z)
 
-    def _reversed(self, z: Tensor, eps: Tensor, branches: Branches, step: GuidanceStep) -> Tensor:
+    def _reversed(self, z: Tensor, eps: Tensor, conditions: CFGConditions, ctx: StepContext) -> Tensor:
         """eps + eta (v_hat - v); with eta = alpha this is eps_hat."""
-        x_t = self.schedule.add_noise(z, eps, step.t)
-        prediction = predict_branches(self.prior, x_t, step.t, [branches.positive])[0]
+        x_t = self.schedule.add_noise(z, eps, ctx.t)
+        prediction = predict_each(self.prior, x_t, ctx.t, [conditions.positive])[0]
         if self.config.eta is None:
             return prediction.eps
-        return eps + self.config.eta(step.step) * (prediction.v - self.schedule.velocity(z, eps, step.t))
+        return eps + self.config.eta(ctx.step) * (prediction.v - self.schedule.velocity(z, eps, ctx.t))
 
-    def _transported(self, z: Tensor, branches: Branches) -> Tensor:
+    def _transported(self, z: Tensor, conditions: CFGConditions) -> Tensor:
         """The noise whose path from z passes the end of the ODE's; equal to that end where it holds no image."""
 
         def predict(x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-            prediction = predict_branches(self.prior, x_t, t, [branches.positive])[0]
+            prediction = predict_each(self.prior, x_t, t, [conditions.positive])[0]
             return prediction.eps, prediction.x0
 
-        # From the lowest level the model knows; on the image itself only velocity networks have an answer.
-        lowest = float(self.schedule.snap(torch.zeros((), dtype=torch.float64)))
-        levels = self.schedule.levels(self.config.coupling_steps, end=lowest)[::-1]
-        start, end = z.new_full((len(z),), levels[0]), z.new_full((len(z),), levels[-1])
-        x = solve_ode(self.schedule, predict, per_item(self.schedule.alpha(start), z) * z, levels)
+        # From the lowest timestep the model knows; on the image itself only velocity networks have an answer.
+        lowest = float(self.schedule.quantize(torch.zeros((), dtype=torch.float64)))
+        timesteps = self.schedule.timesteps(self.config.coupling_steps, end=lowest)[::-1]
+        start, end = z.new_full((len(z),), timesteps[0]), z.new_full((len(z),), timesteps[-1])
+        x = solve_ode(self.schedule, predict, per_item(self.schedule.alpha(start), z) * z, timesteps)
         alpha, sigma = (per_item(c, z) for c in self.schedule.coefficients(end))
         return (x - alpha * z) / sigma

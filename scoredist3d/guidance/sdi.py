@@ -11,10 +11,10 @@ from torch import Tensor
 
 from scoredist3d.config import Schedule, option
 from scoredist3d.diffusion.schedule import CLEAN, VPSchedule, per_item
-from scoredist3d.guidance.core.base import Cost, GuidanceStep, Score, Weighting
-from scoredist3d.guidance.core.step import level_tensor, select
+from scoredist3d.guidance.core.base import NFE, Score, StepContext, Weighting
+from scoredist3d.guidance.core.context import select, timestep_tensor
 from scoredist3d.guidance.core.trajectory import TrajectoryGuidance, told, told_the_same
-from scoredist3d.priors.base import Branches, Prior
+from scoredist3d.priors.base import CFGConditions, Prior
 from scoredist3d.registry import register
 from scoredist3d.seeding import Rng
 
@@ -88,7 +88,7 @@ class ScoreDistillationViaInversion(TrajectoryGuidance):
         reference_quirk: bool = option(
             False,
             "Do what the released code does in place of the paper: the latent inverted to t + tau is denoised as if it "
-            "were at t, and the inversion starts at a negative timestep, whose level is the clean image or, where the "
+            "were at t, and the inversion starts at a negative timestep, whose timestep is the clean image or, where the "
             "prior's scheduler has set_alpha_to_one: false, that of timestep 0.",
         )
 
@@ -123,63 +123,63 @@ class ScoreDistillationViaInversion(TrajectoryGuidance):
         self._cached: dict[int, CachedNoise] = {}
         self._told: dict[int, list[Tensor]] = {}
 
-    def score_gradient(self, z: Tensor, branches: Branches, step: GuidanceStep) -> Score:
+    def score_gradient(self, z: Tensor, conditions: CFGConditions, ctx: StepContext) -> Score:
         """w(t) (eps_hat - kappa); z - x0_hat for the weighting lambda."""
         if self.config.kappa == "cached":
-            return Score(z - self._targets(z, branches, step))
-        x_t, kappa = self.noised(z, step) if self.config.kappa != "inversion" else self.inverted(z, branches, step)
-        prediction = self.guided(x_t, branches, step)
+            return Score(z - self._targets(z, conditions, ctx))
+        x_t, kappa = self.noised(z, ctx) if self.config.kappa != "inversion" else self.inverted(z, conditions, ctx)
+        prediction = self.guided(x_t, conditions, ctx)
         return Score(self.weighted(prediction, z, kappa), diagnostics={"kappa_rms": kappa.square().mean().sqrt()})
 
-    def noised(self, z: Tensor, step: GuidanceStep) -> tuple[Tensor, Tensor]:
+    def noised(self, z: Tensor, ctx: StepContext) -> tuple[Tensor, Tensor]:
         """(x_t, eps) with the particle's noise where it is fixed, with the step's otherwise."""
         if self.config.kappa != "fixed":
-            return super().noised(z, step)
-        kappa = step.particle_noise(z, "kappa")
-        return self.schedule.add_noise(z, kappa, step.t), kappa
+            return super().noised(z, ctx)
+        kappa = ctx.particle_noise(z, "kappa")
+        return self.schedule.add_noise(z, kappa, ctx.t), kappa
 
-    def cost(self, branches: Branches, step: GuidanceStep) -> Cost:
+    def nfe(self, conditions: CFGConditions, ctx: StepContext) -> NFE:
         """One guided prediction, and one per inversion step; of the cached form, only where it needs a new target."""
-        forward = self.guided_rows(branches, self._value("guidance_scale", step.step))
+        forward = self.guided_nfe(conditions, self._value("guidance_scale", ctx.step))
         if self.config.kappa == "cached":
-            new = [self._needs_target(particle, step) or self._made_now(particle, step) for particle in step.particles]
-            return Cost(forward * sum(new) / len(new))
+            new = [self._needs_target(particle, ctx) or self._made_now(particle, ctx) for particle in ctx.particles]
+            return NFE(forward * sum(new) / len(new))
         if self.config.kappa != "inversion":
-            return Cost(forward)
-        steps = len(self.inversion_levels(step)) - 1
-        return Cost(forward + steps * self.guided_rows(branches, self._inversion_scale(step)))
+            return NFE(forward)
+        steps = len(self.inversion_timesteps(ctx)) - 1
+        return NFE(forward + steps * self.guided_nfe(conditions, self._inversion_scale(ctx)))
 
-    def inversion_levels(self, step: GuidanceStep) -> list[float]:
-        """The levels an inversion visits: clean, 1 and every N / inversion_steps above while below t, then t + tau."""
+    def inversion_timesteps(self, ctx: StepContext) -> list[float]:
+        """The timesteps an inversion visits: clean, 1 and every N / inversion_steps above while below t, then t + tau."""
         grid, config = self.grid, self.config
         spacing = max(1, grid.count // config.inversion_steps)
-        t = grid.index(step.levels[0])
-        tau = torch.rand((), generator=step.rng("tau", step.step), dtype=torch.float64).item() * config.tau_max
+        t = grid.index(ctx.timesteps[0])
+        tau = torch.rand((), generator=ctx.rng("tau", ctx.step), dtype=torch.float64).item() * config.tau_max
         last = min(t + int(tau * grid.count), grid.highest)
         start = (1 - spacing) / grid.count if config.reference_quirk else CLEAN
         return [start, *(index / grid.count for index in range(1, min(t, last), spacing)), last / grid.count]
 
-    def inverted(self, z: Tensor, branches: Branches, step: GuidanceStep) -> tuple[Tensor, Tensor]:
+    def inverted(self, z: Tensor, conditions: CFGConditions, ctx: StepContext) -> tuple[Tensor, Tensor]:
         """(x_t, kappa): DDIM inversion of z to t + tau, the noise found there, and z noised with it to t."""
-        eta, scale = self.config.inversion_eta, self._inversion_scale(step)
-        levels = self.inversion_levels(step)
+        eta, scale = self.config.inversion_eta, self._inversion_scale(ctx)
+        timesteps = self.inversion_timesteps(ctx)
         per_step = eta > 0.0 and self.config.inversion_noise == "per-step"
         x = z
-        for index, (start, stop) in enumerate(pairwise(levels)):
-            prediction = self.predict_at(x, start, branches, scale)
+        for index, (start, stop) in enumerate(pairwise(timesteps)):
+            prediction = self.predict_at(x, start, conditions, scale)
             if start < 0 and self.config.reference_quirk:
-                start = self.schedule.final_level
-                prediction = replace(prediction, t=level_tensor([start] * len(x), x))
+                start = self.schedule.final_timestep
+                prediction = replace(prediction, t=timestep_tensor([start] * len(x), x))
             x = self.move(prediction, start, stop)
             if per_step:
-                x = x + eta * self._deviation(start, stop) * step.noise(z, f"inversion/{index}")
-        alpha, sigma = (per_item(c, z) for c in self.schedule.coefficients(level_tensor(levels[-1:], z)))
+                x = x + eta * self._deviation(start, stop) * ctx.noise(z, f"inversion/{index}")
+        alpha, sigma = (per_item(c, z) for c in self.schedule.coefficients(timestep_tensor(timesteps[-1:], z)))
         kappa = (x - alpha * z) / sigma
         if self.config.reference_quirk:
             return x, kappa
         if eta > 0.0 and not per_step:
-            kappa = kappa + eta * per_item(self.schedule.sigma(step.t), z) * step.noise(z, "inversion")
-        return self.schedule.add_noise(z, kappa, step.t), kappa
+            kappa = kappa + eta * per_item(self.schedule.sigma(ctx.t), z) * ctx.noise(z, "inversion")
+        return self.schedule.add_noise(z, kappa, ctx.t), kappa
 
     def get_extra_state(self) -> dict[str, Any]:
         """Target and noise of every particle of the cached form."""
@@ -189,55 +189,55 @@ class ScoreDistillationViaInversion(TrajectoryGuidance):
         """Go on with saved targets."""
         self._cached = {int(particle): CachedNoise(**values) for particle, values in state.items()}
 
-    def _inversion_scale(self, step: GuidanceStep) -> float:
+    def _inversion_scale(self, ctx: StepContext) -> float:
         scale = self.config.inversion_guidance_scale
-        return -self._value("guidance_scale", step.step) if scale is None else scale(step.step)
+        return -self._value("guidance_scale", ctx.step) if scale is None else scale(ctx.step)
 
     def _deviation(self, start: float, stop: float) -> float:
-        """sqrt of DDIM's variance between two levels; 0 where the lower one is the clean image."""
-        ends = (torch.tensor([level], dtype=torch.float64) for level in (stop, start))
+        """sqrt of DDIM's variance between two timesteps; 0 where the lower one is the clean image."""
+        ends = (torch.tensor([timestep], dtype=torch.float64) for timestep in (stop, start))
         return self.schedule.ddim_variance(*ends).sqrt().item()
 
-    def _targets(self, z: Tensor, branches: Branches, step: GuidanceStep) -> Tensor:
+    def _targets(self, z: Tensor, conditions: CFGConditions, ctx: StepContext) -> Tensor:
         """(B, C, h, w), the image that each particle moves to, made anew at the first step of a block.
 
         Raises:
             ValueError: Two items show one particle, or a particle's conditioning has changed.
         """
-        if len(set(step.particles)) < len(step.particles):
+        if len(set(ctx.particles)) < len(ctx.particles):
             raise ValueError(
                 "guidance.kappa: cached keeps one noise per image, and several views of one object share this batch; "
                 "use kappa: inversion"
             )
-        new = [item for item, particle in enumerate(step.particles) if self._needs_target(particle, step)]
+        new = [item for item, particle in enumerate(ctx.particles) if self._needs_target(particle, ctx)]
         if new:
-            self._advance(z, branches, step, new)
-        return torch.stack([self._cached[particle].target for particle in step.particles]).to(z)
+            self._advance(z, conditions, ctx, new)
+        return torch.stack([self._cached[particle].target for particle in ctx.particles]).to(z)
 
-    def _advance(self, z: Tensor, branches: Branches, step: GuidanceStep, items: list[int]) -> None:
+    def _advance(self, z: Tensor, conditions: CFGConditions, ctx: StepContext, items: list[int]) -> None:
         """One DDIM step of some items: noise z with the last prediction and predict anew; pure noise at the start."""
-        start, noisy = step.particle_noise(z, "kappa"), []
+        start, noisy = ctx.particle_noise(z, "kappa"), []
         for item in items:
-            one, cached = slice(item, item + 1), self._cached.get(step.particles[item])
+            one, cached = slice(item, item + 1), self._cached.get(ctx.particles[item])
             known = None if cached is None else cached.kappa[None].to(z)
-            noisy.append(start[one] if known is None else self.schedule.add_noise(z[one], known, step.t[one]))
+            noisy.append(start[one] if known is None else self.schedule.add_noise(z[one], known, ctx.t[one]))
         index = torch.tensor(items)
-        prediction = self.guided(torch.cat(noisy), select(branches, index, len(z)), step, t=step.t[index])
+        prediction = self.guided(torch.cat(noisy), select(conditions, index, len(z)), ctx, t=ctx.t[index])
         for i, item in enumerate(items):
-            particle = step.particles[item]
-            now = told(select(branches, slice(item, item + 1), len(z)))
+            particle = ctx.particles[item]
+            now = told(select(conditions, slice(item, item + 1), len(z)))
             if not told_the_same(self._told.setdefault(particle, now), now):
                 raise ValueError(
                     "guidance.kappa: cached needs the same prompt and camera at every step, and they have changed; use "
                     "kappa: inversion"
                 )
-            self._cached[particle] = CachedNoise(prediction.x0[i], prediction.eps[i], self._block(step.step), step.step)
+            self._cached[particle] = CachedNoise(prediction.x0[i], prediction.eps[i], self._block(ctx.step), ctx.step)
 
     def _block(self, step: int) -> int:
         return step // self.config.cached_inner_steps
 
-    def _needs_target(self, particle: int, step: GuidanceStep) -> bool:
-        return particle not in self._cached or self._cached[particle].block != self._block(step.step)
+    def _needs_target(self, particle: int, ctx: StepContext) -> bool:
+        return particle not in self._cached or self._cached[particle].block != self._block(ctx.step)
 
-    def _made_now(self, particle: int, step: GuidanceStep) -> bool:
-        return self._cached[particle].step == step.step
+    def _made_now(self, particle: int, ctx: StepContext) -> bool:
+        return self._cached[particle].step == ctx.step

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from scoredist3d.config import Schedule, option
 from scoredist3d.guidance.core.base import Guidance, Score
+from scoredist3d.guidance.core.context import StepContext
 from scoredist3d.guidance.core.image_space import regression_weight, with_image_term
-from scoredist3d.guidance.core.step import GuidanceStep
-from scoredist3d.priors.base import Branches
+from scoredist3d.priors.base import CFGConditions
 from scoredist3d.registry import register
 
 
@@ -19,7 +19,7 @@ class ScoreDistillationSampling(Guidance):
     """G = w(t) (eps_hat(alpha_t z + sigma_t eps, t, y) - eps), eps ~ N(0, I) drawn anew at every step (DreamFusion, eq.
     3).
 
-    Minimises a weighted sum over noise levels of KL(N(alpha_t z, sigma_t^2) || p_t(. | y)), and so seeks modes.
+    Minimises a weighted sum over timesteps of KL(N(alpha_t z, sigma_t^2) || p_t(. | y)), and so seeks modes.
     Subtracting eps leaves the mean unchanged and lowers the variance. With ``weighting: lambda`` G is z - x0_hat, the
     gradient of regression to the predicted image (the form of MVDream); ``uniform`` is score Jacobian chaining. HiFA's
     annealing is one schedule of shape ``sqrt`` for both t_min and t_max; D-SDS's score debiasing is a growing
@@ -42,13 +42,13 @@ class ScoreDistillationSampling(Guidance):
 
     config: Config
 
-    def score_gradient(self, z: Tensor, branches: Branches, step: GuidanceStep) -> Score:
+    def score_gradient(self, z: Tensor, conditions: CFGConditions, ctx: StepContext) -> Score:
         """w(t) (eps_hat - eps), and HiFA's image-space term where it has a weight."""
-        x_t, eps = self.noised(z, step)
-        prediction = self.guided(x_t, branches, step)
+        x_t, eps = self.noised(z, ctx)
+        prediction = self.guided(x_t, conditions, ctx)
         score = Score(self.weighted(prediction, z, eps))
-        image_weight = self.config.image_weight(step.step)
+        image_weight = self.config.image_weight(ctx.step)
         if image_weight == 0.0:
             return score
-        weight = image_weight * regression_weight(self.config.weighting, self.schedule, step.t)
-        return with_image_term(score, self.prior, z, prediction.x0, step, weight)
+        weight = image_weight * regression_weight(self.config.weighting, self.schedule, ctx.t)
+        return with_image_term(score, self.prior, z, prediction.x0, ctx, weight)

@@ -10,8 +10,8 @@ from torch import Tensor
 from scoredist3d.config import Schedule, option
 from scoredist3d.diffusion.schedule import per_item
 from scoredist3d.guidance.core.base import Guidance, Score, Weighting
-from scoredist3d.guidance.core.step import GuidanceStep
-from scoredist3d.priors.base import Branches, Prior
+from scoredist3d.guidance.core.context import StepContext
+from scoredist3d.priors.base import CFGConditions, Prior
 from scoredist3d.registry import register
 from scoredist3d.seeding import Rng
 
@@ -35,8 +35,8 @@ class ScoreJacobianChaining(Guidance):
         """Options of SJC."""
 
         guidance_scale: Schedule = option(100.0, "gamma of eps_u + gamma (eps_c - eps_u).")
-        t_min: Schedule = option(0.01, "Lowest noise level; the paper leaves out the 10 lowest of 1000.", ge=0, le=1)
-        t_max: Schedule = option(0.969, "Highest noise level; the paper leaves out the 30 highest.", ge=0, le=1)
+        t_min: Schedule = option(0.01, "Lowest timestep; the paper leaves out the 10 lowest of 1000.", ge=0, le=1)
+        t_max: Schedule = option(0.969, "Highest timestep; the paper leaves out the 30 highest.", ge=0, le=1)
         weighting: Weighting = option(
             "uniform",
             "w(t) before G: uniform 1 (the paper's), sds sigma^2, fantasia3d alpha sigma^2, lambda sigma/alpha, "
@@ -49,17 +49,17 @@ class ScoreJacobianChaining(Guidance):
     def __init__(self, config: Config, *, prior: Prior, rng: Rng | None = None) -> None:
         super().__init__(config, prior=prior, rng=rng)
         if not config.variance_reduction and config.weighting in ("lambda", "flow"):
-            highest = self.schedule.snap(torch.tensor([max(config.t_max.values)], dtype=torch.float64))
+            highest = self.schedule.quantize(torch.tensor([max(config.t_max.values)], dtype=torch.float64))
             if float(self.schedule.alpha(highest)) == 0.0:
                 raise ValueError(
                     f"guidance.weighting {config.weighting} is infinite at t_max {float(highest):g}, where the prior "
                     "sees noise alone; lower guidance.t_max or turn guidance.variance_reduction on"
                 )
 
-    def score_gradient(self, z: Tensor, branches: Branches, step: GuidanceStep) -> Score:
+    def score_gradient(self, z: Tensor, conditions: CFGConditions, ctx: StepContext) -> Score:
         """w(t) (eps_hat - n), or w(t) eps_hat."""
-        x_t, n = self.noised(z, step)
-        prediction = self.guided(x_t, branches, step)
+        x_t, n = self.noised(z, ctx)
+        prediction = self.guided(x_t, conditions, ctx)
         if self.config.variance_reduction:
             return Score(self.weighted(prediction, z, n))
-        return Score(per_item(self.time_weight(step.t), z) * prediction.eps)
+        return Score(per_item(self.time_weight(ctx.t), z) * prediction.eps)

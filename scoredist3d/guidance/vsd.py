@@ -12,10 +12,15 @@ import torch
 from torch import Tensor, distributed, nn
 
 from scoredist3d.config import Schedule, option
-from scoredist3d.guidance.core.base import Cost, Guidance, GuidanceStep, Score
-from scoredist3d.guidance.core.step import level_tensor
-from scoredist3d.guidance.core.variational import PhiConfig, build_phi, matching_output, phi_conditioning
-from scoredist3d.priors.base import Branches, Conditioning, Prediction, Prior
+from scoredist3d.guidance.core.base import NFE, Guidance, Score, StepContext
+from scoredist3d.guidance.core.context import timestep_tensor
+from scoredist3d.guidance.core.score_models import (
+    ScoreModelConfig,
+    build_score_model,
+    matching_output,
+    phi_conditioning,
+)
+from scoredist3d.priors.base import CFGConditions, Conditioning, Prediction, Prior
 from scoredist3d.registry import register
 from scoredist3d.seeding import Rng
 
@@ -23,7 +28,7 @@ from scoredist3d.seeding import Rng
 class VariationalGuidance(Guidance):
     """G = w(t) (eps_hat(x_t, t, y) - eps_phi(x_t, t, c, y)), with phi trained on the renders beside the particles.
 
-    Each step moves the particles with phi as it is, then trains phi by denoising the same latents at levels drawn from
+    Each step moves the particles with phi as it is, then trains phi by denoising the same latents at timesteps drawn from
     all of the schedule, with noise of its own:
 
         L_phi = E_{t, eps} || eps_phi(alpha_t z + sigma_t eps, t, c, y) - eps ||^2
@@ -32,21 +37,23 @@ class VariationalGuidance(Guidance):
     particles share it. Its weights and its optimiser's state are in the ``state_dict``.
 
     Attributes:
-        phi: The network, see :mod:`scoredist3d.guidance.core.variational`. One without parameters is not trained.
+        phi: The network, see :mod:`scoredist3d.guidance.core.score_models`. One without parameters is not trained.
     """
 
     @dataclass
     class Config(Guidance.Config):
         """Options of methods with a phi."""
 
-        phi: PhiConfig = field(default_factory=PhiConfig, metadata={"help": "The network that learns the renders."})
+        phi: ScoreModelConfig = field(
+            default_factory=ScoreModelConfig, metadata={"help": "The network that learns the renders."}
+        )
 
     config: Config
     phi: Any
 
     def __init__(self, config: Config, *, prior: Prior, rng: Rng | None = None) -> None:
         super().__init__(config, prior=prior, rng=rng)
-        self.phi = build_phi(config.phi, prior, self.rng)
+        self.phi = build_score_model(config.phi, prior, self.rng)
         self._optimizer: torch.optim.AdamW | None = None
         self._optimizer_state: dict[str, Any] = {}
         self._replay: dict[str, Tensor] = {}
@@ -55,51 +62,51 @@ class VariationalGuidance(Guidance):
     def camera_scale(self, step: int) -> float:
         """gamma_phi of eps_phi(no camera) + gamma_phi (eps_phi(camera) - eps_phi(no camera))."""
 
-    def score_gradient(self, z: Tensor, branches: Branches, step: GuidanceStep) -> Score:
+    def score_gradient(self, z: Tensor, conditions: CFGConditions, ctx: StepContext) -> Score:
         """w(t) (eps_hat - eps_phi) at the same x_t."""
-        x_t, _ = self.noised(z, step)
-        phi = self.phi_prediction(x_t, step, branches)
-        return Score(self.weighted(self.guided(x_t, branches, step), phi.x0, phi.eps))
+        x_t, _ = self.noised(z, ctx)
+        phi = self.phi_prediction(x_t, ctx, conditions)
+        return Score(self.weighted(self.guided(x_t, conditions, ctx), phi.x0, phi.eps))
 
-    def phi_prediction(self, x_t: Tensor, step: GuidanceStep, branches: Branches) -> Prediction:
+    def phi_prediction(self, x_t: Tensor, ctx: StepContext, conditions: CFGConditions) -> Prediction:
         """phi's prediction under the configured camera scale."""
-        told = phi_conditioning(branches, len(x_t))
-        scale = self.camera_scale(step.step)
+        told = phi_conditioning(conditions, len(x_t))
+        scale = self.camera_scale(ctx.step)
         if scale == 1.0:
-            return self._phi(x_t, step.t, told)
+            return self._phi(x_t, ctx.t, told)
         if scale == 0.0:
-            return self._phi(x_t, step.t, told.without_camera())
-        both = self._phi(x_t.repeat(2, 1, 1, 1), step.t.repeat(2), Conditioning.cat([told, told.without_camera()]))
+            return self._phi(x_t, ctx.t, told.without_camera())
+        both = self._phi(x_t.repeat(2, 1, 1, 1), ctx.t.repeat(2), Conditioning.cat([told, told.without_camera()]))
         aware, blind = both.output.chunk(2)
-        return Prediction(blind + scale * (aware - blind), both.kind, x_t, step.t, both.schedule)
+        return Prediction(blind + scale * (aware - blind), both.kind, x_t, ctx.t, both.schedule)
 
-    def update(self, z: Tensor, branches: Branches, step: GuidanceStep) -> dict[str, Tensor]:
+    def update(self, z: Tensor, conditions: CFGConditions, ctx: StepContext) -> dict[str, Tensor]:
         """Train phi on the latents; its mean loss."""
-        if not self.phi_rows():
+        if not self.phi_nfe():
             return {}
-        told = phi_conditioning(branches, len(z))
+        told = phi_conditioning(conditions, len(z))
         if self.config.phi.replay:
             self._remember(z, told)
-        losses = [self._train_phi(z, told, branches, step, index) for index in range(self.config.phi.steps)]
+        losses = [self._train_phi(z, told, conditions, ctx, index) for index in range(self.config.phi.steps)]
         return {"phi_loss": torch.stack(losses).mean()}
 
-    def phi_loss(self, prediction: Prediction, z: Tensor, eps: Tensor, branches: Branches, step: int) -> Tensor:
+    def phi_loss(self, prediction: Prediction, z: Tensor, eps: Tensor, conditions: CFGConditions, step: int) -> Tensor:
         """Squared error of phi at x_t = alpha z + sigma eps, the mean over all elements.
 
         Args:
             prediction: Of phi, attached to the graph; (B', C, h, w), every item of the batch ``phi.repeats`` times.
             z, eps: What x_t is made of.
-            branches: Of B items or one.
+            conditions: Of B items or one.
             step: Optimiser step.
         """
         return (prediction.output - matching_output(prediction, z, eps)).square().mean()
 
-    def cost(self, branches: Branches, step: GuidanceStep) -> Cost:
+    def nfe(self, conditions: CFGConditions, ctx: StepContext) -> NFE:
         """The guided prediction; phi once or twice, and its training."""
-        looks = 1 if self.camera_scale(step.step) in (0.0, 1.0) else 2
-        return Cost(super().cost(branches, step).prior, looks + self.phi_rows())
+        looks = 1 if self.camera_scale(ctx.step) in (0.0, 1.0) else 2
+        return NFE(super().nfe(conditions, ctx).prior, looks + self.phi_nfe())
 
-    def phi_rows(self) -> int:
+    def phi_nfe(self) -> int:
         """Rows of phi that a step trains on, per image."""
         phi = self.config.phi
         return phi.steps * phi.repeats if any(p.requires_grad for p in self.phi.parameters()) else 0
@@ -123,19 +130,21 @@ class VariationalGuidance(Guidance):
         prediction: Prediction = self.phi.predict(x_t, t, told)
         return prediction
 
-    def _train_phi(self, z: Tensor, told: Conditioning, branches: Branches, step: GuidanceStep, index: int) -> Tensor:
+    def _train_phi(
+        self, z: Tensor, told: Conditioning, conditions: CFGConditions, ctx: StepContext, index: int
+    ) -> Tensor:
         """One optimiser step of phi; its loss."""
         if self.config.phi.replay:
-            z, told = self._recall(z, told, step, index)
+            z, told = self._recall(z, told, ctx, index)
         draws = [f"phi/{index}/{repeat}" for repeat in range(self.config.phi.repeats)]
-        t = level_tensor([level for draw in draws for level in self._phi_levels(len(z), step, draw)], z)
-        eps = torch.cat([step.noise(z, f"{draw}/noise") for draw in draws])
-        seen = Conditioning.cat([self._with_dropped_cameras(told, step, draw) for draw in draws])
+        t = timestep_tensor([timestep for draw in draws for timestep in self._phi_timesteps(len(z), ctx, draw)], z)
+        eps = torch.cat([ctx.noise(z, f"{draw}/noise") for draw in draws])
+        seen = Conditioning.cat([self._with_dropped_cameras(told, ctx, draw) for draw in draws])
         clean = z.repeat(len(draws), 1, 1, 1)
         with torch.enable_grad():
             prediction = self._phi(self.schedule.add_noise(clean, eps, t), t, seen)
-            loss = self.phi_loss(prediction, clean, eps, branches, step.step)
-        self._descend(loss, clean.numel(), step.step)
+            loss = self.phi_loss(prediction, clean, eps, conditions, ctx.step)
+        self._descend(loss, clean.numel(), ctx.step)
         return loss.detach()
 
     def _descend(self, loss: Tensor, elements: int, step: int) -> None:
@@ -162,25 +171,22 @@ class VariationalGuidance(Guidance):
                 self._optimizer.load_state_dict(self._optimizer_state)
         return self._optimizer
 
-    def _phi_levels(self, batch: int, step: GuidanceStep, draw: str) -> list[float]:
-        """Uniform draws from all levels; images that the prior sees jointly share one."""
+    def _phi_timesteps(self, batch: int, ctx: StepContext, draw: str) -> list[float]:
+        """Uniform draws from all timesteps; images that the prior sees jointly share one."""
         groups = range(-(-batch // self.prior.views))
         drawn = torch.stack(
-            [
-                torch.rand((), generator=step.rng(f"{draw}/t/{group}", step.step), dtype=torch.float64)
-                for group in groups
-            ]
+            [torch.rand((), generator=ctx.rng(f"{draw}/t/{group}", ctx.step), dtype=torch.float64) for group in groups]
         )
-        # Half a level towards where the levels begin, so that rounding gives the outermost as often as those between.
+        # Half a timestep towards where the timesteps begin, so that rounding gives the outermost as often as those between.
         half = 0.5 / self.schedule.num_train_timesteps
-        begins_at_zero = float(self.schedule.snap(drawn.new_zeros(1))) == 0.0
-        levels: list[float] = self.schedule.snap(drawn - half if begins_at_zero else drawn + half).tolist()
-        return [level for level in levels for _ in range(self.prior.views)][:batch]
+        begins_at_zero = float(self.schedule.quantize(drawn.new_zeros(1))) == 0.0
+        timesteps: list[float] = self.schedule.quantize(drawn - half if begins_at_zero else drawn + half).tolist()
+        return [timestep for timestep in timesteps for _ in range(self.prior.views)][:batch]
 
-    def _with_dropped_cameras(self, told: Conditioning, step: GuidanceStep, draw: str) -> Conditioning:
+    def _with_dropped_cameras(self, told: Conditioning, ctx: StepContext, draw: str) -> Conditioning:
         """Zeros in place of some items' cameras, so that phi also learns the renders from anywhere."""
         assert told.camera is not None
-        generators = [step.rng(f"{draw}/camera/{item}", step.step) for item in range(len(told))]
+        generators = [ctx.rng(f"{draw}/camera/{item}", ctx.step) for item in range(len(told))]
         kept = torch.stack([torch.rand((), generator=g) >= self.config.phi.camera_dropout for g in generators])
         return replace(told, camera=told.camera * kept.to(told.camera)[:, None])
 
@@ -193,9 +199,9 @@ class VariationalGuidance(Guidance):
         old = {name: self._replay.get(name, values[:0]).to(values) for name, values in new.items()}
         self._replay = {name: torch.cat([old[name], values])[-kept:] for name, values in new.items()}
 
-    def _recall(self, z: Tensor, told: Conditioning, step: GuidanceStep, index: int) -> tuple[Tensor, Conditioning]:
+    def _recall(self, z: Tensor, told: Conditioning, ctx: StepContext, index: int) -> tuple[Tensor, Conditioning]:
         """As many latents as the batch has, drawn from those remembered; jointly seen ones together."""
-        views, generator = self.prior.views, step.rng(f"phi/{index}/replay", step.step)
+        views, generator = self.prior.views, ctx.rng(f"phi/{index}/replay", ctx.step)
         groups = torch.randint(len(self._replay["latents"]) // views, (len(z) // views,), generator=generator)
         items = (groups[:, None] * views + torch.arange(views)).flatten().to(z.device)
         return self._replay["latents"][items], replace(told, camera=self._replay["cameras"][items])
@@ -219,9 +225,9 @@ def average_over_ranks(tensors: Sequence[Tensor]) -> None:
 class VariationalScoreDistillation(VariationalGuidance):
     """G = w(t) (eps_hat(x_t, t, y) - eps_phi(x_t, t, c, y)) (ProlificDreamer, eq. 9).
 
-    The gradient flow of the KL divergence, at every noise level, between the distribution of the renders of all
+    The gradient flow of the KL divergence, at every timestep, between the distribution of the renders of all
     particles and the prior's. With phi at the score of a single point it is SDS; with an exact phi the particles keep
-    the prior's spread, which is why ordinary guidance scales do. The paper anneals the levels in two phases:
+    the prior's spread, which is why ordinary guidance scales do. The paper anneals the timesteps in two phases:
     ``t_max: {from: 0.98, to: 0.5, end: 5000, shape: step}``.
     """
 

@@ -34,7 +34,7 @@ class Eikonal(Loss):
         )
 
     needs = frozenset({"position"})
-    regularises = SignedDistanceField
+    applies_to = SignedDistanceField
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)

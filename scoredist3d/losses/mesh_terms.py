@@ -19,7 +19,7 @@ adjacency_of = FaceCache(edge_faces)
 class MeshLoss(Loss):
     """A term on the mesh that a rasteriser has shown. Lengths are in units of the object's radius."""
 
-    regularises = Surface
+    applies_to = Surface
 
     def __call__(self, render: Render, geometry: Geometry, step: int, rng: Rng) -> Tensor:
         """The term's value on ``render.mesh``; zero for a mesh without faces.

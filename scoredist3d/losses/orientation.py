@@ -26,13 +26,13 @@ class Orientation(Loss):
     class Config(Loss.Config):
         """No further options."""
 
-    needs = frozenset({"facing_away"})
+    needs = frozenset({"orientation"})
 
     def __call__(self, render: Render, geometry: Geometry, step: int, rng: Rng) -> Tensor:
         """The mean over rays with an opacity above 0.
 
         Raises:
-            ValueError: A render without ``facing_away``.
+            ValueError: A render without ``orientation``.
         """
         rays = (render.opacity > 0).sum().clamp_min(1)
-        return render.get("facing_away").sum() / rays
+        return render.get("orientation").sum() / rays

@@ -32,7 +32,7 @@ class SdfSignChange(Loss):
     class Config(Loss.Config):
         """No further options."""
 
-    regularises = GridSurface
+    applies_to = GridSurface
 
     def __call__(self, render: Render, geometry: Geometry, step: int, rng: Rng) -> Tensor:
         """The mean; zero where no sign changes.

@@ -59,7 +59,7 @@ class SketchShape(Loss):
         )
         points: int = option(4096, "Points per step.", ge=2, le=_POOL)
 
-    regularises = Field
+    applies_to = Field
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)

@@ -57,7 +57,7 @@ class Mixture:
 
 @register("prior", "gaussian-mixture", summary="Exact denoiser of a mixture of Gaussians, conditional on words.")
 class GaussianMixturePrior(Prior):
-    """Mixture of Gaussians with the exact prediction at every noise level.
+    """Mixture of Gaussians with the exact prediction at every timestep.
 
     With x_t = alpha x_0 + sigma eps and component k = N(m_k, s_k^2), the marginal of x_t is a mixture of
     N(alpha m_k, D_k), D_k = alpha^2 s_k^2 + sigma^2. With responsibilities r_k of the components given x_t,

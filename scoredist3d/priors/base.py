@@ -24,7 +24,7 @@ class Prediction:
         output: (B, C, h, w), what the network predicted.
         kind: What ``output`` is.
         x_t: (B, C, h, w), the network's input.
-        t: (B,), its level in [0, 1].
+        t: (B,), its timestep in [0, 1].
         schedule: Converts between the kinds.
     """
 
@@ -114,7 +114,7 @@ class Conditioning:
 
 
 @dataclass(frozen=True)
-class Branches:
+class CFGConditions:
     """The conditionings that guidance may combine, each of ``B`` items or of one item for all.
 
     Attributes:
@@ -138,7 +138,7 @@ class Branches:
 
 @dataclass(frozen=True)
 class AdapterPoints:
-    """Where a network can be adapted without touching its weights (see :mod:`scoredist3d.guidance.core.variational`).
+    """Where a network can be adapted without touching its weights (see :mod:`scoredist3d.guidance.core.score_models`).
 
     Attributes:
         network: The denoiser that :meth:`Prior.predict` calls.
@@ -166,7 +166,7 @@ class Prior(nn.Module, ABC):
         image_size: Side of the square images the model was trained on, pixels.
         takes_cameras: Whether the denoiser is conditioned on cameras.
         views: Images that the denoiser sees jointly; batches are multiples of it and such a group shares one noise
-            level.
+            timestep.
         vocabulary: Words the prior has learnt, where it has a limited and known set of them.
     """
 
@@ -201,7 +201,7 @@ class Prior(nn.Module, ABC):
 
     @abstractmethod
     def predict(self, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Prediction:
-        """The denoiser's output for (B, C, h, w) latents at levels ``t`` (B,)."""
+        """The denoiser's output for (B, C, h, w) latents at timesteps ``t`` (B,)."""
 
     def train(self, mode: bool = True) -> Self:
         """Stay in evaluation mode, whatever a parent module does."""
@@ -236,7 +236,7 @@ def vocabulary_of(entries: Iterable[str]) -> frozenset[str]:
     return frozenset(word for entry in entries for word in words_of(entry))
 
 
-def predict_branches(prior: Prior, x_t: Tensor, t: Tensor, conditionings: Sequence[Conditioning]) -> list[Prediction]:
+def predict_each(prior: Prior, x_t: Tensor, t: Tensor, conditionings: Sequence[Conditioning]) -> list[Prediction]:
     """The predictions at one (x_t, t) under several conditionings, from one batched forward pass."""
     batch, count = len(x_t), len(conditionings)
     joined = Conditioning.cat([conditioning.expand(batch) for conditioning in conditionings])
@@ -246,11 +246,11 @@ def predict_branches(prior: Prior, x_t: Tensor, t: Tensor, conditionings: Sequen
 
 
 def guided_prediction(
-    prior: Prior, x_t: Tensor, t: Tensor, branches: Branches, scale: float, *, rescale: float = 0.0
+    prior: Prior, x_t: Tensor, t: Tensor, conditions: CFGConditions, scale: float, *, rescale: float = 0.0
 ) -> Prediction:
-    """Classifier-free guidance, eps_u + scale (eps_c - eps_u), with one forward pass over the branches the scale needs.
+    """Classifier-free guidance, eps_u + scale (eps_c - eps_u), with one forward pass over the conditions the scale needs.
 
-    Scale 1 runs the positive branch alone and scale 0 the unconditional one. With ``branches.negatives`` the direction
+    Scale 1 runs the positive condition alone and scale 0 the unconditional one. With ``conditions.negatives`` the direction
     is Perp-Neg's (arXiv 2304.04968): e_pos + sum_i w_i perp(e_i, e_pos), each e relative to the unconditional
     prediction. All combinations have weights that sum to 1 at a fixed (x_t, t), so they are formed in the network's own
     parametrisation and mean the same in eps, x_0 and v.
@@ -259,28 +259,28 @@ def guided_prediction(
         prior: The denoiser.
         x_t: (B, C, h, w).
         t: (B,) in [0, 1].
-        branches: What to combine.
+        conditions: What to combine.
         scale: gamma in the meaning of diffusers.
         rescale: Share in [0, 1] of the guided x_0 that is scaled to the standard deviation of the positive branch's x_0
             (arXiv 2305.08891, section 3.4, in the x_0 form of MVDream), per group of jointly denoised views.
     """
     if scale == 0.0:
-        return predict_branches(prior, x_t, t, [branches.unconditional])[0]
-    if scale == 1.0 and not branches.negatives:
-        return predict_branches(prior, x_t, t, [branches.positive])[0]
-    return guided_and_unconditional(prior, x_t, t, branches, scale, rescale=rescale)[0]
+        return predict_each(prior, x_t, t, [conditions.unconditional])[0]
+    if scale == 1.0 and not conditions.negatives:
+        return predict_each(prior, x_t, t, [conditions.positive])[0]
+    return guided_and_unconditional(prior, x_t, t, conditions, scale, rescale=rescale)[0]
 
 
 def guided_and_unconditional(
-    prior: Prior, x_t: Tensor, t: Tensor, branches: Branches, scale: float, *, rescale: float = 0.0
+    prior: Prior, x_t: Tensor, t: Tensor, conditions: CFGConditions, scale: float, *, rescale: float = 0.0
 ) -> tuple[Prediction, Prediction]:
     """:func:`guided_prediction` at any scale and the unconditional branch it contains, from the same forward pass."""
-    negatives = [conditioning for conditioning, _ in branches.negatives]
-    conditionings = [branches.positive, branches.unconditional, *negatives]
-    positive, unconditional, *others = predict_branches(prior, x_t, t, conditionings)
+    negatives = [conditioning for conditioning, _ in conditions.negatives]
+    conditionings = [conditions.positive, conditions.unconditional, *negatives]
+    positive, unconditional, *others = predict_each(prior, x_t, t, conditionings)
     guided = unconditional.output + scale * (positive.output - unconditional.output)
     if others:
-        weights = [weights for _, weights in branches.negatives]
+        weights = [weights for _, weights in conditions.negatives]
         outputs = [other.output for other in others]
         guided = guided + scale * perp_neg(positive.output, outputs, weights, unconditional.output)
     prediction = positive.with_output(guided)

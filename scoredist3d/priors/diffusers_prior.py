@@ -35,7 +35,7 @@ class DiffusersPrior(Prior):
     ``class_embed_type: projection`` and 16 inputs is conditioned on cameras (see
     :func:`~scoredist3d.priors.camera_embedding.camera_embedding`), and is told zeros where no camera is given.
 
-    Latents, levels and predictions keep the caller's dtype; only the networks run in ``precision``, outside of
+    Latents, timesteps and predictions keep the caller's dtype; only the networks run in ``precision``, outside of
     autocast.
     """
 
@@ -172,7 +172,7 @@ class DiffusersPrior(Prior):
         with torch.autocast(x_t.device.type, enabled=False):
             output = self.unet(
                 x_t.to(self.dtype),
-                self.schedule.timestep(t),
+                self.schedule.model_timestep(t),
                 encoder_hidden_states=conditioning.text.to(self.dtype),
                 class_labels=camera,
                 return_dict=False,

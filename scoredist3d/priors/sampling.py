@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from scoredist3d.diffusion.schedule import solve_ode
-from scoredist3d.priors.base import Branches, Prior, guided_prediction
+from scoredist3d.priors.base import CFGConditions, Prior, guided_prediction
 
 
 @torch.no_grad()
 def sample(
     prior: Prior,
-    branches: Branches,
+    conditions: CFGConditions,
     *,
     steps: int = 25,
     scale: float = 5.0,
@@ -29,7 +29,7 @@ def sample(
 
     Args:
         prior: The model.
-        branches: What to sample; each holds one item, or one per image.
+        conditions: What to sample; each holds one item, or one per image.
         steps: Denoiser calls.
         scale: Guidance scale gamma, diffusers' meaning.
         generator: Draws the starting noise, on its own device.
@@ -40,10 +40,10 @@ def sample(
     Returns:
         (B, C, h, w) latents at the model's image size; ``prior.decode`` makes images of them.
     """
-    batch = len(branches.positive) if batch is None else batch
+    batch = len(conditions.positive) if batch is None else batch
     shape = (batch, *prior.latent_shape(prior.image_size, prior.image_size))
-    noise = torch.randn(shape, generator=generator, device=generator.device).to(branches.positive.text.device)
-    return _follow(prior, noise, prior.schedule.levels(steps), branches, scale, rescale, callback)
+    noise = torch.randn(shape, generator=generator, device=generator.device).to(conditions.positive.text.device)
+    return _follow(prior, noise, prior.schedule.timesteps(steps), conditions, scale, rescale, callback)
 
 
 @torch.no_grad()
@@ -51,27 +51,27 @@ def denoise(
     prior: Prior,
     x_t: Tensor,
     t: float,
-    branches: Branches,
+    conditions: CFGConditions,
     *,
     steps: int = 15,
     scale: float = 5.0,
     rescale: float = 0.0,
 ) -> Tensor:
-    """Continue from a noisy (B, C, h, w) latent at level ``t`` to a clean one."""
-    return _follow(prior, x_t, prior.schedule.levels(steps, start=t), branches, scale, rescale, None)
+    """Continue from a noisy (B, C, h, w) latent at timestep ``t`` to a clean one."""
+    return _follow(prior, x_t, prior.schedule.timesteps(steps, start=t), conditions, scale, rescale, None)
 
 
 def _follow(
     prior: Prior,
     x: Tensor,
-    levels: list[float],
-    branches: Branches,
+    timesteps: list[float],
+    conditions: CFGConditions,
     scale: float,
     rescale: float,
     callback: Callable[[int, float, Tensor, Tensor], None] | None,
 ) -> Tensor:
     def predict(x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        prediction = guided_prediction(prior, x_t, t, branches, scale, rescale=rescale)
+        prediction = guided_prediction(prior, x_t, t, conditions, scale, rescale=rescale)
         return prediction.eps, prior.limit_x0(prediction.x0)
 
-    return solve_ode(prior.schedule, predict, x, levels, callback=callback)
+    return solve_ode(prior.schedule, predict, x, timesteps, callback=callback)

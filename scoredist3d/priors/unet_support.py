@@ -25,7 +25,7 @@ _PROJECTED_CONDITIONS = {
     "ip_image_proj": "image embeddings (IP-Adapter)",
 }
 _CLASS_CONDITIONS = {
-    "timestep": "a low-resolution image and its noise level (a super-resolution stage of DeepFloyd IF)",
+    "timestep": "a low-resolution image and its timestep (a super-resolution stage of DeepFloyd IF)",
     "projection": "image embeddings (Stable unCLIP)",
 }
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from scoredist3d.cameras import Cameras
 from scoredist3d.config import ComponentConfig, option
-from scoredist3d.priors.base import Branches, Conditioning, Prior
+from scoredist3d.priors.base import CFGConditions, Conditioning, Prior
 from scoredist3d.prompts.debias import VIEW_WORDS, MaskedLanguageModel, debiased_prompts
 from scoredist3d.registry import register
 
@@ -43,7 +43,7 @@ class ExtraPrompt:
     arxiv="2209.14988",
 )
 class PromptProcessor:
-    """Makes the branches of a batch of cameras; the texts are embedded once, at the first call.
+    """Makes the conditions of a batch of cameras; the texts are embedded once, at the first call.
 
     A camera looking at the front (|azimuth| below the front threshold) sees "{prompt}, front view", one beyond 180
     degrees minus the back threshold "back view", one above the overhead threshold "overhead view", all others "side
@@ -164,7 +164,7 @@ class PromptProcessor:
             texts[name] = extra.text
         return texts
 
-    def __call__(self, cameras: Cameras | None = None, batch: int | None = None) -> Branches:
+    def __call__(self, cameras: Cameras | None = None, batch: int | None = None) -> CFGConditions:
         """The conditionings of a batch.
 
         Args:
@@ -183,14 +183,16 @@ class PromptProcessor:
         blocks = {name: first + index * (len(VIEWS) + 1) for index, name in enumerate(self.extra)}
         if cameras is None or not self.uses_view_words:
             extra = {name: fixed(row + len(VIEWS)) for name, row in blocks.items()}
-            return Branches(plain, unconditional, plain=plain, empty=empty, cameras=cameras, extra=extra)
+            return CFGConditions(plain, unconditional, plain=plain, empty=empty, cameras=cameras, extra=extra)
         view = self.view_indices(cameras).to(table.text.device)
         extra = {name: _with_camera(table[row + view], camera) for name, row in blocks.items()}
         if self.config.perp_neg:
             positive, negatives = self._perp_neg(cameras, table, camera)
-            return Branches(positive, unconditional, negatives, plain=plain, empty=empty, cameras=cameras, extra=extra)
+            return CFGConditions(
+                positive, unconditional, negatives, plain=plain, empty=empty, cameras=cameras, extra=extra
+            )
         positive = _with_camera(table[view], camera)
-        return Branches(positive, unconditional, plain=plain, empty=empty, cameras=cameras, extra=extra)
+        return CFGConditions(positive, unconditional, plain=plain, empty=empty, cameras=cameras, extra=extra)
 
     def embed(self, texts: Sequence[str]) -> Conditioning:
         """Embeddings of any texts without cameras, (len(texts), L, D); a text already seen is not encoded again."""

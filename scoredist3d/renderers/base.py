@@ -35,7 +35,7 @@ class Render:
         normal: (B, H, W, 3), unit world normals, zero where nothing is seen.
         position: (B, H, W, 3), the world point at ``depth``, not differentiated; means something where something is.
         depth_variance: (B, H, W, 1), sum_i w_i (t_i - depth)^2 / opacity over the samples of each ray, scene units^2.
-        facing_away: (B, H, W, 1), sum_i sg(w_i) max(0, n_i . v)^2, n_i the samples' outward normals and v the ray's
+        orientation: (B, H, W, 1), sum_i sg(w_i) max(0, n_i . v)^2, n_i the samples' outward normals and v the ray's
             direction: 0 where all that is seen faces the camera.
         distortion: (B, H, W, 1), sum_ij w_i w_j |t_i - t_j| / (2 radius) + sum_i w_i^2 dt_i / (6 radius), how far the
             weights are spread (mip-NeRF 360, arXiv 2111.12077, equation 15).
@@ -50,7 +50,7 @@ class Render:
     normal: Tensor | None = None
     position: Tensor | None = None
     depth_variance: Tensor | None = None
-    facing_away: Tensor | None = None
+    orientation: Tensor | None = None
     distortion: Tensor | None = None
     auxiliary: Mapping[str, Tensor] = field(default_factory=dict)
     mesh: SurfaceMesh | None = None
@@ -73,12 +73,12 @@ class Renderer(nn.Module, ABC):
     The three parts are used, not owned: they are no sub-modules, so their parameters appear once in the system's state.
 
     Attributes:
-        renders: The kind of geometry that it takes.
-        makes: Names of the maps of :class:`Render` that can be asked of it.
+        supports: The kind of geometry that it takes.
+        outputs: Names of the maps of :class:`Render` that can be asked of it.
     """
 
-    renders: type[Geometry] = Geometry  # type: ignore[type-abstract]
-    makes: frozenset[str] = frozenset({"normal"})
+    supports: type[Geometry] = Geometry  # type: ignore[type-abstract]
+    outputs: frozenset[str] = frozenset({"normal"})
 
     @dataclass
     class Config(ComponentConfig):
@@ -86,7 +86,7 @@ class Renderer(nn.Module, ABC):
 
     def __init__(self, config: Config, *, geometry: Geometry, material: Material, background: Background) -> None:
         super().__init__()
-        if not isinstance(geometry, self.renders):
+        if not isinstance(geometry, self.supports):
             raise ValueError(f"renderer.type: {type(self).__name__} cannot render {type(geometry).__name__}")
         if geometry.num_features != material.num_features:
             raise ValueError(
@@ -137,8 +137,8 @@ class Renderer(nn.Module, ABC):
         Raises:
             ValueError: ``needs`` names a map that this renderer does not make.
         """
-        if not needs <= self.makes:
-            lacking, known = (", ".join(sorted(names)) for names in (needs - self.makes, self.makes))
+        if not needs <= self.outputs:
+            lacking, known = (", ".join(sorted(names)) for names in (needs - self.outputs, self.outputs))
             raise ValueError(f"renderer.type: {type(self).__name__} makes no {lacking}, only {known or 'colour'}")
         render: Render = super().__call__(cameras, step=step, rng=rng, needs=needs)
         return render

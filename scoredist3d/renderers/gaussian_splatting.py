@@ -51,8 +51,8 @@ class GaussianSplatting(Renderer):
             "Implementation of projection and compositing; gsplat needs its package and compiles it at first use.",
         )
 
-    renders = GaussianCloud
-    makes = frozenset({"normal", "position", "depth_variance"})
+    supports = GaussianCloud
+    outputs = frozenset({"normal", "position", "depth_variance"})
 
     def __init__(self, config: Config, *, geometry: GaussianCloud, material: Material, background: Background) -> None:
         super().__init__(config, geometry=geometry, material=material, background=background)

@@ -63,8 +63,8 @@ class MeshRasterizer(Renderer):
             "auto", "Implementation of the rasteriser."
         )
 
-    renders = Surface
-    makes = frozenset({"normal", "position"})
+    supports = Surface
+    outputs = frozenset({"normal", "position"})
 
     def __init__(self, config: Config, *, geometry: Surface, material: Material, background: Background) -> None:
         super().__init__(config, geometry=geometry, material=material, background=background)

@@ -42,7 +42,7 @@ class NeuSRenderer(VolumeRenderer):
         cos_anneal_steps: int = option(1000, "Steps until only surfaces that face the camera count.", ge=0)
 
     config: Config
-    renders = SignedDistanceField
+    supports = SignedDistanceField
 
     def __init__(
         self,

@@ -144,8 +144,8 @@ class VolumeRenderer(Renderer):
             "auto", "Implementation of ray marching and compositing."
         )
 
-    renders: type[Field] = Field  # type: ignore[type-abstract]
-    makes = frozenset({"normal", "position", "depth_variance", "facing_away", "distortion"})
+    supports: type[Field] = Field  # type: ignore[type-abstract]
+    outputs = frozenset({"normal", "position", "depth_variance", "orientation", "distortion"})
 
     def __init__(
         self,
@@ -213,7 +213,7 @@ class VolumeRenderer(Renderer):
             normal=F.normalize(maps["normal"], dim=-1) if "normal" in needs else None,
             position=rays.origins + rays.directions * depth.detach() if "position" in needs else None,
             depth_variance=maps.get("depth_variance"),
-            facing_away=maps.get("facing_away"),
+            orientation=maps.get("orientation"),
             distortion=maps.get("distortion"),
             auxiliary={"interlevel": maps["interlevel"].mean()} if "interlevel" in maps else {},
         )
@@ -292,8 +292,8 @@ class VolumeRenderer(Renderer):
             maps["depth_variance"] = volume_maps.depth_variance(
                 weights, samples, depth, maps["opacity"], backend=backend
             )
-        if "facing_away" in needs and values.normal is not None and view_dirs is not None:
-            maps["facing_away"] = volume_maps.facing_away(weights, samples, values.normal, view_dirs, backend=backend)
+        if "orientation" in needs and values.normal is not None and view_dirs is not None:
+            maps["orientation"] = volume_maps.orientation(weights, samples, values.normal, view_dirs, backend=backend)
         if "distortion" in needs:
             maps["distortion"] = volume_maps.distortion(weights, samples, 2.0 * self.geometry.radius)
         if proposal is not None:
@@ -302,12 +302,12 @@ class VolumeRenderer(Renderer):
 
     def _needs_normal(self, request: _Request) -> bool:
         """Whether samples need normals."""
-        asked = not request.needs.isdisjoint({"normal", "facing_away"})
+        asked = not request.needs.isdisjoint({"normal", "orientation"})
         return asked or request.light is not None or self.material.needs_normal
 
     def _needs_view_dirs(self, request: _Request) -> bool:
         """Whether samples need the direction that they are seen along."""
-        return self.material.needs_view_dirs or "facing_away" in request.needs
+        return self.material.needs_view_dirs or "orientation" in request.needs
 
     def _place(self, rays: Rays, request: _Request) -> tuple[RaySamples, _Proposal | None]:
         """Where to look along rays, and what a proposal field has said about it, for its training."""

@@ -25,7 +25,7 @@ def depth_variance(
     return accumulate(weights, deviation.square(), samples, backend=backend) / opacity.clamp_min(1e-6)
 
 
-def facing_away(
+def orientation(
     weights: Tensor, samples: RaySamples, normals: Tensor, view_dirs: Tensor, *, backend: str = "auto"
 ) -> Tensor:
     """(R, 1): sum_i sg(w_i) max(0, n_i . v_i)^2 (Ref-NeRF, arXiv 2112.03907, equation 11).

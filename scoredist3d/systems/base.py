@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from scoredist3d import registry
 from scoredist3d.config import ComponentConfig, component
 from scoredist3d.guidance.core.base import Guidance
-from scoredist3d.priors.base import Branches
+from scoredist3d.priors.base import CFGConditions
 from scoredist3d.seeding import Rng
 from scoredist3d.systems.optimizer import OptimizerConfig
 
@@ -104,7 +104,7 @@ class System(nn.Module, ABC):
         """Whether parameters may change their sizes while training."""
         return False
 
-    def start_from(self, state: Mapping[str, Any], system: Any = None) -> None:
+    def init_from(self, state: Mapping[str, Any], system: Any = None) -> None:
         """Take over the representation of another run: its ``state_dict`` and its ``system`` block.
 
         Raises:
@@ -171,9 +171,9 @@ class GuidedSystem(System):
             extra=self.guidance.extra_prompts(prompt),
         )
 
-    def guide(self, latents: Tensor, branches: Branches, step: int, rng: Rng, **extras: Any) -> TrainingStep:
+    def guide(self, latents: Tensor, conditions: CFGConditions, step: int, rng: Rng, **extras: Any) -> TrainingStep:
         """The guidance's loss and its log entries; ``extras`` as in the guidance's call."""
-        output = self.guidance(latents, branches, step, rng, **extras)
+        output = self.guidance(latents, conditions, step, rng, **extras)
         config: Any = self.config
         weight = config.guidance.weight(step)
         scalars: dict[str, Tensor | float] = {f"guidance/{key}": value for key, value in output.diagnostics.items()}

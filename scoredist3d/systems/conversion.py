@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from scoredist3d import registry
 from scoredist3d.config import ComponentConfig, option
 from scoredist3d.config.validation import dump
-from scoredist3d.geometry.base import Start, fits
+from scoredist3d.geometry.base import GeometryInit, fits
 from scoredist3d.meshes.isosurface_extraction import find_surface
 from scoredist3d.meshes.mesh import drop_small_components, topology
 from scoredist3d.seeding import Rng
@@ -76,7 +76,7 @@ def _start_geometry(source: Scene, target: Scene, config: ConversionConfig, rng:
     def features(points: Tensor) -> Tensor:
         return target.material.features_of(shape.channels(points))
 
-    said = target.geometry.start_from(Start(mesh=mesh, features=features, shape=shape), rng)
+    said = target.geometry.init_from(GeometryInit(mesh=mesh, features=features, shape=shape), rng)
     return [*lines, said] if said else lines
 
 

@@ -81,9 +81,9 @@ class TextTo2D(GuidedSystem):
         if self.guidance.needs_source:
             # The same draw of the encoder's, so that only what was changed differs.
             source = self.canvas.source(self.prior, index, rng("encode", step, device))
-        branches = self.prompts(self._cameras(len(index)), batch=len(index))
+        conditions = self.prompts(self._cameras(len(index)), batch=len(index))
         rgb = self.canvas.pixels(self.prior, index)
-        return self.guide(latents, branches, step, rng, rgb=rgb, particles=drawn.tolist(), source=source)
+        return self.guide(latents, conditions, step, rng, rgb=rgb, particles=drawn.tolist(), source=source)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """One group, ``canvas``."""

@@ -69,7 +69,7 @@ class TextTo3D(GuidedSystem):
                 )
             elif self.geometry is not None and self.renderer is not None:
                 shown: Any = registry.entry_of(self.renderer).cls
-                if not issubclass(registry.entry_of(self.geometry).cls, shown.renders):
+                if not issubclass(registry.entry_of(self.geometry).cls, shown.supports):
                     problems.append(
                         f"renderer.type: {self.renderer.type} cannot render {self.geometry.type}; "
                         f"use {_renderers_of(self.geometry)}"
@@ -93,12 +93,12 @@ class TextTo3D(GuidedSystem):
                 term: Any = registry.entry_of(block).cls
                 if block.weight == Schedule.constant(0.0):  # type: ignore[attr-defined]
                     continue
-                if not issubclass(registry.entry_of(self.geometry).cls, term.regularises):
+                if not issubclass(registry.entry_of(self.geometry).cls, term.applies_to):
                     problems.append(
-                        f"loss.{name}: the term is for a {term.regularises.__name__}, which {self.geometry.type} "
+                        f"loss.{name}: the term is for a {term.applies_to.__name__}, which {self.geometry.type} "
                         f"is not; set system.loss.{name}=null"
                     )
-                for lacking in sorted(term.needs - renderer.makes):
+                for lacking in sorted(term.needs - renderer.outputs):
                     problems.append(
                         f"loss.{name}: the term needs {lacking}, which the renderer {self.renderer.type} does not "
                         f"make; set system.loss.{name}=null"
@@ -171,7 +171,7 @@ class TextTo3D(GuidedSystem):
         """``geometry.*``, ``material``, ``background`` and ``renderer`` groups, each over all scenes."""
         return merged_groups([group for scene in self.scenes for group in scene.parameter_groups()])  # type: ignore[operator]
 
-    def start_from(self, state: Mapping[str, Any], system: Any = None) -> None:
+    def init_from(self, state: Mapping[str, Any], system: Any = None) -> None:
         """Take over the first scene of another run, in every scene.
 
         Args:
@@ -345,7 +345,7 @@ def _renderers_of(geometry: ComponentConfig) -> str:
 
 def _renders(name: str) -> type:
     renderer: Any = registry.lookup("renderer", name).cls
-    kind: type = renderer.renders
+    kind: type = renderer.supports
     return kind
 
 

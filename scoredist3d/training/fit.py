@@ -27,7 +27,7 @@ from scoredist3d.training.outputs import save_preview
 
 
 @dataclass(frozen=True)
-class Place:
+class RankContext:
     """This process among those of the run.
 
     Attributes:
@@ -65,7 +65,7 @@ class FitResult:
     interrupted: bool
 
 
-def build_system(config: ExperimentConfig, place: Place) -> System:
+def build_system(config: ExperimentConfig, place: RankContext) -> System:
     """Construct prior, camera sampler and system, on the CPU."""
     cameras = build_component(config.data, world_size=place.devices.world_size * config.trainer.accumulate)
     system: System = build_component(
@@ -84,7 +84,7 @@ def start_of(config: ExperimentConfig) -> str | None:
     return getattr(config.system, "init_from", None)
 
 
-def begin(system: System, config: ExperimentConfig, place: Place, *, resumed: bool) -> None:
+def begin(system: System, config: ExperimentConfig, place: RankContext, *, resumed: bool) -> None:
     """What comes between building a system and its first step: checks, and the start from another run.
 
     Raises:
@@ -98,14 +98,14 @@ def begin(system: System, config: ExperimentConfig, place: Place, *, resumed: bo
     folder, checkpoint = find_run(start)
     source = load_experiment([folder.resolved_config])
     system.to_device(place.device)
-    system.start_from(read_checkpoint(checkpoint)["state_dict"], source.system)
+    system.init_from(read_checkpoint(checkpoint)["state_dict"], source.system)
 
 
 def fit(
     system: System,
     config: ExperimentConfig,
     folder: RunFolder,
-    place: Place,
+    place: RankContext,
     console: Console,
     guard: InterruptGuard,
     *,
@@ -175,7 +175,7 @@ def _leave_group(*, failed: bool) -> None:
         torch.distributed.destroy_process_group()
 
 
-def _check_growth(system: System, config: ExperimentConfig, place: Place) -> None:
+def _check_growth(system: System, config: ExperimentConfig, place: RankContext) -> None:
     """Where elements come and go by their gradients, there must be one process, and gradients of a known scale."""
     if not system.grows:
         return
@@ -196,7 +196,7 @@ def _check_growth(system: System, config: ExperimentConfig, place: Place) -> Non
         )
 
 
-def _trainer_options(system: System, config: ExperimentConfig, folder: RunFolder, place: Place) -> dict[str, Any]:
+def _trainer_options(system: System, config: ExperimentConfig, folder: RunFolder, place: RankContext) -> dict[str, Any]:
     from pytorch_lightning.strategies import DDPStrategy
 
     from scoredist3d.training.lightning_plugins import AtomicCheckpointIO, LocalRanks

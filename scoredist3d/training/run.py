@@ -24,7 +24,7 @@ from scoredist3d.training.announcement import announce
 from scoredist3d.training.checkpoint import checkpoint_step, kept_checkpoints, load_weights, read_checkpoint, step_of
 from scoredist3d.training.console import Console, StageClock, log_to
 from scoredist3d.training.distributed import Devices, DeviceSpec, Workers
-from scoredist3d.training.fit import Place, begin, build_system, fit, import_lightning, start_of
+from scoredist3d.training.fit import RankContext, begin, build_system, fit, import_lightning, start_of
 from scoredist3d.training.folder import RunFolder, find_run, slug
 from scoredist3d.training.interrupt import InterruptGuard
 from scoredist3d.training.outputs import (
@@ -105,7 +105,7 @@ def run_training(
         KeyboardInterrupt: Interrupted outside of the optimisation, after saying how to go on.
     """
     console, clock = console or Console(), StageClock()
-    place = Place(Devices.parse(devices))
+    place = RankContext(Devices.parse(devices))
     check_precision(config, devices)
     found = find_run(resume) if resume is not None else None
     if found is None:
@@ -208,7 +208,7 @@ def _evaluation(
         console.say(f"{what} {path} ({where.describe()})")
         with clock.stage("start-up"):
             state = read_checkpoint(path)
-            system = build_system(config, Place(where))
+            system = build_system(config, RankContext(where))
             load_weights(system, state["state_dict"])
             system.to_device(torch.device(where.first))
             system.restore_step(state["global_step"])
@@ -220,7 +220,7 @@ def _evaluation(
 
 
 def _optimise(
-    session: Session, place: Place, console: Console, guard: InterruptGuard, checkpoint: Path | None
+    session: Session, place: RankContext, console: Console, guard: InterruptGuard, checkpoint: Path | None
 ) -> RunResult:
     """Build the system and train it; it is then on the first device."""
     config, folder, clock = session.config, session.folder, session.clock
@@ -232,7 +232,7 @@ def _optimise(
     with Workers(place.devices, folder.root, to_yaml(config), checkpoint, lost) as workers:
         with clock.stage("start-up"):
             import_lightning()
-            place = Place(place.devices, port=workers.port)
+            place = RankContext(place.devices, port=workers.port)
             system = _new_system(session, place, resumed=checkpoint is not None)
         guard.graceful = True
         with clock.stage("training"):
@@ -247,7 +247,7 @@ def _optimise(
     return result
 
 
-def _new_system(session: Session, place: Place, *, resumed: bool) -> System:
+def _new_system(session: Session, place: RankContext, *, resumed: bool) -> System:
     """The system before its first step; a run that cannot begin leaves no folder behind.
 
     Raises:

@@ -27,7 +27,7 @@ def main() -> None:
     from scoredist3d.config.validation import load_experiment
     from scoredist3d.training.console import Console
     from scoredist3d.training.distributed import Devices, end_with_parent
-    from scoredist3d.training.fit import Place, begin, build_system, fit
+    from scoredist3d.training.fit import RankContext, begin, build_system, fit
     from scoredist3d.training.folder import RunFolder
     from scoredist3d.training.interrupt import InterruptGuard
 
@@ -38,7 +38,7 @@ def main() -> None:
     folder = RunFolder(options.folder)
     config = load_experiment([options.config])
     spec = options.devices if options.devices.startswith("cpu") else [int(i) for i in options.devices.split(",")]
-    place = Place(Devices.parse(spec), options.rank, options.port)
+    place = RankContext(Devices.parse(spec), options.rank, options.port)
     console = Console(quiet=True)
     guard = InterruptGuard(console.say, active=False)
     system = build_system(config, place)

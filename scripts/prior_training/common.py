@@ -64,7 +64,7 @@ class Stage:
         total: Steps of the whole stage.
         work: Folder of the states.
         peak_lr: Highest learning rate.
-        generator: Source of batches, noise and levels; its position is saved, so that a resumed stage goes on drawing.
+        generator: Source of batches, noise and timesteps; its position is saved, so that a resumed stage goes on drawing.
     """
 
     name: str

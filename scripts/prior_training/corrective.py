@@ -13,7 +13,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
-from scoredist3d.priors import Branches, Conditioning, Prior, sample
+from scoredist3d.priors import CFGConditions, Conditioning, Prior, sample
 from scoredist3d.procedural import render_objects, sample_objects
 
 from .common import Ema, learning_rate
@@ -33,9 +33,9 @@ class Recipe:
     Attributes:
         steps, batch, lr, ema: Adam at this rate, falling over the second half; the decay of the average that is kept.
         width, depth: Of the network.
-        t_min, t_max: Levels, drawn uniformly.
-        balance: Divide the error at each level by that of the identity there, so that the small errors of low
-            levels count as much as the large ones of high levels.
+        t_min, t_max: Timesteps, drawn uniformly.
+        balance: Divide the error at each timestep by that of the identity there, so that the small errors of low
+            timesteps count as much as the large ones of high timesteps.
         latents, holdout: Clean latents to learn from, and others to measure on.
         evaluations: Number of measurements, evenly spaced.
         knee, patience: Stop when the last ``patience`` measurements won less than this share of all that has been won.
@@ -106,8 +106,8 @@ def sampled_latents(
         cameras = training_cameras(size, prior.image_size, generator, device) if prior.takes_cameras else None
         chosen = torch.randint(0, len(prompts), (size,), generator=generator, device=device).tolist()
         unconditional = prior.embed([""] * size, cameras)
-        branches = Branches(prior.embed([prompts[index] for index in chosen], cameras), unconditional)
-        z = sample(prior, branches, steps=steps, scale=scale, generator=generator)
+        conditions = CFGConditions(prior.embed([prompts[index] for index in chosen], cameras), unconditional)
+        z = sample(prior, conditions, steps=steps, scale=scale, generator=generator)
         parts.append((z.float(), unconditional))
     return CleanLatents(torch.cat([z for z, _ in parts]), Conditioning.cat([c for _, c in parts]))
 
@@ -147,7 +147,7 @@ class Holdout:
     """Fixed targets to measure on.
 
     Attributes:
-        z, t, target: (N, C, h, w) latents, (N,) levels and predictions from one draw of the noise.
+        z, t, target: (N, C, h, w) latents, (N,) timesteps and predictions from one draw of the noise.
         floor: (BINS,), mean square of the target around its mean over the noise: no network that sees z alone has less.
         identity: (BINS,), error of b(z, t) = z.
     """
@@ -161,15 +161,18 @@ class Holdout:
 
     @classmethod
     def make(cls, prior: Prior, clean: CleanLatents, recipe: Recipe, generator: torch.Generator) -> Holdout:
-        """Levels evenly over the bins; two draws of the noise give the floor."""
+        """Timesteps evenly over the bins; two draws of the noise give the floor."""
         count = len(clean.z)
         share = (torch.arange(count, device=clean.z.device) + 0.5) / count
-        t = prior.schedule.snap(recipe.t_min + (recipe.t_max - recipe.t_min) * share.to(clean.z.dtype))
+        t = prior.schedule.quantize(recipe.t_min + (recipe.t_max - recipe.t_min) * share.to(clean.z.dtype))
         bin_ = bins(t, recipe)
         parts = [clean[index] for index in torch.arange(count, device=clean.z.device).split(CHUNK)]
         first, second = (
             torch.cat(
-                [one_step(prior, part, level, generator) for part, level in zip(parts, t.split(CHUNK), strict=True)]
+                [
+                    one_step(prior, part, timestep, generator)
+                    for part, timestep in zip(parts, t.split(CHUNK), strict=True)
+                ]
             )
             for _ in range(2)
         )
@@ -238,7 +241,7 @@ def fit(
             raise FloatingPointError(f"held-out loss {values[-1]} at step {step}: lower --lr")
         if values[-1] <= min(values):
             best = copy.deepcopy(ema.module)
-        note(f"{step}/{recipe.steps} held-out {values[-1]:.4f}, by level {compact(measured)}")
+        note(f"{step}/{recipe.steps} held-out {values[-1]:.4f}, by timestep {compact(measured)}")
         if at_knee(values, recipe):
             note(f"knee reached at step {step}")
             break
@@ -250,7 +253,7 @@ def fit(
 def batches(
     prior: Prior, clean: CleanLatents, recipe: Recipe, generator: torch.Generator
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Clean latents, levels and targets of a batch, for ever."""
+    """Clean latents, timesteps and targets of a batch, for ever."""
     device = clean.z.device
 
     def pick(count: int, among: int) -> Tensor:
@@ -259,7 +262,7 @@ def batches(
     def draw(count: int) -> tuple[Tensor, Tensor, Tensor]:
         chosen = clean[pick(count, len(clean.z))]
         share = torch.rand(count, generator=generator, device=device, dtype=clean.z.dtype)
-        t = prior.schedule.snap(recipe.t_min + (recipe.t_max - recipe.t_min) * share)
+        t = prior.schedule.quantize(recipe.t_min + (recipe.t_max - recipe.t_min) * share)
         return chosen.z, t, one_step(prior, chosen, t, generator)
 
     if not recipe.targets:
@@ -272,13 +275,13 @@ def batches(
 
 
 def bins(t: Tensor, recipe: Recipe) -> Tensor:
-    """(N,) indices of the levels' bins."""
+    """(N,) indices of the timesteps' bins."""
     share = (t - recipe.t_min) / max(recipe.t_max - recipe.t_min, 1e-6)
     return (BINS * share).long().clamp(0, BINS - 1)
 
 
 def balance(holdout: Holdout, recipe: Recipe) -> Tensor:
-    """(BINS,) weights of the levels' errors."""
+    """(BINS,) weights of the timesteps' errors."""
     if not recipe.balance:
         return torch.ones_like(holdout.identity)
     return 1.0 / holdout.identity.clamp_min(1e-3 * holdout.identity.max())

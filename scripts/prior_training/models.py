@@ -18,7 +18,7 @@ from scoredist3d.procedural import lexicon
 
 IMAGE_SIZE = 64
 LATENT_STD = 0.5
-"""Latents are scaled to this standard deviation: half the usual one shifts every noise level by -6 dB, so that text
+"""Latents are scaled to this standard deviation: half the usual one shifts every timestep by -6 dB, so that text
 acts over 44 % of the time axis of the standard schedule instead of 15 %."""
 
 

@@ -41,8 +41,8 @@ def corrupt(image: Tensor, vae: AutoencoderKL, generator: torch.Generator) -> Te
     image = torch.where(chance[0] < 0.5, decoded.clamp(0, 1).to(image.dtype), image)
     soft = functional.avg_pool2d(functional.pad(image, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
     image = torch.where(chance[1] < 0.3, soft, image)
-    level = 0.08 * torch.rand(len(image), 1, 1, 1, generator=generator, device=device) * (chance[2] < 0.5)
-    return (image + level * torch.randn(image.shape, generator=generator, device=device)).clamp(0, 1)
+    timestep = 0.08 * torch.rand(len(image), 1, 1, 1, generator=generator, device=device) * (chance[2] < 0.5)
+    return (image + timestep * torch.randn(image.shape, generator=generator, device=device)).clamp(0, 1)
 
 
 def train_probe(

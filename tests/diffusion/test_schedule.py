@@ -45,7 +45,7 @@ def test_tables_and_add_noise_agree_with_diffusers(name, reference):
     t = torch.arange(n, dtype=torch.float64) / n
     # diffusers accumulates the product in float32: 1000 factors, so up to a few hundred roundings of 6e-8.
     torch.testing.assert_close(ours.alpha(t) ** 2, scheduler.alphas_cumprod.double(), rtol=2e-4, atol=2e-6)
-    assert torch.equal(ours.timestep(t), torch.arange(n))
+    assert torch.equal(ours.model_timestep(t), torch.arange(n))
     z, eps = draws()
     steps = torch.tensor([0, n // 3, n // 2, n - 1])
     expected = scheduler.add_noise(z, eps, steps)
@@ -78,7 +78,7 @@ def test_known_values_of_stable_diffusion():
 @pytest.mark.parametrize("name", CONFIGS)
 def test_step_and_predicted_image_agree_with_ddim(name, kind):
     if name == "zero-snr" and kind == "epsilon":
-        pytest.skip("an eps model says nothing about x_0 at the level without signal")
+        pytest.skip("an eps model says nothing about x_0 at the timestep without signal")
     scheduler = DDIMScheduler(**CONFIGS[name], prediction_type=kind)
     ours = NoiseSchedule.from_config(scheduler.config)
     n = ours.num_train_timesteps
@@ -110,16 +110,16 @@ def test_final_level_is_that_of_a_ddim_scheduler_of_the_same_configuration(name,
     scheduler = CHAINS[name]
     config = scheduler.config if loaded else json.loads(scheduler.to_json_string())  # scheduler_config.json
     ours = NoiseSchedule.from_config(config)
-    final = ours.alpha(torch.tensor([ours.final_level], dtype=torch.float64)).item() ** 2
+    final = ours.alpha(torch.tensor([ours.final_timestep], dtype=torch.float64)).item() ** 2
     for reference, end in ((DDIMScheduler, "final_alpha_cumprod"), (DDIMInverseScheduler, "initial_alpha_cumprod")):
         expected = getattr(reference.from_config(config), end).item()
         assert final == pytest.approx(expected, abs=1e-6)
-        assert (ours.final_level == CLEAN) == (expected == 1.0)
+        assert (ours.final_timestep == CLEAN) == (expected == 1.0)
 
 
 def test_final_level_of_stable_diffusion_is_the_lowest_and_a_flow_ends_clean():
-    assert VPSchedule.stable_diffusion().final_level == 0.0
-    assert FlowSchedule().final_level == CLEAN
+    assert VPSchedule.stable_diffusion().final_timestep == 0.0
+    assert FlowSchedule().final_timestep == CLEAN
 
 
 def test_ancestral_step_agrees_with_ddim():
@@ -143,13 +143,13 @@ def test_levels_are_diffusers_trailing_timesteps(steps, prediction_type):
     scheduler = DDIMScheduler(**SD, timestep_spacing="trailing", prediction_type=prediction_type)
     scheduler.set_timesteps(steps)
     ours = NoiseSchedule.from_config(scheduler.config)
-    levels = ours.levels(steps)
-    assert levels[-1] == CLEAN and len(levels) == steps + 1
-    assert ours.timestep(torch.tensor(levels[:-1])).tolist() == scheduler.timesteps.tolist()
+    timesteps = ours.timesteps(steps)
+    assert timesteps[-1] == CLEAN and len(timesteps) == steps + 1
+    assert ours.model_timestep(torch.tensor(timesteps[:-1])).tolist() == scheduler.timesteps.tolist()
 
 
 def test_sampling_trajectory_equals_ddim_in_float64():
-    # DDIM on the exact denoiser of N(m, s^2): with set_alpha_to_one the end is our clean level.
+    # DDIM on the exact denoiser of N(m, s^2): with set_alpha_to_one the end is our clean timestep.
     scheduler = DDIMScheduler(**SD, timestep_spacing="trailing", set_alpha_to_one=True)
     ours = VPSchedule.stable_diffusion()
     scheduler.alphas_cumprod = ours.alpha(torch.arange(1000, dtype=torch.float64) / 1000) ** 2
@@ -167,7 +167,7 @@ def test_sampling_trajectory_equals_ddim_in_float64():
 
     x, _ = draws(3, torch.float64)
     trail = []
-    end = solve_ode(ours, predict, x, ours.levels(20), callback=lambda i, t, x, x0: trail.append((x, x0)))
+    end = solve_ode(ours, predict, x, ours.timesteps(20), callback=lambda i, t, x, x0: trail.append((x, x0)))
     y = x
     for index, timestep in enumerate(scheduler.timesteps):
         out = scheduler.step(eps_of(y, torch.full((3,), timestep / 1000.0, dtype=torch.float64)), timestep, y)
@@ -188,8 +188,8 @@ def test_inversion_undoes_sampling_as_steps_grow():
 
     errors = []
     for steps in (10, 40, 160):
-        up = list(reversed(ours.levels(steps, start=0.9)))
-        back = solve_ode(ours, predict, solve_ode(ours, predict, z, up), ours.levels(steps, start=0.9))
+        up = list(reversed(ours.timesteps(steps, start=0.9)))
+        back = solve_ode(ours, predict, solve_ode(ours, predict, z, up), ours.timesteps(steps, start=0.9))
         errors.append((back - z).abs().max().item())
     assert errors[2] < errors[1] / 2 < errors[0] / 4
     assert errors[2] < 0.1 * z.abs().max()
@@ -203,8 +203,8 @@ def test_flow_agrees_with_diffusers(shift):
     # The scheduler's training table holds k = 1000..1 after the shift.
     t = torch.arange(1000, 0, -1, dtype=torch.float64) / 1000
     torch.testing.assert_close(ours.sigma(t), scheduler.sigmas.double(), rtol=1e-6, atol=1e-7)
-    torch.testing.assert_close(ours.timestep(t), scheduler.timesteps.double(), rtol=1e-6, atol=1e-4)
-    assert torch.equal(ours.snap(t), t)
+    torch.testing.assert_close(ours.model_timestep(t), scheduler.timesteps.double(), rtol=1e-6, atol=1e-4)
+    assert torch.equal(ours.quantize(t), t)
     z, eps = draws(4)
     picked = scheduler.timesteps[[0, 300, 700, 999]]
     torch.testing.assert_close(
@@ -228,7 +228,7 @@ def test_flow_trajectory_is_the_euler_trajectory(shift):
     def predict(x, t):
         return ours.to_eps(velocity(x), x, t), ours.to_x0(velocity(x), x, t)
 
-    end = solve_ode(ours, predict, x, ours.levels(8))
+    end = solve_ode(ours, predict, x, ours.timesteps(8))
     y = x
     for timestep in scheduler.timesteps:
         y = scheduler.step(velocity(y), timestep, y).prev_sample
@@ -277,10 +277,10 @@ def test_times_snap_to_timesteps_in_every_dtype():
     schedule = VPSchedule.stable_diffusion()
     for dtype in (torch.float32, torch.float64):
         t = torch.arange(1000, dtype=dtype) / 1000
-        assert torch.equal(schedule.timestep(t), torch.arange(1000))
-        assert torch.equal(schedule.snap(t + 3e-4), t)
+        assert torch.equal(schedule.model_timestep(t), torch.arange(1000))
+        assert torch.equal(schedule.quantize(t + 3e-4), t)
         assert schedule.alpha(t).dtype == dtype
-    assert schedule.timestep(torch.tensor([0.5])).item() == 500
+    assert schedule.model_timestep(torch.tensor([0.5])).item() == 500
     assert schedule.log_snr(torch.tensor([0.2, 0.8], dtype=torch.float64)).diff().item() < 0
 
 
@@ -292,7 +292,7 @@ def test_bad_configurations_are_named():
     with pytest.raises(ValueError, match="positive"):
         FlowSchedule(0.0)
     with pytest.raises(ValueError, match="at least one step"):
-        VPSchedule.stable_diffusion().levels(0)
+        VPSchedule.stable_diffusion().timesteps(0)
 
 
 @pytest.mark.parametrize(
@@ -308,7 +308,7 @@ def test_ancestral_variance_is_that_of_the_forward_chain(schedule: NoiseSchedule
     posterior = sigma_s**2 - (k * sigma_s**2) ** 2 / (k**2 * sigma_s**2 + v)
     assert torch.all(v > 0)
     torch.testing.assert_close(schedule.ddim_variance(t, s), posterior, rtol=1e-9, atol=1e-12)
-    # An ancestral step keeps the noise that belongs to its level.
+    # An ancestral step keeps the noise that belongs to its timestep.
     eps, noise = torch.randn(2, 1, 100_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     x0 = torch.zeros_like(eps)
     stepped = schedule.ddim_step(eps, x0, t, s, eta=1.0, noise=noise)
@@ -318,6 +318,6 @@ def test_ancestral_variance_is_that_of_the_forward_chain(schedule: NoiseSchedule
 @pytest.mark.parametrize("steps", [4, 10, 15])
 @pytest.mark.parametrize("start", [0.0, 0.002, 0.006])
 def test_trajectories_from_low_levels_stay_on_the_chain(steps: int, start: float) -> None:
-    levels = VPSchedule.stable_diffusion().levels(steps, start)
-    assert len(levels) == steps + 1 and levels[-1] == CLEAN
-    assert all(0.0 <= later <= level <= start for level, later in pairwise(levels[:-1]))
+    timesteps = VPSchedule.stable_diffusion().timesteps(steps, start)
+    assert len(timesteps) == steps + 1 and timesteps[-1] == CLEAN
+    assert all(0.0 <= later <= timestep <= start for timestep, later in pairwise(timesteps[:-1]))

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from scoredist3d import registry
 from scoredist3d.config.validation import load_experiment, parse_component
-from scoredist3d.geometry.base import Start
+from scoredist3d.geometry.base import GeometryInit
 from scoredist3d.geometry.textured_mesh import TexturedMesh
 from scoredist3d.seeding import Rng
 from scoredist3d.systems.scene import Scene, SceneShape
@@ -60,8 +60,8 @@ def scene(geometry, material, **options):
     made = Scene(*(parse_component(kind, one) for kind, one in blocks.items()), rng=Rng(), prior=AveragePrior())
     if isinstance(made.geometry, TexturedMesh):
         mesh = icosphere(0.5, 2)
-        made.geometry.start_from(
-            Start(mesh, features=lambda points: _features(points, made.material.num_features)), Rng()
+        made.geometry.init_from(
+            GeometryInit(mesh, features=lambda points: _features(points, made.material.num_features)), Rng()
         )
     return made
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from scoredist3d.config import ConfigError
 from scoredist3d.config.validation import parse_component
-from scoredist3d.geometry.base import Start
+from scoredist3d.geometry.base import GeometryInit
 from scoredist3d.materials.base import logit
 from scoredist3d.meshes.mesh import Mesh, topology
 from scoredist3d.ops.mesh.distance import signed_distance
@@ -140,7 +140,7 @@ def test_features_alone():
     renderer, cameras = renderer_of(geometry), around(6, size=48)
     goal = surface()
     mesh = icosphere(0.5)
-    goal.start_from(Start(mesh, features=look), Rng())
+    goal.init_from(GeometryInit(mesh, features=look), Rng())
     target = renderer_of(goal)(cameras, step=0).rgb.detach()
     optimizer = torch.optim.Adam(geometry.texture.parameters(), lr=0.03)
     first = geometry().faces
@@ -168,7 +168,7 @@ def test_start_from_another_object(kind, source):
     for parameter in geometry.shape_parameters():
         torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(1))
     start = cube(0.45)
-    said = geometry.start_from(Start(Mesh(start.vertices, start.faces), features=look), Rng(2))
+    said = geometry.init_from(GeometryInit(Mesh(start.vertices, start.faces), features=look), Rng(2))
     assert "faces" in said and "features" in said
     mesh = geometry.surface()
     points = torch.from_numpy(mesh.vertices)
@@ -185,10 +185,10 @@ def test_what_cannot_be_started_from():
     geometry = surface()
     nothing = Mesh(np.zeros((0, 3), np.float32), np.zeros((0, 3), np.int64))
     with pytest.raises(ValueError, match="without faces"):
-        geometry.start_from(Start(nothing), Rng())
+        geometry.init_from(GeometryInit(nothing), Rng())
     away = icosphere(0.2)
     with pytest.raises(ValueError, match="holds nothing"):
-        geometry.start_from(Start(Mesh(away.vertices + 5.0, away.faces)), Rng())
+        geometry.init_from(GeometryInit(Mesh(away.vertices + 5.0, away.faces)), Rng())
 
 
 @pytest.mark.parametrize("source", SOURCES)
@@ -221,7 +221,7 @@ def test_density_says_where_the_surface_is():
 @pytest.mark.parametrize("kind", KINDS)
 def test_round_trip(kind, source):
     geometry = surface(kind, sdf_source=source)
-    geometry.start_from(Start(cube(0.45), features=look), Rng())
+    geometry.init_from(GeometryInit(cube(0.45), features=look), Rng())
     fresh = surface(kind, sdf_source=source)
     fresh.surface()  # what is kept must not outlive its parameters
     load_weights(fresh, geometry.state_dict())

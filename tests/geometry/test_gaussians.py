@@ -16,7 +16,7 @@ from torch import Tensor
 from scoredist3d import registry
 from scoredist3d.config.fields import ConfigError
 from scoredist3d.config.validation import parse_component
-from scoredist3d.geometry.base import GaussianSet, Start, prepare_loading
+from scoredist3d.geometry.base import GaussianSet, GeometryInit, prepare_loading
 from scoredist3d.geometry.gaussians.density_control import DensifyConfig, choose_growth, resize_rows, split_means
 from scoredist3d.geometry.gaussians.field import GaussianField
 from scoredist3d.geometry.gaussians.model import Gaussians
@@ -123,7 +123,7 @@ def test_a_start_on_a_surface_is_flat_and_aligned():
     def features(points: Tensor) -> Tensor:
         return 10 * points
 
-    said = geometry.start_from(Start(mesh, features), Rng(3))
+    said = geometry.init_from(GeometryInit(mesh, features), Rng(3))
     assert "4,000 Gaussians" in said
     cloud = geometry()
     radial = torch.nn.functional.normalize(cloud.means, dim=-1)
@@ -141,7 +141,7 @@ def test_a_start_on_a_surface_is_flat_and_aligned():
 
 def test_further_gaussians_around_a_surface():
     geometry = gaussians(num_points=1000, surface={"around": 0.5, "distance": 0.1})
-    geometry.start_from(Start(icosphere(0.6), lambda points: points), Rng())
+    geometry.init_from(GeometryInit(icosphere(0.6), lambda points: points), Rng())
     assert len(geometry) == 1500
     away = (geometry.means.detach().norm(dim=-1) - 0.6).abs()
     assert away[:1000].max() < 0.01
@@ -544,7 +544,7 @@ def test_the_field_is_the_sum_over_all_gaussians():
 
 def test_the_surface_of_a_shell_is_a_closed_sphere():
     geometry = gaussians(num_points=3000)
-    geometry.start_from(Start(icosphere(0.6, 4), lambda points: 5 * points), Rng())
+    geometry.init_from(GeometryInit(icosphere(0.6, 4), lambda points: 5 * points), Rng())
     found = find_surface(Shaped(geometry), 64)
     radius = np.linalg.norm(found.mesh.vertices, axis=1)
     assert topology(found.mesh).watertight and topology(found.mesh).components == 1

@@ -7,7 +7,7 @@ import torch
 from shared.surface_scenes import build, icosphere
 from torch import Tensor
 
-from scoredist3d.geometry.base import Geometry, Start
+from scoredist3d.geometry.base import Geometry, GeometryInit
 from scoredist3d.geometry.texture_field import PointField
 from scoredist3d.nn.hash_network import HashGridConfig, HashNetwork, NetworkConfig
 from scoredist3d.nn.regression import points_near
@@ -34,7 +34,7 @@ def look(points: Tensor) -> Tensor:
 
 def started(kind: str, options: dict) -> tuple[Geometry, str]:
     geometry = geometry_of(kind, **options)
-    return geometry, geometry.start_from(Start(icosphere(0.6), features=look), Rng(2))
+    return geometry, geometry.init_from(GeometryInit(icosphere(0.6), features=look), Rng(2))
 
 
 def on_surface(count: int = 2000) -> Tensor:

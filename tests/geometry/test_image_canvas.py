@@ -16,7 +16,7 @@ from scoredist3d.config import ConfigError
 from scoredist3d.config.experiment import PreviewConfig
 from scoredist3d.config.validation import parse_component
 from scoredist3d.geometry.image_canvas import ImageCanvas
-from scoredist3d.priors import Branches
+from scoredist3d.priors import CFGConditions
 from scoredist3d.priors.analytic import GaussianMixturePrior
 from scoredist3d.priors.sampling import denoise
 from scoredist3d.seeding import Rng
@@ -142,8 +142,8 @@ def test_particles_start_as_samples_of_a_text_each_from_its_own_noise() -> None:
     values = everything(made, prior)
     assert prior.rows == [6] * 10
     noise = torch.stack([torch.randn(3, 4, 4, generator=Rng()(f"canvas/start/{particle}")) for particle in range(3)])
-    branches = Branches(prior.embed(["red left blob"]), prior.embed([""]))
-    expected = denoise(prior, noise, 1.0, branches, steps=10, scale=2.0)
+    conditions = CFGConditions(prior.embed(["red left blob"]), prior.embed([""]))
+    expected = denoise(prior, noise, 1.0, conditions, steps=10, scale=2.0)
     torch.testing.assert_close(values, expected, rtol=0, atol=1e-5)
     (mode,) = [i for i, words in enumerate(prior._labels) if {"red", "left"} <= words]
     assert (values - prior._means[mode].float()).square().mean().sqrt() < 0.2  # the mixture's deviation is 0.1

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from scoredist3d import registry
 from scoredist3d.config.fields import ConfigError
 from scoredist3d.config.validation import parse_component
-from scoredist3d.geometry import Start
+from scoredist3d.geometry import GeometryInit
 from scoredist3d.geometry.implicit_sdf import ImplicitSDF
 from scoredist3d.geometry.trilinear import distance_grid, trilinear
 from scoredist3d.meshes.isosurface_extraction import find_surface
@@ -217,7 +217,7 @@ def test_another_object_is_taken_over(kind):
             asked.append(len(points))
             return painted(points)
 
-        said = geometry.start_from(Start(box(), look), Rng(3))
+        said = geometry.init_from(GeometryInit(box(), look), Rng(3))
         assert sum(asked) < 1_000_000
         results.append((geometry, said))
     (geometry, said), (again, same) = results

@@ -13,7 +13,7 @@ from torch import Tensor
 from scoredist3d.config import ConfigError
 from scoredist3d.config.validation import parse_component
 from scoredist3d.export.bake import bake_textures
-from scoredist3d.geometry.base import Start, SurfacePoints
+from scoredist3d.geometry.base import GeometryInit, SurfacePoints
 from scoredist3d.geometry.textured_mesh import DEFAULT_FACES
 from scoredist3d.materials.base import logit
 from scoredist3d.meshes.mesh import Mesh
@@ -91,7 +91,7 @@ def test_vertex_colors_become_the_texture(tmp_path):
 
 def test_features_of_fragments_and_of_points_agree():
     geometry = textured()
-    geometry.start_from(Start(cube(0.4), features=look), Rng())
+    geometry.init_from(GeometryInit(cube(0.4), features=look), Rng())
     mesh = geometry()
     corners = mesh.vertices[mesh.faces]
     points, uv = corners.mean(dim=1), mesh.uvs[mesh.uv_faces].mean(dim=1)
@@ -105,7 +105,7 @@ def test_a_texture_is_found_from_its_images(texture):
     geometry, goal = textured(texture=texture), textured()
     mesh = icosphere(0.5, 2)
     for one in (geometry, goal):
-        one.start_from(Start(mesh, features=look if one is goal else None), Rng())
+        one.init_from(GeometryInit(mesh, features=look if one is goal else None), Rng())
     renderer, cameras = renderer_of(geometry), around(6, size=48)
     target = renderer_of(goal)(cameras, step=0).rgb.detach()
     optimizer = torch.optim.Adam([p for g in geometry.parameter_groups() for p in g["params"]], lr=0.05)
@@ -124,12 +124,12 @@ def test_a_texture_is_found_from_its_images(texture):
 
 def test_silhouettes_move_vertices_within_limits():
     geometry = textured(deformable=True, max_offset=0.1, fix_texture=True)
-    geometry.start_from(Start(icosphere(0.5, 3)), Rng())
+    geometry.init_from(GeometryInit(icosphere(0.5, 3)), Rng())
     assert [g["name"] for g in geometry.parameter_groups()] == ["offsets", "texture"]
     assert not geometry.image.requires_grad
     renderer, cameras = renderer_of(geometry), around(6, size=32)
     bigger = textured()
-    bigger.start_from(Start(icosphere(0.7, 3)), Rng())
+    bigger.init_from(GeometryInit(icosphere(0.7, 3)), Rng())
     target = renderer_of(bigger)(cameras, step=0).opacity.detach()
     optimizer = torch.optim.Adam([geometry.offsets], lr=0.2)
     before = (renderer(cameras, step=0).opacity - target).square().mean().item()
@@ -149,7 +149,7 @@ def test_start_from_another_object(texture):
     """Its mesh exactly, its own texture coordinates, and its colours."""
     geometry = textured(texture=texture, deformable=True)
     start = cube(0.45)
-    said = geometry.start_from(Start(start, features=look), Rng())
+    said = geometry.init_from(GeometryInit(start, features=look), Rng())
     assert "own texture coordinates" in said and "features" in said
     surface = geometry.surface()
     for name in ("vertices", "faces", "uvs", "uv_faces"):
@@ -160,20 +160,20 @@ def test_start_from_another_object(texture):
     assert error.mean() < (0.01 if texture == "image" else 0.05)
     with torch.no_grad():
         geometry.offsets.fill_(1.0)
-    geometry.start_from(Start(start), Rng())
+    geometry.init_from(GeometryInit(start), Rng())
     np.testing.assert_array_equal(geometry.surface().vertices, start.vertices)
 
 
 def test_meshes_without_coordinates_are_simplified_and_unwrapped():
     geometry = textured(max_faces=200, unwrap_timeout=0.0, texture_size=256)
-    said = geometry.start_from(Start(icosphere(0.5, 3), features=look), Rng())
+    said = geometry.init_from(GeometryInit(icosphere(0.5, 3), features=look), Rng())
     surface = geometry.surface()
     assert len(surface.faces) <= 200 and surface.uvs is not None and "xatlas was not used" in said
     assert np.linalg.norm(surface.vertices, axis=1).mean() == pytest.approx(0.5, abs=0.02)
     points = torch.from_numpy(surface.vertices[surface.faces].mean(axis=1))
     assert (geometry.features_at(points).sigmoid() - position_color(points)).abs().mean() < 0.02
     with pytest.raises(ValueError, match=r"geometry\.texture_size"):
-        textured(texture_size=16, unwrap_timeout=0.0).start_from(Start(icosphere(0.5, 3)), Rng())
+        textured(texture_size=16, unwrap_timeout=0.0).init_from(GeometryInit(icosphere(0.5, 3)), Rng())
 
 
 @pytest.fixture(scope="module")
@@ -209,7 +209,7 @@ def test_a_file_s_mesh_is_simplified_on_request(ball_file, caplog):
     said = f"ball.ply: {len(surface.faces)} faces, simplified from 20,480 because geometry.max_faces is 300"
     assert record.levelname == "WARNING" and said in record.message
     start = textured(texture_size=1024, unwrap_timeout=0.0)
-    assert "simplified from 20,480" in start.start_from(Start(icosphere(0.5, 5)), Rng())
+    assert "simplified from 20,480" in start.init_from(GeometryInit(icosphere(0.5, 5)), Rng())
     assert not start.surface().authored and len(start.surface().faces) <= DEFAULT_FACES
 
 
@@ -293,7 +293,7 @@ def test_coordinates_outside_of_the_image_are_replaced():
     start = cube(0.4)
     tiled = Mesh(start.vertices, start.faces, uvs=3.0 * start.uvs, uv_faces=start.uv_faces)
     geometry = textured(unwrap_timeout=0.0)
-    assert "are not used: they reach from" in geometry.start_from(Start(tiled), Rng())
+    assert "are not used: they reach from" in geometry.init_from(GeometryInit(tiled), Rng())
     assert geometry.surface().uvs.min() >= 0 and geometry.surface().uvs.max() <= 1
 
 
@@ -363,7 +363,7 @@ def test_the_exported_texture_is_the_file_s(file):
 
 def test_density_says_where_the_surface_is():
     geometry = textured()
-    geometry.start_from(Start(cube(0.4)), Rng())
+    geometry.init_from(GeometryInit(cube(0.4)), Rng())
     density = geometry.density(torch.tensor([[0.0, 0.0, 0.0], [0.39, 0.0, 0.0], [0.41, 0.0, 0.0], [0.9, 0.0, 0.0]]))
     assert density[0] > density[1] > geometry.iso_level > density[2] > density[3] >= 0
 
@@ -372,7 +372,7 @@ def test_without_a_mesh_it_says_what_to_give():
     with pytest.raises(ValueError, match=r"geometry\.mesh.*init_from"):
         textured()()
     with pytest.raises(ValueError, match="without faces"):
-        textured().start_from(Start(Mesh(np.zeros((0, 3), np.float32), np.zeros((0, 3), np.int64))), Rng())
+        textured().init_from(GeometryInit(Mesh(np.zeros((0, 3), np.float32), np.zeros((0, 3), np.int64))), Rng())
     with pytest.raises(ValueError, match="does not exist"):
         textured(mesh="nowhere.glb")
 

@@ -21,7 +21,7 @@ from shared.method_cases import (
     gradient,
     latents,
     method,
-    one_level,
+    one_timestep,
     prompted,
     views,
 )
@@ -51,10 +51,10 @@ def test_the_gradient_does_not_depend_on_what_the_network_predicts(
     at_step = []
     for kind in kinds:
         guidance = method(name, CountingPrior(kind), guidance_scale=7.5)
-        branches = prompted(guidance, cameras=views(batch))
+        conditions = prompted(guidance, cameras=views(batch))
         z = latents(batch, dtype)
         at_step.append(
-            [gradient(guidance, z, step, branches=branches, opacity=opaque(batch, dtype)) for step in (0, 7)]
+            [gradient(guidance, z, step, conditions=conditions, opacity=opaque(batch, dtype)) for step in (0, 7)]
         )
     for first, *others in zip(*at_step, strict=True):
         assert first.dtype == dtype and first.abs().max() > 0
@@ -69,13 +69,13 @@ def test_the_gradient_does_not_depend_on_what_the_network_predicts(
 )
 def test_network_evaluations_are_the_declared_ones(name: str, scale: float, perp_neg: bool, batch: int) -> None:
     prior = CountingPrior()
-    guidance = method(name, prior, guidance_scale=scale, **one_level(name))
-    branches = prompted(guidance, cameras=views(batch), perp_neg=perp_neg)
+    guidance = method(name, prior, guidance_scale=scale, **one_timestep(name))
+    conditions = prompted(guidance, cameras=views(batch), perp_neg=perp_neg)
     z, rng = latents(batch), Rng(3)
     for step in (0, 3, 10):
-        declared = guidance.cost(branches, guidance.begin(z, step, rng, particles=range(batch)))
+        declared = guidance.nfe(conditions, guidance.begin(z, step, rng, particles=range(batch)))
         prior.rows.clear()
-        gradient(guidance, z, step, branches=branches, rng=rng)
+        gradient(guidance, z, step, conditions=conditions, rng=rng)
         spent = sum(prior.rows)
         assert spent == declared.prior * batch, f"step {step}: {spent} rows, declared {declared} for {batch} images"
 
@@ -86,10 +86,10 @@ def test_an_item_does_not_depend_on_its_company(name: str) -> None:
 
     def of_company(count: int) -> list[Tensor]:
         guidance = method(name, CountingPrior())
-        branches = prompted(guidance, cameras=cameras[:count])
+        conditions = prompted(guidance, cameras=cameras[:count])
         # A network that has been trained on other images answers differently, so it is asked only once.
         steps = range(1 if owns(guidance) else 2)
-        return [gradient(guidance, latents(count), step, branches=branches) for step in steps]
+        return [gradient(guidance, latents(count), step, conditions=conditions) for step in steps]
 
     for three, two, one in zip(of_company(3), of_company(2), of_company(1), strict=True):
         limit = 1e-11 * one.abs().max().item()
@@ -111,7 +111,7 @@ def test_runs_repeat_and_leave_global_randomness_alone(name: str) -> None:
 
 @every_method
 def test_steps_and_seeds_draw_their_own_noise(name: str) -> None:
-    """At one level. A method that repeats itself over steps still differs between seeds, unless it draws nothing."""
+    """At one timestep. A method that repeats itself over steps still differs between seeds, unless it draws nothing."""
     guidance = method(name, CountingPrior(), t_min=0.5, t_max=0.5)
     here, there = (gradient(guidance, latents(2), step) for step in (3, 4))
     if not owns(guidance):
@@ -141,15 +141,15 @@ def test_the_prior_is_only_read(name: str) -> None:
 
 @every_method
 @pytest.mark.parametrize("kind", ["vp-epsilon", "vp-zero", "rf-v_prediction"])
-@pytest.mark.parametrize("level", [0.0, 1.0, None], ids=["clean", "noise", "whole range"])
-def test_the_ends_of_the_schedule_stay_finite_or_are_refused(name: str, kind: str, level: float | None) -> None:
-    """The last level of a flow or of a zero-SNR chain holds no image at all (alpha 0)."""
-    low, high = (0.0, 1.0) if level is None else (level, level)
+@pytest.mark.parametrize("timestep", [0.0, 1.0, None], ids=["clean", "noise", "whole range"])
+def test_the_ends_of_the_schedule_stay_finite_or_are_refused(name: str, kind: str, timestep: float | None) -> None:
+    """The last timestep of a flow or of a zero-SNR chain holds no image at all (alpha 0)."""
+    low, high = (0.0, 1.0) if timestep is None else (timestep, timestep)
     guidance = method(name, CountingPrior(kind), t_min=low, t_max=high)
     try:
         gradients = [gradient(guidance, latents(2), step) for step in range(2)]
     except ValueError as refusal:
-        assert kind != "vp-epsilon" and level != 0.0, f"refused where alpha is above 0: {refusal}"
+        assert kind != "vp-epsilon" and timestep != 0.0, f"refused where alpha is above 0: {refusal}"
         assert_one_sentence(str(refusal))
     else:
         assert all(bool(g.isfinite().all()) for g in gradients)
@@ -168,11 +168,11 @@ def test_a_resumed_run_goes_on_as_if_nothing_had_happened(name: str) -> None:
     particles = (4, 1, 0) if case(name).free_images else (0, 1, 1)
 
     def steps(guidance: Guidance, numbers: range) -> list[Tensor]:
-        branches = prompted(guidance, cameras=views(3))
-        return [gradient(guidance, latents(3), step, branches=branches, particles=particles) for step in numbers]
+        conditions = prompted(guidance, cameras=views(3))
+        return [gradient(guidance, latents(3), step, conditions=conditions, particles=particles) for step in numbers]
 
     def fresh() -> Guidance:
-        return method(name, CountingPrior(), rng=Rng(2), **one_level(name))
+        return method(name, CountingPrior(), rng=Rng(2), **one_timestep(name))
 
     straight = fresh()
     expected = steps(straight, range(6))[4:]
@@ -197,17 +197,17 @@ def test_jointly_denoised_views_stay_together(name: str) -> None:
     z = latents(4)
     if case(name).free_images:
         with pytest.raises(ValueError) as refusal:
-            gradient(four, z, branches=prompted(four, cameras=cameras), particles=(0, 0, 1, 1))
+            gradient(four, z, conditions=prompted(four, cameras=cameras), particles=(0, 0, 1, 1))
         assert_one_sentence(str(refusal.value))
         return
-    together = gradient(four, z, branches=prompted(four, cameras=cameras), particles=(0, 0, 1, 1))
-    pair = gradient(two, z[:2], branches=prompted(two, cameras=cameras[:2]), particles=(0, 0))
+    together = gradient(four, z, conditions=prompted(four, cameras=cameras), particles=(0, 0, 1, 1))
+    pair = gradient(two, z[:2], conditions=prompted(two, cameras=cameras[:2]), particles=(0, 0))
     if not case(name).coupled:
         torch.testing.assert_close(together[:2], pair, rtol=0, atol=1e-11 * pair.abs().max().item())
     moved = z[:2].clone()
     moved[1] += 0.1
     other = method(name, PairPrior())
-    changed = gradient(other, moved, branches=prompted(other, cameras=cameras[:2]), particles=(0, 0))
+    changed = gradient(other, moved, conditions=prompted(other, cameras=cameras[:2]), particles=(0, 0))
     assert not torch.allclose(changed[0], pair[0], rtol=0, atol=1e-6 * pair.abs().max().item())
 
 
@@ -225,7 +225,7 @@ def test_what_the_caller_knows_helps_but_is_not_needed(name: str, given: str) ->
     chosen.setdefault("particles", None)
     cameras = views(2) if given in ("cameras", "everything") else None
     try:
-        result = gradient(guidance, z, branches=prompted(guidance, cameras=cameras), **chosen)
+        result = gradient(guidance, z, conditions=prompted(guidance, cameras=cameras), **chosen)
     except ValueError as refusal:
         assert given != "everything"
         assert_one_sentence(str(refusal))

@@ -15,7 +15,7 @@ from shared.custom_packages import forget_custom
 
 from scoredist3d import cli, registry
 from scoredist3d.custom import load_custom
-from scoredist3d.priors import Branches, Conditioning, Prediction
+from scoredist3d.priors import CFGConditions, Conditioning, Prediction
 from scoredist3d.priors.analytic import GaussianMixturePrior
 from scoredist3d.seeding import Rng
 
@@ -102,9 +102,9 @@ def test_the_cost_it_declares_is_the_one_it_has(workplace: Path, pairs: int, sca
     method: Any = registry.lookup("guidance", NAME).cls
     prior = Counting(GaussianMixturePrior.Config(image_size=8))
     guidance = method(method.Config(pairs=pairs, guidance_scale=scale), prior=prior)
-    branches, z = Branches(prior.embed(["red"]), prior.embed([""])), torch.zeros(2, 3, 8, 8, requires_grad=True)
-    guidance(z, branches, 0, Rng())
-    assert prior.rows == 2 * guidance.cost(branches, guidance.begin(z, 0, Rng())).prior
+    conditions, z = CFGConditions(prior.embed(["red"]), prior.embed([""])), torch.zeros(2, 3, 8, 8, requires_grad=True)
+    guidance(z, conditions, 0, Rng())
+    assert prior.rows == 2 * guidance.nfe(conditions, guidance.begin(z, 0, Rng())).prior
 
 
 def test_links_of_the_page_exist() -> None:

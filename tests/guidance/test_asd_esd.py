@@ -11,7 +11,7 @@ from shared.variational_cases import (
     M,
     S,
     blobs,
-    branches,
+    conditions,
     gaussian,
     gradient_of,
     latents,
@@ -26,13 +26,13 @@ from scoredist3d.config.validation import parse_component
 from scoredist3d.guidance.asd import AdversarialScoreDistillation as ASD
 from scoredist3d.guidance.esd import EntropicScoreDistillation as ESD
 from scoredist3d.guidance.vsd import VariationalScoreDistillation as VSD
-from scoredist3d.priors import Branches, Prediction
+from scoredist3d.priors import CFGConditions, Prediction
 from scoredist3d.seeding import Rng
 
 
-def seen_from_around(prior, batch: int, prompt: str = "red") -> Branches:
+def seen_from_around(prior, batch: int, prompt: str = "red") -> CFGConditions:
     angle, one = torch.arange(batch) * 360.0 / batch, torch.ones(batch)
-    return replace(branches(prior, prompt), cameras=orbit(angle, 20 * one, 3 * one, 40 * one, 8, 8))
+    return replace(conditions(prior, prompt), cameras=orbit(angle, 20 * one, 3 * one, 40 * one, 8, 8))
 
 
 def four_steps(guidance) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -42,7 +42,7 @@ def four_steps(guidance) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     return gradients[-1], state_of(guidance.phi)
 
 
-def counted_rows(guidance, b: Branches, z: torch.Tensor) -> dict[str, int]:
+def counted_rows(guidance, b: CFGConditions, z: torch.Tensor) -> dict[str, int]:
     rows = {"prior": 0, "own": 0}
     for owner, network in (("prior", guidance.prior), ("own", guidance.phi)):
 
@@ -55,8 +55,8 @@ def counted_rows(guidance, b: Branches, z: torch.Tensor) -> dict[str, int]:
     return rows
 
 
-def pushed_away(b: Branches, prior, *texts: tuple[str, float]) -> Branches:
-    """The branches with Perp-Neg prompts and their weights."""
+def pushed_away(b: CFGConditions, prior, *texts: tuple[str, float]) -> CFGConditions:
+    """The conditions with Perp-Neg prompts and their weights."""
     return replace(b, negatives=tuple((prior.embed([text]), torch.tensor([weight])) for text, weight in texts))
 
 
@@ -110,9 +110,9 @@ class Affine(torch.nn.Module):
 @pytest.mark.parametrize("gamma", [-0.75, 0.0, 1.0])
 def test_asd_optimum_mixes_the_renders_score_with_the_priors(gamma, kind, phi_kind, quirk):
     """eps_q + share (eps_p - eps_q), share = gamma / (1 + gamma), times alpha^2 for the released code's velocities."""
-    prior, mean, std, level = gaussian(kind), -0.3, 1.2, 0.4
+    prior, mean, std, timestep = gaussian(kind), -0.3, 1.2, 0.4
     guidance = ASD(ASD.Config(phi=SMALL, gamma=gamma, reference_quirk=quirk), prior=prior)
-    t = torch.full((20000,), level, dtype=torch.float64)
+    t = torch.full((20000,), timestep, dtype=torch.float64)
     alpha, sigma = (c[0].item() for c in prior.schedule.coefficients(t))
     # Both scores are affine in x_t: eps = slope (x_t - alpha mean).
     slope_q, slope_p = sigma / (alpha**2 * std**2 + sigma**2), sigma / (alpha**2 * S**2 + sigma**2)
@@ -127,7 +127,7 @@ def test_asd_optimum_mixes_the_renders_score_with_the_priors(gamma, kind, phi_ki
 
     def slopes(offset: float = 0.0) -> torch.Tensor:
         prediction = Affine(prior.schedule, a + offset, b, phi_kind)
-        loss = guidance.phi_loss(prediction.predict(x_t, t, None), z, eps, branches(prior, ""), 0)
+        loss = guidance.phi_loss(prediction.predict(x_t, t, None), z, eps, conditions(prior, ""), 0)
         return torch.stack(torch.autograd.grad(loss, [prediction.a, prediction.b]))
 
     # Per element the derivative with respect to b is 2 r, r = phi - target + gamma (phi - other target), and x_t times
@@ -145,7 +145,7 @@ def test_asd_optimum_mixes_the_renders_score_with_the_priors(gamma, kind, phi_ki
 
 def test_asd_enlarges_vsds_gradient_by_one_over_one_plus_gamma():
     prior, mean, std, gamma = gaussian(), -0.3, 1.2, -0.75
-    z, b = latents((4, 1, 2, 2)), branches(prior, "")
+    z, b = latents((4, 1, 2, 2)), conditions(prior, "")
     exact = ExactPhi(prior.schedule, mean, std)
 
     class Discriminator(ExactPhi):
@@ -167,7 +167,7 @@ def test_asd_target_is_the_released_codes_up_to_the_image_of_the_velocity(phi_ki
     """With diffusers' velocity: the released code takes that of the render and the prior's noise."""
     prior, gamma, repeats, weights = blobs(), -0.75, 2, (-0.75, -0.25)
     guidance = ASD(ASD.Config(phi=replace(SMALL, repeats=repeats), gamma=gamma, reference_quirk=quirk), prior=prior)
-    b = pushed_away(branches(prior), prior, ("blue", weights[0]), ("left", weights[1]))
+    b = pushed_away(conditions(prior), prior, ("blue", weights[0]), ("left", weights[1]))
     z, eps = latents().repeat(repeats, 1, 1, 1), latents((6, 3, 8, 8), seed=6)
     k = torch.tensor([50, 400, 900, 3, 620, 777])
     scheduler = ddim(1000)
@@ -207,7 +207,7 @@ def test_asd_asks_the_prior_for_every_row_it_trains_on(gamma, negatives):
     prior, z = blobs(), latents()
     guidance = ASD(ASD.Config(phi=replace(SMALL, steps=2, repeats=2), gamma=gamma), prior=prior)
     b = pushed_away(seen_from_around(prior, 3), prior, *negatives)
-    cost = guidance.cost(b, guidance.begin(z, 0, Rng()))
+    cost = guidance.nfe(b, guidance.begin(z, 0, Rng()))
     texts = 1 + len(negatives)
     assert (cost.prior, cost.own) == (1 + texts + (4 * texts if gamma else 0), 1 + 4)
     assert counted_rows(guidance, b, z) == {"prior": 3 * cost.prior, "own": 3 * cost.own}
@@ -221,7 +221,7 @@ def test_esd_costs_one_more_call_of_phi_between_the_ends(entropy, own):
     prior, z = blobs(), latents()
     guidance = ESD(ESD.Config(phi=SMALL, entropy=entropy), prior=prior)
     b = seen_from_around(prior, 3)
-    assert guidance.cost(b, guidance.begin(z, 0, Rng())).own == own
+    assert guidance.nfe(b, guidance.begin(z, 0, Rng())).own == own
     assert counted_rows(guidance, b, z) == {"prior": 6, "own": 3 * own}
 
 

@@ -14,8 +14,8 @@ from scoredist3d import registry
 from scoredist3d.config import ConfigError
 from scoredist3d.config.loader import load
 from scoredist3d.config.validation import parse_component
-from scoredist3d.guidance.core.step import item_noise
-from scoredist3d.priors import Branches
+from scoredist3d.guidance.core.context import item_noise
+from scoredist3d.priors import CFGConditions
 from scoredist3d.priors.analytic import GaussianMixturePrior, Mixture
 from scoredist3d.prompts.processor import ExtraPrompt
 from scoredist3d.seeding import Rng
@@ -36,9 +36,9 @@ def two_gaussians(std_source: float = STD, std_target: float = STD) -> GaussianM
     return GaussianMixturePrior(GaussianMixturePrior.Config(), mixture=mixture)
 
 
-def between(prior: GaussianMixturePrior, source: str = "source", target: str = "target") -> Branches:
+def between(prior: GaussianMixturePrior, source: str = "source", target: str = "target") -> CFGConditions:
     extra = {"source": prior.embed([source])}
-    return Branches(prior.embed([target]), prior.embed([""]), extra=extra)
+    return CFGConditions(prior.embed([target]), prior.embed([""]), extra=extra)
 
 
 def small(seed: int = 1) -> torch.Tensor:
@@ -48,7 +48,7 @@ def small(seed: int = 1) -> torch.Tensor:
 def coefficients(guidance, like, step=0, rng=None):
     """(alpha, sigma) of the step, shaped to multiply, and its noise."""
     rng = rng or Rng()
-    t = torch.tensor(guidance.sample_levels(len(like), step, rng), dtype=torch.float64)
+    t = torch.tensor(guidance.sample_timesteps(len(like), step, rng), dtype=torch.float64)
     alpha, sigma = (c[:, None, None, None] for c in guidance.schedule.coefficients(t))
     return alpha, sigma, item_noise(rng, "noise", step, like)
 
@@ -64,23 +64,23 @@ def test_an_empty_source_is_the_classifier_score_and_the_missing_part_of_sds() -
     options = {"stage_two_weighting": "sds", "source_prompt": ""}
     bridge = gradient(method("bridge", CountingPrior(), **STAGE_TWO | options), z)
     plain = method("sds", CountingPrior(), guidance_scale=3.0)
-    empty = Branches(plain.prior.embed(["red"]), plain.prior.embed([""]))
-    classifier = gradient(method("classifier-sd", CountingPrior()), z, branches=empty)
+    empty = CFGConditions(plain.prior.embed(["red"]), plain.prior.embed([""]))
+    classifier = gradient(method("classifier-sd", CountingPrior()), z, conditions=empty)
     torch.testing.assert_close(bridge, 3.0 * classifier, rtol=0, atol=1e-12)
-    unconditional = gradient(method("sds", CountingPrior(), guidance_scale=0.0), z, branches=empty)
-    torch.testing.assert_close(gradient(plain, z, branches=empty), bridge + unconditional, rtol=0, atol=1e-11)
+    unconditional = gradient(method("sds", CountingPrior(), guidance_scale=0.0), z, conditions=empty)
+    torch.testing.assert_close(gradient(plain, z, conditions=empty), bridge + unconditional, rtol=0, atol=1e-11)
 
 
 def test_swapping_the_texts_flips_the_sign_and_the_weight_is_linear() -> None:
     z = latents(2)
     prior = CountingPrior()
     there = method("bridge", prior, **STAGE_TWO)
-    ahead = gradient(there, z, branches=between(prior, "green", "red"))
-    back = gradient(there, z, branches=between(prior, "red", "green"))
+    ahead = gradient(there, z, conditions=between(prior, "green", "red"))
+    back = gradient(there, z, conditions=between(prior, "red", "green"))
     torch.testing.assert_close(ahead, -back, rtol=0, atol=1e-13)
     half = method("bridge", prior, **STAGE_TWO | {"stage_two_weight": 1.5})
     torch.testing.assert_close(
-        gradient(half, z, branches=between(prior, "green", "red")), ahead / 2, rtol=1e-12, atol=0
+        gradient(half, z, conditions=between(prior, "green", "red")), ahead / 2, rtol=1e-12, atol=0
     )
     assert ahead.abs().max() > 0.01
 
@@ -106,7 +106,7 @@ def test_equal_spreads_drift_at_a_constant_rate_whatever_the_image_and_the_noise
     alpha, sigma, _ = coefficients(guidance, small())
     drift = 3.0 * alpha * sigma * (M_SOURCE - M_TARGET) / (alpha**2 * STD**2 + sigma**2)
     for seed, step in ((1, 0), (2, 7)):
-        found = gradient(guidance, small(seed), step, branches=between(guidance.prior))
+        found = gradient(guidance, small(seed), step, conditions=between(guidance.prior))
         torch.testing.assert_close(found, drift.expand_as(found), rtol=0, atol=1e-13)
 
 
@@ -118,9 +118,9 @@ def test_unequal_spreads_attract_only_towards_a_narrower_target() -> None:
         d_source, d_target = (alpha**2 * s**2 + sigma**2 for s in (s_source, s_target))
         x_t = alpha * z + sigma * eps
         expected = 3.0 * sigma * ((x_t - alpha * M_TARGET) / d_target - (x_t - alpha * M_SOURCE) / d_source)
-        found = gradient(guidance, z, branches=between(guidance.prior))
+        found = gradient(guidance, z, conditions=between(guidance.prior))
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
-        further = gradient(guidance, z + 1.0, branches=between(guidance.prior))
+        further = gradient(guidance, z + 1.0, conditions=between(guidance.prior))
         assert bool((further > found).all()) == (s_target < s_source)
 
 
@@ -143,7 +143,7 @@ def test_the_full_path_moves_a_gaussian_onto_the_other() -> None:
     d_source, d_target = (alpha**2 * s**2 + sigma**2 for s in (0.6, 0.3))
     noisy = alpha * M_SOURCE + (d_source.sqrt() / 0.6) * (z - M_SOURCE)
     end = M_TARGET + 0.3 * (noisy - alpha * M_TARGET) / d_target.sqrt()
-    found = gradient(guidance, z, branches=between(guidance.prior))
+    found = gradient(guidance, z, conditions=between(guidance.prior))
     # First-order steps whose error is 0.13 of the way with 50 of them: about an eighth of that with 400.
     assert (z - found - end).abs().max() < 0.03 * (z - end).abs().max()
 
@@ -152,7 +152,7 @@ def test_the_full_path_between_equal_texts_is_the_identity_up_to_the_solvers_ord
     errors = []
     for steps in (50, 100, 200):
         guidance = full(two_gaussians(), t_min=0.8, t_max=0.8, path_steps=steps)
-        errors.append(gradient(guidance, small(), branches=between(guidance.prior, "target")).abs().max().item())
+        errors.append(gradient(guidance, small(), conditions=between(guidance.prior, "target")).abs().max().item())
     # First order: the error halves with the step.
     for coarse, fine in pairwise(errors):
         assert 1.6 < coarse / fine < 2.4
@@ -171,14 +171,14 @@ def test_one_jump_each_way_from_a_shared_point_is_the_one_step_form() -> None:
     alpha, sigma, _ = coefficients(guidance, z)
     up = alpha * z + sigma * prior.predict(alpha * z, t, prior.embed(["source"]).expand(3)).eps
     end = prior.predict(up, t, prior.embed(["target"]).expand(3)).x0
-    torch.testing.assert_close(gradient(guidance, z, branches=between(prior)), z - end, rtol=0, atol=1e-13)
+    torch.testing.assert_close(gradient(guidance, z, conditions=between(prior)), z - end, rtol=0, atol=1e-13)
 
 
 def test_items_of_several_levels_walk_the_full_path_as_if_alone() -> None:
     guidance = full(CountingPrior(), source_prompt="green", path_steps=4)
     z = latents(3)
-    together = gradient(guidance, z, branches=prompted(guidance, cameras=views(3)))
-    alone = gradient(guidance, z[:1], branches=prompted(guidance, cameras=views(1)))
+    together = gradient(guidance, z, conditions=prompted(guidance, cameras=views(3)))
+    alone = gradient(guidance, z[:1], conditions=prompted(guidance, cameras=views(1)))
     torch.testing.assert_close(together[:1], alone, rtol=0, atol=1e-12)
 
 
@@ -191,9 +191,9 @@ def test_cost(options, rows) -> None:
     prior = CountingPrior()
     options = {"guidance_scale": 7.5, "source_prompt": "green"} | options
     guidance = method("bridge", prior, **STAGE_TWO | options, t_min=0.5, t_max=0.5)
-    branches = prompted(guidance)
-    gradient(guidance, latents(1), branches=branches)
-    assert sum(prior.rows) == guidance.cost(branches, guidance.begin(latents(1), 0, Rng())).prior == rows[0]
+    conditions = prompted(guidance)
+    gradient(guidance, latents(1), conditions=conditions)
+    assert sum(prior.rows) == guidance.nfe(conditions, guidance.begin(latents(1), 0, Rng())).prior == rows[0]
     if rows[0] == 8:
         assert prior.rows == [1] * 8
 
@@ -229,7 +229,7 @@ def test_the_fragment_holds_the_settings_released_for_radiance_fields(step, t_ma
     assert texts["target"].text == ", ".join(["a hamburger", "."])
 
 
-def test_the_recipe_of_the_embedded_prior_keeps_its_falling_levels() -> None:
+def test_the_recipe_of_the_embedded_prior_keeps_its_falling_timesteps() -> None:
     recipe = load([CONFIGS / "text-to-3d" / "bridge.yaml"], ["prompt=a mug"])
     t_max = parse_component("guidance", recipe["system"]["guidance"]).t_max
     assert [t_max(step) for step in (0, 160, 320)] == pytest.approx([0.98, 0.665, 0.35])
@@ -240,13 +240,13 @@ def test_the_target_modifier_joins_both_stages_and_view_words_follow_it() -> Non
         guidance = method(
             "bridge", CountingPrior(), stage_two_start_step=start, target_modifier=" left", source_prompt="green"
         )
-        branches = prompted(guidance)
-        left = Branches(guidance.prior.embed(["red left"]), branches.unconditional, extra=branches.extra)
+        conditions = prompted(guidance)
+        left = CFGConditions(guidance.prior.embed(["red left"]), conditions.unconditional, extra=conditions.extra)
         plain = method("bridge", CountingPrior(), stage_two_start_step=start, target_modifier="", source_prompt="green")
         z = latents(2)
-        expected = gradient(plain, z, branches=left)
-        torch.testing.assert_close(gradient(guidance, z, branches=branches), expected, rtol=0, atol=1e-13)
-        assert not torch.allclose(gradient(plain, z, branches=prompted(plain)), expected)
+        expected = gradient(plain, z, conditions=left)
+        torch.testing.assert_close(gradient(guidance, z, conditions=conditions), expected, rtol=0, atol=1e-13)
+        assert not torch.allclose(gradient(plain, z, conditions=prompted(plain)), expected)
 
 
 def test_words_that_the_prior_does_not_know_are_named_once_with_what_to_do(caplog) -> None:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from scoredist3d.diffusion.schedule import per_item
 from scoredist3d.guidance import Guidance
-from scoredist3d.priors import Branches, Conditioning, Prediction
+from scoredist3d.priors import CFGConditions, Conditioning, Prediction
 from scoredist3d.priors.analytic import GaussianMixturePrior, Mixture
 from scoredist3d.prompts.processor import PromptProcessor
 
@@ -48,9 +48,9 @@ def gaussian(mean: float = M, std: float = S) -> GaussianMixturePrior:
     return mixture(thing=(mean, std))
 
 
-def between(prior: GaussianMixturePrior, positive: str, other: str = "", **extra: str) -> Branches:
+def between(prior: GaussianMixturePrior, positive: str, other: str = "", **extra: str) -> CFGConditions:
     """Conditional on one prompt, guided away from another."""
-    return Branches(
+    return CFGConditions(
         prior.embed([positive]),
         prior.embed([other]),
         plain=prior.embed([positive]),
@@ -63,25 +63,25 @@ def normal(count: int = PARTICLES, seed: int = 0) -> Tensor:
     return torch.randn((count, *SHAPE), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def coefficients(prior: GaussianMixturePrior, level: float) -> tuple[float, float, float]:
-    """alpha, sigma and lambda at a level."""
-    alpha, sigma = (c.item() for c in prior.schedule.coefficients(torch.tensor([level], dtype=torch.float64)))
+def coefficients(prior: GaussianMixturePrior, timestep: float) -> tuple[float, float, float]:
+    """alpha, sigma and lambda at a timestep."""
+    alpha, sigma = (c.item() for c in prior.schedule.coefficients(torch.tensor([timestep], dtype=torch.float64)))
     return alpha, sigma, sigma / alpha
 
 
-def anneal(guidance: Guidance, z: Tensor, levels: list[float], branches: Branches, **extras: Any) -> Tensor:
-    """z <- z - (lambda_t - lambda_p) (eps_hat - noise) down the levels: DDIM where the noise is the starting noise.
+def anneal(guidance: Guidance, z: Tensor, timesteps: list[float], conditions: CFGConditions, **extras: Any) -> Tensor:
+    """z <- z - (lambda_t - lambda_p) (eps_hat - noise) down the timesteps: DDIM where the noise is the starting noise.
 
-    The method must be weighted uniformly and its levels annealed along ``levels``, one per step.
+    The method must be weighted uniformly and its timesteps annealed along ``timesteps``, one per step.
     """
-    ratios = [coefficients(guidance.prior, level)[2] for level in levels]
+    ratios = [coefficients(guidance.prior, timestep)[2] for timestep in timesteps]
     for step, (start, stop) in enumerate(pairwise(ratios)):
-        z = z - (start - stop) * gradient(guidance, z, step, branches=branches, **extras)
+        z = z - (start - stop) * gradient(guidance, z, step, conditions=conditions, **extras)
     return z
 
 
 def linear_end(
-    prior: GaussianMixturePrior, levels: list[float], parts: list[tuple[float, float, float]]
+    prior: GaussianMixturePrior, timesteps: list[float], parts: list[tuple[float, float, float]]
 ) -> tuple[float, float, float]:
     """Where :func:`anneal` takes particles from z = 0 when eps_hat = sum_i w_i eps_i with weights, means and deviations
     ``parts``.
@@ -91,7 +91,7 @@ def linear_end(
     and for noise drawn anew (their squares add).
     """
     mean, kept, variance = 0.0, 0.0, 0.0
-    for start, stop in pairwise(levels):
+    for start, stop in pairwise(timesteps):
         alpha, sigma, ratio = coefficients(prior, start)
         d = ratio - coefficients(prior, stop)[2]
         spreads = [alpha**2 * std**2 + sigma**2 for _, _, std in parts]
@@ -105,18 +105,18 @@ def linear_end(
 
 
 def falling(steps: int) -> tuple[list[float], dict[str, Any]]:
-    """Levels 0.98 ... 0, then the clean image, and the options that make a method follow them."""
+    """Timesteps 0.98 ... 0, then the clean image, and the options that make a method follow them."""
     span = {"from": 0.98, "to": 0.0, "end": steps - 1}
-    levels = [round(0.98 - 0.98 * k / (steps - 1), 3) for k in range(steps)]
-    return [*levels, -1.0], {"t_min": span, "t_max": span, "guidance_scale": 1.0}
+    timesteps = [round(0.98 - 0.98 * k / (steps - 1), 3) for k in range(steps)]
+    return [*timesteps, -1.0], {"t_min": span, "t_max": span, "guidance_scale": 1.0}
 
 
 def descend(
-    guidance: Guidance, z: Tensor, steps: int, rate: Callable[[float], float], branches: Branches, **extras: Any
+    guidance: Guidance, z: Tensor, steps: int, rate: Callable[[float], float], conditions: CFGConditions, **extras: Any
 ) -> Tensor:
     """Plain gradient descent; ``rate`` is a function of progress in [0, 1]."""
     for step in range(steps):
-        z = z - rate(step / steps) * gradient(guidance, z, step, branches=branches, **extras)
+        z = z - rate(step / steps) * gradient(guidance, z, step, conditions=conditions, **extras)
     return z
 
 
@@ -133,11 +133,13 @@ def test_sds_forgets_where_it_started() -> None:
 
 
 def test_annealing_does_not_keep_the_spread_where_the_noise_is_drawn_anew() -> None:
-    """Flow score distillation keeps s with the same levels and steps (below): what differs is the noise."""
+    """Flow score distillation keeps s with the same timesteps and steps (below): what differs is the noise."""
     prior = gaussian()
-    levels, options = falling(100)
-    end = anneal(method("sds", prior, weighting="uniform", **options), 0.0 * normal(), levels, between(prior, "thing"))
-    mean, _, fresh = linear_end(prior, levels, [(1.0, M, S)])
+    timesteps, options = falling(100)
+    end = anneal(
+        method("sds", prior, weighting="uniform", **options), 0.0 * normal(), timesteps, between(prior, "thing")
+    )
+    mean, _, fresh = linear_end(prior, timesteps, [(1.0, M, S)])
     assert fresh < 0.3 * S and abs(mean - M) < 0.05
     assert end.mean().item() == pytest.approx(mean, abs=4 * fresh / math.sqrt(SAMPLES))
     assert end.std().item() == pytest.approx(fresh, abs=4 * fresh / math.sqrt(2 * SAMPLES))
@@ -172,8 +174,8 @@ def test_guidance_between_equal_spreads_moves_the_mean(scale: float) -> None:
     z = normal(8)
     for step in range(3):
         torch.testing.assert_close(
-            gradient(guided, z, step, branches=between(prior, "warm", "cold")),
-            gradient(alone, z, step, branches=between(alone.prior, "thing")),
+            gradient(guided, z, step, conditions=between(prior, "warm", "cold")),
+            gradient(alone, z, step, conditions=between(alone.prior, "thing")),
             rtol=0,
             atol=1e-10,
         )
@@ -185,14 +187,14 @@ def test_guidance_towards_a_narrower_conditional_sharpens() -> None:
     """With s_c < s_u the precision is 1 / D_u + gamma (1 / D_c - 1 / D_u) > 1 / D_c: samples of scale 3 spread less
     than the conditional data, by the amount that the recursion says."""
     prior = mixture(broad=(0.0, 0.8), narrow=(0.3, 0.4))
-    levels, options = falling(60)
+    timesteps, options = falling(60)
     spread = {}
     for scale in (1.0, 3.0):
         guidance = method(
             "fsd", prior, weighting="uniform", noise_field="constant", **options | {"guidance_scale": scale}
         )
-        end = anneal(guidance, 0.0 * normal(), levels, between(prior, "narrow", "broad"))
-        mean, kept, _ = linear_end(prior, levels, [(scale, 0.3, 0.4), (1 - scale, 0.0, 0.8)])
+        end = anneal(guidance, 0.0 * normal(), timesteps, between(prior, "narrow", "broad"))
+        mean, kept, _ = linear_end(prior, timesteps, [(scale, 0.3, 0.4), (1 - scale, 0.0, 0.8)])
         assert end.std().item() == pytest.approx(kept, abs=4 * kept / math.sqrt(2 * SAMPLES))
         assert end.mean().item() == pytest.approx(mean, abs=4 * kept / math.sqrt(SAMPLES))
         spread[scale] = kept
@@ -205,10 +207,10 @@ def test_guidance_towards_a_narrower_conditional_sharpens() -> None:
 def test_flow_score_distillation_keeps_the_spread_of_the_data() -> None:
     """With its noise fixed per particle the same loop is DDIM, a map of slope s from noise to data (proposition 1)."""
     prior = gaussian()
-    levels, options = falling(60)
+    timesteps, options = falling(60)
     guidance = method("fsd", prior, weighting="uniform", noise_field="constant", **options)
-    end = anneal(guidance, 0.0 * normal(), levels, between(prior, "thing"))
-    mean, kept, _ = linear_end(prior, levels, [(1.0, M, S)])
+    end = anneal(guidance, 0.0 * normal(), timesteps, between(prior, "thing"))
+    mean, kept, _ = linear_end(prior, timesteps, [(1.0, M, S)])
     assert kept == pytest.approx(S, abs=0.03) and mean == pytest.approx(M, abs=0.03)
     assert end.std().item() == pytest.approx(kept, abs=4 * ERROR)
     assert end.mean().item() == pytest.approx(mean, abs=4 * kept / math.sqrt(SAMPLES))
@@ -217,26 +219,26 @@ def test_flow_score_distillation_keeps_the_spread_of_the_data() -> None:
 def test_flow_score_distillation_fills_both_modes() -> None:
     """Half of the particles each (standard error 0.0625 over 64), spread as the data around them; SDS has no spread."""
     prior = mixture(low=(-1.0, 0.2), high=(1.0, 0.2))
-    levels, options = falling(60)
+    timesteps, options = falling(60)
     guidance = method("fsd", prior, weighting="uniform", noise_field="constant", **options)
-    end = anneal(guidance, 0.0 * normal(), levels, between(prior, ""))
+    end = anneal(guidance, 0.0 * normal(), timesteps, between(prior, ""))
     mode = end.mean((1, 2, 3)).sign()
     assert abs((mode > 0).double().mean().item() - 0.5) < 4 * 0.0625
     offset = end - mode[:, None, None, None]
     assert offset.std().item() == pytest.approx(0.2, abs=0.02 + 4 * 0.2 / math.sqrt(2 * SAMPLES))
 
 
-def ddim_end(prior: GaussianMixturePrior, levels: list[float]) -> tuple[float, float]:
-    """Mean and spread of x0_hat at the last level of DDIM from N(0, I): with r = x - alpha m, a step is r <- r (alpha_p
+def ddim_end(prior: GaussianMixturePrior, timesteps: list[float]) -> tuple[float, float]:
+    """Mean and spread of x0_hat at the last timestep of DDIM from N(0, I): with r = x - alpha m, a step is r <- r (alpha_p
     alpha s^2 + sigma_p sigma) / D."""
-    alpha, sigma, _ = coefficients(prior, levels[0])
+    alpha, sigma, _ = coefficients(prior, timesteps[0])
     mean, slope = -alpha * M, 1.0
-    for start, stop in pairwise(levels):
+    for start, stop in pairwise(timesteps):
         alpha, sigma, _ = coefficients(prior, start)
         alpha_p, sigma_p, _ = coefficients(prior, stop)
         factor = (alpha_p * alpha * S**2 + sigma_p * sigma) / (alpha**2 * S**2 + sigma**2)
         mean, slope = mean * factor, slope * factor
-    alpha, sigma, _ = coefficients(prior, levels[-1])
+    alpha, sigma, _ = coefficients(prior, timesteps[-1])
     shrink = alpha * S**2 / (alpha**2 * S**2 + sigma**2)
     return M + shrink * mean, abs(shrink * slope)
 
@@ -252,10 +254,10 @@ def ddim_end(prior: GaussianMixturePrior, levels: list[float]) -> tuple[float, f
 def test_ddim_in_the_space_of_predictions_keeps_the_spread_of_the_data(name: str, options: dict[str, Any]) -> None:
     """Unit steps along the gradient z - x0_hat are DDIM from each particle's own noise (SDI, eq. 6; DSD's 2D limit)."""
     prior = gaussian()
-    levels, span = falling(40)
+    timesteps, span = falling(40)
     guidance = method(name, prior, weighting="lambda", **options, **span)
     end = descend(guidance, normal(), 40, lambda p: 1.0, between(prior, "thing"))
-    mean, spread = ddim_end(prior, levels[:-1])
+    mean, spread = ddim_end(prior, timesteps[:-1])
     assert spread == pytest.approx(S, abs=0.04) and mean == pytest.approx(M, abs=0.03)
     assert end.std().item() == pytest.approx(spread, abs=4 * ERROR)
     assert end.mean().item() == pytest.approx(mean, abs=4 * spread / math.sqrt(SAMPLES))
@@ -284,7 +286,7 @@ def test_inverting_again_and_again_forgets_the_seed() -> None:
     z = normal(4)
     alpha, sigma, _ = coefficients(prior, 0.5)
     target = M + alpha * S / math.sqrt(alpha**2 * S**2 + sigma**2) * (z - M)
-    g = gradient(guidance, z, branches=between(prior, "thing"))
+    g = gradient(guidance, z, conditions=between(prior, "thing"))
     assert (z - g - target).abs().max() < 0.03 * (z - target).abs().max()
 
 
@@ -314,14 +316,14 @@ def variational(name: str, prior: GaussianMixturePrior, **options: Any) -> tuple
     guidance: Any = method(name, prior, **options)
     phi = ExactPhi(prior)
     guidance.phi = phi
-    guidance.update = lambda z, branches, step: {}
+    guidance.update = lambda z, conditions, step: {}
     return guidance, phi
 
 
-def settle(guidance: Guidance, phi: ExactPhi, z: Tensor, steps: int, branches: Branches) -> Tensor:
+def settle(guidance: Guidance, phi: ExactPhi, z: Tensor, steps: int, conditions: CFGConditions) -> Tensor:
     for step in range(steps):
         phi.z = z
-        z = z - 1.5 * gradient(guidance, z, step, branches=branches)
+        z = z - 1.5 * gradient(guidance, z, step, conditions=conditions)
     return z
 
 
@@ -341,26 +343,26 @@ def test_variational_distillation_of_a_point_is_sds() -> None:
     phi.z, phi.dirac = normal(8), True
     for step in range(3):
         same = method("sds", prior, guidance_scale=3.0)
-        g = [gradient(each, phi.z, step, branches=between(prior, "thing")) for each in (guidance, same)]
+        g = [gradient(each, phi.z, step, conditions=between(prior, "thing")) for each in (guidance, same)]
         torch.testing.assert_close(g[0], g[1], rtol=0, atol=1e-11)
 
 
-@pytest.mark.parametrize(("entropy", "level"), [(1.0, 0.5), (0.8, 0.2)])
-def test_entropic_distillation_chooses_the_spread(entropy: float, level: float) -> None:
+@pytest.mark.parametrize(("entropy", "timestep"), [(1.0, 0.5), (0.8, 0.2)])
+def test_entropic_distillation_chooses_the_spread(entropy: float, timestep: float) -> None:
     """A phi that knows each view finds eps itself, mean 0, and one that does not gives sigma alpha (z - mu) / D_q, so
     that E[G] = 0 where D_q = lambda D_p: alpha^2 u^2 = lambda alpha^2 s^2 - (1 - lambda) sigma^2. lambda = 1 keeps the
     data's spread, lambda = 0 is VSD with perfect knowledge of the view, which is SDS. Small steps average the noise
     out that is left in G."""
     prior = gaussian()
-    alpha, sigma, _ = coefficients(prior, level)
+    alpha, sigma, _ = coefficients(prior, timestep)
     expected = math.sqrt(entropy * S**2 - (1 - entropy) * (sigma / alpha) ** 2)
     guidance, phi = variational(
-        "esd", prior, guidance_scale=1.0, entropy=entropy, weighting="uniform", t_min=level, t_max=level
+        "esd", prior, guidance_scale=1.0, entropy=entropy, weighting="uniform", t_min=timestep, t_max=timestep
     )
-    z, branches = expected * 1.3 * normal(), seen_from_everywhere(between(prior, "thing"), PARTICLES)
+    z, conditions = expected * 1.3 * normal(), seen_from_everywhere(between(prior, "thing"), PARTICLES)
     for step in range(150):
         phi.z = z
-        z = z - 0.3 * (1 - step / 150) * gradient(guidance, z, step, branches=branches)
+        z = z - 0.3 * (1 - step / 150) * gradient(guidance, z, step, conditions=conditions)
     assert z.std().item() == pytest.approx(expected, abs=0.03)
     assert abs(z.std().item() - 1.3 * expected) > 0.1
 
@@ -369,10 +371,10 @@ def test_collapse_without_entropy() -> None:
     """The same run with lambda = 0 is SDS and ends on a point."""
     prior = gaussian()
     guidance, phi = variational("esd", prior, guidance_scale=1.0, entropy=0.0, weighting="lambda")
-    z, branches = normal(), seen_from_everywhere(between(prior, "thing"), PARTICLES)
+    z, conditions = normal(), seen_from_everywhere(between(prior, "thing"), PARTICLES)
     for step in range(150):
         phi.z = z
-        z = z - (0.3 * (1 - step / 150) + 0.01) * gradient(guidance, z, step, branches=branches)
+        z = z - (0.3 * (1 - step / 150) + 0.01) * gradient(guidance, z, step, conditions=conditions)
     assert z.std().item() < 0.1 * S and abs(z.mean().item() - M) < 0.02
 
 
@@ -403,11 +405,11 @@ def test_a_bridge_between_equal_spreads_drifts_without_end() -> None:
     prior = mixture(old=(-0.2, S), new=(0.3, S))
     guidance = method("bridge", prior, stage_two_start_step=0, stage_two_weighting="uniform", t_min=0.5, t_max=0.5)
     (name,) = guidance.extra_prompts("new").keys() - {"target"}
-    branches = between(prior, "new", **dict.fromkeys(guidance.extra_prompts("new"), "new") | {name: "old"})
+    conditions = between(prior, "new", **dict.fromkeys(guidance.extra_prompts("new"), "new") | {name: "old"})
     alpha, sigma, _ = coefficients(prior, 0.5)
     drift = alpha * sigma * (-0.2 - 0.3) / (alpha**2 * S**2 + sigma**2)
     for step, z in enumerate((normal(4), 100.0 + normal(4))):
-        g = gradient(guidance, z, step, branches=branches)
+        g = gradient(guidance, z, step, conditions=conditions)
         torch.testing.assert_close(g, torch.full_like(g, drift), rtol=0, atol=1e-10)
 
 
@@ -418,9 +420,9 @@ def test_the_same_prompt_on_both_sides_changes_nothing(name: str) -> None:
     own = {"stage_two_start_step": 0, "target_modifier": ""} if name == "bridge" else {}
     guidance = method(name, prior, **own | {"source_prompt": "red"})
     z = latents(2)
-    assert gradient(guidance, z, source=z, branches=told(guidance)).abs().max() < 1e-12
+    assert gradient(guidance, z, source=z, conditions=told(guidance)).abs().max() < 1e-12
     other = method(name, prior, **own | {"source_prompt": "green"})
-    assert gradient(other, z, source=z, branches=told(other)).abs().max() > 1e-3
+    assert gradient(other, z, source=z, conditions=told(other)).abs().max() > 1e-3
 
 
 def test_posterior_distillation_of_neighbouring_levels_is_weighted_delta_denoising() -> None:
@@ -428,12 +430,12 @@ def test_posterior_distillation_of_neighbouring_levels_is_weighted_delta_denoisi
     prior = CountingPrior()
     options = {"guidance_scale": 3.0, "source_prompt": "green", "t_min": 0.5, "t_max": 0.5}
     pds, dds = method("posterior-distillation", prior, stride=1, **options), method("delta-denoising", prior, **options)
-    abar, before = (coefficients(prior, level)[0] ** 2 for level in (0.5, 0.499))
+    abar, before = (coefficients(prior, timestep)[0] ** 2 for timestep in (0.5, 0.499))
     chi = math.sqrt((1 - abar / before) / (abar / before * (1 - before)))
     z, source = latents(2), latents(2, seed=8)
     torch.testing.assert_close(
-        gradient(pds, z, source=source, branches=told(pds)),
-        chi * gradient(dds, z, source=source, branches=told(dds)),
+        gradient(pds, z, source=source, conditions=told(pds)),
+        chi * gradient(dds, z, source=source, conditions=told(dds)),
         rtol=1e-7,
         atol=1e-10,
     )
@@ -444,7 +446,7 @@ def test_posterior_distillation_of_neighbouring_levels_is_weighted_delta_denoisi
 LEVEL = {"t_min": 0.4, "t_max": 0.4}
 LIMITS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "fsd": ({"sqrt_beta": 0.0, "weighting": "sds"}, {}),
-    # One level for the whole batch.
+    # One timestep for the whole batch.
     "sdi": ({"kappa": "random", "weighting": "lambda", **LEVEL}, {"weighting": "lambda", **LEVEL}),
     "lmc": ({"corrective": "identity"}, {}),
     "classifier-sd": ({"c_y": 3.0, "c_0": -2.0, "c_eps": -1.0}, {}),
@@ -472,15 +474,15 @@ def test_equals_score_distillation_in_its_limit(name: str, kind: str) -> None:
         guidance = method(name, prior, guidance_scale=3.0, **own)
     same = method("sds", prior, guidance_scale=3.0, **of_sds)
     for step in range(2):
-        g = gradient(guidance, latents(3), step, branches=told(guidance))
-        expected = gradient(same, latents(3), step, branches=told(same))
+        g = gradient(guidance, latents(3), step, conditions=told(guidance))
+        expected = gradient(same, latents(3), step, conditions=told(same))
         torch.testing.assert_close(g, expected, rtol=0, atol=1e-11 * expected.abs().max().item())
 
 
 def test_one_collaborator_works_alone() -> None:
     prior = CountingPrior()
     alone, sds = (method(name, prior, guidance_scale=3.0) for name in ("collaborative-csd", "sds"))
-    g = [gradient(each, latents(1), 2, branches=told(each)) for each in (alone, sds)]
+    g = [gradient(each, latents(1), 2, conditions=told(each)) for each in (alone, sds)]
     torch.testing.assert_close(g[0], g[1], rtol=0, atol=1e-12)
 
 
@@ -491,16 +493,16 @@ def test_relatives_of_variational_distillation_reduce_to_it(name: str, options: 
     for each, own in ((name, options), ("vsd", {})):
         guidance, phi = variational(each, prior, guidance_scale=3.0, **own)
         phi.z = latents(3)
-        gradients.append(gradient(guidance, latents(3), 1, branches=told(guidance)))
+        gradients.append(gradient(guidance, latents(3), 1, conditions=told(guidance)))
     torch.testing.assert_close(gradients[0], gradients[1], rtol=0, atol=1e-12)
 
 
 def test_noise_free_distillation_without_a_negative_prompt_is_a_classifier() -> None:
-    """Above the threshold level e_0 - e_n vanishes and gamma (e_y - e_0) is left."""
+    """Above the threshold timestep e_0 - e_n vanishes and gamma (e_y - e_0) is left."""
     prior = CountingPrior()
     nfsd = method("nfsd", prior, guidance_scale=3.0, negative_prompt="", t_min=0.3)
     classifier = method("classifier-sd", prior, c_y=3.0, c_0=-3.0, t_min=0.3)
-    g = [gradient(each, latents(2), 1, branches=told(each)) for each in (nfsd, classifier)]
+    g = [gradient(each, latents(2), 1, conditions=told(each)) for each in (nfsd, classifier)]
     torch.testing.assert_close(g[0], g[1], rtol=0, atol=1e-11)
 
 
@@ -509,7 +511,7 @@ def test_an_empty_window_leaves_diverse_distillation_nothing_to_do() -> None:
     prior = CountingPrior()
     options = {"guidance_scale": 3.0, "t_min": 0.5, "t_max": 0.5}
     g = {
-        sub: gradient(guidance, latents(2), branches=told(guidance))
+        sub: gradient(guidance, latents(2), conditions=told(guidance))
         for sub in (3.0, 2.0, 1.0)
         for guidance in [method("dsd", prior, sub_guidance_scale=sub, **options)]
     }
@@ -521,7 +523,7 @@ def test_trajectory_matching_at_its_end_is_a_classifier() -> None:
     """TSM with gamma 0 compares two predictions at the same point: lambda g (e_y - e_0), linear in g."""
     prior = CountingPrior()
     g = {
-        scale: gradient(guidance, latents(2), branches=told(guidance))
+        scale: gradient(guidance, latents(2), conditions=told(guidance))
         for scale in (0.0, 1.0, 3.0)
         for guidance in [method("ism", prior, guidance_scale=scale, tsm_gamma=0.0, t_min=0.5, t_max=0.5)]
     }
@@ -529,11 +531,11 @@ def test_trajectory_matching_at_its_end_is_a_classifier() -> None:
     torch.testing.assert_close(g[3.0], 3.0 * g[1.0], rtol=0, atol=1e-10)
 
 
-def told(guidance: Guidance) -> Branches:
+def told(guidance: Guidance) -> CFGConditions:
     """A prompt without views or negative prompt, and what the method asks for besides."""
     extra = guidance.extra_prompts("red")
     return PromptProcessor(PromptProcessor.Config(), prior=guidance.prior, prompt="red", extra=extra)()
 
 
-def seen_from_everywhere(branches: Branches, count: int) -> Branches:
-    return dataclasses.replace(branches, cameras=views(count))
+def seen_from_everywhere(conditions: CFGConditions, count: int) -> CFGConditions:
+    return dataclasses.replace(conditions, cameras=views(count))

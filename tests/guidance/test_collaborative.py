@@ -10,9 +10,9 @@ from torch import Tensor
 
 from scoredist3d import registry
 from scoredist3d.guidance.collaborative import CollaborativeScoreDistillation, stein_kernel
-from scoredist3d.guidance.core.step import GuidanceStep
+from scoredist3d.guidance.core.context import StepContext
 from scoredist3d.guidance.sds import ScoreDistillationSampling
-from scoredist3d.priors import Branches
+from scoredist3d.priors import CFGConditions
 from scoredist3d.priors.analytic import GaussianMixturePrior, Mixture
 from scoredist3d.seeding import Rng
 
@@ -38,8 +38,8 @@ def latents(count: int = 4, seed: int = 5) -> Tensor:
     return torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def branches(prior) -> Branches:
-    return Branches(prior.embed(["red"]), prior.embed([""]))
+def conditions(prior) -> CFGConditions:
+    return CFGConditions(prior.embed(["red"]), prior.embed([""]))
 
 
 def csd(prior, **options) -> CollaborativeScoreDistillation:
@@ -47,18 +47,18 @@ def csd(prior, **options) -> CollaborativeScoreDistillation:
     return CollaborativeScoreDistillation(config, prior=prior)
 
 
-def gradient_of(guidance, z: Tensor, step: int = 0, b: Branches | None = None) -> Tensor:
+def gradient_of(guidance, z: Tensor, step: int = 0, b: CFGConditions | None = None) -> Tensor:
     z = z.clone().requires_grad_()
-    guidance(z, b or branches(guidance.prior), step, Rng()).loss.backward()
+    guidance(z, b or conditions(guidance.prior), step, Rng()).loss.backward()
     return z.grad * len(z)
 
 
-def directions(guidance, z: Tensor, step: int = 0) -> tuple[Tensor, Tensor, GuidanceStep]:
+def directions(guidance, z: Tensor, step: int = 0) -> tuple[Tensor, Tensor, StepContext]:
     """w (eps_hat - eps) of every item, x_t, and the step, for independent noise."""
     context = guidance.begin(z, step, Rng())
     x_t, eps = guidance.noised(z, context)
     with torch.no_grad():
-        return guidance.weighted(guidance.guided(x_t, branches(guidance.prior), context), z, eps), x_t, context
+        return guidance.weighted(guidance.guided(x_t, conditions(guidance.prior), context), z, eps), x_t, context
 
 
 def close(a: Tensor, b: Tensor, tolerance: float = 1e-11) -> None:
@@ -84,7 +84,7 @@ def test_gradient_is_the_papers_formula_with_the_codes_sign(scale):
     prior, z = blobs("v_prediction"), latents()
     guidance = csd(prior, repulsion_scale=scale)
     direction, x, context = directions(guidance, z)
-    assert len(set(context.levels)) == 1
+    assert len(set(context.timesteps)) == 1
     sigma = prior.schedule.sigma(context.t)[0].item()
     squared = (x[:, None] - x[None]).square().flatten(2).sum(-1)
     pairs = sorted(squared[i, j].item() for i in range(4) for j in range(i))
@@ -162,7 +162,7 @@ def test_narrow_and_wide_kernels_are_independent_and_averaged_sds():
 
 
 def test_permuting_the_items_permutes_the_gradient():
-    class Reordered(GuidanceStep):
+    class Reordered(StepContext):
         """The noise follows its item."""
 
         order: Tensor
@@ -176,8 +176,8 @@ def test_permuting_the_items_permutes_the_gradient():
     other = Reordered(**vars(context))
     object.__setattr__(other, "order", order)
     with torch.no_grad():
-        here = guidance.score_gradient(z, branches(prior), context).gradient
-        there = guidance.score_gradient(z[order], branches(prior), other).gradient
+        here = guidance.score_gradient(z, conditions(prior), context).gradient
+        there = guidance.score_gradient(z[order], conditions(prior), other).gradient
     close(there, here[order])
     assert not torch.allclose(here[order], here)
 
@@ -198,7 +198,7 @@ def test_shared_noise_lets_the_kernel_see_the_images_and_independent_noise_hides
     """Two pairs of neighbours: with noise of its own each item is about equally far from all others."""
     z = 0.3 * latents(2).repeat_interleave(2, 0)
     z[::2] += 0.01
-    levels = {"t_min": 0.9, "t_max": 0.9}
+    timesteps = {"t_min": 0.9, "t_max": 0.9}
     prior = blobs()
     kernels = {}
     for name, options in {
@@ -206,8 +206,8 @@ def test_shared_noise_lets_the_kernel_see_the_images_and_independent_noise_hides
         "shared": {"noise_sharing": "shared"},
         "z": {"kernel_space": "z"},
     }.items():
-        guidance = csd(prior, **levels, **options)
-        output = guidance(z.clone().requires_grad_(), branches(prior), 0, Rng())
+        guidance = csd(prior, **timesteps, **options)
+        output = guidance(z.clone().requires_grad_(), conditions(prior), 0, Rng())
         kernels[name] = output.diagnostics["kernel"].item()
     assert kernels["independent"] == pytest.approx(1 / 5, abs=0.03)
     # Two of six pairs coincide (k near 1), the median is the distance of the others: k = 1/5.
@@ -217,27 +217,27 @@ def test_shared_noise_lets_the_kernel_see_the_images_and_independent_noise_hides
 
 def test_items_keep_their_own_prompts():
     prior, z = blobs(), latents(2)
-    b = Branches(prior.embed(["red", "blue"]), prior.embed([""]))
+    b = CFGConditions(prior.embed(["red", "blue"]), prior.embed([""]))
     guidance = csd(prior, repulsion_scale=0, bandwidth=1e-6)
     close(gradient_of(guidance, z, b=b)[:1], gradient_of(guidance, z)[:1])
     assert not torch.allclose(gradient_of(guidance, z, b=b)[1:], gradient_of(guidance, z)[1:])
 
 
-class Quiet(GuidanceStep):
+class Quiet(StepContext):
     """Without noise: on Gaussian data and with a kernel that does not see the noise, this is the mean over it."""
 
     def noise(self, like: Tensor, stream: str = "noise") -> Tensor:
         return torch.zeros_like(like)
 
 
-def settled(count: int, level: float, **options) -> Tensor:
-    """Where ``count`` particles come to rest under the mean gradient, at one level."""
+def settled(count: int, timestep: float, **options) -> Tensor:
+    """Where ``count`` particles come to rest under the mean gradient, at one timestep."""
     prior = gaussian()
-    options = {"noise_sharing": "shared", "weighting": "uniform", "t_min": level, "t_max": level, **options}
+    options = {"noise_sharing": "shared", "weighting": "uniform", "t_min": timestep, "t_max": timestep, **options}
     guidance = csd(prior, guidance_scale=0.0, **options)
     z = M + 0.3 * torch.randn(count, 1, 1, 1, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     context = Quiet(**vars(guidance.begin(z, 0, Rng())))
-    b = Branches(prior.embed([""]), prior.embed([""]))
+    b = CFGConditions(prior.embed([""]), prior.embed([""]))
     velocity = torch.zeros_like(z)
     with torch.no_grad():
         for _ in range(300):
@@ -254,12 +254,12 @@ def test_exact_stein_descent_keeps_mean_and_variance_of_the_data(space):
 
     N particles with a finite kernel are narrower; the error falls as N grows.
     """
-    level = 0.3
-    t = torch.tensor([level], dtype=torch.float64)
+    timestep = 0.3
+    t = torch.tensor([timestep], dtype=torch.float64)
     target = S**2 + gaussian().schedule.lambda_(t).item() ** 2
     errors = []
     for count in (4, 16, 64):
-        z = settled(count, level, repulsion_scale="sigma", kernel_space=space)
+        z = settled(count, timestep, repulsion_scale="sigma", kernel_space=space)
         assert z.mean().item() == pytest.approx(M, abs=0.02)
         errors.append(abs(z.var(correction=0).item() / target - 1.0))
     assert errors == sorted(errors, reverse=True) and errors[-1] < 0.1
@@ -290,9 +290,9 @@ def test_subtracting_independent_noise_adds_sigma_times_the_repulsion():
 def test_levels_are_shared_and_cost_is_that_of_sds():
     prior = blobs()
     guidance = csd(prior)
-    levels = guidance.sample_levels(5, 3, Rng())
+    timesteps = guidance.sample_timesteps(5, 3, Rng())
     sds = ScoreDistillationSampling(ScoreDistillationSampling.Config(), prior=prior)
-    assert levels == sds.sample_levels(1, 3, Rng()) * 5
+    assert timesteps == sds.sample_timesteps(1, 3, Rng()) * 5
     calls: list[int] = []
     predict = prior.predict
     prior.predict = lambda x_t, t, c: calls.append(len(x_t)) or predict(x_t, t, c)
@@ -300,7 +300,7 @@ def test_levels_are_shared_and_cost_is_that_of_sds():
         calls.clear()
         guidance = csd(prior, guidance_scale=scale)
         gradient_of(guidance, latents())
-        cost = guidance.cost(branches(prior), guidance.begin(latents(), 0, Rng()))
+        cost = guidance.nfe(conditions(prior), guidance.begin(latents(), 0, Rng()))
         assert calls == [4 * rows] and (cost.prior, cost.own) == (rows, 0)
 
 

@@ -10,8 +10,8 @@ from scoredist3d import registry
 from scoredist3d.config import Schedule
 from scoredist3d.config.experiment import PreviewConfig
 from scoredist3d.config.validation import parse_component
-from scoredist3d.guidance.core.step import item_noise
-from scoredist3d.priors import Branches, predict_branches
+from scoredist3d.guidance.core.context import item_noise
+from scoredist3d.priors import CFGConditions, predict_each
 from scoredist3d.priors.analytic import GaussianMixturePrior, Mixture
 from scoredist3d.seeding import Rng
 from scoredist3d.systems.base import build_component
@@ -28,25 +28,25 @@ def two_gaussians(m_source: float = 0.4, m_target: float = -0.3, std: float = 0.
     return GaussianMixturePrior(GaussianMixturePrior.Config(), mixture=mixture)
 
 
-def between(prior, source: str = "source", target: str = "target") -> Branches:
-    return Branches(prior.embed([target]), prior.embed([""]), extra={"source": prior.embed([source])})
+def between(prior, source: str = "source", target: str = "target") -> CFGConditions:
+    return CFGConditions(prior.embed([target]), prior.embed([""]), extra={"source": prior.embed([source])})
 
 
-def texts(guidance, prompt: str) -> Branches:
-    return Branches(guidance.prior.embed([prompt]), guidance.prior.embed([""]))
+def texts(guidance, prompt: str) -> CFGConditions:
+    return CFGConditions(guidance.prior.embed([prompt]), guidance.prior.embed([""]))
 
 
 def test_it_is_the_guided_predictions_difference_at_one_noise_and_level() -> None:
     prior = CountingPrior()
     guidance = method("delta-denoising", prior)
     z, z_source = latents(3), latents(3, seed=6)
-    t = torch.tensor(guidance.sample_levels(3, 4, Rng()), dtype=torch.float64)
+    t = torch.tensor(guidance.sample_timesteps(3, 4, Rng()), dtype=torch.float64)
     assert t.min() >= 0.05 and t.max() <= 0.949
     eps = item_noise(Rng(), "noise", 4, z)
     guided = []
     for clean, text in ((z, "red"), (z_source, "green")):
         x_t = prior.schedule.add_noise(clean, eps, t)
-        e_y, e_u = (p.eps for p in predict_branches(prior, x_t, t, [prior.embed([text]), prior.embed(["blue"])]))
+        e_y, e_u = (p.eps for p in predict_each(prior, x_t, t, [prior.embed([text]), prior.embed(["blue"])]))
         guided.append(e_u + 7.5 * (e_y - e_u))
     found = gradient(guidance, z, 4, source=z_source)
     torch.testing.assert_close(found, guided[0] - guided[1], rtol=0, atol=1e-11)
@@ -57,16 +57,16 @@ def test_the_source_under_its_own_text_is_at_rest(perp_neg: bool) -> None:
     guidance = method("delta-denoising", CountingPrior(), source_prompt="red")
     z = latents(3)
     seen = prompted(guidance, cameras=views(3), perp_neg=perp_neg)
-    same = Branches(seen.positive, seen.unconditional, seen.negatives, extra={"source": seen.positive})
-    assert gradient(guidance, z, branches=same, source=z).abs().max() < 1e-13
-    assert gradient(guidance, z + 0.1, branches=same, source=z).abs().max() > 1e-3
+    same = CFGConditions(seen.positive, seen.unconditional, seen.negatives, extra={"source": seen.positive})
+    assert gradient(guidance, z, conditions=same, source=z).abs().max() < 1e-13
+    assert gradient(guidance, z + 0.1, conditions=same, source=z).abs().max() > 1e-3
 
 
 def test_it_is_sds_less_the_sds_of_the_source_and_sds_where_the_source_is_perfectly_denoised() -> None:
     z, z_source = latents(2), latents(2, seed=6)
     options = {"guidance_scale": 1.0, "weighting": "sds", "t_min": 0.3, "t_max": 0.6}
     sds = method("sds", CountingPrior(), **options)
-    of_edited, of_source = (gradient(sds, x, branches=texts(sds, y)) for x, y in ((z, "red"), (z_source, "green")))
+    of_edited, of_source = (gradient(sds, x, conditions=texts(sds, y)) for x, y in ((z, "red"), (z_source, "green")))
     dds = method("delta-denoising", CountingPrior(), **options)
     torch.testing.assert_close(gradient(dds, z, source=z_source), of_edited - of_source, rtol=0, atol=1e-12)
     perfect = method("delta-denoising", NoiseKnowingPrior(), **options)
@@ -78,13 +78,13 @@ def test_gaussians_of_one_spread_move_the_source_rigidly_without_any_noise_in_th
     generator = torch.Generator().manual_seed(0)
     z, z_source = (torch.randn(2, 1, 2, 2, generator=generator, dtype=torch.float64) for _ in range(2))
     for step in (0, 5):
-        t = torch.tensor(guidance.sample_levels(2, step, Rng()), dtype=torch.float64)
+        t = torch.tensor(guidance.sample_timesteps(2, step, Rng()), dtype=torch.float64)
         alpha, sigma = (c[:, None, None, None] for c in guidance.schedule.coefficients(t))
         expected = sigma * alpha * ((z - z_source) - (-0.3 - 0.4)) / (alpha**2 * 0.36 + sigma**2)
-        found = gradient(guidance, z, step, branches=between(guidance.prior), source=z_source)
+        found = gradient(guidance, z, step, conditions=between(guidance.prior), source=z_source)
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
         arrived = z_source + (-0.3 - 0.4)
-        at_rest = gradient(guidance, arrived, step, branches=between(guidance.prior), source=z_source)
+        at_rest = gradient(guidance, arrived, step, conditions=between(guidance.prior), source=z_source)
         assert at_rest.abs().max() < 1e-12
 
 
@@ -93,16 +93,16 @@ def test_one_forward_pass_for_both_sides() -> None:
         prior = CountingPrior()
         guidance = method("delta-denoising", prior, guidance_scale=scale)
         seen = prompted(guidance, cameras=views(3), perp_neg=perp_neg)
-        gradient(guidance, latents(3), branches=seen)
+        gradient(guidance, latents(3), conditions=seen)
         assert prior.rows == [3 * rows]
-        assert guidance.cost(seen, guidance.begin(latents(3), 0, Rng())).prior == rows
+        assert guidance.nfe(seen, guidance.begin(latents(3), 0, Rng())).prior == rows
 
 
 def test_jointly_denoised_views_stay_pairs_on_both_sides() -> None:
     """The prior itself refuses a batch that splits a pair."""
     guidance = method("delta-denoising", PairPrior(), source_prompt="red")
     seen = prompted(guidance, cameras=views(4))
-    assert gradient(guidance, latents(4), branches=seen, source=latents(4)).abs().max() < 1e-13
+    assert gradient(guidance, latents(4), conditions=seen, source=latents(4)).abs().max() < 1e-13
 
 
 def test_the_source_is_required() -> None:

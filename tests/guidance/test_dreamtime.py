@@ -25,18 +25,18 @@ def dreamtime(steps: int, schedule=VP, low: float = 0.02, high: float = 0.98, **
 @pytest.mark.parametrize("kind", KINDS)
 def test_is_the_papers_argmin_starts_at_the_top_and_never_rises(kind, family):
     schedule, steps = SCHEDULES[family], 137
-    levels = [dreamtime(steps, schedule, kind=kind)(step) for step in range(steps + 20)]
+    timesteps = [dreamtime(steps, schedule, kind=kind)(step) for step in range(steps + 20)]
     grid = torch.arange(20, 981, dtype=torch.float64) / 1000
     weights = time_prior(DreamTimeConfig(kind=kind), schedule, grid)
     p = weights / weights.sum()
     at_or_above = torch.stack([p[k:].sum() for k in range(len(p))])
     for step in range(steps + 1):
         gap = (at_or_above - step / steps).abs()
-        reached = gap[(grid - levels[step]).abs().argmin()]
+        reached = gap[(grid - timesteps[step]).abs().argmin()]
         assert reached <= gap.min() + 1e-12
-    assert levels[0] == 0.98 and all(a >= b for a, b in pairwise(levels))
-    # The last steps share the levels whose weight is left; the end is the lowest level (or weighs nothing above it).
-    assert levels[-1] == levels[steps] and p[: round(levels[steps] * 1000) - 20].sum() < 1e-9
+    assert timesteps[0] == 0.98 and all(a >= b for a, b in pairwise(timesteps))
+    # The last steps share the timesteps whose weight is left; the end is the lowest timestep (or weighs nothing above it).
+    assert timesteps[-1] == timesteps[steps] and p[: round(timesteps[steps] * 1000) - 20].sum() < 1e-9
 
 
 def test_weights_are_the_papers():
@@ -53,7 +53,7 @@ def test_uniform_weights_fall_linearly():
     steps = 500
     fall = dreamtime(steps, kind="uniform")
     worst = max(abs(fall(step) - (0.98 - 0.96 * step / steps)) for step in range(steps + 1))
-    assert worst < 1.6e-3  # the first level has its share too, and half a level of rounding
+    assert worst < 1.6e-3  # the first timestep has its share too, and half a timestep of rounding
 
 
 def test_levels_get_their_share_of_the_steps():
@@ -63,21 +63,21 @@ def test_levels_get_their_share_of_the_steps():
     grid = torch.arange(20, 981, dtype=torch.float64) / 1000
     p = time_prior(config, VP, grid)
     p = p / p.sum()
-    levels = torch.tensor([fall(step) for step in range(steps)], dtype=torch.float64)
+    timesteps = torch.tensor([fall(step) for step in range(steps)], dtype=torch.float64)
     for low, high in ((0.1, 0.4), (0.4, 0.6), (0.7, 0.9)):
-        share = ((levels >= low) & (levels < high)).double().mean()
+        share = ((timesteps >= low) & (timesteps < high)).double().mean()
         assert abs(share - p[(grid >= low) & (grid < high)].sum()) < 2 * p.max() + 1 / steps
 
 
 def test_every_item_of_every_method_follows_it():
     guidance = method("sds", CountingPrior(), dreamtime={"steps": 40})
-    levels = [guidance.sample_levels(3, step, Rng(step)) for step in range(45)]
-    assert levels == [[dreamtime(40)(step)] * 3 for step in range(45)]
-    by_schedule = method("sds", CountingPrior(), t_min=levels[7][0], t_max=levels[7][0])
+    timesteps = [guidance.sample_timesteps(3, step, Rng(step)) for step in range(45)]
+    assert timesteps == [[dreamtime(40)(step)] * 3 for step in range(45)]
+    by_schedule = method("sds", CountingPrior(), t_min=timesteps[7][0], t_max=timesteps[7][0])
     z = latents(2)
     assert torch.equal(gradient(guidance, z, 7), gradient(by_schedule, z, 7))
     random = method("sds", CountingPrior())
-    assert len(set(random.sample_levels(3, 0, Rng()))) == 3  # off by default
+    assert len(set(random.sample_timesteps(3, 0, Rng()))) == 3  # off by default
 
 
 def test_mistakes_are_named():
@@ -88,7 +88,7 @@ def test_mistakes_are_named():
             parse_component("guidance", {**base, **wrong})
     with pytest.raises(ValueError, match=r"dreamtime\.m2: 0\.9 must not exceed m1, which is 0\.8"):
         parse_component("guidance", {"type": "sds", "dreamtime": {"steps": 10, "m2": 0.9}})
-    with pytest.raises(ValueError, match="lower t_max below the level without signal"):
+    with pytest.raises(ValueError, match="lower t_max below the timestep without signal"):
         dreamtime(10, FlowSchedule(), high=1.0, kind="snr")
     with pytest.raises(ValueError, match="widen the widths"):
         dreamtime(10, low=0.02, high=0.03, kind="plateau", s2=0.001)

@@ -7,7 +7,7 @@ from shared.trajectory_cases import S, coefficients, ddim, descend, empty, euler
 
 from scoredist3d.guidance.dsd import DiverseScoreDistillation as DSD
 from scoredist3d.guidance.sdi import ScoreDistillationViaInversion as SDI
-from scoredist3d.priors import Branches, guided_prediction
+from scoredist3d.priors import CFGConditions, guided_prediction
 from scoredist3d.seeding import Rng
 
 
@@ -16,19 +16,19 @@ def dsd(prior, **options) -> DSD:
 
 
 def star(prior, scale: float, start: float, end: float, last: int, **options) -> DSD:
-    levels = {"from": start, "to": end, "end": last}
+    timesteps = {"from": start, "to": end, "end": last}
     exact = {"exact": True, "weighting": "lambda", "sub_guidance_scale": None}
-    return dsd(prior, guidance_scale=scale, t_min=levels, t_max=levels, **exact, **options)
+    return dsd(prior, guidance_scale=scale, t_min=timesteps, t_max=timesteps, **exact, **options)
 
 
-def at(level: float, floor: float | None = None, **options) -> dict:
-    """One level now, in a schedule that ends at ``floor``."""
-    levels = level if floor is None else {"from": level, "to": floor, "start": 99, "end": 100}
-    return {"t_min": levels, "t_max": levels, **options}
+def at(timestep: float, floor: float | None = None, **options) -> dict:
+    """One timestep now, in a schedule that ends at ``floor``."""
+    timesteps = timestep if floor is None else {"from": timestep, "to": floor, "start": 99, "end": 100}
+    return {"t_min": timesteps, "t_max": timesteps, **options}
 
 
-def red(prior) -> Branches:
-    return Branches(prior.embed(["red"]), prior.embed([""]))
+def red(prior) -> CFGConditions:
+    return CFGConditions(prior.embed(["red"]), prior.embed([""]))
 
 
 def noise_of(guidance: DSD, z: torch.Tensor) -> torch.Tensor:
@@ -52,27 +52,27 @@ def test_dsd_star_is_ddim_step_by_step(scale, cache):
 
 def test_dsd_star_is_the_euler_sampler_of_a_flow_from_pure_noise():
     prior = CountingPrior("rf-v_prediction")
-    levels = [1.0 - 0.1 * k for k in range(10)]
-    guidance, scheduler = star(prior, 3.0, 1.0, 0.1, 9), euler(levels)
+    timesteps = [1.0 - 0.1 * k for k in range(10)]
+    guidance, scheduler = star(prior, 3.0, 1.0, 0.1, 9), euler(timesteps)
     x = noise_of(guidance, latents(2))
     trail = descend(guidance, latents(2), red(prior), range(10))
-    for after, level, timestep in zip(trail, levels, scheduler.timesteps, strict=True):
-        t = torch.full((2,), level, dtype=torch.float64)
+    for after, t_now, timestep in zip(trail, timesteps, scheduler.timesteps, strict=True):
+        t = torch.full((2,), t_now, dtype=torch.float64)
         velocity = guided_prediction(prior, x, t, red(prior), 3.0).v
-        torch.testing.assert_close(after, x - level * velocity, rtol=0, atol=2e-5)  # x is rounded to float32
+        torch.testing.assert_close(after, x - t_now * velocity, rtol=0, atol=2e-5)  # x is rounded to float32
         x = scheduler.step(velocity, timestep, x).prev_sample
 
 
-@pytest.mark.parametrize("level", [0.9, 0.749, 0.3])
-def test_the_simulated_trajectory_is_ddims(level):
+@pytest.mark.parametrize("timestep", [0.9, 0.749, 0.3])
+def test_the_simulated_trajectory_is_ddims(timestep):
     prior, scheduler = CountingPrior(), ddim(10)
-    guidance = dsd(prior, interval=0.05, random_interval=False, **at(level, floor=0.0))
+    guidance = dsd(prior, interval=0.05, random_interval=False, **at(timestep, floor=0.0))
     z, b = latents(2), red(prior)
     step = guidance.begin(z, 0, Rng(), particles=(0, 1))
-    levels = guidance.ode_levels(step)
-    u = round(levels[-1] * 1000)
-    assert [round(start * 1000) for start in levels[:-1]] == [k for k in range(999, 0, -100) if k > u]
-    assert u == round(level * 1000) + int(0.05 * round(level * 1000))
+    timesteps = guidance.ode_timesteps(step)
+    u = round(timesteps[-1] * 1000)
+    assert [round(start * 1000) for start in timesteps[:-1]] == [k for k in range(999, 0, -100) if k > u]
+    assert u == round(timestep * 1000) + int(0.05 * round(timestep * 1000))
     x = noise_of(guidance, z)
     for timestep in scheduler.timesteps.tolist():
         if timestep <= u:
@@ -84,7 +84,7 @@ def test_the_simulated_trajectory_is_ddims(level):
         else:  # the last step is shorter, and the scheduler only knows equal ones
             (alpha, sigma), (alpha_u, sigma_u) = coefficients(timestep / 1000), coefficients(u / 1000)
             x = alpha_u * (x - sigma * eps) / alpha + sigma_u * eps
-    ours = guidance.walk(noise_of(guidance, z), levels, b, 7.5)
+    ours = guidance.walk(noise_of(guidance, z), timesteps, b, 7.5)
     torch.testing.assert_close(ours, x, rtol=0, atol=1e-9)
 
 
@@ -96,16 +96,16 @@ def test_gradient_is_the_papers_formula(kind, weighting):
     guidance = dsd(prior, weighting=weighting, interval=0.5, **scales, **at(0.5, floor=0.1))
     z, b = latents(2), red(prior)
     step = guidance.begin(z, 3, Rng(), particles=(0, 1))
-    levels = guidance.ode_levels(step)
-    u, t = (torch.full((2,), level, dtype=torch.float64) for level in (levels[-1], 0.5))
-    assert 0.5 < levels[-1] <= 0.7
+    timesteps = guidance.ode_timesteps(step)
+    u, t = (torch.full((2,), timestep, dtype=torch.float64) for timestep in (timesteps[-1], 0.5))
+    assert 0.5 < timesteps[-1] <= 0.7
     schedule = prior.schedule
-    n = guided_prediction(prior, guidance.walk(noise_of(guidance, z), levels, b, 3.0), u, b, 3.0).eps
+    n = guided_prediction(prior, guidance.walk(noise_of(guidance, z), timesteps, b, 3.0), u, b, 3.0).eps
     leading = guided_prediction(prior, schedule.add_noise(z, n, t), t, b, 5.0).eps
     subtracted = guided_prediction(prior, schedule.add_noise(z, n, u), u, b, 2.0).eps
     alpha, sigma = (c[0].item() for c in schedule.coefficients(t))
     w = {"sds": sigma**2, "lambda": sigma / alpha, "uniform": 1.0}[weighting]
-    ours = gradient(guidance, z, 3, branches=b, particles=(0, 1))
+    ours = gradient(guidance, z, 3, conditions=b, particles=(0, 1))
     torch.testing.assert_close(ours, w * (leading - subtracted), rtol=0, atol=1e-10 * ours.abs().max().item())
 
 
@@ -115,17 +115,17 @@ def test_on_the_trajectory_it_is_the_step_of_cached_sdi():
     guidance = dsd(prior, interval=1.0, random_interval=False, **equal, **at(0.5, floor=0.4))
     z, b = latents(2), red(prior)
     step = guidance.begin(z, 0, Rng(), particles=(0, 1))
-    levels = guidance.ode_levels(step)
-    u, t = (torch.full((2,), level, dtype=torch.float64) for level in (levels[-1], 0.5))
-    x_u = guidance.walk(noise_of(guidance, z), levels, b, 3.0)
+    timesteps = guidance.ode_timesteps(step)
+    u, t = (torch.full((2,), timestep, dtype=torch.float64) for timestep in (timesteps[-1], 0.5))
+    x_u = guidance.walk(noise_of(guidance, z), timesteps, b, 3.0)
     readout = guided_prediction(prior, x_u, u, b, 3.0)
     x_t = prior.schedule.ddim_step(readout.eps, readout.x0, u, t)
-    after = readout.x0 - gradient(guidance, readout.x0, 0, branches=b, particles=(0, 1))
+    after = readout.x0 - gradient(guidance, readout.x0, 0, conditions=b, particles=(0, 1))
     torch.testing.assert_close(after, guided_prediction(prior, x_t, t, b, 3.0).x0, rtol=0, atol=1e-10)
     # The same from SDI, whose noise is set to the read-out.
     sdi = SDI(SDI.Config(kappa="fixed", guidance_scale=3.0, t_min=0.5, t_max=0.5), prior=prior)
     sdi.noised = lambda z, step: (prior.schedule.add_noise(z, readout.eps, step.t), readout.eps)
-    theirs = readout.x0 - gradient(sdi, readout.x0, 0, branches=b)
+    theirs = readout.x0 - gradient(sdi, readout.x0, 0, conditions=b)
     torch.testing.assert_close(after, theirs, rtol=0, atol=1e-10)
 
 
@@ -133,17 +133,17 @@ def test_a_closed_window_leaves_classifier_guidance():
     prior = CountingPrior()
     z, b = latents(2), red(prior)
     equal = dsd(prior, sub_guidance_scale=None, **at(0.8))
-    assert gradient(equal, z, branches=b).abs().max() < 1e-11
+    assert gradient(equal, z, conditions=b).abs().max() < 1e-11
     usual = dsd(prior, **at(0.8))  # 7.5 and 1
     step = usual.begin(z, 0, Rng(), particles=(0, 1))
-    levels = usual.ode_levels(step)
-    assert levels[-1] == 0.8
-    n = usual.predict_at(usual.walk(usual.start_noise(z, step), levels, b, 7.5), 0.8, b, 7.5).eps
+    timesteps = usual.ode_timesteps(step)
+    assert timesteps[-1] == 0.8
+    n = usual.predict_at(usual.walk(usual.start_noise(z, step), timesteps, b, 7.5), 0.8, b, 7.5).eps
     x_t = prior.schedule.add_noise(z, n, step.t)
     e_y, e_u = (guided_prediction(prior, x_t, step.t, b, scale).eps for scale in (1.0, 0.0))
     expected = coefficients(0.8)[1] ** 2 * 6.5 * (e_y - e_u)
     assert expected.abs().max() > 0.1
-    torch.testing.assert_close(gradient(usual, z, branches=b), expected, rtol=0, atol=1e-11)
+    torch.testing.assert_close(gradient(usual, z, conditions=b), expected, rtol=0, atol=1e-11)
 
 
 def test_only_seed_and_particle_choose_the_start():
@@ -158,8 +158,8 @@ def test_only_seed_and_particle_choose_the_start():
     assert not torch.equal(starts[0], starts[3])
     b = red(guidance.prior)
     again = dsd(CountingPrior(), **at(0.6, floor=0.1))
-    assert torch.equal(gradient(guidance, z, 4, branches=b), gradient(again, z, 4, branches=b))
-    assert not torch.allclose(gradient(guidance, z, 4, branches=b), gradient(again, z, 4, branches=b, rng=Rng(2)))
+    assert torch.equal(gradient(guidance, z, 4, conditions=b), gradient(again, z, 4, conditions=b))
+    assert not torch.allclose(gradient(guidance, z, 4, conditions=b), gradient(again, z, 4, conditions=b, rng=Rng(2)))
 
 
 def test_views_seen_jointly_share_their_start_or_have_their_own():
@@ -172,8 +172,8 @@ def test_views_seen_jointly_share_their_start_or_have_their_own():
 
 
 def falling(last: int) -> dict:
-    levels = {"from": 0.98, "to": 0.2, "end": last, "shape": "sqrt"}
-    return {"t_min": levels, "t_max": levels}
+    timesteps = {"from": 0.98, "to": 0.2, "end": last, "shape": "sqrt"}
+    return {"t_min": timesteps, "t_max": timesteps}
 
 
 def test_cached_and_simulated_trajectories_agree_and_the_cache_pays():
@@ -185,95 +185,96 @@ def test_cached_and_simulated_trajectories_agree_and_the_cache_pays():
         spent.append(sum(prior.rows))
     for cached, simulated in zip(*runs, strict=True):
         torch.testing.assert_close(cached, simulated, rtol=0, atol=1e-11)
-    # Of the cached run: read-out 2, leading 2 and subtracted 1 row per image and step, and each of the grid's levels
+    # Of the cached run: read-out 2, leading 2 and subtracted 1 row per image and step, and each of the grid's timesteps
     # above the last u once.
-    final_u = guidance.ode_levels(guidance.begin(latents(3), 19, Rng()))[:-1]
+    final_u = guidance.ode_timesteps(guidance.begin(latents(3), 19, Rng()))[:-1]
     assert spent[0] == 3 * (20 * 5 + 2 * len(final_u)) and spent[1] > 2 * spent[0]
 
 
 def test_the_cache_notices_other_views_and_other_scales():
     cameras = views(2)
-    levels = at(0.5, floor=0.1)
-    cached, simulated = (dsd(CountingPrior(), cache_trajectory=cache, **levels) for cache in ("auto", "never"))
+    timesteps = at(0.5, floor=0.1)
+    cached, simulated = (dsd(CountingPrior(), cache_trajectory=cache, **timesteps) for cache in ("auto", "never"))
     for step, camera in enumerate((0, 1, 0, 1)):
         b = prompted(cached, cameras=cameras[camera])
-        one, other = (gradient(guidance, latents(1), step, branches=b) for guidance in (cached, simulated))
+        one, other = (gradient(guidance, latents(1), step, conditions=b) for guidance in (cached, simulated))
         torch.testing.assert_close(one, other, rtol=0, atol=1e-11)
-        costs = [guidance.cost(b, guidance.begin(latents(1), step, Rng())).prior for guidance in (cached, simulated)]
+        costs = [guidance.nfe(b, guidance.begin(latents(1), step, Rng())).prior for guidance in (cached, simulated)]
         assert costs[0] == costs[1]  # at the first step nothing is known yet, then the views differ
     scales = {"from": 3.0, "to": 5.0, "start": 1, "end": 2}
     changing, simulated = (
-        dsd(CountingPrior(), ode_guidance_scale=scales, cache_trajectory=cache, **levels) for cache in ("auto", "never")
+        dsd(CountingPrior(), ode_guidance_scale=scales, cache_trajectory=cache, **timesteps)
+        for cache in ("auto", "never")
     )
     for step in range(4):
         b = red(changing.prior)
-        pair = (gradient(guidance, latents(1), step, branches=b) for guidance in (changing, simulated))
+        pair = (gradient(guidance, latents(1), step, conditions=b) for guidance in (changing, simulated))
         torch.testing.assert_close(*pair, rtol=0, atol=1e-11)
 
 
 def test_particles_that_come_and_go_are_counted():
     guidance = dsd(CountingPrior(), **at(0.95, floor=0.1))
     b, z = red(guidance.prior), latents(2)
-    gradient(guidance, z, 0, branches=b, particles=(0, 1))
+    gradient(guidance, z, 0, conditions=b, particles=(0, 1))
     guidance.prior.rows.clear()
-    gradient(guidance, z, 1, branches=b, particles=(1, 2))
+    gradient(guidance, z, 1, conditions=b, particles=(1, 2))
     step = guidance.begin(z, 1, Rng(), particles=(1, 2))
-    above = len(guidance.ode_levels(step)) - 1
+    above = len(guidance.ode_timesteps(step)) - 1
     assert above == 1 and guidance.prior.rows == [2, 4, 2, 4]  # one new image on the grid, then both
-    assert guidance.cost(b, step).prior == (2 + 4 + 2 + 4) / 2
+    assert guidance.nfe(b, step).prior == (2 + 4 + 2 + 4) / 2
 
 
-@pytest.mark.parametrize(("level", "above"), [(0.98, 1), (0.5, 5), (0.32, 7)])
+@pytest.mark.parametrize(("timestep", "above"), [(0.98, 1), (0.5, 5), (0.32, 7)])
 @pytest.mark.parametrize(("perp_neg", "rows"), [(False, 2 + 1), (True, 4 + 4)])
-def test_network_rows_of_a_simulated_step(level, above, perp_neg, rows):
+def test_network_rows_of_a_simulated_step(timestep, above, perp_neg, rows):
     prior = CountingPrior()
-    guidance = dsd(prior, cache_trajectory="never", **at(level))
+    guidance = dsd(prior, cache_trajectory="never", **at(timestep))
     b = prompted(guidance, cameras=views(2), perp_neg=perp_neg)
-    gradient(guidance, latents(2), branches=b)
+    gradient(guidance, latents(2), conditions=b)
     guided = 4 if perp_neg else 2
     assert sum(prior.rows) == 2 * ((above + 1) * guided + rows)
-    assert guidance.cost(b, guidance.begin(latents(2), 0, Rng())).prior == (above + 1) * guided + rows
+    assert guidance.nfe(b, guidance.begin(latents(2), 0, Rng())).prior == (above + 1) * guided + rows
 
 
 def test_levels_follow_the_released_schedule():
     guidance = dsd(CountingPrior())
     for step, expected in ((0, 0.98), (2500, 0.65), (10000, 0.32), (20000, 0.32)):
-        assert guidance.sample_levels(3, step, Rng()) == [pytest.approx(expected, abs=5.1e-4)] * 3
+        assert guidance.sample_timesteps(3, step, Rng()) == [pytest.approx(expected, abs=5.1e-4)] * 3
     shares = []
     for step in range(0, 10001, 50):
-        t = guidance.sample_levels(1, step, Rng())[0]
-        one, many = (guidance.ode_levels(guidance.begin(latents(n), step, Rng()))[-1] for n in (1, 3))
+        t = guidance.sample_timesteps(1, step, Rng())[0]
+        one, many = (guidance.ode_timesteps(guidance.begin(latents(n), step, Rng()))[-1] for n in (1, 3))
         assert one == many and t <= one <= min(t + 0.1 * (t - 0.32), 0.999) + 1e-9
         if t > 0.4 and t < 0.9:
             shares.append((one - t) / (0.1 * (t - 0.32)))
-    # Uniform in the window, rounded down to whole levels of 8 to 58: about 120 draws, standard error 0.026.
+    # Uniform in the window, rounded down to whole timesteps of 8 to 58: about 120 draws, standard error 0.026.
     assert len(shares) > 100 and abs(sum(shares) / len(shares) - 0.5) < 4 * 0.026 + 0.03
-    assert guidance.ode_levels(guidance.begin(latents(1), 10000, Rng()))[-1] == 0.32
+    assert guidance.ode_timesteps(guidance.begin(latents(1), 10000, Rng()))[-1] == 0.32
 
 
 @pytest.mark.parametrize("shape", ["linear", "sqrt"])
 @pytest.mark.parametrize("start", [0.98, 0.02])
 def test_the_upper_level_keeps_off_the_lowest_timesteps_late_in_the_run(shape, start):
-    levels = {"from": start, "to": 0.0, "end": 400, "shape": shape}
-    guidance = dsd(CountingPrior(), interval=0.0, t_min=levels, t_max=levels)
+    timesteps = {"from": start, "to": 0.0, "end": 400, "shape": shape}
+    guidance = dsd(CountingPrior(), interval=0.0, t_min=timesteps, t_max=timesteps)
     seen = set()
     for step in range(401):
         share = step / 400 if shape == "linear" else (step / 400) ** 0.5
-        t = round(guidance.sample_levels(1, step, Rng())[0] * 1000)
+        t = round(guidance.sample_timesteps(1, step, Rng())[0] * 1000)
         lowest = 10 if share > 0.75 else 1
         seen.add((lowest, t < lowest))
-        u = round(guidance.ode_levels(guidance.begin(latents(1), step, Rng()))[-1] * 1000)
+        u = round(guidance.ode_timesteps(guidance.begin(latents(1), step, Rng()))[-1] * 1000)
         assert u == max(t, lowest)
         assert t > 0 or share > 0.75
     assert (10, True) in seen and (1, False) in seen
-    assert start > 0.02 or guidance.sample_levels(1, 240 if shape == "linear" else 150, Rng())[0] < 0.01  # and early
+    assert start > 0.02 or guidance.sample_timesteps(1, 240 if shape == "linear" else 150, Rng())[0] < 0.01  # and early
 
 
 def test_the_upper_level_of_a_level_that_is_not_annealed_is_at_least_one():
-    for levels in (at(0.003), {"t_min": 0.0, "t_max": {"from": 0.98, "to": 0.002, "end": 1}}, at(0.0)):
-        guidance = dsd(CountingPrior(), interval=0.0, **levels)
+    for timesteps in (at(0.003), {"t_min": 0.0, "t_max": {"from": 0.98, "to": 0.002, "end": 1}}, at(0.0)):
+        guidance = dsd(CountingPrior(), interval=0.0, **timesteps)
         step = guidance.begin(latents(1), 50, Rng())
-        assert guidance.ode_levels(step)[-1] == max(step.levels[0], 0.001)
+        assert guidance.ode_timesteps(step)[-1] == max(step.timesteps[0], 0.001)
 
 
 def test_seeds_keep_the_spread_of_the_data():

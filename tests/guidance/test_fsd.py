@@ -9,7 +9,7 @@ from scoredist3d import registry
 from scoredist3d.config.validation import parse_component
 from scoredist3d.diffusion.schedule import VPSchedule
 from scoredist3d.guidance.fsd import FlowScoreDistillation
-from scoredist3d.priors import Branches, Prediction
+from scoredist3d.priors import CFGConditions, Prediction
 from scoredist3d.priors.analytic import GaussianMixturePrior, Mixture
 from scoredist3d.priors.base import guided_prediction
 from scoredist3d.seeding import Rng
@@ -73,36 +73,36 @@ def test_gradient_descent_is_ddim_at_every_step(kind, offset, compared):
         t = torch.full((2,), timestep / 1000.0, dtype=torch.float64)
         eps = guided_prediction(prior, x, t, b, 3.0).eps
         x = scheduler.step(eps, timestep, x).prev_sample
-        z = z - gradient(guidance, z, step, branches=b)
-        following = torch.tensor(guidance.sample_levels(2, step + 1, Rng()), dtype=torch.float64)
+        z = z - gradient(guidance, z, step, conditions=b)
+        following = torch.tensor(guidance.sample_timesteps(2, step + 1, Rng()), dtype=torch.float64)
         torch.testing.assert_close(prior.schedule.add_noise(z, n, following), x, rtol=0, atol=1e-10)
     assert (x - n).abs().max() > 1.0
 
 
 def test_flow_version_is_euler_and_diffusers_scheduler():
     prior = CountingPrior("rf-v_prediction")
-    levels = [0.99 - 0.09 * k for k in range(11)]
+    timesteps = [0.99 - 0.09 * k for k in range(11)]
     guidance = method(
         "fsd",
         prior,
         weighting="lambda-step",
         noise_field="constant",
         guidance_scale=3.0,
-        **falling(levels[0], levels[-1], 10),
+        **falling(timesteps[0], timesteps[-1], 10),
     )
     b = prompted(guidance)
     z = latents(2)
     n = noise_of(guidance, z, b, 0)
     scheduler = FlowMatchEulerDiscreteScheduler()
-    scheduler.set_timesteps(sigmas=levels)
+    scheduler.set_timesteps(sigmas=timesteps)
     x = y = n
-    z = (1 - levels[0]) * n / (1 - levels[0])
+    z = (1 - timesteps[0]) * n / (1 - timesteps[0])
     for step in range(10):
-        t = torch.full((2,), levels[step], dtype=torch.float64)
+        t = torch.full((2,), timesteps[step], dtype=torch.float64)
         y = scheduler.step(guided_prediction(prior, y, t, b, 3.0).v, scheduler.timesteps[step], y).prev_sample
-        x = x + (levels[step + 1] - levels[step]) * guided_prediction(prior, x, t, b, 3.0).v
-        z = z - gradient(guidance, z, step, branches=b)
-        here = (1 - levels[step + 1]) * z + levels[step + 1] * n
+        x = x + (timesteps[step + 1] - timesteps[step]) * guided_prediction(prior, x, t, b, 3.0).v
+        z = z - gradient(guidance, z, step, conditions=b)
+        here = (1 - timesteps[step + 1]) * z + timesteps[step + 1] * n
         torch.testing.assert_close(here, x, rtol=0, atol=1e-11)
         torch.testing.assert_close(here, y.double(), rtol=0, atol=2e-5)  # the scheduler computes in float32
 
@@ -114,7 +114,7 @@ def test_first_step_of_a_flow_from_pure_noise_is_the_one_step_prediction():
     b, z = prompted(guidance), latents(2)
     n = noise_of(guidance, z, b, 0)
     expected = n - guided_prediction(prior, n, torch.ones(2, dtype=torch.float64), b, 7.5).v
-    torch.testing.assert_close(z - gradient(guidance, z, 0, branches=b), expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(z - gradient(guidance, z, 0, conditions=b), expected, rtol=0, atol=1e-12)
 
 
 def test_starting_from_zero_is_the_sampler_started_from_sigma_n():
@@ -128,9 +128,9 @@ def test_starting_from_zero_is_the_sampler_started_from_sigma_n():
     assert guidance.schedule.sigma(t[0]).item() == pytest.approx(0.99767, abs=1e-5)
     for step in range(20):
         prediction = guided_prediction(guidance.prior, x, t, b, 7.5)
-        following = torch.tensor(guidance.sample_levels(2, step + 1, rng), dtype=torch.float64)
+        following = torch.tensor(guidance.sample_timesteps(2, step + 1, rng), dtype=torch.float64)
         x = guidance.schedule.ddim_step(prediction.eps, prediction.x0, t, following)
-        z, t = z - gradient(guidance, z, step, branches=b), following
+        z, t = z - gradient(guidance, z, step, conditions=b), following
     torch.testing.assert_close(guidance.schedule.add_noise(z, n, t), x, rtol=0, atol=1e-9)
 
 
@@ -141,7 +141,7 @@ def test_without_deterministic_noise_it_is_sds_bit_for_bit(weighting, options):
     fsd = method("fsd", CountingPrior(), **shared, **options)
     sds = method("sds", CountingPrior(), **shared)
     cameras = views(3)
-    extras = {"branches": prompted(sds, cameras=cameras), "opacity": torch.ones(3, 8, 8, 1)}
+    extras = {"conditions": prompted(sds, cameras=cameras), "opacity": torch.ones(3, 8, 8, 1)}
     for step in (0, 9):
         assert torch.equal(gradient(fsd, latents(3), step, **extras), gradient(sds, latents(3), step, **extras))
 
@@ -151,11 +151,11 @@ def test_deterministic_noise_is_that_of_seed_particle_and_view(noise_field):
     guidance = method("fsd", CountingPrior(), noise_field=noise_field, t_min=0.5, t_max=0.5)
     cameras = views(2)
     b, z, opacity = prompted(guidance, cameras=cameras), latents(2), torch.ones(2, 8, 8, 1)
-    first = gradient(guidance, z, 0, branches=b, opacity=opacity)
-    assert torch.equal(gradient(guidance, z, 77, branches=b, opacity=opacity), first)
-    assert torch.equal(gradient(guidance, z, 77, branches=b, opacity=opacity, rng=Rng(0, rank=2)), first)
-    assert not torch.allclose(gradient(guidance, z, 0, branches=b, opacity=opacity, rng=Rng(1)), first)
-    assert not torch.allclose(gradient(guidance, z, 0, branches=b, opacity=opacity, particles=[3, 3]), first)
+    first = gradient(guidance, z, 0, conditions=b, opacity=opacity)
+    assert torch.equal(gradient(guidance, z, 77, conditions=b, opacity=opacity), first)
+    assert torch.equal(gradient(guidance, z, 77, conditions=b, opacity=opacity, rng=Rng(0, rank=2)), first)
+    assert not torch.allclose(gradient(guidance, z, 0, conditions=b, opacity=opacity, rng=Rng(1)), first)
+    assert not torch.allclose(gradient(guidance, z, 0, conditions=b, opacity=opacity, particles=[3, 3]), first)
     n = noise_of(guidance, z, b, 0, particles=[0, 0])
     assert torch.equal(n[0], n[1]) == (noise_field == "constant")
 
@@ -211,7 +211,7 @@ def test_oracle_that_knows_the_noise_leaves_the_image_alone():
 
 def test_particles_keep_the_datas_spread_where_sds_collapses():
     prior = gaussian()
-    b = Branches(prior.embed(["thing"]), prior.embed([""]))
+    b = CFGConditions(prior.embed(["thing"]), prior.embed([""]))
     steps, ends = 200, {}
     options = {"guidance_scale": 1.0, "weighting": "lambda-step", **falling(0.999, 0.0, steps)}
     start = torch.zeros(64, 1, 4, 4, dtype=torch.float64)  # particles
@@ -219,11 +219,11 @@ def test_particles_keep_the_datas_spread_where_sds_collapses():
         guidance = method("fsd", prior, noise_field=field, **options)
         z = start
         for step in range(steps):
-            z = z - gradient(guidance, z, step, branches=b)
+            z = z - gradient(guidance, z, step, conditions=b)
         ends[field] = z
     n = noise_of(method("fsd", prior, noise_field="constant", **options), start, b, 0)
-    levels = [guidance.sample_levels(1, step, Rng())[0] for step in range(steps + 1)]
-    alpha, sigma = prior.schedule.coefficients(torch.tensor(levels, dtype=torch.float64))
+    timesteps = [guidance.sample_timesteps(1, step, Rng())[0] for step in range(steps + 1)]
+    alpha, sigma = prior.schedule.coefficients(torch.tensor(timesteps, dtype=torch.float64))
     spread = alpha**2 * S**2 + sigma**2
     u = (sigma[0] * n - alpha[0] * M) / spread[0].sqrt()
     exact = M + (spread[-1].sqrt() * u - sigma[-1] * n) / alpha[-1]
@@ -254,9 +254,9 @@ def test_cost_and_previews():
     for scale, rows in ((7.5, 2), (1.0, 1)):
         guidance = method("fsd", prior, guidance_scale=scale, weighting="lambda-step", **falling(0.9, 0.1, 10))
         b, z = prompted(guidance, cameras=views(2)), latents(2)
-        assert guidance.cost(b, guidance.begin(z, 0, Rng())).prior == rows
+        assert guidance.nfe(b, guidance.begin(z, 0, Rng())).prior == rows
         prior.rows.clear()
-        gradient(guidance, z, branches=b)
+        gradient(guidance, z, conditions=b)
         assert prior.rows == [2 * rows]
     images = guidance.preview(z, b, 0, Rng(), denoise_steps=1, particles=[0, 1])
     x_t = prior.schedule.add_noise(z, noise_of(guidance, z, b, 0), torch.full((2,), 0.9, dtype=torch.float64))
@@ -264,7 +264,7 @@ def test_cost_and_previews():
 
 
 def test_steps_in_lambda_need_levels_that_fall():
-    with pytest.raises(ValueError, match="weighting: lambda-step needs one level per step"):
+    with pytest.raises(ValueError, match="weighting: lambda-step needs one timestep per step"):
         parse_component("guidance", {"type": "fsd", "weighting": "lambda-step"})
     block = {"type": "fsd", "weighting": "lambda-step", "dreamtime": {"steps": 10}}
     assert parse_component("guidance", block).weighting == "lambda-step"

@@ -1,15 +1,15 @@
-"""What every method inherits: levels, noise, surrogate loss, checks, previews, own state."""
+"""What every method inherits: timesteps, noise, surrogate loss, checks, previews, own state."""
 
 import math
 
 import pytest
 import torch
 
-from scoredist3d.guidance import Guidance, GuidanceStep, Score
+from scoredist3d.guidance import Guidance, Score, StepContext
 from scoredist3d.guidance.core.base import surrogate_loss
 from scoredist3d.guidance.core.checks import NonFiniteError
-from scoredist3d.guidance.core.step import item_noise
-from scoredist3d.priors import Branches
+from scoredist3d.guidance.core.context import item_noise
+from scoredist3d.priors import CFGConditions
 from scoredist3d.priors.analytic import GaussianMixturePrior
 from scoredist3d.seeding import Rng
 
@@ -23,13 +23,13 @@ class Constant(Guidance):
         self.phi = torch.nn.Parameter(torch.zeros((), dtype=torch.float64))
         self.optimizer = torch.optim.SGD([self.phi], lr=0.5)
 
-    def score_gradient(self, z, branches, step: GuidanceStep) -> Score:
+    def score_gradient(self, z, conditions, ctx: StepContext) -> Score:
         assert not z.requires_grad and not torch.is_grad_enabled()
-        self.seen.append(step)
-        rgb_gradient = None if step.rgb is None else torch.full_like(step.rgb, 2.0)
+        self.seen.append(ctx)
+        rgb_gradient = None if ctx.rgb is None else torch.full_like(ctx.rgb, 2.0)
         return Score(self.gradient * torch.ones_like(z), rgb_gradient, {"own": z.mean()})
 
-    def update(self, z, branches, step):
+    def update(self, z, conditions, step):
         loss = (self.phi - z.mean()).square()
         self.optimizer.zero_grad()
         loss.backward()
@@ -41,8 +41,8 @@ def prior(**options) -> GaussianMixturePrior:
     return GaussianMixturePrior(GaussianMixturePrior.Config(image_size=8, **options))
 
 
-def branches(p) -> Branches:
-    return Branches(p.embed(["red"]), p.embed([""]))
+def conditions(p) -> CFGConditions:
+    return CFGConditions(p.embed(["red"]), p.embed([""]))
 
 
 def latents(batch: int = 3, requires_grad: bool = True) -> torch.Tensor:
@@ -70,7 +70,7 @@ def test_loss_weight_and_clipping():
     z = latents(2)
     g = method(gradient=3.0, weight=0.5, grad_clip=[0, 1.0, 2.0, 10])
     for step, limit in ((0, 1.0), (5, 1.5), (99, 2.0)):
-        (gradient,) = torch.autograd.grad(g(z, branches(g.prior), step, Rng()).loss, z)
+        (gradient,) = torch.autograd.grad(g(z, conditions(g.prior), step, Rng()).loss, z)
         assert torch.equal(gradient, torch.full_like(z, 0.5 * limit / 2))
 
 
@@ -78,17 +78,17 @@ def test_image_gradient_reaches_the_render_only_through_rgb():
     generator = torch.Generator().manual_seed(0)
     z, rgb = latents(2), torch.rand(2, 8, 8, 3, generator=generator, dtype=torch.float64).requires_grad_()
     g = method(gradient=0.0)
-    loss = g(z, branches(g.prior), 0, Rng(), rgb=rgb).loss
+    loss = g(z, conditions(g.prior), 0, Rng(), rgb=rgb).loss
     assert torch.equal(torch.autograd.grad(loss, rgb)[0], torch.full_like(rgb, 2.0 / 2))
 
 
 def test_levels_stay_in_range_are_snapped_and_cover_it():
     g = method(t_min=0.2, t_max=0.6)
-    levels = [level for step in range(300) for level in g.sample_levels(2, step, Rng(1))]
-    assert 0.2 <= min(levels) < 0.21 and 0.59 < max(levels) <= 0.6
-    assert all(abs(level * 1000 - round(level * 1000)) < 1e-9 for level in levels)
+    timesteps = [timestep for step in range(300) for timestep in g.sample_timesteps(2, step, Rng(1))]
+    assert 0.2 <= min(timesteps) < 0.21 and 0.59 < max(timesteps) <= 0.6
+    assert all(abs(timestep * 1000 - round(timestep * 1000)) < 1e-9 for timestep in timesteps)
     # Mean of 600 uniform draws: standard error 0.4 / sqrt(12 * 600) = 0.0047.
-    assert abs(sum(levels) / 600 - 0.4) < 4 * 0.0047
+    assert abs(sum(timesteps) / 600 - 0.4) < 4 * 0.0047
 
 
 def test_annealed_levels_are_deterministic_and_follow_the_schedule():
@@ -96,13 +96,13 @@ def test_annealed_levels_are_deterministic_and_follow_the_schedule():
     g = method(t_min=hifa, t_max=hifa)
     for step in (0, 25, 60, 200):
         expected = 0.98 - 0.68 * math.sqrt(min(step, 100) / 100)
-        assert g.sample_levels(3, step, Rng(step)) == [pytest.approx(expected, abs=5.1e-4)] * 3
+        assert g.sample_timesteps(3, step, Rng(step)) == [pytest.approx(expected, abs=5.1e-4)] * 3
 
 
 def test_views_seen_jointly_share_a_level():
     g = method()
     g.prior.views = 2
-    a, b, c, d = g.sample_levels(4, 0, Rng())
+    a, b, c, d = g.sample_timesteps(4, 0, Rng())
     assert a == b != c == d
 
 
@@ -111,9 +111,9 @@ def test_items_do_not_depend_on_the_batch_nor_on_earlier_calls():
     big, small = item_noise(rng, "noise", 3, latents(4, False)), item_noise(rng, "noise", 3, latents(2, False))
     assert torch.equal(big[:2], small) and not torch.equal(big[0], big[1])
     g = method()
-    assert g.sample_levels(4, 3, rng)[:2] == g.sample_levels(2, 3, rng)
+    assert g.sample_timesteps(4, 3, rng)[:2] == g.sample_timesteps(2, 3, rng)
     before = torch.random.get_rng_state()
-    g(latents(2), branches(g.prior), 3, rng)
+    g(latents(2), conditions(g.prior), 3, rng)
     assert torch.equal(torch.random.get_rng_state(), before)
     assert not torch.equal(item_noise(rng, "noise", 4, latents(2, False)), small)
     # Moments of 4 * 192 normals: standard error of the mean 0.036, of the variance 0.051.
@@ -123,16 +123,16 @@ def test_items_do_not_depend_on_the_batch_nor_on_earlier_calls():
 def test_what_a_method_is_told():
     g = method()
     particles = [4, 1]
-    g(latents(2), branches(g.prior), 9, Rng(), opacity=torch.ones(2, 8, 8, 1), particles=particles)
+    g(latents(2), conditions(g.prior), 9, Rng(), opacity=torch.ones(2, 8, 8, 1), particles=particles)
     (step,) = g.seen
     assert step.step == 9 and step.particles == (4, 1) and step.opacity is not None and step.rgb is None
-    assert step.t.tolist() == list(step.levels) and step.t.dtype == torch.float64
+    assert step.t.tolist() == list(step.timesteps) and step.t.dtype == torch.float64
 
 
 def test_own_state_is_trained_saved_and_free_of_the_prior():
     g = method()
     z = latents(2)
-    output = g(z, branches(g.prior), 0, Rng())
+    output = g(z, conditions(g.prior), 0, Rng())
     assert g.phi.item() == pytest.approx(z.mean().item(), abs=1e-12)  # SGD with rate 0.5 on a parabola ends in one step
     assert set(g.state_dict()) == {"phi"}
     assert set(output.diagnostics) == {"t", "gradient_rms", "latent_rms", "own", "phi_loss"}
@@ -144,12 +144,12 @@ def test_own_state_is_trained_saved_and_free_of_the_prior():
 def test_non_finite_values_stop_with_step_and_term(bad):
     g = method(gradient=bad)
     with pytest.raises(NonFiniteError, match="step 12: the gradient of Constant holds NaN or infinity"):
-        g(latents(2), branches(g.prior), 12, Rng())
+        g(latents(2), conditions(g.prior), 12, Rng())
     z = latents(2).detach()
     z[1, 0, 0, 0] = bad
     g = method()
     with pytest.raises(NonFiniteError, match="step 3: the latents of the render hold"):
-        g(z.requires_grad_(), branches(g.prior), 3, Rng())
+        g(z.requires_grad_(), conditions(g.prior), 3, Rng())
 
 
 @pytest.mark.gpu
@@ -157,9 +157,9 @@ def test_non_finite_values_are_reported_at_the_next_step_on_cuda():
     g = method(gradient=math.nan)
     g.prior.to("cuda")
     z = latents(2, False).to("cuda").requires_grad_()
-    g(z, branches(g.prior), 12, Rng())
+    g(z, conditions(g.prior), 12, Rng())
     with pytest.raises(NonFiniteError, match="step 12: the gradient"):
-        g(z, branches(g.prior), 13, Rng())
+        g(z, conditions(g.prior), 13, Rng())
 
 
 def test_empty_level_ranges_are_named():
@@ -168,17 +168,17 @@ def test_empty_level_ranges_are_named():
         "t_min: 0.5 is above t_max 0.3 at step 10"
     ]
     with pytest.raises(ValueError, match=r"t_min is 0\.6 at step 0, above t_max 0\.4"):
-        method(t_min=0.6, t_max=0.4).sample_levels(1, 0, Rng())
+        method(t_min=0.6, t_max=0.4).sample_timesteps(1, 0, Rng())
 
 
 def test_previews_show_what_the_step_saw():
     g = method(guidance_scale=1.0, t_min=0.5, t_max=0.9)
-    z, b, rng = latents(2, False), branches(g.prior), Rng(3)
+    z, b, rng = latents(2, False), conditions(g.prior), Rng(3)
     images = g.preview(z, b, 4, rng, denoise_steps=20)
     assert {name: tuple(image.shape) for name, image in images.items()} == dict.fromkeys(
         ("noisy", "one_step", "denoised"), (2, 8, 8, 3)
     )
-    t = torch.tensor(g.sample_levels(2, 4, rng), dtype=torch.float64)
+    t = torch.tensor(g.sample_timesteps(2, 4, rng), dtype=torch.float64)
     x_t = g.schedule.add_noise(z, item_noise(rng, "noise", 4, z), t)
     torch.testing.assert_close(images["noisy"], g.prior.decode(x_t).clamp(0, 1), rtol=0, atol=1e-12)
     one_step = g.prior.predict(x_t, t, b.positive.expand(2)).x0

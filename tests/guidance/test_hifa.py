@@ -7,8 +7,8 @@ from shared.method_cases import SIZE, CountingPrior, gradient, latents, method, 
 
 from scoredist3d.diffusion.schedule import FlowSchedule, VPSchedule
 from scoredist3d.guidance.core.base import WEIGHTINGS
+from scoredist3d.guidance.core.context import item_noise
 from scoredist3d.guidance.core.image_space import regression_weight
-from scoredist3d.guidance.core.step import item_noise
 from scoredist3d.priors.base import guided_prediction
 from scoredist3d.seeding import Rng
 
@@ -54,16 +54,16 @@ def test_several_steps_are_ddim_with_full_noise():
     table = prior.schedule.alpha(torch.arange(1000, dtype=torch.float64) / 1000) ** 2
     scheduler = DDIMScheduler(clip_sample=False, set_alpha_to_one=True)
     scheduler.alphas_cumprod, scheduler.final_alpha_cumprod = table, torch.ones((), dtype=torch.float64)
-    levels = prior.schedule.levels(4, start=0.7)
+    timesteps = prior.schedule.timesteps(4, start=0.7)
     x = prior.schedule.add_noise(z, item_noise(rng, "noise", 5, z), torch.full((2,), 0.7, dtype=torch.float64))
-    for index, level in enumerate(levels[:-1]):
-        eps = guided_prediction(prior, x, torch.full((2,), level, dtype=torch.float64), b, 7.5).eps
-        timestep, following = round(level * 1000), round(levels[index + 1] * 1000) if index < 3 else -1
+    for index, timestep in enumerate(timesteps[:-1]):
+        eps = guided_prediction(prior, x, torch.full((2,), timestep, dtype=torch.float64), b, 7.5).eps
+        timestep, following = round(timestep * 1000), round(timesteps[index + 1] * 1000) if index < 3 else -1
         # The scheduler steps by a constant stride, here that of this step.
         scheduler.config.num_train_timesteps, scheduler.num_inference_steps = timestep - following, 1
         noise = item_noise(rng, f"hifa/{index}", 5, z)
         x = scheduler.step(eps, timestep, x, eta=1.0, variance_noise=noise).prev_sample
-    torch.testing.assert_close(gradient(guidance, z, 5, branches=b, rng=rng), z - x, rtol=0, atol=1e-10)
+    torch.testing.assert_close(gradient(guidance, z, 5, conditions=b, rng=rng), z - x, rtol=0, atol=1e-10)
 
 
 def test_without_fresh_noise_the_target_is_the_samplers():
@@ -72,16 +72,16 @@ def test_without_fresh_noise_the_target_is_the_samplers():
     z, b = latents(2), prompted(guidance)
     context = guidance.begin(z, 0, Rng())
     x, t = guidance.noised(z, context)[0], context.t
-    for level in prior.schedule.levels(7, start=0.7)[1:]:
+    for timestep in prior.schedule.timesteps(7, start=0.7)[1:]:
         prediction = guided_prediction(prior, x, t, b, 7.5)
-        following = torch.full_like(t, level)
+        following = torch.full_like(t, timestep)
         x, t = prior.schedule.ddim_step(prediction.eps, prediction.x0, t, following), following
-    torch.testing.assert_close(gradient(guidance, z, branches=b), z - x, rtol=0, atol=1e-12)
+    torch.testing.assert_close(gradient(guidance, z, conditions=b), z - x, rtol=0, atol=1e-12)
 
 
 def test_items_at_different_levels_walk_their_own_way():
     guidance = method("hifa", CountingPrior(), **LATENT_ONLY)
-    assert len(set(guidance.sample_levels(3, 2, Rng()))) == 3
+    assert len(set(guidance.sample_timesteps(3, 2, Rng()))) == 3
     torch.testing.assert_close(
         gradient(guidance, latents(3), 2)[:1], gradient(guidance, latents(1), 2), rtol=0, atol=1e-12
     )
@@ -117,7 +117,7 @@ def test_image_term_goes_through_the_decoder_where_latents_are_optimised(name):
     c = (1 / prior.schedule.lambda_(context.t))[:, None, None, None]
     leaf = z.clone().requires_grad_()
     (0.5 * 0.3 * c * (prior.decode(leaf) - prior.decode(target).clamp(0, 1)).square()).sum().backward()
-    term = gradient(with_image, z, 2, branches=b) - gradient(without, z, 2, branches=b)
+    term = gradient(with_image, z, 2, conditions=b) - gradient(without, z, 2, conditions=b)
     torch.testing.assert_close(term, leaf.grad, rtol=0, atol=1e-11 * leaf.grad.abs().max())
     assert term.abs().max() > 1e-3
 
@@ -140,6 +140,6 @@ def test_cost_is_a_guided_prediction_per_denoising_step():
         prior = CountingPrior()
         guidance = method("hifa", prior, guidance_scale=scale, denoise_steps=steps)
         b, z = prompted(guidance), latents(2)
-        assert guidance.cost(b, guidance.begin(z, 0, Rng())).prior == rows
-        gradient(guidance, z, branches=b)
+        assert guidance.nfe(b, guidance.begin(z, 0, Rng())).prior == rows
+        gradient(guidance, z, conditions=b)
         assert sum(prior.rows) == 2 * rows and len(prior.rows) == steps

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from scoredist3d import registry
 from scoredist3d.diffusion.schedule import FlowSchedule
+from scoredist3d.guidance.core.context import StepContext, item_noise
 from scoredist3d.guidance.core.corrective import (
     SHIPPED_FOLDER,
     Corrective,
@@ -21,10 +22,9 @@ from scoredist3d.guidance.core.corrective import (
     read_corrective,
     save_corrective,
 )
-from scoredist3d.guidance.core.step import GuidanceStep, item_noise
 from scoredist3d.guidance.lmc import ManifoldCorrective
 from scoredist3d.guidance.sds import ScoreDistillationSampling
-from scoredist3d.priors import Branches, predict_branches
+from scoredist3d.priors import CFGConditions, predict_each
 from scoredist3d.priors.analytic import GaussianMixturePrior, Mixture
 from scoredist3d.seeding import Rng
 
@@ -50,9 +50,9 @@ def latents(count: int = 3, seed: int = 5) -> Tensor:
     return torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def branches(prior, negatives: bool = False) -> Branches:
+def conditions(prior, negatives: bool = False) -> CFGConditions:
     avoided = ((prior.embed(["green left"]), torch.tensor([-0.7], dtype=torch.float64)),) if negatives else ()
-    return Branches(prior.embed(["red"]), prior.embed(["blue"] if negatives else [""]), negatives=avoided)
+    return CFGConditions(prior.embed(["red"]), prior.embed(["blue"] if negatives else [""]), negatives=avoided)
 
 
 def lmc(prior, network: nn.Module | None = None, **options) -> ManifoldCorrective:
@@ -61,9 +61,11 @@ def lmc(prior, network: nn.Module | None = None, **options) -> ManifoldCorrectiv
     return guidance
 
 
-def gradient_of(guidance, z: Tensor, step: int = 0, *, b: Branches | None = None, rng: Rng | None = None, **extras):
+def gradient_of(
+    guidance, z: Tensor, step: int = 0, *, b: CFGConditions | None = None, rng: Rng | None = None, **extras
+):
     z = z.clone().requires_grad_()
-    guidance(z, b or branches(guidance.prior), step, rng or Rng(), **extras).loss.backward()
+    guidance(z, b or conditions(guidance.prior), step, rng or Rng(), **extras).loss.backward()
     return z.grad * len(z)
 
 
@@ -96,11 +98,11 @@ class Given(nn.Module):
 def parts(prior, z: Tensor, guidance, step: int = 0):
     """(t, alpha/sigma, w, eps_c, eps_u, x0_u) of a step with fresh noise, the coefficients ready to multiply."""
     rng = Rng()
-    t = torch.tensor(guidance.sample_levels(len(z), step, rng), dtype=torch.float64)
+    t = torch.tensor(guidance.sample_timesteps(len(z), step, rng), dtype=torch.float64)
     alpha, sigma = (c[:, None, None, None] for c in prior.schedule.coefficients(t))
     x_t = alpha * z + sigma * item_noise(rng, "noise", step, z)
-    b = branches(prior)
-    conditional, unconditional = predict_branches(prior, x_t, t, [b.positive, b.unconditional])
+    b = conditions(prior)
+    conditional, unconditional = predict_each(prior, x_t, t, [b.positive, b.unconditional])
     return t, alpha / sigma, sigma**2, conditional.eps, unconditional.eps, unconditional.x0
 
 
@@ -118,11 +120,11 @@ def test_is_registered_with_its_paper():
 @pytest.mark.parametrize("scale", [0.0, 1.0, 8.0])
 def test_without_a_corrective_it_is_sds(weighting, negatives, scale):
     prior, z = blobs(), latents()
-    b = branches(prior, negatives)
+    b = conditions(prior, negatives)
     options = {"guidance_scale": scale, "weighting": weighting, "guidance_rescale": 0.3 if scale > 1 else 0.0}
     sds = ScoreDistillationSampling(ScoreDistillationSampling.Config(**options), prior=prior)
     if scale == 1.0 and negatives:  # SDS has no negatives to avoid at scale 0
-        assert sds.guided_rows(b, scale) == 3
+        assert sds.guided_nfe(b, scale) == 3
     expected = gradient_of(sds, z, 4, b=b)
     close(gradient_of(lmc(prior, **options), z, 4, b=b), expected)
     untrained = untrained_network()
@@ -229,7 +231,7 @@ def wiener(prior) -> Given:
     return Given(formula)
 
 
-class Signed(GuidanceStep):
+class Signed(StepContext):
     """A step whose noise has a sign."""
 
     sign = 1.0
@@ -246,18 +248,18 @@ class Mirrored(Signed):
 
 def mean_pull(guidance, z: Tensor) -> Tensor:
     """The gradient's mean over the noise, exact for Gaussian data (affine in eps), with the prompt equal to none."""
-    b = Branches(guidance.prior.embed([""]), guidance.prior.embed([""]))
+    b = CFGConditions(guidance.prior.embed([""]), guidance.prior.embed([""]))
     context = guidance.begin(z, 0, Rng())
     with torch.no_grad():
         pair = [guidance.score_gradient(z, b, kind(**vars(context))).gradient for kind in (Signed, Mirrored)]
     return 0.5 * (pair[0] + pair[1])
 
 
-@pytest.mark.parametrize("level", [0.02, 0.3, 0.7, 0.98])
-def test_the_optimal_corrective_has_no_pull_on_average_where_sds_shrinks(level):
+@pytest.mark.parametrize("timestep", [0.02, 0.3, 0.7, 0.98])
+def test_the_optimal_corrective_has_no_pull_on_average_where_sds_shrinks(timestep):
     prior, z = gaussian("v_prediction"), latents()
-    options = {"t_min": level, "t_max": level, "weighting": "uniform"}
-    t = torch.tensor([level], dtype=torch.float64)
+    options = {"t_min": timestep, "t_max": timestep, "weighting": "uniform"}
+    t = torch.tensor([timestep], dtype=torch.float64)
     alpha, sigma = prior.schedule.alpha(t).item(), prior.schedule.sigma(t).item()
     gain = alpha**2 * S**2 / (alpha**2 * S**2 + sigma**2)
     close(mean_pull(lmc(prior, wiener(prior), **options), z), torch.zeros_like(z), 1e-10)
@@ -267,8 +269,8 @@ def test_the_optimal_corrective_has_no_pull_on_average_where_sds_shrinks(level):
 def test_towards_the_ends_of_the_schedule():
     prior, z = gaussian(), latents()
     gains = []
-    for level in (0.0, 0.02, 0.3, 0.98):
-        t = torch.tensor([level], dtype=torch.float64)
+    for timestep in (0.0, 0.02, 0.3, 0.98):
+        t = torch.tensor([timestep], dtype=torch.float64)
         gains.append(((wiener(prior)(z, t) - M) / (z - M)).mean().item())
     assert gains[0] > 0.997 and gains == sorted(gains, reverse=True) and gains[-1] < 0.01
     low = {"t_min": 0.0, "t_max": 0.0}
@@ -292,13 +294,13 @@ def test_cost_is_both_branches_and_a_row_of_the_corrective():
     prior.predict = lambda x_t, t, c: calls.append(len(x_t)) or predict(x_t, t, c)
     ramp = {"from": 0.0, "to": 1.0, "start": 10, "end": 20}
     for negatives, scale in ((False, 8.0), (True, 8.0), (False, 0.0), (False, 1.0)):
-        guidance, b = lmc(prior, random_network(), guidance_scale=scale, beta=ramp), branches(prior, negatives)
+        guidance, b = lmc(prior, random_network(), guidance_scale=scale, beta=ramp), conditions(prior, negatives)
         calls.clear()
         gradient_of(guidance, latents(), 15, b=b)
-        cost = guidance.cost(b, guidance.begin(latents(), 15, Rng()))
+        cost = guidance.nfe(b, guidance.begin(latents(), 15, Rng()))
         assert calls == [3 * cost.prior] and cost.prior == 2 + len(b.negatives) and cost.own == 1
-        assert guidance.cost(b, guidance.begin(latents(), 10, Rng())).own == 0
-        assert lmc(prior, guidance_scale=scale).cost(b, guidance.begin(latents(), 15, Rng())).own == 0
+        assert guidance.nfe(b, guidance.begin(latents(), 10, Rng())).own == 0
+        assert lmc(prior, guidance_scale=scale).nfe(b, guidance.begin(latents(), 15, Rng())).own == 0
 
 
 def test_the_network_takes_any_shape_and_both_precisions():
@@ -370,7 +372,7 @@ def test_the_shipped_corrective_is_the_embedded_priors_and_small():
     network = load_corrective("auto", prior)
     assert network is not None and sum(file.stat().st_size for file in SHIPPED_FOLDER.iterdir()) < 2 * 2**20
     assert Fingerprint.of(prior.half()).differs_from(read_corrective(SHIPPED_FOLDER)[1]) is None
-    # It blurs: from noise, which no image is, it takes away the more the higher the level.
+    # It blurs: from noise, which no image is, it takes away the more the higher the timestep.
     z = torch.randn(4, *prior.latent_shape(64, 64), generator=torch.Generator().manual_seed(0)) * 0.5
     change = [(network(z, torch.full((4,), t)) - z).square().mean().item() for t in (0.05, 0.4, 0.8)]
     assert change == sorted(change) and change[-1] > 0.05

@@ -7,33 +7,33 @@ import logging
 import torch
 from shared.method_cases import CountingPrior, gradient, latents, method, prompted, views
 
-from scoredist3d.guidance.core.step import item_noise
-from scoredist3d.priors import Branches, predict_branches
+from scoredist3d.guidance.core.context import item_noise
+from scoredist3d.priors import CFGConditions, predict_each
 from scoredist3d.seeding import Rng
 
 
-def at(level: float, **options):
+def at(timestep: float, **options):
     options = {"negative_prompt": "yellow"} | options
-    return method("nfsd", CountingPrior(), t_min=level, t_max=level, **options)
+    return method("nfsd", CountingPrior(), t_min=timestep, t_max=timestep, **options)
 
 
 def parts(guidance, z):
     """w, the predictions for the prompt, the empty one and the method's negative prompt, and the noise."""
-    t = torch.tensor(guidance.sample_levels(len(z), 0, Rng()), dtype=torch.float64)
+    t = torch.tensor(guidance.sample_timesteps(len(z), 0, Rng()), dtype=torch.float64)
     eps = item_noise(Rng(), "noise", 0, z)
     texts = [guidance.prior.embed([text]) for text in ("red", "", "yellow")]
-    predictions = predict_branches(guidance.prior, guidance.schedule.add_noise(z, eps, t), t, texts)
+    predictions = predict_each(guidance.prior, guidance.schedule.add_noise(z, eps, t), t, texts)
     return guidance.schedule.sigma(t)[:, None, None, None] ** 2, *(p.eps for p in predictions), eps
 
 
 def test_the_two_sides_of_the_threshold() -> None:
     z = latents(3)
-    for level in (0.05, 0.199):
-        guidance = at(level)
+    for timestep in (0.05, 0.199):
+        guidance = at(timestep)
         w, e_y, e_0, _, _ = parts(guidance, z)
         torch.testing.assert_close(gradient(guidance, z), w * (e_0 + 7.5 * (e_y - e_0)), rtol=0, atol=1e-12)
-    for level in (0.2, 0.7):
-        guidance = at(level)
+    for timestep in (0.2, 0.7):
+        guidance = at(timestep)
         w, e_y, e_0, e_n, _ = parts(guidance, z)
         torch.testing.assert_close(gradient(guidance, z), w * (e_0 - e_n + 7.5 * (e_y - e_0)), rtol=0, atol=1e-12)
 
@@ -48,24 +48,26 @@ def test_the_gradient_jumps_at_the_threshold_by_the_negative_prediction() -> Non
 
 def test_a_batch_may_straddle_the_threshold() -> None:
     guidance = method("nfsd", CountingPrior(), negative_prompt="yellow", t_min=0.1, t_max=0.3)
-    step = next(s for s in range(99) if len({level >= 0.2 for level in guidance.sample_levels(2, s, Rng())}) == 2)
+    step = next(
+        s for s in range(99) if len({timestep >= 0.2 for timestep in guidance.sample_timesteps(2, s, Rng())}) == 2
+    )
     z = latents(2)
     together = gradient(guidance, z, step)
-    for item, level in enumerate(guidance.sample_levels(2, step, Rng())):
-        alone = at(level)
+    for item, timestep in enumerate(guidance.sample_timesteps(2, step, Rng())):
+        alone = at(timestep)
         alone_step = alone.begin(z, step, Rng())
-        branches = prompted(alone)
+        conditions = prompted(alone)
         torch.testing.assert_close(
-            together[item], alone.score_gradient(z, branches, alone_step).gradient[item], rtol=0, atol=1e-12
+            together[item], alone.score_gradient(z, conditions, alone_step).gradient[item], rtol=0, atol=1e-12
         )
 
 
 def test_an_empty_negative_prompt_makes_the_classifier_score_above_the_threshold() -> None:
     z = latents(2)
-    for level, equal in ((0.2, True), (0.6, True), (0.1, False)):
-        guidance = at(level, negative_prompt="")
-        classifier = method("classifier-sd", CountingPrior(), t_min=level, t_max=level)
-        wanted = 7.5 * gradient(classifier, z, branches=prompted(classifier))
+    for timestep, equal in ((0.2, True), (0.6, True), (0.1, False)):
+        guidance = at(timestep, negative_prompt="")
+        classifier = method("classifier-sd", CountingPrior(), t_min=timestep, t_max=timestep)
+        wanted = 7.5 * gradient(classifier, z, conditions=prompted(classifier))
         close = torch.allclose(gradient(guidance, z), wanted, rtol=0, atol=1e-12)
         assert close == equal
 
@@ -75,8 +77,8 @@ def test_below_the_threshold_it_is_sds_without_the_injected_noise() -> None:
     guidance = at(0.1)
     w, *_, eps = parts(guidance, z)
     sds = method("sds", CountingPrior(), guidance_scale=7.5, t_min=0.1, t_max=0.1)
-    empty = Branches(sds.prior.embed(["red"]), sds.prior.embed([""]))
-    torch.testing.assert_close(gradient(guidance, z), gradient(sds, z, branches=empty) + w * eps, rtol=0, atol=1e-11)
+    empty = CFGConditions(sds.prior.embed(["red"]), sds.prior.embed([""]))
+    torch.testing.assert_close(gradient(guidance, z), gradient(sds, z, conditions=empty) + w * eps, rtol=0, atol=1e-11)
 
 
 def test_whose_negative_prompt() -> None:
@@ -101,25 +103,25 @@ def test_the_papers_words_are_the_default_and_a_prior_that_does_not_know_them_is
 
 
 def test_rows_are_those_that_the_levels_and_the_scale_need() -> None:
-    for level, scale, perp_neg, rows in (
+    for timestep, scale, perp_neg, rows in (
         (0.1, 7.5, False, 2),
         (0.1, 0.0, False, 1),
         (0.5, 7.5, False, 3),
         (0.5, 0.0, True, 2),
         (0.5, 7.5, True, 5),
     ):
-        guidance = at(level, guidance_scale=scale)
-        branches = prompted(guidance, cameras=views(2), perp_neg=perp_neg)
-        gradient(guidance, latents(2), branches=branches)
+        guidance = at(timestep, guidance_scale=scale)
+        conditions = prompted(guidance, cameras=views(2), perp_neg=perp_neg)
+        gradient(guidance, latents(2), conditions=conditions)
         assert guidance.prior.rows == [2 * rows]
-        assert guidance.cost(branches, guidance.begin(latents(2), 0, Rng())).prior == rows
+        assert guidance.nfe(conditions, guidance.begin(latents(2), 0, Rng())).prior == rows
 
 
 def test_perp_neg_is_that_of_guided_prediction() -> None:
     guidance = at(0.1)
     seen = prompted(guidance, cameras=views(2), perp_neg=True)
-    empty = Branches(seen.positive, seen.empty, seen.negatives, empty=seen.empty)
+    empty = CFGConditions(seen.positive, seen.empty, seen.negatives, empty=seen.empty)
     sds = method("sds", CountingPrior(), guidance_scale=7.5, t_min=0.1, t_max=0.1)
     w, *_, eps = parts(guidance, latents(2))
-    wanted = gradient(sds, latents(2), branches=empty) + w * eps
-    torch.testing.assert_close(gradient(guidance, latents(2), branches=seen), wanted, rtol=0, atol=1e-11)
+    wanted = gradient(sds, latents(2), conditions=empty) + w * eps
+    torch.testing.assert_close(gradient(guidance, latents(2), conditions=seen), wanted, rtol=0, atol=1e-11)

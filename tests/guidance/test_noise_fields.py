@@ -8,8 +8,8 @@ import torch
 
 from scoredist3d.cameras import orbit
 from scoredist3d.config import Schedule
+from scoredist3d.guidance.core.context import StepContext
 from scoredist3d.guidance.core.noise_fields import PersistentNoise, covered, world_map_crop, world_map_shape
-from scoredist3d.guidance.core.step import GuidanceStep
 from scoredist3d.seeding import Rng
 
 LIKE = torch.empty(1, 4, 40, 40, dtype=torch.float64)
@@ -17,8 +17,8 @@ COUNT = LIKE[0].numel()  # standard error of a correlation near 0: 1 / sqrt(6400
 TOLERANCE = 4.5 / COUNT**0.5
 
 
-def at(step: int, particles=(0,), rng: Rng | None = None) -> GuidanceStep:
-    return GuidanceStep(step, torch.zeros(len(particles)), (0.0,) * len(particles), rng or Rng(), tuple(particles))
+def at(step: int, particles=(0,), rng: Rng | None = None) -> StepContext:
+    return StepContext(step, torch.zeros(len(particles)), (0.0,) * len(particles), rng or Rng(), tuple(particles))
 
 
 def chain(noise: PersistentNoise, step: int, **keywords) -> torch.Tensor:

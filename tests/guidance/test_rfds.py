@@ -7,8 +7,8 @@ import torch
 from shared.method_cases import CountingPrior, gradient, latents, method, prompted
 
 from scoredist3d.diffusion.schedule import FlowSchedule
-from scoredist3d.guidance.core.step import item_noise
-from scoredist3d.priors import Branches, Prediction
+from scoredist3d.guidance.core.context import item_noise
+from scoredist3d.priors import CFGConditions, Prediction
 from scoredist3d.priors.analytic import GaussianMixturePrior, Mixture
 from scoredist3d.priors.base import guided_prediction
 from scoredist3d.seeding import Rng
@@ -18,7 +18,7 @@ SCALE = {"guidance_scale": 7.5}
 
 
 def flow_gradient(prior, z, eps, s, b):
-    """v_hat - (eps - z) of a rectified flow at level s."""
+    """v_hat - (eps - z) of a rectified flow at timestep s."""
     x = (1 - s) * z + s * eps
     return guided_prediction(prior, x, torch.full((len(z),), s, dtype=torch.float64), b, 7.5).v - (eps - z)
 
@@ -28,7 +28,7 @@ def test_is_sds_with_the_flow_weight(kind):
     rfds, sds = (method(n, CountingPrior(kind), weighting="flow", **SCALE) for n in ("rfds", "sds"))
     torch.testing.assert_close(gradient(rfds, latents(3), 4), gradient(sds, latents(3), 4), rtol=0, atol=1e-11)
     uniform = method("sds", CountingPrior(kind), weighting="uniform", **SCALE)
-    t = torch.tensor(uniform.sample_levels(3, 4, Rng()), dtype=torch.float64)
+    t = torch.tensor(uniform.sample_timesteps(3, 4, Rng()), dtype=torch.float64)
     expected = gradient(uniform, latents(3), 4) / uniform.schedule.alpha(t)[:, None, None, None]
     torch.testing.assert_close(gradient(rfds, latents(3), 4), expected, rtol=0, atol=1e-11 * expected.abs().max())
 
@@ -39,7 +39,7 @@ def test_is_velocity_regression_on_a_flow_up_to_pure_noise(s):
     guidance = method("rfds", prior, t_min=s, t_max=s, **SCALE)
     z, b = latents(2), prompted(guidance)
     expected = flow_gradient(prior, z, item_noise(Rng(), "noise", 3, z), s, b)
-    torch.testing.assert_close(gradient(guidance, z, 3, branches=b), expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(gradient(guidance, z, 3, conditions=b), expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize(("eta", "kind"), [(None, "rf-v_prediction"), (1.0, "rf-v_prediction"), (0.4, "rf-epsilon")])
@@ -52,7 +52,7 @@ def test_reverse_moves_the_noise_by_the_unguided_velocity(eta, kind):
     velocity = prior.predict((1 - s) * z + s * eps, t, b.positive.expand(2)).v
     moved = eps + (1 - s if eta is None else eta) * (velocity + z - eps)
     expected = flow_gradient(prior, z, moved, s, b)
-    torch.testing.assert_close(gradient(guidance, z, 3, branches=b), expected, rtol=0, atol=1e-11)
+    torch.testing.assert_close(gradient(guidance, z, 3, conditions=b), expected, rtol=0, atol=1e-11)
 
 
 def test_reverse_at_its_own_rate_takes_the_predicted_noise_on_every_prior():
@@ -84,11 +84,11 @@ def test_exact_coupling_leaves_the_noise_alone(coupling):
     context = guidance.begin(z, 3, Rng())
     eps = context.noise(z)
     prior.pair = (z, eps)
-    # A trajectory starts at the lowest level, s = 0.001, on z's own path without its noise: x_1 = eps - 0.001 eps.
+    # A trajectory starts at the lowest timestep, s = 0.001, on z's own path without its noise: x_1 = eps - 0.001 eps.
     expected = eps if coupling == "reverse" else eps - 0.001 * eps
     torch.testing.assert_close(guidance._coupled_noise(z, b, context), expected, rtol=0, atol=1e-12)
     if coupling == "reverse":
-        assert gradient(guidance, z, 3, branches=b).abs().max() < 1e-12
+        assert gradient(guidance, z, 3, conditions=b).abs().max() < 1e-12
 
 
 @pytest.mark.parametrize("steps", [1, 3])
@@ -98,13 +98,13 @@ def test_trajectory_is_unguided_euler_from_the_image_to_the_noise(steps):
         "rfds", prior, coupling="trajectory", coupling_start=0, coupling_steps=steps, t_min=0.5, t_max=0.5, **SCALE
     )
     z, b = latents(2), prompted(guidance)
-    levels = [0.001 + 0.999 * k / steps for k in range(steps + 1)]
-    x = (1 - levels[0]) * z
-    for start, end in pairwise(levels):
+    timesteps = [0.001 + 0.999 * k / steps for k in range(steps + 1)]
+    x = (1 - timesteps[0]) * z
+    for start, end in pairwise(timesteps):
         t = torch.full((2,), start, dtype=torch.float64)
         x = x + (end - start) * prior.predict(x, t, b.positive.expand(2)).v
     expected = flow_gradient(prior, z, x, 0.5, b)
-    first, later = (gradient(guidance, z, step, branches=b) for step in (0, 5))
+    first, later = (gradient(guidance, z, step, conditions=b) for step in (0, 5))
     torch.testing.assert_close(first, expected, rtol=0, atol=1e-11)
     assert torch.equal(first, later)  # nothing is drawn
 
@@ -115,13 +115,13 @@ def test_trajectory_finds_the_noise_that_the_data_came_from():
     z = M + S * torch.randn(8, 1, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     for schedule in (FlowSchedule(), FlowSchedule(shift=3.0), None):
         prior = GaussianMixturePrior(GaussianMixturePrior.Config(), mixture=one, schedule=schedule)
-        b = Branches(prior.embed(["thing"]), prior.embed([""]))
+        b = CFGConditions(prior.embed(["thing"]), prior.embed([""]))
         errors = []
         for steps in (50, 200):
             guidance = method("rfds", prior, coupling="trajectory", coupling_start=0, coupling_steps=steps)
             eps = guidance._coupled_noise(z, b, guidance.begin(z, 0, Rng()))
-            # The ODE maps N(m, s^2) at the image to N(alpha m, D) at the noisiest level, element by element.
-            top = torch.tensor([prior.schedule.levels(1)[0]], dtype=torch.float64)
+            # The ODE maps N(m, s^2) at the image to N(alpha m, D) at the noisiest timestep, element by element.
+            top = torch.tensor([prior.schedule.timesteps(1)[0]], dtype=torch.float64)
             alpha, sigma = (c.item() for c in prior.schedule.coefficients(top))
             x = alpha * M + (alpha**2 * S**2 + sigma**2) ** 0.5 * (z - M) / S
             errors.append((eps - (x - alpha * z) / sigma).abs().max().item())
@@ -155,8 +155,8 @@ def test_cost_counts_the_coupling(coupling, step, rows):
     prior = CountingPrior("rf-v_prediction")
     guidance = method("rfds", prior, coupling=coupling, coupling_start=10)
     b, z = prompted(guidance), latents(2)
-    assert guidance.cost(b, guidance.begin(z, step, Rng())).prior == rows
-    gradient(guidance, z, step, branches=b)
+    assert guidance.nfe(b, guidance.begin(z, step, Rng())).prior == rows
+    gradient(guidance, z, step, conditions=b)
     assert sum(prior.rows) == 2 * rows
 
 
@@ -168,4 +168,4 @@ def test_reverse_coupling_is_finite_where_nothing_of_the_image_is_left():
     velocity = prior.predict(eps, torch.ones(2, dtype=torch.float64), b.positive.expand(2)).v
     moved = eps + 0.4 * (velocity + z - eps)
     expected = flow_gradient(prior, z, moved, 1.0, b)
-    torch.testing.assert_close(gradient(guidance, z, 3, branches=b), expected, rtol=0, atol=1e-11)
+    torch.testing.assert_close(gradient(guidance, z, 3, conditions=b), expected, rtol=0, atol=1e-11)

@@ -20,10 +20,10 @@ from shared.trajectory_cases import (
 )
 
 from scoredist3d.diffusion.schedule import NoiseSchedule
-from scoredist3d.guidance.core.step import item_noise
+from scoredist3d.guidance.core.context import item_noise
 from scoredist3d.guidance.sdi import ScoreDistillationViaInversion as SDI
 from scoredist3d.guidance.sds import ScoreDistillationSampling as SDS
-from scoredist3d.priors import Branches, Prediction, guided_prediction
+from scoredist3d.priors import CFGConditions, Prediction, guided_prediction
 from scoredist3d.seeding import Rng
 
 
@@ -32,16 +32,16 @@ def sdi(prior, **options) -> SDI:
 
 
 def falling(start: float, end: float, last: int) -> dict:
-    levels = {"from": start, "to": end, "end": last}
-    return {"t_min": levels, "t_max": levels}
+    timesteps = {"from": start, "to": end, "end": last}
+    return {"t_min": timesteps, "t_max": timesteps}
 
 
-def at(level: float, **options) -> dict:
-    return {"t_min": level, "t_max": level, **options}
+def at(timestep: float, **options) -> dict:
+    return {"t_min": timestep, "t_max": timestep, **options}
 
 
-def red(prior) -> Branches:
-    return Branches(prior.embed(["red"]), prior.embed([""]))
+def red(prior) -> CFGConditions:
+    return CFGConditions(prior.embed(["red"]), prior.embed([""]))
 
 
 @pytest.mark.parametrize("inner", [1, 3])
@@ -70,16 +70,16 @@ def test_cached_form_is_ddim_step_by_step(scale, inner):
 
 def test_cached_form_is_the_euler_sampler_of_a_flow():
     prior = CountingPrior("rf-v_prediction")
-    levels = [1.0 - 0.1 * k for k in range(10)]
+    timesteps = [1.0 - 0.1 * k for k in range(10)]
     guidance = sdi(prior, kappa="cached", guidance_scale=3.0, **falling(1.0, 0.1, 9))
-    z, scheduler = latents(2), euler(levels)
+    z, scheduler = latents(2), euler(timesteps)
     x = guidance.begin(z, 0, Rng(), particles=(0, 1)).particle_noise(z, "kappa")
-    for after, level, timestep in zip(
-        descend(guidance, z, red(prior), range(10)), levels, scheduler.timesteps, strict=True
+    for after, t_now, timestep in zip(
+        descend(guidance, z, red(prior), range(10)), timesteps, scheduler.timesteps, strict=True
     ):
-        t = torch.full((2,), level, dtype=torch.float64)
+        t = torch.full((2,), t_now, dtype=torch.float64)
         velocity = guided_prediction(prior, x, t, red(prior), 3.0).v
-        torch.testing.assert_close(after, x - level * velocity, rtol=0, atol=2e-5)  # x is rounded to float32
+        torch.testing.assert_close(after, x - t_now * velocity, rtol=0, atol=2e-5)  # x is rounded to float32
         x = scheduler.step(velocity, timestep, x).prev_sample
 
 
@@ -87,19 +87,21 @@ def test_random_noise_is_sds_with_lambda_weights():
     prior = CountingPrior()
     options = {"guidance_scale": 7.5, "t_min": 0.02, "t_max": 0.98}
     ours = sdi(prior, kappa="random", **options)
-    sds = SDS(SDS.Config(weighting="lambda", **at(ours.sample_levels(1, 4, Rng())[0], guidance_scale=7.5)), prior=prior)
+    sds = SDS(
+        SDS.Config(weighting="lambda", **at(ours.sample_timesteps(1, 4, Rng())[0], guidance_scale=7.5)), prior=prior
+    )
     b = red(prior)
-    pair = (gradient(guidance, latents(3), 4, branches=b) for guidance in (ours, sds))
+    pair = (gradient(guidance, latents(3), 4, conditions=b) for guidance in (ours, sds))
     torch.testing.assert_close(*pair, rtol=0, atol=1e-11)
 
 
 def test_fixed_noise_belongs_to_the_particle():
     guidance = sdi(CountingPrior(), kappa="fixed", **at(0.5))
     b, z = red(guidance.prior), latents(1).expand(2, -1, -1, -1)
-    first, later = (gradient(guidance, z, step, branches=b, particles=(2, 2)) for step in (0, 7))
+    first, later = (gradient(guidance, z, step, conditions=b, particles=(2, 2)) for step in (0, 7))
     assert torch.equal(first, later)
     torch.testing.assert_close(first[0], first[1], rtol=0, atol=1e-11)
-    other = gradient(guidance, z, 0, branches=b, particles=(2, 3))
+    other = gradient(guidance, z, 0, conditions=b, particles=(2, 3))
     torch.testing.assert_close(other[0], first[0], rtol=0, atol=1e-11)
     assert not torch.allclose(other[1], first[0])
 
@@ -117,7 +119,7 @@ def test_gradient_is_lambda_times_the_noise_difference(kind, noise):
     prediction = guided_prediction(prior, x_t, context.t, b, 7.5)
     expected = sigma / alpha * (prediction.eps - kappa)
     torch.testing.assert_close(
-        gradient(guidance, z, 3, branches=b), expected, rtol=0, atol=1e-10 * expected.abs().max().item()
+        gradient(guidance, z, 3, conditions=b), expected, rtol=0, atol=1e-10 * expected.abs().max().item()
     )
 
 
@@ -146,7 +148,7 @@ def test_inversion_and_sampling_close_as_steps_grow_and_large_scales_open_the_ga
         )
         context = guidance.begin(z, 0, Rng())
         x, _ = guidance.inverted(z, b, context)
-        down = guidance.inversion_levels(context)[::-1]
+        down = guidance.inversion_timesteps(context)[::-1]
         return (guidance.walk(x, down, b, scale) - z).square().mean().sqrt().item()
 
     gaps = [gap(steps, 1.0) for steps in (10, 50, 250)]
@@ -154,19 +156,19 @@ def test_inversion_and_sampling_close_as_steps_grow_and_large_scales_open_the_ga
     assert gap(50, 7.5) > 3 * gap(50, 1.0)
 
 
-@pytest.mark.parametrize("level", [0.2, 0.5, 0.9])
-def test_inversion_on_gaussian_data(level):
+@pytest.mark.parametrize("timestep", [0.2, 0.5, 0.9])
+def test_inversion_on_gaussian_data(timestep):
     prior = gaussian()
     options = {"inversion_eta": 0.0, "tau_max": 0.0, "inversion_steps": 250}
-    guidance = sdi(prior, guidance_scale=1.0, inversion_guidance_scale=1.0, **options, **at(level))
+    guidance = sdi(prior, guidance_scale=1.0, inversion_guidance_scale=1.0, **options, **at(timestep))
     z = M + S * torch.tensor([-2.0, -0.5, 1.0, 1.5], dtype=torch.float64).reshape(1, 1, 2, 2)
-    alpha, sigma = coefficients(level)
+    alpha, sigma = coefficients(timestep)
     root = (alpha**2 * S**2 + sigma**2) ** 0.5
     _, kappa = guidance.inverted(z, empty(prior), guidance.begin(z, 0, Rng()))
-    # First order in steps of one level, whose lambda grows by less than 0.006 below t = 0.5 and 0.05 at 0.9.
+    # First order in steps of one timestep, whose lambda grows by less than 0.006 below t = 0.5 and 0.05 at 0.9.
     torch.testing.assert_close(kappa, (z - M) * (root / S - alpha) / sigma, rtol=0, atol=0.02)
     exact_target = M + alpha * S / root * (z - M)
-    target = z - gradient(guidance, z, branches=empty(prior))
+    target = z - gradient(guidance, z, conditions=empty(prior))
     torch.testing.assert_close(target, exact_target, rtol=0, atol=0.01)
     fixed_point = sigma * (z - M) / (alpha * S**2)
     assert (kappa - fixed_point).abs().max() > 0.1  # inversion only approximates it
@@ -188,7 +190,7 @@ def test_reinverted_sdi_contracts_where_cached_sdi_keeps_the_spread():
     contracted = descend(inverted, M + S * z[:8], empty(prior), range(last + 1))[-1]
     factor = 1.0
     for step in range(last + 1):
-        alpha, sigma = coefficients(inverted.sample_levels(1, step, Rng())[0])
+        alpha, sigma = coefficients(inverted.sample_timesteps(1, step, Rng())[0])
         factor *= alpha * S / (alpha**2 * S**2 + sigma**2) ** 0.5
     assert factor < 1e-5 and contracted.std() < 1e-4 and abs(contracted.mean().item() - M) < 1e-4
 
@@ -197,9 +199,9 @@ def test_nothing_is_random_without_eta_and_tau():
     prior = CountingPrior()
     still = sdi(prior, inversion_eta=0.0, tau_max=0.0, **at(0.5))
     z, b = latents(2), red(prior)
-    assert torch.equal(gradient(still, z, 0, branches=b), gradient(still, z, 9, branches=b, rng=Rng(5)))
+    assert torch.equal(gradient(still, z, 0, conditions=b), gradient(still, z, 9, conditions=b, rng=Rng(5)))
     for moving in (sdi(prior, tau_max=0.0, **at(0.5)), sdi(prior, inversion_eta=0.0, **at(0.5))):
-        assert not torch.equal(gradient(moving, z, 0, branches=b), gradient(moving, z, 9, branches=b))
+        assert not torch.equal(gradient(moving, z, 0, conditions=b), gradient(moving, z, 9, conditions=b))
 
 
 def test_noise_added_once_is_the_papers_h():
@@ -214,29 +216,29 @@ def test_noise_added_once_is_the_papers_h():
     torch.testing.assert_close(h, 0.3 * coefficients(0.6)[1] * noise, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize(("level", "evaluations"), [(0.98, 11), (0.6, 7), (0.25, 4), (0.0, 1)])
+@pytest.mark.parametrize(("timestep", "evaluations"), [(0.98, 11), (0.6, 7), (0.25, 4), (0.0, 1)])
 @pytest.mark.parametrize(("perp_neg", "rows"), [(False, 2), (True, 4)])
-def test_network_rows_of_an_inversion(level, evaluations, perp_neg, rows):
+def test_network_rows_of_an_inversion(timestep, evaluations, perp_neg, rows):
     prior = CountingPrior()
-    guidance = sdi(prior, tau_max=0.0, **at(level))
+    guidance = sdi(prior, tau_max=0.0, **at(timestep))
     b = prompted(guidance, cameras=views(2), perp_neg=perp_neg)
-    gradient(guidance, latents(2), branches=b)
+    gradient(guidance, latents(2), conditions=b)
     assert prior.rows == [2 * rows] * (evaluations + 1)
-    assert guidance.cost(b, guidance.begin(latents(2), 0, Rng())).prior == rows * (evaluations + 1)
+    assert guidance.nfe(b, guidance.begin(latents(2), 0, Rng())).prior == rows * (evaluations + 1)
 
 
 def test_inversion_scale_is_minus_the_scale_and_matters_to_the_inversion_alone():
     prior = CountingPrior()
     z, b = latents(2), red(prior)
     implied, stated, other = (
-        gradient(sdi(prior, guidance_scale=5.0, inversion_guidance_scale=scale, **at(0.5)), z, branches=b)
+        gradient(sdi(prior, guidance_scale=5.0, inversion_guidance_scale=scale, **at(0.5)), z, conditions=b)
         for scale in (None, -5.0, 5.0)
     )
     assert torch.equal(implied, stated) and not torch.allclose(implied, other)
     for kappa in ("random", "fixed", "cached"):
         pair = [
             gradient(
-                sdi(prior, kappa=kappa, inversion_guidance_scale=scale, **at(0.5)), z, branches=b, particles=(0, 1)
+                sdi(prior, kappa=kappa, inversion_guidance_scale=scale, **at(0.5)), z, conditions=b, particles=(0, 1)
             )
             for scale in (-5.0, 5.0)
         ]
@@ -247,7 +249,7 @@ def test_tau_is_shared_by_the_batch_and_uniform():
     guidance = sdi(CountingPrior(), tau_max=0.1, **at(0.5))
     ends = []
     for step in range(200):
-        one, many = (guidance.inversion_levels(guidance.begin(latents(n), step, Rng())) for n in (1, 3))
+        one, many = (guidance.inversion_timesteps(guidance.begin(latents(n), step, Rng())) for n in (1, 3))
         assert one == many and all(a < b for a, b in pairwise(one))
         ends.append(one[-1] - 0.5)
     assert min(ends) >= 0.0 and max(ends) < 0.1
@@ -268,7 +270,7 @@ def test_cached_form_evaluates_once_per_target_and_resumes_exactly():
         straight.prior.rows.clear()
         z = descend(straight, z, b, range(step, step + 1), rate=0.3)[0]
         whole.append(z)
-        cost = straight.cost(b, straight.begin(z, step, Rng(), particles=(0, 1, 2))).prior
+        cost = straight.nfe(b, straight.begin(z, step, Rng(), particles=(0, 1, 2))).prior
         assert cost == (2 if step % 3 == 0 else 0) and sum(straight.prior.rows) == 3 * cost
     stopped = fresh()
     middle = descend(stopped, latents(3), b, range(5), rate=0.3)[-1]  # inside of a block
@@ -284,12 +286,12 @@ def test_cached_form_evaluates_once_per_target_and_resumes_exactly():
 def test_cached_form_serves_particles_that_come_and_go():
     guidance = sdi(CountingPrior(), kappa="cached", cached_inner_steps=2, **at(0.5))
     b, z = red(guidance.prior), latents(2)
-    gradient(guidance, z, 0, branches=b, particles=(0, 1))
+    gradient(guidance, z, 0, conditions=b, particles=(0, 1))
     guidance.prior.rows.clear()
-    gradient(guidance, z, 1, branches=b, particles=(1, 2))
+    gradient(guidance, z, 1, conditions=b, particles=(1, 2))
     assert guidance.prior.rows == [2]  # particle 2 is new, particle 1 has its target
     step = guidance.begin(z, 1, Rng(), particles=(1, 2))
-    assert guidance.cost(b, step).prior == 1.0
+    assert guidance.nfe(b, step).prior == 1.0
 
 
 def test_cached_form_refuses_views_of_one_object():
@@ -297,10 +299,10 @@ def test_cached_form_refuses_views_of_one_object():
     with pytest.raises(ValueError, match="several views of one object share this batch; use kappa: inversion"):
         gradient(guidance, latents(2), particles=(0, 0))
     cameras = views(2)
-    gradient(guidance, latents(1), 0, branches=prompted(guidance, cameras=cameras[0]), particles=(0,))
-    gradient(guidance, latents(1), 1, branches=prompted(guidance, cameras=cameras[0]), particles=(0,))
+    gradient(guidance, latents(1), 0, conditions=prompted(guidance, cameras=cameras[0]), particles=(0,))
+    gradient(guidance, latents(1), 1, conditions=prompted(guidance, cameras=cameras[0]), particles=(0,))
     with pytest.raises(ValueError, match="the same prompt and camera at every step"):
-        gradient(guidance, latents(1), 2, branches=prompted(guidance, cameras=cameras[1]), particles=(0,))
+        gradient(guidance, latents(1), 2, conditions=prompted(guidance, cameras=cameras[1]), particles=(0,))
 
 
 class Timed(CountingPrior):
@@ -311,7 +313,7 @@ class Timed(CountingPrior):
         self.schedule = NoiseSchedule.from_config(ddim(1, **config).config)
 
     def predict(self, x_t, t, conditioning) -> Prediction:
-        timestep = self.schedule.timestep(t).to(x_t)[:, None, None, None]
+        timestep = self.schedule.model_timestep(t).to(x_t)[:, None, None, None]
         prompt = conditioning.text.sum(-1, keepdim=True)[..., None] * conditioning.text[:, :, :1, None]
         output = 0.8 * torch.tanh(x_t + 0.3 * prompt) * torch.cos(timestep / 400 + 0.2) + 0.1 * prompt
         return Prediction(output, self.schedule.prediction_type, x_t, t, self.schedule)
@@ -355,7 +357,7 @@ def test_quirk_is_the_released_code(config, eta):
         e_y, e_u = (prior.predict(x, t, conditioning).output for conditioning in conditionings)
         return e_u + scale * (e_y - e_u)
 
-    last = round(guidance.inversion_levels(guidance.begin(z, 3, rng))[-1] * 1000)
+    last = round(guidance.inversion_timesteps(guidance.begin(z, 3, rng))[-1] * 1000)
     assert 600 < last < 700
     grid = [-99, 1, 101, 201, 301, 401, 501, last]
     x = z
@@ -371,7 +373,7 @@ def test_quirk_is_the_released_code(config, eta):
         variance = scheduler._get_variance(v, u)
         x = x + eta * variance.sqrt() * item_noise(rng, f"inversion/{index}", 3, z)
     target = scheduler.step(predict(x, 600, 7.5), 600, x).pred_original_sample
-    torch.testing.assert_close(gradient(guidance, z, 3, branches=b, rng=rng), z - target, rtol=0, atol=1e-9)
+    torch.testing.assert_close(gradient(guidance, z, 3, conditions=b, rng=rng), z - target, rtol=0, atol=1e-9)
 
 
 def test_quirk_is_the_paper_where_tau_is_zero_and_timesteps_end_at_zero():
@@ -383,12 +385,12 @@ def test_quirk_is_the_paper_where_tau_is_zero_and_timesteps_end_at_zero():
     z = latents(2)
     options = at(0.6, inversion_eta=0.0)
     same, paper = (
-        gradient(sdi(p, reference_quirk=quirk, tau_max=0.0, **options), z, branches=red(p))
+        gradient(sdi(p, reference_quirk=quirk, tau_max=0.0, **options), z, conditions=red(p))
         for p, quirk in ((ZeroBased(set_alpha_to_one=True), True), (ZeroBased(set_alpha_to_one=True), False))
     )
     torch.testing.assert_close(same, paper, rtol=0, atol=1e-10)
     apart = [
-        gradient(sdi(p, reference_quirk=quirk, tau_max=0.1, **options), z, branches=red(p))
+        gradient(sdi(p, reference_quirk=quirk, tau_max=0.1, **options), z, conditions=red(p))
         for p, quirk in ((ZeroBased(set_alpha_to_one=True), True), (ZeroBased(set_alpha_to_one=True), False))
     ]
     assert not torch.allclose(*apart, rtol=0, atol=1e-2)

@@ -6,9 +6,9 @@ import torch
 from scoredist3d import registry
 from scoredist3d.diffusion.schedule import FlowSchedule, VPSchedule
 from scoredist3d.guidance.core.base import WEIGHTINGS
-from scoredist3d.guidance.core.step import item_noise
+from scoredist3d.guidance.core.context import item_noise
 from scoredist3d.guidance.sds import ScoreDistillationSampling as SDS
-from scoredist3d.priors import Branches, Prediction, predict_branches, sample
+from scoredist3d.priors import CFGConditions, Prediction, predict_each, sample
 from scoredist3d.priors.analytic import GaussianMixturePrior, Mixture
 from scoredist3d.seeding import Rng
 
@@ -31,8 +31,8 @@ def blobs(parametrization: str = "epsilon", **keywords) -> GaussianMixturePrior:
     return GaussianMixturePrior(config, **keywords)
 
 
-def branches(prior, prompt: str = "red") -> Branches:
-    return Branches(prior.embed([prompt]), prior.embed([""]))
+def conditions(prior, prompt: str = "red") -> CFGConditions:
+    return CFGConditions(prior.embed([prompt]), prior.embed([""]))
 
 
 def latents(shape=(3, 3, 8, 8), seed: int = 5) -> torch.Tensor:
@@ -43,10 +43,10 @@ def sds(prior, **options) -> SDS:
     return SDS(SDS.Config(**options), prior=prior)
 
 
-def gradient_of(guidance: SDS, z: torch.Tensor, step: int = 0, rng: Rng | None = None, b: Branches | None = None):
+def gradient_of(guidance: SDS, z: torch.Tensor, step: int = 0, rng: Rng | None = None, b: CFGConditions | None = None):
     """dL/dz times the batch size, which is G."""
     z = z.clone().requires_grad_()
-    guidance(z, b or branches(guidance.prior), step, rng or Rng()).loss.backward()
+    guidance(z, b or conditions(guidance.prior), step, rng or Rng()).loss.backward()
     return z.grad * len(z)
 
 
@@ -70,12 +70,12 @@ def test_gradient_is_the_papers_formula(weighting):
     prior = blobs()
     guidance = sds(prior, guidance_scale=7.5, weighting=weighting)
     z, rng = latents(), Rng(2)
-    t = torch.tensor(guidance.sample_levels(3, 6, rng), dtype=torch.float64)
+    t = torch.tensor(guidance.sample_timesteps(3, 6, rng), dtype=torch.float64)
     eps = item_noise(rng, "noise", 6, z)
     abar = prior.schedule.alpha(t) ** 2
     x_t = abar.sqrt()[:, None, None, None] * z + (1 - abar).sqrt()[:, None, None, None] * eps
-    b = branches(prior)
-    eps_c, eps_u = (p.eps for p in predict_branches(prior, x_t, t, [b.positive, b.unconditional]))
+    b = conditions(prior)
+    eps_c, eps_u = (p.eps for p in predict_each(prior, x_t, t, [b.positive, b.unconditional]))
     w = {
         "sds": 1 - abar,
         "uniform": torch.ones_like(abar),
@@ -107,7 +107,7 @@ def test_lambda_weighting_is_regression_to_the_predicted_image():
     z, rng = latents(), Rng(2)
     context = guidance.begin(z, 6, rng)
     x_t, eps = guidance.noised(z, context)
-    prediction = guidance.guided(x_t, branches(guidance.prior), context)
+    prediction = guidance.guided(x_t, conditions(guidance.prior), context)
     regression = z.clone().requires_grad_()
     (0.5 * (regression - prediction.x0.detach()).square().sum()).backward()
     gradient = gradient_of(guidance, z, 6, rng)
@@ -145,13 +145,13 @@ def test_gradient_is_affine_in_the_scale_and_single_branches_at_zero_and_one():
     at = {g: gradient_of(sds(prior, guidance_scale=g), z) for g in (0.0, 1.0, 30.0)}
     torch.testing.assert_close(at[30.0], at[0.0] + 30.0 * (at[1.0] - at[0.0]), rtol=0, atol=1e-11)
     wrong = prior.embed(["blue"])
-    right = branches(prior)
-    only_unconditional = gradient_of(sds(prior, guidance_scale=0.0), z, b=Branches(wrong, right.unconditional))
-    only_conditional = gradient_of(sds(prior, guidance_scale=1.0), z, b=Branches(right.positive, wrong))
+    right = conditions(prior)
+    only_unconditional = gradient_of(sds(prior, guidance_scale=0.0), z, b=CFGConditions(wrong, right.unconditional))
+    only_conditional = gradient_of(sds(prior, guidance_scale=1.0), z, b=CFGConditions(right.positive, wrong))
     torch.testing.assert_close(only_unconditional, at[0.0], rtol=0, atol=1e-12)
     torch.testing.assert_close(only_conditional, at[1.0], rtol=0, atol=1e-12)
     assert not torch.allclose(
-        gradient_of(sds(prior, guidance_scale=2.0), z, b=Branches(wrong, right.unconditional)), at[1.0]
+        gradient_of(sds(prior, guidance_scale=2.0), z, b=CFGConditions(wrong, right.unconditional)), at[1.0]
     )
 
 
@@ -166,16 +166,18 @@ def test_parametrisations_of_one_denoiser_agree(kind, rescale):
 
 def test_flow_denoiser_agrees_with_the_chain_at_equal_noise_to_signal():
     # Same data, same lambda, same eps: eps_hat is the same, so G with weight 1 is.
-    level = 0.7
+    timestep = 0.7
     vp = gaussian(schedule=VPSchedule.stable_diffusion())
-    ratio = vp.schedule.lambda_(torch.tensor([level], dtype=torch.float64)).item()
+    ratio = vp.schedule.lambda_(torch.tensor([timestep], dtype=torch.float64)).item()
     s = ratio / (1 + ratio)
-    flow = gaussian("flow", FlowSchedule(num_train_timesteps=10**12))  # levels fine enough to hit s
+    flow = gaussian("flow", FlowSchedule(num_train_timesteps=10**12))  # timesteps fine enough to hit s
     z = latents((3, 1, 2, 2))
     ours = gradient_of(
-        sds(vp, guidance_scale=1.0, weighting="uniform", t_min=level, t_max=level), z, b=branches(vp, "")
+        sds(vp, guidance_scale=1.0, weighting="uniform", t_min=timestep, t_max=timestep), z, b=conditions(vp, "")
     )
-    theirs = gradient_of(sds(flow, guidance_scale=1.0, weighting="uniform", t_min=s, t_max=s), z, b=branches(flow, ""))
+    theirs = gradient_of(
+        sds(flow, guidance_scale=1.0, weighting="uniform", t_min=s, t_max=s), z, b=conditions(flow, "")
+    )
     torch.testing.assert_close(theirs, ours, rtol=0, atol=1e-9)
     # The flow weighting is that of velocity regression: G = v_hat - (eps - z).
     regression = sds(flow, guidance_scale=1.0, weighting="flow", t_min=s, t_max=s)
@@ -183,15 +185,15 @@ def test_flow_denoiser_agrees_with_the_chain_at_equal_noise_to_signal():
     x_t, eps = regression.noised(z, context)
     velocity = flow.predict(x_t, context.t, flow.embed([""] * 3)).v
     torch.testing.assert_close(
-        gradient_of(regression, z, b=branches(flow, "")), velocity - (eps - z), rtol=0, atol=1e-9
+        gradient_of(regression, z, b=conditions(flow, "")), velocity - (eps - z), rtol=0, atol=1e-9
     )
 
 
-@pytest.mark.parametrize("level", [0.1, 0.5, 0.9])
-def test_expected_gradient_on_gaussian_data(level):
+@pytest.mark.parametrize("timestep", [0.1, 0.5, 0.9])
+def test_expected_gradient_on_gaussian_data(timestep):
     prior = gaussian()
-    guidance = sds(prior, guidance_scale=1.0, t_min=level, t_max=level)
-    t = torch.tensor([level], dtype=torch.float64)
+    guidance = sds(prior, guidance_scale=1.0, t_min=timestep, t_max=timestep)
+    t = torch.tensor([timestep], dtype=torch.float64)
     alpha, sigma = prior.schedule.alpha(t).item(), prior.schedule.sigma(t).item()
     spread = alpha**2 * S**2 + sigma**2
     z = latents((1, 1, 2, 2))
@@ -202,11 +204,11 @@ def test_expected_gradient_on_gaussian_data(level):
     pair = []
     for noise in (eps, -eps):
         x_t = prior.schedule.add_noise(z, noise, context.t)
-        pair.append(guidance.weighted(guidance.guided(x_t, branches(prior, ""), context), z, noise))
+        pair.append(guidance.weighted(guidance.guided(x_t, conditions(prior, ""), context), z, noise))
     torch.testing.assert_close(0.5 * (pair[0] + pair[1]), exact, rtol=0, atol=1e-12)
     # And the whole path by Monte Carlo: per element std w |1 - sigma^2 / D| of G.
     count = 400
-    mean = torch.cat([gradient_of(guidance, z, step, b=branches(prior, "")) for step in range(count)]).mean(0)
+    mean = torch.cat([gradient_of(guidance, z, step, b=conditions(prior, "")) for step in range(count)]).mean(0)
     error = sigma**2 * abs(1 - sigma**2 / spread) / count**0.5
     assert (mean - exact[0]).abs().max() < 4.5 * error + 1e-12
 
@@ -219,7 +221,7 @@ def test_subtracting_the_noise_lowers_the_variance_and_keeps_the_mean():
     for step in range(400):
         context = guidance.begin(z, step, Rng())
         x_t, eps = guidance.noised(z, context)
-        prediction = guidance.guided(x_t, branches(prior, ""), context)
+        prediction = guidance.guided(x_t, conditions(prior, ""), context)
         w = guidance.time_weight(context.t)[:, None, None, None]
         with_noise.append(guidance.weighted(prediction, z, eps))
         without.append(w * prediction.eps)
@@ -239,11 +241,11 @@ def test_all_seeds_converge_to_the_mode_where_sampling_keeps_the_spread():
     for step in range(300):
         optimizer.param_groups[0]["lr"] = rates[step].item() * len(z)
         optimizer.zero_grad()
-        guidance(z, branches(prior, ""), step, Rng(1)).loss.backward()
+        guidance(z, conditions(prior, ""), step, Rng(1)).loss.backward()
         optimizer.step()
     assert (z.mean() - M).abs() < 0.02 and z.std() < 0.1 * S
     drawn = sample(
-        prior, branches(prior, ""), steps=100, scale=1.0, batch=64, generator=torch.Generator().manual_seed(0)
+        prior, conditions(prior, ""), steps=100, scale=1.0, batch=64, generator=torch.Generator().manual_seed(0)
     )
     assert abs(drawn.std().item() - S) < 0.1 * S
 
@@ -251,7 +253,7 @@ def test_all_seeds_converge_to_the_mode_where_sampling_keeps_the_spread():
 def test_guided_optimisation_finds_the_prompted_mode():
     prior = GaussianMixturePrior(GaussianMixturePrior.Config(image_size=8, std=0.2))
     guidance = sds(prior, guidance_scale=7.5)
-    b = Branches(prior.embed(["blue left"]), prior.embed([""]))
+    b = CFGConditions(prior.embed(["blue left"]), prior.embed([""]))
     z = torch.zeros(2, 3, 8, 8, requires_grad=True)
     optimizer = torch.optim.Adam([z], lr=0.05)
     for step in range(150):
@@ -291,28 +293,28 @@ def test_image_term_is_hifas_pull_on_the_decoded_prediction():
     rgb = torch.rand(2, 8, 8, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).requires_grad_()
     z, rng = prior.encode(rgb), Rng(3)
     latent_only = torch.autograd.grad(
-        sds(prior, guidance_scale=7.5)(z, branches(prior), 2, rng).loss, rgb, retain_graph=True
+        sds(prior, guidance_scale=7.5)(z, conditions(prior), 2, rng).loss, rgb, retain_graph=True
     )[0]
-    both = torch.autograd.grad(guidance(z, branches(prior), 2, rng, rgb=rgb).loss, rgb)[0]
+    both = torch.autograd.grad(guidance(z, conditions(prior), 2, rng, rgb=rgb).loss, rgb)[0]
     context = guidance.begin(z.detach(), 2, rng)
     x_t, _ = guidance.noised(z.detach(), context)
-    decoded = prior.decode(guidance.guided(x_t, branches(prior), context).x0).clamp(0, 1)
+    decoded = prior.decode(guidance.guided(x_t, conditions(prior), context).x0).clamp(0, 1)
     alpha, sigma = (c[:, None, None, None] for c in prior.schedule.coefficients(context.t))
     expected = 0.01 * sigma**2 * alpha / sigma * (rgb - decoded) / 2
     torch.testing.assert_close(both - latent_only, expected.detach(), rtol=0, atol=1e-12)
 
 
-def test_distillation_differs_from_ddim_even_with_falling_levels():
+def test_distillation_differs_from_ddim_even_with_falling_timesteps():
     prior = gaussian()
-    levels = prior.schedule.levels(10)
+    timesteps = prior.schedule.timesteps(10)
     noise = latents((1, 1, 2, 2))
     trail = []
-    sample_levels = {"from": levels[0], "to": levels[9], "end": 9}
-    guidance = sds(prior, guidance_scale=1.0, weighting="lambda", t_min=sample_levels, t_max=sample_levels)
-    t = torch.tensor(levels[:1], dtype=torch.float64)
+    sample_timesteps = {"from": timesteps[0], "to": timesteps[9], "end": 9}
+    guidance = sds(prior, guidance_scale=1.0, weighting="lambda", t_min=sample_timesteps, t_max=sample_timesteps)
+    t = torch.tensor(timesteps[:1], dtype=torch.float64)
     z = prior.predict(noise, t, prior.embed([""])).x0
     for step in range(10):
-        z = z - gradient_of(guidance, z, step, b=branches(prior, ""))
+        z = z - gradient_of(guidance, z, step, b=conditions(prior, ""))
         trail.append(z)
     alpha, sigma = prior.schedule.alpha(t).item(), prior.schedule.sigma(t).item()
     ddim_end = M + S * (noise - alpha * M) / (alpha**2 * S**2 + sigma**2) ** 0.5

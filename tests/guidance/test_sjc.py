@@ -31,7 +31,7 @@ def test_is_the_papers_formula_in_its_own_coordinates(variance_reduction):
     eps = guided_prediction(prior, y / (1 + ratio**2).sqrt(), context.t, b, 7.5).eps
     denoised = y - ratio * eps
     expected = -(denoised - (z if variance_reduction else y)) / ratio
-    torch.testing.assert_close(gradient(guidance, z, 4, branches=b), expected, rtol=0, atol=1e-10)
+    torch.testing.assert_close(gradient(guidance, z, 4, conditions=b), expected, rtol=0, atol=1e-10)
 
 
 def test_plain_form_has_the_same_mean_and_more_variance():
@@ -47,7 +47,7 @@ def test_plain_form_has_the_same_mean_and_more_variance():
         )
         b = prompted(guidance)
         draws[variance_reduction] = torch.stack(
-            [gradient(guidance, latents(8), step, branches=b) for step in range(100)]
+            [gradient(guidance, latents(8), step, conditions=b) for step in range(100)]
         )
     reduced, plain = draws[True], draws[False]
     # The data's spread of 2 keeps eps_hat close to eps where alpha is 0.2, so nearly all variance is the noise's.
@@ -59,11 +59,11 @@ def test_plain_form_has_the_same_mean_and_more_variance():
 def test_default_levels_leave_out_the_papers_ends_and_one_prediction_is_its_cost():
     prior = CountingPrior()
     guidance = method("sjc", prior)
-    levels = [guidance.sample_levels(1, step, Rng())[0] for step in range(2000)]
-    assert 0.01 <= min(levels) < 0.012 and 0.967 < max(levels) <= 0.969
+    timesteps = [guidance.sample_timesteps(1, step, Rng())[0] for step in range(2000)]
+    assert 0.01 <= min(timesteps) < 0.012 and 0.967 < max(timesteps) <= 0.969
     z, b = latents(2), prompted(guidance)
-    assert guidance.cost(b, guidance.begin(z, 0, Rng())).prior == 2
-    gradient(guidance, z, branches=b)
+    assert guidance.nfe(b, guidance.begin(z, 0, Rng())).prior == 2
+    gradient(guidance, z, conditions=b)
     assert prior.rows == [4]
 
 

@@ -8,16 +8,16 @@ from shared.variational_cases import blobs, latents, prior_of, same_state, state
 
 from scoredist3d.cameras import orbit
 from scoredist3d.diffusion.schedule import FlowSchedule, VPSchedule
-from scoredist3d.guidance.core.variational import (
-    LoraPhi,
-    PhiConfig,
+from scoredist3d.guidance.core.score_models import (
+    LoraScoreModel,
+    ScoreModelConfig,
     StandardVelocity,
-    UNetPhi,
-    build_phi,
+    UNetScoreModel,
+    build_score_model,
     matching_output,
     phi_conditioning,
 )
-from scoredist3d.priors import Branches, Prediction
+from scoredist3d.priors import CFGConditions, Prediction
 from scoredist3d.priors.analytic import GaussianMixturePrior
 from scoredist3d.priors.base import Conditioning
 from scoredist3d.seeding import Rng
@@ -61,8 +61,8 @@ def test_adapters_start_as_the_base_and_never_change_it(prior):
     before, names = state_of(prior), [name for name, _ in prior.named_modules()]
     question = query(prior)
     reference = base_output(prior, *question)
-    phi = build_phi(PhiConfig(), prior, Rng())
-    assert isinstance(phi, LoraPhi) and (phi.camera is None) == prior.takes_cameras
+    phi = build_score_model(ScoreModelConfig(), prior, Rng())
+    assert isinstance(phi, LoraScoreModel) and (phi.camera is None) == prior.takes_cameras
     torch.testing.assert_close(phi.predict(*question).output, reference, rtol=0, atol=1e-5)
     assert torch.equal(base_output(prior, *question), reference)
     train_a_little(phi, *question)
@@ -74,7 +74,7 @@ def test_adapters_start_as_the_base_and_never_change_it(prior):
 
 def test_several_phis_on_one_network_do_not_meet(tiny):
     question = query(tiny)
-    first, second = (build_phi(PhiConfig(rank=rank), tiny, Rng()) for rank in (2, 3))
+    first, second = (build_score_model(ScoreModelConfig(rank=rank), tiny, Rng()) for rank in (2, 3))
     train_a_little(first, *question)
     kept = first.predict(*question).output.detach()
     torch.testing.assert_close(second.predict(*question).output, base_output(tiny, *question), rtol=0, atol=1e-5)
@@ -84,7 +84,7 @@ def test_several_phis_on_one_network_do_not_meet(tiny):
 
 
 def test_a_failing_call_leaves_the_network_its_own_layers(tiny):
-    phi = build_phi(PhiConfig(), tiny, Rng())
+    phi = build_score_model(ScoreModelConfig(), tiny, Rng())
     x_t, t, told = query(tiny)
     with pytest.raises(RuntimeError):
         phi.predict(x_t[:, :3], t, told)
@@ -94,7 +94,7 @@ def test_a_failing_call_leaves_the_network_its_own_layers(tiny):
 
 def test_only_the_adapters_are_parameters_and_they_stay_in_single_precision(tmp_path):
     prior = prior_of(tiny_folder(tmp_path / "tiny")).requires_grad_(False)
-    phi = build_phi(PhiConfig(rank=3), prior, Rng())
+    phi = build_score_model(ScoreModelConfig(rank=3), prior, Rng())
     shapes = [tuple(p.shape) for p in phi.down.parameters()]
     linears = [prior.unet.get_submodule(path) for path in prior.adapter_points().linears]
     # One attention block below, two above, one in the middle: each attends to itself and to the text.
@@ -111,14 +111,14 @@ def test_only_the_adapters_are_parameters_and_they_stay_in_single_precision(tmp_
 
 def test_initialisation_depends_on_the_seed_alone(tiny):
     before = torch.random.get_rng_state()
-    for config in (PhiConfig(), PhiConfig(network="unet", channels=[8, 8])):
-        one, again, other = (build_phi(config, tiny, rng) for rng in (Rng(1), Rng(1), Rng(2)))
+    for config in (ScoreModelConfig(), ScoreModelConfig(network="unet", channels=[8, 8])):
+        one, again, other = (build_score_model(config, tiny, rng) for rng in (Rng(1), Rng(1), Rng(2)))
         assert same_state(state_of(one), state_of(again)) and not same_state(state_of(one), state_of(other))
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
 def test_the_camera_reaches_a_network_without_cameras_through_its_time_embedding(tiny):
-    phi = build_phi(PhiConfig(), tiny, Rng())
+    phi = build_score_model(ScoreModelConfig(), tiny, Rng())
     x_t, t, told = query(tiny)
     with torch.no_grad():
         phi.camera[-1].bias.fill_(0.5)
@@ -138,8 +138,8 @@ def test_the_camera_reaches_a_network_without_cameras_through_its_time_embedding
 def test_small_latents_are_halved_less_often(side, resolutions):
     mixture = blobs() if side == 8 else GaussianMixturePrior(GaussianMixturePrior.Config(image_size=max(side, 4)))
     mixture.image_size = side
-    phi = build_phi(PhiConfig(channels=[4, 8, 8, 8]), mixture, Rng())
-    assert isinstance(phi, UNetPhi) and len(phi.network.down_blocks) == resolutions
+    phi = build_score_model(ScoreModelConfig(channels=[4, 8, 8, 8]), mixture, Rng())
+    assert isinstance(phi, UNetScoreModel) and len(phi.network.down_blocks) == resolutions
     x_t, t = latents((2, 3, side, side)), torch.tensor([0.2, 0.7], dtype=torch.float64)
     told = Conditioning(torch.zeros(2, 1, 1), camera=torch.ones(2, 16))
     # Untrained it is the exact denoiser of standard normal latents.
@@ -156,7 +156,9 @@ def test_standard_velocity_means_the_same_for_every_parametrisation():
         own = StandardVelocity(schedule)
         (a, b), (alpha, sigma) = own.velocity_coefficients(t), own.coefficients(t)
         torch.testing.assert_close(a * alpha + b * sigma, torch.ones_like(t), rtol=0, atol=1e-14)
-        assert torch.equal(own.snap(t), schedule.snap(t)) and torch.equal(own.timestep(t), schedule.timestep(t))
+        assert torch.equal(own.quantize(t), schedule.quantize(t)) and torch.equal(
+            own.model_timestep(t), schedule.model_timestep(t)
+        )
     vp = VPSchedule.stable_diffusion()
     torch.testing.assert_close(
         StandardVelocity(vp).velocity_coefficients(t), vp.velocity_coefficients(t), rtol=0, atol=1e-14
@@ -176,20 +178,20 @@ def test_training_targets_are_in_the_networks_own_parametrisation(kind, schedule
 
 def test_phi_is_told_the_plain_prompt_and_the_camera(embedded):
     front, plain, empty = (embedded.embed([text]) for text in ("a mug, front view", "a mug", ""))
-    b = Branches(front, empty, plain=plain)
+    b = CFGConditions(front, empty, plain=plain)
     assert torch.equal(phi_conditioning(b, 3).text, plain.text.expand(3, -1, -1))
     assert torch.equal(phi_conditioning(replace(b, plain=None), 3).text, front.text.expand(3, -1, -1))
     blind = replace(plain, camera=None)
     angle, one = torch.zeros(2), torch.ones(2)
     cameras = orbit(angle + torch.tensor([0.0, 90.0]), angle, 3 * one, 40 * one, 8, 8)
-    told = phi_conditioning(Branches(front, empty, plain=blind, cameras=cameras), 2).camera
+    told = phi_conditioning(CFGConditions(front, empty, plain=blind, cameras=cameras), 2).camera
     torch.testing.assert_close(told, embedded.camera_condition(cameras, 2), rtol=0, atol=0)
-    assert not phi_conditioning(Branches(front, empty, plain=blind), 2).camera.any()
+    assert not phi_conditioning(CFGConditions(front, empty, plain=blind), 2).camera.any()
 
 
 def test_phi_may_adapt_a_sibling_of_the_prior(tiny, tmp_path):
     sibling = tiny_folder(tmp_path / "sibling", kind="v_prediction")
-    phi = build_phi(PhiConfig(model=str(sibling)), tiny, Rng())
+    phi = build_score_model(ScoreModelConfig(model=str(sibling)), tiny, Rng())
     x_t, t, told = query(tiny)
     # The same random UNet, read as a velocity.
     prediction = phi.predict(x_t, t, told)
@@ -203,15 +205,15 @@ def test_phi_may_adapt_a_sibling_of_the_prior(tiny, tmp_path):
 
 def test_wrong_choices_are_refused_in_one_sentence(tiny, tmp_path):
     with pytest.raises(ValueError, match=r"guidance\.phi\.network: this prior is no network .* use network=unet"):
-        build_phi(PhiConfig(network="lora"), blobs(), Rng())
+        build_score_model(ScoreModelConfig(network="lora"), blobs(), Rng())
     other_text = tiny_folder(tmp_path / "text", text_width=64)
     with pytest.raises(ValueError, match=r"guidance\.phi\.model: .* attends to texts of width 64, .* makes 128"):
-        build_phi(PhiConfig(model=str(other_text)), tiny, Rng())
-    other_levels = tiny_folder(tmp_path / "levels", beta_schedule="linear")
-    with pytest.raises(ValueError, match=r"guidance\.phi\.model: the noise levels of .* are not the prior's"):
-        build_phi(PhiConfig(model=str(other_levels)), tiny, Rng())
-    assert PhiConfig().validate() == []
-    assert PhiConfig(network="unet", model="x", channels=[6]).validate() == [
+        build_score_model(ScoreModelConfig(model=str(other_text)), tiny, Rng())
+    other_timesteps = tiny_folder(tmp_path / "timesteps", beta_schedule="linear")
+    with pytest.raises(ValueError, match=r"guidance\.phi\.model: the timesteps of .* are not the prior's"):
+        build_score_model(ScoreModelConfig(model=str(other_timesteps)), tiny, Rng())
+    assert ScoreModelConfig().validate() == []
+    assert ScoreModelConfig(network="unet", model="x", channels=[6]).validate() == [
         "channels: needs one or more multiples of 4, got [6]",
         "model: has no effect with network=unet; use network=lora",
     ]
@@ -220,7 +222,7 @@ def test_wrong_choices_are_refused_in_one_sentence(tiny, tmp_path):
 @pytest.mark.gpu
 def test_on_a_gpu_the_adapters_stay_in_single_precision_and_train():
     prior = prior_of("embedded").requires_grad_(False)
-    phi = build_phi(PhiConfig(), prior, Rng())
+    phi = build_score_model(ScoreModelConfig(), prior, Rng())
     before = state_of(phi)
     prior.to("cuda")
     phi.to("cuda")

@@ -12,7 +12,7 @@ from shared.variational_cases import (
     S,
     TellTale,
     blobs,
-    branches,
+    conditions,
     gaussian,
     gradient_of,
     latents,
@@ -28,15 +28,15 @@ from scoredist3d.cameras import orbit
 from scoredist3d.config.validation import parse_component
 from scoredist3d.guidance.core.base import WEIGHTINGS
 from scoredist3d.guidance.core.checks import NonFiniteError
-from scoredist3d.guidance.core.step import item_noise
-from scoredist3d.guidance.core.variational import LoraPhi, PhiConfig
+from scoredist3d.guidance.core.context import item_noise
+from scoredist3d.guidance.core.score_models import LoraScoreModel, ScoreModelConfig
 from scoredist3d.guidance.sds import ScoreDistillationSampling as SDS
 from scoredist3d.guidance.vsd import VariationalScoreDistillation as VSD
-from scoredist3d.priors import Branches, predict_branches
+from scoredist3d.priors import CFGConditions, predict_each
 from scoredist3d.seeding import Rng
 
 
-def vsd(prior, exact=None, *, phi: PhiConfig = SMALL, **options) -> VSD:
+def vsd(prior, exact=None, *, phi: ScoreModelConfig = SMALL, **options) -> VSD:
     """With ``exact`` in place of the network."""
     guidance = VSD(VSD.Config(phi=phi, **options), prior=prior)
     if exact is not None:
@@ -49,10 +49,10 @@ def tiny(tmp_path_factory):
     return prior_of(tiny_folder(tmp_path_factory.mktemp("vsd") / "tiny")).requires_grad_(False)
 
 
-def around(prior, batch: int = 3) -> Branches:
-    """Branches with cameras on all sides."""
+def around(prior, batch: int = 3) -> CFGConditions:
+    """CFGConditions with cameras on all sides."""
     angle, one = torch.arange(batch) * 100.0, torch.ones(batch)
-    return replace(branches(prior), cameras=orbit(angle, 20 * one, 3 * one, 40 * one, 8, 8))
+    return replace(conditions(prior), cameras=orbit(angle, 20 * one, 3 * one, 40 * one, 8, 8))
 
 
 def test_is_registered_and_configured_with_the_papers_numbers():
@@ -90,16 +90,16 @@ def test_phi_equal_to_the_prior_leaves_the_classifiers_direction(kind):
     guidance = vsd(prior, prior, guidance_scale=7.5)
     step = guidance.begin(z, 4, rng)
     x_t, _ = guidance.noised(z, step)
-    b = branches(prior)
-    conditional, free = (p.eps for p in predict_branches(prior, x_t, step.t, [b.positive, b.unconditional]))
+    b = conditions(prior)
+    conditional, free = (p.eps for p in predict_each(prior, x_t, step.t, [b.positive, b.unconditional]))
     expected = prior.schedule.sigma(step.t)[:, None, None, None] ** 2 * 6.5 * (conditional - free)
-    # The terms of eps reach sigma / alpha times the output's rounding at high levels.
+    # The terms of eps reach sigma / alpha times the output's rounding at high timesteps.
     torch.testing.assert_close(gradient_of(guidance, z, 4, rng), expected, rtol=0, atol=1e-9)
 
 
 def test_fresh_adapters_give_nothing_without_text_guidance(tiny):
-    guidance = vsd(tiny, phi=PhiConfig(), guidance_scale=1.0)
-    assert isinstance(guidance.phi, LoraPhi)
+    guidance = vsd(tiny, phi=ScoreModelConfig(), guidance_scale=1.0)
+    assert isinstance(guidance.phi, LoraScoreModel)
     z = latents((2, 4, 16, 16)).float()
     fresh = gradient_of(guidance, z, b=around(tiny, 2)).abs().max()
     trained = gradient_of(guidance, z, 1, b=around(tiny, 2)).abs().max()  # by the step before
@@ -108,7 +108,7 @@ def test_fresh_adapters_give_nothing_without_text_guidance(tiny):
 
 def test_one_denoiser_as_eps_and_as_velocity_gives_one_gradient():
     prior, z = blobs(), latents()
-    gradients = [gradient_of(vsd(prior, blobs(kind)), z, b=branches(prior)) for kind in ("epsilon", "v_prediction")]
+    gradients = [gradient_of(vsd(prior, blobs(kind)), z, b=conditions(prior)) for kind in ("epsilon", "v_prediction")]
     torch.testing.assert_close(*gradients, rtol=0, atol=1e-12)
     assert gradients[0].abs().max() > 0.1
 
@@ -128,28 +128,28 @@ def test_gamma_phi_says_how_much_the_camera_counts():
     assert not torch.allclose(gradients[1.0], blind)
 
 
-@pytest.mark.parametrize("level", [0.1, 0.5, 0.9])
-def test_expected_gradient_between_gaussians(level):
+@pytest.mark.parametrize("timestep", [0.1, 0.5, 0.9])
+def test_expected_gradient_between_gaussians(timestep):
     prior, mean, std = gaussian(), -0.3, 1.2
     guidance = vsd(prior, ExactPhi(prior.schedule, mean, std), guidance_scale=1.0)
-    t = torch.tensor([level], dtype=torch.float64)
+    t = torch.tensor([timestep], dtype=torch.float64)
     alpha, sigma = (c.item() for c in prior.schedule.coefficients(t))
     spread_p, spread_q = alpha**2 * S**2 + sigma**2, alpha**2 * std**2 + sigma**2
     z = latents((1, 1, 2, 2))
     exact = sigma**2 * sigma * alpha * ((z - M) / spread_p - (z - mean) / spread_q)
     # G is affine in eps, so the pair eps, -eps gives its mean without sampling error.
-    step = replace(guidance.begin(z, 0, Rng()), t=t, levels=(level,))
+    step = replace(guidance.begin(z, 0, Rng()), t=t, timesteps=(timestep,))
     pair = []
     for sign in (1.0, -1.0):
         guidance.noised = lambda z, step, sign=sign: (
             prior.schedule.add_noise(z, sign * step.noise(z), step.t),
             sign * step.noise(z),
         )
-        pair.append(guidance.score_gradient(z, branches(prior, ""), step).gradient)
+        pair.append(guidance.score_gradient(z, conditions(prior, ""), step).gradient)
     torch.testing.assert_close(0.5 * (pair[0] + pair[1]), exact, rtol=0, atol=1e-12)
     assert (pair[0] - pair[1]).abs().max() > 1e-3
     equal = vsd(prior, ExactPhi(prior.schedule, M, S), guidance_scale=1.0)
-    torch.testing.assert_close(gradient_of(equal, z, b=branches(prior, "")), 0 * z, rtol=0, atol=1e-12)
+    torch.testing.assert_close(gradient_of(equal, z, b=conditions(prior, "")), 0 * z, rtol=0, atol=1e-12)
 
 
 def test_particles_keep_the_priors_spread_where_sds_collapses():
@@ -162,7 +162,7 @@ def test_particles_keep_the_priors_spread_where_sds_collapses():
         z = 2.0 * latents((32, 1, 2, 2))
         for step in range(150):
             phi.mean, phi.std = z.mean(), z.std(correction=0)
-            z = z - 0.5 * 20.0 ** (-step / 150) * gradient_of(guidance, z, step, Rng(1), branches(prior, ""))
+            z = z - 0.5 * 20.0 ** (-step / 150) * gradient_of(guidance, z, step, Rng(1), conditions(prior, ""))
         ends[name] = z
     # Two moments obey a closed system; its fixed point is the prior's mean and deviation.
     assert abs(ends["vsd"].mean() - M) < 0.02 and abs(ends["vsd"].std(correction=0) - S) < 0.02
@@ -176,7 +176,7 @@ def test_overfitted_phi_finds_the_injected_noise():
     prior = blobs()
     guidance = vsd(prior, phi=replace(SMALL, channels=[8], lr=2e-2, repeats=4, camera_dropout=0.0))
     z = torch.tensor([0.8, -0.5, 0.3], dtype=torch.float64)[None, :, None, None].expand(1, 3, 8, 8)
-    b = branches(prior)
+    b = conditions(prior)
 
     def error() -> float:
         """Mean square of eps_phi - eps at fresh noise, where 1 is the power of eps."""
@@ -192,7 +192,7 @@ def test_overfitted_phi_finds_the_injected_noise():
 
 
 def test_particles_and_phi_do_not_train_each_other(tiny):
-    guidance = vsd(tiny, phi=PhiConfig(lr=1e-2))
+    guidance = vsd(tiny, phi=ScoreModelConfig(lr=1e-2))
     before, frozen = state_of(guidance), state_of(tiny)
     z = latents((2, 4, 16, 16)).float().requires_grad_()
     loss = guidance(z, around(tiny, 2), 0, Rng()).loss
@@ -241,9 +241,9 @@ def _mixed(prior):
 def test_the_levels_of_phi_are_equally_likely(kind):
     guidance = vsd(blobs(kind))
     steps = [
-        round(level * 1000)
+        round(timestep * 1000)
         for step in range(60)
-        for level in guidance._phi_levels(100, guidance.begin(latents((1, 3, 8, 8)), step, Rng()), "phi/0/0")
+        for timestep in guidance._phi_timesteps(100, guidance.begin(latents((1, 3, 8, 8)), step, Rng()), "phi/0/0")
     ]
     # 6000 draws in 10 bins: the standard deviation of a count is 23.
     counts = torch.histc(torch.tensor(steps).double(), bins=10, min=0, max=1000)
@@ -253,7 +253,7 @@ def test_the_levels_of_phi_are_equally_likely(kind):
 
 
 def test_learning_rate_follows_its_schedule_and_the_loss_falls(tiny):
-    guidance = vsd(tiny, phi=PhiConfig(lr={"from": 0.0, "to": 1e-2, "end": 1, "shape": "step"}))
+    guidance = vsd(tiny, phi=ScoreModelConfig(lr={"from": 0.0, "to": 1e-2, "end": 1, "shape": "step"}))
     z, b = 0.5 * latents((2, 4, 16, 16)).float(), around(tiny, 2)
     before = state_of(guidance.phi)
     first = guidance.update(z, b, guidance.begin(z, 0, Rng()))["phi_loss"]
@@ -270,7 +270,7 @@ def test_replay_trains_on_earlier_latents():
     told = []
     predict = guidance.phi.predict
     guidance.phi.predict = lambda x_t, t, c: told.append(c.camera) or predict(x_t, t, c)
-    b, one = branches(prior), torch.ones(2)
+    b, one = conditions(prior), torch.ones(2)
     for step in range(4):
         cameras = orbit(torch.tensor([20.0, 100.0]) * (step + 1), 0 * one, 3 * one, 40 * one, 8, 8)
         guidance(latents((2, 3, 8, 8), seed=step), replace(b, cameras=cameras), step, Rng())
@@ -287,7 +287,7 @@ def test_replay_is_refused_on_several_devices(monkeypatch):
     monkeypatch.setattr(distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(distributed, "get_world_size", lambda: 2)
     with pytest.raises(ValueError, match=r"guidance\.phi\.replay: works on one device only"):
-        guidance(latents((2, 3, 8, 8)), branches(prior), 0, Rng())
+        guidance(latents((2, 3, 8, 8)), conditions(prior), 0, Rng())
 
 
 def test_non_finite_training_stops_with_its_name():
@@ -295,7 +295,7 @@ def test_non_finite_training_stops_with_its_name():
     guidance.phi.network.conv_out.weight.data.fill_(float("inf"))
     z = latents()
     with pytest.raises(NonFiniteError, match="step 7: the gradient of phi holds NaN or infinity"):
-        guidance.update(z, branches(guidance.prior), guidance.begin(z, 7, Rng()))
+        guidance.update(z, conditions(guidance.prior), guidance.begin(z, 7, Rng()))
 
 
 # State
@@ -310,7 +310,7 @@ def run(guidance: VSD, steps: range, z: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("network", ["lora", "unet"])
 def test_a_resumed_run_equals_the_uninterrupted_one(network, tiny, tmp_path):
-    config = PhiConfig(network=network, channels=[8, 8], lr=1e-2, replay=4)
+    config = ScoreModelConfig(network=network, channels=[8, 8], lr=1e-2, replay=4)
     first, start = vsd(tiny, phi=config), latents((2, 4, 16, 16)).float()
     halfway = run(first, range(2), start)
     torch.save(first.state_dict(), tmp_path / "state")
@@ -327,7 +327,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one(network, tiny, tmp_path):
 
 
 def test_moving_keeps_the_optimisers_state(tiny):
-    config, start = PhiConfig(lr=1e-2), latents((2, 4, 16, 16)).float()
+    config, start = ScoreModelConfig(lr=1e-2), latents((2, 4, 16, 16)).float()
     still, moved = (vsd(tiny, phi=config) for _ in range(2))
     z, same = run(still, range(2), start), run(moved, range(2), start)
     moved.to("cpu")
@@ -336,7 +336,7 @@ def test_moving_keeps_the_optimisers_state(tiny):
 
 
 def test_several_instances_share_one_prior_without_meeting(tiny):
-    config, start = PhiConfig(lr=1e-2), latents((2, 4, 16, 16)).float()
+    config, start = ScoreModelConfig(lr=1e-2), latents((2, 4, 16, 16)).float()
     alone = run(vsd(tiny, phi=config), range(3), start)
     one, other = vsd(tiny, phi=config), vsd(tiny, phi=replace(config, rank=2))
     z, w = start, start
@@ -347,7 +347,7 @@ def test_several_instances_share_one_prior_without_meeting(tiny):
 
 def test_ranks_train_phi_on_the_mean_of_their_gradients(monkeypatch):
     prior = blobs()
-    z, b = latents((2, 3, 8, 8)), branches(prior)
+    z, b = latents((2, 3, 8, 8)), conditions(prior)
 
     def gradients(rank: int, exchange=None) -> torch.Tensor:
         if exchange is not None:
@@ -383,11 +383,11 @@ def test_cost_counts_every_row(options):
             return predict(x_t, t, c)
 
         network.predict = counted
-    b, z = branches(prior), latents()
+    b, z = conditions(prior), latents()
     guidance(z, b, 0, Rng())
-    cost = guidance.cost(b, guidance.begin(z, 0, Rng()))
+    cost = guidance.nfe(b, guidance.begin(z, 0, Rng()))
     assert (cost.prior * 3, cost.own * 3) == (rows["prior"], rows["own"])
-    assert guidance.cost(b, guidance.begin(z, 0, Rng())).own == (2 if options.get("gamma_phi") == 0.5 else 1) + 6
+    assert guidance.nfe(b, guidance.begin(z, 0, Rng())).own == (2 if options.get("gamma_phi") == 0.5 else 1) + 6
 
 
 def test_items_do_not_depend_on_the_batch():

@@ -127,7 +127,7 @@ def test_papers_are_the_right_ones():
 def test_orientation_by_hand():
     """The mean is over the two of three rays that see something."""
     away = torch.tensor([0.25 * 0.36, 0.0, 0.1], requires_grad=True)
-    result = value("orientation", image(torch.tensor([0.75, 0.0, 0.1]), facing_away=away))
+    result = value("orientation", image(torch.tensor([0.75, 0.0, 0.1]), orientation=away))
     assert result.item() == pytest.approx((0.25 * 0.36 + 0.1) / 2)
     result.backward()
     torch.testing.assert_close(away.grad, torch.full((3,), 0.5))
@@ -135,7 +135,7 @@ def test_orientation_by_hand():
 
 @pytest.mark.parametrize(
     ("name", "lacking"),
-    [("orientation", "facing_away"), ("z-variance", "depth_variance"), ("distortion", "distortion")],
+    [("orientation", "orientation"), ("z-variance", "depth_variance"), ("distortion", "distortion")],
 )
 def test_terms_say_which_map_they_need(name, lacking):
     assert loss(name).needs == {lacking} and loss("sparsity").needs == set()
@@ -145,7 +145,7 @@ def test_terms_say_which_map_they_need(name, lacking):
 
 def test_terms_of_an_empty_image_are_zero():
     nothing = torch.zeros(3)
-    assert value("orientation", image(nothing, facing_away=nothing)).item() == 0.0
+    assert value("orientation", image(nothing, orientation=nothing)).item() == 0.0
     assert value("z-variance", image(nothing, depth_variance=nothing)).item() == 0.0
 
 

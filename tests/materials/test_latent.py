@@ -114,7 +114,7 @@ def test_a_run_in_latents_and_the_run_in_colour_after_it(embedded):
     first.training_step(0, Rng(1)).loss.backward()
     (view,) = first._views(0, [0.0], 10.0, 8, 8)
     assert view.rgb.shape == (1, 8, 8, 3) and view.background.shape == (1, 8, 8, 4)
-    second.start_from(first.state_dict(), first.settings)
+    second.init_from(first.state_dict(), first.settings)
     for name in ("geometry", "material"):
         ours, theirs = (getattr(run.scenes[0], name).state_dict() for run in (second, first))
         assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)

@@ -5,7 +5,7 @@ import torch
 
 from scoredist3d import registry
 from scoredist3d.diffusion.schedule import FlowSchedule, VPSchedule
-from scoredist3d.priors import Branches, sample
+from scoredist3d.priors import CFGConditions, sample
 from scoredist3d.priors.analytic import GaussianMixturePrior, Mixture
 
 KINDS = ["epsilon", "sample", "v_prediction", "flow"]
@@ -79,8 +79,8 @@ def test_preset_samples_are_images_of_the_prompt(factor):
         GaussianMixturePrior.Config(image_size=16, factor=factor, std=0.05)
     )
     assert prior.latent_shape(16, 16) == (3, 16 // factor, 16 // factor)
-    branches = Branches(prior.embed(["a red left blob"]), prior.embed([""]))
-    z = sample(prior, branches, steps=50, scale=1.0, batch=8, generator=torch.Generator().manual_seed(0))
+    conditions = CFGConditions(prior.embed(["a red left blob"]), prior.embed([""]))
+    z = sample(prior, conditions, steps=50, scale=1.0, batch=8, generator=torch.Generator().manual_seed(0))
     images = prior.decode(z)
     assert images.shape == (8, 16, 16, 3)
     left, right = images[:, 8, 4].mean(0), images[:, 8, 13].mean(0)
@@ -93,14 +93,14 @@ def test_sampling_converges_to_the_exact_flow_of_a_gaussian(schedule):
     m, s = 0.4, 0.3
     one = Mixture(torch.full((1, 1, 1, 1), m), torch.full((1, 1, 1, 1), s), torch.ones(1), (frozenset(),))
     prior = GaussianMixturePrior(GaussianMixturePrior.Config(), mixture=one, schedule=schedule)
-    branches = Branches(prior.embed([""]), prior.embed([""]))
+    conditions = CFGConditions(prior.embed([""]), prior.embed([""]))
     start = torch.randn(500, 1, 1, 1, generator=torch.Generator().manual_seed(0))
     alpha, sigma = (c.item() for c in schedule.coefficients(torch.tensor([1.0], dtype=torch.float64)))
     exact = m + s * (start - alpha * m) / (alpha**2 * s**2 + sigma**2) ** 0.5
     errors = []
     for steps in (100, 400):
         generator = torch.Generator().manual_seed(0)
-        z = sample(prior, branches, steps=steps, scale=1.0, batch=500, generator=generator)
+        z = sample(prior, conditions, steps=steps, scale=1.0, batch=500, generator=generator)
         errors.append((z - exact).abs().max().item())
     # DDIM is a first-order method: four times the steps, a quarter of the error.
     assert errors[0] < 0.12 and errors[1] < 0.35 * errors[0]

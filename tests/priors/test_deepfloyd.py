@@ -10,7 +10,7 @@ import torch
 from diffusers import DDIMScheduler, IFPipeline
 from shared.deepfloyd_folder import TEXT_WIDTH, build_deepfloyd
 
-from scoredist3d.priors import Branches, guided_prediction, sample
+from scoredist3d.priors import CFGConditions, guided_prediction, sample
 from scoredist3d.priors.diffusers_loading import PriorError
 from scoredist3d.priors.diffusers_prior import DiffusersPrior
 from scoredist3d.priors.text_encoding import cast_network
@@ -40,17 +40,17 @@ def reference(folder: Path) -> IFPipeline:
     return pipeline
 
 
-def branches_of(prior: DiffusersPrior) -> Branches:
-    return Branches(prior.embed(PROMPTS), prior.embed([""] * len(PROMPTS)))
+def branches_of(prior: DiffusersPrior) -> CFGConditions:
+    return CFGConditions(prior.embed(PROMPTS), prior.embed([""] * len(PROMPTS)))
 
 
 def test_text_embeddings_are_the_pipelines(folder):
     prior, pipeline = load(folder), reference(folder)
     positive, unconditional = pipeline.encode_prompt(PROMPTS)
-    branches = branches_of(prior)
-    assert branches.positive.text.shape == (2, 77, TEXT_WIDTH)
-    torch.testing.assert_close(branches.positive.text, positive)
-    torch.testing.assert_close(branches.unconditional.text, unconditional)
+    conditions = branches_of(prior)
+    assert conditions.positive.text.shape == (2, 77, TEXT_WIDTH)
+    torch.testing.assert_close(conditions.positive.text, positive)
+    torch.testing.assert_close(conditions.unconditional.text, unconditional)
 
 
 def test_the_end_of_a_long_prompt_is_named(folder, caplog):
@@ -67,9 +67,9 @@ def test_prediction_and_guidance_are_the_pipelines(folder):
     with torch.no_grad():
         output = pipeline.unet(torch.cat([x, x]), 700, torch.cat([unconditional, positive])).sample
     eps_u, eps_c = output[:, :3].chunk(2)
-    branches = branches_of(prior)
-    torch.testing.assert_close(prior.predict(x, t, branches.positive).eps, eps_c)
-    guided = guided_prediction(prior, x, t, branches, 7.0)
+    conditions = branches_of(prior)
+    torch.testing.assert_close(prior.predict(x, t, conditions.positive).eps, eps_c)
+    guided = guided_prediction(prior, x, t, conditions, 7.0)
     torch.testing.assert_close(guided.eps, eps_u + 7.0 * (eps_c - eps_u), rtol=1e-4, atol=1e-4)
     assert not torch.allclose(eps_u, eps_c, atol=1e-3)
 

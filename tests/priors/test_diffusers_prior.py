@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from scoredist3d import registry
 from scoredist3d.cameras import orbit
-from scoredist3d.priors import Branches, Conditioning, camera_embedding, guided_prediction, sample
+from scoredist3d.priors import CFGConditions, Conditioning, camera_embedding, guided_prediction, sample
 from scoredist3d.priors.diffusers_loading import PriorError
 from scoredist3d.priors.diffusers_prior import DiffusersPrior
 
@@ -152,7 +152,7 @@ def test_auto_precision_follows_the_device(folders):
     assert prior.dtype == torch.float16 and prior.device.type == "cuda"
     z = sample(
         prior,
-        Branches(prior.embed(["a mug"]), prior.embed([""])),
+        CFGConditions(prior.embed(["a mug"]), prior.embed([""])),
         steps=2,
         generator=torch.Generator("cuda").manual_seed(0),
     )
@@ -169,11 +169,11 @@ def test_unknown_words_are_found(folders):
 
 def test_sampling_is_seeded_and_guided(folders):
     prior = load(folders())
-    branches = Branches(prior.embed(["a red mug"] * 2, cameras(2)), prior.embed([""] * 2, cameras(2)))
-    draws = [sample(prior, branches, steps=4, generator=torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)]
+    conditions = CFGConditions(prior.embed(["a red mug"] * 2, cameras(2)), prior.embed([""] * 2, cameras(2)))
+    draws = [sample(prior, conditions, steps=4, generator=torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)]
     assert torch.equal(draws[0], draws[1]) and not torch.allclose(draws[0], draws[2])
     assert draws[0].shape == (2, 4, 8, 8)
-    other = sample(prior, branches, steps=4, scale=1.0, generator=torch.Generator().manual_seed(0))
+    other = sample(prior, conditions, steps=4, scale=1.0, generator=torch.Generator().manual_seed(0))
     assert not torch.allclose(draws[0], other)
 
 
@@ -183,17 +183,17 @@ def test_guidance_runs_one_forward_pass_of_the_needed_branches(folders):
     prior.unet.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
     one = prior.embed(["a red mug"])
     other = prior.embed(["a chair"])
-    branches = Branches(
+    conditions = CFGConditions(
         one, prior.embed([""]), negatives=((other, torch.tensor([-0.5])), (other, torch.tensor([-1.0])))
     )
-    plain = Branches(one, branches.unconditional)
+    plain = CFGConditions(one, conditions.unconditional)
     x, t = normal(3, 4, 8, 8), torch.full((3,), 0.4)
     for scale, chosen, expected in [
         (7.5, plain, 6),
         (1.0, plain, 3),
         (0.0, plain, 3),
-        (7.5, branches, 12),
-        (0.0, branches, 3),
+        (7.5, conditions, 12),
+        (0.0, conditions, 3),
     ]:
         sizes.clear()
         guided_prediction(prior, x, t, chosen, scale)

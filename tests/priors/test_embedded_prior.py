@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 import scoredist3d
 from scoredist3d.cameras import orbit
-from scoredist3d.priors.base import Branches
+from scoredist3d.priors.base import CFGConditions
 from scoredist3d.priors.diffusers_prior import DiffusersPrior
 from scoredist3d.priors.sampling import sample
 from scoredist3d.procedural import CATEGORIES, COLORS, render_objects, sample_objects
@@ -45,9 +45,9 @@ def test_it_knows_its_categories_and_colours(prior: DiffusersPrior) -> None:
 
 def test_unknown_words_get_a_warning_that_names_them(prior: DiffusersPrior, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, logger="scoredist3d"):
-        branches = PromptProcessor(PromptProcessor.Config(), prior=prior, prompt="a red zeppelin")()
+        conditions = PromptProcessor(PromptProcessor.Config(), prior=prior, prompt="a red zeppelin")()
     assert "zeppelin" in caplog.text and "mug" in caplog.text
-    assert branches.positive.text.isfinite().all()
+    assert conditions.positive.text.isfinite().all()
 
 
 def test_the_end_of_a_long_prompt_is_not_lost_in_silence(
@@ -67,8 +67,10 @@ def test_samples_are_what_the_caption_says(prior: DiffusersPrior, category: str,
     azimuth = torch.tensor([0.0, 90.0, 180.0, 270.0])
     elevation = torch.full((views,), 20.0)
     cameras = orbit(azimuth, elevation, torch.full((views,), 3.2), torch.full((views,), 40.0), 64, 64)
-    branches = Branches(prior.embed([f"a {color} {category}"] * views, cameras), prior.embed([""] * views, cameras))
-    z = sample(prior, branches, steps=12, scale=3.0, generator=torch.Generator().manual_seed(0))
+    conditions = CFGConditions(
+        prior.embed([f"a {color} {category}"] * views, cameras), prior.embed([""] * views, cameras)
+    )
+    z = sample(prior, conditions, steps=12, scale=3.0, generator=torch.Generator().manual_seed(0))
     reading = Probe.load()(prior.decode(z).clamp(0, 1))
     assert (reading.category.argmax(-1) == CATEGORIES.index(category)).sum() >= 3
     assert (reading.color.argmax(-1) == COLORS.index(color)).sum() >= 3

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from scoredist3d.diffusion.schedule import FlowSchedule, VPSchedule
-from scoredist3d.priors import Branches, Conditioning, guided_prediction, predict_branches
+from scoredist3d.priors import CFGConditions, Conditioning, guided_prediction, predict_each
 from scoredist3d.priors.analytic import GaussianMixturePrior
 from scoredist3d.priors.base import perpendicular
 
@@ -22,19 +22,19 @@ def state(batch: int = 3, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     return x, torch.tensor([0.3, 0.6, 0.9], dtype=torch.float64)[:batch]
 
 
-def branches(prior: GaussianMixturePrior, negatives: bool = False) -> Branches:
+def conditions(prior: GaussianMixturePrior, negatives: bool = False) -> CFGConditions:
     others = ()
     if negatives:
         weights = torch.tensor([-0.5, -1.0, 0.0], dtype=torch.float64)
         others = ((prior.embed(["blue"]), weights), (prior.embed(["left"]), 0.3 * weights))
-    return Branches(prior.embed(["red"]), prior.embed([""]), others)
+    return CFGConditions(prior.embed(["red"]), prior.embed([""]), others)
 
 
 def test_scales_zero_and_one_are_the_single_branches():
     prior = blobs()
     x, t = state()
-    b = branches(prior)
-    positive, unconditional = predict_branches(prior, x, t, [b.positive, b.unconditional])
+    b = conditions(prior)
+    positive, unconditional = predict_each(prior, x, t, [b.positive, b.unconditional])
     # Alone, and as half of a batch of both: equal to rounding.
     for scale, branch in ((1.0, positive), (0.0, unconditional)):
         torch.testing.assert_close(guided_prediction(prior, x, t, b, scale).output, branch.output, rtol=0, atol=1e-12)
@@ -44,8 +44,8 @@ def test_scales_zero_and_one_are_the_single_branches():
 def test_guidance_is_affine_in_the_scale_by_the_diffusers_formula():
     prior = blobs()
     x, t = state()
-    b = branches(prior)
-    eps_c, eps_u = (p.eps for p in predict_branches(prior, x, t, [b.positive, b.unconditional]))
+    b = conditions(prior)
+    eps_c, eps_u = (p.eps for p in predict_each(prior, x, t, [b.positive, b.unconditional]))
     for scale in (-7.5, 2.0, 7.5, 100.0):
         expected = eps_u + scale * (eps_c - eps_u)
         torch.testing.assert_close(
@@ -61,7 +61,7 @@ def test_every_parametrisation_gives_the_same_guided_noise(kind, negatives, resc
     results = []
     for parametrization in ("epsilon", kind):
         prior = blobs(parametrization)
-        results.append(guided_prediction(prior, x, t, branches(prior, negatives), 7.5, rescale=rescale))
+        results.append(guided_prediction(prior, x, t, conditions(prior, negatives), 7.5, rescale=rescale))
     torch.testing.assert_close(results[0].eps, results[1].eps, rtol=0, atol=1e-10)
     torch.testing.assert_close(results[0].x0, results[1].x0, rtol=0, atol=1e-10)
     torch.testing.assert_close(results[0].v, results[1].v, rtol=0, atol=1e-10)
@@ -87,9 +87,9 @@ def test_flow_and_variance_preserving_predictions_agree_at_equal_noise_to_signal
 def test_perp_neg_matches_the_formula():
     prior = blobs()
     x, t = state()
-    b = branches(prior, negatives=True)
+    b = conditions(prior, negatives=True)
     conditionings = [b.positive, b.unconditional, *(c for c, _ in b.negatives)]
-    e_pos, e_u, e_1, e_2 = (p.eps for p in predict_branches(prior, x, t, conditionings))
+    e_pos, e_u, e_1, e_2 = (p.eps for p in predict_each(prior, x, t, conditionings))
     direction = e_pos - e_u
     expected = direction.clone()
     for item in range(3):
@@ -102,8 +102,8 @@ def test_perp_neg_matches_the_formula():
 def test_perp_neg_with_zero_weights_is_plain_guidance_and_acts_at_scale_one():
     prior = blobs()
     x, t = state()
-    plain, full = branches(prior), branches(prior, negatives=True)
-    silent = Branches(plain.positive, plain.unconditional, tuple((c, 0.0 * w) for c, w in full.negatives))
+    plain, full = conditions(prior), conditions(prior, negatives=True)
+    silent = CFGConditions(plain.positive, plain.unconditional, tuple((c, 0.0 * w) for c, w in full.negatives))
     for scale in (1.0, 7.5):
         expected = guided_prediction(prior, x, t, plain, scale).eps
         torch.testing.assert_close(guided_prediction(prior, x, t, silent, scale).eps, expected, rtol=0, atol=1e-12)
@@ -121,7 +121,7 @@ def test_perpendicular_is_orthogonal_and_safe_for_zero():
 def test_rescale_restores_the_conditional_contrast():
     prior = blobs()
     x, t = state()
-    b = branches(prior)
+    b = conditions(prior)
     conditional = guided_prediction(prior, x, t, b, 1.0).x0.flatten(1).std(1)
     raw = guided_prediction(prior, x, t, b, 50.0).x0
     full = guided_prediction(prior, x, t, b, 50.0, rescale=1.0).x0

@@ -101,8 +101,8 @@ def test_missing_and_misshapen_weights_are_reported_once(folders, tmp_path, mess
 def test_settings_of_the_libraries_are_restored(messages):
     def settings() -> list[object]:
         bars = [module.is_progress_bar_enabled() for module in (diffusers_logging, transformers_logging)]
-        levels = [module.get_verbosity() for module in (diffusers_logging, transformers_logging, hub.logging)]
-        return [*bars, hub.are_progress_bars_disabled(), *levels, list(warnings.filters)]
+        timesteps = [module.get_verbosity() for module in (diffusers_logging, transformers_logging, hub.logging)]
+        return [*bars, hub.are_progress_bars_disabled(), *timesteps, list(warnings.filters)]
 
     before = settings()
     with pytest.raises(ValueError, match="inside"), quiet_libraries():

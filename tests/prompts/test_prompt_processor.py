@@ -65,8 +65,8 @@ def test_is_registered():
     ],
 )
 def test_view_words_follow_the_azimuth(azimuth, view):
-    branches = processor()(views([azimuth]))
-    assert branches.positive.text[0, 0, 0] == value(f"a cat, {view} view")
+    conditions = processor()(views([azimuth]))
+    assert conditions.positive.text[0, 0, 0] == value(f"a cat, {view} view")
 
 
 def test_sectors_wrap_and_overhead_wins():
@@ -78,12 +78,12 @@ def test_sectors_wrap_and_overhead_wins():
 
 
 def test_branches_carry_negative_plain_and_empty():
-    branches = processor(negative="ugly")(views([0.0, 90.0]))
-    assert branches.positive.text[:, 0, 0].tolist() == [value("a cat, front view"), value("a cat, side view")]
-    assert branches.unconditional.text[:, 0, 0].tolist() == [value("ugly")] * 2
-    assert branches.plain.text[:, 0, 0].tolist() == [value("a cat")] * 2
-    assert branches.empty.text[:, 0, 0].tolist() == [value("")] * 2
-    assert len(branches.cameras) == 2 and branches.negatives == ()
+    conditions = processor(negative="ugly")(views([0.0, 90.0]))
+    assert conditions.positive.text[:, 0, 0].tolist() == [value("a cat, front view"), value("a cat, side view")]
+    assert conditions.unconditional.text[:, 0, 0].tolist() == [value("ugly")] * 2
+    assert conditions.plain.text[:, 0, 0].tolist() == [value("a cat")] * 2
+    assert conditions.empty.text[:, 0, 0].tolist() == [value("")] * 2
+    assert len(conditions.cameras) == 2 and conditions.negatives == ()
 
 
 def test_every_distinct_text_is_embedded_once():
@@ -100,19 +100,19 @@ def test_every_distinct_text_is_embedded_once():
 def test_camera_priors_get_the_camera_in_every_branch_and_no_view_words():
     cameras = views([0.0, 100.0])
     p = processor(RecordingPrior(takes_cameras=True))
-    branches = p(cameras)
-    for part in (branches.positive, branches.unconditional, branches.plain, branches.empty):
+    conditions = p(cameras)
+    for part in (conditions.positive, conditions.unconditional, conditions.plain, conditions.empty):
         assert torch.equal(part.camera, cameras.c2w.flatten(1))
-    assert branches.positive.text[:, 0, 0].tolist() == [value("a cat")] * 2
+    assert conditions.positive.text[:, 0, 0].tolist() == [value("a cat")] * 2
     both = processor(RecordingPrior(takes_cameras=True), view_dependent="always")(cameras)
     assert both.positive.text[0, 0, 0] == value("a cat, front view") and both.positive.camera is not None
     assert processor(view_dependent="never")(cameras).positive.text[0, 0, 0] == value("a cat")
 
 
 def test_without_cameras_the_prompt_itself_is_used():
-    branches = processor()(batch=3)
-    assert len(branches.positive) == 3 and branches.cameras is None
-    assert branches.positive.text[:, 0, 0].tolist() == [value("a cat")] * 3
+    conditions = processor()(batch=3)
+    assert len(conditions.positive) == 3 and conditions.cameras is None
+    assert conditions.positive.text[:, 0, 0].tolist() == [value("a cat")] * 3
 
 
 @pytest.mark.parametrize(
@@ -138,14 +138,14 @@ def test_perp_neg_overhead_avoids_nothing():
 
 def test_perp_neg_branches_interpolate_embeddings_and_guide():
     cameras = views([30.0, 120.0])
-    branches = processor(perp_neg=True)(cameras)
+    conditions = processor(perp_neg=True)(cameras)
     front, side, back = (value(f"a cat, {view} view") for view in ("front", "side", "back"))
     expected = [front * 2 / 3 + side / 3, side * 2 / 3 + back / 3]
-    assert branches.positive.text[:, 0, 0].tolist() == pytest.approx(expected, rel=1e-6)
-    assert [c.text[0, 0, 0].item() for c, _ in branches.negatives] == [front, side]
+    assert conditions.positive.text[:, 0, 0].tolist() == pytest.approx(expected, rel=1e-6)
+    assert [c.text[0, 0, 0].item() for c, _ in conditions.negatives] == [front, side]
     expected_front = [-(4 * math.exp(-0.5 * 2 / 3) - 2.426), -(math.exp(-0.5 * 2 / 3) + 0.967)]
-    assert branches.negatives[0][1].tolist() == pytest.approx(expected_front, rel=1e-5)
-    # With a real prior behind it the four branches run together.
+    assert conditions.negatives[0][1].tolist() == pytest.approx(expected_front, rel=1e-5)
+    # With a real prior behind it the four conditions run together.
     prior = GaussianMixturePrior(GaussianMixturePrior.Config(image_size=8))
     config = PromptProcessor.Config(perp_neg=True, front_suffix=" left", side_suffix=" right", back_suffix="")
     full = PromptProcessor(config, prior=prior, prompt="red")(cameras)
@@ -172,20 +172,20 @@ def test_options_that_cannot_act_are_named(caplog):
     assert "front_threshold" in PromptProcessor.Config(front_threshold=100, back_threshold=90).validate()[0]
     assert "perp_neg" in PromptProcessor.Config(perp_neg=True, view_dependent="never").validate()[0]
     with caplog.at_level(logging.WARNING):
-        branches = processor(RecordingPrior(takes_cameras=True), perp_neg=True)(views([0.0]))
-    assert "Perp-Neg is off" in caplog.text and branches.negatives == ()
+        conditions = processor(RecordingPrior(takes_cameras=True), perp_neg=True)(views([0.0]))
+    assert "Perp-Neg is off" in caplog.text and conditions.negatives == ()
 
 
 @pytest.mark.parametrize("perp_neg", [False, True])
 def test_extra_prompts_get_the_same_view_words_unless_they_want_none(perp_neg: bool):
     extra = {"source": ExtraPrompt("a dog"), "bad": ExtraPrompt("blurry", view_words=False)}
     p = PromptProcessor(PromptProcessor.Config(perp_neg=perp_neg), prior=RecordingPrior(), prompt="a cat", extra=extra)
-    branches = p(views([0, 90, 180]))
-    assert set(branches.extra) == {"source", "bad"}
+    conditions = p(views([0, 90, 180]))
+    assert set(conditions.extra) == {"source", "bad"}
     expected = [value(f"a dog, {view} view") for view in ("front", "side", "back")]
-    assert branches.extra["source"].text[:, 0, 0].tolist() == expected
-    assert branches.extra["bad"].text[:, 0, 0].tolist() == [value("blurry")] * 3
-    assert branches.empty is not None and branches.empty.text[0, 0, 0] == 0
+    assert conditions.extra["source"].text[:, 0, 0].tolist() == expected
+    assert conditions.extra["bad"].text[:, 0, 0].tolist() == [value("blurry")] * 3
+    assert conditions.empty is not None and conditions.empty.text[0, 0, 0] == 0
     plain = p(batch=2).extra
     assert plain["source"].text[:, 0, 0].tolist() == [value("a dog")] * 2
     assert plain["bad"].text[:, 0, 0].tolist() == [value("blurry")] * 2

@@ -8,7 +8,7 @@ import torch
 from shared.surface_scenes import FixedMesh, around, build, cube, icosphere, renderer_of, views
 from torch import Tensor
 
-from scoredist3d.geometry.base import Start
+from scoredist3d.geometry.base import GeometryInit
 from scoredist3d.materials.base import Material
 from scoredist3d.meshes.exportable import SurfaceChannels
 from scoredist3d.meshes.mesh import Mesh
@@ -210,7 +210,7 @@ def test_the_device_renders_what_the_processor_renders(kind):
     for device in ("cpu", "cuda"):
         options = {"texture_size": 64, "deformable": True} if kind == "textured-mesh" else {"resolution": 16}
         geometry = build("geometry", kind, {"rng": Rng(1)}, **options)
-        geometry.start_from(Start(cube(0.43)), Rng())
+        geometry.init_from(GeometryInit(cube(0.43)), Rng())
         with torch.no_grad():
             for index, parameter in enumerate(geometry.parameters()):
                 noise = torch.rand(parameter.shape, generator=torch.Generator().manual_seed(index))

@@ -142,7 +142,7 @@ def test_sharpness_is_learned_and_the_law_of_the_geometry_is_not():
     draw = renderer_of(geometry, "neus-volume", inv_std=25.0)
     (group,) = draw.parameter_groups()
     assert group["name"] == "inv_std" and draw.inv_std.item() == pytest.approx(25.0)
-    render = draw(orbits(0.0), step=5, rng=Rng(), needs=draw.makes)
+    render = draw(orbits(0.0), step=5, rng=Rng(), needs=draw.outputs)
     (render.rgb.sum() + render.depth.sum()).backward()
     assert draw.log_inv_std.grad is not None and float(draw.log_inv_std.grad.abs()) > 0
     assert not geometry.log_beta.requires_grad
@@ -167,4 +167,4 @@ def test_fields_hand_on_their_gradient_as_long_as_it_is(normal):
 def test_fields_without_a_distance_are_refused():
     with pytest.raises(ValueError, match=r"renderer.type: NeuSRenderer cannot render FogBall"):
         renderer_of(FogBall(1.0), "neus-volume")
-    assert NeuSRenderer.makes >= {"normal", "depth_variance"}
+    assert NeuSRenderer.outputs >= {"normal", "depth_variance"}

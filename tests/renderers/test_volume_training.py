@@ -15,7 +15,7 @@ from scoredist3d.renderers.patch import Patch, PatchConfig, draw_patch
 from scoredist3d.renderers.volume import VolumeRenderer
 from scoredist3d.seeding import Rng
 
-MAPS = {"normal", "depth_variance", "facing_away", "distortion"}
+MAPS = {"normal", "depth_variance", "orientation", "distortion"}
 DOUBLE = {"backend": "torch", "num_samples": 24}
 
 
@@ -238,7 +238,7 @@ def test_facing_away_by_hand():
     weights = torch.tensor([0.5, 0.25, 0.1], requires_grad=True)
     normals = torch.tensor([[1.0, 0.0, 0.0], [-0.6, 0.8, 0.0], [0.0, 0.0, -1.0]], requires_grad=True)
     view_dirs = -torch.eye(3)[samples.ray_indices]
-    result = volume_maps.facing_away(weights, samples, normals, view_dirs)
+    result = volume_maps.orientation(weights, samples, normals, view_dirs)
     torch.testing.assert_close(result[:, 0], torch.tensor([0.25 * 0.36, 0.0, 0.1]))
     result.sum().backward()
     assert weights.grad is None  # only the normals are asked to change
@@ -249,13 +249,13 @@ def test_facing_away_by_hand():
 def test_maps_of_a_ball_of_fog():
     """Centre ray: exponential absorption of rate s over the length 2; what is seen faces the camera."""
     draw = renderer_of(FogBall(3.0), num_samples=400, occupancy={"enabled": False})
-    render = draw(orbits(0.0, size=1), step=0, needs=draw.makes)
+    render = draw(orbits(0.0, size=1), step=0, needs=draw.outputs)
     t = (torch.arange(400_000) + 0.5) * (2.0 / 400_000)
     w = 3.0 * torch.exp(-3.0 * t.double()) * (2.0 / 400_000)
     mean = (w * t).sum() / w.sum()
     assert render.depth_variance.item() == pytest.approx(float((w * (t - mean) ** 2).sum() / w.sum()), rel=2e-3)
     # The second half of the ray sees normals along the ray.
-    assert render.facing_away.item() == pytest.approx(float(w[200_000:].sum()), rel=1e-2)
+    assert render.orientation.item() == pytest.approx(float(w[200_000:].sum()), rel=1e-2)
     before, moment = w.cumsum(0) - w, (w * t).cumsum(0) - w * t
     pairs = 2 * (w * (t * before - moment)).sum() / 2.0
     assert render.distortion.item() == pytest.approx(float(pairs), rel=1e-2)

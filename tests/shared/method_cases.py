@@ -1,4 +1,4 @@
-"""What the tests that run over every registered method share: exact priors, branches, and each method's needs.
+"""What the tests that run over every registered method share: exact priors, conditions, and each method's needs.
 
 A method that is not in :data:`CASES` is tested with its own defaults, so a new file under ``scoredist3d/guidance`` is
 covered without a word here.
@@ -17,8 +17,8 @@ from scoredist3d.cameras import Cameras, orbit
 from scoredist3d.config.validation import parse_component
 from scoredist3d.diffusion.schedule import FlowSchedule, NoiseSchedule, VPSchedule
 from scoredist3d.guidance import Guidance
-from scoredist3d.guidance.core.step import item_noise
-from scoredist3d.priors import Branches, Prediction
+from scoredist3d.guidance.core.context import item_noise
+from scoredist3d.priors import CFGConditions, Prediction
 from scoredist3d.priors.analytic import GaussianMixturePrior
 from scoredist3d.prompts.processor import PromptProcessor
 from scoredist3d.seeding import Rng
@@ -36,7 +36,7 @@ class Case:
     Attributes:
         options: Its block's keys on tiny inputs.
         coupled: The items of a batch act on each other by design.
-        repeats: Nothing is drawn per step: at one level, every step has the same gradient.
+        repeats: Nothing is drawn per step: at one timestep, every step has the same gradient.
         free_images: Several views of one particle in a batch are refused.
     """
 
@@ -57,7 +57,7 @@ CASES: dict[str, Case] = {
     "classifier-sd/mixed": Case({"c_n": -0.5, "c_0": -0.25, "c_eps": -0.25}),
     "collaborative-csd": Case(coupled=True),
     "collaborative-csd/clean": Case({"kernel_space": "z", "noise_sharing": "shared"}, coupled=True),
-    # At one level the window that u is drawn from is empty.
+    # At one timestep the window that u is drawn from is empty.
     "dsd": Case({"ode_steps": 4}, repeats=True),
     "dsd/uncached": Case({"ode_steps": 4, "cache_trajectory": "never", "random_interval": False}, repeats=True),
     "consistent3d/fresh": Case({"fixed_noise": False}),
@@ -107,7 +107,7 @@ class StraightVP(VPSchedule):
 
 def schedule_of(kind: str) -> NoiseSchedule:
     """``vp-epsilon``, ``vp-sample``, ``vp-v_prediction``, ``vp-flow``; ``rf-`` for a rectified flow; ``vp-zero`` for a
-    chain whose last level holds no image."""
+    chain whose last timestep holds no image."""
     family, output = kind.split("-")
     if family == "rf":
         return FlowSchedule(prediction_type=output)  # type: ignore[arg-type]
@@ -155,14 +155,14 @@ class PairPrior(CountingPrior):
 
     def predict(self, x_t: Tensor, t: Tensor, conditioning: Any) -> Prediction:
         """As its base, mixed within pairs."""
-        assert len(x_t) % 2 == 0 and torch.equal(t[::2], t[1::2]), "a pair was split or shares no level"
+        assert len(x_t) % 2 == 0 and torch.equal(t[::2], t[1::2]), "a pair was split or shares no timestep"
         prediction = super().predict(x_t, t, conditioning)
         pairs = prediction.output.unflatten(0, (-1, 2))
         return prediction.with_output((0.7 * pairs + 0.3 * pairs.flip(1)).flatten(0, 1))
 
 
-def one_level(name: str) -> dict[str, Any]:
-    """Options for one level for all items of a step, falling over the range in about ten steps."""
+def one_timestep(name: str) -> dict[str, Any]:
+    """Options for one timestep for all items of a step, falling over the range in about ten steps."""
     if "dreamtime" in case(name).options:
         return {}
     falling = {"from": 0.98, "to": 0.02, "end": 10}
@@ -183,7 +183,7 @@ def views(batch: int) -> Cameras:
     return orbit(azimuth, elevation, torch.full((batch,), 3.0), torch.full((batch,), 40.0), SIZE, SIZE)
 
 
-def prompted(guidance: Guidance, *, cameras: Cameras | None = None, perp_neg: bool = False) -> Branches:
+def prompted(guidance: Guidance, *, cameras: Cameras | None = None, perp_neg: bool = False) -> CFGConditions:
     """What a system would hand over; the view words choose modes of the mixture, so that they matter."""
     config = PromptProcessor.Config(
         front_suffix=" left", side_suffix=" right", back_suffix=" blob", perp_neg=perp_neg, view_dependent="always"
@@ -203,7 +203,7 @@ def latents(batch: int, dtype: torch.dtype = torch.float64, seed: int = 5) -> Te
 
 
 def gradient(
-    guidance: Guidance, z: Tensor, step: int = 0, *, branches: Branches | None = None, **extras: Any
+    guidance: Guidance, z: Tensor, step: int = 0, *, conditions: CFGConditions | None = None, **extras: Any
 ) -> Tensor:
     """B dL/dz, which is G; every item is a particle of its own where nothing else is said."""
     extras.setdefault("rng", Rng())
@@ -211,5 +211,5 @@ def gradient(
     if guidance.needs_source:
         extras.setdefault("source", latents(len(z), z.dtype, seed=6))
     z = z.detach().clone().requires_grad_()
-    loss = guidance(z, branches or prompted(guidance), step, **extras).loss
+    loss = guidance(z, conditions or prompted(guidance), step, **extras).loss
     return torch.autograd.grad(loss, z)[0] * len(z)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from scoredist3d.diffusion.schedule import NoiseSchedule
 from scoredist3d.guidance import Guidance
-from scoredist3d.priors import Branches
+from scoredist3d.priors import CFGConditions
 from scoredist3d.priors.analytic import GaussianMixturePrior, Mixture
 from scoredist3d.seeding import Rng
 
@@ -29,10 +29,10 @@ def ddim_inverse(steps: int, **options: Any) -> DDIMInverseScheduler:
     return _float64(DDIMInverseScheduler(**_config(**options)), steps, "leading")
 
 
-def euler(levels: list[float]) -> FlowMatchEulerDiscreteScheduler:
+def euler(timesteps: list[float]) -> FlowMatchEulerDiscreteScheduler:
     """The sampler of flow models on given sigmas; its own arithmetic is float32."""
     scheduler = FlowMatchEulerDiscreteScheduler()
-    scheduler.set_timesteps(sigmas=levels)
+    scheduler.set_timesteps(sigmas=timesteps)
     return scheduler
 
 
@@ -48,32 +48,32 @@ def gaussian(schedule: NoiseSchedule | None = None, *, flow: bool = False) -> Ga
     return GaussianMixturePrior(config, mixture=one, schedule=schedule)
 
 
-def empty(prior: GaussianMixturePrior) -> Branches:
+def empty(prior: GaussianMixturePrior) -> CFGConditions:
     """No prompt."""
-    return Branches(prior.embed([""]), prior.embed([""]))
+    return CFGConditions(prior.embed([""]), prior.embed([""]))
 
 
-def gaussian_ddim_end(start: Tensor, t: float, level: float) -> Tensor:
-    """x(level) of the exact ODE through x(t) = start on N(M, S^2) data, Stable Diffusion's schedule."""
-    (alpha, sigma), (alpha_end, sigma_end) = (coefficients(level_) for level_ in (t, level))
+def gaussian_ddim_end(start: Tensor, t: float, timestep: float) -> Tensor:
+    """x(timestep) of the exact ODE through x(t) = start on N(M, S^2) data, Stable Diffusion's schedule."""
+    (alpha, sigma), (alpha_end, sigma_end) = (coefficients(when) for when in (t, timestep))
     spread, end = ((a * S) ** 2 + s**2 for a, s in ((alpha, sigma), (alpha_end, sigma_end)))
     return alpha_end * M + (start - alpha * M) * (end / spread) ** 0.5
 
 
-def coefficients(level: float) -> tuple[float, float]:
+def coefficients(timestep: float) -> tuple[float, float]:
     """(alpha, sigma) of Stable Diffusion at t = k / 1000."""
-    abar = ABAR[round(level * 1000)].item()
+    abar = ABAR[round(timestep * 1000)].item()
     return abar**0.5, (1.0 - abar) ** 0.5
 
 
 def descend(
-    guidance: Guidance, z: Tensor, branches: Branches, steps: range, *, rate: float = 1.0, rng: Rng | None = None
+    guidance: Guidance, z: Tensor, conditions: CFGConditions, steps: range, *, rate: float = 1.0, rng: Rng | None = None
 ) -> list[Tensor]:
     """z after each step of plain gradient descent at ``rate`` times the batch size; item i is particle i."""
     trail = []
     for step in steps:
         z = z.detach().requires_grad_()
-        loss = guidance(z, branches, step, rng or Rng(), particles=range(len(z))).loss
+        loss = guidance(z, conditions, step, rng or Rng(), particles=range(len(z))).loss
         z = z.detach() - rate * len(z) * torch.autograd.grad(loss, z)[0]
         trail.append(z)
     return trail

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from scoredist3d.diffusion.schedule import per_item
-from scoredist3d.guidance.core.variational import PhiConfig
-from scoredist3d.priors import Branches, Prediction
+from scoredist3d.guidance.core.score_models import ScoreModelConfig
+from scoredist3d.priors import CFGConditions, Prediction
 from scoredist3d.priors.analytic import GaussianMixturePrior, Mixture
 from scoredist3d.priors.diffusers_loading import EMBEDDED_FOLDER
 from scoredist3d.priors.diffusers_prior import DiffusersPrior
 from scoredist3d.seeding import Rng
 
 M, S = 0.4, 0.6
-SMALL = PhiConfig(network="unet", channels=[4, 8], lr=1e-2)
+SMALL = ScoreModelConfig(network="unet", channels=[4, 8], lr=1e-2)
 
 
 def gaussian(parametrization: str = "epsilon") -> GaussianMixturePrior:
@@ -36,18 +36,18 @@ def blobs(parametrization: str = "epsilon") -> GaussianMixturePrior:
     return GaussianMixturePrior(GaussianMixturePrior.Config(image_size=8, std=0.5, parametrization=parametrization))
 
 
-def branches(prior: GaussianMixturePrior | DiffusersPrior, prompt: str = "red") -> Branches:
-    return Branches(prior.embed([prompt]), prior.embed([""]))
+def conditions(prior: GaussianMixturePrior | DiffusersPrior, prompt: str = "red") -> CFGConditions:
+    return CFGConditions(prior.embed([prompt]), prior.embed([""]))
 
 
 def latents(shape: tuple[int, ...] = (3, 3, 8, 8), seed: int = 5) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def gradient_of(guidance, z: Tensor, step: int = 0, rng: Rng | None = None, b: Branches | None = None) -> Tensor:
+def gradient_of(guidance, z: Tensor, step: int = 0, rng: Rng | None = None, b: CFGConditions | None = None) -> Tensor:
     """dL/dz times the batch size, which is G."""
     z = z.clone().requires_grad_()
-    guidance(z, b or branches(guidance.prior), step, rng or Rng()).loss.backward()
+    guidance(z, b or conditions(guidance.prior), step, rng or Rng()).loss.backward()
     return z.grad * len(z)
 
 

@@ -13,7 +13,7 @@ from scoredist3d import registry
 from scoredist3d.config.fields import MISSING
 from scoredist3d.config.validation import own_fields, parse_component
 from scoredist3d.evaluation.surface_distance import chamfer_distance, mesh_points
-from scoredist3d.geometry.base import Start
+from scoredist3d.geometry.base import GeometryInit
 from scoredist3d.meshes.isosurface_extraction import find_surface
 from scoredist3d.meshes.mesh import Mesh, drop_small_components, topology
 from scoredist3d.seeding import Rng
@@ -71,7 +71,7 @@ def nerf() -> Scene:
     def features(points: torch.Tensor) -> torch.Tensor:
         return torch.logit(colors(points))
 
-    made.geometry.start_from(Start(mesh=bowl(), features=features), Rng(1))
+    made.geometry.init_from(GeometryInit(mesh=bowl(), features=features), Rng(1))
     made.prepare_step(0, Rng())
     return made
 
@@ -159,7 +159,7 @@ def test_a_run_takes_over_the_scene_of_another_representation(nerf: Scene, caplo
     state = {f"scenes.0.{name}": value for name, value in nerf.state_dict().items()}
     system = build_component(second, **runtime)
     with caplog.at_level(logging.INFO, logger="scoredist3d"):
-        system.start_from(state, first)
+        system.init_from(state, first)
     assert any("system.init_from: surface at density" in record.getMessage() for record in caplog.records)
     ours, theirs = (made.state_dict() for made in system.scenes)
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)

@@ -143,7 +143,7 @@ def edited(block: dict[str, Any], prior: Prior) -> GuidedSystem:
         return system_of(block | {"geometry": block["geometry"] | {"init_prompt": "red", "init_steps": 2}}, prior)
     source = system_of(block | {"guidance": {"type": "sds"}}, prior)
     system = system_of(block | {"init_from": "outputs/source"}, prior)
-    system.start_from(source.state_dict())
+    system.init_from(source.state_dict())
     return system
 
 

@@ -12,7 +12,7 @@ from scoredist3d import registry
 from scoredist3d.config import ConfigError
 from scoredist3d.config.experiment import PreviewConfig, TurntableConfig
 from scoredist3d.config.validation import parse_component
-from scoredist3d.guidance import GuidanceStep, Score
+from scoredist3d.guidance import Score, StepContext
 from scoredist3d.guidance.sds import ScoreDistillationSampling
 from scoredist3d.seeding import Rng
 from scoredist3d.systems.base import build_component
@@ -51,12 +51,12 @@ class Edit(ScoreDistillationSampling):
 
     def __init__(self, config: Any, *, prior: Any) -> None:
         super().__init__(config, prior=prior)
-        self.seen: list[tuple[torch.Tensor, GuidanceStep]] = []
+        self.seen: list[tuple[torch.Tensor, StepContext]] = []
 
-    def score_gradient(self, z: Any, branches: Any, step: GuidanceStep) -> Score:
-        assert step.source is not None
-        self.seen.append((z, step))
-        return Score(z - step.source + 1.0)
+    def score_gradient(self, z: Any, conditions: Any, ctx: StepContext) -> Score:
+        assert ctx.source is not None
+        self.seen.append((z, ctx))
+        return Score(z - ctx.source + 1.0)
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def test_scenes_differ_and_only_drawn_ones_learn() -> None:
 
 def test_scenes_drawn_together_share_the_views_and_the_mean_of_their_losses() -> None:
     both, alone = make(VOLUME | {"particles": 2, "particles_per_step": 2}), make(VOLUME)
-    told: list[GuidanceStep] = []
+    told: list[StepContext] = []
     original = both.guidance.score_gradient
     both.guidance.score_gradient = lambda z, b, step: told.append(step) or original(z, b, step)
     for system in (both, alone):
@@ -121,7 +121,7 @@ def test_all_scenes_are_shown_and_exported() -> None:
 def test_starting_from_a_run_takes_its_scene_and_its_step() -> None:
     done, fresh = make(VOLUME, seed=1), make(VOLUME | {"particles": 2})
     done.prepare_step(5, Rng())
-    fresh.start_from(done.state_dict())
+    fresh.init_from(done.state_dict())
     for scene in fresh.scenes:
         own, theirs = scene.state_dict(), done.scenes[0].state_dict()
         assert own.keys() == theirs.keys()
@@ -135,12 +135,12 @@ def test_starting_from_a_run_takes_its_scene_and_its_step() -> None:
     assert again.scenes[0].step == 8
     other = make(VOLUME | {"geometry": {"grid": {"num_levels": 2, "log2_hashmap_size": 6}}})
     with pytest.raises(ValueError, match=r"the scene there is represented otherwise"):
-        other.start_from(done.state_dict())
+        other.init_from(done.state_dict())
 
 
 def test_a_canvas_cannot_start_from_a_run() -> None:
     with pytest.raises(ValueError, match="cannot start from another run"):
-        make({"type": "text-to-2d"}).start_from({})
+        make({"type": "text-to-2d"}).init_from({})
 
 
 def test_an_edit_sees_the_scene_it_started_from(editing: None) -> None:
@@ -150,7 +150,7 @@ def test_an_edit_sees_the_scene_it_started_from(editing: None) -> None:
     done.prepare_step(9, Rng())
     whole = {"num_samples": 12, "occupancy": {"resolution": 8}, "min_transmittance": 0}
     system = make(VOLUME | {"guidance": {"type": "edit"}, "init_from": "run", "renderer": whole})
-    system.start_from(done.state_dict())
+    system.init_from(done.state_dict())
     optimizer = torch.optim.SGD([p for p in system.parameters() if p.requires_grad], lr=1.0)
     grouped = {id(p) for group in system.parameter_groups() for p in group["params"]}
     assert grouped == {id(p) for p in system.parameters() if p.requires_grad}

@@ -125,7 +125,7 @@ class Learning(ScoreDistillationSampling):
         self.phi = nn.Parameter(torch.zeros(()))
         self.own = torch.optim.Adam([self.phi], lr=0.1)
 
-    def update(self, z: Any, branches: Any, step: Any) -> dict[str, torch.Tensor]:
+    def update(self, z: Any, conditions: Any, step: Any) -> dict[str, torch.Tensor]:
         with torch.enable_grad():
             loss = (self.phi - 1.0) ** 2
             self.own.zero_grad()

@@ -14,11 +14,11 @@ from scoredist3d.config.validation import validate
 from scoredist3d.systems.base import System
 from scoredist3d.training.checkpoint import read_checkpoint
 from scoredist3d.training.distributed import Devices
-from scoredist3d.training.fit import Place, begin, build_system, fit
+from scoredist3d.training.fit import RankContext, begin, build_system, fit
 from scoredist3d.training.folder import RunFolder
 from scoredist3d.training.interrupt import InterruptGuard
 
-PLACE = Place(Devices.parse("cpu"))
+PLACE = RankContext(Devices.parse("cpu"))
 DENSIFY = {"start": 2, "every": 2, "grad_threshold": 0.0, "grow_fraction": 0.2, "opacity_reset_every": 5}
 BLOCKS = {
     "geometry": {"type": "gaussians", "num_points": 40, "densify": DENSIFY},
@@ -65,7 +65,7 @@ def test_a_run_resumed_around_a_densification_is_the_uninterrupted_one(tmp_path:
 def test_growth_that_would_go_wrong_is_refused(tmp_path: Path, devices: str, trainer: Any, said: str) -> None:
     raw = plain(tmp_path, trainer=trainer)
     raw["system"] |= BLOCKS
-    config, place = validate(raw), Place(Devices.parse(devices))
+    config, place = validate(raw), RankContext(Devices.parse(devices))
     system = build_system(config, PLACE)
     with pytest.raises(ValueError, match=said):
         begin(system, config, place, resumed=False)
@@ -80,7 +80,7 @@ def test_gaussians_start_from_a_volume_and_from_other_gaussians(
     config = validate(raw)
     clouds: list[Any] = [build_system(config, PLACE) for _ in range(2)]
     with caplog.at_level(logging.INFO):
-        clouds[0].start_from(volume.state_dict(), make(tmp_path).system)
+        clouds[0].init_from(volume.state_dict(), make(tmp_path).system)
     assert "40 Gaussians on its surface" in caplog.text
     cloud = clouds[0].geometry
     assert (cloud().opacities > 0.5).all() and cloud.means.norm(dim=-1).std() < 0.1
@@ -89,5 +89,5 @@ def test_gaussians_start_from_a_volume_and_from_other_gaussians(
     torch.testing.assert_close(wanted, seen, atol=2e-3, rtol=0)
     with torch.no_grad():
         cloud.load_state_dict({name: torch.cat([value, value]) for name, value in cloud.state_dict().items()})
-    clouds[1].start_from(clouds[0].state_dict(), config.system)
+    clouds[1].init_from(clouds[0].state_dict(), config.system)
     assert torch.equal(clouds[1].geometry.means, cloud.means) and len(cloud) == 80

@@ -14,7 +14,7 @@ from scoredist3d.export.base import ExportReport, ExportResult
 from scoredist3d.seeding import Rng
 from scoredist3d.training.checkpoint import read_checkpoint
 from scoredist3d.training.distributed import Devices
-from scoredist3d.training.fit import Place, build_system
+from scoredist3d.training.fit import RankContext, build_system
 from scoredist3d.training.folder import RunFolder
 from scoredist3d.training.lightning_module import TrainingModule
 from scoredist3d.training.outputs import Exported, NoMeshError, export_objects
@@ -85,7 +85,7 @@ class Hollow:
 
 def test_an_empty_scene_does_not_cost_the_others_their_meshes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config, folder = several(tmp_path), RunFolder(tmp_path)
-    system = build_system(config, Place(Devices.parse("cpu")))
+    system = build_system(config, RankContext(Devices.parse("cpu")))
 
     def export(*empty: str) -> Exported:
         monkeypatch.setattr("scoredist3d.training.outputs.registry.build", lambda block: Hollow(*empty))
@@ -117,7 +117,7 @@ def test_a_network_of_the_guidances_own_refuses_accumulated_batches(tmp_path: Pa
 
 def test_answers_of_finite_checks_are_waited_for_before_anything_is_saved(tmp_path: Path) -> None:
     """On CUDA the last step's answers are still on their way when training ends."""
-    system = build_system(make(tmp_path), Place(Devices.parse("cpu")))
+    system = build_system(make(tmp_path), RankContext(Devices.parse("cpu")))
     asked = []
     system.guidance.check_finite = lambda: asked.append("guidance")  # type: ignore[method-assign, union-attr]
     module = TrainingModule(system, make(tmp_path).trainer, Rng())

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from scoredist3d.config import option
-from scoredist3d.geometry.base import GaussianCloud, GaussianSet, Start
+from scoredist3d.geometry.base import GaussianCloud, GaussianSet, GeometryInit
 from scoredist3d.geometry.gaussians.density_control import (
     DensifyConfig,
     choose_growth,
@@ -184,7 +184,7 @@ class Gaussians(GaussianCloud):
         )
 
     @torch.no_grad()
-    def start_from(self, start: Start, rng: Rng) -> str:
+    def init_from(self, start: GeometryInit, rng: Rng) -> str:
         """Flat Gaussians on the other object's surface, with its look."""
         look = start.features or (lambda points: self.features.new_zeros(len(points), self.num_features))
         generator = rng.shared()("geometry/start", 0, self.device)

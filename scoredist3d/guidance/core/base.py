@@ -1,4 +1,4 @@
-"""What every distillation method shares: levels, noise, weights, the surrogate loss, checks and previews."""
+"""What every distillation method shares: timesteps, noise, weights, the surrogate loss, checks and previews."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from scoredist3d.config import ComponentConfig, Schedule, option
 from scoredist3d.diffusion.schedule import NoiseSchedule, per_item
 from scoredist3d.guidance.core.checks import FiniteCheck
+from scoredist3d.guidance.core.context import StepContext, select, timestep_tensor
 from scoredist3d.guidance.core.dreamtime import DreamTime, DreamTimeConfig
-from scoredist3d.guidance.core.step import GuidanceStep, level_tensor, select
-from scoredist3d.priors.base import Branches, Prediction, Prior, guided_prediction
+from scoredist3d.priors.base import CFGConditions, Prediction, Prior, guided_prediction
 from scoredist3d.priors.sampling import denoise
 from scoredist3d.prompts.processor import ExtraPrompt
 from scoredist3d.seeding import Rng
@@ -38,7 +38,7 @@ class Score:
 
     Attributes:
         gradient: (B, C, h, w), dL/dz of each item; the base clips it and divides by the batch.
-        rgb_gradient: (B, H, W, 3), a further gradient for ``GuidanceStep.rgb``, for image-space terms.
+        rgb_gradient: (B, H, W, 3), a further gradient for ``StepContext.rgb``, for image-space terms.
         diagnostics: Further values to log.
     """
 
@@ -48,7 +48,7 @@ class Score:
 
 
 @dataclass(frozen=True)
-class Cost:
+class NFE:
     """Network evaluations of one step, per image of the batch.
 
     Attributes:
@@ -79,11 +79,11 @@ class Guidance(nn.Module, ABC):
     keep it as parameters here, step it in :meth:`update` with an optimiser of their own, and save that in
     ``get_extra_state``.
 
-    Item i of a batch draws its level and noise from generators derived from (seed, step, i): its gradient does not
+    Item i of a batch draws its timestep and noise from generators derived from (seed, step, i): its gradient does not
     depend on how many items come with it, and a resumed run repeats them.
 
     Attributes:
-        needs_source: Whether the method edits, and ``GuidanceStep.source`` must be given.
+        needs_source: Whether the method edits, and ``StepContext.source`` must be given.
     """
 
     needs_source: bool = False
@@ -97,10 +97,10 @@ class Guidance(nn.Module, ABC):
         guidance_rescale: float = option(
             0.0, "Share of the guided image that is scaled back to the contrast of the conditional one.", ge=0, le=1
         )
-        t_min: Schedule = option(0.02, "Lowest noise level, as a share of the model's.", ge=0, le=1)
+        t_min: Schedule = option(0.02, "Lowest timestep, as a share of the model's.", ge=0, le=1)
         t_max: Schedule = option(
             0.98,
-            "Highest noise level; give t_min the same schedule to anneal a single level.",
+            "Highest timestep; give t_min the same schedule to anneal a single timestep.",
             ge=0,
             le=1,
         )
@@ -112,11 +112,11 @@ class Guidance(nn.Module, ABC):
         grad_clip: Schedule | None = option(None, "Clamp every element of the gradient to +- this value.", gt=0)
         dreamtime: DreamTimeConfig = field(
             default_factory=DreamTimeConfig,
-            metadata={"help": "DreamTime: one level per step, falling from t_max to t_min."},
+            metadata={"help": "DreamTime: one timestep per step, falling from t_max to t_min."},
         )
 
         def validate(self) -> list[str]:
-            """The level range may not be empty at any step, nor move under DreamTime."""
+            """The timestep range may not be empty at any step, nor move under DreamTime."""
             low, high = self.t_min, self.t_max
             if self.dreamtime.steps and not low.values[0] == low.values[1] <= high.values[0] == high.values[1]:
                 return ["dreamtime: anneals by itself; give t_min and t_max one number each, t_min the smaller"]
@@ -153,32 +153,32 @@ class Guidance(nn.Module, ABC):
         return self.prior.schedule
 
     @abstractmethod
-    def score_gradient(self, z: Tensor, branches: Branches, step: GuidanceStep) -> Score:
+    def score_gradient(self, z: Tensor, conditions: CFGConditions, ctx: StepContext) -> Score:
         """The method: dL/dz for detached (B, C, h, w) latents. Called without gradients."""
 
     def extra_prompts(self, prompt: str) -> dict[str, ExtraPrompt]:
-        """Further texts the method needs, by the name under which ``Branches.extra`` will hold their conditionings."""
+        """Further texts the method needs, by the name under which ``CFGConditions.extra`` will hold their conditionings."""
         return {}
 
-    def cost(self, branches: Branches, step: GuidanceStep) -> Cost:
+    def nfe(self, conditions: CFGConditions, ctx: StepContext) -> NFE:
         """Network evaluations of the step; a method that does more than one guided prediction says so here."""
-        return Cost(self.guided_rows(branches, self._value("guidance_scale", step.step)))
+        return NFE(self.guided_nfe(conditions, self._value("guidance_scale", ctx.step)))
 
     @staticmethod
-    def guided_rows(branches: Branches, scale: float) -> int:
+    def guided_nfe(conditions: CFGConditions, scale: float) -> int:
         """Rows of the denoiser that one guided prediction takes per image; see :func:`guided_prediction`."""
-        if scale == 0.0 or (scale == 1.0 and not branches.negatives):
+        if scale == 0.0 or (scale == 1.0 and not conditions.negatives):
             return 1
-        return 2 + len(branches.negatives)
+        return 2 + len(conditions.negatives)
 
-    def update(self, z: Tensor, branches: Branches, step: GuidanceStep) -> dict[str, Tensor]:
+    def update(self, z: Tensor, conditions: CFGConditions, ctx: StepContext) -> dict[str, Tensor]:
         """Train what the method owns on detached latents; returns values to log. Called once per forward pass."""
         return {}
 
     def forward(
         self,
         z: Tensor,
-        branches: Branches,
+        conditions: CFGConditions,
         step: int,
         rng: Rng,
         *,
@@ -194,10 +194,10 @@ class Guidance(nn.Module, ABC):
 
         Args:
             z: (B, C, h, w), latents attached to the graph.
-            branches: The conditionings, of B items or of one.
+            conditions: The conditionings, of B items or of one.
             step: Optimiser step.
             rng: The run's randomness.
-            rgb, opacity, source: See :class:`GuidanceStep`.
+            rgb, opacity, source: See :class:`StepContext`.
             particles: Number of the particle that each item shows; all show particle 0 by default.
 
         Raises:
@@ -213,7 +213,7 @@ class Guidance(nn.Module, ABC):
         latents = z.detach()
         context = self.begin(latents, step, rng, particles=particles, rgb=rgb, opacity=opacity, source=source)
         with torch.no_grad():
-            score = self.score_gradient(latents, branches, context)
+            score = self.score_gradient(latents, conditions, context)
             gradient = self._clipped(score.gradient, step)
         self._check(step, f"the gradient of {type(self).__name__}", gradient)
         if score.rgb_gradient is not None:
@@ -226,7 +226,7 @@ class Guidance(nn.Module, ABC):
             "gradient_rms": gradient.square().mean().sqrt(),
             "latent_rms": latents.square().mean().sqrt(),
             **score.diagnostics,
-            **self.update(latents, branches, context),
+            **self.update(latents, conditions, context),
         }
         return GuidanceOutput(
             loss * self._value("weight", step), {key: value.detach() for key, value in diagnostics.items()}
@@ -242,16 +242,16 @@ class Guidance(nn.Module, ABC):
 
     def begin(
         self, z: Tensor, step: int, rng: Rng, *, particles: Sequence[int] | None = None, **extras: Tensor | None
-    ) -> GuidanceStep:
-        """The circumstances of a step: levels from ``rng``, and what the caller passes on."""
-        levels = self.sample_levels(len(z), step, rng)
+    ) -> StepContext:
+        """The circumstances of a step: timesteps from ``rng``, and what the caller passes on."""
+        timesteps = self.sample_timesteps(len(z), step, rng)
         shown = (0,) * len(z) if particles is None else tuple(particles)
-        return GuidanceStep(step, level_tensor(levels, z), tuple(levels), rng, shown, **extras)
+        return StepContext(step, timestep_tensor(timesteps, z), tuple(timesteps), rng, shown, **extras)
 
-    def sample_levels(self, batch: int, step: int, rng: Rng) -> list[float]:
-        """Uniform draws from [t_min(step), t_max(step)], snapped; images that the prior sees jointly share one.
+    def sample_timesteps(self, batch: int, step: int, rng: Rng) -> list[float]:
+        """Uniform draws from [t_min(step), t_max(step)], quantized; images that the prior sees jointly share one.
 
-        With ``dreamtime`` all share its level of the step.
+        With ``dreamtime`` all share its timestep of the step.
 
         Raises:
             ValueError: The range is empty at this step.
@@ -263,14 +263,14 @@ class Guidance(nn.Module, ABC):
             raise ValueError(f"guidance.t_min is {low:g} at step {step}, above t_max {high:g}")
         groups = range(-(-batch // self.prior.views))
         draws = [torch.rand((), generator=rng(f"t/{group}", step), dtype=torch.float64) for group in groups]
-        snapped: list[float] = self.schedule.snap(low + (high - low) * torch.stack(draws)).tolist()
-        return [level for level in snapped for _ in range(self.prior.views)][:batch]
+        quantized: list[float] = self.schedule.quantize(low + (high - low) * torch.stack(draws)).tolist()
+        return [timestep for timestep in quantized for _ in range(self.prior.views)][:batch]
 
     def guided(
         self,
         x_t: Tensor,
-        branches: Branches,
-        step: GuidanceStep,
+        conditions: CFGConditions,
+        ctx: StepContext,
         *,
         t: Tensor | None = None,
         scale: float | None = None,
@@ -279,23 +279,23 @@ class Guidance(nn.Module, ABC):
 
         Args:
             x_t: (B, C, h, w).
-            branches: Of B items or one.
-            step: Gives the level and, by the configured schedule, the scale where they are not given.
-            t: (B,), another level.
+            conditions: Of B items or one.
+            ctx: Gives the timestep and, by the configured schedule, the scale where they are not given.
+            t: (B,), another timestep.
             scale: Another guidance scale.
         """
-        t = step.t if t is None else t
-        scale = self._value("guidance_scale", step.step) if scale is None else scale
-        return guided_prediction(self.prior, x_t, t, branches, scale, rescale=self.config.guidance_rescale)
+        t = ctx.t if t is None else t
+        scale = self._value("guidance_scale", ctx.step) if scale is None else scale
+        return guided_prediction(self.prior, x_t, t, conditions, scale, rescale=self.config.guidance_rescale)
 
-    def noised(self, z: Tensor, step: GuidanceStep) -> tuple[Tensor, Tensor]:
+    def noised(self, z: Tensor, ctx: StepContext) -> tuple[Tensor, Tensor]:
         """(x_t, eps) with the step's own noise."""
-        eps = step.noise(z)
-        return self.schedule.add_noise(z, eps, step.t), eps
+        eps = ctx.noise(z)
+        return self.schedule.add_noise(z, eps, ctx.t), eps
 
-    def noisy_input(self, z: Tensor, branches: Branches, step: GuidanceStep) -> Tensor:
+    def noisy_input(self, z: Tensor, conditions: CFGConditions, ctx: StepContext) -> Tensor:
         """x_t as the prior sees it first, for previews; for methods with noise of their own to override."""
-        return self.noised(z, step)[0]
+        return self.noised(z, ctx)[0]
 
     def time_weight(self, t: Tensor) -> Tensor:
         """(B,), w(t) of the configured weighting."""
@@ -314,18 +314,20 @@ class Guidance(nn.Module, ABC):
 
     @torch.no_grad()
     def preview(
-        self, z: Tensor, branches: Branches, step: int, rng: Rng, *, denoise_steps: int = 15, **extras: Any
+        self, z: Tensor, conditions: CFGConditions, step: int, rng: Rng, *, denoise_steps: int = 15, **extras: Any
     ) -> dict[str, Tensor]:
         """What the method saw at this step, as images (B, H, W, 3): noisy input, one-step and full denoising of it."""
         z = z.detach()
         context = self.begin(z, step, rng, **extras)
-        x_t = self.noisy_input(z, branches, context)
-        one_step = self.guided(x_t, branches, context).x0
+        x_t = self.noisy_input(z, conditions, context)
+        one_step = self.guided(x_t, conditions, context).x0
         scale = self._value("guidance_scale", step)
         full = torch.cat(
             [
-                denoise(self.prior, x_t[item], level, select(branches, item, len(z)), steps=denoise_steps, scale=scale)
-                for item, level in _groups(context.levels, self.prior.views)
+                denoise(
+                    self.prior, x_t[item], timestep, select(conditions, item, len(z)), steps=denoise_steps, scale=scale
+                )
+                for item, timestep in _groups(context.timesteps, self.prior.views)
             ]
         )
         images = {"noisy": x_t, "one_step": one_step, "denoised": full}
@@ -347,5 +349,5 @@ def surrogate_loss(x: Tensor, gradient: Tensor) -> Tensor:
     return (along + 0.5 * gradient.square().sum()) / len(x)
 
 
-def _groups(levels: tuple[float, ...], size: int) -> list[tuple[slice, float]]:
-    return [(slice(start, start + size), levels[start]) for start in range(0, len(levels), size)]
+def _groups(timesteps: tuple[float, ...], size: int) -> list[tuple[slice, float]]:
+    return [(slice(start, start + size), timesteps[start]) for start in range(0, len(timesteps), size)]

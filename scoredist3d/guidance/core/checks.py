@@ -61,5 +61,5 @@ def _require(step: int, term: str, finite: bool) -> None:
     if not finite:
         raise NonFiniteError(
             f"step {step}: {term} holds NaN or infinity. Usual reasons: the learning rate is too high, 16-bit "
-            "precision overflows (prior.precision=fp32), or t_max reaches a level without signal."
+            "precision overflows (prior.precision=fp32), or t_max reaches a timestep without signal."
         )

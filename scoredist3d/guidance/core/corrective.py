@@ -33,7 +33,7 @@ class CorrectiveSizes:
     channels: Channels of the latents.
     width: Channels of the hidden layers.
     depth: Times the resolution is halved.
-    frequencies: Octaves of the level's sinusoidal code.
+    frequencies: Octaves of the timestep's sinusoidal code.
     """
 
     channels: int
@@ -43,7 +43,7 @@ class CorrectiveSizes:
 
 
 class Corrective(nn.Module):
-    """b(z, t) = z + r(z, t) for clean latents z (B, C, h, w) at levels t (B,).
+    """b(z, t) = z + r(z, t) for clean latents z (B, C, h, w) at timesteps t (B,).
 
     r is a small U-Net whose last layer starts at zero: untrained, b is the identity. It sees neither the noisy image
     nor the prompt, so what it can learn of the denoiser is its average answer to z, which is mostly a blur that grows
@@ -104,7 +104,7 @@ class Fingerprint:
 
     Attributes:
         latent_shape: (C, h, w) at the prior's own image size.
-        coefficients: (L, 2), alpha and sigma at evenly spaced levels.
+        coefficients: (L, 2), alpha and sigma at evenly spaced timesteps.
         weights: (M,), a few values of every weight and table of the prior, in order.
     """
 

@@ -1,4 +1,4 @@
-"""DreamTime: noise levels that fall with the step as fast as a prior over levels says (arXiv 2306.12422)."""
+"""DreamTime: timesteps that fall with the step as fast as a prior over timesteps says (arXiv 2306.12422)."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ from scoredist3d.diffusion.schedule import NoiseSchedule
 
 @dataclass
 class DreamTimeConfig:
-    """One level per step, falling from t_max to t_min, in place of random ones; off with 0 steps."""
+    """One timestep per step, falling from t_max to t_min, in place of random ones; off with 0 steps."""
 
-    steps: int = option(0, "Steps in which the level falls from t_max to t_min; 0 draws random levels instead.", ge=0)
+    steps: int = option(
+        0, "Steps in which the timestep falls from t_max to t_min; 0 draws random timesteps instead.", ge=0
+    )
     kind: Literal["plateau", "snr", "uniform"] = option(
         "plateau",
-        "Share W(t) of the steps that a level gets: plateau 1 between m2 and m1 with Gaussian tails of widths s1 "
+        "Share W(t) of the steps that a timestep gets: plateau 1 between m2 and m1 with Gaussian tails of widths s1 "
         "(above) and s2 (below); snr sigma/alpha exp(-(t - m)^2 / 2 s^2); uniform 1, a linear fall.",
     )
     m1: float = option(0.8, "Upper end of the plateau.", ge=0, le=1)
@@ -36,49 +38,49 @@ class DreamTimeConfig:
 
 
 class DreamTime:
-    """t(i) = argmin_t' | sum_{t >= t'} p(t) - i / N |, p(t) = W(t) / sum W over the model's levels in a range.
+    """t(i) = argmin_t' | sum_{t >= t'} p(t) - i / N |, p(t) = W(t) / sum W over the model's timesteps in a range.
 
-    Starts at the noisiest level, never rises, and stays at the lowest one after N steps. A function of the step alone.
+    Starts at the noisiest timestep, never rises, and stays at the lowest one after N steps. A function of the step alone.
     """
 
     def __init__(self, config: DreamTimeConfig, schedule: NoiseSchedule, low: float, high: float) -> None:
         """Args:
         config: N (``steps``) and W.
-        schedule: Gives the levels.
-        low, high: The range of levels, ends included.
+        schedule: Gives the timesteps.
+        low, high: The range of timesteps, ends included.
 
         Raises:
             ValueError: The range is empty, or W is infinite or zero in all of it.
         """
-        levels = self.levels_between(schedule, low, high)
-        if not len(levels):
-            raise ValueError(f"guidance.dreamtime has no level between t_min {low:g} and t_max {high:g}")
-        weights = time_prior(config, schedule, levels)
+        timesteps = self.timesteps_between(schedule, low, high)
+        if not len(timesteps):
+            raise ValueError(f"guidance.dreamtime has no timestep between t_min {low:g} and t_max {high:g}")
+        weights = time_prior(config, schedule, timesteps)
         total = float(weights.sum())
         if not 0.0 < total < float("inf"):
             raise ValueError(
-                f"guidance.dreamtime.kind {config.kind} weighs the levels from {low:g} to {high:g} with {total:g} in "
-                "all; lower t_max below the level without signal, or widen the widths"
+                f"guidance.dreamtime.kind {config.kind} weighs the timesteps from {low:g} to {high:g} with {total:g} in "
+                "all; lower t_max below the timestep without signal, or widen the widths"
             )
         self._steps = config.steps
-        self._levels: list[float] = levels.flip(0).tolist()
+        self._timesteps: list[float] = timesteps.flip(0).tolist()
         self._above: list[float] = (weights.flip(0).cumsum(0) / total).tolist()
 
     @staticmethod
-    def levels_between(schedule: NoiseSchedule, low: float, high: float) -> Tensor:
-        """(K,) float64, the model's levels from ``low`` to ``high``, rising."""
+    def timesteps_between(schedule: NoiseSchedule, low: float, high: float) -> Tensor:
+        """(K,) float64, the model's timesteps from ``low`` to ``high``, rising."""
         count = schedule.num_train_timesteps
-        grid = schedule.snap(torch.linspace(0.0, 1.0, count + 1, dtype=torch.float64)).unique()
-        ends = schedule.snap(torch.tensor([low, high], dtype=torch.float64))
+        grid = schedule.quantize(torch.linspace(0.0, 1.0, count + 1, dtype=torch.float64)).unique()
+        ends = schedule.quantize(torch.tensor([low, high], dtype=torch.float64))
         return grid[(grid >= ends[0]) & (grid <= ends[1])]
 
     def __call__(self, step: int) -> float:
-        """The level of a step."""
+        """The timestep of a step."""
         progress = min(step / self._steps, 1.0)
         after = min(bisect_left(self._above, progress), len(self._above) - 1)
         before = max(after - 1, 0)
         nearer_before = progress - self._above[before] <= self._above[after] - progress
-        return self._levels[before if nearer_before else after]
+        return self._timesteps[before if nearer_before else after]
 
 
 def time_prior(config: DreamTimeConfig, schedule: NoiseSchedule, t: Tensor) -> Tensor:

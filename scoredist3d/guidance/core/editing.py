@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from scoredist3d.config import option
-from scoredist3d.guidance.core.base import Cost, Guidance, GuidanceStep
+from scoredist3d.guidance.core.base import NFE, Guidance, StepContext
 from scoredist3d.guidance.core.prompting import warn_of_unknown_words
-from scoredist3d.priors.base import Branches, Conditioning, Prediction
+from scoredist3d.priors.base import CFGConditions, Conditioning, Prediction
 from scoredist3d.prompts.processor import ExtraPrompt
 
 
@@ -37,33 +37,33 @@ class EditingGuidance(Guidance):
         warn_of_unknown_words(self.prior, "source_prompt", text, "describe the source in words that it knows")
         return {"source": ExtraPrompt(text)}
 
-    def cost(self, branches: Branches, step: GuidanceStep) -> Cost:
+    def nfe(self, conditions: CFGConditions, ctx: StepContext) -> NFE:
         """Two guided predictions."""
-        return Cost(2 * self.guided_rows(branches, self._value("guidance_scale", step.step)))
+        return NFE(2 * self.guided_nfe(conditions, self._value("guidance_scale", ctx.step)))
 
-    def both(self, z: Tensor, branches: Branches, step: GuidanceStep) -> tuple[Prediction, Prediction, Tensor]:
+    def both(self, z: Tensor, conditions: CFGConditions, ctx: StepContext) -> tuple[Prediction, Prediction, Tensor]:
         """Guided predictions for the edited and for the source latents, noised with the same eps, and that eps."""
-        if step.source is None:
+        if ctx.source is None:
             raise ValueError(f"{type(self).__name__} needs the source's latents")
-        eps = step.noise(z)
-        t = step.t.repeat(2)
-        x_t = self.schedule.add_noise(torch.cat([z, step.source.detach()]), eps.repeat(2, 1, 1, 1), t)
-        joint = self.guided(x_t, _side_by_side(branches, branches.extra["source"], len(z)), step, t=t)
+        eps = ctx.noise(z)
+        t = ctx.t.repeat(2)
+        x_t = self.schedule.add_noise(torch.cat([z, ctx.source.detach()]), eps.repeat(2, 1, 1, 1), t)
+        joint = self.guided(x_t, _side_by_side(conditions, conditions.extra["source"], len(z)), ctx, t=t)
         edited, source = (
-            Prediction(output, joint.kind, x, step.t, self.schedule)
+            Prediction(output, joint.kind, x, ctx.t, self.schedule)
             for output, x in zip(joint.output.chunk(2), x_t.chunk(2), strict=True)
         )
         return edited, source, eps
 
 
-def _side_by_side(branches: Branches, source: Conditioning, batch: int) -> Branches:
-    """Branches for 2 B items: the prompt for the first half, the source's text for the second."""
+def _side_by_side(conditions: CFGConditions, source: Conditioning, batch: int) -> CFGConditions:
+    """CFGConditions for 2 B items: the prompt for the first half, the source's text for the second."""
 
     def join(first: Conditioning, second: Conditioning) -> Conditioning:
         return Conditioning.cat([first.expand(batch), second.expand(batch)])
 
-    return Branches(
-        join(branches.positive, source),
-        join(branches.unconditional, branches.unconditional),
-        negatives=tuple((join(text, text), weights.expand(batch).repeat(2)) for text, weights in branches.negatives),
+    return CFGConditions(
+        join(conditions.positive, source),
+        join(conditions.unconditional, conditions.unconditional),
+        negatives=tuple((join(text, text), weights.expand(batch).repeat(2)) for text, weights in conditions.negatives),
     )

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from scoredist3d.diffusion.schedule import NoiseSchedule, per_item
 from scoredist3d.guidance.core.base import Score, Weighting
-from scoredist3d.guidance.core.step import GuidanceStep
+from scoredist3d.guidance.core.context import StepContext
 from scoredist3d.priors.base import Prior
 
 
@@ -26,7 +26,7 @@ def regression_weight(weighting: Weighting, schedule: NoiseSchedule, t: Tensor) 
     }[weighting]
 
 
-def with_image_term(score: Score, prior: Prior, z: Tensor, x0: Tensor, step: GuidanceStep, weight: Tensor) -> Score:
+def with_image_term(score: Score, prior: Prior, z: Tensor, x0: Tensor, ctx: StepContext, weight: Tensor) -> Score:
     """Add the gradient of weight/2 ||x - stopgrad(decode(x0))||^2, x in [0, 1] RGB.
 
     x is the render where the step has one, at its own size. A system that optimises latents has none; there x is
@@ -37,12 +37,12 @@ def with_image_term(score: Score, prior: Prior, z: Tensor, x0: Tensor, step: Gui
         prior: Decodes.
         z: (B, C, h, w), the detached latents of the step.
         x0: (B, C, h, w), the predicted clean latents.
-        step: The step, with or without ``rgb``.
+        ctx: The step, with or without ``rgb``.
         weight: (B,).
     """
     target = prior.decode(x0).clamp(0.0, 1.0)
-    if step.rgb is not None:
-        rgb = step.rgb.detach()
+    if ctx.rgb is not None:
+        rgb = ctx.rgb.detach()
         return replace(score, rgb_gradient=per_item(weight, rgb) * (rgb - _resized(target, rgb)))
     with torch.enable_grad():
         leaf = z.detach().requires_grad_()

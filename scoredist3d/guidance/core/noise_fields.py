@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from scoredist3d.cameras import Cameras
 from scoredist3d.config import Schedule
-from scoredist3d.guidance.core.step import GuidanceStep
+from scoredist3d.guidance.core.context import StepContext
 
 
 class PersistentNoise:
@@ -36,28 +36,28 @@ class PersistentNoise:
             log_kept.append(log_kept[-1] + 0.5 * math.log1p(-rate(step)))
         self._log_kept = log_kept
 
-    def __call__(self, step: GuidanceStep, like: Tensor, stream: str) -> Tensor:
+    def __call__(self, ctx: StepContext, like: Tensor, stream: str) -> Tensor:
         """(B, ...) in the shape of ``like``: X of the particle that each item shows, at the step."""
         if max(self._rate.values) == 0.0:
-            return step.particle_noise(like, stream)
+            return ctx.particle_noise(like, stream)
 
         def draw(at: int) -> Tensor:
-            return step.particle_noise(like, f"{stream}@{at}" if at else stream)
+            return ctx.particle_noise(like, f"{stream}@{at}" if at else stream)
 
         low, x_low = 0, draw(0)
-        while low + self.BLOCK <= step.step:
+        while low + self.BLOCK <= ctx.step:
             x_low = self._forward(x_low, low, low + self.BLOCK, draw(low + self.BLOCK))
             low += self.BLOCK
-        if low == step.step:
+        if low == ctx.step:
             return x_low
         high = low + self.BLOCK
         x_high = self._forward(x_low, low, high, draw(high))
         while True:
             middle = (low + high) // 2
             x_middle = self._between(x_low, x_high, low, middle, high, draw(middle))
-            if middle == step.step:
+            if middle == ctx.step:
                 return x_middle
-            if middle < step.step:
+            if middle < ctx.step:
                 low, x_low = middle, x_middle
             else:
                 high, x_high = middle, x_middle

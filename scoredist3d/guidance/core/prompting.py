@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from scoredist3d.priors.base import Branches, Conditioning, Prior
+from scoredist3d.priors.base import CFGConditions, Conditioning, Prior
 
 _log = logging.getLogger(__name__)
 
@@ -17,6 +17,6 @@ def warn_of_unknown_words(prior: Prior, key: str, text: str, advice: str) -> Non
         _log.warning(f"guidance.{key}: the prior has never seen {words}, so the text may mean little to it; {advice}.")
 
 
-def empty_of(branches: Branches) -> Conditioning:
+def empty_of(conditions: CFGConditions) -> Conditioning:
     """The empty prompt; the unconditional branch stands for it where the caller gives no other."""
-    return branches.unconditional if branches.empty is None else branches.empty
+    return conditions.unconditional if conditions.empty is None else conditions.empty

@@ -1,4 +1,4 @@
-"""The circumstances of one distillation step: levels, particles, noise, and picking items of a batch."""
+"""The circumstances of one distillation step: timesteps, particles, noise, and picking items of a batch."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoredist3d.priors.base import Branches
+from scoredist3d.priors.base import CFGConditions
 from scoredist3d.seeding import Rng
 
 
 @dataclass(frozen=True)
-class GuidanceStep:
+class StepContext:
     """One step's circumstances, the same for every method.
 
     Attributes:
         step: Optimiser step.
-        t: (B,) levels, snapped to the model's.
-        levels: The same as Python numbers, for control flow that must not wait for the device.
+        t: (B,) timesteps, quantized to the model's.
+        timesteps: The same as Python numbers, for control flow that must not wait for the device.
         rng: The run's randomness; see :meth:`noise` and :meth:`particle_noise`.
         particles: For each item the number of the particle (scene or free image) that it shows.
         rgb: (B, H, W, 3) images that were encoded, attached to the graph, where the caller has them.
@@ -31,7 +31,7 @@ class GuidanceStep:
 
     step: int
     t: Tensor
-    levels: tuple[float, ...]
+    timesteps: tuple[float, ...]
     rng: Rng
     particles: tuple[int, ...]
     rgb: Tensor | None = None
@@ -55,11 +55,11 @@ class GuidanceStep:
         return torch.stack([draws[particle] for particle in self.particles])
 
     def runs(self) -> list[tuple[slice, float]]:
-        """Neighbouring items of equal level, as (items, level): what can walk one trajectory of levels together."""
+        """Neighbouring items of equal timestep, as (items, timestep): what can walk one trajectory of timesteps together."""
         runs, start = [], 0
-        for level, items in groupby(self.levels):
+        for timestep, items in groupby(self.timesteps):
             stop = start + len(list(items))
-            runs.append((slice(start, stop), level))
+            runs.append((slice(start, stop), timestep))
             start = stop
         return runs
 
@@ -72,25 +72,25 @@ def item_noise(rng: Rng, stream: str, step: int, like: Tensor) -> Tensor:
     return noise
 
 
-def level_tensor(levels: Sequence[float], like: Tensor) -> Tensor:
-    """(B,) levels in the dtype and on the device of ``like``; equal ones take no transfer to it."""
-    if len(set(levels)) == 1:
-        return like.new_full((len(levels),), levels[0])
-    return torch.tensor(levels, dtype=like.dtype).to(like.device)
+def timestep_tensor(timesteps: Sequence[float], like: Tensor) -> Tensor:
+    """(B,) timesteps in the dtype and on the device of ``like``; equal ones take no transfer to it."""
+    if len(set(timesteps)) == 1:
+        return like.new_full((len(timesteps),), timesteps[0])
+    return torch.tensor(timesteps, dtype=like.dtype).to(like.device)
 
 
-def select(branches: Branches, items: slice | Tensor, batch: int) -> Branches:
-    """The branches of some items of a batch, given as a slice or an index tensor."""
+def select(conditions: CFGConditions, items: slice | Tensor, batch: int) -> CFGConditions:
+    """The conditions of some items of a batch, given as a slice or an index tensor."""
 
     def pick(conditioning: Any) -> Any:
         return None if conditioning is None else conditioning.expand(batch)[items]
 
-    return Branches(
-        positive=pick(branches.positive),
-        unconditional=pick(branches.unconditional),
-        negatives=tuple((pick(c), weights.expand(batch)[items]) for c, weights in branches.negatives),
-        plain=pick(branches.plain),
-        empty=pick(branches.empty),
-        extra={name: pick(conditioning) for name, conditioning in branches.extra.items()},
-        cameras=None if branches.cameras is None else branches.cameras[items],
+    return CFGConditions(
+        positive=pick(conditions.positive),
+        unconditional=pick(conditions.unconditional),
+        negatives=tuple((pick(c), weights.expand(batch)[items]) for c, weights in conditions.negatives),
+        plain=pick(conditions.plain),
+        empty=pick(conditions.empty),
+        extra={name: pick(conditioning) for name, conditioning in conditions.extra.items()},
+        cameras=None if conditions.cameras is None else conditions.cameras[items],
     )

@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from scoredist3d.config import ComponentConfig, Schedule, option
 from scoredist3d.diffusion.schedule import NoiseSchedule
-from scoredist3d.priors.base import AdapterPoints, Branches, Conditioning, Prediction, Prior
+from scoredist3d.priors.base import AdapterPoints, CFGConditions, Conditioning, Prediction, Prior
 from scoredist3d.priors.camera_embedding import CAMERA_EMBEDDING_SIZE, camera_embedding
 from scoredist3d.priors.diffusers_prior import DiffusersPrior
 from scoredist3d.seeding import Rng
@@ -29,7 +29,7 @@ _COARSEST = 4
 
 
 @dataclass
-class PhiConfig(ComponentConfig):
+class ScoreModelConfig(ComponentConfig):
     """The network that learns the renders, and how it is trained."""
 
     network: Literal["auto", "lora", "unet"] = option(
@@ -49,7 +49,7 @@ class PhiConfig(ComponentConfig):
     lr: Schedule = option(1e-4, "AdamW's learning rate; a rising schedule is a warm-up.", ge=0)
     weight_decay: float = option(0.01, "AdamW's weight decay.", ge=0)
     steps: int = option(1, "Optimiser steps of phi per step of the particles.", ge=1)
-    repeats: int = option(1, "Noise levels and noises drawn for every render of such a step.", ge=1)
+    repeats: int = option(1, "Noise timesteps and noises drawn for every render of such a step.", ge=1)
     camera_dropout: float = option(0.1, "Share of the renders that phi is told no camera for in training.", ge=0, le=1)
     replay: int = option(
         0, "Keep this many of the latest latents and train phi on draws from them; 0 trains on the step's own.", ge=0
@@ -65,15 +65,15 @@ class PhiConfig(ComponentConfig):
         return problems
 
 
-class Phi(nn.Module, ABC):
+class ScoreModel(nn.Module, ABC):
     """A trainable denoiser; its parameters are float32 and follow the module's device."""
 
     @abstractmethod
     def predict(self, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Prediction:
-        """The prediction for (B, C, h, w) latents at levels ``t`` (B,); ``conditioning.camera`` is given."""
+        """The prediction for (B, C, h, w) latents at timesteps ``t`` (B,); ``conditioning.camera`` is given."""
 
 
-def build_phi(config: PhiConfig, prior: Prior, rng: Rng) -> Phi:
+def build_score_model(config: ScoreModelConfig, prior: Prior, rng: Rng) -> ScoreModel:
     """The configured network.
 
     Raises:
@@ -81,30 +81,30 @@ def build_phi(config: PhiConfig, prior: Prior, rng: Rng) -> Phi:
     """
     points = prior.adapter_points()
     if config.network == "unet" or (config.network == "auto" and points is None and config.model is None):
-        return UNetPhi(config, prior, rng)
+        return UNetScoreModel(config, prior, rng)
     if points is None:
         raise ValueError(
             "guidance.phi.network: this prior is no network that adapters could be put on; use network=unet"
         )
     if config.model is None:
-        return LoraPhi(config, prior, points, rng)
+        return LoraScoreModel(config, prior, points, rng)
     model = DiffusersPrior(
         DiffusersPrior.Config(pretrained_model_name_or_path=config.model), denoiser_only=True
     ).requires_grad_(False)
     other = model.adapter_points()
     _require_sibling(config.model, model, other, prior, points)
-    return LoraPhi(config, model, other, rng, owns_model=True)
+    return LoraScoreModel(config, model, other, rng, owns_model=True)
 
 
-def phi_conditioning(branches: Branches, batch: int) -> Conditioning:
+def phi_conditioning(conditions: CFGConditions, batch: int) -> Conditioning:
     """What phi is told: the prompt without view words, and the camera, zeros where there is none."""
-    plain = branches.positive if branches.plain is None else branches.plain
+    plain = conditions.positive if conditions.plain is None else conditions.plain
     plain = plain.expand(batch)
     if plain.camera is not None:
         return plain
-    if branches.cameras is None:
+    if conditions.cameras is None:
         return replace(plain, camera=plain.text.new_zeros(batch, CAMERA_EMBEDDING_SIZE))
-    return replace(plain, camera=camera_embedding(branches.cameras).to(plain.text).expand(batch, -1))
+    return replace(plain, camera=camera_embedding(conditions.cameras).to(plain.text).expand(batch, -1))
 
 
 def matching_output(like: Prediction, x0: Tensor, eps: Tensor) -> Tensor:
@@ -116,7 +116,7 @@ def matching_output(like: Prediction, x0: Tensor, eps: Tensor) -> Tensor:
     return like.schedule.velocity(x0, eps, like.t)
 
 
-class LoraPhi(Phi):
+class LoraScoreModel(ScoreModel):
     """Low-rank adapters (arXiv 2106.09685) on the linear layers of a frozen network.
 
     The network keeps its own layers: the adapted ones take their places for the length of a call only. So it gives the
@@ -127,7 +127,7 @@ class LoraPhi(Phi):
     """
 
     def __init__(
-        self, config: PhiConfig, model: Prior, points: AdapterPoints, rng: Rng, *, owns_model: bool = False
+        self, config: ScoreModelConfig, model: Prior, points: AdapterPoints, rng: Rng, *, owns_model: bool = False
     ) -> None:
         """Args:
         config: Rank.
@@ -187,14 +187,14 @@ class LoraPhi(Phi):
         return super()._apply(fn, recurse)
 
 
-class UNetPhi(Phi):
-    """A small UNet from scratch that is told the level and the camera, but no text: it learns one prompt's renders.
+class UNetScoreModel(ScoreModel):
+    """A small UNet from scratch that is told the timestep and the camera, but no text: it learns one prompt's renders.
 
     It predicts the velocity for which x_0 and eps have equal coefficients in the schedule's own alpha and sigma, and
     starts at zero: then eps = sigma x_t / (alpha^2 + sigma^2), the exact answer for latents that are standard normal.
     """
 
-    def __init__(self, config: PhiConfig, prior: Prior, rng: Rng) -> None:
+    def __init__(self, config: ScoreModelConfig, prior: Prior, rng: Rng) -> None:
         """Args:
         config: Widths.
         prior: Gives the schedule and the size of the latents.
@@ -230,21 +230,21 @@ class UNetPhi(Phi):
         with torch.autocast(x_t.device.type, enabled=False):
             x = functional.pad(x_t.float(), (0, -width % self._multiple, 0, -height % self._multiple), "replicate")
             camera = self.camera(conditioning.camera.float())  # type: ignore[union-attr]
-            output = self.network(x, self.schedule.timestep(t), class_labels=camera, return_dict=False)[0]
+            output = self.network(x, self.schedule.model_timestep(t), class_labels=camera, return_dict=False)[0]
         output = output[..., :height, :width].to(x_t.dtype)
         return Prediction(output, "v_prediction", x_t, t, self.schedule)
 
 
 class StandardVelocity(NoiseSchedule):
-    """Another schedule's levels with the velocity v = (alpha eps - sigma x_0) / (alpha^2 + sigma^2).
+    """Another schedule's timesteps with the velocity v = (alpha eps - sigma x_0) / (alpha^2 + sigma^2).
 
     It is the usual one of variance-preserving chains, and for latents of unit variance v = 0 is the best guess at every
-    level of any schedule.
+    timestep of any schedule.
     """
 
     def __init__(self, schedule: NoiseSchedule) -> None:
         """Args:
-        schedule: Whose levels are meant.
+        schedule: Whose timesteps are meant.
         """
         self._schedule = schedule
         self.prediction_type = "v_prediction"
@@ -260,13 +260,13 @@ class StandardVelocity(NoiseSchedule):
         power = alpha.square() + sigma.square()
         return alpha / power, sigma / power
 
-    def snap(self, t: Tensor) -> Tensor:
+    def quantize(self, t: Tensor) -> Tensor:
         """As the other schedule's."""
-        return self._schedule.snap(t)
+        return self._schedule.quantize(t)
 
-    def timestep(self, t: Tensor) -> Tensor:
+    def model_timestep(self, t: Tensor) -> Tensor:
         """As the other schedule's."""
-        return self._schedule.timestep(t)
+        return self._schedule.model_timestep(t)
 
 
 _ADAPTER = "phi"
@@ -305,7 +305,7 @@ def _resolutions(side: int) -> int:
 
 
 def _require_sibling(name: str, model: Prior, points: AdapterPoints, prior: Prior, prior_points: AdapterPoints) -> None:
-    """Refuse a model that would misread the prior's latents, levels or text."""
+    """Refuse a model that would misread the prior's latents, timesteps or text."""
     if points.text_width != prior_points.text_width:
         raise ValueError(
             f"guidance.phi.model: {name} attends to texts of width {points.text_width}, and the prior's text encoder "
@@ -317,4 +317,4 @@ def _require_sibling(name: str, model: Prior, points: AdapterPoints, prior: Prio
         raise ValueError(f"guidance.phi.model: {name} takes latents of {channels} channels, the prior's have {wanted}")
     t = torch.linspace(0.0, 1.0, 101, dtype=torch.float64)
     if not all(map(torch.allclose, model.schedule.coefficients(t), prior.schedule.coefficients(t))):
-        raise ValueError(f"guidance.phi.model: the noise levels of {name} are not the prior's; use a sibling of it")
+        raise ValueError(f"guidance.phi.model: the timesteps of {name} are not the prior's; use a sibling of it")
