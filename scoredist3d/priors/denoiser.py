@@ -28,12 +28,14 @@ class DenoiserNetwork(FrozenNetwork, ABC):
         name: The pipeline's folder or hub id.
         schedule: Noise schedule, from the pipeline's scheduler configuration.
         takes_cameras: Whether the network is conditioned on cameras.
+        patch_size: The sides of latents are multiples of it; larger than 1 for transformers.
     """
 
     part: ClassVar[str] = "unet"
     name: str
     schedule: NoiseSchedule
     takes_cameras: bool = False
+    patch_size: int = 1
 
     def __init__(self, source: PipelineSource, precision: Precision) -> None:
         """Load the network on the CPU.

@@ -112,7 +112,8 @@ class PipelinePrior(Prior):
 
     def encode(self, rgb: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Resize so that the shorter side is ``image_size``, map to [-1, 1] and encode; see :meth:`Prior.encode`."""
-        x = 2.0 * resize_shorter_side(rgb.movedim(-1, 1), self.image_size, self.codec.factor) - 1.0
+        multiple = self.codec.factor * self.denoiser.patch_size
+        x = 2.0 * resize_shorter_side(rgb.movedim(-1, 1), self.image_size, multiple) - 1.0
         return self.codec.encode(x, generator)
 
     def decode(self, latents: Tensor) -> Tensor:
