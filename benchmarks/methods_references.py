@@ -9,9 +9,9 @@ from torch import Tensor
 from scoredist3d import registry
 from scoredist3d.cameras import Cameras
 from scoredist3d.config.validation import parse_component
+from scoredist3d.diffusion.samplers import sample
 from scoredist3d.evaluation.measures import objects_of_caption, real_pictures
-from scoredist3d.priors.base import CFGConditions
-from scoredist3d.priors.sampling import sample
+from scoredist3d.priors.conditioning import CFGConditions
 from scoredist3d.procedural import CATEGORIES, COLORS, simple_caption
 
 REFERENCES = ("real renders", "DDIM samples")

@@ -25,10 +25,11 @@ import torch
 from prior_training.pool import training_cameras
 from torch import Tensor
 
+from scoredist3d.diffusion.samplers import sample
 from scoredist3d.export.images import image_grid, save_png
-from scoredist3d.priors.base import CFGConditions, Conditioning, Prior
+from scoredist3d.priors.base import Prior
+from scoredist3d.priors.conditioning import CFGConditions, Conditioning
 from scoredist3d.priors.diffusers_prior import DiffusersPrior
-from scoredist3d.priors.sampling import sample
 from scoredist3d.procedural import (
     AZIMUTH_SYMMETRY,
     CATEGORIES,

@@ -1,1 +1,1 @@
-"""Diffusion maths that no model family owns: noise schedules and what networks predict on them."""
+"""Diffusion mathematics independent of any model family: schedules, predictions, guidance algebra and samplers."""

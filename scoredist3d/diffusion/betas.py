@@ -1,4 +1,4 @@
-"""Noise increments (betas) of variance-preserving chains, as diffusers' scheduler configurations describe them."""
+"""Betas (noise variances per step) of variance-preserving chains in diffusers' scheduler configurations."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ from torch import Tensor
 
 
 def scheduler_betas(config: Mapping[str, Any]) -> Tensor:
-    """(N,) float64 betas of a diffusers scheduler configuration."""
+    """Betas (N,) in float64 of a diffusers scheduler configuration.
+
+    Raises:
+        ValueError: Unknown ``beta_schedule``.
+    """
     if config.get("trained_betas") is not None:
         return torch.as_tensor(config["trained_betas"], dtype=torch.float64)
     steps = int(config.get("num_train_timesteps", 1000))
@@ -25,11 +29,11 @@ def scheduler_betas(config: Mapping[str, Any]) -> Tensor:
         u = torch.linspace(0.0, 1.0, steps + 1, dtype=torch.float64)
         abar = torch.cos((u + 0.008) / 1.008 * math.pi / 2).square()
         return (1.0 - abar[1:] / abar[:-1]).clamp_max(0.999)
-    raise ValueError(f"beta_schedule {name!r} is not known; known are linear, scaled_linear and squaredcos_cap_v2")
+    raise ValueError(f"unknown beta_schedule {name!r}; use linear, scaled_linear or squaredcos_cap_v2")
 
 
 def zero_terminal_snr(abar: Tensor) -> Tensor:
-    """Shift and scale sqrt(abar) so that the last timestep holds no image (arXiv 2305.08891, algorithm 1)."""
+    """``abar`` (N,) with sqrt(abar) rescaled to zero SNR at the last timestep (arXiv 2305.08891, algorithm 1)."""
     root = abar.sqrt()
     first, last = root[0], root[-1]
     return ((root - last) * first / (first - last)).square()

@@ -1,25 +1,24 @@
-"""Noise schedules: how a diffusion model mixes images with noise, and what its output means.
+"""Noise schedules: the mixture of image and noise at each timestep, and the parametrizations of a network's output.
 
-Every model here describes x_t = alpha_t x_0 + sigma_t eps. Two families share one interface:
+Every schedule describes x_t = alpha_t x_0 + sigma_t eps. Two families share one interface:
 
 * :class:`VPSchedule`, the discrete variance-preserving chain of DDPM and Stable Diffusion: alpha^2 + sigma^2 = 1,
   velocity v = alpha eps - sigma x_0.
 * :class:`FlowSchedule`, rectified flow (Stable Diffusion 3, Flux): alpha = 1 - s, sigma = s, velocity v = eps - x_0.
 
-Time ``t`` is a float in [0, 1], 1 is the noisiest timestep, and t * num_train_timesteps is the position on the model's own
-schedule: timestep 500 of 1000 is t = 0.5. A negative ``t`` means the clean image itself (alpha 1, sigma 0), which a VP
-chain reaches only after its last step: its timestep 0 still holds a little noise.
+The timestep ``t`` is a float in [0, 1]; 1 is the noisiest one, and t * num_train_timesteps is the position on the
+model's own schedule: timestep 500 of 1000 is t = 0.5. A negative ``t`` denotes the clean image (alpha 1, sigma 0),
+which a VP chain reaches only after its last step: its timestep 0 still contains a little noise.
 
-In both families v = a eps - b x_0 with a alpha + b sigma = 1, so that x_0 = a x_t - sigma v and eps = b x_t + alpha v
-hold without a division; that is why velocity models are safe where alpha is 0.
+In both families v = a eps - b x_0 with a alpha + b sigma = 1. Therefore x_0 = a x_t - sigma v and
+eps = b x_t + alpha v, without a division: velocity predictions can be converted where alpha is 0.
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -31,25 +30,26 @@ PredictionType = Literal["epsilon", "sample", "v_prediction"]
 PREDICTION_TYPES: tuple[PredictionType, ...] = ("epsilon", "sample", "v_prediction")
 
 CLEAN = -1.0
-"""The time that stands for the clean image, below every timestep of the model."""
+"""Timestep of the clean image, below all timesteps of the model."""
 
 
 def per_item(coefficient: Tensor, like: Tensor) -> Tensor:
-    """A (B,) coefficient in ``like``'s dtype, shaped (B, 1, 1, ...) to multiply it."""
+    """A (B,) coefficient with shape (B, 1, 1, ...) and the data type of ``like``, to be multiplied with it."""
     return coefficient.to(like.dtype).reshape(-1, *[1] * (like.ndim - 1))
 
 
 class NoiseSchedule(ABC):
-    """Coefficients, conversions and deterministic steps of one diffusion model.
+    """Coefficients, conversions and DDIM steps of one diffusion model.
 
-    Methods take ``t`` as a (B,) floating tensor and answer in its dtype and on its device; the tables behind them
-    are float64. Nothing here synchronises a device.
+    Methods take ``t`` as a (B,) floating-point tensor and return tensors of its data type and device, computed from
+    float64 tables. No method synchronizes with a device.
 
     Attributes:
-        prediction_type: What the network outputs: ``epsilon``, ``sample`` (x_0) or ``v_prediction`` (either velocity).
-        num_train_timesteps: Number of timesteps the model was trained on.
-        final_timestep: Level of diffusers' negative DDIM timesteps: ``CLEAN`` with ``set_alpha_to_one``, else the lowest.
-        steps_offset: Lowest timestep of diffusers' sampling grids, 1 for Stable Diffusion's own scheduler.
+        prediction_type: Parametrization of the network's output: ``epsilon``, ``sample`` (x_0) or ``v_prediction``.
+        num_train_timesteps: Number of timesteps that the model was trained on.
+        final_timestep: Timestep that diffusers' negative DDIM timesteps correspond to: ``CLEAN`` with
+            ``set_alpha_to_one``, otherwise the lowest one.
+        steps_offset: Lowest integer timestep of diffusers' sampling grids, 1 for Stable Diffusion's own scheduler.
     """
 
     prediction_type: PredictionType
@@ -59,14 +59,15 @@ class NoiseSchedule(ABC):
 
     @staticmethod
     def from_config(config: Mapping[str, Any], *, image_tokens: int | None = None) -> NoiseSchedule:
-        """Build the schedule that a diffusers ``scheduler_config.json`` describes.
+        """The schedule that a diffusers ``scheduler_config.json`` describes.
 
         Args:
-            config: Its content. A class or a shift of flow matching tells a flow; everything else is a VP chain.
-            image_tokens: Number of image tokens of the transformer, where the shift depends on the resolution.
+            config: Content of the file. A flow-matching scheduler is recognized by its class, or by a ``shift`` without
+                a ``beta_schedule``; any other is a VP chain.
+            image_tokens: Number of image tokens of the transformer, required if the shift depends on the resolution.
 
         Raises:
-            ValueError: A beta schedule or prediction type that is not known.
+            ValueError: Unknown beta schedule or prediction type, or ``image_tokens`` is missing.
         """
         if "FlowMatch" in str(config.get("_class_name", "")) or ("shift" in config and "beta_schedule" not in config):
             return FlowSchedule.from_scheduler_config(config, image_tokens=image_tokens)
@@ -74,7 +75,7 @@ class NoiseSchedule(ABC):
 
     @abstractmethod
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """(alpha, sigma) at the timestep that ``t`` quantizes to, (B,) each; (1, 0) where t < 0."""
+        """(alpha, sigma) at the quantized timestep, (B,) each; (1, 0) where t < 0."""
 
     @abstractmethod
     def velocity_coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -82,42 +83,42 @@ class NoiseSchedule(ABC):
 
     @abstractmethod
     def quantize(self, t: Tensor) -> Tensor:
-        """The nearest time the model was trained on, in [0, 1]."""
+        """The nearest timestep in [0, 1] that the model was trained on."""
 
     @abstractmethod
     def model_timestep(self, t: Tensor) -> Tensor:
-        """What the network is told as its timestep, (B,): integers for VP chains, floats for flows."""
+        """The network's timestep input, (B,): integers for VP chains, floats for flows."""
 
     def alpha(self, t: Tensor) -> Tensor:
-        """Share of the image in x_t."""
+        """Coefficient of the clean image in x_t, (B,)."""
         return self.coefficients(t)[0]
 
     def sigma(self, t: Tensor) -> Tensor:
-        """Share of the noise in x_t."""
+        """Coefficient of the noise in x_t, (B,)."""
         return self.coefficients(t)[1]
 
     def lambda_(self, t: Tensor) -> Tensor:
-        """Noise-to-signal ratio sigma / alpha, increasing in t (infinite at a zero-SNR timestep)."""
+        """Noise-to-signal ratio sigma / alpha, (B,); increases with t and is infinite at zero SNR."""
         alpha, sigma = self.coefficients(t)
         return sigma / alpha
 
     def log_snr(self, t: Tensor) -> Tensor:
-        """log(alpha^2 / sigma^2), decreasing in t."""
+        """Logarithm of the signal-to-noise ratio, log(alpha^2 / sigma^2), (B,); decreases with t."""
         alpha, sigma = self.coefficients(t)
         return 2.0 * (alpha.log() - sigma.log())
 
     def add_noise(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-        """x_t = alpha_t x_0 + sigma_t eps."""
+        """The noisy image x_t = alpha_t x_0 + sigma_t eps, (B, C, h, w)."""
         alpha, sigma = self.coefficients(t)
         return per_item(alpha, x0) * x0 + per_item(sigma, x0) * eps
 
     def velocity(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-        """v = a eps - b x_0 of a known image and noise, in this family's convention."""
+        """The velocity v = a eps - b x_0 of a given image and noise, in this family's convention."""
         a, b = (per_item(c, x0) for c in self.velocity_coefficients(t))
         return a * eps - b * x0
 
     def to_x0(self, output: Tensor, x_t: Tensor, t: Tensor, kind: PredictionType | None = None) -> Tensor:
-        """Convert a prediction of ``kind`` (default: the network's own) at (x_t, t) to the clean image."""
+        """The clean image from an output of parametrization ``kind`` (default: the network's own) at (x_t, t)."""
         kind = kind or self.prediction_type
         alpha, sigma = (per_item(c, x_t) for c in self.coefficients(t))
         if kind == "sample":
@@ -127,7 +128,7 @@ class NoiseSchedule(ABC):
         return per_item(self.velocity_coefficients(t)[0], x_t) * x_t - sigma * output
 
     def to_eps(self, output: Tensor, x_t: Tensor, t: Tensor, kind: PredictionType | None = None) -> Tensor:
-        """Convert a prediction of ``kind`` (default: the network's own) at (x_t, t) to the noise."""
+        """The noise from an output of parametrization ``kind`` (default: the network's own) at (x_t, t)."""
         kind = kind or self.prediction_type
         alpha, sigma = (per_item(c, x_t) for c in self.coefficients(t))
         if kind == "epsilon":
@@ -137,7 +138,7 @@ class NoiseSchedule(ABC):
         return per_item(self.velocity_coefficients(t)[1], x_t) * x_t + alpha * output
 
     def to_v(self, output: Tensor, x_t: Tensor, t: Tensor, kind: PredictionType | None = None) -> Tensor:
-        """Convert a prediction of ``kind`` (default: the network's own) at (x_t, t) to this family's velocity."""
+        """The velocity from an output of parametrization ``kind`` (default: the network's own) at (x_t, t)."""
         kind = kind or self.prediction_type
         if kind == "v_prediction":
             return output
@@ -150,8 +151,8 @@ class NoiseSchedule(ABC):
     def ddim_variance(self, t: Tensor, s: Tensor) -> Tensor:
         """Variance of the ancestral step t -> s (s < t), sigma_s^2 (1 - (alpha_t sigma_s / (alpha_s sigma_t))^2).
 
-        It is the variance of x_s given x_t and x_0 when x_t comes from x_s by scaling and adding noise, whatever the
-        schedule: DDIM eq. 16 with eta 1 on variance-preserving chains, and never above sigma_s^2.
+        It is the variance of x_s given x_t and x_0 if x_t is x_s scaled plus noise, on any schedule. On
+        variance-preserving chains it is eq. 16 of DDIM with eta 1. It never exceeds sigma_s^2.
         """
         alpha_t, sigma_t = self.coefficients(t)
         alpha_s, sigma_s = self.coefficients(s)
@@ -161,10 +162,18 @@ class NoiseSchedule(ABC):
     def ddim_step(
         self, eps: Tensor, x0: Tensor, t: Tensor, s: Tensor, *, eta: float = 0.0, noise: Tensor | None = None
     ) -> Tensor:
-        """Move from timestep ``t`` to ``s`` along the predicted noise and image (DDIM, 2010.02502, eq. 12).
+        """The state at timestep ``s`` after a DDIM step from ``t`` (arXiv 2010.02502, eq. 12).
 
         x_s = alpha_s x_0 + sqrt(sigma_s^2 - eta^2 var) eps + eta sqrt(var) noise. With eta 0 this is the Euler step of
-        the probability-flow ODE in lambda and of a rectified flow, and valid in both directions (s > t inverts).
+        the probability-flow ODE in lambda and of a rectified flow, and is valid in both directions (s > t inverts).
+
+        Args:
+            eps: (B, C, h, w), the predicted noise at ``t``.
+            x0: (B, C, h, w), the predicted clean image at ``t``.
+            t: (B,), the current timesteps.
+            s: (B,), the new timesteps.
+            eta: Amount of new noise in [0, 1].
+            noise: (B, C, h, w), standard normal; required if ``eta`` is not 0.
 
         Raises:
             ValueError: ``eta`` is not 0 and no noise is given.
@@ -173,21 +182,21 @@ class NoiseSchedule(ABC):
         if eta == 0.0:
             return per_item(alpha, x0) * x0 + per_item(sigma, eps) * eps
         if noise is None:
-            raise ValueError(f"a DDIM step with eta={eta} needs the noise to add")
+            raise ValueError(f"a DDIM step with eta={eta} requires the argument noise")
         variance = eta**2 * self.ddim_variance(t, s)
         direction = (sigma.square() - variance).clamp_min(0.0).sqrt()
         return per_item(alpha, x0) * x0 + per_item(direction, eps) * eps + per_item(variance.sqrt(), noise) * noise
 
     def timesteps(self, steps: int, start: float = 1.0, *, end: float = CLEAN) -> list[float]:
-        """``steps`` decreasing times from ``start`` down, followed by ``end``: ``steps`` steps, ``steps + 1`` timesteps.
+        """``steps`` decreasing timesteps that begin at ``start``, followed by ``end``.
 
-        The spacing is diffusers' "trailing": it begins at the noisiest timestep, where the model has seen pure noise.
+        The spacing is "trailing" in the terms of diffusers: sampling begins at the noisiest timestep.
 
         Raises:
             ValueError: ``steps`` is not positive.
         """
         if steps < 1:
-            raise ValueError(f"a trajectory needs at least one step, got {steps}")
+            raise ValueError(f"steps must be at least 1, got {steps}")
         low = max(end, 0.0)
         return [*(start + (low - start) * k / steps for k in range(steps)), end]
 
@@ -205,12 +214,12 @@ class VPSchedule(NoiseSchedule):
     ) -> None:
         """Args:
         alphas_cumprod: (N,), abar of each training timestep, decreasing, in [0, 1].
-        prediction_type: What the network outputs.
-        set_alpha_to_one: As in diffusers' DDIM schedulers; see :attr:`NoiseSchedule.final_timestep`.
+        prediction_type: Parametrization of the network's output.
+        set_alpha_to_one: Option of diffusers' DDIM schedulers; see :attr:`NoiseSchedule.final_timestep`.
         steps_offset: See :class:`NoiseSchedule`.
 
         Raises:
-            ValueError: Unknown prediction type, or values outside [0, 1].
+            ValueError: Unknown prediction type, or values outside of [0, 1].
         """
         _check_prediction_type(prediction_type)
         abar = alphas_cumprod.detach().double().cpu()
@@ -227,31 +236,31 @@ class VPSchedule(NoiseSchedule):
 
     @classmethod
     def stable_diffusion(cls, prediction_type: PredictionType = "epsilon") -> VPSchedule:
-        """The schedule of Stable Diffusion 1 and 2: betas 0.00085..0.012 linear in their square roots, 1000 steps."""
+        """The schedule of Stable Diffusion 1 and 2: 1000 steps, sqrt(beta) linear from sqrt(0.00085) to sqrt(0.012)."""
         betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
         return cls.from_scheduler_config({**betas, "prediction_type": prediction_type, "set_alpha_to_one": False})
 
     @classmethod
     def from_scheduler_config(cls, config: Mapping[str, Any]) -> VPSchedule:
-        """From the configuration of a diffusers DDPM, DDIM, PNDM, Euler, ... scheduler.
+        """The schedule of a diffusers DDPM, DDIM, PNDM, Euler, ... scheduler configuration.
 
-        ``set_alpha_to_one`` is true where it is missing or only the default of the configuration's own class, as for
-        a DDIM scheduler built from the same configuration.
+        ``set_alpha_to_one`` is true if it is missing or only a default of the configuration's own class, as in a DDIM
+        scheduler that diffusers builds from the same configuration.
         """
         betas = scheduler_betas(config)
         abar = torch.cumprod(1.0 - betas, dim=0)
         if config.get("rescale_betas_zero_snr", False):
             abar = zero_terminal_snr(abar)
-        # Configurations of loaded schedulers list the values that they were not given.
+        # The configuration of a loaded scheduler lists the options that have default values.
         is_given = "set_alpha_to_one" not in config.get("_use_default_values", ())
         to_one = bool(config.get("set_alpha_to_one", True)) if is_given else True
-        # diffusers applies the offset to its "leading" grids only, which are the default.
+        # diffusers applies the offset to "leading" grids only, which are the default.
         offset = config.get("steps_offset", 0) if config.get("timestep_spacing", "leading") == "leading" else 0
         prediction = config.get("prediction_type", "epsilon")
         return cls(abar, prediction, set_alpha_to_one=to_one, steps_offset=offset)
 
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """(alpha, sigma) from the table, at the timestep nearest to ``t``."""
+        """(alpha, sigma) from the table at the nearest timestep, (B,) each; (1, 0) where t < 0."""
         key = (t.device, t.dtype)
         if key not in self._on_device:
             self._on_device[key] = self._table.to(dtype=t.dtype).to(t.device)
@@ -260,49 +269,49 @@ class VPSchedule(NoiseSchedule):
         return alpha, sigma
 
     def velocity_coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """(alpha, sigma): v = alpha eps - sigma x_0."""
+        """(alpha, sigma) of v = alpha eps - sigma x_0, (B,) each."""
         return self.coefficients(t)
 
     def quantize(self, t: Tensor) -> Tensor:
-        """The nearest k / N, k in 0..N-1."""
+        """The nearest k / N with k in 0..N-1."""
         return self.model_timestep(t).clamp_min(0).to(t.dtype) / self.num_train_timesteps
 
     def model_timestep(self, t: Tensor) -> Tensor:
-        """The nearest k in 0..N-1, integers; 0 for the clean image.
+        """The nearest integer k in 0..N-1; 0 for ``CLEAN``.
 
-        The clean image at a time between ``CLEAN`` and 0 is labelled with that negative timestep, which no model was
-        trained on; only reproductions of code that does so ask for it.
+        A ``t`` between ``CLEAN`` and 0 gives a negative integer, which no model was trained on. It exists to reproduce
+        published code that uses such timesteps.
         """
         index = (t * self.num_train_timesteps).round().clamp_max(self.num_train_timesteps - 1)
         return torch.where(t <= CLEAN, 0, index).long()
 
     def timesteps(self, steps: int, start: float = 1.0, *, end: float = CLEAN) -> list[float]:
-        """As in the base class; the noisiest timestep is timestep N - 1, diffusers' round(N - k N / steps) - 1."""
+        """Trailing timesteps as in the base class; those of diffusers, round(N - k N / steps) - 1, for the defaults."""
         n = self.num_train_timesteps
         top = min(round(start * n), n - 1)
         span = top + 1 - max(round(end * n), 0)
         if steps < 1:
-            raise ValueError(f"a trajectory needs at least one step, got {steps}")
+            raise ValueError(f"steps must be at least 1, got {steps}")
         return [*(max(round(top + 1 - k * span / steps - 1), 0) / n for k in range(steps)), end]
 
 
 class FlowSchedule(NoiseSchedule):
-    """Rectified flow x_s = (1 - s) x_0 + s eps with the timestep shift of its sampler.
+    """Rectified flow x_s = (1 - s) x_0 + s eps with the timestep shift of the model's sampler.
 
-    ``t`` is the position on the unshifted schedule and s = shift t / (1 + (shift - 1) t) (arXiv 2403.03206, eq. 23), so
-    that equal steps in t are the steps of the model's own sampler. The network is told s * num_train_timesteps.
+    ``t`` is the position on the unshifted schedule and s = shift t / (1 + (shift - 1) t) (arXiv 2403.03206, eq. 23).
+    Equal steps in t are the steps of the model's own sampler. The network's timestep input is s * num_train_timesteps.
     """
 
     def __init__(
         self, shift: float = 1.0, num_train_timesteps: int = 1000, prediction_type: PredictionType = "v_prediction"
     ) -> None:
         """Args:
-        shift: 1 for none, 3 for Stable Diffusion 3.
-        num_train_timesteps: Timesteps the model was trained on.
-        prediction_type: What the network outputs; flow models predict the velocity.
+        shift: Timestep shift; 1 for none, 3 for Stable Diffusion 3.
+        num_train_timesteps: Scale of the network's timestep input.
+        prediction_type: Parametrization of the network's output; flow models predict the velocity.
 
         Raises:
-            ValueError: A shift that is not positive or an unknown prediction type.
+            ValueError: The shift is not positive, or the prediction type is unknown.
         """
         _check_prediction_type(prediction_type)
         if not shift > 0:
@@ -313,7 +322,7 @@ class FlowSchedule(NoiseSchedule):
 
     @classmethod
     def from_scheduler_config(cls, config: Mapping[str, Any], *, image_tokens: int | None = None) -> FlowSchedule:
-        """From the configuration of a diffusers FlowMatch scheduler.
+        """The schedule of a diffusers flow-matching scheduler configuration.
 
         Raises:
             ValueError: The shift depends on the resolution and ``image_tokens`` is not given.
@@ -322,7 +331,8 @@ class FlowSchedule(NoiseSchedule):
         if config.get("use_dynamic_shifting", False):
             if image_tokens is None:
                 raise ValueError(
-                    "this flow schedule shifts by the resolution: pass image_tokens, the number of image tokens"
+                    "the shift of this flow schedule depends on the resolution; pass image_tokens, the number of image "
+                    "tokens of the transformer"
                 )
             low, high = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
             base, top = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
@@ -331,55 +341,23 @@ class FlowSchedule(NoiseSchedule):
         return cls(shift, int(config.get("num_train_timesteps", 1000)))
 
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """(1 - s, s) with s = shift t / (1 + (shift - 1) t)."""
+        """(1 - s, s) with s = shift t / (1 + (shift - 1) t), (B,) each."""
         u = t.clamp(0.0, 1.0)
         denominator = 1.0 + (self.shift - 1.0) * u
         return (1.0 - u) / denominator, self.shift * u / denominator
 
     def velocity_coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """(1, 1): v = eps - x_0."""
+        """(1, 1) of v = eps - x_0, (B,) each."""
         one = torch.ones_like(t)
         return one, one
 
     def quantize(self, t: Tensor) -> Tensor:
-        """The nearest k / N, k in 1..N."""
+        """The nearest k / N with k in 1..N."""
         return (t * self.num_train_timesteps).round().clamp(1, self.num_train_timesteps) / self.num_train_timesteps
 
     def model_timestep(self, t: Tensor) -> Tensor:
-        """s N, not rounded."""
+        """s * num_train_timesteps, not rounded."""
         return self.sigma(t) * self.num_train_timesteps
-
-
-def solve_ode(
-    schedule: NoiseSchedule,
-    predict: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
-    x: Tensor,
-    timesteps: Sequence[float],
-    *,
-    callback: Callable[[int, float, Tensor, Tensor], None] | None = None,
-) -> Tensor:
-    """Follow the probability-flow ODE through ``timesteps`` with DDIM (for flows: Euler) steps.
-
-    Decreasing timesteps sample, increasing timesteps invert.
-
-    Args:
-        schedule: The model's schedule.
-        predict: (x_t, t (B,)) -> (eps, x_0); called once per step, at the timestep the step starts from.
-        x: (B, ...), the state at ``timesteps[0]``.
-        timesteps: Times to visit; the first is where ``x`` is.
-        callback: Called after each step with (index, reached timestep, x, predicted x_0).
-
-    Returns:
-        The state at ``timesteps[-1]``.
-    """
-    for index, (start, stop) in enumerate(pairwise(timesteps)):
-        t = x.new_full((len(x),), start)
-        s = x.new_full((len(x),), stop)
-        eps, x0 = predict(x, t)
-        x = schedule.ddim_step(eps, x0, t, s)
-        if callback is not None:
-            callback(index, stop, x, x0)
-    return x
 
 
 def _check_prediction_type(prediction_type: str) -> None:

@@ -15,8 +15,9 @@ from torch.nn import functional
 
 from scoredist3d.cameras import Cameras
 from scoredist3d.config import ComponentConfig, option
-from scoredist3d.priors.base import CFGConditions, Prior
-from scoredist3d.priors.sampling import denoise
+from scoredist3d.diffusion.samplers import denoise
+from scoredist3d.priors.base import Prior
+from scoredist3d.priors.conditioning import CFGConditions
 from scoredist3d.registry import register
 from scoredist3d.seeding import Rng
 

@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 
 from scoredist3d.config import Schedule, option
+from scoredist3d.diffusion.cfg import perpendicular, predict_each
+from scoredist3d.diffusion.prediction import Prediction
 from scoredist3d.diffusion.schedule import per_item
 from scoredist3d.guidance.core.base import NFE, StepContext
 from scoredist3d.guidance.core.score_models import matching_output
 from scoredist3d.guidance.vsd import VariationalGuidance
-from scoredist3d.priors.base import CFGConditions, Conditioning, Prediction, perpendicular, predict_each
+from scoredist3d.priors.conditioning import CFGConditions, Conditioning
 from scoredist3d.registry import register
 
 

@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from scoredist3d.config import Schedule, option
-from scoredist3d.diffusion.schedule import per_item, solve_ode
+from scoredist3d.diffusion.cfg import predict_each
+from scoredist3d.diffusion.samplers import solve_ode
+from scoredist3d.diffusion.schedule import per_item
 from scoredist3d.guidance.core.base import NFE, WEIGHTINGS, Guidance, Score, StepContext, Weighting
 from scoredist3d.guidance.core.prompting import warn_of_unknown_words
-from scoredist3d.priors.base import CFGConditions, Conditioning, predict_each
+from scoredist3d.priors.conditioning import CFGConditions, Conditioning
 from scoredist3d.prompts.processor import ExtraPrompt
 from scoredist3d.registry import register
 

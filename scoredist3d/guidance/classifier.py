@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from scoredist3d.config import Schedule, option
+from scoredist3d.diffusion.cfg import perp_neg, predict_each
 from scoredist3d.diffusion.schedule import per_item
 from scoredist3d.guidance.core.base import NFE, Guidance, Score, StepContext
 from scoredist3d.guidance.core.prompting import empty_of
-from scoredist3d.priors.base import CFGConditions, Conditioning, perp_neg, predict_each
+from scoredist3d.priors.conditioning import CFGConditions, Conditioning
 from scoredist3d.registry import register
 
 _NETWORK = ("c_y", "c_n", "c_0")

@@ -12,7 +12,7 @@ from torch import Tensor
 from scoredist3d.config import Schedule, option
 from scoredist3d.diffusion.schedule import per_item
 from scoredist3d.guidance.core.base import Guidance, Score, StepContext
-from scoredist3d.priors.base import CFGConditions
+from scoredist3d.priors.conditioning import CFGConditions
 from scoredist3d.registry import register
 from scoredist3d.seeding import Rng
 

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from scoredist3d.config import Schedule, option
+from scoredist3d.diffusion.cfg import guided_prediction
 from scoredist3d.diffusion.schedule import per_item
 from scoredist3d.guidance.core.base import NFE, Score, StepContext, Weighting
 from scoredist3d.guidance.core.context import timestep_tensor
 from scoredist3d.guidance.core.trajectory import TrajectoryGuidance
-from scoredist3d.priors.base import CFGConditions, guided_prediction
+from scoredist3d.priors.conditioning import CFGConditions
 from scoredist3d.registry import register
 
 _SQRT = {"from": 0.7, "to": 0.1, "end": 3000, "shape": "sqrt"}

@@ -9,7 +9,7 @@ from torch import Tensor
 from scoredist3d.config import Schedule, option
 from scoredist3d.guidance.core.base import Score, StepContext, Weighting
 from scoredist3d.guidance.core.editing import EditingGuidance
-from scoredist3d.priors.base import CFGConditions
+from scoredist3d.priors.conditioning import CFGConditions
 from scoredist3d.registry import register
 
 

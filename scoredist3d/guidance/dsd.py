@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from scoredist3d.config import Schedule, option
+from scoredist3d.diffusion.prediction import Prediction
 from scoredist3d.diffusion.schedule import PredictionType
 from scoredist3d.guidance.core.base import NFE, Score, StepContext
 from scoredist3d.guidance.core.context import select, timestep_tensor
 from scoredist3d.guidance.core.trajectory import TrajectoryGuidance, told, told_the_same
-from scoredist3d.priors.base import CFGConditions, Prediction, Prior
+from scoredist3d.priors.base import Prior
+from scoredist3d.priors.conditioning import CFGConditions
 from scoredist3d.registry import register
 from scoredist3d.seeding import Rng
 

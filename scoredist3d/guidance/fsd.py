@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from scoredist3d.config import Schedule, option
+from scoredist3d.diffusion.prediction import Prediction
 from scoredist3d.diffusion.schedule import per_item
 from scoredist3d.guidance.core.base import Guidance, Score
 from scoredist3d.guidance.core.context import StepContext, timestep_tensor
 from scoredist3d.guidance.core.noise_fields import PersistentNoise, covered, world_map_crop, world_map_shape
-from scoredist3d.priors.base import CFGConditions, Prediction, Prior
+from scoredist3d.priors.base import Prior
+from scoredist3d.priors.conditioning import CFGConditions
 from scoredist3d.registry import register
 from scoredist3d.seeding import Rng
 

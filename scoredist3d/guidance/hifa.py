@@ -12,7 +12,7 @@ from scoredist3d.diffusion.schedule import per_item
 from scoredist3d.guidance.core.base import NFE, Guidance, Score, Weighting
 from scoredist3d.guidance.core.context import StepContext, timestep_tensor
 from scoredist3d.guidance.core.image_space import regression_weight, with_image_term
-from scoredist3d.priors.base import CFGConditions
+from scoredist3d.priors.conditioning import CFGConditions
 from scoredist3d.registry import register
 
 

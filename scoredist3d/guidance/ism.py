@@ -11,7 +11,7 @@ from scoredist3d.config import Schedule, option
 from scoredist3d.guidance.core.base import NFE, Score, StepContext, Weighting
 from scoredist3d.guidance.core.context import timestep_tensor
 from scoredist3d.guidance.core.trajectory import Grid, TrajectoryGuidance
-from scoredist3d.priors.base import CFGConditions
+from scoredist3d.priors.conditioning import CFGConditions
 from scoredist3d.registry import register
 from scoredist3d.seeding import Rng
 

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from scoredist3d.config import Schedule, option
+from scoredist3d.diffusion.cfg import guided_and_unconditional
 from scoredist3d.diffusion.schedule import per_item
 from scoredist3d.guidance.core.base import NFE, Guidance, Score, StepContext
 from scoredist3d.guidance.core.corrective import AUTO, load_corrective
 from scoredist3d.guidance.core.image_space import regression_weight
-from scoredist3d.priors.base import CFGConditions, Prior, guided_and_unconditional
+from scoredist3d.priors.base import Prior
+from scoredist3d.priors.conditioning import CFGConditions
 from scoredist3d.registry import register
 from scoredist3d.seeding import Rng
 

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from scoredist3d.config import Schedule, option
+from scoredist3d.diffusion.cfg import perp_neg, predict_each
 from scoredist3d.diffusion.schedule import per_item
 from scoredist3d.guidance.core.base import NFE, Guidance, Score, StepContext
 from scoredist3d.guidance.core.prompting import empty_of, warn_of_unknown_words
-from scoredist3d.priors.base import CFGConditions, perp_neg, predict_each
+from scoredist3d.priors.conditioning import CFGConditions
 from scoredist3d.prompts.processor import ExtraPrompt
 from scoredist3d.registry import register
 

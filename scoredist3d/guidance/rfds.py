@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from scoredist3d.config import Schedule, option
-from scoredist3d.diffusion.schedule import per_item, solve_ode
+from scoredist3d.diffusion.cfg import predict_each
+from scoredist3d.diffusion.samplers import solve_ode
+from scoredist3d.diffusion.schedule import per_item
 from scoredist3d.guidance.core.base import NFE, Guidance, Score, Weighting
 from scoredist3d.guidance.core.context import StepContext
-from scoredist3d.priors.base import CFGConditions, predict_each
+from scoredist3d.priors.conditioning import CFGConditions
 from scoredist3d.registry import register
 
 

@@ -14,7 +14,8 @@ from scoredist3d.diffusion.schedule import CLEAN, VPSchedule, per_item
 from scoredist3d.guidance.core.base import NFE, Score, StepContext, Weighting
 from scoredist3d.guidance.core.context import select, timestep_tensor
 from scoredist3d.guidance.core.trajectory import TrajectoryGuidance, told, told_the_same
-from scoredist3d.priors.base import CFGConditions, Prior
+from scoredist3d.priors.base import Prior
+from scoredist3d.priors.conditioning import CFGConditions
 from scoredist3d.registry import register
 from scoredist3d.seeding import Rng
 

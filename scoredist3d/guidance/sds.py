@@ -10,7 +10,7 @@ from scoredist3d.config import Schedule, option
 from scoredist3d.guidance.core.base import Guidance, Score
 from scoredist3d.guidance.core.context import StepContext
 from scoredist3d.guidance.core.image_space import regression_weight, with_image_term
-from scoredist3d.priors.base import CFGConditions
+from scoredist3d.priors.conditioning import CFGConditions
 from scoredist3d.registry import register
 
 

@@ -11,7 +11,8 @@ from scoredist3d.config import Schedule, option
 from scoredist3d.diffusion.schedule import per_item
 from scoredist3d.guidance.core.base import Guidance, Score, Weighting
 from scoredist3d.guidance.core.context import StepContext
-from scoredist3d.priors.base import CFGConditions, Prior
+from scoredist3d.priors.base import Prior
+from scoredist3d.priors.conditioning import CFGConditions
 from scoredist3d.registry import register
 from scoredist3d.seeding import Rng
 

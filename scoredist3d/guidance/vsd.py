@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from scoredist3d.config import Schedule, option
+from scoredist3d.diffusion.prediction import Prediction
 from scoredist3d.guidance.core.base import NFE, Guidance, Score, StepContext
 from scoredist3d.guidance.core.context import timestep_tensor
 from scoredist3d.guidance.core.score_models import (
@@ -20,7 +21,8 @@ from scoredist3d.guidance.core.score_models import (
     matching_output,
     phi_conditioning,
 )
-from scoredist3d.priors.base import CFGConditions, Conditioning, Prediction, Prior
+from scoredist3d.priors.base import Prior
+from scoredist3d.priors.conditioning import CFGConditions, Conditioning
 from scoredist3d.registry import register
 from scoredist3d.seeding import Rng
 

@@ -16,8 +16,11 @@ from torch.nn import functional
 
 from scoredist3d.cameras import Cameras
 from scoredist3d.config import ComponentConfig, option
+from scoredist3d.diffusion.prediction import Prediction
 from scoredist3d.diffusion.schedule import FlowSchedule, NoiseSchedule, VPSchedule
-from scoredist3d.priors.base import Conditioning, Prediction, Prior, vocabulary_of, words_of
+from scoredist3d.priors.base import Prior
+from scoredist3d.priors.conditioning import Conditioning
+from scoredist3d.priors.vocabulary import vocabulary_of, words_of
 from scoredist3d.registry import register
 
 _BLOB_COLORS = {

@@ -1,7 +1,7 @@
-"""Reading the parts of a diffusers pipeline folder or hub repository, one by one and strictly.
+"""Strict loading of the parts of a diffusers pipeline from a folder or a hub repository.
 
-Pipelines are not used: importing one costs seconds, and a pipeline fills missing weights with random numbers after a
-warning.
+diffusers' pipeline classes are not used: importing one takes seconds, and they initialize missing weights randomly with
+only a warning.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from scoredist3d.priors.base import vocabulary_of
 from scoredist3d.priors.quiet import quiet_libraries
+from scoredist3d.priors.vocabulary import vocabulary_of
 
 _log = logging.getLogger("scoredist3d")
 
@@ -29,18 +29,20 @@ MODEL_KEY = "prior.pretrained_model_name_or_path"
 
 
 class PriorError(ValueError):
-    """A prior that cannot be loaded; the message names the folder and the part."""
+    """Failure to load a model; the message names the configuration key, the folder and the part."""
 
 
 @dataclass(frozen=True)
 class PipelineSource:
-    """Where a pipeline's parts come from.
+    """A local pipeline folder or hub repository, from which parts are loaded.
 
     Attributes:
         name: Local folder or hub id.
         folder: The local folder, or None for a hub id.
-        revision, variant: As diffusers understands them.
+        revision: Branch, tag or commit of a hub id.
+        variant: Preferred variant of the weight files, e.g. ``fp16``.
         index: The content of ``model_index.json``.
+        key: Configuration key that holds ``name``, for error messages.
     """
 
     name: str
@@ -48,169 +50,197 @@ class PipelineSource:
     revision: str | None
     variant: str | None
     index: dict[str, Any]
+    key: str = MODEL_KEY
 
     @classmethod
-    def open(cls, name: str, *, revision: str | None = None, variant: str | None = None) -> PipelineSource:
+    def open(
+        cls, name: str, *, revision: str | None = None, variant: str | None = None, key: str = MODEL_KEY
+    ) -> PipelineSource:
         """Find the pipeline and read its index.
 
         Args:
             name: ``embedded``, a local folder, or a hub id ``owner/model``.
             revision: Branch, tag or commit of a hub id.
-            variant: Weight files to prefer, e.g. ``fp16``.
+            variant: Preferred variant of the weight files, e.g. ``fp16``.
+            key: Configuration key that holds ``name``, for error messages.
 
         Raises:
-            PriorError: Neither a complete folder nor a reachable hub id.
+            PriorError: ``name`` is neither a pipeline folder nor a reachable hub id.
         """
         path = EMBEDDED_FOLDER if name == EMBEDDED else Path(name).expanduser()
         if path.is_dir():
-            return cls(str(path), path, revision, variant, _read_index(path))
+            return cls(str(path), path, revision, variant, _read_index(path, key), key)
         if name == EMBEDDED:
             raise PriorError(
-                f"{MODEL_KEY}: the embedded prior is not at {path}; reinstall scoredist3d, train it with "
+                f"{key}: the embedded prior is missing from {path}; reinstall scoredist3d, train the prior with "
                 "scripts/train_prior.py, or name another diffusers folder"
             )
         if name.count("/") != 1 or name.startswith((".", "/", "~")):
-            raise PriorError(f"{MODEL_KEY}: {name!r} is no folder here and no hub id of the form owner/model")
-        _log.info("reading %s from the Hugging Face Hub, or from its local cache", name)
-        return cls(name, None, revision, variant, dict(_read_json(_download(name, _INDEX, revision))))
+            raise PriorError(f"{key}: {name!r} is neither an existing folder nor a hub id of the form owner/model")
+        _log.info("loading %s from the Hugging Face Hub or its local cache", name)
+        index = dict(_read_json(_download(name, _INDEX, revision, key), key))
+        return cls(name, None, revision, variant, index, key)
 
     def has(self, part: str) -> bool:
-        """Whether the pipeline lists this part (a part it leaves out is ``[null, null]``)."""
+        """Whether the pipeline's index lists this part; an omitted part is absent or ``[null, null]``."""
         return bool((self.index.get(part) or [None])[0])
 
     def load(self, part: str, **keywords: Any) -> Any:
-        """The part, built by the class that the index names, with every weight from the files.
+        """The part, loaded by the class that the index names.
+
+        Args:
+            part: Name of the part in the index, e.g. ``tokenizer``.
+            keywords: Options of the class's ``from_pretrained``.
 
         Raises:
-            PriorError: Not listed, missing, unreadable or incomplete.
+            PriorError: The part is not listed, or its files are missing or unreadable.
         """
         cls = self._class_of(part)
         if self.index[part][0] == "transformers":
-            # Without it, transformers asks on the terminal whether to run code of the folder. Diffusers refuses anyway.
+            # Otherwise transformers asks on the terminal whether to run code of the folder. diffusers always refuses.
             keywords["trust_remote_code"] = False
         try:
-            # Weights that the files lack are drawn from the global random stream before they can be reported.
+            # The libraries initialize missing weights from the global random stream before they report them.
             with quiet_libraries(), torch.random.fork_rng(devices=[]):
                 return cls.from_pretrained(self.name, subfolder=part, **self._options(), **keywords)
         except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
-            raise PriorError(
-                f"{MODEL_KEY}: the {part} of {self.name} cannot be loaded: {_first_line(error)}"
-            ) from error
+            raise PriorError(f"{self.key}: the {part} of {self.name} cannot be loaded: {_first_line(error)}") from error
 
     def load_network(self, part: str, dtype: torch.dtype) -> nn.Module:
         """A frozen network in evaluation mode.
 
+        Args:
+            part: Name of the network in the index, e.g. ``unet``.
+            dtype: Data type of the weights.
+
         Raises:
-            PriorError: As :meth:`load`, and where weights are missing from the files.
+            PriorError: The part is not listed, its files are missing or unreadable, or they lack weights.
         """
         keywords: dict[str, Any] = {"dtype": dtype, "output_loading_info": True}
         if self.variant is not None:
             keywords["variant"] = self.variant
         if self.has(part) and self.index[part][0] == "diffusers":
-            # Asked for by default, and without accelerate declined with a warning for each network.
+            # diffusers' default is True, which without accelerate causes a warning for each network.
             keywords["low_cpu_mem_usage"] = importlib.util.find_spec("accelerate") is not None
         else:
-            keywords["ignore_mismatched_sizes"] = True  # refused below, with the shapes
+            keywords["ignore_mismatched_sizes"] = True  # reported below, with the shapes
         network, info = self.load(part, **keywords)
         self._require_complete(part, info)
         return network.requires_grad_(False).eval()
 
     def _require_complete(self, part: str, info: dict[str, Any]) -> None:
-        """Refuse a network that the files do not fill."""
+        """Check that the files contained every weight of a network.
+
+        Raises:
+            PriorError: Weights are missing or have the wrong shape.
+        """
         missing = sorted(info["missing_keys"])
         if missing:
             raise PriorError(
-                f"{MODEL_KEY}: the {part} of {self.name} lacks {len(missing)} weights, the first is {missing[0]}"
+                f"{self.key}: the {part} of {self.name} lacks {len(missing)} weights, the first is {missing[0]}; "
+                "download or export the model again"
             )
         mismatched = sorted(info["mismatched_keys"])
         if mismatched:
             key, found, wanted = mismatched[0]
             raise PriorError(
-                f"{MODEL_KEY}: {len(mismatched)} weights of the {part} of {self.name} do not have the shapes of its "
-                f"config.json; the first is {key}, {tuple(found)} where {tuple(wanted)} is expected"
+                f"{self.key}: {len(mismatched)} weights of the {part} of {self.name} do not have the shapes of its "
+                f"config.json; the first is {key}, {tuple(found)} where {tuple(wanted)} is expected; use matching files"
             )
 
     def vocabulary(self) -> frozenset[str] | None:
-        """Words of ``vocabulary.json`` (a list of words, or an object with the list under "words"), where there is one.
+        """The words in the folder's ``vocabulary.json``; None for a pipeline without this file.
+
+        The file is a list of words, or an object with the list under "words".
 
         Raises:
-            PriorError: The file is there and is neither.
+            PriorError: The file has another form.
         """
         path = None if self.folder is None else self.folder / "vocabulary.json"
         if path is None or not path.is_file():
             return None
-        content = _read_json(path)
+        content = _read_json(path, self.key)
         entries = content.get("words") if isinstance(content, dict) else content
         if not isinstance(entries, list) or not all(isinstance(entry, str) for entry in entries):
-            raise PriorError(f'{MODEL_KEY}: {path} must be a list of words or {{"words": [...]}}')
+            raise PriorError(f'{self.key}: {path} must be a list of words or {{"words": [...]}}')
         return vocabulary_of(entries)
 
     def scheduler_config(self) -> dict[str, Any]:
-        """The scheduler's configuration, without building a scheduler."""
+        """The scheduler's configuration.
+
+        Raises:
+            PriorError: The pipeline has no scheduler, or its configuration is missing or unreadable.
+        """
         if not self.has("scheduler"):
-            raise PriorError(f"{MODEL_KEY}: {self.name} has no scheduler in its {_INDEX}")
+            raise PriorError(f"{self.key}: {self.name} has no scheduler in its {_INDEX}")
         if self.folder is not None:
             path = self.folder / "scheduler" / "scheduler_config.json"
             if not path.is_file():
-                raise PriorError(f"{MODEL_KEY}: {self.name} is incomplete: scheduler/scheduler_config.json is missing")
-            return _read_json(path)
+                raise PriorError(f"{self.key}: {self.name} is incomplete: scheduler/scheduler_config.json is missing")
+            return _read_json(path, self.key)
         return dict(self.load("scheduler").config)
 
     def network_config(self, part: str) -> dict[str, Any]:
-        """The content of a network's ``config.json``, read without its weights.
+        """The content of a network's ``config.json``, read without loading the weights.
 
         Raises:
-            PriorError: Not listed, missing or unreadable.
+            PriorError: The network is not listed, or its configuration is missing or unreadable.
         """
         self._class_of(part)
         if self.folder is None:
-            return dict(_read_json(_download(self.name, f"{part}/config.json", self.revision)))
+            return dict(_read_json(_download(self.name, f"{part}/config.json", self.revision, self.key), self.key))
         path = self.folder / part / "config.json"
         if not path.is_file():
-            raise PriorError(f"{MODEL_KEY}: {self.name} is incomplete: {part}/config.json is missing")
-        return dict(_read_json(path))
+            raise PriorError(f"{self.key}: {self.name} is incomplete: {part}/config.json is missing")
+        return dict(_read_json(path, self.key))
 
     def _class_of(self, part: str) -> Any:
-        """The class that the index names for a part."""
+        """The class that the index names for a part.
+
+        Raises:
+            PriorError: The part is not listed, its class is not available, or its folder is missing.
+        """
         if not self.has(part):
-            raise PriorError(f"{MODEL_KEY}: {self.name} has no {part} in its {_INDEX}")
+            raise PriorError(f"{self.key}: {self.name} has no {part} in its {_INDEX}")
         library, name = self.index[part]
         if library not in ("diffusers", "transformers"):
             raise PriorError(
-                f"{MODEL_KEY}: the {part} of {self.name} is a {library}.{name}; "
-                "only diffusers and transformers are known"
+                f"{self.key}: the {part} of {self.name} is a {library}.{name}; "
+                "only classes of diffusers and transformers are supported"
             )
         cls = getattr(importlib.import_module(library), name, None)
         if cls is None:
             raise PriorError(
-                f"{MODEL_KEY}: the {part} of {self.name} is a {name}, which the installed {library} does not have"
+                f"{self.key}: the {part} of {self.name} is a {name}, which the installed {library} does not have; "
+                f"update {library}"
             )
         if self.folder is not None and not (self.folder / part).is_dir():
-            raise PriorError(f"{MODEL_KEY}: {self.name} is incomplete: its folder {part}/ is missing")
+            raise PriorError(f"{self.key}: {self.name} is incomplete: its folder {part}/ is missing")
         return cls
 
     def _options(self) -> dict[str, Any]:
+        """Options of ``from_pretrained`` that select a version of a hub repository."""
         return {} if self.folder is not None or self.revision is None else {"revision": self.revision}
 
 
-def _read_index(folder: Path) -> dict[str, Any]:
+def _read_index(folder: Path, key: str) -> dict[str, Any]:
     path = folder / _INDEX
     if not path.is_file():
-        raise PriorError(f"{MODEL_KEY}: {folder} is no diffusers pipeline: {_INDEX} is missing")
-    index = _read_json(path)
+        raise PriorError(f"{key}: {folder} is not a diffusers pipeline: {_INDEX} is missing")
+    index = _read_json(path, key)
     if not isinstance(index, dict):
-        raise PriorError(f"{MODEL_KEY}: {path} must be a JSON object")
+        raise PriorError(f"{key}: {path} must be a JSON object")
     return index
 
 
-def _read_json(path: Path) -> Any:
+def _read_json(path: Path, key: str) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise PriorError(f"{MODEL_KEY}: {path} is no valid JSON: {error}") from error
+        raise PriorError(f"{key}: {path} is not valid JSON: {error}") from error
 
 
-def _download(name: str, file: str, revision: str | None) -> Path:
+def _download(name: str, file: str, revision: str | None, key: str) -> Path:
     from huggingface_hub import hf_hub_download
 
     try:
@@ -218,7 +248,7 @@ def _download(name: str, file: str, revision: str | None) -> Path:
             return Path(hf_hub_download(name, file, revision=revision))
     except (OSError, ValueError) as error:
         raise PriorError(
-            f"{MODEL_KEY}: {name!r} is no folder here and cannot be fetched from the hub: {_first_line(error)}"
+            f"{key}: {name!r} is not an existing folder and cannot be downloaded from the hub: {_first_line(error)}"
         ) from error
 
 

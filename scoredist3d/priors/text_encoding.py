@@ -1,4 +1,4 @@
-"""Text encoding of a diffusers pipeline: prompts to the hidden states that its UNet attends to."""
+"""Text encoding of a diffusers pipeline: prompts to the hidden states that its denoiser attends to."""
 
 from __future__ import annotations
 
@@ -9,66 +9,100 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from scoredist3d.priors.diffusers_loading import PipelineSource
+from scoredist3d.priors.frozen_network import FrozenNetwork, Precision, loading_dtype
+
 _log = logging.getLogger("scoredist3d")
 
-_T5_LENGTH = 77
-"""Tokens per prompt with which DeepFloyd IF was trained; T5 itself has no limit."""
 
+class TextEncoder(FrozenNetwork):
+    """A tokenizer and its text encoder.
 
-def encode_text(tokenizer: Any, encoder: Any, prompts: Sequence[str]) -> Tensor:
-    """The text encoder's last hidden state, computed as the model's own diffusers pipeline does it.
-
-    A CLIP encoder sees padding unless its configuration sets ``use_attention_mask``, as in StableDiffusionPipeline.
-    A T5 encoder never sees padding, and its prompts are stripped and lower-cased, as in IFPipeline without caption
-    cleaning (DeepFloyd IF is the one family that combines T5 with a UNet2DConditionModel).
-
-    Args:
+    Attributes:
         tokenizer: A transformers tokenizer.
-        encoder: Its text encoder, CLIP or T5.
-        prompts: B texts. Those longer than the encoder's limit lose their end, with a warning.
-
-    Returns:
-        (B, L, D) in float32, L the encoder's limit.
+        length: Number of tokens per prompt, padding included.
     """
-    t5 = _is_t5(encoder)
-    texts = [prompt.strip().lower() for prompt in prompts] if t5 else list(prompts)
-    length = _token_limit(tokenizer, encoder)
-    _warn_if_cut(tokenizer, texts, length)
-    tokens = tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-    masked = t5 or getattr(encoder.config, "use_attention_mask", False)
-    mask = tokens.attention_mask.to(encoder.device) if masked else None
-    with torch.autocast(encoder.device.type, enabled=False):
-        return encoder(tokens.input_ids.to(encoder.device), attention_mask=mask).last_hidden_state.float()
 
+    def __init__(
+        self,
+        network: nn.Module,
+        tokenizer: Any,
+        precision: Precision,
+        *,
+        length: int | None = None,
+        masks_padding: bool = False,
+        lower_case: bool = False,
+    ) -> None:
+        """Args:
+        network: A transformers text encoder, e.g. CLIPTextModel or T5EncoderModel.
+        tokenizer: Its tokenizer.
+        precision: Arithmetic of the network.
+        length: Number of tokens per prompt; None takes the smaller limit of tokenizer and network.
+        masks_padding: Hide padding from the attention of the network, as the model's own pipeline does.
+        lower_case: Strip prompts and convert them to lower case.
+        """
+        super().__init__(network, precision)
+        self.tokenizer = tokenizer
+        limit: int = tokenizer.model_max_length
+        self.length = length or min(limit, getattr(self.network.config, "max_position_embeddings", limit))
+        self._masks_padding = masks_padding
+        self._lower_case = lower_case
 
-def cast_network(network: nn.Module, dtype: torch.dtype) -> None:
-    """Cast a network in place, and keep in float32 the layers that overflow in float16 (T5's ``wo``), as transformers
-    does when it loads such a network in half precision.
-    """
-    network.to(dtype)
-    if dtype != torch.float16:
-        return
-    kept = set(getattr(network, "_keep_in_fp32_modules", None) or ())
-    for path, module in network.named_modules():
-        if kept.intersection(path.split(".")):
-            module.float()
+    @classmethod
+    def load(
+        cls,
+        source: PipelineSource,
+        precision: Precision,
+        *,
+        suffix: str = "",
+        length: int | None = None,
+        masks_padding: bool = False,
+        lower_case: bool = False,
+    ) -> TextEncoder:
+        """Load the pipeline's ``text_encoder`` and ``tokenizer``.
 
+        Args:
+            source: The pipeline.
+            precision: Arithmetic of the network.
+            suffix: Appended to the names of both parts, e.g. ``_2`` for the second text encoder.
+            length: See :meth:`__init__`.
+            masks_padding: See :meth:`__init__`.
+            lower_case: See :meth:`__init__`.
 
-def _is_t5(encoder: Any) -> bool:
-    return encoder.config.model_type == "t5"
+        Raises:
+            PriorError: A part is missing or incomplete.
+        """
+        network = source.load_network(f"text_encoder{suffix}", loading_dtype(precision))
+        tokenizer = source.load(f"tokenizer{suffix}")
+        return cls(network, tokenizer, precision, length=length, masks_padding=masks_padding, lower_case=lower_case)
 
+    def hidden_states(self, prompts: Sequence[str]) -> Tensor:
+        """The network's last hidden state, (B, L, D) in float32. The arguments are those of :meth:`outputs`."""
+        return self.outputs(prompts).last_hidden_state.float()
 
-def _token_limit(tokenizer: Any, encoder: Any) -> int:
-    if _is_t5(encoder):
-        return _T5_LENGTH
-    limit: int = tokenizer.model_max_length
-    return min(limit, getattr(encoder.config, "max_position_embeddings", limit))
+    def outputs(self, prompts: Sequence[str], *, all_layers: bool = False) -> Any:
+        """The network's outputs as the model's own diffusers pipeline computes them, in the network's precision.
 
+        Args:
+            prompts: B texts. Text beyond ``length`` tokens is ignored, with a warning.
+            all_layers: Include the hidden states of all layers, ``hidden_states``.
+        """
+        texts = [prompt.strip().lower() for prompt in prompts] if self._lower_case else list(prompts)
+        self._warn_if_truncated(texts)
+        tokens = self.tokenizer(
+            texts, padding="max_length", max_length=self.length, truncation=True, return_tensors="pt"
+        )
+        mask = tokens.attention_mask.to(self.device) if self._masks_padding else None
+        requested = {"output_hidden_states": True} if all_layers else {}
+        with torch.autocast(self.device.type, enabled=False):
+            return self.network(tokens.input_ids.to(self.device), attention_mask=mask, **requested)
 
-def _warn_if_cut(tokenizer: Any, prompts: Sequence[str], length: int) -> None:
-    for prompt in dict.fromkeys(prompts):
-        # verbose=False: this warning replaces the one of transformers, which does not name the lost words.
-        ids = tokenizer(prompt, verbose=False).input_ids
-        if len(ids) > length:
-            lost = tokenizer.decode(ids[length - 1 :], skip_special_tokens=True).strip()
-            _log.warning("the prompt is longer than the prior's %d tokens; it does not see the end: %r", length, lost)
+    def _warn_if_truncated(self, prompts: Sequence[str]) -> None:
+        for prompt in dict.fromkeys(prompts):
+            # verbose=False: this warning replaces that of transformers, which does not name the ignored words.
+            ids = self.tokenizer(prompt, verbose=False).input_ids
+            if len(ids) > self.length:
+                ignored = self.tokenizer.decode(ids[self.length - 1 :], skip_special_tokens=True).strip()
+                _log.warning(
+                    "the prompt is longer than the prior's %d tokens; its end is ignored: %r", self.length, ignored
+                )

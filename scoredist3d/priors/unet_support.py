@@ -1,4 +1,4 @@
-"""Which UNets the diffusers prior supports, decided from their configuration before any weights are read."""
+"""Check of a UNet's configuration against what the diffusers prior supports, before any weights are read."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from scoredist3d.priors.camera_embedding import CAMERA_EMBEDDING_SIZE
-from scoredist3d.priors.diffusers_loading import MODEL_KEY, PipelineSource, PriorError
+from scoredist3d.priors.diffusers_loading import PipelineSource, PriorError
 
 _CLASS = "UNet2DConditionModel"
 _SUPPORTED = "Stable Diffusion 1.x and 2.x, and the first stage of DeepFloyd IF, are supported"
 
-# Value of a UNet configuration -> what it stands for. DeepFloyd IF's own values, "text" and "text_proj", need nothing
-# but the text embedding.
+# Values of a UNet configuration and the inputs that they require. DeepFloyd IF's values, "text" and "text_proj",
+# require only the text embedding.
 _ADDED_CONDITIONS = {
     "text_time": "pooled text embeddings and image sizes (Stable Diffusion XL, Kolors)",
     "text_image": "image embeddings (Kandinsky 2.1)",
@@ -30,35 +30,35 @@ _CLASS_CONDITIONS = {
 }
 
 
-def check_unet(source: PipelineSource) -> bool:
-    """Whether the UNet is conditioned on cameras.
+def check_unet(source: PipelineSource) -> None:
+    """Refuse pipelines without a UNet that needs only a text embedding and, optionally, a camera.
 
     Raises:
-        PriorError: The pipeline has no UNet, or one that needs inputs other than the text embedding and a camera.
+        PriorError: The pipeline has no UNet, or one that needs other inputs.
     """
     family = source.index.get("_class_name", "pipeline of unknown class")
     if not source.has("unet"):
         others = [part for part in ("transformer", "prior", "decoder") if source.has(part)]
         denoiser = f"; its denoiser is its {others[0]}" if others else ""
-        raise PriorError(f"{MODEL_KEY}: {source.name} ({family}) has no unet{denoiser}. {_SUPPORTED}.")
+        raise PriorError(f"{source.key}: {source.name} ({family}) has no unet{denoiser}. {_SUPPORTED}.")
     config = source.network_config("unet")
     name = source.index["unet"][1]
     if name != _CLASS:
         raise PriorError(
-            f"{MODEL_KEY}: the UNet of {source.name} ({family}) is a {name}, not a {_CLASS}. {_SUPPORTED}."
+            f"{source.key}: the UNet of {source.name} ({family}) is a {name}, not a {_CLASS}. {_SUPPORTED}."
         )
     needs = _unsupported_condition(config)
     if needs is not None:
-        raise PriorError(f"{MODEL_KEY}: the UNet of {source.name} ({family}) needs {needs}. {_SUPPORTED}.")
-    return _takes_cameras(config)
+        raise PriorError(f"{source.key}: the UNet of {source.name} ({family}) needs {needs}. {_SUPPORTED}.")
 
 
 def text_width(config: Mapping[str, Any]) -> int:
-    """Size D of the text embeddings that the UNet is given, before it projects them."""
+    """Size D of the text embedding that the UNet takes as input, before its own projection."""
     return config.get("encoder_hid_dim") or config["cross_attention_dim"]
 
 
-def _takes_cameras(config: Mapping[str, Any]) -> bool:
+def takes_cameras(config: Mapping[str, Any]) -> bool:
+    """Whether the UNet with this configuration is conditioned on camera embeddings."""
     return (
         config.get("class_embed_type") == "projection"
         and config.get("projection_class_embeddings_input_dim") == CAMERA_EMBEDDING_SIZE
@@ -66,7 +66,7 @@ def _takes_cameras(config: Mapping[str, Any]) -> bool:
 
 
 def _unsupported_condition(config: Mapping[str, Any]) -> str | None:
-    """An input of the UNet that this prior does not give; None where there is none."""
+    """A required input of the UNet that the diffusers prior does not provide; None if there is none."""
     added, projected = config.get("addition_embed_type"), config.get("encoder_hid_dim_type")
     if added not in (None, "text"):
         return _ADDED_CONDITIONS.get(added, f"conditions of type addition_embed_type={added}")
@@ -74,7 +74,7 @@ def _unsupported_condition(config: Mapping[str, Any]) -> str | None:
         return _PROJECTED_CONDITIONS.get(projected, f"conditions of type encoder_hid_dim_type={projected}")
     if config.get("time_cond_proj_dim") is not None:
         return "an embedding of the guidance scale (latent consistency models)"
-    if _takes_cameras(config):
+    if takes_cameras(config):
         return None
     embedding = config.get("class_embed_type")
     if embedding is None:

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from scoredist3d.cameras import Cameras
 from scoredist3d.config import ComponentConfig, option
-from scoredist3d.priors.base import CFGConditions, Conditioning, Prior
+from scoredist3d.priors.base import Prior
+from scoredist3d.priors.conditioning import CFGConditions, Conditioning
 from scoredist3d.prompts.debias import VIEW_WORDS, MaskedLanguageModel, debiased_prompts
 from scoredist3d.registry import register
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from scoredist3d import registry
 from scoredist3d.config import ComponentConfig, component
 from scoredist3d.guidance.core.base import Guidance
-from scoredist3d.priors.base import CFGConditions
+from scoredist3d.priors.conditioning import CFGConditions
 from scoredist3d.seeding import Rng
 from scoredist3d.systems.optimizer import OptimizerConfig
 

@@ -15,7 +15,8 @@ from diffusers import (
     PNDMScheduler,
 )
 
-from scoredist3d.diffusion.schedule import CLEAN, FlowSchedule, NoiseSchedule, VPSchedule, solve_ode
+from scoredist3d.diffusion.samplers import solve_ode
+from scoredist3d.diffusion.schedule import CLEAN, FlowSchedule, NoiseSchedule, VPSchedule
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False}
 CONFIGS = {
@@ -291,7 +292,7 @@ def test_bad_configurations_are_named():
         NoiseSchedule.from_config({**SD, "prediction_type": "noise"})
     with pytest.raises(ValueError, match="positive"):
         FlowSchedule(0.0)
-    with pytest.raises(ValueError, match="at least one step"):
+    with pytest.raises(ValueError, match="steps must be at least 1"):
         VPSchedule.stable_diffusion().timesteps(0)
 
 

@@ -15,10 +15,10 @@ from scoredist3d.cameras import Cameras, orbit
 from scoredist3d.config import ConfigError
 from scoredist3d.config.experiment import PreviewConfig
 from scoredist3d.config.validation import parse_component
+from scoredist3d.diffusion.samplers import denoise
 from scoredist3d.geometry.image_canvas import ImageCanvas
 from scoredist3d.priors import CFGConditions
 from scoredist3d.priors.analytic import GaussianMixturePrior
-from scoredist3d.priors.sampling import denoise
 from scoredist3d.seeding import Rng
 from scoredist3d.systems.base import build_component
 

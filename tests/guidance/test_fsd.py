@@ -7,11 +7,11 @@ from shared.method_cases import SIZE, CountingPrior, gradient, latents, method, 
 
 from scoredist3d import registry
 from scoredist3d.config.validation import parse_component
+from scoredist3d.diffusion.cfg import guided_prediction
 from scoredist3d.diffusion.schedule import VPSchedule
 from scoredist3d.guidance.fsd import FlowScoreDistillation
 from scoredist3d.priors import CFGConditions, Prediction
 from scoredist3d.priors.analytic import GaussianMixturePrior, Mixture
-from scoredist3d.priors.base import guided_prediction
 from scoredist3d.seeding import Rng
 
 M, S = 0.4, 0.6

@@ -5,11 +5,11 @@ import torch
 from diffusers import DDIMScheduler
 from shared.method_cases import SIZE, CountingPrior, gradient, latents, method, prompted
 
+from scoredist3d.diffusion.cfg import guided_prediction
 from scoredist3d.diffusion.schedule import FlowSchedule, VPSchedule
 from scoredist3d.guidance.core.base import WEIGHTINGS
 from scoredist3d.guidance.core.context import item_noise
 from scoredist3d.guidance.core.image_space import regression_weight
-from scoredist3d.priors.base import guided_prediction
 from scoredist3d.seeding import Rng
 
 LATENT_ONLY = {"image_weight": 0.0, "weight": 1.0, "guidance_scale": 7.5}

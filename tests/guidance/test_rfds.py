@@ -6,11 +6,11 @@ import pytest
 import torch
 from shared.method_cases import CountingPrior, gradient, latents, method, prompted
 
+from scoredist3d.diffusion.cfg import guided_prediction
 from scoredist3d.diffusion.schedule import FlowSchedule
 from scoredist3d.guidance.core.context import item_noise
 from scoredist3d.priors import CFGConditions, Prediction
 from scoredist3d.priors.analytic import GaussianMixturePrior, Mixture
-from scoredist3d.priors.base import guided_prediction
 from scoredist3d.seeding import Rng
 
 M, S = 0.4, 0.6

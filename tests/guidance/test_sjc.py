@@ -4,8 +4,8 @@ import pytest
 import torch
 from shared.method_cases import CountingPrior, gradient, latents, method, prompted
 
+from scoredist3d.diffusion.cfg import guided_prediction
 from scoredist3d.diffusion.schedule import FlowSchedule
-from scoredist3d.priors.base import guided_prediction
 from scoredist3d.seeding import Rng
 
 LEVELS = {"t_min": 0.01, "t_max": 0.969}

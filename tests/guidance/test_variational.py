@@ -8,10 +8,10 @@ from shared.variational_cases import blobs, latents, prior_of, same_state, state
 
 from scoredist3d.cameras import orbit
 from scoredist3d.diffusion.schedule import FlowSchedule, VPSchedule
+from scoredist3d.diffusion.standard_velocity import StandardVelocity
 from scoredist3d.guidance.core.score_models import (
     LoraScoreModel,
     ScoreModelConfig,
-    StandardVelocity,
     UNetScoreModel,
     build_score_model,
     matching_output,
@@ -19,7 +19,7 @@ from scoredist3d.guidance.core.score_models import (
 )
 from scoredist3d.priors import CFGConditions, Prediction
 from scoredist3d.priors.analytic import GaussianMixturePrior
-from scoredist3d.priors.base import Conditioning
+from scoredist3d.priors.conditioning import Conditioning
 from scoredist3d.seeding import Rng
 
 
@@ -89,24 +89,24 @@ def test_a_failing_call_leaves_the_network_its_own_layers(tiny):
     with pytest.raises(RuntimeError):
         phi.predict(x_t[:, :3], t, told)
     assert not any("lora" in name for name, _ in tiny.named_modules())
-    assert not tiny.unet.time_embedding._forward_hooks
+    assert not tiny.denoiser.network.time_embedding._forward_hooks
 
 
 def test_only_the_adapters_are_parameters_and_they_stay_in_single_precision(tmp_path):
     prior = prior_of(tiny_folder(tmp_path / "tiny")).requires_grad_(False)
     phi = build_score_model(ScoreModelConfig(rank=3), prior, Rng())
     shapes = [tuple(p.shape) for p in phi.down.parameters()]
-    linears = [prior.unet.get_submodule(path) for path in prior.adapter_points().linears]
+    linears = [prior.denoiser.network.get_submodule(path) for path in prior.adapter_points().linears]
     # One attention block below, two above, one in the middle: each attends to itself and to the text.
     assert len(linears) == 4 * 2 * 4 and shapes == [(3, layer.in_features) for layer in linears]
     assert {name.split(".")[0] for name in phi.state_dict()} == {"down", "up", "camera"}
-    prior.unet.to(torch.bfloat16)
+    prior.denoiser.network.to(torch.bfloat16)
     assert {p.dtype for p in phi.parameters()} == {torch.float32}
     x_t, t, told = query(prior)
     assert phi.predict(x_t, t, told).output.dtype == x_t.dtype
     train_a_little(phi, x_t, t, told)
     assert {p.grad.dtype for p in phi.parameters()} == {torch.float32}
-    assert {p.dtype for p in prior.unet.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in prior.denoiser.network.parameters()} == {torch.bfloat16}
 
 
 def test_initialisation_depends_on_the_seed_alone(tiny):
@@ -122,7 +122,7 @@ def test_the_camera_reaches_a_network_without_cameras_through_its_time_embedding
     x_t, t, told = query(tiny)
     with torch.no_grad():
         phi.camera[-1].bias.fill_(0.5)
-    handle = tiny.unet.time_embedding.register_forward_hook(lambda _, __, output: output + 0.5)
+    handle = tiny.denoiser.network.time_embedding.register_forward_hook(lambda _, __, output: output + 0.5)
     expected = base_output(tiny, x_t, t, told)
     handle.remove()
     torch.testing.assert_close(phi.predict(x_t, t, told.without_camera()).output, expected, rtol=0, atol=1e-6)
@@ -204,13 +204,15 @@ def test_phi_may_adapt_a_sibling_of_the_prior(tiny, tmp_path):
 
 
 def test_wrong_choices_are_refused_in_one_sentence(tiny, tmp_path):
-    with pytest.raises(ValueError, match=r"guidance\.phi\.network: this prior is no network .* use network=unet"):
+    with pytest.raises(ValueError, match=r"guidance\.phi\.network: this prior has no network .* use network=unet"):
         build_score_model(ScoreModelConfig(network="lora"), blobs(), Rng())
     other_text = tiny_folder(tmp_path / "text", text_width=64)
-    with pytest.raises(ValueError, match=r"guidance\.phi\.model: .* attends to texts of width 64, .* makes 128"):
+    with pytest.raises(
+        ValueError, match=r"guidance\.phi\.model: .* attends to text embeddings of width 64, .* computes 128"
+    ):
         build_score_model(ScoreModelConfig(model=str(other_text)), tiny, Rng())
     other_timesteps = tiny_folder(tmp_path / "timesteps", beta_schedule="linear")
-    with pytest.raises(ValueError, match=r"guidance\.phi\.model: the timesteps of .* are not the prior's"):
+    with pytest.raises(ValueError, match=r"guidance\.phi\.model: the noise schedule of .* is not the prior's"):
         build_score_model(ScoreModelConfig(model=str(other_timesteps)), tiny, Rng())
     assert ScoreModelConfig().validate() == []
     assert ScoreModelConfig(network="unet", model="x", channels=[6]).validate() == [
@@ -226,7 +228,7 @@ def test_on_a_gpu_the_adapters_stay_in_single_precision_and_train():
     before = state_of(phi)
     prior.to("cuda")
     phi.to("cuda")
-    assert prior.unet.dtype == torch.float16
+    assert prior.denoiser.network.dtype == torch.float16
     assert same_state({name: value.cpu() for name, value in state_of(phi).items()}, before)
     x_t, t, told = query(prior)
     x_t, t, told = x_t.to("cuda"), t.to("cuda"), replace(told, camera=told.camera.to("cuda"))

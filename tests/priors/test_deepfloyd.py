@@ -13,7 +13,7 @@ from shared.deepfloyd_folder import TEXT_WIDTH, build_deepfloyd
 from scoredist3d.priors import CFGConditions, guided_prediction, sample
 from scoredist3d.priors.diffusers_loading import PriorError
 from scoredist3d.priors.diffusers_prior import DiffusersPrior
-from scoredist3d.priors.text_encoding import cast_network
+from scoredist3d.priors.frozen_network import cast_network
 from scoredist3d.priors.thresholding import SampleLimit
 
 PROMPTS = ["  A red Mug", "blue chair with a very long caption " * 4]
@@ -101,14 +101,14 @@ def test_adapters_see_every_projection_and_the_text_encoders_width(folder):
 
 
 def test_half_precision_keeps_t5_output_layers_in_single_precision(folder):
-    loaded, cast = load(folder, precision="fp16").text_encoder, load(folder).text_encoder
+    loaded, cast = load(folder, precision="fp16").text.network, load(folder).text.network
     cast_network(cast, torch.float16)
     for encoder in (loaded, cast):
         dtypes = {path.split(".")[-2]: p.dtype for path, p in encoder.named_parameters()}
         assert dtypes["wo"] == torch.float32 and dtypes["q"] == dtypes["wi_0"] == torch.float16
     expected = load(folder).embed(PROMPTS).text
     prior = load(folder)
-    cast_network(prior.text_encoder, torch.float16)
+    cast_network(prior.text.network, torch.float16)
     torch.testing.assert_close(prior.embed(PROMPTS).text, expected, rtol=0.05, atol=0.05)
 
 

@@ -180,7 +180,7 @@ def test_sampling_is_seeded_and_guided(folders):
 def test_guidance_runs_one_forward_pass_of_the_needed_branches(folders):
     prior = load(folders())
     sizes = []
-    prior.unet.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
+    prior.denoiser.network.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
     one = prior.embed(["a red mug"])
     other = prior.embed(["a chair"])
     conditions = CFGConditions(
@@ -205,12 +205,12 @@ def broken(folders, tmp_path):
 
 
 def test_missing_folder_is_named():
-    with pytest.raises(PriorError, match=r"'/no/such/folder' is no folder here"):
+    with pytest.raises(PriorError, match=r"'/no/such/folder' is neither an existing folder"):
         load("/no/such/folder")
 
 
 def test_unreachable_hub_id_is_named():
-    with pytest.raises(PriorError, match=r"'nobody/nothing' is no folder here and cannot be fetched"):
+    with pytest.raises(PriorError, match=r"'nobody/nothing' is not an existing folder and cannot be downloaded"):
         load("nobody/nothing")
 
 
@@ -266,14 +266,14 @@ def test_unknown_classes_are_named(folders, tmp_path):
     index = json.loads(path.read_text())
     for value, message in [
         (["diffusers", "NoSuchNet"], "NoSuchNet, which the installed diffusers does not have"),
-        (["flax", "FlaxUNet"], "only diffusers and transformers"),
+        (["flax", "FlaxUNet"], "only classes of diffusers and transformers"),
         ([None, None], "has no unet"),
     ]:
         path.write_text(json.dumps({**index, "unet": value}))
         with pytest.raises(PriorError, match=message):
             load(folder)
     path.write_text("{")
-    with pytest.raises(PriorError, match="no valid JSON"):
+    with pytest.raises(PriorError, match="not valid JSON"):
         load(folder)
 
 
@@ -307,9 +307,9 @@ def test_clip_sees_padding_unless_its_configuration_masks_it(folders, tmp_path):
     path = folder / "text_encoder" / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "use_attention_mask": True}))
     masked = load(folder)
-    tokens = plain.tokenizer(["a mug"], padding="max_length", max_length=8, return_tensors="pt")
+    tokens = plain.text.tokenizer(["a mug"], padding="max_length", max_length=8, return_tensors="pt")
     with torch.no_grad():
         for prior, mask in ((plain, None), (masked, tokens.attention_mask)):
-            expected = prior.text_encoder(tokens.input_ids, attention_mask=mask).last_hidden_state
+            expected = prior.text.network(tokens.input_ids, attention_mask=mask).last_hidden_state
             torch.testing.assert_close(prior.embed(["a mug"]).text, expected)
     assert not torch.allclose(masked.embed(["a mug"]).text, plain.embed(["a mug"]).text, atol=1e-3)

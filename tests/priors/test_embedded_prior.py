@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 
 import scoredist3d
 from scoredist3d.cameras import orbit
-from scoredist3d.priors.base import CFGConditions
+from scoredist3d.diffusion.samplers import sample
+from scoredist3d.priors.conditioning import CFGConditions
 from scoredist3d.priors.diffusers_prior import DiffusersPrior
-from scoredist3d.priors.sampling import sample
 from scoredist3d.procedural import CATEGORIES, COLORS, render_objects, sample_objects
 from scoredist3d.procedural.probe import Probe
 from scoredist3d.prompts.processor import PromptProcessor

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from scoredist3d.diffusion.cfg import perpendicular
 from scoredist3d.diffusion.schedule import FlowSchedule, VPSchedule
 from scoredist3d.priors import CFGConditions, Conditioning, guided_prediction, predict_each
 from scoredist3d.priors.analytic import GaussianMixturePrior
-from scoredist3d.priors.base import perpendicular
 
 KINDS = ["epsilon", "sample", "v_prediction", "flow"]
 

@@ -11,12 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from scoredist3d.config import ComponentConfig, Schedule, option
+from scoredist3d.diffusion.cfg import guided_prediction
+from scoredist3d.diffusion.prediction import Prediction
+from scoredist3d.diffusion.samplers import denoise
 from scoredist3d.diffusion.schedule import NoiseSchedule, per_item
 from scoredist3d.guidance.core.checks import FiniteCheck
 from scoredist3d.guidance.core.context import StepContext, select, timestep_tensor
 from scoredist3d.guidance.core.dreamtime import DreamTime, DreamTimeConfig
-from scoredist3d.priors.base import CFGConditions, Prediction, Prior, guided_prediction
-from scoredist3d.priors.sampling import denoise
+from scoredist3d.priors.base import Prior
+from scoredist3d.priors.conditioning import CFGConditions
 from scoredist3d.prompts.processor import ExtraPrompt
 from scoredist3d.seeding import Rng
 

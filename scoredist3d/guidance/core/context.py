@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoredist3d.priors.base import CFGConditions
+from scoredist3d.priors.conditioning import CFGConditions
 from scoredist3d.seeding import Rng
 
 

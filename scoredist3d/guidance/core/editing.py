@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from scoredist3d.config import option
+from scoredist3d.diffusion.prediction import Prediction
 from scoredist3d.guidance.core.base import NFE, Guidance, StepContext
 from scoredist3d.guidance.core.prompting import warn_of_unknown_words
-from scoredist3d.priors.base import CFGConditions, Conditioning, Prediction
+from scoredist3d.priors.conditioning import CFGConditions, Conditioning
 from scoredist3d.prompts.processor import ExtraPrompt
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 
-from scoredist3d.priors.base import CFGConditions, Conditioning, Prior
+from scoredist3d.priors.base import Prior
+from scoredist3d.priors.conditioning import CFGConditions, Conditioning
 
 _log = logging.getLogger(__name__)
 

@@ -8,10 +8,12 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from scoredist3d.diffusion.cfg import guided_prediction
+from scoredist3d.diffusion.prediction import Prediction
 from scoredist3d.diffusion.schedule import CLEAN, NoiseSchedule
 from scoredist3d.guidance.core.base import WEIGHTINGS, Guidance
 from scoredist3d.guidance.core.context import timestep_tensor
-from scoredist3d.priors.base import CFGConditions, Conditioning, Prediction, guided_prediction
+from scoredist3d.priors.conditioning import CFGConditions, Conditioning
 from scoredist3d.seeding import Rng
 
 

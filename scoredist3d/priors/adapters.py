@@ -1,0 +1,32 @@
+"""Modules of a denoising network where low-rank adapters are attached."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+
+@dataclass(frozen=True)
+class AdapterPoints:
+    """Modules of a network where adapters are attached; the network's own weights stay unchanged.
+
+    Attributes:
+        network: The network that computes the predictions.
+        linears: Paths of the linear layers that receive low-rank adapters.
+        time_embedding: Path of the module whose output, a (B, ``width``) time embedding, can receive an additional
+            condition.
+        width: Size of the time embedding.
+        text_width: Size D of the text embedding that the network attends to.
+    """
+
+    network: nn.Module
+    linears: tuple[str, ...]
+    time_embedding: str
+    width: int
+    text_width: int
+
+
+def attention_projections(network: nn.Module, names: tuple[str, ...]) -> tuple[str, ...]:
+    """Paths of the modules of ``network`` whose path ends with one of ``names``, e.g. ``to_q``, in module order."""
+    return tuple(path for path, _ in network.named_modules() if path.endswith(names))

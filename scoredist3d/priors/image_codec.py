@@ -1,0 +1,120 @@
+"""Conversion between images and the latents of a denoiser: through an autoencoder, or to pixels in [-1, 1]."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from scoredist3d.priors.diffusers_loading import PipelineSource
+from scoredist3d.priors.frozen_network import FrozenNetwork, Precision, loading_dtype
+
+
+class ImageCodec(nn.Module, ABC):
+    """Encoder and decoder of channels-first images in [-1, 1].
+
+    Attributes:
+        channels: Number of latent channels C.
+        factor: Side of the block of pixels that one latent pixel represents.
+    """
+
+    channels: int
+    factor: int
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.training = False
+
+    @abstractmethod
+    def encode(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Images (B, 3, H, W) to latents (B, C, H / factor, W / factor); without a generator the mean."""
+
+    @abstractmethod
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents (B, C, h, w) to images (B, 3, h factor, w factor), not clamped."""
+
+
+class PixelCodec(ImageCodec):
+    """Codec of pixel-space models: latents are the images."""
+
+    channels = 3
+    factor = 1
+
+    def encode(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
+        """The images, unchanged."""
+        return x
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """The latents, unchanged."""
+        return latents
+
+
+class Autoencoder(FrozenNetwork, ImageCodec):
+    """The autoencoder of a latent model: latents = (encoded - shift) * scale.
+
+    Scale and shift are the autoencoder's ``scaling_factor`` and ``shift_factor``. The network computes in its own
+    precision, outside of autocast; images and latents keep the caller's data type.
+    """
+
+    def __init__(self, network: nn.Module, precision: Precision) -> None:
+        """Args:
+        network: A diffusers autoencoder, e.g. AutoencoderKL or AutoencoderTiny.
+        precision: Arithmetic of the network.
+        """
+        super().__init__(network, precision)
+        config = self.network.config
+        widths = config.get("block_out_channels") or config["encoder_block_out_channels"]
+        self.channels = config["latent_channels"]
+        self.factor = 2 ** (len(widths) - 1)
+        self._scale = float(config["scaling_factor"])
+        self._shift = float(config.get("shift_factor") or 0.0)
+
+    def encode(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
+        """The encoder's mean, or a sample with ``generator``, which deterministic autoencoders ignore."""
+        with torch.autocast(x.device.type, enabled=False):
+            encoded = self.network.encode(x.to(self.dtype))
+        if not hasattr(encoded, "latent_dist"):
+            latents = encoded.latents
+        elif generator is None:
+            latents = encoded.latent_dist.mode()
+        else:
+            latents = _sampled(encoded.latent_dist, generator)
+        return (latents.to(x.dtype) - self._shift) * self._scale
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """The decoded image of latents in the denoiser's units."""
+        with torch.autocast(latents.device.type, enabled=False):
+            return self.network.decode((latents / self._scale + self._shift).to(self.dtype)).sample
+
+
+def load_codec(source: PipelineSource, precision: Precision) -> ImageCodec:
+    """The pipeline's autoencoder, or the pixel codec for a pipeline without ``vae``.
+
+    Raises:
+        PriorError: The autoencoder's files are missing or incomplete.
+    """
+    if not source.has("vae"):
+        return PixelCodec()
+    return Autoencoder(source.load_network("vae", loading_dtype(precision)), precision)
+
+
+def resize_shorter_side(images: Tensor, side: int, multiple: int) -> Tensor:
+    """(B, C, H, W) images resized so that the shorter side is about ``side`` and both sides are multiples of
+    ``multiple``; images of that size are returned unchanged.
+    """
+    height, width = images.shape[-2:]
+    ratio = side / min(height, width)
+    size = tuple(max(1, round(length * ratio / multiple)) * multiple for length in (height, width))
+    if size == (height, width):
+        return images
+    return functional.interpolate(images, size, mode="bilinear", align_corners=False, antialias=ratio < 1.0)
+
+
+def _sampled(distribution: Any, generator: torch.Generator) -> Tensor:
+    """A sample of the encoder's Gaussian; the noise is drawn on the generator's device."""
+    mean = distribution.mean
+    noise = torch.randn(mean.shape, generator=generator, device=generator.device).to(mean)
+    return mean + distribution.std * noise

@@ -1,0 +1,154 @@
+"""Base class of priors that are loaded from a diffusers pipeline: a denoiser, an image codec and text encoders."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from scoredist3d.config import ComponentConfig, option
+from scoredist3d.diffusion.prediction import Prediction
+from scoredist3d.priors.adapters import AdapterPoints
+from scoredist3d.priors.base import Prior
+from scoredist3d.priors.conditioning import Conditioning
+from scoredist3d.priors.denoiser import DenoiserNetwork
+from scoredist3d.priors.diffusers_loading import EMBEDDED, PipelineSource, PriorError
+from scoredist3d.priors.frozen_network import Precision
+from scoredist3d.priors.image_codec import load_codec, resize_shorter_side
+from scoredist3d.priors.thresholding import SampleLimit
+
+
+class PipelinePrior(Prior):
+    """A prior composed of the parts of a diffusers pipeline.
+
+    A family sets :attr:`denoiser_class`, loads its text encoders in its constructor and implements :meth:`Prior.embed`.
+    A pipeline without ``vae`` is a pixel-space model: its latents are channels-first images in [-1, 1].
+
+    Latents, timesteps and predictions keep the caller's data type; only the networks compute in ``precision``, outside
+    of autocast.
+
+    Attributes:
+        denoiser_class: Class of the denoising network.
+        name: The pipeline's folder or hub id.
+        denoiser: The denoising network.
+        codec: Converts between images and latents.
+    """
+
+    @dataclass
+    class Config(ComponentConfig):
+        """The pipeline, its precision and its image size."""
+
+        pretrained_model_name_or_path: str = option(
+            EMBEDDED,
+            "A diffusers pipeline folder or hub id; 'embedded' is the small model that comes with the package.",
+        )
+        revision: str | None = option(None, "Branch, tag or commit of a hub id.")
+        variant: str | None = option(None, "Preferred variant of the weight files, e.g. fp16.")
+        precision: Precision = option(
+            "auto", "Arithmetic of the networks; auto is fp16 on CUDA and fp32 elsewhere (bf16 on a CPU is far slower)."
+        )
+        image_size: int | None = option(
+            None,
+            "Side of the images that the denoiser receives, in pixels; null uses the size it was trained on.",
+            ge=8,
+            le=4096,
+        )
+
+    denoiser_class: ClassVar[type[DenoiserNetwork]]
+
+    def __init__(self, config: Config, source: PipelineSource) -> None:
+        """Load denoiser and autoencoder on the CPU; move the prior with ``.to(device)``.
+
+        Args:
+            config: Options of the prior.
+            source: The pipeline that ``config`` names; see :meth:`open`.
+
+        Raises:
+            PriorError: A part is missing, incomplete, or not supported by this family.
+        """
+        super().__init__()
+        self.config = config
+        self.name = source.name
+        self.denoiser = self.denoiser_class(source, config.precision)
+        self.codec = load_codec(source, config.precision)
+        if self.denoiser.channels != self.codec.channels:
+            raise PriorError(
+                f"{source.key}: the {self.denoiser.part} of {source.name} takes {self.denoiser.channels} channels, not "
+                f"the {self.codec.channels} of a text-to-image model; inpainting and editing models are not supported"
+            )
+        self.schedule = self.denoiser.schedule
+        self.takes_cameras = self.denoiser.takes_cameras
+        self.vocabulary = source.vocabulary()
+        self.image_size = config.image_size or self.denoiser.sample_size * self.codec.factor
+        # The limits are those of pixel values and do not apply to latents.
+        self._sample_limit = None if source.has("vae") else SampleLimit.from_scheduler_config(source.scheduler_config())
+
+    @staticmethod
+    def open(config: Config) -> PipelineSource:
+        """The pipeline that the configuration names.
+
+        Raises:
+            PriorError: There is no such folder or hub id.
+        """
+        return PipelineSource.open(
+            config.pretrained_model_name_or_path, revision=config.revision, variant=config.variant
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the networks."""
+        return self.denoiser.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Data type in which the networks compute."""
+        return self.denoiser.dtype
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """(C, h, w) from the denoiser's channels and the codec's reduction factor."""
+        return (self.denoiser.channels, height // self.codec.factor, width // self.codec.factor)
+
+    def encode(self, rgb: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Resize so that the shorter side is ``image_size``, map to [-1, 1] and encode; see :meth:`Prior.encode`."""
+        multiple = self.codec.factor * self.denoiser.patch_size
+        x = 2.0 * resize_shorter_side(rgb.movedim(-1, 1), self.image_size, multiple) - 1.0
+        return self.codec.encode(x, generator)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Decode and map to [0, 1]; see :meth:`Prior.decode`."""
+        return (0.5 * self.codec.decode(latents).to(latents.dtype) + 0.5).movedim(1, -1)
+
+    def predict(self, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Prediction:
+        """One call of the denoiser; see :meth:`DenoiserNetwork.predict`."""
+        return self.denoiser.predict(x_t, t, conditioning)
+
+    def adapter_points(self) -> AdapterPoints:
+        """Modules of the denoiser where adapters can be attached."""
+        return self.denoiser.adapter_points()
+
+    def limit_x0(self, x0: Tensor) -> Tensor:
+        """The predicted clean image, thresholded as the scheduler's configuration specifies for pixel-space models."""
+        return x0 if self._sample_limit is None else self._sample_limit(x0)
+
+    def sibling(self, name: str, *, key: str) -> DenoiserNetwork:
+        """The denoiser of another pipeline, in automatic precision; see :meth:`Prior.sibling`."""
+        other = self.denoiser_class(PipelineSource.open(name, key=key), "auto")
+        own_width, width = (denoiser.adapter_points().text_width for denoiser in (self.denoiser, other))
+        if width != own_width:
+            raise PriorError(
+                f"{key}: {name} attends to text embeddings of width {width}, and the prior's text encoder computes "
+                f"{own_width}; use a model of the same family"
+            )
+        if other.channels != self.denoiser.channels:
+            raise PriorError(
+                f"{key}: {name} takes latents of {other.channels} channels, and the prior's latents have "
+                f"{self.denoiser.channels}; use a model of the same family"
+            )
+        t = torch.linspace(0.0, 1.0, 101, dtype=torch.float64)
+        if not all(map(torch.allclose, other.schedule.coefficients(t), self.schedule.coefficients(t))):
+            raise PriorError(
+                f"{key}: the noise schedule of {name} is not the prior's; use a model trained on the same schedule"
+            )
+        return other
