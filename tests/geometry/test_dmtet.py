@@ -187,7 +187,7 @@ def test_what_cannot_be_started_from():
     with pytest.raises(ValueError, match="without faces"):
         geometry.init_from(GeometryInit(nothing), Rng())
     away = icosphere(0.2)
-    with pytest.raises(ValueError, match="holds nothing"):
+    with pytest.raises(ValueError, match="does not resolve"):
         geometry.init_from(GeometryInit(Mesh(away.vertices + 5.0, away.faces)), Rng())
 
 
@@ -246,7 +246,7 @@ def test_in_a_scene():
     ("options", "said"),
     [
         ({"resolution": 15}, "even number"),
-        ({"fix_geometry": True, "fix_texture": True}, "nothing is left to train"),
+        ({"fix_geometry": True, "fix_texture": True}, "no parameters are left to train"),
         ({"shape_init": "mesh"}, "shape_init_mesh"),
         ({"grid": {"num_levels": 2, "coarse_to_fine": {"start_level": 3}}}, "start_level"),
     ],
