@@ -96,7 +96,7 @@ CASES: dict[str, Case] = {
         {"normal-consistency": 0.05, "dual-deviation": 0.25},
     ),
     "gaussians": Case(
-        ("gaussians-small",), GAUSSIAN_RATES, {"geometry": {"densify": {"grad_threshold": 0, "grow_fraction": 0.15}}}
+        ("gaussians-small",), GAUSSIAN_RATES, {"geometry": {"densify": {"grad_threshold": 0, "densify_fraction": 0.15}}}
     ),
 }
 

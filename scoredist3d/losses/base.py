@@ -19,7 +19,7 @@ class Loss(ABC):
     Attributes:
         needs: Names of the maps that renders must carry while the term's weight is not zero
             (see :class:`~scoredist3d.renderers.base.Render`).
-        applies_to: The kind of geometry that the term is for.
+        applies_to: Protocol of :mod:`scoredist3d.geometry.protocols` (or base class) that the geometry must satisfy.
     """
 
     @dataclass
@@ -29,7 +29,7 @@ class Loss(ABC):
         weight: Schedule = option(1.0, "Factor of the term in the objective; the term is skipped while it is 0.", ge=0)
 
     needs: frozenset[str] = frozenset()
-    applies_to: type[Geometry] = Geometry  # type: ignore[type-abstract]
+    applies_to: type = Geometry
 
     def __init__(self, config: Config) -> None:
         self._weight = config.weight

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from scoredist3d.config import option
-from scoredist3d.geometry.base import Geometry, SignedDistanceField
+from scoredist3d.geometry.base import Geometry
+from scoredist3d.geometry.protocols import HasSignedDistance
 from scoredist3d.losses.base import Loss
 from scoredist3d.nn.regression import points_in_ball
 from scoredist3d.registry import register
@@ -34,7 +35,7 @@ class Eikonal(Loss):
         )
 
     needs = frozenset({"position"})
-    applies_to = SignedDistanceField
+    applies_to = HasSignedDistance
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
@@ -46,7 +47,7 @@ class Eikonal(Loss):
         Raises:
             ValueError: A geometry without a signed distance, or a render without ``position``.
         """
-        if not isinstance(geometry, SignedDistanceField):
+        if not isinstance(geometry, HasSignedDistance):
             raise ValueError(f"system.loss.eikonal: {type(geometry).__name__} has no signed distance; remove the term")
         generator = rng("eikonal", step, render.opacity.device)
         points = self._points(render, geometry.radius, generator)

@@ -6,8 +6,9 @@ from abc import abstractmethod
 
 from torch import Tensor
 
-from scoredist3d.geometry.base import Geometry, Surface, SurfaceMesh
+from scoredist3d.geometry.base import Geometry, SurfaceMesh
 from scoredist3d.geometry.face_cache import FaceCache
+from scoredist3d.geometry.protocols import HasSurface
 from scoredist3d.losses.base import Loss
 from scoredist3d.ops.mesh.topology import EdgeFaces, edge_faces
 from scoredist3d.renderers.base import Render
@@ -19,7 +20,7 @@ adjacency_of = FaceCache(edge_faces)
 class MeshLoss(Loss):
     """A term on the mesh that a rasteriser has shown. Lengths are in units of the object's radius."""
 
-    applies_to = Surface
+    applies_to = HasSurface
 
     def __call__(self, render: Render, geometry: Geometry, step: int, rng: Rng) -> Tensor:
         """The term's value on ``render.mesh``; zero for a mesh without faces.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from scoredist3d.geometry.base import Geometry
-from scoredist3d.geometry.grid_surface import GridSurface
+from scoredist3d.geometry.protocols import HasSDFGrid
 from scoredist3d.losses.base import Loss
 from scoredist3d.ops.isosurface.marching_tetrahedra import sign_change_loss
 from scoredist3d.registry import register
@@ -32,7 +32,7 @@ class SdfSignChange(Loss):
     class Config(Loss.Config):
         """No further options."""
 
-    applies_to = GridSurface
+    applies_to = HasSDFGrid
 
     def __call__(self, render: Render, geometry: Geometry, step: int, rng: Rng) -> Tensor:
         """The mean; zero where no sign changes.
@@ -40,7 +40,7 @@ class SdfSignChange(Loss):
         Raises:
             ValueError: A geometry whose distances are not those of a grid.
         """
-        if not isinstance(geometry, GridSurface):
+        if not isinstance(geometry, HasSDFGrid):
             raise ValueError(
                 f"system.loss.sdf-sign-change: {type(geometry).__name__} has no signed distances on a grid; remove "
                 "the term"

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from scoredist3d.config import option
-from scoredist3d.geometry.base import Field, Geometry
+from scoredist3d.geometry.base import Geometry
+from scoredist3d.geometry.protocols import HasDensity
 from scoredist3d.losses.base import Loss
 from scoredist3d.meshes.loading import fit_into, load_mesh
 from scoredist3d.nn.regression import points_in_ball, points_near
@@ -59,7 +60,7 @@ class SketchShape(Loss):
         )
         points: int = option(4096, "Points per step.", ge=2, le=_POOL)
 
-    applies_to = Field
+    applies_to = HasDensity
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
@@ -72,7 +73,7 @@ class SketchShape(Loss):
         Raises:
             ValueError: A geometry without an extinction, or a mesh that cannot be read.
         """
-        if not isinstance(geometry, Field):
+        if not isinstance(geometry, HasDensity):
             raise ValueError(f"system.loss.sketch-shape: {type(geometry).__name__} is no field; remove the term")
         pool = self._pool(geometry.radius, rng.seed, render.opacity.device)
         generator = rng("sketch-shape", step, render.opacity.device)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from scoredist3d.backgrounds.base import Background
 from scoredist3d.cameras import Cameras
 from scoredist3d.config import ComponentConfig
-from scoredist3d.geometry.base import Geometry, SurfaceMesh
+from scoredist3d.geometry.base import Geometry, ScreenSpaceMeans, SurfaceMesh
 from scoredist3d.materials.base import Material
 from scoredist3d.seeding import Rng
 
@@ -41,6 +41,7 @@ class Render:
             weights are spread (mip-NeRF 360, arXiv 2111.12077, equation 15).
         auxiliary: Scalars that train the renderer's own parameters and nothing else; to be added to the objective.
         mesh: What a rasteriser has shown, for losses on it.
+        projection: Projected means of splatted Gaussians, for densification.
     """
 
     rgb: Tensor
@@ -54,6 +55,7 @@ class Render:
     distortion: Tensor | None = None
     auxiliary: Mapping[str, Tensor] = field(default_factory=dict)
     mesh: SurfaceMesh | None = None
+    projection: ScreenSpaceMeans | None = None
 
     def get(self, name: str) -> Tensor:
         """The map called ``name``.
@@ -73,11 +75,11 @@ class Renderer(nn.Module, ABC):
     The three parts are used, not owned: they are no sub-modules, so their parameters appear once in the system's state.
 
     Attributes:
-        supports: The kind of geometry that it takes.
+        supports: Protocol of :mod:`scoredist3d.geometry.protocols` (or base class) that the geometry must satisfy.
         outputs: Names of the maps of :class:`Render` that can be asked of it.
     """
 
-    supports: type[Geometry] = Geometry  # type: ignore[type-abstract]
+    supports: type = Geometry
     outputs: frozenset[str] = frozenset({"normal"})
 
     @dataclass

@@ -13,7 +13,8 @@ from torch.nn import functional as F
 from scoredist3d.backgrounds.base import Background
 from scoredist3d.cameras import Cameras
 from scoredist3d.config import option
-from scoredist3d.geometry.base import GaussianCloud, GaussianSet
+from scoredist3d.geometry.base import GaussianCloud, GaussianSet, ScreenSpaceMeans
+from scoredist3d.geometry.protocols import HasGaussians
 from scoredist3d.materials.base import Light, Material
 from scoredist3d.ops.rotations import rotation_matrices
 from scoredist3d.ops.splatting.splat import MAX_CHANNELS, Splats, project, splat
@@ -51,7 +52,7 @@ class GaussianSplatting(Renderer):
             "Implementation of projection and compositing; gsplat needs its package and compiles it at first use.",
         )
 
-    supports = GaussianCloud
+    supports = HasGaussians
     outputs = frozenset({"normal", "position", "depth_variance"})
 
     def __init__(self, config: Config, *, geometry: GaussianCloud, material: Material, background: Background) -> None:
@@ -78,7 +79,7 @@ class GaussianSplatting(Renderer):
         )
         # Positions in the image need more digits than autocast leaves.
         with torch.autocast(device.type, enabled=False):
-            image, further = self._splatted(cameras, light, needs)
+            image, further, projection = self._splatted(cameras, light, needs)
         shown, cosines = image.opacity.clamp_min(1e-6), rays.cosines[..., None]
         depth = image.depth / shown / cosines
         color = image.color[..., : self.material.num_channels]
@@ -95,11 +96,14 @@ class GaussianSplatting(Renderer):
             opacity=image.opacity,
             depth=depth,
             background=background,
+            projection=projection,
             **maps,  # type: ignore[arg-type]
         )
 
-    def _splatted(self, cameras: Cameras, light: Light | None, needs: Set[str]) -> tuple[Splats, dict[str, Tensor]]:
-        """The splatted Gaussians, colours first, and the sums of further values by their names, (B, H, W, .)."""
+    def _splatted(
+        self, cameras: Cameras, light: Light | None, needs: Set[str]
+    ) -> tuple[Splats, dict[str, Tensor], ScreenSpaceMeans]:
+        """The splatted image, the blended values (B, H, W, .) by name, and the projected means."""
         height, width = cameras.height, cameras.width
         gaussians = self.geometry()
         projected = project(
@@ -115,7 +119,6 @@ class GaussianSplatting(Renderer):
             antialiased=self.config.antialiased,
             backend=self.config.backend,
         )
-        self.geometry.observe(projected, height, width)
         toward = F.normalize(gaussians.means - cameras.origins[:, None], dim=-1)  # (B, N, 3)
         needs_normal = "normal" in needs or light is not None or self.material.needs_normal
         normals = facing_normals(gaussians, toward) if needs_normal else None
@@ -131,7 +134,8 @@ class GaussianSplatting(Renderer):
         channels = torch.cat(list(values.values()), dim=-1)
         image = splat(projected, channels, gaussians.opacities, height, width, backend=self.config.backend)
         sums = image.color.split([value.shape[-1] for value in values.values()], dim=-1)
-        return image, dict(zip(values, sums, strict=True))
+        projection = ScreenSpaceMeans(projected.means2d, projected.visible, height, width)
+        return image, dict(zip(values, sums, strict=True)), projection
 
     def _colors(self, gaussians: GaussianSet, toward: Tensor, normals: Tensor | None, light: Light | None) -> Tensor:
         """(N, C) colours, or (B, N, C) where they depend on the camera."""

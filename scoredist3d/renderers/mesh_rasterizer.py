@@ -15,6 +15,7 @@ from scoredist3d.cameras import Cameras
 from scoredist3d.config import option
 from scoredist3d.geometry.base import Surface, SurfaceMesh, SurfacePoints
 from scoredist3d.geometry.face_cache import FaceCache
+from scoredist3d.geometry.protocols import HasSurface
 from scoredist3d.materials.base import Light, Material
 from scoredist3d.ops.gather import gather_rows
 from scoredist3d.ops.mesh.regularizers import face_normals, vertex_normals
@@ -63,7 +64,7 @@ class MeshRasterizer(Renderer):
             "auto", "Implementation of the rasteriser."
         )
 
-    supports = Surface
+    supports = HasSurface
     outputs = frozenset({"normal", "position"})
 
     def __init__(self, config: Config, *, geometry: Surface, material: Material, background: Background) -> None:

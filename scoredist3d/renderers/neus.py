@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from scoredist3d.backgrounds.base import Background
 from scoredist3d.config import option
 from scoredist3d.geometry.base import GeometryOutput, SignedDistanceField
+from scoredist3d.geometry.protocols import HasSignedDistance
 from scoredist3d.materials.base import Material
 from scoredist3d.ops.volume_rendering.compositing import transmittance
 from scoredist3d.ops.volume_rendering.ray_marching import RaySamples
@@ -42,7 +43,7 @@ class NeuSRenderer(VolumeRenderer):
         cos_anneal_steps: int = option(1000, "Steps until only surfaces that face the camera count.", ge=0)
 
     config: Config
-    supports = SignedDistanceField
+    supports = HasSignedDistance
 
     def __init__(
         self,

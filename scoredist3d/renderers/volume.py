@@ -14,6 +14,7 @@ from scoredist3d.backgrounds.base import Background
 from scoredist3d.cameras import Cameras
 from scoredist3d.config import option
 from scoredist3d.geometry.base import Field, GeometryOutput
+from scoredist3d.geometry.protocols import HasDensity
 from scoredist3d.geometry.implicit_volume import ImplicitVolume
 from scoredist3d.materials.base import Light, Material
 from scoredist3d.nn.hash_network import HashGridConfig, NetworkConfig
@@ -144,7 +145,7 @@ class VolumeRenderer(Renderer):
             "auto", "Implementation of ray marching and compositing."
         )
 
-    supports: type[Field] = Field  # type: ignore[type-abstract]
+    supports: type = HasDensity
     outputs = frozenset({"normal", "position", "depth_variance", "orientation", "distortion"})
 
     def __init__(

@@ -100,7 +100,7 @@ class System(nn.Module, ABC):
         return True
 
     @property
-    def grows(self) -> bool:
+    def densifies(self) -> bool:
         """Whether parameters may change their sizes while training."""
         return False
 

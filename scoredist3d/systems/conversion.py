@@ -13,6 +13,7 @@ from scoredist3d import registry
 from scoredist3d.config import ComponentConfig, option
 from scoredist3d.config.validation import dump
 from scoredist3d.geometry.base import GeometryInit, fits
+from scoredist3d.geometry.protocols import Initializable
 from scoredist3d.meshes.isosurface_extraction import find_surface
 from scoredist3d.meshes.mesh import drop_small_components, topology
 from scoredist3d.seeding import Rng
@@ -58,6 +59,11 @@ def convert(source: Scene, target: Scene, config: ConversionConfig, rng: Rng) ->
 
 
 def _start_geometry(source: Scene, target: Scene, config: ConversionConfig, rng: Rng) -> list[str]:
+    if not isinstance(target.geometry, Initializable):
+        raise ValueError(
+            f"geometry.type: {target.blocks['geometry'].type} cannot be initialized from another representation; "
+            "use another geometry, or remove system.init_from"
+        )
     shape = SceneShape(source)
     threshold = None if config.threshold == "auto" else config.threshold
     found = find_surface(shape, config.resolution, threshold=threshold, setting="system.conversion.threshold")

@@ -89,6 +89,7 @@ def fit_scene(
         active = {name: loss for name, loss in losses.items() if loss.weight(step) != 0.0}
         needs = frozenset().union(*(loss.needs for loss in active.values()))
         render = scene(seen.cameras, step=scene.step, rng=rng, needs=needs)
+        scene.pre_backward(render)
         total = functional.mse_loss(render.rgb, seen.over(render.background))
         total = total + settings.mask_weight * functional.mse_loss(render.opacity, seen.alpha)
         for term in render.auxiliary.values():
@@ -98,7 +99,7 @@ def fit_scene(
         optimizer.zero_grad(set_to_none=True)
         total.backward()
         optimizer.step()
-        scene.geometry.after_step(step, optimizer, rng)
+        scene.post_backward(step, optimizer, rng)
         history.append(float(total.detach()))
         if on_step is not None:
             on_step(step, history[-1])

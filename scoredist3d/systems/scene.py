@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from scoredist3d.cameras import Cameras
 from scoredist3d.config import ComponentConfig
 from scoredist3d.geometry.base import Geometry, fits
+from scoredist3d.geometry.protocols import HasGaussians, HasSurface
 from scoredist3d.materials.base import Material
 from scoredist3d.meshes.exportable import SurfaceChannels
 from scoredist3d.meshes.mesh import Mesh
@@ -81,6 +82,16 @@ class Scene(nn.Module):
         """Levels and occupancy before the run's optimiser step."""
         self._set_step(self.first_step + step)
         self.renderer.update_step(self.step, rng)
+
+    def pre_backward(self, render: Render) -> None:
+        """Prepare densification for the backward pass of a training render."""
+        if self.geometry.densification is not None and render.projection is not None:
+            self.geometry.densification.step_pre_backward(render.projection)
+
+    def post_backward(self, step: int, optimizer: torch.optim.Optimizer, rng: Rng) -> None:
+        """Densification after the optimizer's update of ``step``; ``rng`` must be equal on all ranks."""
+        if self.geometry.densification is not None:
+            self.geometry.densification.step_post_backward(step, optimizer, rng)
 
     def restore_step(self, step: int) -> None:
         """Levels as after ``step`` optimiser steps of the run; the occupancy grid is in the state."""
@@ -153,11 +164,13 @@ class SceneShape:
     @torch.no_grad()
     def surface(self) -> Mesh | None:
         """The geometry's own surface, if it is one."""
-        return self._geometry.surface()
+        return self._geometry.surface() if isinstance(self._geometry, HasSurface) else None
 
     @torch.no_grad()
     def splats(self) -> Splats | None:
         """The geometry's Gaussians, if it is made of them."""
+        if not isinstance(self._geometry, HasGaussians):
+            return None
         return self._geometry.splats(
             lambda features: self._material.channels(features).base_color, self._material.harmonics
         )

@@ -17,6 +17,7 @@ from scoredist3d import registry
 from scoredist3d.cameras import Cameras
 from scoredist3d.config import ComponentConfig, Schedule, component, component_map, option
 from scoredist3d.geometry.base import Geometry
+from scoredist3d.geometry.protocols import describe_capability
 from scoredist3d.losses.base import Loss
 from scoredist3d.registry import register
 from scoredist3d.renderers.base import NOTHING, Render
@@ -95,8 +96,8 @@ class TextTo3D(GuidedSystem):
                     continue
                 if not issubclass(registry.entry_of(self.geometry).cls, term.applies_to):
                     problems.append(
-                        f"loss.{name}: the term is for a {term.applies_to.__name__}, which {self.geometry.type} "
-                        f"is not; set system.loss.{name}=null"
+                        f"loss.{name}: the term needs {describe_capability(term.applies_to)}, which "
+                        f"{self.geometry.type} is not; set system.loss.{name}=null"
                     )
                 for lacking in sorted(term.needs - renderer.outputs):
                     problems.append(
@@ -152,6 +153,8 @@ class TextTo3D(GuidedSystem):
         cameras = self.cameras.sample(step, rng).to(self.device)
         needs = NOTHING.union(*(loss.needs for loss in losses.values()))
         renders = [self._render(self.scenes[index], cameras, rng, needs) for index in drawn]
+        for index, render in zip(drawn, renders, strict=True):
+            self.scenes[index].pre_backward(render)  # type: ignore[operator]
         rgb, opacity = (torch.cat([getattr(render, name) for render in renders]) for name in ("rgb", "opacity"))
         latents = self._latents(rgb, step, rng)
         guided = self.guide(
@@ -247,12 +250,12 @@ class TextTo3D(GuidedSystem):
         """What geometries do between two updates."""
         for index, scene in enumerate(self.scenes):
             stream = rng.derive(f"particle/{index}") if index else rng
-            scene.geometry.after_step(step, optimizer, stream)  # type: ignore[operator, union-attr]
+            scene.post_backward(step, optimizer, stream)  # type: ignore[operator]
 
     @property
-    def grows(self) -> bool:
+    def densifies(self) -> bool:
         """Whether parameters may change their sizes."""
-        return self.geometry.grows
+        return self.geometry.densifies
 
     def shapes(self) -> list[SceneShape]:
         """Every scene, for exporters."""

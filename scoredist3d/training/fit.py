@@ -177,7 +177,7 @@ def _leave_group(*, failed: bool) -> None:
 
 def _check_growth(system: System, config: ExperimentConfig, place: RankContext) -> None:
     """Where elements come and go by their gradients, there must be one process, and gradients of a known scale."""
-    if not system.grows:
+    if not system.densifies:
         return
     if place.devices.world_size > 1:
         raise ValueError(

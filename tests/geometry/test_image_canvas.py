@@ -126,10 +126,10 @@ def test_mistakes_are_named(tmp_path: Any) -> None:
     text.write_text("no image")
     with pytest.raises(ValueError, match=r"geometry\.init_image: .*note\.png cannot be read as an image"):
         canvas(prior, init_image=str(text)).begin(prior)
-    with pytest.raises(ConfigError, match="from an image or from init_prompt, not from both"):
+    with pytest.raises(ConfigError, match="cannot be combined with init_prompt"):
         parse_component("geometry", {"type": "image-canvas", "init_image": "a.png", "init_prompt": "red"})
     path, _ = image_file(tmp_path)
-    with pytest.raises(ValueError, match=r"geometry\.size: this prior encodes images at 8 pixels"):
+    with pytest.raises(ValueError, match=r"geometry\.size: this prior encodes images of 8 pixels"):
         canvas(prior, init_image=path, size=16).begin(prior)
     with pytest.raises(ValueError, match="construct it with keep_start"):
         canvas(prior).source(prior, torch.tensor([0]))
@@ -172,7 +172,7 @@ def test_the_view_is_told_to_the_prior_and_unknown_words_to_the_user(caplog: Any
         canvas(prior, view=view, init_prompt="red gnu", init_steps=1).begin(prior)
     assert [camera is not None and camera.azimuth.item() for camera in prior.cameras] == [view.azimuth.item()] * 2
     (record,) = caplog.records
-    assert record.getMessage().startswith("geometry.init_prompt: the prior has never seen 'gnu'")
+    assert record.getMessage().startswith("geometry.init_prompt: the prior's vocabulary lacks 'gnu'")
     prior.cameras.clear()
     canvas(prior, init_prompt="", init_steps=1).begin(prior)
     assert prior.cameras == [None, None]

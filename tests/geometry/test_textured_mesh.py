@@ -63,7 +63,7 @@ def test_the_upward_axis(file, up, side):
 def test_the_size_in_the_ball(file):
     assert textured(mesh=file, radius=2.0, fit_size=0.5).surface().bounds[1] == pytest.approx(1 / 3**0.5, rel=1e-5)
     assert textured(mesh=file, fit=False).surface().bounds[1] == pytest.approx(0.5)
-    with pytest.raises(ValueError, match="out of the ball"):
+    with pytest.raises(ValueError, match="outside the ball"):
         textured(mesh=file, fit=False, radius=0.5)
 
 
@@ -371,7 +371,7 @@ def test_density_says_where_the_surface_is():
 def test_without_a_mesh_it_says_what_to_give():
     with pytest.raises(ValueError, match=r"geometry\.mesh.*init_from"):
         textured()()
-    with pytest.raises(ValueError, match="without faces"):
+    with pytest.raises(ValueError, match="has no faces"):
         textured().init_from(GeometryInit(Mesh(np.zeros((0, 3), np.float32), np.zeros((0, 3), np.int64))), Rng())
     with pytest.raises(ValueError, match="does not exist"):
         textured(mesh="nowhere.glb")
@@ -390,5 +390,5 @@ def test_colors_that_the_material_cannot_take_over(file, caplog):
 
 
 def test_options_that_cannot_be():
-    with pytest.raises(ConfigError, match="nothing is left to train"):
+    with pytest.raises(ConfigError, match="no parameters are left to train"):
         parse_component("geometry", {"type": "textured-mesh", "fix_texture": True})

@@ -186,7 +186,7 @@ def test_evaluation_needs_no_gradients_and_no_randomness():
     assert not first.rgb.requires_grad and second.rgb.requires_grad
     for field in ("rgb", "opacity", "depth", "normal", "background"):
         torch.testing.assert_close(getattr(first, field), getattr(second, field))
-    assert geometry._observed == []
+    assert not first.projection.means2d.requires_grad
 
 
 def test_training_draws_as_the_volume_renderer_does():
@@ -342,9 +342,10 @@ def test_gaussians_fit_a_coloured_sphere():
         index = torch.tensor([step % 6, (step + 3) % 6])
         optimizer.zero_grad()
         render = shown(cameras[index], step=step, rng=Rng())
+        geometry.densification.step_pre_backward(render.projection)
         (render.rgb - images[index]).abs().mean().backward()
         optimizer.step()
-        geometry.after_step(step, optimizer, Rng())
+        geometry.densification.step_post_backward(step, optimizer, Rng())
     unseen = views(30.0, size=32, elevation=0.0)
     with torch.no_grad():
         render = shown(unseen, step=180)

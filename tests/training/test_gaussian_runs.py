@@ -19,7 +19,7 @@ from scoredist3d.training.folder import RunFolder
 from scoredist3d.training.interrupt import InterruptGuard
 
 PLACE = RankContext(Devices.parse("cpu"))
-DENSIFY = {"start": 2, "every": 2, "grad_threshold": 0.0, "grow_fraction": 0.2, "opacity_reset_every": 5}
+DENSIFY = {"start": 2, "every": 2, "grad_threshold": 0.0, "densify_fraction": 0.2, "opacity_reset_every": 5}
 BLOCKS = {
     "geometry": {"type": "gaussians", "num_points": 40, "densify": DENSIFY},
     "material": {"type": "spherical-harmonics", "degree": 2, "degree_every": 3},
