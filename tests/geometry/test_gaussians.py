@@ -15,6 +15,7 @@ from torch import Tensor
 
 from scoredist3d import registry
 from scoredist3d.config.fields import ConfigError
+from scoredist3d.config.optimizer import OptimizerConfig
 from scoredist3d.config.validation import parse_component
 from scoredist3d.geometry.base import GaussianSet, GeometryInit, prepare_loading
 from scoredist3d.geometry.gaussians.density_control import DensifyConfig, choose_growth, resize_rows, split_means
@@ -26,8 +27,8 @@ from scoredist3d.meshes.splats import Splats, write_splats
 from scoredist3d.ops.rotations import quaternions_to, rotation_matrices
 from scoredist3d.ops.splatting.splat import Projected, project, splat
 from scoredist3d.seeding import Rng
-from scoredist3d.systems.optimizer import OptimizerConfig, build_optimizer
 from scoredist3d.training.checkpoint import load_weights
+from scoredist3d.training.optimizer import build_optimizer
 
 NAMES = ("means", "log_scales", "quaternions", "opacity_logits", "features")
 

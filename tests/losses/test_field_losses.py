@@ -189,7 +189,7 @@ def system(geometry: str, renderer: str, **losses):
 def test_terms_are_checked_against_geometry_and_renderer():
     assert system("implicit-sdf", "neus-volume", eikonal=0.1, **{"z-variance": 1.0})
     with pytest.raises(
-        ConfigError, match=r"loss.eikonal: the term is for a SignedDistanceField, which implicit-volume"
+        ConfigError, match=r"loss.eikonal: applies only to a SignedDistanceField, which implicit-volume"
     ):
         system("implicit-volume", "volume", eikonal=0.1)
     assert system("implicit-volume", "volume", eikonal=0)

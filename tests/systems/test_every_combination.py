@@ -19,11 +19,12 @@ from torch import Tensor
 
 from scoredist3d import registry
 from scoredist3d.config import ConfigError
+from scoredist3d.config.optimizer import OptimizerConfig
 from scoredist3d.config.validation import parse_component
 from scoredist3d.priors import Prior
 from scoredist3d.seeding import Rng
 from scoredist3d.systems.base import GuidedSystem, build_component
-from scoredist3d.systems.optimizer import OptimizerConfig, build_optimizer
+from scoredist3d.training.optimizer import build_optimizer
 
 PRIORS: dict[str, dict[str, Any]] = {
     "gaussian-mixture": {"image_size": 8},

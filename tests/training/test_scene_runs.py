@@ -111,7 +111,7 @@ def test_an_empty_scene_does_not_cost_the_others_their_meshes(tmp_path: Path, mo
 def test_a_network_of_the_guidances_own_refuses_accumulated_batches(tmp_path: Path) -> None:
     config = plain(tmp_path, trainer={"max_steps": 2, "accumulate": 2})
     config["system"]["guidance"] = {"type": "vsd", "phi": {"network": "unet", "channels": [8]}}
-    with pytest.raises(ValueError, match=r"trainer\.accumulate: the guidance trains a network of its own"):
+    with pytest.raises(ValueError, match=r"trainer\.accumulate: the guidance trains its own network"):
         run_training(validate(config), devices="cpu", console=Recorder())
 
 

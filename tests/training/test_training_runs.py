@@ -210,7 +210,7 @@ def test_ctrl_c_saves_a_checkpoint_and_says_how_to_go_on(tmp_path: Path, monkeyp
     monkeypatch.setattr(sys, "stdout", said.stream)
     assert main(["--config", str(config_file), "--train", "--gpu", "cpu"]) == 130
     (run,) = tmp_path.glob("scoredist3d/*")
-    assert f"Stopped at step 2 of 50. To go on: python launch.py --train --resume {run}" in said.text
+    assert f"Stopped at step 2 of 50. To continue: python launch.py --train --resume {run}" in said.text
     assert last(run)["global_step"] == 2 and not (run / "videos").exists()
     assert signal.getsignal(signal.SIGINT) is before
 
