@@ -67,7 +67,7 @@ class RunResult:
 
     @property
     def interrupted(self) -> bool:
-        """Whether training was stopped by a signal."""
+        """Whether a signal stopped training."""
         return self.status == INTERRUPTED
 
 
