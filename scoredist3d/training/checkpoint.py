@@ -128,7 +128,7 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def checkpoint_name(step: int) -> str:
-    """File name of the numbered checkpoint after ``step`` optimiser steps."""
+    """File name of the numbered checkpoint after ``step`` optimizer steps."""
     return f"step-{step:06d}.ckpt"
 
 

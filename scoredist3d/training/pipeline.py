@@ -226,7 +226,7 @@ def _is_done(folder: RunFolder, config: ExperimentConfig, name: str) -> bool:
         then.system.init_from = config.system.init_from  # type: ignore[attr-defined]  # The folder may have been moved.
     if dump(then.system) != dump(config.system) or then.prompt != config.prompt:
         raise ConfigError(
-            f"{STAGES}.{name}: is already done with other options, in {folder.root}; rename or remove that folder to run "
-            "the stage again, or restore its options"
+            f"{STAGES}.{name}: is already done with other options, in {folder.root}; rename or remove that folder to "
+            "run the stage again, or restore its options"
         )
     return True

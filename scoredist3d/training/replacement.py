@@ -1,4 +1,4 @@
-"""Replacement of a set of files in a folder; the earlier set is kept in a subfolder and never mixed with the new one."""
+"""Replacement of the files of a folder; the earlier set is kept in a subfolder and never mixed with the new one."""
 
 from __future__ import annotations
 

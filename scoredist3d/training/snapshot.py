@@ -44,9 +44,8 @@ def _add_command(path: Path, command: Sequence[str]) -> int:
     """Append the line of this session and return its number."""
     before = path.read_text(encoding="utf-8") if path.is_file() else ""
     time = datetime.now().astimezone().isoformat(timespec="seconds")
-    shown = shlex.join(command).replace(
-        "\n", "'$'\\n''"
-    )  # Quotes a line break such that the command stays on one line.
+    # A command with quoted line breaks stays on one line.
+    shown = shlex.join(command).replace("\n", "'$'\\n''")
     text = f"{before}{time}  scoredist3d {scoredist3d.__version__}  {shown}\n"
     write_atomically(path, text)
     return text.count("\n")
@@ -103,15 +102,14 @@ def _files(folder: Path) -> set[Path]:
 
 def installed_packages() -> list[str]:
     """Sorted ``name==version`` of every installed distribution."""
-    metadata = [
-        distribution.metadata for distribution in importlib.metadata.distributions()
-    ]  # Read once: each access parses the metadata.
+    # Read once, because each access to a distribution's metadata parses it.
+    metadata = [distribution.metadata for distribution in importlib.metadata.distributions()]
     found = {f"{entry['Name']}=={entry['Version']}" for entry in metadata if entry["Name"]}
     return sorted(found, key=str.lower)
 
 
 def git_state(folder: Path) -> dict[str, str]:
-    """Contents of ``commit.txt`` and ``changes.diff`` for the repository of ``folder``; empty without a repository or git."""
+    """Contents of ``commit.txt`` and ``changes.diff`` for the repository of ``folder``; empty if there is none."""
     commit = _git(folder, "rev-parse", "HEAD")
     if commit is None:
         return {}
