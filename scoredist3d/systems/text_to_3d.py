@@ -94,9 +94,10 @@ class TextTo3D(GuidedSystem):
         def _unusable_losses(self, renderer: Any) -> list[str]:
             """Problems: regularizers that the geometry or the renderer does not support; zero weights are skipped."""
             problems = []
-            for name, block in self.loss.items():
+            blocks: dict[str, Any] = self.loss
+            for name, block in blocks.items():
                 term: Any = registry.entry_of(block).cls
-                if block.weight == Schedule.constant(0.0):  # type: ignore[attr-defined]
+                if block.weight == Schedule.constant(0.0):
                     continue
                 if not issubclass(registry.entry_of(self.geometry).cls, term.applies_to):
                     problems.append(

@@ -51,6 +51,20 @@ class Exported:
     remark: str
 
     @property
+    def paths(self) -> dict[str, Path]:
+        """All files by label: ``glb``, ``normal texture``, ``mesh report 2``, ..."""
+        names, paths = {".png": "texture", ".mtl": "material"}, {}
+        for number, (item, report) in enumerate(zip(self.results, self.reports, strict=True), start=1):
+            label = "" if number == 1 else f" {number}"
+            own = min((path.stem for path in item.paths), key=len)
+            for path in item.paths:
+                channel = path.stem.removeprefix(own).strip("-")
+                kind = names.get(path.suffix, path.suffix.removeprefix("."))
+                paths[f"{channel} {kind}".strip() + label] = path
+            paths[f"mesh report{label}"] = report
+        return paths
+
+    @property
     def problem(self) -> str | None:
         """Sentence on the objects that could not be exported; None if all could."""
         return no_mesh(self.missing) if self.missing else None

@@ -28,7 +28,6 @@ from scoredist3d.training.fit import RankContext, begin, build_system, fit, impo
 from scoredist3d.training.folder import RunFolder, find_run, slug
 from scoredist3d.training.interrupt import InterruptGuard
 from scoredist3d.training.outputs import (
-    Exported,
     NoMeshError,
     export_objects,
     latest_preview,
@@ -87,26 +86,25 @@ def run_training(
 
     Args:
         config: The validated run.
-        devices: See the module docstring.
+        devices: Devices, see above.
         resume: Run folder or checkpoint to continue in place, up to ``trainer.max_steps`` of ``config``;
             :func:`scoredist3d.config.resume.load_resumed` loads a config whose schedules continue.
         output: Folder to use instead of ``<output_root>/<name>/<tag>@<time>``.
         source: The config as written, with interpolations; saved as ``configs/config.yaml`` for resuming.
         export: Export the object at the end; not needed for a stage that is followed by another one.
-        resume_from: Path that the message after an interrupt names for resuming; by default the run's folder.
+        resume_from: Path to resume from, for the message after an interrupt; by default the run's folder.
         begun: Called once the folder exists and the checkpoint, if any, has been loaded.
         console: Prints progress and messages.
 
     Returns:
-        The result. An object that could not be exported is reported in ``status`` and ``error``, not raised.
+        The result; its ``status`` and ``error`` report an object that could not be exported.
 
     Raises:
         ValueError: A mistake in the config, the devices or the checkpoint.
         NonFiniteError: Training diverged; no non-finite state has been saved.
         KeyboardInterrupt: Interrupted outside training; the console says how to continue.
     """
-    console, clock = console or Console(), StageClock()
-    context = RankContext(Devices.parse(devices))
+    console, clock, context = console or Console(), StageClock(), RankContext(Devices.parse(devices))
     check_precision(config, devices)
     found = find_run(resume) if resume is not None else None
     if found is None:
@@ -313,27 +311,13 @@ def _export(
 
     with clock.stage("export"):
         exported = export_objects(system, config, folder, progress)
-    result.paths |= _labelled(exported)
+    result.paths |= exported.paths
     for item in exported.results:
         console.say(item.report.describe())
     if exported.remark:
         console.say(f"export: {exported.remark}")
     if exported.problem is not None:
         result.status, result.error = NO_MESH, exported.problem
-
-
-def _labelled(exported: Exported) -> dict[str, Path]:
-    """Paths of an export by label: ``glb``, ``normal texture``, ``mesh report 2``, ..."""
-    names, paths = {".png": "texture", ".mtl": "material"}, {}
-    for number, (item, report) in enumerate(zip(exported.results, exported.reports, strict=True), start=1):
-        label = "" if number == 1 else f" {number}"
-        own = min((path.stem for path in item.paths), key=len)
-        for path in item.paths:
-            channel = path.stem.removeprefix(own).strip("-")
-            kind = names.get(path.suffix, path.suffix.removeprefix("."))
-            paths[f"{channel} {kind}".strip() + label] = path
-        paths[f"mesh report{label}"] = report
-    return paths
 
 
 def _folder(config: ExperimentConfig, output: Path | str | None) -> RunFolder:

@@ -1,4 +1,4 @@
-"""Methods side by side: each does what it does alone, from the same start, and the sheet says which is which."""
+"""Comparison of methods: each computes what it computes alone from the same canvas, and previews are labelled."""
 
 from __future__ import annotations
 

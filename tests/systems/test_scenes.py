@@ -1,4 +1,4 @@
-"""Several scenes in one run, starting from another run, and editing: what text-to-3d does beyond one fresh scene."""
+"""Text-to-3d with several scenes, initialization from another run, and editing."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def make(block: dict[str, Any], seed: int = 0) -> Any:
 
 
 class Edit(ScoreDistillationSampling):
-    """Records what it is told and pulls towards the source."""
+    """Records its inputs; its gradient points towards the source."""
 
     needs_source = True
 
@@ -162,7 +162,7 @@ def test_an_edit_sees_the_scene_it_started_from(editing: None) -> None:
         optimizer.step()
     (z, first), (later, second) = system.guidance.seen
     assert first.source is not None and second.source is not None
-    # Nothing has moved at the first step; the same views without gradients are traced in chunks, to rounding.
+    # No update has been made yet; views without gradients are rendered in chunks, which changes the rounding.
     torch.testing.assert_close(z, first.source, rtol=0, atol=1e-5)
     assert float((later - second.source).abs().max()) > 1e-3
     source, started = system.source.state_dict(), done.scenes[0].state_dict()

@@ -117,7 +117,7 @@ def test_export_field_is_the_geometry_and_the_unlit_colour() -> None:
 
 
 class Learning(ScoreDistillationSampling):
-    """A guidance with a trainable number and its own optimiser, as variational methods have."""
+    """A guidance with a trainable scalar and its own optimizer, as in variational methods."""
 
     @dataclass
     class Config(ScoreDistillationSampling.Config):

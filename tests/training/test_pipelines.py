@@ -1,4 +1,4 @@
-"""Pipelines from end to end: stages follow each other, and an interrupted one goes on where it stopped."""
+"""Whole pipelines: stages run in order, and interrupted pipelines continue."""
 
 from __future__ import annotations
 

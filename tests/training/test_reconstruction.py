@@ -1,6 +1,6 @@
-"""Every representation recovers a known object from 24 posed views, to a stated PSNR and Chamfer distance.
+"""Every representation reconstructs a known object from 24 posed views to a given PSNR and Chamfer distance.
 
-Small sizes, so that the whole file takes a minute; ``benchmarks/representations.py`` has the full ones.
+The sizes are small, so the file takes about a minute; ``benchmarks/representations.py`` uses full sizes.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def views() -> tuple[PosedViews, PosedViews]:
 
 
 def shrunk(schedule: Any) -> Any:
-    """Learning rates that fall over the fewer steps."""
+    """Learning-rate schedules shortened to the number of steps of these tests."""
     if isinstance(schedule, dict):
         return {key: STEPS if key == "end" else shrunk(value) for key, value in schedule.items()}
     return schedule

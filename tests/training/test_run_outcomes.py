@@ -1,4 +1,4 @@
-"""How runs end: exit codes, ``summary.json``, and files of earlier sessions and exports."""
+"""Outcomes of runs: exit codes, ``summary.json``, and files of earlier sessions and exports."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MOVING = {"from": 0.1, "to": 0.01, "end": "${trainer.max_steps}"}
 
 
 def written(folder: Path, system: str = "text-to-3d", **changes: Any) -> Path:
-    """A config file in ``folder``; its runs go to ``folder/out``."""
+    """Write a config file to ``folder``; its runs are in ``folder/out``."""
     file = folder / "config.yaml"
     file.write_text(yaml.safe_dump({**plain(folder / "out", system, trainer={"max_steps": 1}), **changes}))
     return file
@@ -56,7 +56,7 @@ def last_line(capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def press_at(monkeypatch: pytest.MonkeyPatch, step: int, stage: str) -> None:
-    """Ctrl-C after a step of the run in a folder of that name."""
+    """Send Ctrl-C after a step of the run whose folder has the given name."""
     after_step = Checkpoints.after_step
 
     def press(self: Checkpoints, trainer: Any, module: Any, now: int) -> None:

@@ -112,7 +112,7 @@ def test_damaged_foreign_and_missing_checkpoints_say_what_to_do(tmp_path: Path) 
 
 
 class Trap:
-    """Unpickling this would create a file."""
+    """An object whose unpickling creates a file."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (os.mkdir, ("trap-was-sprung",))
