@@ -86,7 +86,7 @@ def run_training(
 
     Args:
         config: The validated run.
-        devices: Devices, see above.
+        devices: One of the forms in the module docstring.
         resume: Run folder or checkpoint to continue in place, up to ``trainer.max_steps`` of ``config``;
             :func:`scoredist3d.config.resume.load_resumed` loads a config whose schedules continue.
         output: Folder to use instead of ``<output_root>/<name>/<tag>@<time>``.
