@@ -14,8 +14,8 @@ from scoredist3d.backgrounds.base import Background
 from scoredist3d.cameras import Cameras
 from scoredist3d.config import option
 from scoredist3d.geometry.base import Field, GeometryOutput
-from scoredist3d.geometry.protocols import HasDensity
 from scoredist3d.geometry.implicit_volume import ImplicitVolume
+from scoredist3d.geometry.protocols import HasDensity
 from scoredist3d.materials.base import Light, Material
 from scoredist3d.nn.hash_network import HashGridConfig, NetworkConfig
 from scoredist3d.ops.volume_rendering.compositing import accumulate, render_weights, transmittance

@@ -227,7 +227,7 @@ def test_round_trip(kind, source):
     load_weights(fresh, geometry.state_dict())
     np.testing.assert_array_equal(fresh.surface().vertices, geometry.surface().vertices)
     np.testing.assert_array_equal(fresh.surface().faces, geometry.surface().faces)
-    with pytest.raises(ValueError, match="other sizes"):
+    with pytest.raises(ValueError, match="different sizes"):
         load_weights(surface(kind, sdf_source=source, resolution=16, grid=SMALL), geometry.state_dict())
 
 

@@ -13,7 +13,6 @@ from PIL import Image
 from scoredist3d import registry
 from scoredist3d.cameras import Cameras, orbit
 from scoredist3d.config import ConfigError
-from scoredist3d.config.experiment import PreviewConfig
 from scoredist3d.config.validation import parse_component
 from scoredist3d.diffusion.samplers import denoise
 from scoredist3d.geometry.image_canvas import ImageCanvas
@@ -216,7 +215,7 @@ def test_an_editing_method_sees_the_start_also_after_resuming(kind: str) -> None
             with torch.no_grad():
                 made.canvas.values.sub_(0.1 * made.canvas.values.grad.sign())
 
-    start = whole.preview(PreviewConfig())["images"]
+    start = whole.images()
     steps(whole, range(2))
     halted = system(guidance, **geometry)
     halted.load_state_dict(whole.state_dict())
@@ -224,7 +223,7 @@ def test_an_editing_method_sees_the_start_also_after_resuming(kind: str) -> None
     steps(whole, range(2, 4))
     steps(halted, range(2, 4))
     assert torch.equal(halted.canvas.values, whole.canvas.values)
-    assert (whole.preview(PreviewConfig())["images"] - start).abs().max() > 0.1
+    assert (whole.images() - start).abs().max() > 0.1
 
 
 def test_an_edit_at_the_start_compares_equal_latents() -> None:

@@ -319,11 +319,11 @@ def test_round_trip_into_a_fresh_object(file, texture, deformable):
 
 def test_foreign_states_are_told(file):
     state = textured(mesh=file).state_dict()
-    with pytest.raises(ValueError, match="other sizes in image"):
+    with pytest.raises(ValueError, match="different sizes: image"):
         load_weights(textured(texture_size=64), state)
     with pytest.raises(ValueError, match="lacks offsets"):
         load_weights(textured(deformable=True), state)
-    with pytest.raises(ValueError, match="other sizes in vertices"):
+    with pytest.raises(ValueError, match="different sizes: vertices"):
         load_weights(textured(), state | {"vertices": torch.zeros(8, 2)})
     with pytest.raises(ValueError, match="another configuration"):
         load_weights(textured(), build("geometry", "dmtet", resolution=8, grid=SMALL).state_dict())

@@ -87,5 +87,7 @@ def test_what_it_is_for():
     block = {"type": "text-to-3d", "guidance": {"type": "sds"}, "loss": {"sdf-sign-change": 0.1}}
     for geometry, renderer in (("dmtet", "mesh-rasterizer"), ("flexicubes", "mesh-rasterizer")):
         assert parse_component("system", block | {"geometry": {"type": geometry}, "renderer": {"type": renderer}})
-    with pytest.raises(ConfigError, match=r"loss\.sdf-sign-change: the term needs a surface extracted from signed distances on a grid"):
+    with pytest.raises(
+        ConfigError, match=r"loss\.sdf-sign-change: the term needs a surface extracted from signed distances on a grid"
+    ):
         parse_component("system", block | {"geometry": {"type": "implicit-sdf"}, "renderer": {"type": "volume"}})

@@ -12,6 +12,7 @@ from torch import Tensor
 from scoredist3d import registry
 from scoredist3d.backgrounds.base import Background
 from scoredist3d.cameras import Cameras, orbit
+from scoredist3d.config.optimizer import OptimizerConfig
 from scoredist3d.config.validation import parse_component
 from scoredist3d.geometry.gaussians.model import Gaussians
 from scoredist3d.materials import Material
@@ -19,7 +20,7 @@ from scoredist3d.meshes.exportable import SurfaceChannels
 from scoredist3d.ops.rotations import quaternions_to, rotation_matrices
 from scoredist3d.renderers.gaussian_splatting import GaussianSplatting
 from scoredist3d.seeding import Rng
-from scoredist3d.systems.optimizer import OptimizerConfig, build_optimizer
+from scoredist3d.training.optimizer import build_optimizer
 
 
 def build(kind: str, name: str, **options: Any) -> Any:

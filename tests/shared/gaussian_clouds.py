@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from scoredist3d import registry
+from scoredist3d.config.optimizer import OptimizerConfig
 from scoredist3d.config.validation import parse_component
 from scoredist3d.geometry.base import ScreenSpaceMeans
 from scoredist3d.geometry.gaussians.model import Gaussians
 from scoredist3d.meshes.mesh import Mesh
 from scoredist3d.ops.splatting.splat import Projected, project, splat
 from scoredist3d.seeding import Rng
-from scoredist3d.systems.optimizer import OptimizerConfig, build_optimizer
+from scoredist3d.training.optimizer import build_optimizer
 
 NAMES = ("means", "log_scales", "quaternions", "opacity_logits", "features")
 

@@ -1,4 +1,4 @@
-"""Runs whose Gaussians come and go: a checkpoint holds what the step after it needs."""
+"""Runs with densification: checkpoints hold everything that later steps need."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def trained(folder: Path, steps: int, resume: Path | None = None) -> tuple[Syste
 
 @pytest.mark.parametrize("stop", [4, 5])
 def test_a_run_resumed_around_a_densification_is_the_uninterrupted_one(tmp_path: Path, stop: int) -> None:
-    """Stopped right after steps that end in a densification (4) and in a reset of the opacities (5)."""
+    """Interrupts right after a densification (step 4) and after an opacity reset (step 5)."""
     system, whole = trained(tmp_path / "whole", 7)
     assert len(system.geometry.means) > 40  # type: ignore[operator, union-attr, arg-type]
     trained(tmp_path / "half", stop)
