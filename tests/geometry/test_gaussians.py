@@ -16,13 +16,14 @@ from torch import Tensor
 from scoredist3d import registry
 from scoredist3d.config.fields import ConfigError
 from scoredist3d.config.validation import parse_component
+from scoredist3d.export.formats.splats import write_splats
 from scoredist3d.geometry.base import GaussianSet, GeometryInit, prepare_loading
 from scoredist3d.geometry.gaussians.density_control import DensifyConfig, choose_growth, resize_rows, split_means
 from scoredist3d.geometry.gaussians.field import GaussianField
 from scoredist3d.geometry.gaussians.model import Gaussians
 from scoredist3d.meshes.isosurface_extraction import find_surface
 from scoredist3d.meshes.mesh import Mesh, topology
-from scoredist3d.meshes.splats import Splats, write_splats
+from scoredist3d.meshes.splats import Splats
 from scoredist3d.ops.rotations import quaternions_to, rotation_matrices
 from scoredist3d.ops.splatting.splat import Projected, project, splat
 from scoredist3d.seeding import Rng
