@@ -45,7 +45,7 @@ def main() -> int:
     parser.add_argument("old", type=Path, help="checkout whose recipes and results are the reference")
     parser.add_argument("new", type=Path, help="checkout that is compared with it")
     parser.add_argument("--work", type=Path, required=True, help="folder of configs, runs and logs")
-    parser.add_argument("--steps", type=int, default=20, help="optimiser steps of each case")
+    parser.add_argument("--steps", type=int, default=20, help="optimizer steps of each case")
     parser.add_argument("--only", default="", metavar="REGEX", help="cases whose name matches")
     parser.add_argument("--tolerance", type=float, default=1e-6, help="largest relative difference")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="cases at a time, one thread each")

@@ -3,7 +3,7 @@
 
     python scripts/evaluate_prior.py --prior embedded --out docs/prior
 
-Samples "a COLOUR CATEGORY" for all categories and colours from fresh cameras and asks the probe for category, colour
+Samples "a COLOR CATEGORY" for all categories and colors from fresh cameras and asks the probe for category, color
 and azimuth; the probe's own error on real renders from the same kind of cameras, with and without the prior's
 autoencoder, stands beside it. Writes ``evaluation.json``, ``evaluation.md`` and ``samples.png`` into ``--out``.
 """
@@ -44,7 +44,7 @@ from scoredist3d.procedural.probe import Probe
 def accuracy(
     probe: Probe, images: Tensor, category: Tensor, color: Tensor, azimuth: Tensor, order: Tensor
 ) -> dict[str, float]:
-    """Shares of right categories and colours; median and mean azimuth error in degrees where a front exists."""
+    """Shares of right categories and colors; median and mean azimuth error in degrees where a front exists."""
     readings = [probe(chunk) for chunk in images.split(256)]
     right_category = torch.cat([r.category.argmax(-1) for r in readings]) == category
     right_color = torch.cat([r.color.argmax(-1) for r in readings]) == color
@@ -60,7 +60,7 @@ def accuracy(
 
 
 def grid_of_captions(per_pair: int, limit: int, device: torch.device) -> tuple[Tensor, Tensor, list[str]]:
-    """Every category with every colour, ``per_pair`` times; the first ``limit`` of them."""
+    """Every category with every color, ``per_pair`` times; the first ``limit`` of them."""
     category = torch.arange(len(CATEGORIES)).repeat_interleave(len(COLORS) * per_pair)[:limit]
     color = torch.arange(len(COLORS)).repeat_interleave(per_pair).repeat(len(CATEGORIES))[:limit]
     texts = [simple_caption(CATEGORIES[c], COLORS[k]) for c, k in zip(category.tolist(), color.tolist(), strict=True)]
@@ -101,7 +101,7 @@ def probe_floor(prior: Prior, probe: Probe, *, count: int, device: torch.device)
 
 @torch.no_grad()
 def where_conditioning_acts(prior: Prior, *, count: int, device: torch.device) -> list[dict[str, float]]:
-    """Ratio of the x0 error with a wrong colour, category or camera to that with the right one, per timestep."""
+    """Ratio of the x0 error with a wrong color, category or camera to that with the right one, per timestep."""
     generator = torch.Generator(device).manual_seed(99)
     color = torch.randint(0, len(COLORS), (count,), generator=generator, device=device)
     objects = sample_objects(count, generator, device, color=color, second_color=color)
@@ -148,7 +148,7 @@ def where_conditioning_acts(prior: Prior, *, count: int, device: torch.device) -
 
 @torch.no_grad()
 def sample_sheet(prior: Prior, path: Path, *, scale: float, steps: int, limit: int, device: torch.device) -> None:
-    """One row of views per category, colours cycling."""
+    """One row of views per category, colors cycling."""
     generator = torch.Generator(device).manual_seed(7)
     columns = 10
     texts = [simple_caption(c, COLORS[(i + j) % len(COLORS)]) for i, c in enumerate(CATEGORIES) for j in range(columns)]
@@ -168,14 +168,14 @@ def sample_sheet(prior: Prior, path: Path, *, scale: float, steps: int, limit: i
 
 def markdown(result: dict[str, Any]) -> str:
     """The measured tables, as they stand in the model card."""
-    head = "| pictures | category | colour | azimuth error, median (mean) |\n| --- | --- | --- | --- |\n"
+    head = "| pictures | category | color | azimuth error, median (mean) |\n| --- | --- | --- | --- |\n"
     rows = "".join(
         f"| {name} | {row['category']:.3f} | {row['color']:.3f} "
         f"| {row['azimuth_median_deg']:.1f} ({row['azimuth_mean_deg']:.1f}) deg |\n"
         for name, row in result["accuracy"].items()
     )
     acts = (
-        "| t | SNR of latents, dB | wrong colour | wrong category | wrong camera |\n| --- | --- | --- | --- | --- |\n"
+        "| t | SNR of latents, dB | wrong color | wrong category | wrong camera |\n| --- | --- | --- | --- | --- |\n"
     )
     acts += "".join(
         f"| {r['t']:.2f} | {r['snr_db']:.1f} | {r['color']:.2f} | {r['category']:.2f} | {r['camera']:.2f} |\n"
@@ -191,7 +191,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--probe", type=Path, default=None, help="probe folder (default: the shipped one)")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--per-pair", type=int, default=3, help="samples per category and colour")
+    parser.add_argument("--per-pair", type=int, default=3, help="samples per category and color")
     parser.add_argument("--limit", type=int, default=None, help="use only so many pictures (a quick look)")
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--scales", type=float, nargs="+", default=[1.0, 2.0, 3.0, 5.0, 7.5])

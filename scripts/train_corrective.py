@@ -74,7 +74,7 @@ of the SDS gradient into a text term and an unconditional term is exact algebra 
 clean image and the level is regressed to the unconditional one-step prediction, once per model, agrees with the
 abstract. Not verified: the network's architecture and size, the data and the length of its training, the weights of
 levels in training and in use, whether the gradient passes through the network (`jacobian`; not, by default), any
-normalisation (`remove_mean`; off by default) and the guidance scales. The blend `beta` is an addition. No number here
+normalization (`remove_mean`; off by default) and the guidance scales. The blend `beta` is an addition. No number here
 or in a benchmark of this project is one of the paper's.
 
 ## Limits

@@ -59,7 +59,7 @@ class Stage:
     Attributes:
         name: File stem of the state and first word of the log lines.
         modules: What is trained.
-        optimizer: Its optimiser.
+        optimizer: Its optimizer.
         emas: Averages by name; they are saved with the state.
         total: Steps of the whole stage.
         work: Folder of the states.

@@ -53,7 +53,7 @@ class DenoiserBatch:
 def random_backgrounds(
     count: int, generator: torch.Generator, device: torch.device, *, white: float, gray: float
 ) -> Tensor:
-    """(count, 3, 1, 1): white with probability ``white``, a random gray with ``gray``, else a random colour."""
+    """(count, 3, 1, 1): white with probability ``white``, a random gray with ``gray``, else a random color."""
     kind = torch.rand(count, generator=generator, device=device)[:, None]
     value = torch.rand(count, 3, generator=generator, device=device)
     shade = 0.1 + 0.9 * value[:, :1].expand(-1, 3)

@@ -1,6 +1,6 @@
 """Stage 1: the autoencoder.
 
-Half of its pictures have coloured backgrounds, some are blurred or half transparent: during distillation the encoder
+Half of its pictures have colored backgrounds, some are blurred or half transparent: during distillation the encoder
 sees fog and soft blobs long before it sees an object, and its gradient has to point the right way there too.
 """
 
@@ -19,7 +19,7 @@ from .pool import Pool, composite, random_backgrounds
 
 
 def augmented_batch(pool: Pool, count: int, generator: torch.Generator) -> Tensor:
-    """(count, 3, H, W) in [-1, 1]: white, gray and coloured backgrounds; a third soft or faded."""
+    """(count, 3, H, W) in [-1, 1]: white, gray and colored backgrounds; a third soft or faded."""
     rgba = pool.random_rgba(count, generator)
     device = rgba.device
     background = random_backgrounds(count, generator, device, white=0.35, gray=0.25)
@@ -63,7 +63,7 @@ def train_vae(
 
     def loss_of(image: Tensor, noise: Tensor) -> Tensor:
         posterior = vae.encode(image).latent_dist
-        # A fixed small latent noise keeps neighbouring codes alike, which a KL weight alone does not at this size.
+        # A fixed small latent noise keeps neighboring codes alike, which a KL weight alone does not at this size.
         reconstruction = vae.decode(posterior.mean + (posterior.std + 0.05) * noise).sample
         kl = 0.5 * (posterior.mean.square() + posterior.var - posterior.logvar - 1).mean()
         return reconstruction_loss(reconstruction.float(), image) + 2e-5 * kl

@@ -61,7 +61,7 @@ def test_kernel_distance_is_unbiased_and_grows_with_a_shift() -> None:
     shift = kernel_distance(normal(800, 4, seed=1), normal(800, 4, seed=2) + 1.0)
     near = kernel_distance(normal(800, 4, seed=1), normal(800, 4, seed=2) + 0.2)
     assert shift > 10 * near > 0
-    with pytest.raises(ValueError, match="two or more pictures on each side, got 1 and 3"):
+    with pytest.raises(ValueError, match="both sets need at least two images, got 1 and 3"):
         kernel_distance(normal(1, 4), normal(3, 4))
 
 

@@ -77,7 +77,7 @@ def test_frames_are_checked(tmp_path):
         with VideoWriter(tmp_path / "a.mp4") as video:
             video.add(np.zeros((32, 32, 3), dtype=np.uint8))
             video.add(np.zeros((32, 30, 3), dtype=np.uint8))
-    with pytest.raises(ValueError, match="1 values that are not finite"), VideoWriter(tmp_path / "b.mp4") as video:
+    with pytest.raises(ValueError, match="1 values are not finite"), VideoWriter(tmp_path / "b.mp4") as video:
         frame = torch.zeros(8, 8, 3)
         frame[0, 0, 0] = torch.nan
         video.add(frame)
@@ -181,5 +181,5 @@ def test_animations_are_chosen_by_the_suffix(tmp_path, suffix):
 
 
 def test_other_suffixes_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"a video ends in \.mp4, \.gif, \.webp, got turn\.avi"):
+    with pytest.raises(ValueError, match=r"the name of a video must end in \.mp4, \.gif, \.webp, got turn\.avi"):
         VideoWriter(tmp_path / "turn.avi")
