@@ -245,7 +245,8 @@ def _parse_arguments(arguments: list[str]) -> argparse.Namespace:
             f"unknown option {flags[0]}.{registry.near_matches(flags[0], known)} --help lists all options"
         )
     # In `--config a.yaml key=value` and `--export key=value`, argparse assigns the override to the option.
-    files, swallowed = [], []
+    files: list[str] = []
+    swallowed: list[str] = []
     for item in options.config:
         (swallowed if _is_override(item) else files).append(item)
     options.config = files

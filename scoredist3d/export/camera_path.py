@@ -21,9 +21,9 @@ def camera_path(cameras: Cameras, fps: float) -> dict[str, Any]:
     """JSON document with one frame per camera.
 
     Each frame has the keys ``c2w``, ``fovy``, ``width`` and ``height``. In addition, the document has the keys of the
-    ``transforms.json`` of NeRF and instant-ngp: ``camera_angle_x``, ``fl_x``, ``fl_y``, ``cx``, ``cy``, ``w`` and ``h``,
-    and ``transform_matrix`` in each frame. The world and camera axes of that format are the same as here, so its matrices
-    equal ``c2w``. The field of view at the top level is that of the first camera.
+    ``transforms.json`` of NeRF and instant-ngp: ``camera_angle_x``, ``fl_x``, ``fl_y``, ``cx``, ``cy``, ``w`` and
+    ``h``, and ``transform_matrix`` in each frame. The world and camera axes of that format are the same as here, so its
+    matrices equal ``c2w``. The field of view at the top level is that of the first camera.
 
     Args:
         cameras: One camera per frame.
