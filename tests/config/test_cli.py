@@ -325,7 +325,7 @@ def test_the_hint_says_how_a_dry_run_imports_custom(
     (here / "custom").mkdir()
     arguments = ["--config", "c.yaml", "--train", "--dry-run", "prompt=x", "system.guidance.type=mine"]
     assert cli.main(arguments) == cli.USAGE_ERROR
-    assert "add --custom custom if the name is defined there" in capsys.readouterr().err
+    assert "if the name is defined there, add --custom custom" in capsys.readouterr().err
     assert cli.main(["--list", "--custom", "nowhere"]) == cli.USAGE_ERROR
     assert capsys.readouterr().err.startswith("error: --custom: there is no folder nowhere")
 

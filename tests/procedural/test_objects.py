@@ -193,7 +193,7 @@ def test_chunks_do_not_change_images():
     cameras = _cameras(torch.arange(5) * 70.0, size=16)
     whole, parts = (render_objects(objects, cameras, **options).rgba for options in ({}, {"chunk_rays": 1}))
     torch.testing.assert_close(whole, parts)
-    with pytest.raises(ValueError, match="need as many cameras"):
+    with pytest.raises(ValueError, match="objects need one camera each"):
         render_objects(objects, cameras[:2])
 
 
