@@ -280,7 +280,7 @@ def _parser() -> _Parser:
     )
     add("--train", action="store_true", help="optimize, then test and export")
     for mode, text in (
-        ("validate", "render the preview views of a run"),
+        ("validate", "render preview images of a run"),
         ("test", "render the turntable video of a run"),
         ("export", "write the 3D files of a run"),
     ):

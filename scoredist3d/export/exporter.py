@@ -32,7 +32,7 @@ DEFAULT_LEAST_VOLUME = 0.02
     "exporter", "textured-mesh", summary="Surface of the object with textures baked from its material, or its splats."
 )
 class TexturedMeshExporter(Exporter):
-    """Exporter of textured meshes, plain surfaces and 3D Gaussians, by way of products that file formats write.
+    """Exporter of textured meshes, plain surfaces and 3D Gaussians, with registered file formats.
 
     The steps are: density grid, marching cubes, clean-up, decimation, UV unwrapping, texture baking, files. An object
     that is a surface already starts at the clean-up. A mesh supplied by the user keeps all its faces unless an option
@@ -42,7 +42,7 @@ class TexturedMeshExporter(Exporter):
 
     @dataclass
     class Config(Exporter.Config):
-        """Quality, size and formats."""
+        """Formats, quality and size of an export."""
 
         formats: list[str] = option(
             ["glb", "obj"],
@@ -73,7 +73,7 @@ class TexturedMeshExporter(Exporter):
             le=1,
         )
         largest_component: bool = option(False, "Keep only the largest component; the same as min_component_volume=1.")
-        fill_cavities: bool = option(True, "Make empty space solid that is enclosed by the object.")
+        fill_cavities: bool = option(True, "Fill empty space that is enclosed by the object.")
         fill_holes: bool = option(False, "Close the holes of an open surface before simplification.")
         refine_steps: int = option(
             4, "Bisection steps along the grid edge of each vertex, with new density samples.", ge=0, le=16
@@ -191,8 +191,8 @@ class TexturedMeshExporter(Exporter):
             shape: The object.
             mesh: The simplified mesh; unwrapped here unless it has texture coordinates.
             surface: The surface before simplification.
-            notes: For the report.
-            stages: For the report.
+            notes: Receives warnings.
+            stages: Timer of the export.
         """
         config = self.config
         if mesh.uvs is None:
@@ -278,7 +278,7 @@ class TexturedMeshExporter(Exporter):
             own: The mesh before clean-up.
             mesh: The mesh after clean-up and simplification.
             problem: The reason why the texture coordinates of ``own`` are unusable, or an empty string.
-            notes: For the report.
+            notes: Receives warnings.
         """
         if own.uvs is None:
             return mesh

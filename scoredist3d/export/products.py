@@ -1,4 +1,4 @@
-"""Products that an exporter makes from an object and hands to the writers of file formats.
+"""Products that an exporter makes from an object and that file formats write.
 
 All of them are in world coordinates (z up) and scene units; a writer applies the ``frame`` to get the file's axes and
 unit.

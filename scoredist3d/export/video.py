@@ -151,9 +151,15 @@ class _Ffmpeg:
         self.pipe.send(None)
 
     def add(self, frame: np.ndarray) -> None:
+        """Encode a frame, (H, W, 3) uint8."""
         self.pipe.send(np.ascontiguousarray(frame))
 
     def close(self, finish: bool) -> None:
+        """End the encoding; the file is complete if ``finish`` is true.
+
+        Raises:
+            OSError: ffmpeg failed.
+        """
         self.pipe.close()
         if finish and not (self.temporary.exists() and self.temporary.stat().st_size > 0):
             raise OSError(f"ffmpeg wrote no video to {self.temporary}")
@@ -167,11 +173,13 @@ class _Pillow:
         self.spool = tempfile.TemporaryFile(dir=temporary.parent)  # noqa: SIM115 closed in close()
 
     def add(self, frame: np.ndarray) -> None:
+        """Store a frame, (H, W, 3) uint8."""
         opaque = np.full((*self.size, 1), 255, dtype=np.uint8)
         self.spool.write(np.concatenate([frame, opaque], axis=2).tobytes())
         self.count += 1
 
     def close(self, finish: bool) -> None:
+        """Encode the stored frames if ``finish`` is true, and delete them."""
         from PIL import Image as Pillow
 
         with self.spool:

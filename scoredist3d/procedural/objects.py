@@ -157,9 +157,15 @@ class _Draw:
         self.device = generator.device
 
     def uniform(self) -> Tensor:
+        """Uniform random numbers in [0, 1), (count,)."""
         return torch.rand(self.count, generator=self.generator, device=self.device)
 
     def given(self, name: str, value: int | Tensor, bound: int | Tensor) -> Tensor:
+        """A fixed attribute, (count,) int64.
+
+        Raises:
+            ValueError: A value is negative or not below ``bound``.
+        """
         tensor = torch.as_tensor(value, device=self.device, dtype=torch.int64).expand(self.count)
         if bool(((tensor < 0) | (tensor >= bound)).any()):
             raise ValueError(
@@ -198,7 +204,7 @@ def _second_colors(
         return torch.where(patterned | two_tone, other, colors), two_tone & ~patterned
     seconds = draw.given("second_color", given, len(COLORS))
     if pattern_fixed and bool((patterned & (seconds == colors)).any()):
-        raise ValueError("striped, checkered and dotted objects need a second_color that differs from color")
+        raise ValueError("second_color: the two colors of striped, checkered and dotted objects must differ")
     return seconds, (seconds != colors) & ~patterned
 
 

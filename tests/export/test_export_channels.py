@@ -53,14 +53,14 @@ def degrees_between(one, other):
 
 
 def normals_seen(file):
-    """World normals as a viewer has them, with the file's tangents and with frames from the coordinates alone."""
+    """World normals as viewers compute them: with the tangents of the file, and with frames from the coordinates."""
     points, uv, mixed, corners = surface_samples(file)
     local = sample_texture(file.image(file.material["normalTexture"]), uv) / 127.5 - 1
     normal = unit(mixed["NORMAL"])
     frames = []
     tangent = unit(mixed["TANGENT"][:, :3])
     frames.append((tangent, mixed["TANGENT"][:, 3:].round() * np.cross(normal, tangent)))
-    # Without TANGENT a viewer solves for +u and +v of each face; v of the file grows downwards.
+    # Without TANGENT, viewers solve for +u and +v of each face; v of the file increases downwards.
     edges = corners["POSITION"][:, 1:] - corners["POSITION"][:, :1]
     steps = (corners["TEXCOORD_0"][:, 1:] - corners["TEXCOORD_0"][:, :1]).astype(float) * [1, -1]
     along = np.linalg.solve(steps, edges)
@@ -78,13 +78,13 @@ def test_normal_maps_give_the_materials_normals_in_every_viewer(ball):
     for points, seen in normals_seen(file):
         error = degrees_between(seen, bent_normal(points))
         assert error.mean() < 1.5 and np.quantile(error, 0.95) < 5.0
-        # The bend itself is far larger.
+        # The perturbation itself is far larger.
     flat = torch.nn.functional.normalize(points, dim=-1)
     assert degrees_between(flat, bent_normal(points)).mean() > 8.0
 
 
 class Bumped(AnalyticField):
-    """Bends the normals it is given; without them it has none to tell."""
+    """Object that perturbs the given normals; without them it has no shading normals."""
 
     def channels(self, points, normals=None):
         look = super().channels(points)
@@ -112,7 +112,7 @@ def test_mirrored_texture_coordinates_keep_their_normals(tmp_path):
     assert (file.attributes["TANGENT"][:, 3] == -1).all()
     for points, seen in normals_seen(file):
         error = degrees_between(seen, bent_normal(points))
-        assert np.quantile(error, 0.9) < 5.0  # the poles have no frame
+        assert np.quantile(error, 0.9) < 5.0  # the tangent frame is undefined at the poles
 
 
 def test_obj_and_the_loader_agree_with_the_glb(ball):
@@ -126,7 +126,7 @@ def test_obj_and_the_loader_agree_with_the_glb(ball):
     directions = torch.nn.functional.normalize(torch.randn(400, 3, generator=torch.Generator().manual_seed(1)), dim=-1)
     for suffix in ("obj", "glb"):
         loaded = load_mesh(folder / f"ball.{suffix}")
-        # The iso-surface of the soft ball lies a little outside of its radius.
+        # The iso-surface of the soft ball lies slightly outside its radius.
         points = directions * float(np.linalg.norm(loaded.mesh.vertices, axis=1).mean())
         look = loaded.look(points)
         assert (look.base_color - position_color(points)).abs().mean() < 0.01
@@ -166,8 +166,8 @@ def test_occlusion_knows_free_and_shadowed_places(tmp_path):
     ball = trimesh.creation.icosphere(subdivisions=3, radius=0.5)
     mesh = Mesh(ball.vertices.astype(np.float32), ball.faces.astype(np.int64))
     assert ambient_occlusion(mesh, mesh.vertices, mesh.vertex_normals()).min() > 0.97
-    # The middle of the floor of a cube's shell: the light through its open top arrives in the share of the form factor
-    # between a point and a parallel square above its middle, at a distance of its side.
+    # In the middle of the floor of an open box, the visible share of the light is the form factor between a point and a
+    # parallel square above it, at a distance equal to its side.
     box_ = trimesh.creation.box((1.0, 1.0, 1.0))
     inside = np.asarray(box_.faces)[:, ::-1][box_.triangles_center[:, 2] < 0.49]
     room = Mesh(box_.vertices.astype(np.float32), inside.astype(np.int64))

@@ -24,7 +24,7 @@ from scoredist3d.export import exporter as exporter_module
 from scoredist3d.export.files import safe_name
 from scoredist3d.meshes.mesh import Mesh, topology
 
-# Not symmetric: longest along +x (front), a small cube on +y, flat in z.
+# An object without symmetry: longest along +x (front), with a small cube on +y, flat in z.
 BODY = union(box((0.4, 0.2, 0.1), (0.3, 0.0, 0.0)), box((0.1, 0.1, 0.1), (0.0, 0.3, 0.0)))
 
 
@@ -45,13 +45,13 @@ def exported(tmp_path_factory):
 
 
 def expected_color(points_y_up):
-    """The analytic colour at points of the file's world: (x, y, z) of ours = (z, x, y) of the file's."""
+    """The analytic color at points of the file: (x, y, z) of the world = (z, x, y) of the file."""
     return 255 * position_color(torch.from_numpy(np.asarray(points_y_up)[:, [2, 0, 1]])).numpy()
 
 
 def check_textured(geometry, texture):
     low, high = geometry.bounds
-    np.testing.assert_allclose(low, [-0.2, -0.1, -0.1], atol=0.02)  # ours: y, z, x
+    np.testing.assert_allclose(low, [-0.2, -0.1, -0.1], atol=0.02)  # world axes: y, z, x
     np.testing.assert_allclose(high, [0.4, 0.1, 0.7], atol=0.02)
     assert geometry.volume == pytest.approx(0.8 * 0.4 * 0.2 + 0.2**3, rel=0.03)
     points, face, weights = random_surface_points(geometry.vertices, geometry.faces, 5000, np.random.default_rng(2))
@@ -68,7 +68,7 @@ def test_glb_round_trip(exported):
     assert material.metallicFactor == 0.0 and material.roughnessFactor == 1.0
     assert material.baseColorFactor is None or tuple(material.baseColorFactor) == (255, 255, 255, 255)
     check_textured(geometry, np.asarray(material.baseColorTexture.convert("RGB")))
-    # Outward: vertex normals as stored in the file agree with the faces, and the front face (+x of ours) looks to +z.
+    # The vertex normals in the file agree with the faces, and the front face (+x in the world) faces +z.
     front = geometry.vertices[:, 2] > 0.69
     flat = front & (np.abs(geometry.vertices[:, 0]) < 0.15) & (np.abs(geometry.vertices[:, 1]) < 0.06)
     assert front.any() and geometry.vertex_normals[front][:, 2].mean() > 0.5
@@ -109,7 +109,7 @@ def test_obj_round_trip(exported):
     assert f"mtllib {name}.mtl" in text and f"usemtl {name}" in text and text.isascii()
     geometry = trimesh.load(folder / f"{name}.obj", process=False)
     check_textured(geometry, np.asarray(geometry.visual.material.image.convert("RGB")))
-    # In the file itself the surface is closed: seams live in the texture indices.
+    # In the file the surface is closed: seams exist only in the texture indices.
     rows = [line.split()[1:] for line in text.splitlines() if line.startswith("f ")]
     faces = np.array([[int(corner.split("/")[0]) - 1 for corner in row] for row in rows])
     vertices = np.zeros((text.count("\nv "), 3), dtype=np.float32)

@@ -25,7 +25,7 @@ from scoredist3d.meshes.uv import unusable_uvs
 
 
 def beside(one, other):
-    """Two meshes as one; the second at a distance, and in a corner of the texture of its own."""
+    """Two meshes in one; the second is shifted and has its own corner of the texture."""
     shift = np.float32([0.8, 0.0, 0.0])
     uvs = [one.uvs * np.float32([0.85, 1.0]), other.uvs * np.float32([0.1, 0.1]) + np.float32([0.88, 0.0])]
     return Mesh(
@@ -37,7 +37,7 @@ def beside(one, other):
 
 
 def open_box():
-    """A box whose top is missing, and whose faces are large enough to see."""
+    """A box without a top, with large faces."""
     shape = trimesh.creation.box((0.8, 0.8, 0.8)).subdivide().subdivide()
     faces = shape.faces[shape.triangles_center[:, 2] < 0.39]
     return Mesh(shape.vertices.astype(np.float32), faces.astype(np.int64))
@@ -83,7 +83,7 @@ def test_own_texture_coordinates_that_cannot_stay_are_reported(tmp_path):
 
 @pytest.mark.parametrize("uvs", [True, False])
 def test_a_user_s_mesh_keeps_its_faces(tmp_path, uvs):
-    """More faces than the default budget, and a piece that is smaller than the default of pieces to drop."""
+    """The mesh has more faces than the default budget and a component below the default volume limit."""
     mesh = authored(beside(uv_sphere(40, 130), uv_sphere(8, 12, radius=0.05)))
     mesh = mesh if uvs else replace(mesh, uvs=None, uv_faces=None)
     assert len(mesh.faces) > DEFAULT_FACES
@@ -97,7 +97,7 @@ def test_a_user_s_mesh_keeps_its_faces(tmp_path, uvs):
     if uvs:
         places = (file.attributes["TEXCOORD_0"] * [1, -1] + [0, 1])[file.faces]
         np.testing.assert_allclose(places, mesh.uvs[mesh.uv_faces], atol=1e-6)
-    # The OBJ has the user's vertices in their order too.
+    # The OBJ, too, has the vertices of the user's mesh in their order.
     rows = [line.split() for line in (tmp_path / "own.obj").read_text().splitlines()]
     vertices = np.array([row[1:] for row in rows if row[0] == "v"], dtype=float)
     np.testing.assert_allclose(to_world(vertices), mesh.vertices, atol=1e-6)

@@ -1,4 +1,4 @@
-"""Silhouettes against procedural families."""
+"""Silhouettes compared with procedural families."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An exporter of small files, samples of the files it writes, and a format that fails."""
+"""Test helpers for exports: an exporter with small settings, samples of GLB files, and a failing format."""
 
 from dataclasses import replace
 
@@ -22,7 +22,7 @@ def to_world(y_up):
 
 
 def surface_samples(file, count=3000):
-    """World points on a GLB's faces, their texture coordinates (v upwards), and the interpolated frame there."""
+    """Points on the faces of a GLB in world axes, with texture coordinates (v upwards) and interpolated attributes."""
     attributes = file.attributes
     points, face, weights = random_surface_points(attributes["POSITION"], file.faces, count, np.random.default_rng(5))
     corners = {name: values[file.faces[face]] for name, values in attributes.items()}
@@ -32,7 +32,7 @@ def surface_samples(file, count=3000):
 
 
 def break_format(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """Replace the writer of a format by one that fails."""
+    """Replace the writer of a format by one that raises an OSError."""
 
     def fail(*args, **kwargs):
         raise OSError("disk full")
