@@ -89,8 +89,10 @@ def run_both(name: str, old: Path, new: Path, work: Path, steps: int) -> None:
         if next(folder.rglob("last.ckpt"), None) is not None:
             continue
         arguments = ["--config", str(config), "--train", "--gpu", "cpu", f"output_root={folder}"]
-        if "init_from: outputs/source" in config.read_text(encoding="utf-8"):
-            arguments.append(f"system.init_from={next((work / label / SOURCE).rglob('last.ckpt'))}")
+        # Earlier checkouts have the key start_from, which later ones accept as an alias of init_from.
+        source = re.search(r"\b(init_from|start_from): outputs/source", config.read_text(encoding="utf-8"))
+        if source is not None:
+            arguments.append(f"system.{source[1]}={next((work / label / SOURCE).rglob('last.ckpt'))}")
         print(f"{label}: {name}", flush=True)
         launch(checkout, arguments, work / "logs" / label / f"{name}.txt")
 
