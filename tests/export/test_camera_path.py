@@ -1,4 +1,4 @@
-"""Camera paths: known values, and a point that another convention's formulas project to the same pixel."""
+"""Camera paths: known values, and the projection of a point by the formulas of instant-ngp."""
 
 import json
 import math
@@ -31,7 +31,7 @@ def test_the_file_projects_points_as_our_cameras_do(cameras, tmp_path):
     rays = cameras.rays()
     for index, frame in enumerate(data["frames"]):
         assert frame["c2w"] == frame["transform_matrix"]
-        # As instant-ngp reads transforms.json: looks along -z, y up, pixels from the top left.
+        # The convention of transforms.json in instant-ngp: view along -z, y up, pixels from the top left.
         local = torch.linalg.inv(torch.tensor(frame["transform_matrix"], dtype=torch.float64)) @ point
         x = data["cx"] + data["fl_x"] * float(local[0] / -local[2])
         y = data["cy"] - data["fl_y"] * float(local[1] / -local[2])

@@ -1,4 +1,4 @@
-"""Every material on every geometry as a GLB: lit unless the colours include the light."""
+"""GLB files of every material on every geometry: lit unless the colors include the lighting."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from scoredist3d.seeding import Rng
 from scoredist3d.systems.scene import Scene, SceneShape
 
 ROOT = Path(__file__).resolve().parents[2]
-# Whether a viewer has to light the exported colours.
+# Whether viewers must light the exported colors.
 MATERIALS = {
     "diffuse": True,
     "pbr": True,
@@ -41,7 +41,7 @@ GEOMETRIES = {
 
 
 class AveragePrior(torch.nn.Module):
-    """A prior whose latents are the mean colours of 8 x 8 blocks."""
+    """A prior whose latents are the mean colors of 8 x 8 blocks."""
 
     image_size = 32
 

@@ -13,8 +13,9 @@ from shared.gaussian_clouds import NAMES, gaussians, icosphere, material
 from torch import Tensor
 
 from scoredist3d.config.fields import ConfigError
+from scoredist3d.export.formats.splats import write_splats
 from scoredist3d.geometry.base import GeometryInit
-from scoredist3d.meshes.splats import Splats, write_splats
+from scoredist3d.meshes.splats import Splats
 from scoredist3d.ops.rotations import quaternions_to, rotation_matrices
 from scoredist3d.seeding import Rng
 

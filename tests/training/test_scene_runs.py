@@ -10,7 +10,8 @@ import torch
 from shared.tiny_runs import Recorder, make, plain
 
 from scoredist3d.config.validation import validate
-from scoredist3d.export.base import ExportReport, ExportResult
+from scoredist3d.export.base import ExportResult
+from scoredist3d.export.report import ExportReport
 from scoredist3d.seeding import Rng
 from scoredist3d.training.checkpoint import read_checkpoint
 from scoredist3d.training.distributed import Devices
@@ -78,9 +79,7 @@ class Hollow:
         if name in self.empty:
             raise ValueError("nothing is solid")
         (folder / f"{name}.glb").write_bytes(name.encode())
-        nowhere = ((0.0,) * 3,) * 2
-        report = ExportReport(1, 3, True, 0, 0, 1, 0, None, None, nowhere, {f"{name}.glb": len(name)}, {}, ())
-        return ExportResult([folder / f"{name}.glb"], report)
+        return ExportResult([folder / f"{name}.glb"], ExportReport({f"{name}.glb": len(name)}, {}))
 
 
 def test_an_empty_scene_does_not_cost_the_others_their_meshes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
