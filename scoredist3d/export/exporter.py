@@ -88,7 +88,7 @@ class TexturedMeshExporter(Exporter):
         unlit: Literal["auto"] | bool = option(
             "auto",
             "Mark the GLB as unlit: viewers then show the colors without lighting them. auto does so for materials "
-            "whose colors include the lighting (no-material, neural-radiance, spherical-harmonics, latent).",
+            "whose colors include the lighting (unlit, neural-radiance, spherical-harmonics, latent).",
         )
         scale: float = option(1.0, "Meters per scene unit.", gt=0)
         height: float | None = option(None, "Height of the object in meters; replaces scale.", gt=0)

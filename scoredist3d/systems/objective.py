@@ -15,7 +15,7 @@ from torch import Tensor
 from scoredist3d.cameras import Cameras
 from scoredist3d.config import ComponentConfig
 from scoredist3d.losses.base import Loss
-from scoredist3d.renderers.base import NOTHING, Render
+from scoredist3d.renderers.base import Render
 from scoredist3d.seeding import Rng
 from scoredist3d.systems.base import TrainingStep, build_component
 from scoredist3d.systems.clock import Clock
@@ -56,14 +56,14 @@ class Objective:
         step = clock.run_step
         # Terms with zero weight are skipped, and so are the maps that only they need.
         active = {name: loss for name, loss in self.losses.items() if loss.weight(step) != 0.0}
-        needs = NOTHING.union(*(loss.needs for loss in active.values()))
+        needs: frozenset[str] = frozenset().union(*(loss.needs for loss in active.values()))
         renders = [scene(cameras, step=clock.scene_step, rng=rng, needs=needs) for scene in scenes]
         for scene, render in zip(scenes, renders, strict=True):
             scene.pre_backward(render)
         data = data_term(renders, clock, rng)
         total, scalars = data.loss, dict(data.scalars)
-        for name in renders[0].auxiliary:
-            value = torch.stack([render.auxiliary[name] for render in renders]).mean()
+        for name in renders[0].auxiliary_losses:
+            value = torch.stack([render.auxiliary_losses[name] for render in renders]).mean()
             total = total + value
             scalars[f"loss/{name}"] = value.detach()
         for name, loss in active.items():

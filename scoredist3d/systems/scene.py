@@ -13,12 +13,12 @@ from scoredist3d.cameras import Cameras
 from scoredist3d.config import ComponentConfig
 from scoredist3d.geometry.base import Geometry, fits
 from scoredist3d.geometry.protocols import HasGaussians, HasSurface
-from scoredist3d.materials.base import Material
+from scoredist3d.materials.base import Material, ShadingInputs
 from scoredist3d.meshes.exportable import SurfaceChannels
 from scoredist3d.meshes.mesh import Mesh
 from scoredist3d.meshes.splats import Splats
 from scoredist3d.priors.base import Prior
-from scoredist3d.renderers.base import NOTHING, Render, Renderer
+from scoredist3d.renderers.base import Render, Renderer
 from scoredist3d.seeding import Rng
 from scoredist3d.systems.base import build_component, named_groups
 from scoredist3d.systems.clock import Clock
@@ -81,7 +81,7 @@ class Scene(nn.Module):
         """Whether parameters may change their size during training."""
         return self.geometry.densifies
 
-    def forward(self, cameras: Cameras, *, step: int, rng: Rng | None, needs: Set[str] = NOTHING) -> Render:
+    def forward(self, cameras: Cameras, *, step: int, rng: Rng | None, needs: Set[str] = frozenset()) -> Render:
         """Render the scene at a scene step; see :class:`~scoredist3d.renderers.base.Renderer`."""
         render: Render = self.renderer(cameras, step=step, rng=rng, needs=needs)
         return render
@@ -178,7 +178,7 @@ class SceneShape:
     @torch.no_grad()
     def channels(self, points: Tensor, normals: Tensor | None = None) -> SurfaceChannels:
         """Material channels at (N, 3) surface points; ``normals`` (N, 3) are the unit surface normals there."""
-        return self._material.channels(self._geometry.features_at(points), points=points, normals=normals)
+        return self._material.channels(ShadingInputs(self._geometry.features_at(points), points, normals))
 
     @torch.no_grad()
     def surface(self) -> Mesh | None:
@@ -191,7 +191,7 @@ class SceneShape:
         if not isinstance(self._geometry, HasGaussians):
             return None
         return self._geometry.splats(
-            lambda features: self._material.channels(features).base_color, self._material.harmonics
+            lambda features: self._material.channels(ShadingInputs(features)).base_color, self._material.harmonics
         )
 
 

@@ -51,7 +51,7 @@ class TextTo3D(GuidedSystem):
         """Blocks of the representation and the regularizers."""
 
         geometry: ComponentConfig = component("geometry", "implicit-volume", "Density and features of the object.")
-        material: ComponentConfig = component("material", "no-material", "Turns features into color.")
+        material: ComponentConfig = component("material", "unlit", "Turns features into color.")
         background: ComponentConfig = component("background", "random", "Color behind the object.")
         renderer: ComponentConfig = component("renderer", "volume", "Renders the scene from cameras.")
         loss: dict[str, ComponentConfig] = component_map("loss", "Regularizers and their weights.")
@@ -141,9 +141,9 @@ class TextTo3D(GuidedSystem):
         return self.scenes[0].geometry
 
     @property
-    def makes_latents(self) -> bool:
+    def outputs_latents(self) -> bool:
         """Whether renders are latents of the prior instead of images."""
-        return self.scenes[0].material.makes_latents
+        return self.scenes[0].material.outputs_latents
 
     @property
     def steps_everything(self) -> bool:
@@ -268,7 +268,7 @@ class _Distillation:
             system.prompts(Cameras.cat([self.cameras] * len(renders))),
             step,
             rng,
-            rgb=None if system.makes_latents else rgb,
+            rgb=None if system.outputs_latents else rgb,
             opacity=opacity,
             particles=[index for index in self.drawn for _ in range(len(self.cameras))],
             source=self._source_latents(len(renders), clock, rng),
@@ -286,7 +286,7 @@ class _Distillation:
     def _latents(self, rgb: Tensor, step: int, rng: Rng) -> Tensor:
         """(B, C, h, w) latents of renders: images are encoded, latents are resized to the prior's size."""
         prior = self.system.prior
-        if not self.system.makes_latents:
+        if not self.system.outputs_latents:
             return prior.encode(rgb, rng("encode", step, self.system.device))
         size = prior.latent_shape(prior.image_size, prior.image_size)[1:]
         latents = rgb.movedim(-1, 1)

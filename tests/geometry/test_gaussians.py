@@ -13,6 +13,7 @@ from shared.gaussian_clouds import BUSY, NAMES, gaussians, icosphere, material, 
 from scoredist3d.geometry.base import GaussianSet, GeometryInit, prepare_loading
 from scoredist3d.geometry.gaussians.field import GaussianField
 from scoredist3d.geometry.gaussians.model import Gaussians
+from scoredist3d.materials import ShadingInputs
 from scoredist3d.meshes.isosurface_extraction import find_surface
 from scoredist3d.meshes.mesh import topology
 from scoredist3d.meshes.splats import Splats
@@ -143,7 +144,7 @@ def test_splats_hold_the_gaussians():
     with torch.no_grad():
         geometry.features.normal_(std=0.1, generator=torch.Generator().manual_seed(0))
         geometry.quaternions.mul_(3.0)
-    splats = geometry.splats(lambda features: built.channels(features).base_color, built.harmonics)
+    splats = geometry.splats(lambda features: built.channels(ShadingInputs(features)).base_color, built.harmonics)
     assert isinstance(splats, Splats) and splats.harmonics.shape == (20, 8, 3)
     torch.testing.assert_close(splats.quaternions.norm(dim=-1), torch.ones(20))
     torch.testing.assert_close(splats.colors, 0.5 + 0.28209479 * geometry.features[:, :3])

@@ -35,7 +35,7 @@ class FlatScene:
     def __call__(self, cameras: Cameras, *, step: int, rng: Rng, needs: Set[str]) -> Render:
         self.calls.append(("render", (step, set(needs))))
         image = self.value.expand(1, 2, 2, 1)
-        return Render(image.expand(-1, -1, -1, 3), image, image, image, normal=image, auxiliary=self.auxiliary)
+        return Render(image.expand(-1, -1, -1, 3), image, image, image, normal=image, auxiliary_losses=self.auxiliary)
 
     def pre_backward(self, render: Render) -> None:
         self.calls.append(("pre_backward", render))
