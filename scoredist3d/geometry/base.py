@@ -17,7 +17,7 @@ from scoredist3d.meshes.splats import Splats
 from scoredist3d.seeding import Rng
 
 if TYPE_CHECKING:
-    from scoredist3d.ops.splatting.splat import Projected
+    from scoredist3d.ops.splatting.types import ProjectedGaussians
 
 
 @dataclass(frozen=True)
@@ -267,7 +267,7 @@ class GaussianCloud(Geometry):
     def forward(self) -> GaussianSet:
         """The Gaussians at the current parameters."""
 
-    def observe(self, projected: Projected, height: int, width: int) -> None:
+    def observe(self, projected: ProjectedGaussians, height: int, width: int) -> None:
         """Told by renderers, before the backward pass, of the Gaussians in the image planes of (height, width) images.
 
         For what needs the gradients there, e.g. to add Gaussians where the images are wrong.

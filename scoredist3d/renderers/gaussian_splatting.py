@@ -16,7 +16,8 @@ from scoredist3d.config import option
 from scoredist3d.geometry.base import GaussianCloud, GaussianSet
 from scoredist3d.materials.base import Light, Material
 from scoredist3d.ops.rotations import rotation_matrices
-from scoredist3d.ops.splatting.splat import MAX_CHANNELS, Splats, project, splat
+from scoredist3d.ops.splatting.splat import MAX_CHANNELS, project, splat
+from scoredist3d.ops.splatting.types import SplattedImages
 from scoredist3d.registry import register
 from scoredist3d.renderers.base import NOTHING, Render, Renderer, over
 from scoredist3d.seeding import Rng
@@ -98,7 +99,9 @@ class GaussianSplatting(Renderer):
             **maps,  # type: ignore[arg-type]
         )
 
-    def _splatted(self, cameras: Cameras, light: Light | None, needs: Set[str]) -> tuple[Splats, dict[str, Tensor]]:
+    def _splatted(
+        self, cameras: Cameras, light: Light | None, needs: Set[str]
+    ) -> tuple[SplattedImages, dict[str, Tensor]]:
         """The splatted Gaussians, colours first, and the sums of further values by their names, (B, H, W, .)."""
         height, width = cameras.height, cameras.width
         gaussians = self.geometry()

@@ -24,7 +24,8 @@ from scoredist3d.meshes.isosurface_extraction import find_surface
 from scoredist3d.meshes.mesh import Mesh, topology
 from scoredist3d.meshes.splats import Splats, write_splats
 from scoredist3d.ops.rotations import quaternions_to, rotation_matrices
-from scoredist3d.ops.splatting.splat import Projected, project, splat
+from scoredist3d.ops.splatting.splat import project, splat
+from scoredist3d.ops.splatting.types import ProjectedGaussians
 from scoredist3d.seeding import Rng
 from scoredist3d.systems.optimizer import OptimizerConfig, build_optimizer
 from scoredist3d.training.checkpoint import load_weights
@@ -56,7 +57,7 @@ def optimizer_of(geometry: Gaussians, name: str = "adam", *, several: bool = Fal
     return build_optimizer(OptimizerConfig(name=name, lr=0.01, eps=1e-8), groups)
 
 
-def view(geometry: Gaussians, size: int = 24) -> tuple[Projected, Tensor]:
+def view(geometry: Gaussians, size: int = 24) -> tuple[ProjectedGaussians, Tensor]:
     """Two cameras on +x and +y at distance 3; the projected Gaussians and their colours (2, H, W, 3)."""
     right = torch.tensor([[[0.0, 1, 0], [0, 0, 1], [1, 0, 0]], [[-1.0, 0, 0], [0, 0, 1], [0, 1, 0]]])
     w2c = torch.eye(4).repeat(2, 1, 1)

@@ -37,7 +37,7 @@ from scoredist3d.registry import register
 from scoredist3d.seeding import Rng
 
 if TYPE_CHECKING:
-    from scoredist3d.ops.splatting.splat import Projected
+    from scoredist3d.ops.splatting.types import ProjectedGaussians
 
 _LEAST_OPACITY = 1e-6  # keeps logits finite
 
@@ -211,7 +211,7 @@ class Gaussians(GaussianCloud):
         }
         return [{"name": name, "params": [parameter]} for name, parameter in groups.items()]
 
-    def observe(self, projected: Projected, height: int, width: int) -> None:
+    def observe(self, projected: ProjectedGaussians, height: int, width: int) -> None:
         """Note how strongly the coming backward pass pulls at the Gaussians' places in these images."""
         means2d = projected.means2d
         if not self.grows or not means2d.requires_grad:

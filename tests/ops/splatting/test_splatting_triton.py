@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from shared.triton_compilation import compile_for_hopper
-from test_splatting import GAUSSIANS, all_gradients, assert_agree, random_scene, render
+from splatting_scenes import GAUSSIANS, all_gradients, assert_agree, random_scene, render
 
 from scoredist3d.ops.splatting.splat import project
 
@@ -107,7 +107,7 @@ def projection_and_gradients(scene: dict, height: int, width: int, backend: str,
     leaves = {name: scene[name].clone().requires_grad_() for name in ("means", "scales", "quaternions")}
     projected = project(*leaves.values(), scene["w2c"], scene["focal"], height, width, backend=backend, **options)
     visible, generator = projected.visible, torch.Generator().manual_seed(0)
-    names = ("means2d", "conics", "depth", "compensation", "radius", "deviations")
+    names = ("means2d", "conics", "depth", "compensation", "radius", "stds")
     values = {name: getattr(projected, name)[visible] for name in names if getattr(projected, name) is not None}
     loss = sum((v * torch.randn(v.shape, generator=generator).to(v)).sum() for v in values.values() if v.requires_grad)
     gradients = torch.autograd.grad(loss, list(leaves.values()))
