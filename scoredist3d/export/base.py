@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from scoredist3d.config import ComponentConfig
-from scoredist3d.meshes.exportable import Shape
+from scoredist3d.meshes.exportable import Exportable
 
 StageProgress = Callable[[str, float], None]
 
@@ -82,7 +82,7 @@ class Exporter(ABC):
         """Options of the concrete exporter."""
 
     @abstractmethod
-    def export(self, shape: Shape, folder: Path, name: str, progress: StageProgress | None = None) -> ExportResult:
+    def export(self, shape: Exportable, folder: Path, name: str, progress: StageProgress | None = None) -> ExportResult:
         """Write the object into ``folder`` under ``name`` with the formats' suffixes.
 
         Args:

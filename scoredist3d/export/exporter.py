@@ -22,7 +22,7 @@ from scoredist3d.export.formats.obj import write_obj
 from scoredist3d.export.formats.plain import write_ply, write_stl
 from scoredist3d.export.formats.usdz import usdz_problem, write_usdz
 from scoredist3d.export.frame import Frame
-from scoredist3d.meshes.exportable import Shape, query_color
+from scoredist3d.meshes.exportable import Exportable, query_color
 from scoredist3d.meshes.holes import fill_holes
 from scoredist3d.meshes.isosurface_extraction import FoundSurface, find_surface
 from scoredist3d.meshes.mesh import Mesh, decimate, drop_small_components, smooth, topology
@@ -113,7 +113,7 @@ class TexturedMeshExporter(Exporter):
     def __init__(self, config: Config, **runtime: Any) -> None:
         self.config = config
 
-    def export(self, shape: Shape, folder: Path, name: str, progress: StageProgress | None = None) -> ExportResult:
+    def export(self, shape: Exportable, folder: Path, name: str, progress: StageProgress | None = None) -> ExportResult:
         """See :meth:`Exporter.export`."""
         clock, name, notes = _Stages(progress), safe_name(name), _Notes()
         splats = self._splats(shape, notes)
@@ -133,7 +133,7 @@ class TexturedMeshExporter(Exporter):
     def _wants(self, formats: set[str]) -> bool:
         return bool(formats & set(self.config.formats))
 
-    def _splats(self, shape: Shape, notes: _Notes) -> Splats | None:
+    def _splats(self, shape: Exportable, notes: _Notes) -> Splats | None:
         """The Gaussians if they are wanted; what can go wrong is found out before any work is done.
 
         Raises:
@@ -153,7 +153,7 @@ class TexturedMeshExporter(Exporter):
             notes.add("no splats were written, because the object is not made of Gaussians")
         return splats
 
-    def _make(self, shape: Shape, notes: _Notes, clock: _Stages) -> _Made:
+    def _make(self, shape: Exportable, notes: _Notes, clock: _Stages) -> _Made:
         """Surface, simplified mesh and textures."""
         config = self.config
         with clock.stage("surface") as step:
@@ -182,7 +182,7 @@ class TexturedMeshExporter(Exporter):
         unlit = self._wants({"glb"}) and self._unlit(shape, notes)
         return _Made(surface, mesh, frame, textures, colors, unlit, report)
 
-    def _find(self, shape: Shape, progress: Callable[[float], None]) -> FoundSurface:
+    def _find(self, shape: Exportable, progress: Callable[[float], None]) -> FoundSurface:
         config = self.config
         return find_surface(
             shape,
@@ -257,7 +257,7 @@ class TexturedMeshExporter(Exporter):
             return mesh
         return replace(mesh, uvs=own.uvs, uv_faces=own.uv_faces)
 
-    def _unlit(self, shape: Shape, notes: _Notes) -> bool:
+    def _unlit(self, shape: Exportable, notes: _Notes) -> bool:
         """Whether the GLB is marked as unlit."""
         if self.config.unlit == "auto":
             return shape.baked_lighting
@@ -268,7 +268,7 @@ class TexturedMeshExporter(Exporter):
             )
         return self.config.unlit
 
-    def _bake(self, shape: Shape, mesh: Mesh, surface: Mesh, progress: Callable[[float], None]) -> Textures:
+    def _bake(self, shape: Exportable, mesh: Mesh, surface: Mesh, progress: Callable[[float], None]) -> Textures:
         config = self.config
         return bake_textures(
             shape,

@@ -10,7 +10,7 @@ from torch import Tensor
 from scoredist3d.config import option
 from scoredist3d.geometry.base import Geometry, SignedDistanceField
 from scoredist3d.losses.base import Loss
-from scoredist3d.nn.regression import points_in_ball
+from scoredist3d.meshes.sampling import points_in_ball
 from scoredist3d.registry import register
 from scoredist3d.renderers.base import Render
 from scoredist3d.seeding import Rng

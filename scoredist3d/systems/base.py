@@ -26,7 +26,7 @@ from scoredist3d.systems.optimizer import OptimizerConfig
 if TYPE_CHECKING:
     from scoredist3d.cameras import Cameras
     from scoredist3d.config.experiment import PreviewConfig, TurntableConfig
-    from scoredist3d.meshes.exportable import Shape
+    from scoredist3d.meshes.exportable import Exportable
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class System(nn.Module, ABC):
         """The cameras of the final video, one per frame; None where it shows no object."""
         return None
 
-    def shapes(self) -> Sequence[Shape]:
+    def shapes(self) -> Sequence[Exportable]:
         """The objects, for exporters; none where the system makes images."""
         return ()
 

@@ -325,7 +325,7 @@ class Gaussians(GaussianCloud):
         def look(points: Tensor) -> Tensor:
             if not loaded.has_colors or material is None:
                 return paint(torch.full_like(points, 0.5))
-            return material.features_of(loaded.look(points))
+            return material.features_of(loaded.appearance(points))
 
         return self._on_surface(loaded.mesh, config.init_opacity, look, generator)
 
