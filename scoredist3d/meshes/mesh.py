@@ -156,8 +156,8 @@ def decimate(mesh: Mesh, max_faces: int) -> Mesh:
     """Quadric edge collapse (Garland and Heckbert 1997) down to at most ``max_faces`` faces, then :func:`repair`.
 
     The collapse keeps a closed surface closed but may merge thin walls into non-manifold edges, which the repair
-    splits. It sometimes fails, for example if two edges with the same end points remain. Then a few lower targets, which
-    give other collapses, are tried until there are no more defects than before.
+    splits. It sometimes fails, for example if two edges with the same end points remain. Then a few lower targets,
+    which give other collapses, are tried until there are no more defects than before.
     """
     if len(mesh.faces) <= max_faces:
         return mesh

@@ -199,5 +199,5 @@ def test_files_that_are_no_gaussians(tmp_path):
     raw = bytearray((tmp_path / "d.ply").read_bytes())
     raw[-16:] = bytes(16)  # the last rotation
     (tmp_path / "d.ply").write_bytes(raw)
-    with pytest.raises(ValueError, match=r"a rotation \(rot_0 to rot_3\) is zero"):
+    with pytest.raises(ValueError, match=r"a quaternion \(rot_0 to rot_3\) is zero"):
         read_splats(tmp_path / "d.ply")
