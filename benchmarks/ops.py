@@ -32,6 +32,7 @@ from ops_common import Row, usable  # isort: skip
 from ops_meshes import distance_rows, flexicubes_rows, rasterize_rows, tetrahedra_rows  # isort: skip
 from ops_splatting import parse_size, splatting_rows  # isort: skip
 from scoredist3d.ops.hash_grid import encoding as hash_grid
+from scoredist3d.ops.hash_grid.spec import HashGridSpec
 from scoredist3d.ops.volume_rendering import compositing, ray_marching
 
 
@@ -120,9 +121,9 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def make_spec(arguments: argparse.Namespace) -> hash_grid.HashGridSpec:
+def make_spec(arguments: argparse.Namespace) -> HashGridSpec:
     sizes = (arguments.log2_hashmap_size, arguments.base_resolution, arguments.per_level_scale)
-    return hash_grid.HashGridSpec(arguments.levels, arguments.features, *sizes)
+    return HashGridSpec(arguments.levels, arguments.features, *sizes)
 
 
 def ray_points(count: int, generator: torch.Generator) -> torch.Tensor:
@@ -153,7 +154,7 @@ def encode_and_differentiate(
     points: torch.Tensor,
     wanted: tuple[torch.Tensor, ...],
     table: torch.Tensor,
-    spec: hash_grid.HashGridSpec,
+    spec: HashGridSpec,
     upstream: torch.Tensor,
     backend: str,
 ) -> None:

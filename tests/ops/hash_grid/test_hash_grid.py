@@ -11,7 +11,8 @@ import torch
 from scoredist3d.ops import backends, native
 from scoredist3d.ops.hash_grid import native_backend as hash_grid_native
 from scoredist3d.ops.hash_grid import torch_backend as hash_grid_torch
-from scoredist3d.ops.hash_grid.encoding import HashGridSpec, _encode_tinycudann, hash_grid_encode
+from scoredist3d.ops.hash_grid.encoding import _encode_tinycudann, hash_grid_encode
+from scoredist3d.ops.hash_grid.spec import HashGridSpec
 
 SPEC = HashGridSpec(num_levels=4, features_per_level=2, log2_hashmap_size=8, base_resolution=4, per_level_scale=1.7)
 needs_native = pytest.mark.skipif(not native.available(), reason=f"no C kernels: {native.unavailable_reason()}")

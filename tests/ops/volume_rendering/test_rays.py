@@ -104,7 +104,7 @@ def test_march_errors():
         march_rays(origins, directions[:2], radius=1.0, step_size=0.1)
     with pytest.raises(ValueError, match="must be positive"):
         march_rays(origins, directions, radius=1.0, step_size=0.0)
-    with pytest.raises(ValueError, match="over 2\\^20 intervals"):
+    with pytest.raises(ValueError, match="more than 2\\^20 intervals"):
         march_rays(origins, directions, radius=1.0, step_size=1e-7)
     with pytest.raises(ValueError, match="occupancy must be a bool tensor"):
         march_rays(origins, directions, radius=1.0, step_size=0.1, occupancy=torch.ones(4, 4, 4))
