@@ -184,7 +184,7 @@ def _interpolate_gradient_kernel(
 
 
 def shade(clip: Tensor, faces: Tensor, triangle: Tensor) -> tuple[Tensor, Tensor]:
-    """Barycentric coordinates (B, H, W, 2) and depth (B, H, W) of visible triangles; differentiable once in ``clip``."""
+    """Barycentric coordinates (B, H, W, 2) and depth (B, H, W) of visible triangles; once differentiable."""
     barycentric, depth = _Shade.apply(clip, faces, triangle)
     return barycentric, depth
 

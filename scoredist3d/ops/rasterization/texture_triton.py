@@ -111,7 +111,7 @@ def _sample_gradient_kernel(
 
 
 def sample(texture: Tensor, uv: Tensor, points_per_texture: int, linear: bool, repeat: bool) -> Tensor:
-    """Samples (N, C) of textures (..., Ht, Wt, C) at ``uv`` (N, 2), ``points_per_texture`` each; once differentiable."""
+    """Samples (N, C) of textures (..., Ht, Wt, C) at ``uv`` (N, 2), ``points_per_texture`` per texture, in order."""
     values: Tensor = _Sample.apply(texture, uv if linear else uv.detach(), points_per_texture, linear, repeat)
     return values
 

@@ -224,7 +224,7 @@ def test_bad_arguments():
     points = scattered(3)
     with pytest.raises(ValueError, match="no faces"):
         signed_distance(points, vertices, faces[:0])
-    with pytest.raises(ValueError, match="faces name vertices 0 to 7, but there are 5"):
+    with pytest.raises(ValueError, match="faces refer to vertices 0 to 7, but there are only 5"):
         signed_distance(points, vertices[:5], faces)
     with pytest.raises(ValueError, match=r"must be \(N, 3\)"):
         closest_point(points[:, :2], vertices, faces)

@@ -280,11 +280,11 @@ def test_errors():
     clip, faces = torch.zeros(1, 3, 4), torch.tensor([[0, 1, 2]])
     with pytest.raises(ValueError, match=r"clip must be \(B, V, 4\)"):
         rasterize(clip[0], faces, 4, 4)
-    with pytest.raises(ValueError, match=r"faces must be \(F, 3\) integers"):
+    with pytest.raises(ValueError, match=r"faces must be integers \(F, 3\)"):
         rasterize(clip, faces.float(), 4, 4)
     with pytest.raises(ValueError, match="vertices 0 to 3 and there are 3"):
         rasterize(clip, torch.tensor([[0, 1, 3]]), 4, 4)
-    with pytest.raises(ValueError, match="at least one pixel"):
+    with pytest.raises(ValueError, match="height and width must be 1 or more"):
         rasterize(clip, faces, 0, 4)
     with pytest.raises(ValueError, match="unknown backend 'magic'"):
         rasterize(clip, faces, 4, 4, backend="magic")
@@ -294,5 +294,5 @@ def test_errors():
     assert isinstance(found, Fragments)
     with pytest.raises(ValueError, match=r"attributes must be \(V, C\) or \(1, V, C\)"):
         interpolate(torch.zeros(2, 3, 1), found, faces)
-    with pytest.raises(ValueError, match="attribute_faces is"):
+    with pytest.raises(ValueError, match="attribute_faces .* must have the shape"):
         interpolate(torch.zeros(3, 1), found, faces, attribute_faces=torch.zeros(2, 3, dtype=torch.int64))

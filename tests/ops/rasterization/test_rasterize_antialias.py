@@ -221,7 +221,7 @@ def test_errors():
     clip = torch.rand(1, 4, 4, generator=torch.Generator().manual_seed(0))
     faces = torch.tensor([[0, 1, 2]])
     found = rasterize(clip, faces, 4, 4)
-    with pytest.raises(ValueError, match=r"the image must be \(B, H, W, C\) with \(1, 4, 4\)"):
+    with pytest.raises(ValueError, match=r"the image must be \(B, H, W, C\) with \(B, H, W\) = \(1, 4, 4\)"):
         antialias(torch.zeros(1, 5, 4, 1), found, clip, faces)
-    with pytest.raises(ValueError, match="topology is of 2 faces and there are 1"):
+    with pytest.raises(ValueError, match="topology belongs to 2 faces, but the mesh has 1"):
         antialias(torch.zeros(1, 4, 4, 1), found, clip, faces, topology=mesh_edges(faces.expand(2, 3)))

@@ -78,7 +78,7 @@ def test_native_equals_torch():
 
 def test_errors():
     texture, uv = torch.zeros(2, 2, 1), torch.zeros(3, 2)
-    with pytest.raises(ValueError, match="got 'cubic', 'repeat'"):
+    with pytest.raises(ValueError, match="got 'cubic' and 'repeat'"):
         sample_texture(texture, uv, filter="cubic")
     with pytest.raises(ValueError, match="or both with a batch"):
         sample_texture(texture.expand(4, 2, 2, 1), uv)
