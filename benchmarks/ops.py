@@ -1,4 +1,4 @@
-"""Times every operator with every backend that runs on this machine; prints a Markdown table.
+"""Measures every operator with every backend that is usable on this machine and prints a Markdown table.
 
     python benchmarks/ops.py                      # the sizes of the quickstart, on the CPU
     python benchmarks/ops.py --device cuda --points 1048576 --levels 16 --log2-hashmap-size 19 --base-resolution 16 \
@@ -6,9 +6,9 @@
 
     python benchmarks/ops.py --only rasterize splatting
 
-Each figure is the median (and the minimum) wall time of --repeats calls after --warm-up calls, in milliseconds. Slow
-references are called less often: after --seconds a row ends with what it has, and says how many calls count.
-Whole pipelines of nvdiffrast and gsplat stand beside ours where these packages are installed.
+Each row has the median and the minimum wall time of --repeats calls after --warm-up calls, in milliseconds. Slow
+references are called less often: a row ends after --seconds and says how many calls it counts. If nvdiffrast and gsplat
+are installed, their whole pipelines are measured for comparison.
 """
 
 from __future__ import annotations

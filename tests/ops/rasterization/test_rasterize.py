@@ -294,5 +294,5 @@ def test_errors():
     assert isinstance(found, Fragments)
     with pytest.raises(ValueError, match=r"attributes must be \(V, C\) or \(1, V, C\)"):
         interpolate(torch.zeros(2, 3, 1), found, faces)
-    with pytest.raises(ValueError, match="attribute_faces .* must have the shape"):
+    with pytest.raises(ValueError, match=r"attribute_faces .* must have the shape"):
         interpolate(torch.zeros(3, 1), found, faces, attribute_faces=torch.zeros(2, 3, dtype=torch.int64))
