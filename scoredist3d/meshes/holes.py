@@ -47,9 +47,8 @@ def boundary_loops(mesh: Mesh) -> list[np.ndarray]:
     directed = mesh.faces[:, [0, 1, 1, 2, 2, 0]].reshape(-1, 2)
     keys = directed.min(axis=1) * len(mesh.vertices) + directed.max(axis=1)
     _, inverse, counts = np.unique(keys, return_inverse=True, return_counts=True)
-    edges = directed[counts[inverse.ravel()] == 1][
-        :, ::-1
-    ]  # the missing neighbour traverses the edge in the opposite direction
+    # The missing face would traverse the edge in the opposite direction.
+    edges = directed[counts[inverse.ravel()] == 1][:, ::-1]
     following: dict[int, list[int]] = {}
     for start, end in edges.tolist():
         following.setdefault(start, []).append(end)

@@ -52,7 +52,7 @@ class DensityGrid:
 def sample_grid(
     shape: Exportable, resolution: int, *, chunk: int = 131072, progress: Progress | None = None
 ) -> DensityGrid:
-    """Evaluate the density at those of ``resolution``^3 grid points over [-radius, radius]^3 that are inside the ball.
+    """Sample the density on a grid of ``resolution``^3 points over [-radius, radius]^3, only inside the ball.
 
     Raises:
         ValueError: A density is not finite or is negative.

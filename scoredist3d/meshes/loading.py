@@ -148,11 +148,11 @@ def fit_into(mesh: Mesh, radius: float, margin: float = 0.9) -> Mesh:
         ValueError: All vertices are at the same position.
     """
     low, high = (bound.astype(np.float64) for bound in mesh.bounds)
-    centred = mesh.vertices - 0.5 * (low + high)
-    reach = float(np.linalg.norm(centred, axis=1).max())
+    centered = mesh.vertices - 0.5 * (low + high)
+    reach = float(np.linalg.norm(centered, axis=1).max())
     if not reach > 0:
         raise ValueError("the mesh has no extent: all its vertices are at the same position")
-    return replace(mesh, vertices=(centred * (margin * radius / reach)).astype(np.float32))
+    return replace(mesh, vertices=(centered * (margin * radius / reach)).astype(np.float32))
 
 
 def _mix(values: Tensor, indices: Tensor, weights: Tensor) -> Tensor:

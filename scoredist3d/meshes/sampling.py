@@ -61,7 +61,7 @@ def surface_sampler(mesh: Mesh, like: Tensor) -> Callable[[torch.Generator, int]
 
 
 def points_near(mesh: Mesh, spread: float, like: Tensor) -> Callable[[torch.Generator, int], Tensor]:
-    """Sampler of points near a mesh: those of :func:`surface_sampler` plus isotropic Gaussian noise.
+    """Sampler of points near a mesh: points on its surface (see :func:`surface_sampler`) plus Gaussian noise.
 
     Args:
         mesh: World coordinates.

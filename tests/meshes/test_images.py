@@ -1,4 +1,4 @@
-"""Radiance files written here byte by byte, and 8-bit images, against the radiance they stand for."""
+"""Radiance files, written byte by byte, and 8-bit images against their known radiance."""
 
 import re
 from pathlib import Path
@@ -30,7 +30,7 @@ def radiance(pixels: np.ndarray) -> torch.Tensor:
 
 
 def as_runs(channel: np.ndarray) -> bytes:
-    """Alternately a run of four and a plain stretch of five."""
+    """Run-length encoding that alternates a run of four and five literal values."""
     coded, position = b"", 0
     while position < len(channel):
         if position % 9 == 0 and len(set(channel[position : position + 4])) == 1:
@@ -62,7 +62,7 @@ def test_run_length_rows(tmp_path):
 
 
 def test_known_pixel_zero_exponent_and_exposure(tmp_path):
-    """(128, 64, 32) with exponent 129 is (1, 1/2, 1/4) doubled; exponent 0 is black."""
+    """(128, 64, 32) with exponent 129 is (1, 1/2, 1/4) times 2; exponent 0 is black."""
     pixels = bytes((128, 64, 32, 129, 9, 9, 9, 0))
     header = HEADER + b"EXPOSURE=4\nEXPOSURE= 0.5\n"
     for head, scale in ((HEADER, 1.0), (header, 0.5)):

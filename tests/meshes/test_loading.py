@@ -1,4 +1,4 @@
-"""Mesh files made here by hand or by trimesh, read back."""
+"""Mesh files, written by hand or by trimesh, and read back."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ STRIPES = np.repeat(np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 
 
 
 def quad(material, offset=0.0, uvs=((0, 0), (1, 0), (1, 1), (0, 1))):
-    """A unit square in the x-y plane of the file, texture coordinates along x and y."""
+    """Unit square in the x-y plane of the file, with texture coordinates along x and y."""
     vertices = np.array([[0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0]], dtype=float)
     vertices[:, 0] += offset
     visual = trimesh.visual.TextureVisuals(uv=np.array(uvs, dtype=float), material=material)
@@ -29,7 +29,7 @@ def pbr(image=STRIPES, **options):
 
 
 def world(x, y, z=0.0):
-    """Points of a y-up file in the world."""
+    """World coordinates of points of a y-up file."""
     return torch.tensor([[z, x, y]], dtype=torch.float32)
 
 

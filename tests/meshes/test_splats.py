@@ -1,4 +1,4 @@
-"""PLY files of Gaussians: field by field against a reader of their own, and damaged files."""
+"""PLY files of Gaussians: comparison with an independent reader, and damaged files."""
 
 import struct
 from pathlib import Path
@@ -33,7 +33,7 @@ def cloud(count: int = 5, degree: int = 3, seed: int = 0) -> Splats:
 
 
 def matrices(quaternions: np.ndarray) -> np.ndarray:
-    """(N, 3, 3), the textbook formula, w first."""
+    """Rotation matrices (N, 3, 3) by the textbook formula, w first."""
     w, x, y, z = quaternions.T
     rows = [
         [w * w + x * x - y * y - z * z, 2 * (x * y - w * z), 2 * (x * z + w * y)],
@@ -44,7 +44,7 @@ def matrices(quaternions: np.ndarray) -> np.ndarray:
 
 
 def independent_reader(path: Path) -> tuple[list[str], np.ndarray]:
-    """Names and (N, P) values, by struct alone, of a PLY that holds nothing but floats."""
+    """Property names and values (N, P) of a PLY file of floats, read with struct alone."""
     raw = path.read_bytes()
     head, data = raw.split(b"end_header\n", 1)
     lines = head.decode("ascii").splitlines()

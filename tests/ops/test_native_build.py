@@ -1,4 +1,4 @@
-"""Building the C kernels: cache, fall-backs, two processes at once, switched off."""
+"""Building the C kernels: cache, fallback flags, concurrent processes, disabling."""
 
 import ctypes
 import os

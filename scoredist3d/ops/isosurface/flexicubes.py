@@ -198,8 +198,8 @@ def _joins_face(case: Tensor, index: Tensor, row: Tensor, resolution: int) -> Te
     strides = torch.tensor([resolution**2, resolution, 1], device=case.device)
     place = (index[:, None] // strides % resolution).gather(1, axis.clamp(min=0)[:, None])[:, 0] + step
     valid = (face >= 0) & (place >= 0) & (place < resolution)
-    neighbour = row[torch.where(valid, index + step * strides[axis.clamp(min=0)], index)]
-    return valid & (tables.pinched_face[case[neighbour]] == face ^ 1)
+    neighbor = row[torch.where(valid, index + step * strides[axis.clamp(min=0)], index)]
+    return valid & (tables.pinched_face[case[neighbor]] == face ^ 1)
 
 
 def _dual_vertices(vertices: Tensor, sdf: Tensor, cubes: _Cubes, weights: FlexiWeights) -> tuple[Tensor, Tensor]:

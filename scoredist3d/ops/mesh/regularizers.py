@@ -64,10 +64,10 @@ def laplacian(vertices: Tensor, faces: Tensor, *, adjacency: EdgeFaces | None = 
     edges = (adjacency or edge_faces(faces)).edges
     start, end = edges.unbind(1)
     ends = torch.cat((start, end))
-    neighbours = torch.cat((end, start))
+    neighbors = torch.cat((end, start))
     degree = vertices.new_zeros(len(vertices)).index_add(0, ends, vertices.new_ones(len(ends)))
     # Summing differences is more accurate than averaging absolute positions.
-    difference = torch.zeros_like(vertices).index_add(0, ends, vertices[neighbours] - vertices[ends])
+    difference = torch.zeros_like(vertices).index_add(0, ends, vertices[neighbors] - vertices[ends])
     used = degree > 0
     return _mean((difference[used] / degree[used, None]).square().sum(dim=1), vertices)
 

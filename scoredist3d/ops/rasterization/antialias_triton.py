@@ -215,7 +215,7 @@ def _silhouette_kernel(
 
 @triton.jit
 def _add_end(gradient, vertex, crossed, x, y, half_width, half_height, direction, vertical, by_u, by_v, by_w):
-    """Add the gradient of (u, v, w) of an end to that of its vertex."""
+    """Add the gradient of the coordinates (u, v, w) of an end to the gradient of its vertex."""
     by_u *= direction
     by_x = tl.where(vertical, by_v, by_u) * half_width
     by_y = -tl.where(vertical, by_u, by_v) * half_height
@@ -285,12 +285,12 @@ def _search(
     batch, height, width = triangle.shape
     codes = torch.empty(batch, 2, height, width, dtype=torch.int64, device=clip.device)
     tensors = [tensor.contiguous() for tensor in (clip, faces, across, triangle, depth)]
-    colours = (clip, codes, clip) if image is None or smooth is None else (image, codes, smooth)
+    colors = (clip, codes, clip) if image is None or smooth is None else (image, codes, smooth)
     channels = 0 if image is None else image.shape[-1]
     sizes = (triangle.numel(), clip.shape[1], channels, height, width, 0.5 * width, 0.5 * height)
     with torch.cuda.device_of(clip):
         _silhouette_kernel[(triton.cdiv(triangle.numel(), _PAIRS), 2)](
-            *tensors, *colours, *sizes, BLEND=image is not None, PAIRS=_PAIRS, **OPTIONS
+            *tensors, *colors, *sizes, BLEND=image is not None, PAIRS=_PAIRS, **OPTIONS
         )
     return codes
 

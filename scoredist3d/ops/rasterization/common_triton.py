@@ -19,7 +19,7 @@ def channels_per_program(channels: int) -> int:
 
 @triton.jit
 def add_position_gradient(gradient, vertex, mask, x, y, by_x, by_y, by_w):
-    """Add gradients of (X - x w, Y - y w, w) to those of the clip positions (X, Y, Z, w) of vertices."""
+    """Add gradients of (X - x w, Y - y w, w) to the gradients of the clip positions (X, Y, Z, w) of vertices."""
     address = gradient + vertex * 4
     tl.atomic_add(address, by_x, mask=mask, sem="relaxed")
     tl.atomic_add(address + 1, by_y, mask=mask, sem="relaxed")

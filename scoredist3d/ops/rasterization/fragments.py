@@ -77,7 +77,7 @@ def shade_hits(clip: Tensor, faces: Tensor, triangle: Tensor, *, backend: str = 
     pixels = found.hit_pixels
     index = faces.long()[found.hit_triangles] + (found.hit_images * clip.shape[1])[:, None]
     corners = gather_rows(clip.reshape(-1, 4), index, backend=name)  # (P, 3, 4)
-    x, y = pixel_centres(pixels, triangle.shape[1], triangle.shape[2], clip.dtype)
+    x, y = pixel_centers(pixels, triangle.shape[1], triangle.shape[2], clip.dtype)
     px, py, z, w = corners.permute(2, 1, 0).contiguous()  # (3, P) each; long rows are faster
     px, py = px - x * w, py - y * w
     qx, qy, rx, ry = px.roll(-1, 0), py.roll(-1, 0), px.roll(-2, 0), py.roll(-2, 0)
@@ -89,7 +89,7 @@ def shade_hits(clip: Tensor, faces: Tensor, triangle: Tensor, *, backend: str = 
     return Fragments(triangle, barycentric, depths.reshape(triangle.shape))
 
 
-def pixel_centres(pixels: Tensor, height: int, width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def pixel_centers(pixels: Tensor, height: int, width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Normalized device coordinates (x right, y up) of pixels, given by flat indices in (B, H, W)."""
     column, row = pixels % width, pixels // width % height
     return (2 * column + 1).to(dtype) / width - 1, 1 - (2 * row + 1).to(dtype) / height

@@ -41,7 +41,7 @@ def _weights(px, py, qx, qy, rx, ry, hit):
 
 
 @triton.jit
-def _centre(pixel, height, width):
+def _center(pixel, height, width):
     """Normalized device coordinates of pixel centers."""
     column, row = pixel % width, pixel // width % height
     x = tl.div_rn((2 * column + 1).to(tl.float32), (width + 0 * column).to(tl.float32)) - 1.0
@@ -58,7 +58,7 @@ def _shade_kernel(
     found = tl.load(triangle + pixel, mask=mask, other=0).to(tl.int64)
     hit = found > 0
     face, base = tl.where(hit, found - 1, 0), pixel // width // height * num_vertices
-    x, y = _centre(pixel, height, width)
+    x, y = _center(pixel, height, width)
     _, px, py, pz, pw = _corner(clip, faces, face, base, hit, x, y, 0)
     _, qx, qy, qz, qw = _corner(clip, faces, face, base, hit, x, y, 1)
     _, rx, ry, rz, rw = _corner(clip, faces, face, base, hit, x, y, 2)
@@ -72,7 +72,7 @@ def _shade_kernel(
 
 @triton.jit
 def _add_corner(gradient, row, hit, x, y, by_x, by_y, by_z, by_w, WITH_DEPTH: tl.constexpr):
-    """Add the gradient of a result of :func:`_corner` to that of its vertex."""
+    """Add the gradient of a corner, as returned by :func:`_corner`, to the gradient of its vertex."""
     add_position_gradient(gradient, row, hit, x, y, by_x, by_y, by_w)
     if WITH_DEPTH:
         tl.atomic_add(gradient + row * 4 + 2, by_z, mask=hit, sem="relaxed")
@@ -88,7 +88,7 @@ def _shade_gradient_kernel(
     found = tl.load(triangle + pixel, mask=pixel < num_pixels, other=0).to(tl.int64)
     hit = found > 0
     face, base = tl.where(hit, found - 1, 0), pixel // width // height * num_vertices
-    x, y = _centre(pixel, height, width)
+    x, y = _center(pixel, height, width)
     p, px, py, pz, pw = _corner(clip, faces, face, base, hit, x, y, 0)
     q, qx, qy, qz, qw = _corner(clip, faces, face, base, hit, x, y, 1)
     r, rx, ry, rz, rw = _corner(clip, faces, face, base, hit, x, y, 2)

@@ -135,9 +135,9 @@ def _draw(planes, box, item, offset, keys, mask, num_triangles, height, width):
     by_y = tl.load(planes + item * 12 + 10, mask=mask, other=0.0)[:, None]
     z = by_x * x + (by_y * y + tl.load(planes + item * 12 + 11, mask=mask, other=0.0)[:, None])
     inside = inside & (z >= -1.0) & (z <= 1.0)
-    quantised = ((tl.where(inside, z, 0.0) + 1.0) * 2147483648.0).to(tl.int64)
-    quantised = tl.where(quantised > 4294967295, 4294967295, quantised)
-    key = quantised * 2147483648 + (item % num_triangles)[:, None]
+    quantized = ((tl.where(inside, z, 0.0) + 1.0) * 2147483648.0).to(tl.int64)
+    quantized = tl.where(quantized > 4294967295, 4294967295, quantized)
+    key = quantized * 2147483648 + (item % num_triangles)[:, None]
     image = (item // num_triangles)[:, None]
     tl.atomic_min(keys + (image * height + row) * width + column, key, mask=inside, sem="relaxed")
 

@@ -46,7 +46,7 @@ def texel_solid_angles(height: int, width: int, *, dtype: torch.dtype = torch.fl
 def panorama_coordinates(directions: Tensor) -> tuple[Tensor, Tensor]:
     """Coordinates u (column) and v (row) in [0, 1], both (...), of directions (..., 3) of any length.
 
-    Gradients are finite everywhere: that of u is 0 at the poles, and a zero vector is treated as +z without gradient.
+    Gradients are finite everywhere: u has zero gradient at the poles, and a zero vector is treated as +z.
     """
     x, y, z = directions.unbind(-1)
     flat_squared = x * x + y * y
@@ -165,14 +165,14 @@ def filter_spectrum(profile: Profile, height: int, width: int, feature: float) -
     """
     subdivision = min(_MAX_SUBDIVISION, max(1, math.ceil(1.5 * math.pi / height / feature)))
     texel = math.pi / height
-    centres = (torch.arange(height, dtype=torch.float64) + 0.5) * texel
+    centers = (torch.arange(height, dtype=torch.float64) + 0.5) * texel
     turns = torch.arange(width, dtype=torch.float64) * (2.0 * math.pi / width)
     weights = torch.zeros(height, height, width, dtype=torch.float64)
     offsets = [(index + 0.5) / subdivision - 0.5 for index in range(subdivision)]
     for down in offsets:
-        polar = centres + down * texel
-        rises = centres.cos()[:, None] * polar.cos()
-        reach = centres.sin()[:, None] * polar.sin()
+        polar = centers + down * texel
+        rises = centers.cos()[:, None] * polar.cos()
+        reach = centers.sin()[:, None] * polar.sin()
         for across in offsets:
             shift = (turns + across * (2.0 * math.pi / width)).cos()
             cosine = torch.addcmul(rises[..., None], reach[..., None], shift)

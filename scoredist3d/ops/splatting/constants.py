@@ -1,4 +1,4 @@
-"""Constants of Gaussian splatting, the same in every backend; their values are those of gsplat."""
+"""Constants of Gaussian splatting for all backends, with the values of gsplat."""
 
 from __future__ import annotations
 

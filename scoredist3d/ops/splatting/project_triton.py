@@ -182,7 +182,7 @@ def _project_kernel(
 
 @triton.jit
 def _rows_gradient(p, q, of_xx, of_xy, of_yy, of_area, dilation):
-    """Gradient of the rows p, q of J W A, from those of the conic and of the compensation |p x q| / sqrt(det)."""
+    """Gradient of the rows p, q of J W A, from the gradients of conic and compensation |p x q| / sqrt(det)."""
     normal = _cross(p, q)
     square = _dot(normal, normal)
     xx, yy, xy = _dot(p, p) + dilation, _dot(q, q) + dilation, _dot(p, q)

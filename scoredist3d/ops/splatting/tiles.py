@@ -1,7 +1,7 @@
 """Assignment of Gaussians to image tiles, in plain torch.
 
-The lists omit only pairs of a Gaussian and a tile in which no pixel reaches ``MIN_ALPHA``. The image therefore equals
-that of compositing every Gaussian at every pixel.
+A Gaussian is omitted from the list of a tile only if its alpha is below ``MIN_ALPHA`` at all pixels of the tile. The
+image is therefore the same as if every Gaussian were composited at every pixel.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ def projected(scene: dict, size: tuple[int, int], backend: str, **options) -> Pr
 
 
 def compare_images_and_gradients() -> None:
-    """Of everything but the cameras: these would have torch project."""
+    """Gradients of everything but the cameras, for which torch would project."""
     for count, channels, batch, size, scale, antialiased in CASES:
         scene = random_scene(count, channels, batch, seed=count, scale=scale)
         if count == 150:
@@ -57,7 +57,7 @@ def compare_colors_of_each_camera() -> None:
 
 
 def compare_projections() -> None:
-    """All that torch gives, also of Gaussians that are not visible, not finite, flat or thin; one gradient alone."""
+    """All projected values, also of invisible, non-finite, flat and thin Gaussians; and gradients of single outputs."""
     scene = random_scene(140, 1, 2, seed=5)
     scene["scales"][3], scene["scales"][4] = torch.tensor([1.0, 1e-6, 1e-6]), 1e-20
     scene["quaternions"][5] = 0.0
@@ -96,7 +96,7 @@ def compare_camera_gradients() -> None:
 
 
 def compare_lists() -> None:
-    """The same entries in the same order; of Gaussians at one depth the first is in front."""
+    """The same entries in the same order; of Gaussians at the same depth, the first is in front."""
     scene = random_scene(200, 2, 2, seed=8)
     scene["means"][10:20] = scene["means"][10]
     plane = projected(scene, (50, 70), "torch", antialiased=True)

@@ -11,7 +11,7 @@ NAMES = (*GAUSSIANS, "w2c", "focal")
 
 
 def camera(batch: int = 1, distance: float = 3.0, dtype=torch.float32) -> torch.Tensor:
-    """(B, 4, 4) world to camera: on the +z axis looking at the origin, turned a little more for each camera."""
+    """World-to-camera matrices (B, 4, 4): from the +z axis to the origin, each camera rotated further."""
     angle = 0.3 * torch.arange(batch, dtype=dtype)
     w2c = torch.eye(4, dtype=dtype).repeat(batch, 1, 1)
     w2c[:, 0, 0] = w2c[:, 2, 2] = angle.cos()
@@ -21,7 +21,7 @@ def camera(batch: int = 1, distance: float = 3.0, dtype=torch.float32) -> torch.
 
 
 def random_scene(count: int, channels: int, batch: int = 1, seed: int = 0, scale: float = 0.1, dtype=torch.float32):
-    """Gaussians around the origin, some behind the cameras and some beside the image: a dict by NAMES."""
+    """Random Gaussians around the origin, some behind the cameras or beside the image, as a dict by NAMES."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(*shape):
@@ -49,7 +49,7 @@ def render(scene: dict, height: int, width: int, backend: str = "torch", **optio
 def all_gradients(
     scene: dict, height: int, width: int, backend: str, *, upstream_seed: int = 1, moving: tuple = NAMES, **options
 ):
-    """Images, and the gradients of every input in ``moving`` and of the image-plane quantities."""
+    """Images, and gradients of the inputs in ``moving`` and of the image-plane quantities."""
     scene = {name: tensor.clone().requires_grad_(name in moving) for name, tensor in scene.items()}
     arguments = [scene[name] for name in ("means", "scales", "quaternions", "w2c", "focal")]
     projected = project(*arguments, height, width, backend=backend, **options)
@@ -68,7 +68,7 @@ def all_gradients(
 
 
 def assert_agree(found: dict, expected: dict, tolerance: float) -> None:
-    """Every tensor to ``tolerance`` times the greatest value of its kind."""
+    """Compare all tensors with a tolerance relative to the largest value of each."""
     for name, reference in expected.items():
         assert found[name].shape == reference.shape
         scale = float(reference.detach().abs().max())
@@ -77,7 +77,7 @@ def assert_agree(found: dict, expected: dict, tolerance: float) -> None:
 
 
 def flat(means2d, covariance, depth) -> ProjectedGaussians:
-    """Gaussians given in the image: (N, 2), (N, 2, 2), (N,), one camera."""
+    """Projected Gaussians of one camera from means (N, 2), covariances (N, 2, 2) and depths (N,)."""
     inverse = torch.linalg.inv(covariance)
     conics = torch.stack([inverse[:, 0, 0], inverse[:, 0, 1], inverse[:, 1, 1]], dim=-1)
     deviations = covariance.diagonal(dim1=1, dim2=2).sqrt()
@@ -88,7 +88,7 @@ def flat(means2d, covariance, depth) -> ProjectedGaussians:
 
 
 def dense(projected: ProjectedGaussians, colors, opacities, height: int, width: int) -> SplattedImages:
-    """No tiles: every Gaussian at every pixel, one after the other as the equations say."""
+    """Reference without tiles: composites every Gaussian at every pixel by the equations."""
     batch, _ = projected.depth.shape
     y, x = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
     color = torch.zeros(batch, height, width, colors.shape[-1], dtype=colors.dtype)

@@ -9,7 +9,7 @@ from scoredist3d.ops.splatting.splat import project
 
 
 def test_axes_of_the_image():
-    """x right, y up in the camera; row 0 at the top; the image's centre between the pixels of an even size."""
+    """Camera axes are x right, y up; row 0 is the top row; the image center is between pixels for even sizes."""
     means = torch.tensor([[0.0, 0, 0], [1.0, 0, 0], [0, 1.0, 0], [0, 0, 4.0]])
     projected = project(
         means, torch.full((4, 3), 0.1), torch.tensor([[1.0, 0, 0, 0]]).repeat(4, 1), camera(), torch.tensor([12.0]), 10,
@@ -67,7 +67,7 @@ def test_covariance_is_that_of_projected_samples():
 
 
 def test_antialiasing_keeps_the_light_of_small_gaussians():
-    """Dilation multiplies the area by sqrt(det dilated / det); the compensation takes that back."""
+    """Dilation multiplies the area by sqrt(det dilated / det), which the compensation cancels."""
     tiny = torch.tensor([[0.01, 0.02, 0.005]])
     arguments = (torch.zeros(1, 3), tiny, torch.tensor([[1.0, 0, 0, 0]]), camera(), torch.tensor([40.0]), 33, 33)
     totals = []
@@ -80,7 +80,7 @@ def test_antialiasing_keeps_the_light_of_small_gaussians():
 
 
 def test_a_long_thin_gaussian_keeps_its_conic():
-    """In float32 xx yy - xy^2 of this one is noise; its conic must still be that of float64."""
+    """In float32, xx yy - xy^2 is dominated by rounding here, but the conic must agree with float64."""
     scales, quaternion = torch.tensor([[30.0, 1e-4, 1e-4]]), torch.tensor([[math.cos(0.35), 0, 0, math.sin(0.35)]])
     conics = []
     for dtype in (torch.float32, torch.float64):

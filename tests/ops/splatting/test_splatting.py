@@ -15,7 +15,7 @@ CPU_BACKENDS = ["torch", pytest.param("native", marks=needs_native)]
 
 @pytest.mark.parametrize("backend", CPU_BACKENDS)
 def test_one_gaussian_in_front_of_the_camera(backend):
-    """A sphere of standard deviation s at depth z on the axis: an isotropic image Gaussian of (f s / z)^2 + 0.3."""
+    """An isotropic Gaussian (s) at depth z on the axis has the image variance (f s / z)^2 + 0.3."""
     height, width, focal, sigma, depth, peak = 37, 45, 60.0, 0.2, 3.0, 0.8
     scene = {
         "means": torch.zeros(1, 3),
@@ -102,7 +102,7 @@ def test_tiles_lose_nothing(backend, antialiased):
 
 @pytest.mark.parametrize("backend", CPU_BACKENDS)
 def test_an_opaque_stack_ends_before_the_last_light(backend):
-    """alpha is at most 0.999: 1e-3 is left after the first; the second would leave 1e-6, so it is not drawn."""
+    """alpha is at most 0.999: the first leaves 1e-3; the second would leave 1e-6 and is not drawn."""
     means2d, depth = torch.full((3, 2), 8.5), torch.tensor([3.0, 1.0, 2.0])
     projected = flat(means2d, 4 * torch.eye(2).repeat(3, 1, 1), depth)
     colors = torch.tensor([[1.0, 0, 0], [0, 1.0, 0], [0, 0, 1.0]])
