@@ -61,13 +61,13 @@ def unusable_uvs(mesh: Mesh) -> str:
         raise ValueError("the mesh has no texture coordinates: unwrap it first")
     if mesh.uvs.min() < -1e-4 or mesh.uvs.max() > 1 + 1e-4:
         low, high = float(mesh.uvs.min()), float(mesh.uvs.max())
-        return f"they range from {low:.3g} to {high:.3g}, beyond the texture"
+        return f"they reach from {low:.3g} to {high:.3g}, beyond the texture"
     corners = mesh.uvs[mesh.uv_faces].astype(np.float64)
     (du1, dv1), (du2, dv2) = (corners[:, 1] - corners[:, 0]).T, (corners[:, 2] - corners[:, 0]).T
     areas = mesh.face_areas
     lost = float(areas[np.abs(du1 * dv2 - du2 * dv1) < 1e-14].sum() / max(float(areas.sum()), 1e-20))
     if lost > _TOLERANCE:
-        return f"{100 * lost:.0f} % of the surface has no area in the texture"
+        return f"{100 * lost:.0f} % of the surface has no place in the texture"
     shared = overlap(mesh, _OVERLAP_SIZE)
     return f"{100 * shared:.0f} % of the used texels belong to several faces" if shared > _TOLERANCE else ""
 

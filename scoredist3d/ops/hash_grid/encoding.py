@@ -74,7 +74,7 @@ def _kernels(name: str) -> ModuleType:
 
 
 class _Encode(torch.autograd.Function):
-    """encode(points, table)."""
+    """Autograd function of ``encode(points, table)``, for any backend."""
 
     @staticmethod
     def forward(
