@@ -230,7 +230,7 @@ def test_bad_arguments():
         closest_point(points[:, :2], vertices, faces)
     with pytest.raises(ValueError, match="finite"):
         winding_number(points * math.inf, vertices, faces)
-    with pytest.raises(ValueError, match="one dtype"):
+    with pytest.raises(ValueError, match="the same dtype"):
         winding_number(points.double(), vertices, faces)
     with pytest.raises(ValueError, match="accuracy"):
         winding_number(points, vertices, faces, accuracy=0.5)

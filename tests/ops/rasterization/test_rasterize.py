@@ -282,7 +282,7 @@ def test_errors():
         rasterize(clip[0], faces, 4, 4)
     with pytest.raises(ValueError, match=r"faces must be integers \(F, 3\)"):
         rasterize(clip, faces.float(), 4, 4)
-    with pytest.raises(ValueError, match="vertices 0 to 3 and there are 3"):
+    with pytest.raises(ValueError, match="vertices 0 to 3, but there are only 3"):
         rasterize(clip, torch.tensor([[0, 1, 3]]), 4, 4)
     with pytest.raises(ValueError, match="height and width must be 1 or more"):
         rasterize(clip, faces, 0, 4)
