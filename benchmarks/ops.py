@@ -1,4 +1,4 @@
-"""Times every operator with every backend that runs on this machine; prints a Markdown table.
+"""Measures every operator with every backend that is usable on this machine and prints a Markdown table.
 
     python benchmarks/ops.py                      # the sizes of the quickstart, on the CPU
     python benchmarks/ops.py --device cuda --points 1048576 --levels 16 --log2-hashmap-size 19 --base-resolution 16 \
@@ -6,9 +6,9 @@
 
     python benchmarks/ops.py --only rasterize splatting
 
-Each figure is the median (and the minimum) wall time of --repeats calls after --warm-up calls, in milliseconds. Slow
-references are called less often: after --seconds a row ends with what it has, and says how many calls count.
-Whole pipelines of nvdiffrast and gsplat stand beside ours where these packages are installed.
+Each row has the median and the minimum wall time of --repeats calls after --warm-up calls, in milliseconds. Slow
+references are called less often: a row ends after --seconds and says how many calls it counts. If nvdiffrast and gsplat
+are installed, their whole pipelines are measured for comparison.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from ops_common import Row, usable  # isort: skip
 from ops_meshes import distance_rows, flexicubes_rows, rasterize_rows, tetrahedra_rows  # isort: skip
 from ops_splatting import parse_size, splatting_rows  # isort: skip
 from scoredist3d.ops.hash_grid import encoding as hash_grid
+from scoredist3d.ops.hash_grid.spec import HashGridSpec
 from scoredist3d.ops.volume_rendering import compositing, ray_marching
 
 
@@ -120,9 +121,9 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def make_spec(arguments: argparse.Namespace) -> hash_grid.HashGridSpec:
+def make_spec(arguments: argparse.Namespace) -> HashGridSpec:
     sizes = (arguments.log2_hashmap_size, arguments.base_resolution, arguments.per_level_scale)
-    return hash_grid.HashGridSpec(arguments.levels, arguments.features, *sizes)
+    return HashGridSpec(arguments.levels, arguments.features, *sizes)
 
 
 def ray_points(count: int, generator: torch.Generator) -> torch.Tensor:
@@ -153,7 +154,7 @@ def encode_and_differentiate(
     points: torch.Tensor,
     wanted: tuple[torch.Tensor, ...],
     table: torch.Tensor,
-    spec: hash_grid.HashGridSpec,
+    spec: HashGridSpec,
     upstream: torch.Tensor,
     backend: str,
 ) -> None:

@@ -1,4 +1,4 @@
-"""What the files of ``ops.py`` share: rows of its table, the backends of a machine, a sphere and cameras around it."""
+"""Shared parts of the operator benchmarks: table rows, usable backends, a sphere mesh and cameras around it."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch import Tensor
 from scoredist3d.cameras import Cameras, orbit
 from scoredist3d.ops import backends
 
-# What is timed, by which backend, and the call.
+# Operator, backend, and the call to measure.
 Row = tuple[str, str, Callable[[], object]]
 
 
 def usable(supported: tuple[str, ...], device: torch.device) -> list[str]:
-    """The backends that run here, in the operator's order."""
+    """Backends that are usable on this machine, in the order of ``supported``."""
     names = []
     for name in supported:
         try:
@@ -27,7 +27,7 @@ def usable(supported: tuple[str, ...], device: torch.device) -> list[str]:
 
 
 def differentiate(outputs: Sequence[Tensor], wanted: Sequence[Tensor]) -> None:
-    """Gradients of the sum of all outputs' squares: upstream gradients that differ from pixel to pixel."""
+    """Compute gradients of the sum of squared outputs, so that upstream gradients differ between pixels."""
     torch.autograd.grad(sum((output.square().sum() for output in outputs), outputs[0].new_zeros(())), wanted)
 
 
@@ -39,7 +39,7 @@ def sphere(subdivisions: int, device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def cameras_around(views: int, size: int, device: torch.device) -> Cameras:
-    """Square images in which the unit ball nearly fills the height."""
+    """Cameras with square images that the unit ball nearly fills."""
     azimuth = torch.arange(views) * (360.0 / views) + 20.0
     constant = torch.ones(views)
     return orbit(azimuth, 15 * constant, 3.2 * constant, 40 * constant, size, size).to(device)

@@ -1,4 +1,4 @@
-"""Rows of ``ops.py`` for Gaussian splatting: projection and compositing, ours and gsplat's."""
+"""Gaussian splatting rows of ``ops.py``: projection and compositing by every backend and by gsplat alone."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CUDA_SIZES = (*CPU_SIZES, "100000@512")
 
 @dataclass(frozen=True)
 class Gaussians:
-    """N of them in the unit ball."""
+    """N Gaussians in the unit ball."""
 
     means: Tensor
     scales: Tensor
@@ -30,7 +30,7 @@ class Gaussians:
     opacities: Tensor
 
     def moving(self) -> Gaussians:
-        """The same, with gradients wanted of everything."""
+        """Copy in which all tensors require gradients."""
         return Gaussians(*(tensor.clone().requires_grad_() for tensor in self.tensors()))
 
     def tensors(self) -> tuple[Tensor, ...]:
@@ -39,7 +39,7 @@ class Gaussians:
 
 @dataclass(frozen=True)
 class View:
-    """Cameras as both pipelines take them, so that neither is timed with the conversion."""
+    """Camera parameters in the conventions of both pipelines, so that conversions are not measured."""
 
     size: int
     w2c: Tensor
@@ -48,12 +48,12 @@ class View:
     intrinsics: Tensor
 
 
-# Gaussians and cameras to colour, opacity and depth.
+# Gaussians and cameras to color, opacity and depth.
 Pipeline = Callable[[Gaussians, View], list[Tensor]]
 
 
 def parse_size(text: str) -> tuple[int, int]:
-    """Gaussians and pixels per side of "5000@128"."""
+    """Number of Gaussians and pixels per side, from a string such as "5000@128"."""
     count, _, size = text.partition("@")
     if not (count.isdigit() and size.isdigit()):
         raise argparse.ArgumentTypeError(f"expected GAUSSIANS@PIXELS such as 5000@128, got {text!r}")
@@ -61,7 +61,7 @@ def parse_size(text: str) -> tuple[int, int]:
 
 
 def random_gaussians(count: int, device: torch.device) -> Gaussians:
-    """Spread evenly through the unit ball, about half their mean spacing wide (two or three pixels at these sizes)."""
+    """Uniform in the unit ball, with scales of about half their mean spacing (two or three pixels at these sizes)."""
     generator = torch.Generator().manual_seed(0)
     directions = torch.nn.functional.normalize(torch.randn(count, 3, generator=generator), dim=1)
     means = directions * torch.rand(count, 1, generator=generator) ** (1 / 3)
@@ -105,7 +105,7 @@ def ours(backend: str, gaussians: Gaussians, view: View) -> list[Tensor]:
 
 
 def gsplat_pipeline(gaussians: Gaussians, view: View) -> list[Tensor]:
-    """The same picture by gsplat alone, dense (not packed), which is the faster way where all Gaussians are seen."""
+    """The same image by gsplat alone, not packed, which is faster if all Gaussians are visible."""
     import gsplat
 
     inputs = (gaussians.means, gaussians.quaternions, gaussians.scales, gaussians.opacities, gaussians.colors)

@@ -34,10 +34,11 @@ import torch
 from scoredist3d.config.loader import load, merge
 from scoredist3d.config.optimizer import OptimizerConfig
 from scoredist3d.config.validation import parse, parse_component
-from scoredist3d.evaluation.surface_distance import chamfer_distance, mesh_points, sphere_cameras, visible_points
+from scoredist3d.evaluation.surface_distance import chamfer_distance, sphere_cameras, visible_points
 from scoredist3d.export.images import image_grid, save_png
 from scoredist3d.meshes.isosurface_extraction import find_surface
 from scoredist3d.meshes.mesh import drop_small_components
+from scoredist3d.meshes.sampling import mesh_points
 from scoredist3d.procedural import CATEGORIES, COLORS, Objects, render_objects, sample_objects
 from scoredist3d.seeding import Rng
 from scoredist3d.systems.scene import Scene, SceneShape

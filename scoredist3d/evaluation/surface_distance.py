@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from scoredist3d.cameras import Cameras, orbit
-from scoredist3d.meshes.mesh import Mesh
 from scoredist3d.procedural import Objects, cast_rays
 
 
@@ -36,15 +35,6 @@ def visible_points(object: Objects, *, views: int = 64, size: int = 64, distance
         hit = torch.isfinite(hits.t[0])
         points.append((origins + directions * hits.t[..., None])[0, hit])
     return torch.cat(points)
-
-
-def mesh_points(mesh: Mesh, count: int, generator: np.random.Generator) -> np.ndarray:
-    """Random points (count, 3), distributed uniformly over the area of a mesh."""
-    area = mesh.face_areas
-    face = generator.choice(len(area), count, p=area / area.sum())
-    weights = generator.dirichlet((1.0, 1.0, 1.0), count)
-    points: np.ndarray = np.einsum("nk,nkc->nc", weights, mesh.vertices[mesh.faces[face]])
-    return points
 
 
 def chamfer_distance(first: np.ndarray, second: np.ndarray) -> float:

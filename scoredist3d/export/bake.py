@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 import torch
 
-from scoredist3d.meshes.exportable import Progress, Shape, query_channels
+from scoredist3d.meshes.exportable import Exportable, Progress, query_channels
 from scoredist3d.meshes.mesh import Mesh
 from scoredist3d.meshes.occlusion import ambient_occlusion
 from scoredist3d.meshes.tangents import corner_tangents
@@ -41,7 +41,7 @@ class Textures:
 
 
 def bake_textures(
-    shape: Shape,
+    shape: Exportable,
     mesh: Mesh,
     size: int,
     *,

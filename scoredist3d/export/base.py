@@ -9,7 +9,7 @@ from pathlib import Path
 from scoredist3d.config import ComponentConfig
 from scoredist3d.export.report import ExportReport
 from scoredist3d.export.stages import StageProgress
-from scoredist3d.meshes.exportable import Shape
+from scoredist3d.meshes.exportable import Exportable
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Exporter(ABC):
         """Options of the concrete exporter."""
 
     @abstractmethod
-    def export(self, shape: Shape, folder: Path, name: str, progress: StageProgress | None = None) -> ExportResult:
+    def export(self, shape: Exportable, folder: Path, name: str, progress: StageProgress | None = None) -> ExportResult:
         """Write files of the object to ``folder``: either all of them or none.
 
         Args:

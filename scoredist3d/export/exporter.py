@@ -17,7 +17,7 @@ from scoredist3d.export.frame import Frame
 from scoredist3d.export.products import ColoredSurfaceProduct, Product, SplatProduct, SurfaceProduct, TexturedProduct
 from scoredist3d.export.report import ExportReport, MeshReport
 from scoredist3d.export.stages import Notes, StageProgress, Stages
-from scoredist3d.meshes.exportable import Shape, query_color
+from scoredist3d.meshes.exportable import Exportable, query_color
 from scoredist3d.meshes.holes import fill_holes
 from scoredist3d.meshes.isosurface_extraction import FoundSurface, find_surface
 from scoredist3d.meshes.mesh import Mesh, decimate, drop_small_components, smooth, topology
@@ -110,7 +110,7 @@ class TexturedMeshExporter(Exporter):
         self.config = config
         self.formats = [lookup_format(name) for name in dict.fromkeys(config.formats)]
 
-    def export(self, shape: Shape, folder: Path, name: str, progress: StageProgress | None = None) -> ExportResult:
+    def export(self, shape: Exportable, folder: Path, name: str, progress: StageProgress | None = None) -> ExportResult:
         """Write one file per format; see :meth:`Exporter.export`.
 
         Raises:
@@ -154,7 +154,7 @@ class TexturedMeshExporter(Exporter):
         return formats
 
     def _mesh_products(
-        self, shape: Shape, formats: list[FileFormat], notes: Notes, stages: Stages
+        self, shape: Exportable, formats: list[FileFormat], notes: Notes, stages: Stages
     ) -> tuple[dict[type, Product], MeshReport]:
         """The mesh products that ``formats`` need, by class, and the report on the mesh."""
         config, needs = self.config, {each.needs for each in formats}
@@ -184,7 +184,9 @@ class TexturedMeshExporter(Exporter):
             products[ColoredSurfaceProduct] = ColoredSurfaceProduct(replace(surface, vertex_colors=colors), frame)
         return products, report
 
-    def _textured(self, shape: Shape, mesh: Mesh, surface: Mesh, notes: Notes, stages: Stages) -> tuple[Mesh, Textures]:
+    def _textured(
+        self, shape: Exportable, mesh: Mesh, surface: Mesh, notes: Notes, stages: Stages
+    ) -> tuple[Mesh, Textures]:
         """The mesh with texture coordinates, and its textures.
 
         Args:
@@ -213,7 +215,7 @@ class TexturedMeshExporter(Exporter):
             )
         return mesh, textures
 
-    def _find(self, shape: Shape, progress: Callable[[float], None]) -> FoundSurface:
+    def _find(self, shape: Exportable, progress: Callable[[float], None]) -> FoundSurface:
         """The object's surface, extracted from its density unless the object is a surface."""
         config = self.config
         return find_surface(
@@ -289,7 +291,7 @@ class TexturedMeshExporter(Exporter):
             return mesh
         return replace(mesh, uvs=own.uvs, uv_faces=own.uv_faces)
 
-    def _unlit(self, shape: Shape, notes: Notes) -> bool:
+    def _unlit(self, shape: Exportable, notes: Notes) -> bool:
         """Whether the mesh is marked as unlit."""
         if self.config.unlit == "auto":
             return shape.baked_lighting

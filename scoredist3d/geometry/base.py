@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from scoredist3d.config import ComponentConfig, option
-from scoredist3d.meshes.exportable import Shape
+from scoredist3d.meshes.exportable import Exportable
 from scoredist3d.meshes.mesh import Mesh
 from scoredist3d.meshes.splats import Splats
 from scoredist3d.seeding import Rng
@@ -137,7 +137,7 @@ class GeometryInit:
 
     mesh: Mesh
     features: PointFunction | None = None
-    shape: Shape | None = None
+    shape: Exportable | None = None
 
 
 class DensificationStrategy(Protocol):

@@ -17,8 +17,8 @@ from scoredist3d.geometry.sdf_init import SDFInitConfig
 from scoredist3d.geometry.texture_field import PointField
 from scoredist3d.materials.base import Material
 from scoredist3d.meshes.mesh import Mesh
+from scoredist3d.meshes.sampling import points_near
 from scoredist3d.nn.hash_network import FREE_OPTIONS, HashGridConfig, NetworkConfig, grid_problems
-from scoredist3d.nn.regression import points_near
 from scoredist3d.seeding import Rng
 
 logger = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from scoredist3d.geometry.hash_field import HashField
 from scoredist3d.geometry.sdf_init import SDFInitConfig
 from scoredist3d.geometry.trilinear import distance_grid, trilinear
 from scoredist3d.materials.base import Material
-from scoredist3d.nn.regression import points_near
+from scoredist3d.meshes.sampling import points_near
 from scoredist3d.registry import register
 from scoredist3d.seeding import Rng
 

@@ -14,7 +14,7 @@ from scoredist3d.config import option
 from scoredist3d.geometry.base import GeometryInit, GeometryOutput
 from scoredist3d.geometry.hash_field import HashField
 from scoredist3d.geometry.trilinear import distance_grid, trilinear
-from scoredist3d.nn.regression import points_in_ball, points_near
+from scoredist3d.meshes.sampling import points_in_ball, points_near
 from scoredist3d.registry import register
 from scoredist3d.seeding import Rng
 

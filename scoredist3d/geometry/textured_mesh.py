@@ -19,10 +19,10 @@ from scoredist3d.geometry.texture_field import PointField
 from scoredist3d.materials.base import Material
 from scoredist3d.meshes.loading import LoadedMesh, load_mesh
 from scoredist3d.meshes.mesh import Mesh, decimate
+from scoredist3d.meshes.sampling import points_near
 from scoredist3d.meshes.texels import fill_uncovered, rasterize, texel_points
 from scoredist3d.meshes.uv import unusable_uvs, unwrap
 from scoredist3d.nn.hash_network import FREE_OPTIONS, HashGridConfig, NetworkConfig, grid_problems
-from scoredist3d.nn.regression import points_near
 from scoredist3d.ops.gather import blend_rows
 from scoredist3d.ops.rasterization.rasterize import sample_texture
 from scoredist3d.registry import register
@@ -261,7 +261,7 @@ class TexturedMesh(Surface):
     def _set_file_colors(self, loaded: LoadedMesh, material: Material, rng: Rng) -> None:
         """Initialize the features with the colors of a file, if the material can represent them."""
         try:
-            summary = self._set_features(lambda points: material.features_of(loaded.look(points)), rng)
+            summary = self._set_features(lambda points: material.features_of(loaded.appearance(points)), rng)
         except ValueError as error:
             # Not every material can be inverted; the mesh is useful without its colors.
             logger.warning("geometry.mesh: the colors of the file are not used: %s", error)

@@ -11,7 +11,7 @@ from scoredist3d.config import option
 from scoredist3d.geometry.base import Geometry
 from scoredist3d.geometry.protocols import HasSignedDistance
 from scoredist3d.losses.base import Loss
-from scoredist3d.nn.regression import points_in_ball
+from scoredist3d.meshes.sampling import points_in_ball
 from scoredist3d.registry import register
 from scoredist3d.renderers.base import Render
 from scoredist3d.seeding import Rng

@@ -14,7 +14,7 @@ from scoredist3d.geometry.base import Geometry
 from scoredist3d.geometry.protocols import HasDensity
 from scoredist3d.losses.base import Loss
 from scoredist3d.meshes.loading import fit_into, load_mesh
-from scoredist3d.nn.regression import points_in_ball, points_near
+from scoredist3d.meshes.sampling import points_in_ball, points_near
 from scoredist3d.ops.mesh.distance import signed_distance
 from scoredist3d.registry import register
 from scoredist3d.renderers.base import Render

@@ -1,1 +1,1 @@
-"""Shapes outside of any optimisation: triangle meshes, surfaces of density fields, clean-up, texture coordinates."""
+"""Triangle meshes and Gaussian splats as data: files, iso-surfaces, repair, sampling and UV unwrapping."""

@@ -1,4 +1,4 @@
-"""What can be exported, and what a later stage can start from: a density and a look at points of the world."""
+"""Protocol of exportable objects (density and appearance at points in the world), and checked queries of it."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ Progress = Callable[[float], None]
 
 @dataclass(frozen=True)
 class SurfaceChannels:
-    """How a surface looks at ``N`` points, in the metallic-roughness model of glTF; ``None`` where there is none.
+    """Appearance of a surface at ``N`` points, in the metallic-roughness model of glTF; channels may be ``None``.
 
     Attributes:
         base_color: (N, 3), display sRGB in [0, 1].
         roughness: (N,), perceptual roughness in [0, 1].
         metallic: (N,), in [0, 1].
-        normal: (N, 3), unit shading normals in the world.
-        occlusion: (N,), 1 where all ambient light arrives.
+        normal: (N, 3), unit shading normals, world coordinates.
+        occlusion: (N,), ambient occlusion in [0, 1], 1 where no ambient light is blocked.
     """
 
     base_color: Tensor
@@ -36,48 +36,48 @@ class SurfaceChannels:
     occlusion: Tensor | None = None
 
 
-class Shape(Protocol):
-    """An object inside the ball of ``radius`` around the origin, in world coordinates (z up)."""
+class Exportable(Protocol):
+    """Object inside a ball around the origin, in world coordinates (z up), which exporters and initialization read."""
 
     @property
     def radius(self) -> float:
-        """Radius of the ball that holds the object, in scene units."""
+        """Radius of the ball that contains the object, scene units."""
 
     @property
     def device(self) -> torch.device:
-        """Where the points of a query must live."""
+        """Device of the points that queries take."""
 
     @property
     def iso_level(self) -> float | None:
-        """The density on the surface where that is known (signed distances), else None: it has to be found."""
+        """Density on the surface if it is known (signed distances); None if it has to be estimated."""
 
     @property
     def baked_lighting(self) -> bool:
-        """Whether the base colour includes light and shade, so that a viewer must not light it again."""
+        """Whether the base color includes shading, so that viewers must display it unlit."""
 
     def density(self, points: Tensor) -> Tensor:
-        """(N,) densities in inverse scene units at (N, 3) points, never negative."""
+        """Densities (N,) >= 0 at points (N, 3), in inverse scene units."""
 
     def channels(self, points: Tensor, normals: Tensor | None = None) -> SurfaceChannels:
-        """The look of the surface at (N, 3) points on or near it.
+        """Appearance at points (N, 3) on or near the surface.
 
-        ``normals`` (N, 3), unit and outward, are those of the surface there: where they are given, an object whose
-        shading normals differ from them can tell these.
+        ``normals`` (N, 3) are the outward unit normals of the surface at the points. An object whose shading normals
+        differ from the surface normals returns shading normals only if ``normals`` are given.
         """
 
     def surface(self) -> Mesh | None:
-        """The surface itself where the object is one (with its texture coordinates, if it has any), else None."""
+        """Mesh of the object, with its texture coordinates if it has any; None if the object is not a surface."""
 
     def splats(self) -> Splats | None:
-        """The object as 3D Gaussians where it is made of them, else None."""
+        """Gaussians of the object; None if it is not made of Gaussians."""
 
 
 @torch.no_grad()
-def query_density(shape: Shape, points: np.ndarray, *, chunk: int, progress: Progress | None = None) -> np.ndarray:
-    """(N,) float32 densities at (N, 3) points, asked for in chunks and without gradients.
+def query_density(shape: Exportable, points: np.ndarray, *, chunk: int, progress: Progress | None = None) -> np.ndarray:
+    """Densities (N,) float32 at points (N, 3), evaluated in chunks of ``chunk`` points and without gradients.
 
     Raises:
-        ValueError: Wrong output shape, or a density that is not finite.
+        ValueError: The output has a wrong shape or is not finite.
     """
     result = np.empty(len(points), dtype=np.float32)
     for start, batch in _batches(shape.device, points, chunk, progress):
@@ -85,31 +85,31 @@ def query_density(shape: Shape, points: np.ndarray, *, chunk: int, progress: Pro
     return result
 
 
-def query_color(shape: Shape, points: np.ndarray, *, chunk: int, progress: Progress | None = None) -> np.ndarray:
-    """(N, 3) float32 colours in [0, 1] at (N, 3) points, asked for in chunks and without gradients.
+def query_color(shape: Exportable, points: np.ndarray, *, chunk: int, progress: Progress | None = None) -> np.ndarray:
+    """Colors (N, 3) float32 in [0, 1] at points (N, 3), evaluated in chunks of ``chunk`` points and without gradients.
 
     Raises:
-        ValueError: Wrong output shape, or a colour that is not finite or further than 1e-3 outside [0, 1].
+        ValueError: The output has a wrong shape, is not finite, or is more than 1e-3 outside [0, 1].
     """
     return query_channels(shape, points, chunk=chunk, progress=progress)["base_color"]
 
 
 @torch.no_grad()
 def query_channels(
-    shape: Shape,
+    shape: Exportable,
     points: np.ndarray,
     normals: np.ndarray | None = None,
     *,
     chunk: int,
     progress: Progress | None = None,
 ) -> dict[str, np.ndarray]:
-    """The channels of :class:`SurfaceChannels` that the object has, float32, at (N, 3) points, by name.
+    """Channels of :class:`SurfaceChannels` at points (N, 3), by name, float32; channels that are None are omitted.
 
-    Asked for in chunks and without gradients. Everything but normals lies in [0, 1]; normals have unit length.
-    ``normals`` (N, 3), unit, are those of the surface at the points.
+    They are evaluated in chunks of ``chunk`` points and without gradients. Normals have unit length, all other values
+    are in [0, 1]. ``normals`` (N, 3) are the outward unit normals of the surface at the points.
 
     Raises:
-        ValueError: Wrong output shape, or a value that is not finite, out of its range, or a normal without direction.
+        ValueError: An output has a wrong shape, is not finite or out of range, or is a normal of length 0.
     """
     found: dict[str, np.ndarray] = {}
     for start, batch in _batches(shape.device, points, chunk, progress):
@@ -129,16 +129,16 @@ _VECTORS = ("base_color", "normal")
 
 
 def _in_range(name: str, values: np.ndarray) -> np.ndarray:
-    """Values clipped into their range (the tolerance of half precision), normals made unit."""
+    """Values clipped to [0, 1] (within the tolerance of half precision); normals normalized."""
     if name == "normal":
         length = np.linalg.norm(values, axis=1, keepdims=True)
         if len(values) and length.min() < 1e-6:
-            raise ValueError("the object's normal has no direction at some points: its material must give unit vectors")
+            raise ValueError("the object's normals have length 0 at some points: its material must return unit vectors")
         return values / length
     if len(values) and (values.min() < -1e-3 or values.max() > 1 + 1e-3):
         raise ValueError(
-            f"the object's {name.replace('_', ' ')} lies in [{values.min():.4g}, {values.max():.4g}], outside [0, 1]: "
-            "its material must end in a function with that range, e.g. a sigmoid"
+            f"the object's {name.replace('_', ' ')} lies in [{values.min():.4g}, {values.max():.4g}], outside "
+            "[0, 1]: its material must end in a bounded function such as a sigmoid"
         )
     return values.clip(0.0, 1.0)
 
@@ -146,7 +146,7 @@ def _in_range(name: str, values: np.ndarray) -> np.ndarray:
 def _batches(
     device: torch.device, points: np.ndarray, chunk: int, progress: Progress | None
 ) -> Iterator[tuple[int, Tensor]]:
-    """Points in chunks, each with its first row."""
+    """Chunks of points on ``device``, each with the index of its first point."""
     for start in range(0, len(points), chunk):
         yield start, torch.from_numpy(np.ascontiguousarray(points[start : start + chunk], dtype=np.float32)).to(device)
         if progress is not None:
@@ -154,7 +154,7 @@ def _batches(
 
 
 def _checked(values: Tensor, name: str, item: tuple[int, ...], batch: Tensor) -> np.ndarray:
-    """The values of one chunk, if they have the right shape and are finite."""
+    """Values of one chunk as a numpy array; raises if their shape is wrong or they are not finite."""
     if tuple(values.shape) != (len(batch), *item):
         raise ValueError(f"the object's {name} must have shape {(len(batch), *item)}, got {tuple(values.shape)}")
     finite = torch.isfinite(values)
@@ -163,6 +163,6 @@ def _checked(values: Tensor, name: str, item: tuple[int, ...], batch: Tensor) ->
         where = ", ".join(f"{x:.3g}" for x in batch[bad][0].tolist())
         raise ValueError(
             f"the object's {name} is not finite at {int(bad.sum())} of {len(batch)} points, first at ({where}): "
-            "the parameters have diverged, export an earlier checkpoint"
+            "the parameters have diverged; export an earlier checkpoint"
         )
     return values.detach().float().cpu().numpy()

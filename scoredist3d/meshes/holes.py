@@ -1,4 +1,4 @@
-"""Closing the holes of a surface."""
+"""Hole filling of triangle meshes."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from scoredist3d.meshes.mesh import Mesh
 
 
 def fill_holes(mesh: Mesh) -> tuple[Mesh, int]:
-    """Close every boundary loop with a fan around its centre (a loop of three edges with one face).
+    """Close every boundary loop with a triangle fan around its center (a loop of three edges with one face).
 
     Args:
-        mesh: Without texture coordinates.
+        mesh: A mesh without texture coordinates.
 
     Returns:
-        The mesh, and the number of loops closed.
+        The closed mesh and the number of loops that were closed.
     """
     loops = boundary_loops(mesh)
     if not loops:
         return mesh, 0
     faces: list[np.ndarray] = [mesh.faces]
-    centers: list[np.ndarray] = []  # loops that get a vertex in their middle
+    centers: list[np.ndarray] = []  # loops that are filled by a fan around a new vertex
     for loop in loops:
         if len(loop) == 3:
             faces.append(np.array([loop]))
@@ -40,14 +40,15 @@ def fill_holes(mesh: Mesh) -> tuple[Mesh, int]:
 
 
 def boundary_loops(mesh: Mesh) -> list[np.ndarray]:
-    """Closed walks along edges with one face, wound so that faces over them continue the surface's orientation.
+    """Boundary loops as vertex indices, oriented so that faces that fill them match the orientation of the surface.
 
-    Boundaries that cannot be walked (edges whose ends do not continue) are left out.
+    Boundary edges that are not part of a closed loop are omitted.
     """
     directed = mesh.faces[:, [0, 1, 1, 2, 2, 0]].reshape(-1, 2)
     keys = directed.min(axis=1) * len(mesh.vertices) + directed.max(axis=1)
     _, inverse, counts = np.unique(keys, return_inverse=True, return_counts=True)
-    edges = directed[counts[inverse.ravel()] == 1][:, ::-1]  # a face on the other side runs backwards
+    # The missing face would traverse the edge in the opposite direction.
+    edges = directed[counts[inverse.ravel()] == 1][:, ::-1]
     following: dict[int, list[int]] = {}
     for start, end in edges.tolist():
         following.setdefault(start, []).append(end)
@@ -58,7 +59,7 @@ def boundary_loops(mesh: Mesh) -> list[np.ndarray]:
 
 
 def _walk(following: dict[int, list[int]]) -> list[np.ndarray]:
-    """Take edges out of ``following`` until a walk ends, and cut it into loops that visit no vertex twice."""
+    """Remove the edges of one walk from ``following`` and split the walk into simple loops."""
     path = [next(iter(following))]
     place, loops = {path[0]: 0}, []
     while path[-1] in following:

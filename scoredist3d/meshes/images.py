@@ -1,4 +1,4 @@
-"""Pictures of all directions from files: Radiance .hdr, and what Pillow reads."""
+"""Loading of environment images: Radiance .hdr files and the formats that Pillow reads."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _DISPLAY_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
 
 def load_radiance(path: str | Path, *, key: str) -> Tensor:
-    """(H, W, 3) float32 linear radiance of an image file, row 0 on top; 8-bit images are taken as display sRGB.
+    """Linear radiance (H, W, 3) float32 of an image file, top row first; 8-bit images are decoded as display sRGB.
 
     Args:
-        path: A ``.hdr`` (Radiance RGBE, run-length coded or flat) or an 8-bit image.
-        key: The config key that named the file, for messages.
+        path: A ``.hdr`` file (Radiance RGBE, run-length encoded or flat) or an 8-bit image.
+        key: Config key of the file, for error messages.
 
     Raises:
-        ValueError: No such file, a format that is not read, or a damaged file.
+        ValueError: The file does not exist, has an unsupported format, or is damaged.
     """
     path = Path(path)
     if not path.is_file():
@@ -34,7 +34,9 @@ def load_radiance(path: str | Path, *, key: str) -> Tensor:
             raise ValueError(f"{key}: cannot read {path}: {error}") from None
         return torch.from_numpy(pixels)
     if suffix not in _DISPLAY_SUFFIXES:
-        raise ValueError(f"{key}: cannot read {path}: {suffix or 'no suffix'} is not supported; convert it to .hdr")
+        raise ValueError(
+            f"{key}: cannot read {path}: {suffix or 'a file without suffix'} is not supported; convert it to .hdr"
+        )
     return _load_display(path, key)
 
 
@@ -50,20 +52,20 @@ def _load_display(path: Path, key: str) -> Tensor:
 
 
 def _decode_hdr(data: bytes) -> np.ndarray:
-    """(H, W, 3) float32 of a Radiance file's bytes: mantissa 2^(exponent - 136), divided by the exposures it names."""
+    """Radiance (H, W, 3) float32 from the bytes of a .hdr file: mantissa 2^(exponent - 136) / product of exposures."""
     header, separator, body = data.partition(b"\n\n")
     lines = header.decode("ascii", "replace").split("\n")
     if not separator or not lines[0].startswith(("#?RADIANCE", "#?RGBE")):
-        raise ValueError("it does not start as a Radiance file does")
+        raise ValueError("it has no Radiance header")
     settings = [line.split("=", 1) for line in lines[1:] if "=" in line and not line.startswith("#")]
     formats = [value.strip() for name, value in settings if name == "FORMAT"]
     if formats and formats[-1] != "32-bit_rle_rgbe":
-        raise ValueError(f"its format is {formats[-1]}, only 32-bit_rle_rgbe is supported")
+        raise ValueError(f"its pixel format is {formats[-1]}; only 32-bit_rle_rgbe is supported")
     exposure = float(np.prod([float(value) for name, value in settings if name == "EXPOSURE"]))
     size, _, pixels = body.partition(b"\n")
     words = size.split()
     if len(words) != 4 or words[0] != b"-Y" or words[2] != b"+X":
-        raise ValueError(f"its size is given as {size[:40]!r}, only '-Y height +X width' is supported")
+        raise ValueError(f"its resolution line is {size[:40]!r}; only '-Y height +X width' is supported")
     height, width = int(words[1]), int(words[3])
     rgbe = _decode_rows(pixels, height, width).astype(np.int32)
     scale = np.ldexp(1.0, rgbe[..., 3:] - 136) * (rgbe[..., 3:] > 0)
@@ -71,7 +73,7 @@ def _decode_hdr(data: bytes) -> np.ndarray:
 
 
 def _decode_rows(data: bytes, height: int, width: int) -> np.ndarray:
-    """(H, W, 4) uint8. Each row is flat, or starts with 2, 2 and its width and holds the four channels as runs."""
+    """RGBE pixels (H, W, 4) uint8. A row is flat, or starts with 2, 2, its width, and has each channel as runs."""
     rows = np.empty((height, width, 4), dtype=np.uint8)
     marker = bytes((2, 2, width >> 8, width & 255)) if 8 <= width < 32768 else None
     position = 0
@@ -83,20 +85,22 @@ def _decode_rows(data: bytes, height: int, width: int) -> np.ndarray:
             continue
         flat = data[position : position + 4 * width]
         if len(flat) != 4 * width:
-            raise ValueError("it ends too early")
+            raise ValueError("the pixel data is truncated")
         row[:] = np.frombuffer(flat, dtype=np.uint8).reshape(width, 4)
         if (row[:, :3] == 1).all(axis=1).any():
-            raise ValueError("it uses the run-length code of before 1991; save it again with another program")
+            raise ValueError(
+                "it uses the obsolete run-length encoding from before 1991; save it again with another program"
+            )
         position += 4 * width
     return rows
 
 
 def _decode_runs(data: bytes, position: int, width: int) -> tuple[np.ndarray, int]:
-    """(W,) values of one channel of one row, and the position behind them."""
+    """Values (W,) of one channel of a row, and the position after them."""
     values = bytearray()
     while len(values) < width:
         if position + 1 >= len(data):
-            raise ValueError("it ends too early")
+            raise ValueError("the pixel data is truncated")
         count = data[position]
         if count > 128:
             values += data[position + 1 : position + 2] * (count - 128)
@@ -105,7 +109,7 @@ def _decode_runs(data: bytes, position: int, width: int) -> tuple[np.ndarray, in
             values += data[position + 1 : position + 1 + count]
             position += 1 + count
         if count == 0:
-            raise ValueError("a row holds an empty run")
+            raise ValueError("a row has a run of length 0")
     if len(values) != width:
         raise ValueError("a row is longer than the image is wide")
     return np.frombuffer(bytes(values), dtype=np.uint8), position

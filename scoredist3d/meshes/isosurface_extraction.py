@@ -1,8 +1,8 @@
-"""The surface of a density field: sampled on a grid, thresholded, extracted and refined.
+"""Extraction of the surface of a density field: grid sampling, threshold, marching cubes and refinement.
 
-The surface is where f(p) = min((d - s) / (d + s), (radius - |p|) / h) crosses zero, for density d, threshold s and grid
-step h. The first term is bounded and near d = s grows with the logarithm of d, which suits densities that span decades.
-The second term cuts the object at the ball's border, so the surface is closed there too.
+The surface is the zero level set of f(p) = min((d - s) / (d + s), (radius - |p|) / h), with density d, threshold s and
+grid step h. The first term is bounded and, near d = s, linear in log d, which suits densities that span orders of
+magnitude. The second term intersects the object with the ball, so that the surface is closed at the border.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from scoredist3d.meshes.exportable import Progress, Shape, query_density
+from scoredist3d.meshes.exportable import Exportable, Progress, query_density
 from scoredist3d.meshes.mesh import Mesh
 
 THRESHOLD_SETTING = "exporter.threshold"
@@ -22,13 +22,13 @@ _NEVER = 1 << 30  # depth of a ray without a surface
 
 @dataclass(frozen=True)
 class DensityGrid:
-    """Densities on a cubic grid over the ball, with one layer of padding outside it.
+    """Densities on a cubic grid around the ball, with one layer of padding.
 
     Attributes:
-        values: (N, N, N) float32 indexed [x, y, z]; zero outside the ball.
-        radius: The ball's radius.
-        spacing: Grid step h in scene units.
-        low, high: Smallest and largest density seen inside the ball.
+        values: (N, N, N) float32, indexed [x, y, z]; 0 outside the ball.
+        radius: Radius of the ball, scene units.
+        spacing: Grid step h, scene units.
+        low, high: Smallest and largest density at the grid points inside the ball.
     """
 
     values: np.ndarray
@@ -39,21 +39,23 @@ class DensityGrid:
 
     @property
     def axis(self) -> np.ndarray:
-        """(N,) coordinates along each axis."""
+        """Coordinates (N,) of the grid points along each axis."""
         return _axis(self.radius, self.spacing, self.values.shape[0])
 
     @property
     def opacity(self) -> float:
-        """Of the most opaque ray along an axis, in [0, 1]."""
+        """Largest opacity of all axis-parallel rays through the grid, in [0, 1]."""
         most = max(float(self.values.sum(axis=axis).max()) for axis in range(3))
         return 1.0 - math.exp(-self.spacing * most)
 
 
-def sample_grid(shape: Shape, resolution: int, *, chunk: int = 131072, progress: Progress | None = None) -> DensityGrid:
-    """Evaluate the density at ``resolution``^3 points over [-radius, radius]^3, only where they lie inside the ball.
+def sample_grid(
+    shape: Exportable, resolution: int, *, chunk: int = 131072, progress: Progress | None = None
+) -> DensityGrid:
+    """Sample the density on a grid of ``resolution``^3 points over [-radius, radius]^3, only inside the ball.
 
     Raises:
-        ValueError: A density that is not finite, or a negative one.
+        ValueError: A density is not finite or is negative.
     """
     radius = float(shape.radius)
     spacing = 2.0 * radius / (resolution - 1)
@@ -65,26 +67,26 @@ def sample_grid(shape: Shape, resolution: int, *, chunk: int = 131072, progress:
     densities = query_density(shape, points, chunk=chunk, progress=progress)
     low, high = float(densities.min()), float(densities.max())
     if low < 0:
-        raise ValueError(f"the object's densities lie in [{low:.4g}, {high:.4g}]: a density cannot be negative")
+        raise ValueError(f"the object's densities lie in [{low:.4g}, {high:.4g}], but a density must not be negative")
     values = np.zeros(inside.shape, dtype=np.float32)
     values[index] = densities
     return DensityGrid(values=values, radius=radius, spacing=spacing, low=low, high=high)
 
 
 def automatic_threshold(grid: DensityGrid, levels: int = 48, *, setting: str = THRESHOLD_SETTING) -> float:
-    """The density whose iso-surface lies where the renderer shows the surface.
+    """Density whose iso-surface is closest to the surface that volume rendering shows.
 
-    Parallel rays look at the grid from its six sides. A ray shows a surface at the depth where its opacity
-    1 - exp(-sum density h) reaches half of the largest opacity of all rays; the iso-surface at level s puts it where
-    the density first exceeds s. Candidates are log-spaced levels from ln 2 / (2 radius) (less does not make a ray half
-    opaque even across the whole ball) to the largest density. The one with the smallest mean difference of the two
-    depths wins; where only one of the two exists, or they are far apart, the difference counts as
-    :data:`_MAX_DEPTH_ERROR` cells. Of levels that do equally well the middle one is taken.
+    Parallel rays enter the grid from its six sides. The rendered depth of a ray is where its opacity
+    1 - exp(-sum density h) reaches half of the largest opacity of all rays; its depth on the iso-surface at level s is
+    where the density first exceeds s. The candidates are log-spaced levels from ln 2 / (2 radius) (below it, not even a
+    ray across the whole ball is half opaque) to the largest density. The level with the smallest mean difference of the
+    two depths is chosen; the difference is capped at :data:`_MAX_DEPTH_ERROR` cells and has that value if only one of
+    the two depths exists. Of several levels that are equally good, the middle one is returned.
 
     Raises:
-        ValueError: No ray reaches 5 % opacity: the field is empty.
+        ValueError: No ray reaches an opacity of 5 %, so the field is empty.
     """
-    # About 64^2 rays per side are enough for a mean.
+    # About 64^2 rays per side give a sufficiently accurate mean.
     count = grid.values.shape[0]
     stride = max(1, count // 64)
     sides = [np.moveaxis(grid.values, axis, 2)[::stride, ::stride].reshape(-1, count) for axis in range(3)]
@@ -115,7 +117,7 @@ def automatic_threshold(grid: DensityGrid, levels: int = 48, *, setting: str = T
 
 
 def _crossing(values: np.ndarray, level: float) -> np.ndarray:
-    """(R,) where each row of (R, N) first exceeds ``level``, in linearly interpolated cells; else :data:`_NEVER`."""
+    """Position (R,), linearly interpolated, where each row of (R, N) first exceeds ``level``; else :data:`_NEVER`."""
     rows = np.arange(len(values))
     after = (values > level).argmax(axis=1)
     high, low = values[rows, after], values[rows, np.maximum(after - 1, 0)]
@@ -124,7 +126,7 @@ def _crossing(values: np.ndarray, level: float) -> np.ndarray:
 
 
 def extract_surface(
-    shape: Shape,
+    shape: Exportable,
     grid: DensityGrid,
     threshold: float,
     *,
@@ -133,19 +135,19 @@ def extract_surface(
     chunk: int = 131072,
     setting: str = THRESHOLD_SETTING,
 ) -> Mesh:
-    """Marching cubes on the grid, then bisection along the grid edges with fresh densities.
+    """Marching cubes on the grid, then bisection along the grid edges with newly evaluated densities.
 
     Args:
-        shape: Asked for 1 density per vertex and refinement step.
-        grid: From :func:`sample_grid`.
+        shape: The object; its density is evaluated once per vertex and refinement step.
+        grid: Result of :func:`sample_grid` for ``shape``.
         threshold: Density of the iso-surface.
-        fill_cavities: Count empty space that is not connected to the outside as solid.
-        refine_steps: Halvings of the interval that holds each vertex; a steep density otherwise gives stair steps.
+        fill_cavities: Treat empty regions that are not connected to the outside as solid.
+        refine_steps: Bisection steps per vertex; without them, steep densities produce staircase artifacts.
         chunk: Points per query.
-        setting: The key that sets the threshold, for messages.
+        setting: Config key of the threshold, for error messages.
 
     Raises:
-        ValueError: The threshold is not positive or lies above the densities seen.
+        ValueError: The threshold is not positive, or is above all densities of the grid.
     """
     if not threshold > 0:
         raise ValueError(f"{setting} must be positive, got {threshold}")
@@ -159,7 +161,7 @@ def extract_surface(
         _fill_cavities(level)
     from skimage.measure import marching_cubes
 
-    # "ascent" is what gives outward winding here: level grows inwards.
+    # level increases inwards, for which "ascent" gives outward winding.
     vertices, faces, _, _ = marching_cubes(level, 0.0, gradient_direction="ascent", allow_degenerate=False)
     if refine_steps > 0:
         vertices = _refine(shape, grid, level, threshold, vertices.astype(np.float64), refine_steps, chunk)
@@ -169,14 +171,14 @@ def extract_surface(
 
 @dataclass(frozen=True)
 class FoundSurface:
-    """The surface of a shape, and how it was found.
+    """Surface of an object, and the parameters of its extraction.
 
     Attributes:
         mesh: World coordinates, outward winding.
-        threshold: Density of the iso-surface; None where the shape is a surface itself.
-        density_range: Smallest and largest density seen; None where none was asked for.
-        opacity: Of the most opaque ray along an axis; None likewise.
-        spacing: Grid step in scene units; None likewise.
+        threshold: Density of the iso-surface. This and the following are None if the object itself is a surface.
+        density_range: Smallest and largest density of the grid.
+        opacity: Largest opacity of all axis-parallel rays.
+        spacing: Grid step, scene units.
     """
 
     mesh: Mesh
@@ -187,7 +189,7 @@ class FoundSurface:
 
 
 def find_surface(
-    shape: Shape,
+    shape: Exportable,
     resolution: int,
     *,
     threshold: float | None = None,
@@ -197,17 +199,17 @@ def find_surface(
     setting: str = THRESHOLD_SETTING,
     progress: Progress | None = None,
 ) -> FoundSurface:
-    """The shape's own surface, or else that of its density.
+    """Surface of an object: its own mesh if it has one, otherwise an iso-surface of its density.
 
     Args:
-        shape: What to look at.
-        resolution: Density samples along each side of the cube around the ball.
-        threshold: Density of the iso-surface; where not given that of the shape, or else the automatic one.
+        shape: The object.
+        resolution: Grid points along each axis of the cube around the ball.
+        threshold: Density of the iso-surface; None takes ``shape.iso_level`` or, failing that, the automatic threshold.
         fill_cavities, refine_steps, chunk, setting: See :func:`extract_surface`.
-        progress: Fraction of the densities known.
+        progress: Callback that receives the fraction of evaluated densities.
 
     Raises:
-        ValueError: There is no surface, or densities that cannot be.
+        ValueError: There is no surface, or a density is negative or not finite.
     """
     own = shape.surface()
     if own is not None:
@@ -232,7 +234,7 @@ def _contrast(density: np.ndarray, threshold: float) -> np.ndarray:
 
 
 def _level(grid: DensityGrid, threshold: float) -> np.ndarray:
-    """(N, N, N) float32 f of the module's docstring, never exactly zero (that would make faces without area)."""
+    """f of the module docstring on the grid, (N, N, N) float32; never exactly 0, which would give degenerate faces."""
     square = grid.axis.astype(np.float32) ** 2
     distance = np.sqrt(square[:, None, None] + square[None, :, None] + square[None, None, :])
     border = (grid.radius - distance) / grid.spacing
@@ -242,7 +244,7 @@ def _level(grid: DensityGrid, threshold: float) -> np.ndarray:
 
 
 def _fill_cavities(level: np.ndarray) -> None:
-    """Make empty regions that do not touch the grid's corner (the outside) solid, in place."""
+    """Make empty regions that are not connected to the outside (the grid's corner) solid, in place."""
     from scipy.ndimage import label
 
     regions, count = label(level < 0, structure=np.ones((3, 3, 3)))
@@ -251,7 +253,7 @@ def _fill_cavities(level: np.ndarray) -> None:
 
 
 def _refine(
-    shape: Shape,
+    shape: Exportable,
     grid: DensityGrid,
     level: np.ndarray,
     threshold: float,
@@ -259,11 +261,11 @@ def _refine(
     steps: int,
     chunk: int,
 ) -> np.ndarray:
-    """Move vertices (V, 3, grid coordinates) along their grid edge to the crossing of f."""
+    """Move vertices (V, 3), in grid coordinates, along their grid edges to the zero crossing of f."""
     offset = np.abs(vertices - np.round(vertices))
     moving = offset.argmax(axis=1)
     rows = np.arange(len(vertices))
-    # Marching cubes puts a few vertices inside cells, where there is no edge to search along: they stay.
+    # A few vertices of marching cubes lie inside cells, not on an edge, and are not moved.
     on_edge = (offset > 1e-5).sum(axis=1) == 1
     rows, moving = rows[on_edge], moving[on_edge]
     lower = np.round(vertices[on_edge])
@@ -285,8 +287,8 @@ def _refine(
     return vertices
 
 
-def _evaluate(shape: Shape, grid: DensityGrid, threshold: float, points: np.ndarray, chunk: int) -> np.ndarray:
-    """(N,) f at world points; the density is asked for only inside the ball."""
+def _evaluate(shape: Exportable, grid: DensityGrid, threshold: float, points: np.ndarray, chunk: int) -> np.ndarray:
+    """f (N,) at world points; the density is evaluated only inside the ball."""
     f = ((grid.radius - np.linalg.norm(points, axis=1)) / grid.spacing).astype(np.float32)
     inside = f > 0
     density = query_density(shape, points[inside], chunk=chunk)

@@ -1,6 +1,6 @@
-"""Meshes from files: geometry, texture coordinates and looks, in world coordinates.
+"""Loading of mesh files: geometry, texture coordinates and materials, in world coordinates.
 
-Files are read by trimesh, locally; several objects and materials become one mesh with one set of images.
+Files are read by trimesh. Several objects and materials are merged into one mesh with one set of texture images.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ Up = Literal["y", "z", "auto"]
 
 @dataclass(frozen=True)
 class LoadedMesh:
-    """A mesh and the images on it, row 0 on top; ``None`` where the file has none, 1 x 1 where they are constant.
+    """Mesh with texture images, top row first; an image is ``None`` if the file has none, 1 x 1 if it is constant.
 
     Attributes:
-        mesh: World coordinates, with the file's texture coordinates and vertex colours where it has them.
+        mesh: World coordinates, with the texture coordinates and vertex colors of the file, if it has any.
         base_color: (H, W, 3) uint8, display sRGB.
         roughness: (H, W) uint8, linear.
         metallic: (H, W) uint8, linear.
         normal: (H, W, 3) uint8, tangent space, linear.
-        uv_changes: How the mesh's texture coordinates differ from the file's, or an empty string; a clause whose
-            subject is the coordinates.
+        uv_changes: How the texture coordinates were changed, as a clause without its subject ("were moved ..."); empty
+            if they equal those of the file.
     """
 
     mesh: Mesh
@@ -50,22 +50,22 @@ class LoadedMesh:
     uv_changes: str = ""
 
     def fitted(self, radius: float, margin: float = 0.9) -> LoadedMesh:
-        """The same with its mesh put through :func:`fit_into`."""
+        """Copy whose mesh is centered and scaled by :func:`fit_into`."""
         return replace(self, mesh=fit_into(self.mesh, radius, margin))
 
     @property
     def has_colors(self) -> bool:
-        """Whether :meth:`look` can tell colours."""
+        """Whether the file has colors, which :meth:`appearance` needs."""
         return self.base_color is not None or self.mesh.vertex_colors is not None
 
-    def look(self, points: Tensor) -> SurfaceChannels:
-        """The look at the closest points of the surface to (N, 3) world points.
+    def appearance(self, points: Tensor) -> SurfaceChannels:
+        """Appearance of the surface at its points closest to ``points`` (N, 3), world coordinates.
 
         Raises:
-            ValueError: The file has neither a texture nor vertex colours.
+            ValueError: The file has neither a texture nor vertex colors.
         """
         if not self.has_colors:
-            raise ValueError("the mesh has no colours: its file holds neither a texture nor vertex colours")
+            raise ValueError("the mesh has no colors: its file has neither a texture nor vertex colors")
         from scoredist3d.ops.mesh.distance import closest_point
 
         mesh, device = self.mesh, points.device
@@ -93,7 +93,7 @@ class LoadedMesh:
         return corner_tangents(self.mesh)
 
     def _normals(self, image: np.ndarray, uv: Tensor | None, face: Tensor, weights: Tensor) -> Tensor:
-        """(N, 3) world normals of the normal map."""
+        """World-space normals (N, 3) from the normal map."""
         corners = torch.from_numpy(self._tangents).to(face.device)[face]
         smooth = torch.from_numpy(self.mesh.vertex_normals()[self.mesh.faces]).to(face.device)[face]
         normal = F.normalize((weights[..., None] * smooth).sum(dim=1), dim=-1)
@@ -107,32 +107,34 @@ class LoadedMesh:
 def load_mesh(path: Path | str, up: Up = "auto") -> LoadedMesh:
     """Read a ``.glb``, ``.gltf``, ``.obj``, ``.ply`` or ``.stl`` file.
 
-    All objects of a scene are joined with their transforms, polygons become triangles, and vertices at one position
-    become one vertex whose texture coordinates stay with the faces' corners. Faces and vertices keep their order.
-    Triangles with two corners at one position are left out, which is logged. Colour factors are multiplied into the
-    images, several materials are laid out in one atlas, and repeating textures are tiled into [0, 1].
+    All objects of a scene are transformed and merged, and polygons are triangulated. Vertices at the same position are
+    merged; texture coordinates are stored per face corner. The order of faces and vertices is preserved. Triangles with
+    two corners at the same position are removed, which is logged. Color factors are multiplied into the images, several
+    materials are packed into one atlas, and repeated textures are tiled so that coordinates are in [0, 1].
 
     Args:
-        path: A local file, looked for from the working directory, then among the files that ship with the program
-            (its sketches); textures beside it are read too.
-        up: The file's upward axis. ``y`` turns +y up and +z forward into our +z up and +x forward, ``z`` takes
-            coordinates as they are. ``auto`` follows a comment "y up" or "z up" where the file has one (ours have),
-            else y for glTF and OBJ, z for PLY and STL.
+        path: A local file, relative to the working directory, or one of the files that are shipped with the program
+            (sketches). Texture files that it refers to are read too.
+        up: Up axis of the file. ``y`` maps +y up and +z forward to +z up and +x forward; ``z`` keeps the coordinates.
+            ``auto`` follows a comment "y up" or "z up" in OBJ, PLY and STL files (the exporter writes one); otherwise
+            it is y for glTF and OBJ, z for PLY and STL.
 
     Raises:
-        ValueError: No such file, another suffix, or a file without triangles; says which.
+        ValueError: The file does not exist, has an unsupported suffix, cannot be parsed, or has no triangles.
     """
     path = find_shipped(path) or Path(path)
     if not path.is_file():
-        raise ValueError(f"the mesh file {path} does not exist: check the path, relative to where the program runs")
+        raise ValueError(
+            f"the mesh file {path} does not exist: check the path, which is relative to the working directory"
+        )
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
-        raise ValueError(f"cannot read {path.name}: mesh files end in {', '.join(SUFFIXES)}, not in {suffix!r}")
+        raise ValueError(f"cannot read {path.name}: its suffix must be one of {', '.join(SUFFIXES)}, not {suffix!r}")
     parts = [
         part for geometry, transform in _geometries(path) if (part := _part(path, geometry, transform)) is not None
     ]
     if not parts:
-        raise ValueError(f"{path.name} holds no mesh: it has no triangles (a point cloud or lines cannot be used)")
+        raise ValueError(f"{path.name} has no mesh: it has no triangles (point clouds and lines are not supported)")
     loaded = _joined(path, parts)
     axis = _up_of(path) if up == "auto" else up
     vertices = loaded.mesh.vertices[:, [2, 0, 1]] if axis == "y" else loaded.mesh.vertices
@@ -140,32 +142,32 @@ def load_mesh(path: Path | str, up: Up = "auto") -> LoadedMesh:
 
 
 def fit_into(mesh: Mesh, radius: float, margin: float = 0.9) -> Mesh:
-    """The mesh with the middle of its bounds at the origin, scaled to reach ``margin * radius`` from there.
+    """Center a mesh (by its bounding box) and scale it so that its farthest vertex is at ``margin * radius``.
 
     Raises:
-        ValueError: All vertices are at one position.
+        ValueError: All vertices are at the same position.
     """
     low, high = (bound.astype(np.float64) for bound in mesh.bounds)
-    centred = mesh.vertices - 0.5 * (low + high)
-    reach = float(np.linalg.norm(centred, axis=1).max())
+    centered = mesh.vertices - 0.5 * (low + high)
+    reach = float(np.linalg.norm(centered, axis=1).max())
     if not reach > 0:
-        raise ValueError("the mesh has no extent: all its vertices are at one position")
-    return replace(mesh, vertices=(centred * (margin * radius / reach)).astype(np.float32))
+        raise ValueError("the mesh has no extent: all its vertices are at the same position")
+    return replace(mesh, vertices=(centered * (margin * radius / reach)).astype(np.float32))
 
 
 def _mix(values: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
-    """(N, C) weighted means of rows (N, 3) of ``values``."""
+    """Weighted sums (N, C) of the rows ``indices`` (N, 3) of ``values``."""
     return (weights[..., None] * values[indices]).sum(dim=1)
 
 
 def _sample(image: np.ndarray, uv: Tensor | None, like: Tensor) -> Tensor:
-    """(N, C) texture samples; a 1 x 1 image needs no coordinates."""
+    """Texture samples (N, C); a 1 x 1 image needs no coordinates."""
     return sample_image(image, like.new_zeros(len(like), 2) if uv is None else uv)
 
 
 @dataclass(frozen=True)
 class _Part:
-    """One geometry of the file, in the file's axes; images as of its own material."""
+    """One object of the file, in the axes of the file, with the images of its material."""
 
     vertices: np.ndarray
     faces: np.ndarray
@@ -176,13 +178,13 @@ class _Part:
 
 
 def _geometries(path: Path) -> list[tuple[Any, np.ndarray]]:
-    """Every mesh of the file's scene with its transform to the world."""
+    """All meshes of the scene in the file, each with its 4 x 4 transform to the world."""
     import trimesh
 
     options: dict[str, Any] = {"merge_primitives": False} if path.suffix.lower() in (".glb", ".gltf") else {}
     try:
         scene = trimesh.load_scene(path, process=False, **options)
-    except Exception as error:  # parsers of foreign files fail in every way
+    except Exception as error:  # third-party parsers raise many types of exceptions
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"cannot read {path.name} as a {path.suffix.lower()} file: {reason}") from error
     found = []
@@ -194,21 +196,21 @@ def _geometries(path: Path) -> list[tuple[Any, np.ndarray]]:
 
 
 def _part(path: Path, geometry: Any, transform: np.ndarray) -> _Part | None:
-    """What we need of one trimesh object; None where it has no faces."""
+    """Convert a trimesh object; None if it has no faces."""
     faces = np.asarray(geometry.faces, dtype=np.int64)
     if len(faces) == 0:
         return None
     vertices = np.asarray(geometry.vertices, dtype=np.float64) @ transform[:3, :3].T + transform[:3, 3]
     if not np.isfinite(vertices).all():
-        raise ValueError(f"{path.name} holds coordinates that are not finite: repair the file first")
+        raise ValueError(f"{path.name} has vertex coordinates that are not finite: repair the file first")
     if np.linalg.det(transform[:3, :3]) < 0:
-        faces = faces[:, ::-1]  # a mirror turns the winding over
+        faces = faces[:, ::-1]  # a reflection reverses the winding
     uvs, material = getattr(geometry.visual, "uv", None), getattr(geometry.visual, "material", None)
     linear = path.suffix.lower() in (".glb", ".gltf")
     images = Images() if material is None else _pbr_images(material) if linear else _mtl_images(material, path.parent)
     corner_uvs = None if uvs is None or len(uvs) != len(vertices) else np.asarray(uvs, dtype=np.float64)[faces]
     if corner_uvs is not None and not np.isfinite(corner_uvs).all():
-        raise ValueError(f"{path.name} holds texture coordinates that are not finite: repair the file first")
+        raise ValueError(f"{path.name} has texture coordinates that are not finite: repair the file first")
     own = images
     if corner_uvs is not None and images.need_uvs:
         corner_uvs, images = into_unit_square(corner_uvs, images)
@@ -219,7 +221,7 @@ def _part(path: Path, geometry: Any, transform: np.ndarray) -> _Part | None:
 
 
 def _constant(images: Images) -> Images:
-    """Mean values of images that no texture coordinate tells how to use; a normal map then says nothing."""
+    """Mean values of images, for objects without texture coordinates; the normal map is dropped."""
     means = {
         name: np.round(image.mean(axis=(0, 1), keepdims=True)).astype(np.uint8)
         for name, image in images.named().items()
@@ -229,7 +231,7 @@ def _constant(images: Images) -> Images:
 
 
 def _vertex_colors(geometry: Any, linear: bool) -> np.ndarray | None:
-    """(V, 3) uint8 display sRGB; glTF stores linear values."""
+    """Vertex colors (V, 3) uint8, display sRGB; ``linear`` says that the file stores linear values, as glTF does."""
     visual = geometry.visual
     attribute = getattr(visual, "vertex_attributes", {}).get("color")
     if attribute is None:
@@ -243,7 +245,7 @@ def _vertex_colors(geometry: Any, linear: bool) -> np.ndarray | None:
 
 
 def _pbr_images(material: Any) -> Images:
-    """Images of a glTF material with its factors in them."""
+    """Images of a glTF material, multiplied by its factors."""
     base = _pixels(material.baseColorTexture, "RGB")
     if material.baseColorFactor is not None:
         factor = np.asarray(material.baseColorFactor)[:3] / 255.0
@@ -253,7 +255,7 @@ def _pbr_images(material: Any) -> Images:
     scalars = {}
     for name, channel, value in (("roughness", 1, material.roughnessFactor), ("metallic", 2, material.metallicFactor)):
         image = np.full((1, 1), 255, dtype=np.uint8) if packed is None else packed[..., channel]
-        # A factor that is not given is 1.
+        # The default factor is 1.
         scalars[name] = to_bytes(image / 255.0 * (1.0 if value is None else float(value)))
     return Images(base, **scalars, normal=_pixels(material.normalTexture, "RGB"))
 
@@ -283,14 +285,14 @@ def _mtl_scalar(keys: dict[str, Any], name: str, folder: Path) -> np.ndarray | N
 
 
 def _mtl_image(words: list[str] | None, folder: Path, mode: str) -> np.ndarray | None:
-    """The image that an MTL line names with its last word."""
+    """Image of an MTL statement, whose last word is the file name."""
     if not words:
         return None
     from PIL import Image
 
     file = folder / words[-1]
     if not file.is_file():
-        logger.warning("the material's image %s does not exist, so it is left out", file)
+        logger.warning("the texture image %s of the material does not exist and is ignored", file)
         return None
     with Image.open(file) as image:
         return np.array(image.convert(mode))
@@ -301,7 +303,7 @@ def _pixels(image: Any, mode: str) -> np.ndarray | None:
 
 
 def _joined(path: Path, parts: list[_Part]) -> LoadedMesh:
-    """One mesh with one set of images."""
+    """Merge the objects of a file into one mesh with one set of images."""
     offsets = np.cumsum([0, *(len(part.vertices) for part in parts)])
     faces = np.concatenate([part.faces + offset for part, offset in zip(parts, offsets[:-1], strict=True)])
     images, corner_uvs, changes = _joined_images(parts)
@@ -309,10 +311,10 @@ def _joined(path: Path, parts: list[_Part]) -> LoadedMesh:
     faces = merged[faces]
     keep = (faces[:, 0] != faces[:, 1]) & (faces[:, 1] != faces[:, 2]) & (faces[:, 2] != faces[:, 0])
     if not keep.any():
-        raise ValueError(f"{path.name} holds no mesh: none of its {len(faces)} triangles has an area")
+        raise ValueError(f"{path.name} has no mesh: all its {len(faces)} triangles are degenerate")
     if not keep.all():
         left = f"{int((~keep).sum()):,} of its {len(faces):,} triangles"
-        logger.info("%s: %s have two corners at one position and are left out", path.name, left)
+        logger.info("%s: %s have two corners at the same position and are removed", path.name, left)
     colors = _joined_colors(parts, merged, len(vertices))
     mesh = Mesh(vertices, faces[keep], vertex_colors=colors, authored=True)
     if corner_uvs is not None:
@@ -329,7 +331,7 @@ def _joined(path: Path, parts: list[_Part]) -> LoadedMesh:
 
 
 def _unique_rows(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The different rows of (N, C), in the order of their first appearance, and the (N,) index of each row in them."""
+    """Unique rows of (N, C) in order of first occurrence, and the index (N,) of each row among them."""
     _, first, inverse = np.unique(rows, axis=0, return_index=True, return_inverse=True)
     order = np.argsort(first)
     place = np.empty_like(order)
@@ -338,7 +340,7 @@ def _unique_rows(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _joined_images(parts: list[_Part]) -> tuple[Images, np.ndarray | None, str]:
-    """The parts' images as one set, (F, 3, 2) coordinates or None, and how those differ from the file's."""
+    """Merged images, corner coordinates (F, 3, 2) or None, and a clause on how the coordinates were changed."""
     first = parts[0].images
     changes = "were moved into the image, which the file repeats" if any(part.uvs_moved for part in parts) else ""
     if all(part.images is first or _equal(part.images, first) for part in parts):
@@ -348,7 +350,7 @@ def _joined_images(parts: list[_Part]) -> tuple[Images, np.ndarray | None, str]:
             return first, None, lost
         return first, np.concatenate([part.corner_uvs for part in parts if part.corner_uvs is not None]), changes
     filled = [np.full((len(p.faces), 3, 2), 0.5) if p.corner_uvs is None else p.corner_uvs for p in parts]
-    # Coordinates of a constant material may be anywhere; its cell has one colour.
+    # The coordinates of a constant material may be arbitrary, and all points of its cell have the same color.
     inside = [uvs if part.images.need_uvs else np.full_like(uvs, 0.5) for part, uvs in zip(parts, filled, strict=True)]
     placed, images = join(inside, [_with_mean_color(part, parts) for part in parts])
     changes = f"were moved, because the images of its {len(parts)} objects share one image"
@@ -356,7 +358,7 @@ def _joined_images(parts: list[_Part]) -> tuple[Images, np.ndarray | None, str]:
 
 
 def _with_mean_color(part: _Part, parts: list[_Part]) -> Images:
-    """The part's images; in an atlas of colours, a part that has vertex colours alone gets their mean."""
+    """Images of a part; a part with only vertex colors gets their mean if other parts have color images."""
     if (
         part.images.base_color is None
         and part.colors is not None
@@ -373,7 +375,7 @@ def _equal(one: Images, other: Images) -> bool:
 
 
 def _joined_colors(parts: list[_Part], merged: np.ndarray, count: int) -> np.ndarray | None:
-    """(V, 3) colours of the merged vertices; white where a part has none."""
+    """Colors (V, 3) of the merged vertices; white for parts without colors."""
     if all(part.colors is None for part in parts):
         return None
     white = [np.full((len(p.vertices), 3), 255, np.uint8) if p.colors is None else p.colors for p in parts]

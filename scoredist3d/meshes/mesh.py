@@ -1,4 +1,4 @@
-"""Triangle meshes in world coordinates and the operations that an export needs."""
+"""Triangle meshes in world coordinates: topology, components, smoothing, decimation and repair."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Mesh:
-    """A triangle mesh; faces wind counter-clockwise seen from outside.
+    """Triangle mesh; faces are counter-clockwise seen from outside.
 
     Attributes:
         vertices: (V, 3) float32, world (z up).
         faces: (F, 3) int64, indices into ``vertices``.
-        uvs: (T, 2) float32 or None, texture coordinates, origin at the bottom left of the image.
-        uv_faces: (F, 3) int64 or None, indices into ``uvs``: a vertex on a seam has several texture coordinates, yet
-            the surface stays one closed mesh.
+        uvs: (T, 2) float32 or None, texture coordinates; the origin is the bottom left corner of the image.
+        uv_faces: (F, 3) int64 or None, indices into ``uvs``. Vertices on seams have several texture coordinates without
+            being duplicated, so that the surface stays closed.
         vertex_colors: (V, 3) uint8 or None, display sRGB.
-        authored: The mesh comes from a user's file. Its faces are kept unless the user asks for fewer.
+        authored: Whether the mesh comes from a user's file, so that it is decimated only on request.
     """
 
     vertices: np.ndarray
@@ -31,21 +31,21 @@ class Mesh:
 
     @property
     def bounds(self) -> tuple[np.ndarray, np.ndarray]:
-        """Lowest and highest coordinates, (3,) each."""
+        """Minimum and maximum coordinates, (3,) each."""
         return self.vertices.min(axis=0), self.vertices.max(axis=0)
 
     @property
     def volume(self) -> float:
-        """Signed volume: the divergence theorem over the faces, positive for outward winding."""
+        """Signed volume by the divergence theorem, positive for outward winding."""
         return float(_face_volumes(self).sum())
 
     @property
     def face_areas(self) -> np.ndarray:
-        """(F,) areas."""
+        """Areas (F,) of the faces."""
         return 0.5 * np.linalg.norm(_face_normals(self), axis=1)
 
     def vertex_normals(self) -> np.ndarray:
-        """(V, 3) float32 unit normals, the area-weighted mean over each vertex's faces; +z where that mean vanishes."""
+        """Unit normals (V, 3) float32: the area-weighted mean over adjacent faces; +z where that mean vanishes."""
         corner_normals = np.repeat(_face_normals(self), 3, axis=0)
         corners, count = self.faces.ravel(), len(self.vertices)
         normals = np.stack([np.bincount(corners, corner_normals[:, axis], count) for axis in range(3)], axis=1)
@@ -56,14 +56,14 @@ class Mesh:
 
 @dataclass(frozen=True)
 class Topology:
-    """How closed a mesh is.
+    """Counts of defects and components of a mesh.
 
     Attributes:
-        boundary_edges: Edges with one face.
-        nonmanifold_edges: Edges with more than two faces.
-        misoriented_edges: Edges whose two faces disagree about the winding.
-        holes: Connected groups of boundary edges.
-        components: Connected pieces of surface.
+        boundary_edges: Number of edges with one face.
+        nonmanifold_edges: Number of edges with more than two faces.
+        misoriented_edges: Number of edges whose two faces have inconsistent winding.
+        holes: Number of connected sets of boundary edges.
+        components: Number of connected components.
     """
 
     boundary_edges: int
@@ -74,7 +74,7 @@ class Topology:
 
     @property
     def watertight(self) -> bool:
-        """Every edge has exactly two faces, which agree about the winding."""
+        """Whether every edge has exactly two faces with consistent winding."""
         return self.boundary_edges == self.nonmanifold_edges == self.misoriented_edges == 0
 
 
@@ -98,7 +98,7 @@ def topology(mesh: Mesh) -> Topology:
 
 
 def component_labels(mesh: Mesh) -> tuple[int, np.ndarray]:
-    """Number of connected pieces and the (F,) piece of each face; pieces share no vertex."""
+    """Number of connected components and the component (F,) of each face; faces that share a vertex are connected."""
     used, local = np.unique(mesh.faces, return_inverse=True)
     local = local.reshape(-1, 3)
     count, labels = _connected(local[:, [0, 1, 1, 2]].reshape(-1, 2), len(used))
@@ -106,18 +106,18 @@ def component_labels(mesh: Mesh) -> tuple[int, np.ndarray]:
 
 
 def drop_small_components(mesh: Mesh, fraction: float) -> tuple[Mesh, int]:
-    """Remove pieces whose enclosed volume is below ``fraction`` of the largest piece's; also returns how many went.
+    """Remove components whose volume is below ``fraction`` of the largest volume; also returns the number removed.
 
-    ``fraction`` 0 keeps every piece that encloses a positive volume, 1 only the largest. Pieces of negative volume are
-    walls of inner cavities and are always removed.
+    ``fraction`` 0 keeps every component with a positive volume, 1 keeps only the largest one. Components with a
+    negative volume are walls of inner cavities and are always removed.
 
     Raises:
-        ValueError: No piece encloses a positive volume.
+        ValueError: No component has a positive volume.
     """
     count, labels = component_labels(mesh)
     volumes = np.bincount(labels, _face_volumes(mesh), count)
     if volumes.max() <= 0:
-        raise ValueError("the surface encloses no volume: its faces wind inwards")
+        raise ValueError("the surface encloses no positive volume: its faces are oriented inwards")
     if fraction >= 1:
         keep = np.arange(count) == volumes.argmax()
     else:
@@ -128,7 +128,7 @@ def drop_small_components(mesh: Mesh, fraction: float) -> tuple[Mesh, int]:
 
 
 def compact(mesh: Mesh) -> Mesh:
-    """Remove faces that use a vertex twice, and vertices that no face uses. The mesh must not be unwrapped yet."""
+    """Remove faces that use a vertex twice, and unused vertices. Texture coordinates are dropped."""
     a, b, c = mesh.faces.T
     faces = mesh.faces[(a != b) & (b != c) & (c != a)]
     used, inverse = np.unique(faces, return_inverse=True)
@@ -137,7 +137,7 @@ def compact(mesh: Mesh) -> Mesh:
 
 
 def smooth(mesh: Mesh, iterations: int, shrink: float = 0.5, grow: float = -0.53) -> Mesh:
-    """Taubin smoothing (1995): a Laplacian step inwards, then a slightly larger one outwards, so volume is kept."""
+    """Taubin smoothing (1995): Laplacian steps, alternating inwards and slightly larger outwards, keep the volume."""
     from scipy.sparse import coo_matrix, diags
 
     directed = mesh.faces[:, [0, 1, 1, 2, 2, 0, 1, 0, 2, 1, 0, 2]].reshape(-1, 2)
@@ -155,9 +155,9 @@ def smooth(mesh: Mesh, iterations: int, shrink: float = 0.5, grow: float = -0.53
 def decimate(mesh: Mesh, max_faces: int) -> Mesh:
     """Quadric edge collapse (Garland and Heckbert 1997) down to at most ``max_faces`` faces, then :func:`repair`.
 
-    The collapse keeps a closed surface closed but may pinch thin walls together; the repair parts them again. It cannot
-    always, e.g. where two edges with the same ends are left, so a few lower targets, with other collapses, are tried
-    until no edge is worse than before.
+    The collapse keeps a closed surface closed but may merge thin walls into non-manifold edges, which the repair
+    splits. It sometimes fails, for example if two edges with the same end points remain. Then a few lower targets,
+    which give other collapses, are tried until there are no more defects than before.
     """
     if len(mesh.faces) <= max_faces:
         return mesh
@@ -180,12 +180,12 @@ def decimate(mesh: Mesh, max_faces: int) -> Mesh:
 
 
 def repair(mesh: Mesh) -> Mesh:
-    """Part the sheets that meet in edges with four or more faces, by giving each sheet vertices of its own.
+    """Split non-manifold edges (four or more faces) by duplicating the vertices of each sheet that meets there.
 
-    Pairs of faces on the same three vertices with opposite winding (a wall without thickness) are removed first. Around
-    an edge the faces are sorted by angle and neighbours of opposite direction stay together. There are two ways to do
-    that; where the first one leaves both sheets on the same vertices, because they are connected around the edge's
-    ends, the other one parts them. Positions do not change.
+    Pairs of faces on the same three vertices with opposite winding (walls without thickness) are removed first. The
+    faces around an edge are sorted by angle, and neighbors with opposite direction are paired into a sheet. There are
+    two such pairings. If the first one leaves both sheets on the same vertices, because they are connected around the
+    end points of the edge, the second one separates them. Positions do not change.
     """
     mesh = _drop_double_faces(compact(mesh))
     for shift in (0, 1, 0, 1):
@@ -202,15 +202,15 @@ def _drop_double_faces(mesh: Mesh) -> Mesh:
 
 
 def _part_sheets(mesh: Mesh, shift: int) -> Mesh:
-    """One vertex per group of face corners that are connected across paired edges."""
+    """Create one vertex per group of face corners that are connected across paired edges."""
     start, end = mesh.faces.ravel(), mesh.faces[:, [1, 2, 0]].ravel()
     corner = np.arange(len(start))
     next_corner = corner - corner % 3 + (corner + 1) % 3
     forward = start < end
     low, high = np.minimum(start, end), np.maximum(start, end)
     angle = _edge_angles(mesh.vertices[low], mesh.vertices[high], mesh.vertices[mesh.faces[:, [2, 0, 1]].ravel()])
-    # Faces on the two sides of a sheet run along their edge in opposite directions: pair the k-th of one direction with
-    # the (k + shift)-th of the other, in the order of their angles.
+    # Two faces of one sheet traverse their common edge in opposite directions: pair the k-th face of one direction with
+    # the (k + shift)-th of the other, in order of their angles.
     side = 2 * (low * len(mesh.vertices) + high) + forward
     order = np.lexsort((angle, side))
     _, first, group, counts = np.unique(side[order], return_index=True, return_inverse=True, return_counts=True)
@@ -222,7 +222,7 @@ def _part_sheets(mesh: Mesh, shift: int) -> Mesh:
         (edge[1:] == edge[:-1]) & (rank[1:] == rank[:-1]) & (forward[order][1:] != forward[order][:-1])
     )
     one, two = order[partner], order[partner + 1]
-    # The corner at an edge's lower vertex joins the partner's corner there, and the same at the higher vertex.
+    # Connect the corners of both faces at the lower vertex of the edge, and those at the higher vertex.
     low_corner, high_corner = np.where(forward, corner, next_corner), np.where(forward, next_corner, corner)
     edges = np.concatenate(
         [np.stack([low_corner[one], low_corner[two]], 1), np.stack([high_corner[one], high_corner[two]], 1)]
@@ -234,7 +234,7 @@ def _part_sheets(mesh: Mesh, shift: int) -> Mesh:
 
 
 def _edge_angles(low: np.ndarray, high: np.ndarray, opposite: np.ndarray) -> np.ndarray:
-    """(N,) angle of the face with corner ``opposite`` around the edge from ``low`` to ``high``, (N, 3) each."""
+    """Angles (N,) around the edges from ``low`` to ``high`` of faces with third corner ``opposite``, (N, 3) each."""
     along = (high - low).astype(np.float64)
     across = np.cross(along, np.eye(3)[np.abs(along).argmin(axis=1)])
     upwards = np.cross(along, across) / np.maximum(np.linalg.norm(along, axis=1, keepdims=True), 1e-20)
@@ -243,13 +243,13 @@ def _edge_angles(low: np.ndarray, high: np.ndarray, opposite: np.ndarray) -> np.
 
 
 def _face_normals(mesh: Mesh) -> np.ndarray:
-    """(F, 3) float64 normals whose length is twice the area."""
+    """Normals (F, 3) float64, whose length is twice the area."""
     a, b, c = (mesh.vertices[mesh.faces[:, k]].astype(np.float64) for k in range(3))
     return np.cross(b - a, c - a)
 
 
 def _face_volumes(mesh: Mesh) -> np.ndarray:
-    """(F,) signed volumes of the tetrahedra between each face and the origin."""
+    """Signed volumes (F,) of the tetrahedra formed by each face and the origin."""
     return (mesh.vertices[mesh.faces[:, 0]].astype(np.float64) * _face_normals(mesh)).sum(axis=1) / 6.0
 
 

@@ -1,4 +1,4 @@
-"""How much ambient light reaches points of a surface."""
+"""Ambient occlusion of surface points."""
 
 from __future__ import annotations
 
@@ -7,34 +7,36 @@ import math
 import numpy as np
 
 from scoredist3d.meshes.mesh import Mesh
+from scoredist3d.meshes.sampling import stratified_mesh_points
 
-_OFFSET = 3.0  # pixels along the normal, so that a surface does not shadow itself
+_OFFSET = 3.0  # offset along the normal in pixels, against self-shadowing
 _SAMPLES_PER_PIXEL = 8
 
 
 def ambient_occlusion(
     mesh: Mesh, points: np.ndarray, normals: np.ndarray, *, directions: int = 96, resolution: int = 192
 ) -> np.ndarray:
-    """Share of the light of an even sky that arrives, cosine-weighted over each point's hemisphere.
+    """Ambient visibility of surface points: the cosine-weighted fraction of the hemisphere that is not occluded.
 
-    A depth image of the mesh from each of ``directions`` evenly spread directions tells which points see the sky there.
-    Details below about 3 pixels of these images cast no shadow.
+    Visibility is tested in a depth image of the mesh for each of ``directions`` directions. Details smaller than about
+    3 pixels of these images cast no shadow.
 
     Args:
-        mesh: What occludes.
+        mesh: The occluder.
         points: (N, 3), on the surface.
         normals: (N, 3), unit.
-        directions: On the whole sphere (a Fibonacci lattice, so the result is not random).
-        resolution: Pixels across the mesh in the depth images.
+        directions: Number of directions on the whole sphere (a Fibonacci lattice, so the result is deterministic).
+        resolution: Side of the depth images, pixels.
 
     Returns:
-        (N,) float32 in [0, 1], 1 where nothing is in the way.
+        (N,) float32 in [0, 1], 1 where nothing is occluded.
     """
     low, high = mesh.bounds
     center = 0.5 * (low + high)
     radius = max(float(np.linalg.norm(mesh.vertices - center, axis=1).max()), 1e-12)
     scale = (0.5 * resolution - 2.0) / radius  # pixels per unit
-    occluders = (_sampled(mesh, _SAMPLES_PER_PIXEL * resolution**2) - center).astype(np.float32) * np.float32(scale)
+    surface = stratified_mesh_points(mesh, _SAMPLES_PER_PIXEL * resolution**2, np.random.default_rng(0))
+    occluders = (surface - center).astype(np.float32) * np.float32(scale)
     lifted = (points - center).astype(np.float32) * np.float32(scale) + np.float32(_OFFSET) * normals
     light, total = np.zeros(len(points), dtype=np.float32), np.zeros(len(points), dtype=np.float32)
     for direction in _fibonacci(directions):
@@ -50,7 +52,7 @@ def ambient_occlusion(
 
 
 def _depth_image(image: np.ndarray, depth: np.ndarray, resolution: int) -> np.ndarray:
-    """(resolution^2,) largest depth (N,) of the points at (N, 2) pixel coordinates, gaps closed by their neighbours."""
+    """Depth image (resolution^2,): largest ``depth`` (N,) per pixel; empty pixels take the largest neighbor."""
     from scipy.ndimage import maximum_filter
 
     nearest = np.full(resolution**2, -np.inf, dtype=np.float32)
@@ -64,21 +66,8 @@ def _pixel(image: np.ndarray, resolution: int) -> np.ndarray:
     return place[:, 0] * resolution + place[:, 1]
 
 
-def _sampled(mesh: Mesh, count: int) -> np.ndarray:
-    """(count, 3) points, evenly over the area; always the same ones."""
-    rng = np.random.default_rng(0)
-    areas = mesh.face_areas
-    face = np.searchsorted(np.cumsum(areas), (np.arange(count) + 0.5) / count * areas.sum()).clip(0, len(areas) - 1)
-    a, b = rng.random((2, count))
-    turned = a + b > 1
-    a, b = np.where(turned, 1 - a, a)[:, None], np.where(turned, 1 - b, b)[:, None]
-    first, second, third = (mesh.vertices[mesh.faces[face, k]] for k in range(3))
-    points: np.ndarray = first + a * (second - first) + b * (third - first)
-    return points
-
-
 def _fibonacci(count: int) -> np.ndarray:
-    """(count, 3) float32 unit vectors, evenly over the sphere."""
+    """Unit vectors (count, 3) float32, spread evenly over the sphere."""
     index = np.arange(count) + 0.5
     z = 1.0 - 2.0 * index / count
     angle = math.pi * (1.0 + math.sqrt(5.0)) * index
@@ -87,7 +76,7 @@ def _fibonacci(count: int) -> np.ndarray:
 
 
 def _across(direction: np.ndarray) -> np.ndarray:
-    """(3, 2) two unit vectors orthogonal to ``direction`` and to each other."""
+    """Two unit vectors, as columns (3, 2), orthogonal to ``direction`` and to each other."""
     one = np.cross(direction, np.eye(3, dtype=np.float32)[np.abs(direction).argmin()])
     one /= np.linalg.norm(one)
     return np.stack([one, np.cross(direction, one)], axis=1).astype(np.float32)

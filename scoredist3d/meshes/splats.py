@@ -1,9 +1,9 @@
-"""A set of 3D Gaussians outside of any optimisation, and its PLY files.
+"""3D Gaussian splats outside of any optimization, and their PLY files.
 
-Files have the layout of the original implementation of 3D Gaussian splatting (arXiv 2308.04079), which its viewers and
-editors read: ``x y z nx ny nz f_dc_* f_rest_* opacity scale_* rot_*``, all float, binary little endian. Opacities are
-stored as logits, scales as logarithms, colours as coefficients of spherical harmonics, channel by channel. The files'
-world is y up like that of every other export.
+Files have the layout of the original implementation of 3D Gaussian splatting (arXiv 2308.04079), which common viewers
+and editors read: ``x y z nx ny nz f_dc_* f_rest_* opacity scale_* rot_*``, all float, binary little endian. Opacities
+are stored as logits, scales as logarithms, colors as spherical harmonics coefficients, channel by channel. The world of
+the files is y up, as in all other exports.
 """
 
 from __future__ import annotations
@@ -53,11 +53,11 @@ class Splats:
 
     Attributes:
         means: (N, 3), scene units.
-        scales: (N, 3), standard deviations along the own axes, scene units, > 0.
-        quaternions: (N, 4), unit, w first: own axes to world.
+        scales: (N, 3), standard deviations along the principal axes, scene units, > 0.
+        quaternions: (N, 4), unit, w first: principal axes to world.
         opacities: (N,), in (0, 1).
-        colors: (N, 3), display sRGB in [0, 1] (seen from nowhere in particular).
-        harmonics: (N, K, 3) or None, coefficients of degrees 1 and up of the view-dependent part.
+        colors: (N, 3), display sRGB in [0, 1], the view-independent part.
+        harmonics: (N, K, 3) or None, spherical harmonics coefficients of degrees 1 and up, the view-dependent part.
     """
 
     means: Tensor
@@ -69,15 +69,15 @@ class Splats:
 
     @property
     def degree(self) -> int:
-        """Of the harmonics; 0 without."""
+        """Degree of the spherical harmonics; 0 without a view-dependent part."""
         return 0 if self.harmonics is None else math.isqrt(self.harmonics.shape[1] + 1) - 1
 
     def rotated(self, rotation: Tensor, quaternion: Tensor) -> Splats:
-        """The Gaussians turned around the origin, their view-dependent colours with them.
+        """Copy rotated around the origin, including the view-dependent colors.
 
         Args:
-            rotation: (3, 3).
-            quaternion: (4,), of the same rotation, unit, w first.
+            rotation: (3, 3) rotation matrix.
+            quaternion: (4,), the same rotation as a unit quaternion, w first.
         """
         harmonics = self.harmonics
         if harmonics is not None:
@@ -101,7 +101,7 @@ class Splats:
 
 
 def splat_properties(degree: int) -> list[str]:
-    """Names of a file's properties, in their order, for harmonics up to ``degree``."""
+    """Names of the properties of a file, in order, for spherical harmonics up to ``degree``."""
     rest = 3 * (num_coefficients(degree) - 1)
     return [
         *("x", "y", "z", "nx", "ny", "nz"),
@@ -114,19 +114,19 @@ def splat_properties(degree: int) -> list[str]:
 
 
 def read_splats(path: Path | str, up: Up = "auto") -> Splats:
-    """Read Gaussians from a PLY file in the layout at the top of this file, of any order of properties.
+    """Read a PLY file in the layout of the module docstring, with its properties in any order.
 
     Args:
         path: A local file.
-        up: The file's upward axis; ``auto`` follows a comment "y up" or "z up", else y.
+        up: Up axis of the file; ``auto`` follows a comment "y up" or "z up" and is y without one.
 
     Raises:
-        ValueError: No such file, damaged, not in this layout, or values that are not finite; says which.
+        ValueError: The file does not exist, is damaged, has another layout, or has values that are not finite.
     """
     table, axis = read_points_table(path, up)
     rest = sum(name.startswith("f_rest_") for name in table)
     if rest not in (0, 9, 24, 45):
-        raise ValueError(f"{Path(path).name}: there must be 0, 9, 24 or 45 properties f_rest_*, not {rest}")
+        raise ValueError(f"{Path(path).name}: the number of properties f_rest_* must be 0, 9, 24 or 45, got {rest}")
     degree = math.isqrt(rest // 3 + 1) - 1
     means = _columns(path, table, ["x", "y", "z"])
     constant = _columns(path, table, [f"f_dc_{channel}" for channel in range(3)])
@@ -136,7 +136,7 @@ def read_splats(path: Path | str, up: Up = "auto") -> Splats:
         harmonics = values.view(len(means), 3, -1).transpose(1, 2).contiguous()
     quaternions = _columns(path, table, [f"rot_{part}" for part in range(4)])
     if len(means) and not bool((quaternions.norm(dim=-1) > 0).all()):
-        raise ValueError(f"{Path(path).name}: a rotation (rot_0 to rot_3) is zero: repair the file first")
+        raise ValueError(f"{Path(path).name}: a quaternion (rot_0 to rot_3) is zero: repair the file first")
     splats = Splats(
         means,
         _columns(path, table, [f"scale_{axis}" for axis in range(3)]).exp(),
@@ -149,16 +149,17 @@ def read_splats(path: Path | str, up: Up = "auto") -> Splats:
 
 
 def read_points(path: Path | str, up: Up = "auto") -> tuple[Tensor, Tensor | None]:
-    """Positions (N, 3) in the world and colours (N, 3) in [0, 1], None without, of a PLY point cloud.
+    """World positions (N, 3) and colors (N, 3) in [0, 1] of a PLY point cloud; colors are None if it has none.
 
-    Colours are ``red green blue`` (whole numbers are of their type's range), or else those of Gaussians.
+    Colors are read from ``red green blue`` (integers are divided by the maximum of their type) or, failing that, from
+    the coefficients of Gaussian splats.
 
     Args:
         path: A local file.
-        up: See :func:`read_splats`; ``auto`` without a comment takes z for a plain point cloud, as for PLY meshes.
+        up: As for :func:`read_splats`, but ``auto`` without a comment is z for plain point clouds, as for PLY meshes.
 
     Raises:
-        ValueError: No such file, damaged, or no positions; says which.
+        ValueError: The file does not exist, is damaged, or has no positions.
     """
     table, axis = read_points_table(path, up)
     means = _columns(path, table, ["x", "y", "z"])
@@ -173,21 +174,21 @@ def read_points(path: Path | str, up: Up = "auto") -> tuple[Tensor, Tensor | Non
 
 
 def is_splats(table: dict[str, np.ndarray]) -> bool:
-    """Whether a table of :func:`read_points_table` holds Gaussians."""
+    """Whether a table of :func:`read_points_table` has the properties of Gaussian splats."""
     return {"f_dc_0", "opacity", "scale_0", "rot_0"} <= table.keys()
 
 
 def read_points_table(path: Path | str, up: Up = "auto") -> tuple[dict[str, np.ndarray], Literal["y", "z"]]:
-    """The properties of a PLY file's points by name, and the upward axis (see :func:`read_splats`).
+    """Properties of the points of a PLY file, by name, and the up axis (see :func:`read_splats`).
 
-    Only the header says how much is read, and it is believed only as far as the file is long.
+    The size that the header declares is checked against the length of the file before anything is allocated.
 
     Raises:
-        ValueError: No such file, or damaged; says which.
+        ValueError: The file does not exist or is damaged.
     """
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"the file {path} does not exist: check the path, relative to where the program runs")
+        raise ValueError(f"the file {path} does not exist: check the path, which is relative to the working directory")
     with path.open("rb") as file:
         head = file.read(_HEADER_LIMIT)
     lines, start = _header(path, head)
@@ -196,7 +197,7 @@ def read_points_table(path: Path | str, up: Up = "auto") -> tuple[dict[str, np.n
     if order:
         kind = np.dtype([(name, order + code) for name, code in properties])
         if count * kind.itemsize > size - start:
-            raise ValueError(f"{path.name} is cut off: {count} points need {count * kind.itemsize} bytes of data")
+            raise ValueError(f"{path.name} is truncated: {count} points need {count * kind.itemsize} bytes of data")
         rows = np.fromfile(path, dtype=kind, count=count, offset=start)
         table = {name: rows[name] for name, _ in properties}
     else:
@@ -210,20 +211,22 @@ def read_points_table(path: Path | str, up: Up = "auto") -> tuple[dict[str, np.n
 
 
 def _header(path: Path, head: bytes) -> tuple[list[str], int]:
-    """The header's lines, and where the data start."""
+    """Lines of the header, and the position of the data in the file."""
     end = head.find(b"end_header")
     newline = head.find(b"\n", end)
     if not head.startswith(b"ply") or end < 0 or newline < 0:
-        raise ValueError(f"{path.name} is not a PLY file: it has no header that begins with ply and ends in end_header")
+        raise ValueError(
+            f"{path.name} is not a PLY file: it has no header that begins with ply and ends with end_header"
+        )
     try:
         text = head[:end].decode("ascii")
     except UnicodeDecodeError:
-        raise ValueError(f"{path.name} is not a PLY file: its header is not text") from None
+        raise ValueError(f"{path.name} is not a PLY file: its header is not ASCII text") from None
     return [line.strip() for line in text.splitlines()[1:] if line.strip()], newline + 1
 
 
 def _layout(path: Path, lines: list[str]) -> tuple[str, int, list[tuple[str, str]]]:
-    """Byte order (empty: text), number of points, and (name, type) of their properties."""
+    """Byte order (empty for text), number of points, and (name, type) of their properties."""
     order, count, properties, elements = None, -1, [], 0
     for line in lines:
         words = line.split()
@@ -235,15 +238,15 @@ def _layout(path: Path, lines: list[str]) -> tuple[str, int, list[tuple[str, str
                 count = int(words[2])
         elif words[0] == "property" and elements == 1:
             if len(words) != 3 or words[1] not in _TYPES:
-                raise ValueError(f"{path.name}: the points have a property {line!r}, which is no plain number")
+                raise ValueError(f"{path.name}: the point property {line!r} is not a scalar of a known type")
             properties.append((words[2], _TYPES[words[1]]))
         elif words[0] not in ("comment", "obj_info", "property"):
-            raise ValueError(f"{path.name}: the header's line {line[:60]!r} is not PLY")
+            raise ValueError(f"{path.name}: the header line {line[:60]!r} is not valid PLY")
     if order is None or count < 0:
-        raise ValueError(f"{path.name}: the header must name a format and begin with the element vertex")
+        raise ValueError(f"{path.name}: the header must declare a format and have vertex as its first element")
     names = [name for name, _ in properties]
     if not names or len(set(names)) < len(names):
-        raise ValueError(f"{path.name}: the points' properties must be there, each once")
+        raise ValueError(f"{path.name}: the points have no properties, or two properties of the same name")
     return order, count, properties
 
 
@@ -251,24 +254,28 @@ def _ascii_table(path: Path, start: int, count: int, properties: list[tuple[str,
     lines = path.read_bytes()[start:].split(b"\n")[:count]
     rows = [line.split() for line in lines]
     if len(rows) < count or any(len(row) != len(properties) for row in rows):
-        raise ValueError(f"{path.name} is cut off or damaged: it needs {count} lines of {len(properties)} numbers")
+        raise ValueError(
+            f"{path.name} is truncated or damaged: it must have {count} lines of {len(properties)} numbers"
+        )
     try:
         values = np.array(rows, dtype=np.float64).reshape(count, len(properties))
     except ValueError:
-        raise ValueError(f"{path.name} is damaged: its data are not all numbers") from None
+        raise ValueError(f"{path.name} is damaged: some of its data are not numbers") from None
     return {name: values[:, column].astype(code) for column, (name, code) in enumerate(properties)}
 
 
 def _columns(path: Path | str, table: dict[str, np.ndarray], names: list[str]) -> Tensor:
-    """(N, len(names)) float32.
+    """Properties ``names`` as columns (N, len(names)) float32.
 
     Raises:
-        ValueError: A property is missing, or one of its values is not finite.
+        ValueError: A property is missing or has a value that is not finite.
     """
     missing = [name for name in names if name not in table]
     if missing:
-        raise ValueError(f"{Path(path).name} lacks the property {missing[0]} of its points")
+        raise ValueError(f"{Path(path).name}: the points lack the property {missing[0]}")
     values = np.stack([table[name] for name in names], axis=1).astype(np.float32)
     if not np.isfinite(values).all():
-        raise ValueError(f"{Path(path).name}: {', '.join(names[:3])} are not finite everywhere: repair the file first")
+        raise ValueError(
+            f"{Path(path).name}: some values of {', '.join(names[:3])} are not finite: repair the file first"
+        )
     return torch.from_numpy(values)

@@ -1,4 +1,4 @@
-"""Tangent frames of unwrapped meshes, in which normal maps are written."""
+"""Tangent frames of unwrapped meshes, for normal maps."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from scoredist3d.meshes.mesh import Mesh
 
 
 def corner_tangents(mesh: Mesh) -> np.ndarray:
-    """(F, 3, 4) float32 tangents of every face's corners: unit vector along +u, then the sign of the frame.
+    """Tangents (F, 3, 4) float32 of all face corners: a unit vector along +u, then the sign of the frame.
 
-    As in MikkTSpace a corner's tangent is the angle-weighted mean of the directions of +u of the faces around it that
-    share its vertex, its texture coordinate and its handedness, each projected onto the vertex's tangent plane. The
+    As in MikkTSpace, the tangent of a corner is the angle-weighted mean of the +u directions of the adjacent faces that
+    share its vertex, texture coordinate and handedness, each projected onto the tangent plane of the vertex. The
     bitangent is sign * cross(normal, tangent) and points along +v, upwards in the image.
 
     Raises:
@@ -24,7 +24,7 @@ def corner_tangents(mesh: Mesh) -> np.ndarray:
     (du1, dv1), (du2, dv2) = (uvs[:, 1] - uvs[:, 0]).T, (uvs[:, 2] - uvs[:, 0]).T
     area = du1 * dv2 - du2 * dv1
     sign = np.where(area < 0, -1.0, 1.0)
-    # The length of +u does not matter, so its division by the area is left out.
+    # Not divided by the area, since only the direction matters.
     direction = sign[:, None] * (along * dv2[:, None] - across * dv1[:, None])
     normals = mesh.vertex_normals().astype(np.float64)[mesh.faces]
     flat = np.abs(area) <= 1e-14
@@ -40,14 +40,14 @@ def corner_tangents(mesh: Mesh) -> np.ndarray:
 
 
 def frame_groups(mesh: Mesh, sign: np.ndarray) -> np.ndarray:
-    """(3F,) number of each corner's frame: corners share one if they share vertex, texture coordinate and ``sign``."""
+    """Frame index (3F,) of each corner; corners with the same vertex, texture coordinate and ``sign`` share a frame."""
     assert mesh.uvs is not None and mesh.uv_faces is not None
     keys = (mesh.faces * len(mesh.uvs) + mesh.uv_faces) * 2 + (sign < 0)[:, None]
     return np.unique(keys.ravel(), return_inverse=True)[1].ravel()
 
 
 def _on_plane(vectors: np.ndarray, normals: np.ndarray) -> np.ndarray:
-    """Unit vectors along the parts of ``vectors`` that are orthogonal to ``normals``; zero where there is none."""
+    """``vectors`` projected onto the planes orthogonal to ``normals`` and normalized; 0 where the projection is 0."""
     flat = vectors - (vectors * normals).sum(axis=-1, keepdims=True) * normals
     length = np.linalg.norm(flat, axis=-1, keepdims=True)
     return np.where(length > 1e-20, flat / np.maximum(length, 1e-20), 0.0)
@@ -59,7 +59,7 @@ def _any_on_plane(normals: np.ndarray) -> np.ndarray:
 
 
 def _angles(points: np.ndarray) -> np.ndarray:
-    """(F, 3) angles of triangles (F, 3, 3)."""
+    """Interior angles (F, 3) of triangles (F, 3, 3), radians."""
     towards = np.roll(points, -1, axis=1) - points
     length = np.maximum(np.linalg.norm(towards, axis=2, keepdims=True), 1e-20)
     unit = towards / length

@@ -1,4 +1,4 @@
-"""The texels of a texture and the surface points that they show."""
+"""Rasterization of meshes in texture space: the face and the surface point of each texel."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ import numpy as np
 
 from scoredist3d.meshes.mesh import Mesh
 
-# Texels this far (in texels) outside their triangle are baked too: bilinear filtering on a seam reads them.
+# Texels up to this distance, in texels, outside their triangle are baked too: bilinear filtering at seams reads them.
 GUTTER = 1.5
 _CANDIDATES_PER_PASS = 4_000_000
-_INSIDE = 0.01  # texels; centres on an edge that two faces share belong to neither
+_INSIDE = 0.01  # texels; centers on an edge that two faces share count as inside neither
 
 
 @dataclass(frozen=True)
 class Texels:
-    """Texels that belong to a face.
+    """Texels that are assigned to faces.
 
     Attributes:
         index: (M,) int64, row * size + column, unique; row 0 is the top of the image.
-        face: (M,) int64.
-        barycentric: (M, 3) float32 weights of the face's corners, non-negative, summing to 1. Of a texel in the gutter
-            they are those of a nearby point of the face.
+        face: (M,) int64, face of each texel.
+        barycentric: (M, 3) float32, weights of the corners of the face, non-negative, with sum 1. For texels in the
+            gutter they describe a nearby point of the face.
     """
 
     index: np.ndarray
@@ -31,16 +31,16 @@ class Texels:
 
 
 def texel_points(mesh: Mesh, texels: Texels) -> np.ndarray:
-    """(M, 3) world points of the texels."""
+    """World points (M, 3) of the texels."""
     corners = mesh.vertices[mesh.faces[texels.face]]
     points: np.ndarray = np.einsum("mk,mkc->mc", texels.barycentric, corners)
     return points
 
 
 def rasterize(mesh: Mesh, size: int) -> Texels:
-    """Assign texels to the faces whose UV triangle holds their centre, or is within :data:`GUTTER` of it.
+    """Assign each texel to the face whose UV triangle contains its center or is within :data:`GUTTER` of it.
 
-    A centre inside a triangle always wins over a gutter, and of several gutters the nearest wins.
+    Triangles that contain the center take precedence, then the nearest triangle.
 
     Raises:
         ValueError: The mesh has no texture coordinates.
@@ -50,7 +50,7 @@ def rasterize(mesh: Mesh, size: int) -> Texels:
 
 
 def overlap(mesh: Mesh, size: int) -> float:
-    """The fraction of the used texels whose centres lie inside several faces, in [0, 1].
+    """Fraction, in [0, 1], of the used texels whose centers are inside several faces.
 
     Raises:
         ValueError: The mesh has no texture coordinates.
@@ -61,12 +61,12 @@ def overlap(mesh: Mesh, size: int) -> float:
 
 
 def _all_candidates(mesh: Mesh, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """See :func:`_candidates`, of all faces."""
+    """Results of :func:`_candidates` for all faces, computed in passes of limited size."""
     if mesh.uvs is None or mesh.uv_faces is None:
         raise ValueError("the mesh has no texture coordinates: unwrap it first")
     pixels = np.stack([mesh.uvs[:, 0] * size, (1.0 - mesh.uvs[:, 1]) * size], axis=1).astype(np.float32)
     triangles = pixels[mesh.uv_faces]
-    # Texel columns and rows whose centres lie in the grown bounding box.
+    # Texel columns and rows whose centers are in the bounding box enlarged by the gutter.
     first = np.clip(np.ceil(triangles.min(axis=1) - GUTTER - 0.5), 0, size).astype(np.int64)
     last = np.clip(np.floor(triangles.max(axis=1) + GUTTER - 0.5), -1, size - 1).astype(np.int64)
     extent = np.maximum(last - first + 1, 0)
@@ -84,17 +84,17 @@ def _all_candidates(mesh: Mesh, size: int) -> tuple[np.ndarray, np.ndarray, np.n
 def _candidates(
     triangles: np.ndarray, first: np.ndarray, extent: np.ndarray, offset: int, size: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Texels in or near the triangles (n, 3, 2).
+    """Texels inside or near the triangles (n, 3, 2), in texels.
 
     Returns:
-        index, face, clamped barycentric weights, and the distance outside in texels, negative inside.
+        Texel index, face, clamped barycentric weights, and distance to the triangle in texels (negative inside).
     """
     counts = extent.prod(axis=1)
     face = np.repeat(np.arange(len(triangles)), counts)
     local = np.arange(len(face)) - np.repeat(np.cumsum(counts) - counts, counts)
     width = extent[face, 0]
     column, row = first[face, 0] + local % width, first[face, 1] + local // width
-    # Affine functions of the centre: height over edge k as a fraction of the height of corner k.
+    # Barycentric weights as affine functions of the texel center.
     a, b, c = triangles[:, 0], triangles[:, 1], triangles[:, 2]
     area = (b[:, 0] - a[:, 0]) * (c[:, 1] - a[:, 1]) - (b[:, 1] - a[:, 1]) * (c[:, 0] - a[:, 0])
     flat = np.abs(area) < 1e-9
@@ -115,18 +115,18 @@ def _candidates(
 
 
 def _resolve(index: np.ndarray, face: np.ndarray, barycentric: np.ndarray, outside: np.ndarray, size: int) -> Texels:
-    """One candidate per texel: the one least outside."""
+    """Choose the candidate with the smallest distance for each texel."""
     gutter = np.flatnonzero(outside > 0)
     order = np.concatenate([gutter[np.argsort(-outside[gutter], kind="stable")], np.flatnonzero(outside == 0)])
     winner = np.full(size * size, -1, dtype=np.int64)
-    winner[index[order]] = order  # of repeated indices the last assignment stays
+    winner[index[order]] = order  # for repeated indices the last assignment counts
     texel = np.flatnonzero(winner >= 0)
     chosen = winner[texel]
     return Texels(index=texel, face=face[chosen], barycentric=barycentric[chosen])
 
 
 def fill_uncovered(texture: np.ndarray, index: np.ndarray) -> np.ndarray:
-    """A (H, W, C) texture in which texels other than ``index`` (M,), flat, have the value of the nearest of those."""
+    """Copy of a texture (H, W, C) where all texels but the flat indices ``index`` (M,) take the nearest one's value."""
     from scipy.ndimage import distance_transform_edt
 
     covered = np.zeros(texture.shape[0] * texture.shape[1], dtype=bool)

@@ -1,4 +1,4 @@
-"""Texture images: bilinear samples, colour curves, and several materials' images joined into one atlas."""
+"""Texture images: bilinear sampling, sRGB conversion, tiling, and atlases of several materials."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 MAX_SIDE = 8192
-_EDGE = 1e-3  # coordinates this far outside the image are rounding, not repetition
+_EDGE = 1e-3  # coordinates up to this far outside [0, 1] are rounding errors, not repetition
 _MAX_REPEATS = 64
 
 
 @dataclass(frozen=True)
 class Images:
-    """The texture images of one material, row 0 on top; ``None`` where there is none, 1 x 1 where it is constant.
+    """Texture images of a material, top row first; ``None`` if it has none, 1 x 1 if it is constant.
 
     Attributes:
         base_color: (H, W, 3) uint8, display sRGB.
@@ -31,34 +31,34 @@ class Images:
     normal: np.ndarray | None = None
 
     def named(self) -> dict[str, np.ndarray]:
-        """The images that exist."""
+        """Images that are not None, by name."""
         return {name: image for name, image in vars(self).items() if image is not None}
 
     @property
     def need_uvs(self) -> bool:
-        """Whether any of them changes over the surface."""
+        """Whether any image is not constant."""
         return any((image != image[:1, :1]).any() for image in self.named().values())
 
 
 def to_linear(display: np.ndarray) -> np.ndarray:
-    """Linear light of display sRGB values in [0, 1]."""
+    """Convert display sRGB values in [0, 1] to linear values."""
     return np.where(display <= 0.04045, display / 12.92, ((display + 0.055) / 1.055) ** 2.4)
 
 
 def to_display(linear: np.ndarray) -> np.ndarray:
-    """Display sRGB values of linear light in [0, 1]."""
+    """Convert linear values in [0, 1] to display sRGB."""
     return np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * np.maximum(linear, 0.0) ** (1 / 2.4) - 0.055)
 
 
 def to_bytes(values: np.ndarray) -> np.ndarray:
-    """[0, 1] to the nearest of 0..255."""
+    """Quantize values in [0, 1] to uint8, rounding to nearest."""
     return (np.clip(values, 0.0, 1.0) * 255.0 + 0.5).astype(np.uint8)
 
 
 def sample_image(image: np.ndarray, uvs: Tensor) -> Tensor:
-    """(N, C) bilinear samples in [0, 1] of a uint8 image (H, W, C) or (H, W) that repeats, at (N, 2) coordinates.
+    """Bilinear samples (N, C) in [0, 1] of a repeating uint8 image (H, W, C) or (H, W), at coordinates ``uvs`` (N, 2).
 
-    (0, 0) is the bottom left corner of the image, row 0 its top.
+    The coordinate (0, 0) is the bottom left corner of the image; row 0 is the top row.
     """
     texels = torch.from_numpy(np.ascontiguousarray(image.reshape(*image.shape[:2], -1))).to(uvs.device)
     height, width, channels = texels.shape
@@ -74,14 +74,14 @@ def sample_image(image: np.ndarray, uvs: Tensor) -> Tensor:
 
 
 def into_unit_square(corner_uvs: np.ndarray, images: Images) -> tuple[np.ndarray, Images]:
-    """Move texture coordinates that use the repetition of the image into [0, 1].
+    """Move texture coordinates outside [0, 1], which repeat the image, into [0, 1].
 
     Args:
-        corner_uvs: (F, 3, 2), of every face's corners.
-        images: Of their material.
+        corner_uvs: (F, 3, 2), coordinates of the face corners.
+        images: Images of the material.
 
     Returns:
-        The coordinates, each face moved by whole images, and the images, tiled where a face spans several of them.
+        The coordinates, with each face shifted by integers, and the images, tiled if a face spans several repetitions.
 
     Raises:
         ValueError: A face repeats the image more than 64 times.
@@ -92,12 +92,12 @@ def into_unit_square(corner_uvs: np.ndarray, images: Images) -> tuple[np.ndarray
     tiles = np.maximum(1, np.ceil(moved.max(axis=(0, 1)) - _EDGE)).astype(int)
     if tiles.max() > _MAX_REPEATS:
         raise ValueError(
-            f"a face repeats its texture {tiles.max()} times, and at most {_MAX_REPEATS} can be laid out: "
+            f"a face repeats its texture {tiles.max()} times, but at most {_MAX_REPEATS} repetitions are supported: "
             "unwrap the mesh into the unit square first"
         )
     across, down = tiles.tolist()
     tiled = {name: _tile(image, down, across) for name, image in images.named().items()}
-    # Row 0 is the top, yet whole tiles do not tell top from bottom.
+    # Row 0 is the top while v points up; for whole tiles this makes no difference.
     return (moved / tiles).clip(0.0, 1.0), replace(images, **tiled)
 
 
@@ -110,7 +110,7 @@ def _tile(image: np.ndarray, down: int, across: int) -> np.ndarray:
 
 
 def resized(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """A uint8 image of another size."""
+    """Resize a uint8 image bilinearly."""
     if image.shape[:2] == (height, width):
         return image
     from PIL import Image
@@ -119,21 +119,21 @@ def resized(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def join(uvs: list[np.ndarray], images: list[Images]) -> tuple[list[np.ndarray], Images]:
-    """Lay the images of several materials out side by side.
+    """Pack the images of several materials into one atlas of equal cells.
 
     Args:
-        uvs: Of each material (F, 3, 2) in [0, 1].
-        images: Of each material; where one lacks a channel that others have, its cell holds white, full roughness, no
-            metal and the unbent normal.
+        uvs: Corner coordinates (F, 3, 2) in [0, 1] of each material.
+        images: Images of each material. A channel that a material lacks but others have gets a neutral value: white,
+            roughness 1, metallic 0, an unperturbed normal.
 
     Returns:
-        The coordinates of each material in the atlas, and the atlas.
+        Coordinates of each material in the atlas, and the atlas.
     """
     columns = math.ceil(math.sqrt(len(images)))
     rows = math.ceil(len(images) / columns)
     largest = max(max(image.shape[:2]) for one in images for image in one.named().values())
     inner = min(largest, MAX_SIDE // columns - 2)
-    cell = inner + 2  # a border that repeats the edge, for bilinear samples there
+    cell = inner + 2  # with a border of one texel that repeats the edge, for bilinear filtering
     neutral = {"base_color": (255, 255, 255), "roughness": (255,), "metallic": (0,), "normal": (128, 128, 255)}
     atlas: dict[str, np.ndarray] = {}
     for name in dict.fromkeys(name for one in images for name in one.named()):
@@ -150,7 +150,7 @@ def join(uvs: list[np.ndarray], images: list[Images]) -> tuple[list[np.ndarray],
 
 
 def _place(uvs: np.ndarray, index: int, columns: int, rows: int, cell: int) -> np.ndarray:
-    """Coordinates of a cell's own image in the atlas."""
+    """Map coordinates in the image of a cell to the atlas."""
     texels = 1.0 + uvs * (cell - 2)
     x = (index % columns) * cell + texels[..., 0]
     y = (rows - 1 - index // columns) * cell + texels[..., 1]

@@ -1,4 +1,4 @@
-"""Texture coordinates: xatlas under a time limit, or a plain atlas of one triangle per half cell."""
+"""UV unwrapping: xatlas with a time limit, or a simple atlas that places each face separately."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from scoredist3d.meshes.texels import overlap
 
 logger = logging.getLogger(__name__)
 
-# The largest fraction of the surface, or of the used texels, that may have no place of its own on the texture.
+# Largest fraction of the surface without area in the texture, and of the used texels that several faces share.
 _TOLERANCE = 0.01
 _OVERLAP_SIZE = 512
 _WORKER = Path(__file__).with_name("xatlas_worker.py")
 
 
 def unwrap(mesh: Mesh, texture_size: int, *, padding: int = 4, timeout: float = 60.0) -> tuple[Mesh, str]:
-    """Give the mesh texture coordinates.
+    """Compute texture coordinates of a mesh.
 
     Args:
-        mesh: Decimated first: xatlas needs 1 s for 8,000 faces but a minute for 80,000.
-        texture_size: Side of the square texture in texels.
-        padding: Texels between charts.
-        timeout: Seconds that xatlas may take; 0 goes straight to :func:`face_atlas`.
+        mesh: Should be decimated: xatlas takes 1 s for 8,000 faces but a minute for 80,000.
+        texture_size: Side of the square texture, texels.
+        padding: Distance between charts, texels.
+        timeout: Time limit of xatlas, seconds; 0 uses :func:`face_atlas` without trying xatlas.
 
     Returns:
-        The mesh with ``uvs`` and ``uv_faces``, and "" or a sentence on why the fallback atlas was used.
+        The mesh with ``uvs`` and ``uv_faces``, and a sentence on why the fallback atlas was used ("" if it was not).
     """
     reason = "its time limit is 0"
     if timeout > 0:
@@ -43,16 +43,16 @@ def unwrap(mesh: Mesh, texture_size: int, *, padding: int = 4, timeout: float = 
             reason = f"it took longer than {timeout:g} s for {len(mesh.faces)} faces"
         except RuntimeError as error:
             reason = str(error)
-    note = f"xatlas was not used ({reason}): every face has its own piece of texture, so mip-maps may show seams"
+    note = f"xatlas was not used ({reason}): every face has its own chart, so mipmaps may show seams"
     logger.warning(note)
     return face_atlas(mesh, texture_size), note
 
 
 def unusable_uvs(mesh: Mesh) -> str:
-    """Why a texture cannot be baked onto the mesh's texture coordinates, or an empty string.
+    """Reason why textures cannot be baked with the mesh's own texture coordinates; empty if they can.
 
-    Baking needs one place inside the texture for each point of the surface: coordinates outside of [0, 1], faces
-    without an area on the texture, and faces that share texels cannot be used.
+    Baking needs a unique point inside the texture for each surface point, so coordinates outside [0, 1], faces without
+    area in the texture and faces that share texels are unusable.
 
     Raises:
         ValueError: The mesh has no texture coordinates.
@@ -67,22 +67,22 @@ def unusable_uvs(mesh: Mesh) -> str:
     areas = mesh.face_areas
     lost = float(areas[np.abs(du1 * dv2 - du2 * dv1) < 1e-14].sum() / max(float(areas.sum()), 1e-20))
     if lost > _TOLERANCE:
-        return f"{100 * lost:.0f} % of the surface has no place on the texture"
+        return f"{100 * lost:.0f} % of the surface has no place in the texture"
     shared = overlap(mesh, _OVERLAP_SIZE)
     return f"{100 * shared:.0f} % of the used texels belong to several faces" if shared > _TOLERANCE else ""
 
 
 def _xatlas(mesh: Mesh, texture_size: int, padding: int, timeout: float) -> Mesh:
-    """Unwrap in a child process.
+    """Unwrap with xatlas in a child process.
 
     Raises:
-        subprocess.TimeoutExpired: The limit was reached (the child has been killed).
-        RuntimeError: xatlas is missing, crashed, or its charts do not form one valid page.
+        subprocess.TimeoutExpired: The time limit was reached; the child process has been killed.
+        RuntimeError: xatlas is not installed, crashed, or did not return one valid page of charts.
     """
     with tempfile.TemporaryDirectory(prefix="scoredist3d-uv-") as folder:
         source, target = Path(folder) / "mesh.npz", Path(folder) / "atlas.npz"
         np.savez(source, vertices=mesh.vertices, faces=mesh.faces, resolution=texture_size, padding=padding)
-        # -P keeps this package's folder off the child's import path: its module names must not hide other packages.
+        # -P keeps the folder of the script off the import path, where its modules could shadow other packages.
         command = [sys.executable, "-P", str(_WORKER), str(source), str(target)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
         if done.returncode != 0 or not target.exists():
@@ -91,17 +91,17 @@ def _xatlas(mesh: Mesh, texture_size: int, padding: int, timeout: float) -> Mesh
         with np.load(target) as data:
             uvs, uv_faces, pages = data["uvs"].astype(np.float32), data["uv_faces"], int(data["pages"])
     if pages != 1 or uv_faces.shape != mesh.faces.shape or not np.isfinite(uvs).all():
-        raise RuntimeError(f"it gave {pages} pages and {len(uv_faces)} faces for {len(mesh.faces)}")
-    # Charts touch the atlas border; half the padding there keeps repeating samplers from mixing opposite borders.
+        raise RuntimeError(f"it returned {pages} pages and {len(uv_faces)} faces for a mesh of {len(mesh.faces)} faces")
+    # Charts touch the border of the atlas; insetting them keeps repeating samplers from mixing opposite borders.
     inset = 0.5 * padding / texture_size
     return replace(mesh, uvs=inset + (1.0 - 2.0 * inset) * uvs.clip(0.0, 1.0), uv_faces=uv_faces)
 
 
 def face_atlas(mesh: Mesh, texture_size: int) -> Mesh:
-    """An atlas that always works: a grid of square cells, each holding two faces as right triangles with a gap between.
+    """Atlas of separate faces, for any mesh: a grid of square cells, each with two faces as right triangles.
 
     Raises:
-        ValueError: Fewer than 8 texels per cell side; the message names the settings.
+        ValueError: The texture is too small: cells have fewer than 8 texels per side.
     """
     count = len(mesh.faces)
     most = 2 * (texture_size // 8) ** 2
@@ -109,10 +109,10 @@ def face_atlas(mesh: Mesh, texture_size: int) -> Mesh:
     cell = texture_size / columns
     if cell < 8:
         raise ValueError(
-            f"a texture of {texture_size}^2 texels is too small for {count} faces with a piece each: "
+            f"a texture of {texture_size}^2 texels is too small for {count} separate faces: "
             f"set exporter.texture_size to at least {8 * columns} or exporter.max_faces to at most {most}"
         )
-    edge, gap = 1.5, 3.0  # texels to the cell's border, and between the two triangles along an axis
+    edge, gap = 1.5, 3.0  # distance to the border of the cell, and between its two triangles along an axis, texels
     near, far = edge, cell - edge - gap
     lower = np.array([[near, near], [far, near], [near, far]])
     corners = np.stack([lower, cell - lower])

@@ -1,7 +1,7 @@
-"""Runs xatlas in a process of its own: ``python xatlas_worker.py input.npz output.npz``.
+"""Script that runs xatlas in a separate process: ``python xatlas_worker.py input.npz output.npz``.
 
 xatlas can take minutes on a noisy surface and cannot be interrupted, so :mod:`scoredist3d.meshes.uv` runs this file
-with a time limit. It imports nothing of the package.
+with a time limit. It does not import the package.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 
 
 def main(source: str, target: str) -> None:
-    """Unwrap the ``vertices`` and ``faces`` in ``source``; write ``uvs`` and ``uv_faces`` to ``target``."""
+    """Unwrap the mesh in ``source`` (``vertices``, ``faces``) and write ``uvs`` and ``uv_faces`` to ``target``."""
     import xatlas
 
     with np.load(source) as data:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from scoredist3d.config import option
 from scoredist3d.nn.mlp import MLP
 from scoredist3d.nn.regression import fit_features
-from scoredist3d.ops.hash_grid.encoding import HashGridSpec, hash_grid_encode
+from scoredist3d.ops.hash_grid.encoding import hash_grid_encode
+from scoredist3d.ops.hash_grid.spec import HashGridSpec
 from scoredist3d.seeding import Rng
 
 

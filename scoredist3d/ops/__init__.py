@@ -1,5 +1,6 @@
-"""Differentiable operators: hash grid, occupancy grid, ray marching, compositing.
+"""Differentiable operators: hash grids, volume rendering, rasterization, splatting, iso-surfaces, meshes and shading.
 
-Tensors in, tensors out; nothing here knows about scenes, configs or training. Every operator has a plain-torch backend
-that runs anywhere and faster ones chosen by ``backend="auto"`` (see :mod:`scoredist3d.ops.backends`).
+Operators map tensors to tensors and do not depend on scenes, configurations or training. Every operator has a
+plain-torch backend that runs anywhere; faster backends are selected by ``backend="auto"`` (see
+:mod:`scoredist3d.ops.backends`).
 """

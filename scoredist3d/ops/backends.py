@@ -1,8 +1,8 @@
-"""Which implementation of an operator runs.
+"""Selection of the backend that runs an operator.
 
-``auto`` takes the first usable of the operator's candidates for the device: CUDA prefers Triton, the CPU prefers native
-C, and both end at torch. The choice is logged once per operator and device. A backend asked for by name that cannot run
-raises, saying what to install.
+``auto`` selects the first usable backend for the device: Triton and then torch on CUDA, native C and then torch on the
+CPU. The choice is logged once per operator and device. Requesting a backend that is not usable raises an error that
+names what to install.
 """
 
 from __future__ import annotations
@@ -29,15 +29,17 @@ _AUTO = {"cuda": ("triton", "torch"), "cpu": ("native", "torch")}
 
 
 def choose(op: str, requested: str, device: torch.device, supported: tuple[str, ...], dtype: torch.dtype) -> str:
-    """The backend to run ``op`` with on tensors of ``device`` and ``dtype``.
+    """Backend that runs ``op`` on tensors of ``device`` and ``dtype``.
 
     Args:
-        op: The operator's name, for messages.
+        op: Name of the operator, for messages.
         requested: ``auto`` or one of ``supported``.
-        supported: The backends that implement the operator.
+        device: Device of the tensors.
+        supported: Backends that implement the operator.
+        dtype: Dtype of the tensors.
 
     Raises:
-        ValueError: If the requested backend is unknown, cannot handle the tensors or is not installed.
+        ValueError: The requested backend is unknown, does not support the tensors, or is not installed.
     """
     if requested == "torch":
         return "torch"
@@ -53,7 +55,7 @@ def choose(op: str, requested: str, device: torch.device, supported: tuple[str, 
 
 @cache
 def missing(backend: str) -> str | None:
-    """Why ``backend`` is not usable on this machine (with its install line), or None if it is."""
+    """Reason why ``backend`` is not usable on this machine, with its install command; None if it is usable."""
     if backend == "torch":
         return None
     if backend == "native":
@@ -64,22 +66,24 @@ def missing(backend: str) -> str | None:
 
 
 def triton_interpreted() -> bool:
-    """Whether Triton kernels run in its interpreter (on CPU tensors too)."""
+    """Whether Triton runs kernels in its interpreter, which also accepts CPU tensors."""
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def _tensor_problem(backend: str, device_type: str, dtype: torch.dtype) -> str | None:
+    """Reason why a backend does not support tensors of this device and dtype, or None."""
     if dtype != torch.float32:
-        return f"it takes float32 tensors, not {dtype}; use backend 'torch'"
+        return f"it supports only float32 tensors, not {dtype}; use backend 'torch'"
     if backend == "native":
-        return None if device_type == "cpu" else f"it runs on the CPU and the tensors are on {device_type}"
+        return None if device_type == "cpu" else f"it needs CPU tensors, but these are on {device_type}"
     if device_type == "cuda" or (backend == "triton" and triton_interpreted()):
         return None
-    return f"it needs CUDA tensors and these are on {device_type}"
+    return f"it needs CUDA tensors, but these are on {device_type}"
 
 
 @cache
 def _automatic(op: str, device_type: str, supported: tuple[str, ...], is_float32: bool) -> str:
+    """Backend that ``auto`` selects; logs the choice, and why faster backends are not usable."""
     if not is_float32:
         return "torch"
     reasons: list[str] = []

@@ -1,8 +1,8 @@
-"""Weighted sums of table rows, the common core of attribute interpolation and texture lookup.
+"""Weighted sums of table rows, the common core of attribute interpolation and texture sampling.
 
-``blend_rows`` computes ``out_n = sum_k weights_nk table[index_nk]``. The torch backend materialises the rows (N, K, C);
-the native one (``native/raster.c``) does not, and adds up the table's gradient without atomics, the same for any
-number of threads.
+``blend_rows`` computes ``out_n = sum_k weights_nk table[index_nk]``. The torch backend materializes the rows (N, K, C).
+The native backend (``native/raster.c``) does not, and sums the gradient of the table without atomics, independently of
+the number of threads.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ BACKENDS = ("torch", "native")
 
 
 def blend_rows(table: Tensor, index: Tensor, weights: Tensor, *, backend: str = "auto") -> Tensor:
-    """Weighted sum of rows, differentiable in table and weights (torch: any order, native: once).
+    """Weighted sums of table rows, differentiable in table and weights (torch: any order, native: once).
 
     Args:
         table: (R, C).
-        index: (N, K) int64 in [0, R); not checked.
-        weights: (N, K), cast to the table's dtype.
+        index: (N, K) int64, rows in [0, R); not checked.
+        weights: (N, K), cast to the dtype of the table.
         backend: auto, torch or native (CPU).
 
     Returns:
@@ -36,14 +36,14 @@ def blend_rows(table: Tensor, index: Tensor, weights: Tensor, *, backend: str = 
 
 
 def gather_rows(table: Tensor, index: Tensor, *, backend: str = "auto") -> Tensor:
-    """``table[index]``: (R, C) and (...) int64 to (..., C), with a fast gradient to the table (any order)."""
+    """Gather ``table[index]`` (..., C) from table (R, C) and index (...) int64; differentiable to any order."""
     if backends.choose("row gathering", backend, table.device, BACKENDS, table.dtype) == "native":
         return _Gather.apply(table, index.contiguous())
     return table.index_select(0, index.reshape(-1)).reshape(*index.shape, table.shape[1])
 
 
 class _Gather(torch.autograd.Function):
-    """Rows; its gradient is a scatter, whose gradient is this again."""
+    """Gather of rows; its gradient is :class:`_Scatter`, whose gradient is a gather again."""
 
     @staticmethod
     def forward(ctx: Any, table: Tensor, index: Tensor) -> Tensor:
@@ -58,7 +58,7 @@ class _Gather(torch.autograd.Function):
 
 
 class _Scatter(torch.autograd.Function):
-    """Sum of rows (N, C) at their places (N, 1) in a table of so many rows."""
+    """Sums of rows (N, C) into the rows ``index`` (N, 1) of a zero table with ``rows`` rows."""
 
     @staticmethod
     def forward(ctx: Any, grad: Tensor, index: Tensor, rows: int) -> Tensor:
@@ -72,7 +72,7 @@ class _Scatter(torch.autograd.Function):
 
 
 class _Blend(torch.autograd.Function):
-    """Weighted sum of rows in C."""
+    """``blend_rows`` in C."""
 
     @staticmethod
     def forward(ctx: Any, table: Tensor, index: Tensor, weights: Tensor) -> Tensor:
@@ -96,6 +96,7 @@ class _Blend(torch.autograd.Function):
 
 
 def _scatter(index: Tensor, weights: Tensor | None, grad: Tensor, rows: int) -> Tensor:
+    """Table (rows, C) with the sums of ``weights`` (default 1) times ``grad`` in the rows ``index``."""
     out = grad.new_zeros(rows, grad.shape[-1])
     native.call("sd3d_rows_scatter", index, weights, grad.contiguous(), out, rows, *index.shape, grad.shape[-1])
     return out

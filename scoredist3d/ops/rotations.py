@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 
 def rotation_matrices(quaternions: Tensor) -> Tensor:
-    """(..., 3, 3) rotations of (..., 4) quaternions, which are normalised here; columns are the turned axes."""
+    """Rotation matrices (..., 3, 3) of quaternions (..., 4), which are normalized; columns are the rotated axes."""
     w, x, y, z = F.normalize(quaternions, dim=-1).unbind(-1)
     entries = (
         *(1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)),
@@ -19,7 +19,7 @@ def rotation_matrices(quaternions: Tensor) -> Tensor:
 
 
 def quaternion_product(left: Tensor, right: Tensor) -> Tensor:
-    """(..., 4): the rotation ``right``, followed by ``left``."""
+    """Product (..., 4) of quaternions: the rotation ``right`` followed by ``left``."""
     a, b, c, d = left.unbind(-1)
     w, x, y, z = right.unbind(-1)
     return torch.stack(
@@ -34,7 +34,7 @@ def quaternion_product(left: Tensor, right: Tensor) -> Tensor:
 
 
 def quaternions_to(directions: Tensor) -> Tensor:
-    """(N, 4) shortest rotations that turn +z to (N, 3) unit directions; half a turn around x for -z itself."""
+    """Shortest rotations (N, 4) from +z to unit directions (N, 3); for -z, the half turn around x."""
     x, y, z = directions.unbind(-1)
     turn = torch.stack([1 + z, -y, x, torch.zeros_like(z)], dim=-1)
     opposite = (z < -1 + 1e-6)[:, None]

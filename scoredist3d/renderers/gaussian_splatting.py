@@ -17,7 +17,8 @@ from scoredist3d.geometry.base import GaussianCloud, GaussianSet, ScreenSpaceMea
 from scoredist3d.geometry.protocols import HasGaussians
 from scoredist3d.materials.base import Light, Material, ShadingInputs
 from scoredist3d.ops.rotations import rotation_matrices
-from scoredist3d.ops.splatting.splat import MAX_CHANNELS, Splats, project, splat
+from scoredist3d.ops.splatting.splat import MAX_CHANNELS, project, splat
+from scoredist3d.ops.splatting.types import SplattedImages
 from scoredist3d.registry import register
 from scoredist3d.renderers.base import Render, Renderer, over
 from scoredist3d.seeding import Rng
@@ -105,7 +106,7 @@ class GaussianSplatting(Renderer):
 
     def _splatted(
         self, cameras: Cameras, light: Light | None, needs: Set[str]
-    ) -> tuple[Splats, dict[str, Tensor], ScreenSpaceMeans]:
+    ) -> tuple[SplattedImages, dict[str, Tensor], ScreenSpaceMeans]:
         """The splatted Gaussians, the blended (B, H, W, C) values by name, and the projected means."""
         height, width = cameras.height, cameras.width
         gaussians = self.geometry()

@@ -26,7 +26,7 @@ from scoredist3d.prompts.processor import PromptProcessor
 from scoredist3d.seeding import Rng
 
 if TYPE_CHECKING:
-    from scoredist3d.meshes.exportable import Shape
+    from scoredist3d.meshes.exportable import Exportable
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class System(nn.Module, ABC):
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Optimizer groups ``{"name", "params"}``, named ``<block>`` or ``<block>.<part>``."""
 
-    def shapes(self) -> Sequence[Shape]:
+    def shapes(self) -> Sequence[Exportable]:
         """The 3D objects for exporters; empty for a system that optimizes images."""
         return ()
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 import trimesh
 
-from scoredist3d.evaluation.surface_distance import chamfer_distance, mesh_points, sphere_cameras, visible_points
+from scoredist3d.evaluation.surface_distance import chamfer_distance, sphere_cameras, visible_points
 from scoredist3d.meshes.mesh import Mesh
+from scoredist3d.meshes.sampling import mesh_points
 from scoredist3d.procedural import sample_objects
 
 

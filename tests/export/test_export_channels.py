@@ -128,7 +128,7 @@ def test_obj_and_the_loader_agree_with_the_glb(ball):
         loaded = load_mesh(folder / f"ball.{suffix}")
         # The iso-surface of the soft ball lies slightly outside its radius.
         points = directions * float(np.linalg.norm(loaded.mesh.vertices, axis=1).mean())
-        look = loaded.look(points)
+        look = loaded.appearance(points)
         assert (look.base_color - position_color(points)).abs().mean() < 0.01
         assert (look.roughness - roughness_at(points)).abs().mean() < 0.01
         assert (look.metallic - metallic_at(points)).abs().mean() < 0.01

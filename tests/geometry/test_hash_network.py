@@ -9,8 +9,8 @@ from torch import Tensor
 
 from scoredist3d.geometry.base import Geometry, GeometryInit
 from scoredist3d.geometry.texture_field import PointField
+from scoredist3d.meshes.sampling import points_near
 from scoredist3d.nn.hash_network import HashGridConfig, HashNetwork, NetworkConfig
-from scoredist3d.nn.regression import points_near
 from scoredist3d.seeding import Rng
 
 GRID = {"num_levels": 5, "log2_hashmap_size": 11, "base_resolution": 8, "coarse_to_fine": {"start_level": 2}}

@@ -16,7 +16,8 @@ from scoredist3d.geometry.implicit_sdf import ImplicitSDF
 from scoredist3d.geometry.trilinear import distance_grid, trilinear
 from scoredist3d.meshes.isosurface_extraction import find_surface
 from scoredist3d.meshes.mesh import Mesh
-from scoredist3d.nn.regression import fit_features, points_in_ball, points_near, surface_sampler
+from scoredist3d.meshes.sampling import points_in_ball, points_near, surface_sampler
+from scoredist3d.nn.regression import fit_features
 from scoredist3d.seeding import Rng
 
 SMALL_GRID = {"num_levels": 3, "log2_hashmap_size": 8, "base_resolution": 4, "backend": "torch"}

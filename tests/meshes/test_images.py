@@ -1,4 +1,4 @@
-"""Radiance files written here byte by byte, and 8-bit images, against the radiance they stand for."""
+"""Radiance files, written byte by byte, and 8-bit images against their known radiance."""
 
 import re
 from pathlib import Path
@@ -30,7 +30,7 @@ def radiance(pixels: np.ndarray) -> torch.Tensor:
 
 
 def as_runs(channel: np.ndarray) -> bytes:
-    """Alternately a run of four and a plain stretch of five."""
+    """Run-length encoding that alternates a run of four and five literal values."""
     coded, position = b"", 0
     while position < len(channel):
         if position % 9 == 0 and len(set(channel[position : position + 4])) == 1:
@@ -62,7 +62,7 @@ def test_run_length_rows(tmp_path):
 
 
 def test_known_pixel_zero_exponent_and_exposure(tmp_path):
-    """(128, 64, 32) with exponent 129 is (1, 1/2, 1/4) doubled; exponent 0 is black."""
+    """(128, 64, 32) with exponent 129 is (1, 1/2, 1/4) times 2; exponent 0 is black."""
     pixels = bytes((128, 64, 32, 129, 9, 9, 9, 0))
     header = HEADER + b"EXPOSURE=4\nEXPOSURE= 0.5\n"
     for head, scale in ((HEADER, 1.0), (header, 0.5)):
@@ -85,15 +85,15 @@ def test_display_images_become_linear(tmp_path):
     ("name", "content", "message"),
     [
         ("a.exr", b"v/1", "k: cannot read .*a.exr: .exr is not supported; convert it to .hdr"),
-        ("noname", b"", "no suffix is not supported"),
+        ("noname", b"", "a file without suffix is not supported"),
         ("a.png", b"no picture", "k: cannot read .*a.png"),
-        ("a.hdr", b"P6\n\n", "does not start as a Radiance file does"),
-        ("b.hdr", HEADER.replace(b"rgbe", b"xyze") + b"\n-Y 1 +X 1\n0000", "its format is 32-bit_rle_xyze"),
+        ("a.hdr", b"P6\n\n", "has no Radiance header"),
+        ("b.hdr", HEADER.replace(b"rgbe", b"xyze") + b"\n-Y 1 +X 1\n0000", "its pixel format is 32-bit_rle_xyze"),
         ("c.hdr", HEADER + b"\n+Y 1 +X 1\n0000", "only '-Y height .X width' is supported"),
-        ("d.hdr", HEADER + b"\n-Y 2 +X 2\n0000", "ends too early"),
-        ("e.hdr", HEADER + b"\n-Y 1 +X 8\n" + bytes((2, 2, 0, 8, 130, 7)), "ends too early"),
+        ("d.hdr", HEADER + b"\n-Y 2 +X 2\n0000", "pixel data is truncated"),
+        ("e.hdr", HEADER + b"\n-Y 1 +X 8\n" + bytes((2, 2, 0, 8, 130, 7)), "pixel data is truncated"),
         ("f.hdr", HEADER + b"\n-Y 1 +X 8\n" + bytes((2, 2, 0, 8, 137, 7)), "a row is longer"),
-        ("g.hdr", HEADER + b"\n-Y 1 +X 8\n" + bytes((2, 2, 0, 8, 0, 7)), "an empty run"),
+        ("g.hdr", HEADER + b"\n-Y 1 +X 8\n" + bytes((2, 2, 0, 8, 0, 7)), "a run of length 0"),
         ("h.hdr", HEADER + b"\n-Y 1 +X 2\n" + bytes((5, 5, 5, 128, 1, 1, 1, 1)), "before 1991"),
     ],
 )

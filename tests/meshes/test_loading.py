@@ -1,4 +1,4 @@
-"""Mesh files made here by hand or by trimesh, read back."""
+"""Mesh files, written by hand or by trimesh, and read back."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ STRIPES = np.repeat(np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 
 
 
 def quad(material, offset=0.0, uvs=((0, 0), (1, 0), (1, 1), (0, 1))):
-    """A unit square in the x-y plane of the file, texture coordinates along x and y."""
+    """Unit square in the x-y plane of the file, with texture coordinates along x and y."""
     vertices = np.array([[0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0]], dtype=float)
     vertices[:, 0] += offset
     visual = trimesh.visual.TextureVisuals(uv=np.array(uvs, dtype=float), material=material)
@@ -29,12 +29,12 @@ def pbr(image=STRIPES, **options):
 
 
 def world(x, y, z=0.0):
-    """Points of a y-up file in the world."""
+    """World coordinates of points of a y-up file."""
     return torch.tensor([[z, x, y]], dtype=torch.float32)
 
 
 def color_at(loaded, x, y):
-    return (255 * loaded.look(world(x, y)).base_color[0]).round().tolist()
+    return (255 * loaded.appearance(world(x, y)).base_color[0]).round().tolist()
 
 
 def test_glb_with_a_texture(tmp_path):
@@ -50,7 +50,7 @@ def test_glb_with_a_texture(tmp_path):
     np.testing.assert_allclose(mesh.vertex_normals(), [[1, 0, 0]] * 4)
     assert color_at(loaded, 0.5, 0.125) == [255, 255, 255] and color_at(loaded, 0.5, 0.875) == [255, 0, 0]
     assert color_at(loaded, 0.3, 0.375) == [0, 0, 255]
-    look = loaded.look(world(0.5, 0.5, 0.2))
+    look = loaded.appearance(world(0.5, 0.5, 0.2))
     assert look.roughness.item() == pytest.approx(0.25, abs=2e-3) and look.metallic.item() == pytest.approx(
         0.5, abs=2e-3
     )
@@ -80,7 +80,7 @@ def test_two_materials_share_an_atlas(tmp_path):
     assert loaded.mesh.uvs.min() >= 0 and loaded.mesh.uvs.max() <= 1
     assert color_at(loaded, 0.5, 0.9) == [255, 0, 0] and color_at(loaded, 0.5, 0.1) == [255, 255, 255]
     assert color_at(loaded, 1.5, 0.9) == [0, 0, 200] and color_at(loaded, 1.99, 0.01) == [0, 0, 200]
-    rough = [loaded.look(world(x, 0.5)).roughness.item() for x in (0.5, 1.5)]
+    rough = [loaded.appearance(world(x, 0.5)).roughness.item() for x in (0.5, 1.5)]
     assert rough == pytest.approx([0.2, 0.8], abs=2e-3)
 
 
@@ -110,7 +110,7 @@ def test_obj_with_polygons_and_pbr_maps(tmp_path):
     Image.fromarray(np.tile(to_bytes(0.5 + 0.5 * lean), (4, 4, 1))).save(tmp_path / "n.png")
     loaded = load_mesh(tmp_path / "m.obj")
     assert loaded.mesh.faces.shape == (2, 3) and color_at(loaded, 0.5, 0.625) == [0, 255, 0]
-    look = loaded.look(world(0.5, 0.5))
+    look = loaded.appearance(world(0.5, 0.5))
     assert look.roughness.item() == pytest.approx(0.2) and look.metallic.item() == pytest.approx(0.5, abs=2e-3)
     # +u is the file's x, our y; the square looks along our x.
     np.testing.assert_allclose(look.normal[0], [0.8, 0.6, 0.0], atol=0.01)
@@ -128,7 +128,7 @@ def test_vertices_and_faces_keep_their_order(tmp_path, caplog):
     np.testing.assert_array_equal(mesh.vertices, [[1, 1, 0], [0, 0, 0], [1, 0, 0], [0, 1, 0]])
     np.testing.assert_array_equal(mesh.faces, [[1, 2, 0], [3, 1, 0]])
     np.testing.assert_array_equal(mesh.uvs[mesh.uv_faces], mesh.vertices[mesh.faces][..., :2])
-    assert "m.obj: 1 of its 3 triangles have two corners at one position and are left out" in caplog.text
+    assert "m.obj: 1 of its 3 triangles have two corners at the same position and are removed" in caplog.text
 
 
 def test_a_missing_mtl_image_is_named(tmp_path, caplog):
@@ -173,21 +173,21 @@ def test_errors_are_one_clear_sentence(tmp_path):
     with pytest.raises(ValueError, match=r"gone\.glb does not exist"):
         load_mesh(tmp_path / "gone.glb")
     (tmp_path / "a.fbx").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"cannot read a\.fbx: mesh files end in \.glb"):
+    with pytest.raises(ValueError, match=r"cannot read a\.fbx: its suffix must be one of \.glb"):
         load_mesh(tmp_path / "a.fbx")
     for suffix, data in (("glb", b"glTF nonsense"), ("ply", b"ply\nnothing"), ("stl", b"xx")):
         (tmp_path / f"b.{suffix}").write_bytes(data)
-        with pytest.raises(ValueError, match=rf"cannot read b\.{suffix} as a \.{suffix} file|holds no mesh"):
+        with pytest.raises(ValueError, match=rf"cannot read b\.{suffix} as a \.{suffix} file|has no mesh"):
             load_mesh(tmp_path / f"b.{suffix}")
     trimesh.PointCloud(np.eye(3)).export(tmp_path / "points.ply")
-    with pytest.raises(ValueError, match=r"points\.ply holds no mesh"):
+    with pytest.raises(ValueError, match=r"points\.ply has no mesh"):
         load_mesh(tmp_path / "points.ply")
     (tmp_path / "flat.obj").write_text("v 0 0 0\nv 0 0 0\nv 0 0 0\nf 1 2 3\n")
-    with pytest.raises(ValueError, match=r"flat\.obj holds no mesh"):
+    with pytest.raises(ValueError, match=r"flat\.obj has no mesh"):
         load_mesh(tmp_path / "flat.obj")
     trimesh.creation.box().export(tmp_path / "box.stl")
-    with pytest.raises(ValueError, match="neither a texture nor vertex colours"):
-        load_mesh(tmp_path / "box.stl").look(torch.zeros(1, 3))
+    with pytest.raises(ValueError, match="neither a texture nor vertex colors"):
+        load_mesh(tmp_path / "box.stl").appearance(torch.zeros(1, 3))
 
 
 def test_repeating_textures_are_tiled():

@@ -128,7 +128,7 @@ def test_smoothing_removes_noise_and_keeps_volume(ball):
 
 
 def overlap_free(mesh, size):
-    """No texel centre lies strictly inside two UV triangles."""
+    """Whether no texel center is strictly inside two UV triangles."""
     corners = mesh.uvs[mesh.uv_faces].astype(np.float64) * size
     count = np.zeros((size, size), dtype=int)
     for triangle in corners:
@@ -201,7 +201,7 @@ def test_baked_colors_match_the_field_at_random_surface_points(shape, atlas):
 
 
 def test_seams_hide_under_bilinear_filtering_and_mip_maps(unwrapped):
-    """A constant colour stays that colour everywhere: no background texel can leak in at any mip level."""
+    """A constant color stays constant: no background texel leaks in at any mip level."""
     field = AnalyticField(sphere(0.6), color=lambda p: p.new_tensor([0.2, 0.4, 0.8]).expand(len(p), 3))
     texture = bake_textures(field, unwrapped, 512).base_color
     assert (texture == np.array([51, 102, 204])).all()

@@ -1,4 +1,4 @@
-"""PLY files of Gaussians: field by field against a reader of their own, and damaged files."""
+"""PLY files of Gaussians: comparison with an independent reader, and damaged files."""
 
 import struct
 from pathlib import Path
@@ -34,7 +34,7 @@ def cloud(count: int = 5, degree: int = 3, seed: int = 0) -> Splats:
 
 
 def matrices(quaternions: np.ndarray) -> np.ndarray:
-    """(N, 3, 3), the textbook formula, w first."""
+    """Rotation matrices (N, 3, 3) by the textbook formula, w first."""
     w, x, y, z = quaternions.T
     rows = [
         [w * w + x * x - y * y - z * z, 2 * (x * y - w * z), 2 * (x * z + w * y)],
@@ -45,7 +45,7 @@ def matrices(quaternions: np.ndarray) -> np.ndarray:
 
 
 def independent_reader(path: Path) -> tuple[list[str], np.ndarray]:
-    """Names and (N, P) values, by struct alone, of a PLY that holds nothing but floats."""
+    """Property names and values (N, P) of a PLY file of floats, read with struct alone."""
     raw = path.read_bytes()
     head, data = raw.split(b"end_header\n", 1)
     lines = head.decode("ascii").splitlines()
@@ -165,16 +165,16 @@ def test_point_clouds_as_text_and_binary(tmp_path):
 @pytest.mark.parametrize(
     ("body", "properties", "options", "said"),
     [
-        (b"1 2 3\n", XYZ, {}, "cut off or damaged: it needs 2 lines of 3 numbers"),
-        (b"1 2 x\n1 2 3\n", XYZ, {}, "not all numbers"),
-        (b"1 2 nan\n1 2 3\n", XYZ, {}, "not finite everywhere"),
-        (b"1 2\n1 2\n", "property float x\nproperty float y\n", {}, "lacks the property z"),
-        (b"", XYZ, {"kind": "binary_little_endian", "count": 10**12}, "is cut off: 1000000000000 points need"),
-        (b"", XYZ, {"kind": "binary_middle_endian"}, "is not PLY"),
-        (b"", XYZ + "property list uchar int z2\n", {}, "no plain number"),
-        (b"", XYZ + "property float x\n", {}, "each once"),
-        (b"", "", {}, "each once"),
-        (b"", XYZ, {"count": "many"}, "is not PLY"),
+        (b"1 2 3\n", XYZ, {}, "truncated or damaged: it must have 2 lines of 3 numbers"),
+        (b"1 2 x\n1 2 3\n", XYZ, {}, "some of its data are not numbers"),
+        (b"1 2 nan\n1 2 3\n", XYZ, {}, "some values of x, y, z are not finite"),
+        (b"1 2\n1 2\n", "property float x\nproperty float y\n", {}, "lack the property z"),
+        (b"", XYZ, {"kind": "binary_little_endian", "count": 10**12}, "is truncated: 1000000000000 points need"),
+        (b"", XYZ, {"kind": "binary_middle_endian"}, "is not valid PLY"),
+        (b"", XYZ + "property list uchar int z2\n", {}, "is not a scalar of a known type"),
+        (b"", XYZ + "property float x\n", {}, "two properties of the same name"),
+        (b"", "", {}, "have no properties"),
+        (b"", XYZ, {"count": "many"}, "is not valid PLY"),
     ],
 )
 def test_damaged_files_are_told_in_a_sentence(tmp_path, body, properties, options, said):
@@ -191,14 +191,14 @@ def test_files_that_are_no_gaussians(tmp_path):
     with pytest.raises(ValueError, match="is not a PLY file"):
         read_splats(tmp_path / "a.ply")
     plain = points_file(tmp_path / "b.ply", b"1 2 3\n4 5 6\n", XYZ)
-    with pytest.raises(ValueError, match="lacks the property f_dc_0"):
+    with pytest.raises(ValueError, match="lack the property f_dc_0"):
         read_splats(plain)
     odd = points_file(tmp_path / "c.ply", b"1\n1\n", "property float f_rest_0\n")
-    with pytest.raises(ValueError, match="0, 9, 24 or 45 properties"):
+    with pytest.raises(ValueError, match="must be 0, 9, 24 or 45, got 1"):
         read_splats(odd)
     write_splats(tmp_path / "d.ply", cloud(2, degree=0))
     raw = bytearray((tmp_path / "d.ply").read_bytes())
     raw[-16:] = bytes(16)  # the last rotation
     (tmp_path / "d.ply").write_bytes(raw)
-    with pytest.raises(ValueError, match=r"a rotation \(rot_0 to rot_3\) is zero"):
+    with pytest.raises(ValueError, match=r"a quaternion \(rot_0 to rot_3\) is zero"):
         read_splats(tmp_path / "d.ply")

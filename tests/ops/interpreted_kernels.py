@@ -10,7 +10,8 @@ os.environ["TRITON_INTERPRET"] = "1"
 import torch
 from torch import Tensor
 
-from scoredist3d.ops.hash_grid.encoding import HashGridSpec, hash_grid_encode
+from scoredist3d.ops.hash_grid.encoding import hash_grid_encode
+from scoredist3d.ops.hash_grid.spec import HashGridSpec
 from scoredist3d.ops.volume_rendering.compositing import accumulate, render_weights
 from scoredist3d.ops.volume_rendering.ray_marching import march_rays
 

@@ -1,4 +1,4 @@
-"""Building the C kernels: cache, fall-backs, two processes at once, switched off."""
+"""Building the C kernels: cache, fallback flags, concurrent processes, disabling."""
 
 import ctypes
 import os
@@ -16,7 +16,7 @@ load = native._load.__wrapped__
 
 def test_can_be_switched_off(monkeypatch):
     monkeypatch.setenv("SCOREDIST3D_NATIVE", "0")
-    assert load() == (None, "switched off by SCOREDIST3D_NATIVE=0")
+    assert load() == (None, "disabled by SCOREDIST3D_NATIVE=0")
 
 
 def test_no_compiler_is_a_reason_not_an_error(monkeypatch, tmp_path):

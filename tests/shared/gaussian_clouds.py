@@ -14,7 +14,8 @@ from scoredist3d.config.validation import parse_component
 from scoredist3d.geometry.base import ScreenSpaceMeans
 from scoredist3d.geometry.gaussians.model import Gaussians
 from scoredist3d.meshes.mesh import Mesh
-from scoredist3d.ops.splatting.splat import Projected, project, splat
+from scoredist3d.ops.splatting.splat import project, splat
+from scoredist3d.ops.splatting.types import ProjectedGaussians
 from scoredist3d.seeding import Rng
 from scoredist3d.training.optimizer import build_optimizer
 
@@ -47,7 +48,7 @@ def optimizer_of(geometry: Gaussians, name: str = "adam", *, several: bool = Fal
     return build_optimizer(OptimizerConfig(name=name, lr=0.01, eps=1e-8), groups)
 
 
-def view(geometry: Gaussians, size: int = 24) -> tuple[Projected, Tensor]:
+def view(geometry: Gaussians, size: int = 24) -> tuple[ProjectedGaussians, Tensor]:
     """The projected Gaussians and their image (2, H, W, 3), seen from +x and +y at distance 3; before a backward."""
     right = torch.tensor([[[0.0, 1, 0], [0, 0, 1], [1, 0, 0]], [[-1.0, 0, 0], [0, 0, 1], [0, 1, 0]]])
     w2c = torch.eye(4).repeat(2, 1, 1)

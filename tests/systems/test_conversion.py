@@ -12,10 +12,11 @@ import torch
 from scoredist3d import registry
 from scoredist3d.config.fields import MISSING
 from scoredist3d.config.validation import own_fields, parse_component
-from scoredist3d.evaluation.surface_distance import chamfer_distance, mesh_points
+from scoredist3d.evaluation.surface_distance import chamfer_distance
 from scoredist3d.geometry.base import GeometryInit
 from scoredist3d.meshes.isosurface_extraction import find_surface
 from scoredist3d.meshes.mesh import Mesh, drop_small_components, topology
+from scoredist3d.meshes.sampling import mesh_points
 from scoredist3d.seeding import Rng
 from scoredist3d.systems.base import build_component
 from scoredist3d.systems.conversion import ConversionConfig, convert, means_the_same

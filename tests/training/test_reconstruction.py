@@ -16,9 +16,10 @@ from representations import CASES, parts_of, posed_views, true_object
 from scoredist3d import registry
 from scoredist3d.config.optimizer import OptimizerConfig
 from scoredist3d.config.validation import parse, parse_component
-from scoredist3d.evaluation.surface_distance import chamfer_distance, mesh_points, visible_points
+from scoredist3d.evaluation.surface_distance import chamfer_distance, visible_points
 from scoredist3d.meshes.isosurface_extraction import find_surface
 from scoredist3d.meshes.mesh import drop_small_components
+from scoredist3d.meshes.sampling import mesh_points
 from scoredist3d.seeding import Rng
 from scoredist3d.systems.scene import Scene, SceneShape
 from scoredist3d.training.reconstruction import FitSettings, PosedViews, fit_scene, view_psnr

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from scoredist3d.geometry.base import GaussianSet, PointFunction
 from scoredist3d.meshes.mesh import Mesh
+from scoredist3d.meshes.sampling import points_in_ball, surface_sampler
 from scoredist3d.meshes.splats import Up, is_splats, read_points, read_points_table, read_splats
-from scoredist3d.nn.regression import points_in_ball, surface_sampler
 from scoredist3d.ops.rotations import quaternions_to
 
 logger = logging.getLogger(__name__)

@@ -181,7 +181,7 @@ class Gaussians(GaussianParameters):
         def features(points: Tensor) -> Tensor:
             if not loaded.has_colors or material is None:
                 return color_features(torch.full_like(points, 0.5))
-            return material.features_of(loaded.look(points))
+            return material.features_of(loaded.appearance(points))
 
         return self._on_surface(loaded.mesh, config.init_opacity, features, generator)
 

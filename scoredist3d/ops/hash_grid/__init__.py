@@ -1,1 +1,1 @@
-"""Multiresolution hash encoding: the operator in ``encoding``, and its torch, C and Triton backends."""
+"""Multiresolution hash encoding, with torch, C, Triton and tiny-cuda-nn backends."""

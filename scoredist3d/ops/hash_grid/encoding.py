@@ -1,121 +1,53 @@
 """Multiresolution hash encoding (Müller et al. 2022, https://arxiv.org/abs/2201.05989, section 3).
 
 Level ``l`` is a grid with ``scale_l = base_resolution * per_level_scale^l - 1`` cells along each axis of the unit cube.
-A point x lies at ``x * scale_l + 0.5`` in it; its features are the trilinear blend of the eight corners' table entries.
-A level whose corners all fit in ``2^log2_hashmap_size`` entries is indexed densely, a finer one by the spatial hash
-``(x * 1) xor (y * 2654435761) xor (z * 805459861)``. Layout, offsets and the half-cell shift are those of tiny-cuda-nn,
-so that its parameters are ours, reshaped.
+A point x has the grid position ``x * scale_l + 0.5``; its features are the trilinear interpolation of the table entries
+of the eight surrounding grid vertices. A level whose vertices fit into ``2^log2_hashmap_size`` entries is indexed
+densely, a finer one by the spatial hash ``(x * 1) xor (y * 2654435761) xor (z * 805459861)``. Layout, offsets and the
+shift by half a cell are those of tiny-cuda-nn, whose parameters can be used after a reshape.
 
-Each backend provides the same three kernels (encode, gradient to the table, gradient to the points), each also along a
-direction; the autograd functions here are built from them once, first and second order, for all backends.
+Each backend provides three kernels (encode, gradient of the table, gradient of the points), which also compute their
+derivative along a direction. From these the autograd functions here compose first and second derivatives.
 """
 
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache
 from types import ModuleType
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from scoredist3d.ops import backends
+from scoredist3d.ops.hash_grid.spec import HashGridSpec
 
 BACKENDS = ("torch", "native", "triton", "tinycudann")
-
-
-@dataclass(frozen=True)
-class HashGridSpec:
-    """Shape of a multiresolution hash grid.
-
-    Attributes:
-        num_levels: L, number of resolutions.
-        features_per_level: F, features per table entry: 1, 2, 4 or 8.
-        log2_hashmap_size: A level has at most 2 to this power entries.
-        base_resolution: Resolution of the coarsest level.
-        per_level_scale: Growth of the resolution from level to level, at least 1.
-    """
-
-    num_levels: int = 8
-    features_per_level: int = 2
-    log2_hashmap_size: int = 14
-    base_resolution: int = 8
-    per_level_scale: float = 1.5
-
-    def __post_init__(self) -> None:
-        if self.features_per_level not in (1, 2, 4, 8):
-            raise ValueError(f"hash grid: features_per_level must be 1, 2, 4 or 8, got {self.features_per_level}")
-        for name, low, high in (("num_levels", 1, 32), ("log2_hashmap_size", 3, 24)):
-            if not low <= getattr(self, name) <= high:
-                raise ValueError(f"hash grid: {name} must be from {low} to {high}, got {getattr(self, name)}")
-        if self.base_resolution < 2:
-            raise ValueError(f"hash grid: base_resolution must be 2 or more, got {self.base_resolution}")
-        if not self.per_level_scale >= 1:
-            raise ValueError(f"hash grid: per_level_scale must be 1 or more, got {self.per_level_scale}")
-        if self.resolutions[-1] > 2**20:
-            raise ValueError(f"hash grid: the finest resolution, {self.resolutions[-1]}, exceeds {2**20}")
-
-    @cached_property
-    def scales(self) -> tuple[float, ...]:
-        """Cells along an axis of the unit cube, per level; float32 as in tiny-cuda-nn, so that the rounding agrees."""
-        growth = np.log2(np.float32(self.per_level_scale))
-        powers = np.exp2(np.arange(self.num_levels, dtype=np.float32) * growth)
-        return tuple(float(s) for s in powers * np.float32(self.base_resolution) - np.float32(1))
-
-    @cached_property
-    def resolutions(self) -> tuple[int, ...]:
-        """Corners along an axis, per level."""
-        return tuple(int(np.ceil(scale)) + 1 for scale in self.scales)
-
-    @cached_property
-    def sizes(self) -> tuple[int, ...]:
-        """Table entries per level (dense levels are padded to a multiple of eight)."""
-        return tuple(min((r**3 + 7) // 8 * 8, 2**self.log2_hashmap_size) for r in self.resolutions)
-
-    @cached_property
-    def hashed(self) -> tuple[bool, ...]:
-        """Whether a level is hashed (True) or densely indexed."""
-        return tuple(r**3 > size for r, size in zip(self.resolutions, self.sizes, strict=True))
-
-    @cached_property
-    def offsets(self) -> tuple[int, ...]:
-        """First table entry of each level, and the total: L + 1 numbers."""
-        return (0, *(int(end) for end in np.cumsum(self.sizes)))
-
-    @property
-    def num_entries(self) -> int:
-        """Rows of the table."""
-        return self.offsets[-1]
-
-    @property
-    def output_dim(self) -> int:
-        """L * F."""
-        return self.num_levels * self.features_per_level
 
 
 def hash_grid_encode(
     points: Tensor, table: Tensor, spec: HashGridSpec, *, backend: str = "auto", num_active_levels: int | None = None
 ) -> Tensor:
-    """Encode points by the hash grid ``table``.
+    """Encode points with a multiresolution hash grid.
 
-    Differentiable twice with respect to points and table (``tinycudann``: as far as that package goes). Points outside
-    the cube are moved to its surface and get no gradient.
+    Twice differentiable in points and table (``tinycudann``: as far as that package supports it). Points outside the
+    unit cube are clamped to it and get zero gradient.
 
     Args:
         points: (N, 3), in [0, 1].
-        table: (spec.num_entries, F).
+        table: (spec.num_entries, F), features of the grid vertices.
+        spec: Parameters of the grid.
         backend: auto, torch, native (CPU), triton or tinycudann (CUDA).
-        num_active_levels: Finer levels than this many give zeros and no gradient; None means all.
+        num_active_levels: Number of coarse levels that are evaluated; finer levels give zeros and no gradient. None
+            means all.
 
     Returns:
-        (N, L * F), level by level, in the table's dtype.
+        (N, L * F), level by level, in the dtype of the table.
 
     Raises:
-        ValueError: On a wrong shape, dtype or number of levels, or a backend that cannot be used.
+        ValueError: A shape, dtype or number of levels is invalid, or the backend is not usable.
     """
     if points.ndim != 2 or points.shape[1] != 3:
         raise ValueError(f"hash grid: points must be (N, 3), got {tuple(points.shape)}")
@@ -137,12 +69,12 @@ def hash_grid_encode(
 
 @cache
 def _kernels(name: str) -> ModuleType:
-    """The module with ``encode``, ``table_gradient`` and ``point_gradient`` of a backend."""
+    """Backend module with the functions ``encode``, ``table_gradient`` and ``point_gradient``."""
     return importlib.import_module(f"scoredist3d.ops.hash_grid.{name}_backend")
 
 
 class _Encode(torch.autograd.Function):
-    """y = encode(x, table)."""
+    """Autograd function of ``encode(points, table)``, for any backend."""
 
     @staticmethod
     def forward(
@@ -150,7 +82,7 @@ class _Encode(torch.autograd.Function):
     ) -> Tensor:
         points, table = points.contiguous(), table.contiguous()
         ctx.save_for_backward(points, table)
-        # Kernels that find the corners at some cost offer a store that gives them back to the backward pass.
+        # Backends for which finding the corners is expensive can store them for the backward pass.
         offer = getattr(kernels, "corner_store", None)
         keep = offer(points, levels) if offer is not None and ctx.needs_input_grad[1] else None
         ctx.settings = (spec, levels, kernels, keep)
@@ -165,7 +97,7 @@ class _Encode(torch.autograd.Function):
 
 
 class _EncodeBackward(torch.autograd.Function):
-    """(grad_points, grad_table) as a function of (grad, points, table), itself differentiable once."""
+    """Gradients of points and table as a differentiable function of the upstream gradient, points and table."""
 
     @staticmethod
     def forward(
@@ -218,7 +150,7 @@ class _EncodeBackward(torch.autograd.Function):
 
 @cache
 def _tinycudann_module(spec: HashGridSpec, device: torch.device) -> torch.nn.Module:
-    """A tiny-cuda-nn encoding of ``spec`` on the current device; its own parameters are replaced at each call."""
+    """tiny-cuda-nn encoding for ``spec`` on the current device; its parameters are replaced at each call."""
     import tinycudann
 
     config = {
@@ -232,7 +164,10 @@ def _tinycudann_module(spec: HashGridSpec, device: torch.device) -> torch.nn.Mod
     module = tinycudann.Encoding(3, config, dtype=torch.float32)
     expected = spec.num_entries * spec.features_per_level
     if module.params.numel() != expected:
-        raise ValueError(f"hash grid: tinycudann lays out {module.params.numel()} parameters where we have {expected}")
+        raise ValueError(
+            f"hash grid: tinycudann has {module.params.numel()} parameters for this grid, not {expected}; its version "
+            "is not compatible, use another backend"
+        )
     return module
 
 

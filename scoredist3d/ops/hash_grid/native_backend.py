@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from scoredist3d.ops import native
-
-if TYPE_CHECKING:
-    from scoredist3d.ops.hash_grid.encoding import HashGridSpec
+from scoredist3d.ops.hash_grid.spec import HashGridSpec
 
 
 def encode(points: Tensor, table: Tensor, spec: HashGridSpec, levels: int, direction: Tensor | None = None) -> Tensor:

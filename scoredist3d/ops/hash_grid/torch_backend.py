@@ -1,25 +1,22 @@
-"""Hash grid kernels in plain torch: any device, any floating dtype. The arithmetic every other backend reproduces."""
+"""Hash grid kernels in plain torch, the reference of the other backends: any device and floating-point dtype."""
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-if TYPE_CHECKING:
-    from scoredist3d.ops.hash_grid.encoding import HashGridSpec
+from scoredist3d.ops.hash_grid.spec import HashGridSpec
 
 _STORE_BYTES = 2**28
-# Corner entries (N, 8) and their weights (N, 8) in one level.
+# Table entries (N, 8) of the cell corners in one level, and their weights (N, 8).
 Located = tuple[Tensor, Tensor]
 _CORNERS = [(c & 1, c >> 1 & 1, c >> 2 & 1) for c in range(8)]
 _PRIME_Y, _PRIME_Z = 2654435761 - 2**32, 805459861  # as 32-bit integers
 
 
 def corner_store(points: Tensor, levels: int) -> list[Located] | None:
-    """Where :func:`encode` keeps corners for :func:`table_gradient`; None on a device or at a size that has no room."""
+    """List in which :func:`encode` stores corners for :func:`table_gradient`; None on GPUs or if it were too large."""
     needed = 64 * points.shape[0] * levels  # bytes: eight 32-bit entries and weights per point and level
     return [] if points.device.type == "cpu" and needed <= _STORE_BYTES else None
 
@@ -33,7 +30,7 @@ def encode(
     *,
     keep: list[Located] | None = None,
 ) -> Tensor:
-    """Features (N, L * F), or their derivative along ``direction`` (N, 3); corners and weights go to ``keep``."""
+    """Features (N, L * F), or their derivative along ``direction`` (N, 3); appends corners and weights to ``keep``."""
     out = table.new_zeros(points.shape[0], spec.num_levels, spec.features_per_level)
     for level in range(levels):
         indices, fraction = _locate(points, spec, level)
@@ -54,7 +51,7 @@ def table_gradient(
     *,
     kept: list[Located] | None = None,
 ) -> Tensor:
-    """Gradient (num_entries, F) of ``sum(grad * encode(points, table, direction))``; ``kept`` is what encode kept."""
+    """Table gradient (num_entries, F) of ``sum(grad * encode(...))``; ``kept`` are the corners stored by ``encode``."""
     num_features = spec.features_per_level
     out = grad.new_zeros(num_features, spec.num_entries)
     for level in range(levels):
@@ -90,16 +87,16 @@ def _inside(points: Tensor) -> Tensor:
 
 
 def _steps(points: Tensor, spec: HashGridSpec, level: int, direction: Tensor | None) -> Tensor | None:
-    """The direction in cells of the level (points on which the cube's surface acts do not move)."""
+    """Direction in units of cells of the level; 0 along axes in which a point was clamped to the cube."""
     return None if direction is None else direction * _inside(points) * spec.scales[level]
 
 
 def _locate(points: Tensor, spec: HashGridSpec, level: int) -> tuple[Tensor, Tensor]:
-    """Entries (int32) of the eight corners within the level (N, 8) and the position in the cell (N, 3)."""
+    """Entries (N, 8) int32 of the eight corners within the level, and the position in the cell (N, 3)."""
     position = points.clamp(0, 1) * spec.scales[level] + 0.5
     low = position.floor()
     fraction = position - low
-    # 32 bits are enough: a table is a power of two, whose mask keeps only bits that wrapping leaves right.
+    # 32 bits suffice although products overflow: the mask keeps only low bits, which overflow does not change.
     x, y, z = ((c, c + 1) for c in low.int().t().contiguous().unbind(0))
     size = spec.sizes[level]
     if spec.hashed[level]:
@@ -113,7 +110,7 @@ def _locate(points: Tensor, spec: HashGridSpec, level: int) -> tuple[Tensor, Ten
 
 
 def _weights(fraction: Tensor, along: Tensor | None) -> Tensor:
-    """Trilinear weights (N, 8), or their derivative along ``along`` (N, 3; in cells)."""
+    """Trilinear weights (N, 8), or their derivative along ``along`` (N, 3), in cells."""
     x, y, z = ((1 - f, f) for f in fraction.t().contiguous().unbind(0))
     if along is None:
         xy = [[x[i] * y[j] for j in (0, 1)] for i in (0, 1)]
@@ -127,9 +124,9 @@ def _weights(fraction: Tensor, along: Tensor | None) -> Tensor:
 
 
 def _slope(values: Tensor, fraction: Tensor, along: Tensor | None) -> Tensor:
-    """Derivative (N, 3) by the position in the cell of the blend of corner ``values`` (N, 8).
+    """Gradient (N, 3) of the trilinear interpolation of ``values`` (N, 8) with respect to the position in the cell.
 
-    With ``along`` that of the blend's derivative along it: a trilinear blend has only mixed second derivatives.
+    With ``along``, the gradient of its derivative along that direction, where only mixed second derivatives occur.
     """
     v = values.unbind(1)
     (x0, y0, z0), (x1, y1, z1) = (1 - fraction).unbind(1), fraction.unbind(1)

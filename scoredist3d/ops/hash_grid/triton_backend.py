@@ -1,8 +1,8 @@
 """Hash grid kernels in Triton: CUDA, float32 (also in Triton's interpreter, for the tests).
 
-One program handles a block of points in one level; gradients to the table are summed with atomics, so on a GPU their
-last bits vary from run to run. Floating-point contraction is off, so that points fall in the cells of the torch
-reference.
+One program handles a block of points in one level. Gradients of the table are summed with atomics, so on a GPU their
+last bits vary from run to run. Floating-point contraction is disabled, so that points are in the same cells as in the
+torch reference.
 """
 
 # mypy: disallow-untyped-defs=False, check-untyped-defs=False
@@ -11,15 +11,14 @@ from __future__ import annotations
 
 import struct
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from scoredist3d.ops.hash_grid.encoding import HashGridSpec
+from scoredist3d.ops.hash_grid.spec import HashGridSpec
 
 _BLOCK = 256
 _OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}
@@ -27,26 +26,50 @@ _OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}
 
 @triton.jit
 def _level(meta, level):
-    """Scale, resolution, size, first entry and kind of a level."""
+    """Scale, resolution, size and first entry of a level, and whether it is hashed."""
     row = meta + level * 5
     scale = tl.load(row).to(tl.float32, bitcast=True)
     return scale, tl.load(row + 1), tl.load(row + 2), tl.load(row + 3), tl.load(row + 4)
 
 
 @triton.jit
+def _block(num_points, BLOCK: tl.constexpr):
+    """Indices of the points of this program, and whether they exist."""
+    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    return i, i < num_points
+
+
+@triton.jit
 def _axis(pointer, index, mask, scale):
-    """Lower corner (int32), position in the cell, and whether the coordinate is within the cube."""
+    """Lower corner (int32), position in the cell, and whether the coordinate is inside the cube, along one axis."""
     x = tl.load(pointer + index * 3, mask=mask, other=0.0)
     inside = (x >= 0.0) & (x <= 1.0)
-    x = tl.where(x < 0.0, 0.0, tl.where(x > 1.0, 1.0, x))  # keeps NaN, which must reach the output
+    x = tl.where(x < 0.0, 0.0, tl.where(x > 1.0, 1.0, x))  # keeps NaN, which must propagate to the output
     position = x * scale + 0.5
     low = tl.where(position >= 0.0, position, 0.0).to(tl.int32)
     return low, position - low.to(tl.float32), inside
 
 
 @triton.jit
+def _locate(points, direction, i, mask, scale, DIRECTED: tl.constexpr):
+    """Per axis: lower corner, position in the cell, whether a point is inside the cube, and direction in cells.
+
+    Without DIRECTED the direction is not defined.
+    """
+    ix, fx, in_x = _axis(points, i, mask, scale)
+    iy, fy, in_y = _axis(points + 1, i, mask, scale)
+    iz, fz, in_z = _axis(points + 2, i, mask, scale)
+    vx, vy, vz = fx, fy, fz
+    if DIRECTED:
+        vx = tl.where(in_x, tl.load(direction + i * 3, mask=mask, other=0.0) * scale, 0.0)
+        vy = tl.where(in_y, tl.load(direction + i * 3 + 1, mask=mask, other=0.0) * scale, 0.0)
+        vz = tl.where(in_z, tl.load(direction + i * 3 + 2, mask=mask, other=0.0) * scale, 0.0)
+    return ix, iy, iz, fx, fy, fz, in_x, in_y, in_z, vx, vy, vz
+
+
+@triton.jit
 def _entry(x, y, z, resolution, size, hashed):
-    """Table entry of a corner within its level."""
+    """Table entry of a grid vertex within its level."""
     if hashed:
         spatial = x.to(tl.uint32) ^ (y.to(tl.uint32) * 2654435761) ^ (z.to(tl.uint32) * 805459861)
         index = (spatial & (size - 1).to(tl.uint32)).to(tl.int32)
@@ -77,18 +100,11 @@ def _encode_kernel(
     points, direction, table, out, meta, num_points, width,
     F: tl.constexpr, DIRECTED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
+    """Features of BLOCK points in one level, or their derivative along the direction."""
     level = tl.program_id(1)
-    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    mask = i < num_points
+    i, mask = _block(num_points, BLOCK)
     scale, resolution, size, first, hashed = _level(meta, level)
-    ix, fx, in_x = _axis(points, i, mask, scale)
-    iy, fy, in_y = _axis(points + 1, i, mask, scale)
-    iz, fz, in_z = _axis(points + 2, i, mask, scale)
-    vx, vy, vz = fx, fy, fz
-    if DIRECTED:
-        vx = tl.where(in_x, tl.load(direction + i * 3, mask=mask, other=0.0) * scale, 0.0)
-        vy = tl.where(in_y, tl.load(direction + i * 3 + 1, mask=mask, other=0.0) * scale, 0.0)
-        vz = tl.where(in_z, tl.load(direction + i * 3 + 2, mask=mask, other=0.0) * scale, 0.0)
+    ix, iy, iz, fx, fy, fz, _, _, _, vx, vy, vz = _locate(points, direction, i, mask, scale, DIRECTED)
     feature = tl.arange(0, F)
     total = tl.zeros((BLOCK, F), dtype=tl.float32)
     for corner in tl.static_range(8):
@@ -104,18 +120,11 @@ def _table_gradient_kernel(
     points, direction, grad, out, meta, num_points, width,
     F: tl.constexpr, DIRECTED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
+    """Add the gradient of BLOCK points in one level to the table gradient."""
     level = tl.program_id(1)
-    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    mask = i < num_points
+    i, mask = _block(num_points, BLOCK)
     scale, resolution, size, first, hashed = _level(meta, level)
-    ix, fx, in_x = _axis(points, i, mask, scale)
-    iy, fy, in_y = _axis(points + 1, i, mask, scale)
-    iz, fz, in_z = _axis(points + 2, i, mask, scale)
-    vx, vy, vz = fx, fy, fz
-    if DIRECTED:
-        vx = tl.where(in_x, tl.load(direction + i * 3, mask=mask, other=0.0) * scale, 0.0)
-        vy = tl.where(in_y, tl.load(direction + i * 3 + 1, mask=mask, other=0.0) * scale, 0.0)
-        vz = tl.where(in_z, tl.load(direction + i * 3 + 2, mask=mask, other=0.0) * scale, 0.0)
+    ix, iy, iz, fx, fy, fz, _, _, _, vx, vy, vz = _locate(points, direction, i, mask, scale, DIRECTED)
     feature = tl.arange(0, F)
     upstream = tl.load(grad + i[:, None] * width + level * F + feature[None, :], mask=mask[:, None], other=0.0)
     for corner in tl.static_range(8):
@@ -127,6 +136,7 @@ def _table_gradient_kernel(
 
 @triton.jit
 def _corner_product(table, upstream, entry, mask, F: tl.constexpr):
+    """Dot product of a table entry and the upstream gradient."""
     feature = tl.arange(0, F)
     values = tl.load(table + entry[:, None] * F + feature[None, :], mask=mask[:, None], other=0.0)
     return tl.sum(values * upstream, axis=1)
@@ -137,18 +147,17 @@ def _point_gradient_kernel(
     points, direction, table, grad, out, meta, num_points, width, levels,
     F: tl.constexpr, DIRECTED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    mask = i < num_points
+    """Gradient of BLOCK points, summed over the levels."""
+    i, mask = _block(num_points, BLOCK)
     feature = tl.arange(0, F)
     sum_x = tl.zeros((BLOCK,), dtype=tl.float32)
     sum_y = tl.zeros((BLOCK,), dtype=tl.float32)
     sum_z = tl.zeros((BLOCK,), dtype=tl.float32)
     level = 0
-    while level < levels:  # not range(): Triton's interpreter cannot take a tensor there with numpy 2.4
+    while level < levels:  # not range(): Triton's interpreter does not accept a tensor there with numpy 2.4
         scale, resolution, size, first, hashed = _level(meta, level)
-        ix, x1, in_x = _axis(points, i, mask, scale)
-        iy, y1, in_y = _axis(points + 1, i, mask, scale)
-        iz, z1, in_z = _axis(points + 2, i, mask, scale)
+        located = _locate(points, direction, i, mask, scale, DIRECTED)
+        ix, iy, iz, x1, y1, z1, in_x, in_y, in_z, vx, vy, vz = located
         x0, y0, z0 = 1.0 - x1, 1.0 - y1, 1.0 - z1
         g = tl.load(grad + i[:, None] * width + level * F + feature[None, :], mask=mask[:, None], other=0.0)
         base = table + first.to(tl.int64) * F
@@ -161,9 +170,6 @@ def _point_gradient_kernel(
         v6 = _corner_product(base, g, _entry(ix, iy + 1, iz + 1, resolution, size, hashed), mask, F)
         v7 = _corner_product(base, g, _entry(ix + 1, iy + 1, iz + 1, resolution, size, hashed), mask, F)
         if DIRECTED:
-            vx = tl.where(in_x, tl.load(direction + i * 3, mask=mask, other=0.0) * scale, 0.0)
-            vy = tl.where(in_y, tl.load(direction + i * 3 + 1, mask=mask, other=0.0) * scale, 0.0)
-            vz = tl.where(in_z, tl.load(direction + i * 3 + 2, mask=mask, other=0.0) * scale, 0.0)
             xy = (v3 - v2 - v1 + v0) * z0 + (v7 - v6 - v5 + v4) * z1
             xz = (v5 - v4 - v1 + v0) * y0 + (v7 - v6 - v3 + v2) * y1
             yz = (v6 - v4 - v2 + v0) * x0 + (v7 - v5 - v3 + v1) * x1
@@ -221,7 +227,7 @@ def _launch(kernel: Any, grid: tuple[int, ...], arguments: tuple, spec: HashGrid
 
 
 def _or(direction: Tensor | None, points: Tensor) -> Tensor:
-    """A valid pointer for the direction, also where the kernel does not read it."""
+    """The direction, or any valid tensor in place of None, which the kernel does not read."""
     return points if direction is None else direction
 
 
@@ -231,7 +237,7 @@ def _blocks(points: Tensor) -> int:
 
 @lru_cache(maxsize=64)
 def _meta(spec: HashGridSpec, device: torch.device) -> Tensor:
-    """(L, 5) int32: the scale's bits, resolution, size, first entry, hashed."""
+    """Levels as (L, 5) int32: bits of the scale, resolution, size, first entry, hashed."""
     bits = [struct.unpack("<i", struct.pack("<f", scale))[0] for scale in spec.scales]
     rows = zip(bits, spec.resolutions, spec.sizes, spec.offsets[:-1], map(int, spec.hashed), strict=True)
     return torch.tensor(list(rows), dtype=torch.int32, device=device)

@@ -1,1 +1,1 @@
-"""Surfaces from scalar fields: marching tetrahedra, FlexiCubes, and the tetrahedral lattices that they use."""
+"""Differentiable iso-surface extraction: marching tetrahedra, FlexiCubes, and their grids."""

@@ -1,11 +1,11 @@
-"""FlexiCubes (Shen et al. 2023, arXiv 2308.05371): dual marching cubes with weights to optimise.
+"""FlexiCubes (Shen et al. 2023, arXiv 2308.05371): dual marching cubes with optimizable weights.
 
-A cube holds one vertex per loop of its marching-cubes surface (Nielson 2004, "Dual marching cubes"), and each grid edge
-that changes sign a quad of the vertices of the four cubes around it. Compared with marching tetrahedra the vertices
-move freely inside their cubes, so that sharp edges and even triangles can be learnt.
+A cube has one vertex per loop of its marching cubes surface (Nielson 2004, "Dual marching cubes"). Each grid edge with
+a sign change has a quad, which connects vertices of the four cubes around it. Unlike in marching tetrahedra, vertices
+can move freely inside their cubes, so that sharp edges and well-shaped triangles can be learned.
 
-Cube corners are numbered 4 dx + 2 dy + dz. Cube edges are numbered 4 axis + 2 p + q, where p and q are the edge's
-offsets along the axes that follow ``axis`` cyclically. Faces are numbered 2 axis + side.
+Cube corners are numbered 4 dx + 2 dy + dz. Cube edges are numbered 4 axis + 2 p + q, where p and q are the offsets of
+the edge along the two axes that follow ``axis`` cyclically. Cube faces are numbered 2 axis + side.
 
 Signed distances are negative inside; a value of exactly zero is outside.
 """
@@ -25,11 +25,11 @@ from scoredist3d.ops.isosurface.marching_tetrahedra import check_field, zero_cro
 
 @dataclass(frozen=True)
 class VoxelGrid:
-    """``resolution``^3 cubes that fill [-1, 1]^3.
+    """Grid of ``resolution``^3 cubes that fill [-1, 1]^3.
 
     Attributes:
-        vertices: (V, 3) float32, V = (resolution + 1)^3, z changing fastest; the cubes are in the same order.
-        resolution: Cubes along an axis.
+        vertices: (V, 3) float32, V = (resolution + 1)^3, with z varying fastest; cubes are in the same order.
+        resolution: Number of cubes along an axis.
     """
 
     vertices: Tensor
@@ -37,24 +37,24 @@ class VoxelGrid:
 
     @property
     def num_cubes(self) -> int:
-        """How many cubes there are, C."""
+        """Number of cubes, C."""
         return self.resolution**3
 
     @property
     def spacing(self) -> float:
-        """Side of a cube."""
+        """Side length of a cube."""
         return 2 / self.resolution
 
     def to(self, device: torch.device | str) -> VoxelGrid:
-        """The same grid on ``device``."""
+        """Copy on ``device``."""
         return VoxelGrid(self.vertices.to(device), self.resolution)
 
 
 def voxel_grid(resolution: int) -> VoxelGrid:
-    """The grid of ``resolution``^3 cubes over [-1, 1]^3, on the CPU.
+    """Create a grid of ``resolution``^3 cubes over [-1, 1]^3, on the CPU.
 
     Raises:
-        ValueError: If ``resolution`` is not in 1 to 512.
+        ValueError: ``resolution`` is not in the range 1 to 512.
     """
     if not 1 <= resolution <= 512:
         raise ValueError(f"voxel grid: resolution must be from 1 to 512, got {resolution}")
@@ -63,12 +63,12 @@ def voxel_grid(resolution: int) -> VoxelGrid:
 
 
 class FlexiWeights(NamedTuple):
-    """Weights of K cubes, all positive (section 4.2 of the paper).
+    """Positive weights of K cubes (section 4.2 of the paper).
 
     Attributes:
-        alpha: (K, 8) factors on the signed distances at the cubes' corners: they shift the crossings on the edges.
-        beta: (K, 12) weights of the crossings in the mean that is the dual vertex.
-        gamma: (K,) weights of the cubes in the choice of a quad's diagonal.
+        alpha: (K, 8), factors on the signed distances at the corners, which shift the zero crossings along the edges.
+        beta: (K, 12), weights of the zero crossings in the weighted mean that defines a dual vertex.
+        gamma: (K,), weights that determine the diagonals along which quads are split.
     """
 
     alpha: Tensor
@@ -77,9 +77,9 @@ class FlexiWeights(NamedTuple):
 
 
 def flexi_weights(raw: Tensor, *, scale: float = 0.99) -> FlexiWeights:
-    """Weights from parameters (K, 21) of any value: 1 + scale tanh for alpha and beta, a sigmoid for gamma.
+    """Weights from unconstrained parameters (K, 21): 1 + scale tanh for alpha and beta, a sigmoid for gamma.
 
-    Zero gives alpha = beta = 1 and gamma = 1/2. The ``scale`` below 1 keeps all of them away from zero.
+    Zero parameters give alpha = beta = 1 and gamma = 1/2. A ``scale`` below 1 bounds all weights away from zero.
     """
     factors = 1 + scale * torch.tanh(raw[:, :20])
     gamma = scale * torch.sigmoid(raw[:, 20]) + (1 - scale) / 2
@@ -87,13 +87,13 @@ def flexi_weights(raw: Tensor, *, scale: float = 0.99) -> FlexiWeights:
 
 
 class FlexiMesh(NamedTuple):
-    """A surface from FlexiCubes.
+    """Triangle mesh extracted by FlexiCubes.
 
     Attributes:
-        vertices: (M, 3): the dual vertices, then the quads' centres if asked for.
+        vertices: (M, 3), the dual vertices, followed by the centers of the quads if quads are subdivided.
         faces: (F, 3) int64, counter-clockwise seen from outside.
-        deviation: (D,) for each dual vertex the mean absolute deviation of its distances to the crossings it is a mean
-            of; the mean of these is the paper's regulariser L_dev.
+        deviation: (D,), for each dual vertex, the mean absolute deviation of its distances to its zero crossings. Their
+            mean is the regularizer L_dev of the paper.
     """
 
     vertices: Tensor
@@ -109,32 +109,32 @@ def flexicubes(
     *,
     subdivide: bool = False,
 ) -> FlexiMesh:
-    """The surface sdf = 0 as a mesh, differentiable in vertices, sdf and raw_weights.
+    """Extract the surface sdf = 0 as a mesh, differentiable in vertices, sdf and raw_weights.
 
-    Crossings (eq. 4 of the paper): u = (s_j alpha_j x_i - s_i alpha_i x_j) / (s_j alpha_j - s_i alpha_i); dual vertices
-    (eq. 3): the mean of a loop's crossings weighted by beta. A quad is cut along the diagonal with the larger product
-    of gammas, or, for training, into four triangles around the point
+    Zero crossings are u = (s_j alpha_j x_i - s_i alpha_i x_j) / (s_j alpha_j - s_i alpha_i) (eq. 4 of the paper); a
+    dual vertex is the mean of the crossings of a loop, weighted by beta (eq. 3). A quad is split along the diagonal
+    with the larger product of gammas or, with ``subdivide``, into four triangles around the point
     (g_02 (v_0 + v_2) / 2 + g_13 (v_1 + v_3) / 2) / (g_02 + g_13) with g_ij = gamma_i gamma_j, which is differentiable.
 
-    The mesh is an oriented manifold, closed wherever the zero level stays inside the grid (an edge on the grid's sides
-    has no quad). Where two cubes would share two edges between the same two vertices, both join the inner corners of
-    their common ambiguous face instead of parting them.
+    The mesh is an oriented manifold. It is closed if the zero level set is inside the grid; edges on the boundary of
+    the grid have no quad. If two cubes would have two mesh edges between the same two vertices, both cubes connect the
+    inner corners of their common ambiguous face instead of separating them.
 
     Args:
-        vertices: (V, 3) float; the grid's, or these moved by less than half a spacing.
+        vertices: (V, 3) float, vertices of the grid, possibly displaced by less than half a spacing.
         sdf: (V,) float, finite.
         grid: The grid.
-        raw_weights: (C, 21) unbounded parameters of the cubes, see :func:`flexi_weights` (8 alpha, 12 beta, 1 gamma);
-            only those of cubes with a surface are read. None means zeros: plain dual marching cubes.
-        subdivide: Cut each quad into four triangles (training) instead of two.
+        raw_weights: (C, 21), unconstrained parameters of the cubes (8 alpha, 12 beta, 1 gamma), see
+            :func:`flexi_weights`; only cubes with a sign change use them. None means zeros: dual marching cubes.
+        subdivide: Split each quad into four triangles, for training, instead of two.
 
     Raises:
-        ValueError: On a wrong shape, or values that are not finite.
+        ValueError: A shape is wrong or a value is not finite.
     """
     check_field("flexicubes", vertices, sdf, (grid.resolution + 1) ** 3)
     if raw_weights is not None and raw_weights.shape != (grid.num_cubes, 21):
         shape = tuple(raw_weights.shape)
-        raise ValueError(f"flexicubes: raw_weights must be ({grid.num_cubes}, 21) on this grid, got {shape}")
+        raise ValueError(f"flexicubes: raw_weights must be ({grid.num_cubes}, 21) for this grid, got {shape}")
     inside = (sdf.detach() < 0).view(3 * (grid.resolution + 1,))
     cubes = _surface_cubes(inside)
     raw = sdf.new_zeros(1, 21).expand(len(cubes.cube), -1) if raw_weights is None else raw_weights[cubes.cube]
@@ -146,7 +146,7 @@ def flexicubes(
 
 
 def _triangulate(points: Tensor, quads: Tensor, gamma: Tensor, *, subdivide: bool) -> tuple[Tensor, Tensor]:
-    """Points, with the quads' centres if these are wanted, and triangles."""
+    """Vertices, including quad centers with ``subdivide``, and triangles of the quads."""
     gamma_02, gamma_13 = gamma[:, 0] * gamma[:, 2], gamma[:, 1] * gamma[:, 3]
     if not subdivide:
         along_02, along_13 = quads[:, [0, 1, 2, 0, 2, 3]], quads[:, [0, 1, 3, 1, 2, 3]]
@@ -160,17 +160,18 @@ def _triangulate(points: Tensor, quads: Tensor, gamma: Tensor, *, subdivide: boo
 
 
 class _Cubes(NamedTuple):
-    """The K cubes that the surface passes through."""
+    """The K cubes that the surface intersects."""
 
     resolution: int
-    cube: Tensor  # (K,) raster number of the cube
-    loops: Tensor  # (K, 12) which of the cube's loops crosses an edge, -1 if none does
-    first: Tensor  # (K,) number of the cube's first dual vertex
-    row: Tensor  # (C,) place of a cube among the K, -1 if it is not one of them
+    cube: Tensor  # (K,) index of the cube
+    loops: Tensor  # (K, 12) loop of the cube that crosses each edge, -1 if none does
+    first: Tensor  # (K,) first dual vertex of the cube
+    row: Tensor  # (C,) row of a cube in the tensors above, -1 if the surface does not intersect it
     num_vertices: int
 
 
 def _surface_cubes(inside: Tensor) -> _Cubes:
+    """Find the cubes with corners of both signs; ``inside`` is a bool tensor over the grid vertices."""
     resolution, device = inside.shape[0] - 1, inside.device
     tables = _tables(device)
     signs = inside.view(torch.uint8)
@@ -190,19 +191,19 @@ def _surface_cubes(inside: Tensor) -> _Cubes:
 
 
 def _joins_face(case: Tensor, index: Tensor, row: Tensor, resolution: int) -> Tensor:
-    """(K,) bool: whether a cube and its neighbour both have one loop through all four edges of their common face."""
+    """(K,) bool, whether a cube and its neighbor both have one loop through all four edges of their common face."""
     tables = _tables(case.device)
     face = tables.pinched_face[case]
     axis, step = face // 2, face % 2 * 2 - 1
     strides = torch.tensor([resolution**2, resolution, 1], device=case.device)
     place = (index[:, None] // strides % resolution).gather(1, axis.clamp(min=0)[:, None])[:, 0] + step
     valid = (face >= 0) & (place >= 0) & (place < resolution)
-    neighbour = row[torch.where(valid, index + step * strides[axis.clamp(min=0)], index)]
-    return valid & (tables.pinched_face[case[neighbour]] == face ^ 1)
+    neighbor = row[torch.where(valid, index + step * strides[axis.clamp(min=0)], index)]
+    return valid & (tables.pinched_face[case[neighbor]] == face ^ 1)
 
 
 def _dual_vertices(vertices: Tensor, sdf: Tensor, cubes: _Cubes, weights: FlexiWeights) -> tuple[Tensor, Tensor]:
-    """Dual vertices (D, 3) and their deviation (D,)."""
+    """Dual vertices (D, 3) and their deviations (D,), see :class:`FlexiMesh`."""
     tables = _tables(sdf.device)
     row, edge = (cubes.loops >= 0).nonzero().unbind(1)
     dual = cubes.first[row] + cubes.loops[row, edge]
@@ -223,27 +224,28 @@ def _dual_vertices(vertices: Tensor, sdf: Tensor, cubes: _Cubes, weights: FlexiW
 
 
 def _mean_absolute_deviation(values: Tensor, group: Tensor, num_groups: int) -> Tensor:
+    """Mean absolute deviation from the mean, per group (num_groups,)."""
     counts = values.new_zeros(num_groups).index_add(0, group, torch.ones_like(values))
     mean = values.new_zeros(num_groups).index_add(0, group, values) / counts
     return values.new_zeros(num_groups).index_add(0, group, (values - mean[group]).abs()) / counts
 
 
 def _length(vectors: Tensor) -> Tensor:
-    """Lengths (N,), with a zero gradient where they vanish."""
+    """Lengths (N,) of vectors, with zero gradient where they are 0."""
     squared = vectors.square().sum(dim=1)
     positive = squared > 0
     return torch.where(positive, torch.where(positive, squared, 1.0).sqrt(), 0.0)
 
 
 def _quads(inside: Tensor, cubes: _Cubes) -> tuple[Tensor, Tensor]:
-    """(Q, 4) dual vertices around each inner grid edge that changes sign, and (Q, 4) the rows of their cubes."""
+    """Dual vertices (Q, 4) around each inner grid edge with a sign change, and the rows (Q, 4) of their cubes."""
     n = cubes.resolution
     parts, part_rows = [], []
     for axis in range(3):
         strides = [n ** (2 - (axis + k) % 3) for k in range(3)]
         inner = inside.permute([(axis + k) % 3 for k in range(3)])[:, 1:-1, 1:-1]
         low, high = inner[:-1], inner[1:]
-        i, j, k = (low != high).nonzero().unbind(1)  # j, k: of the cube on the lower side in both directions
+        i, j, k = (low != high).nonzero().unbind(1)  # j, k: indices of the cube on the lower side along both other axes
         # Counter-clockwise around the axis.
         around = ((0, 0), (1, 0), (1, 1), (0, 1))
         cube = torch.stack([i * strides[0] + (j + p) * strides[1] + (k + q) * strides[2] for p, q in around], dim=1)
@@ -257,22 +259,22 @@ def _quads(inside: Tensor, cubes: _Cubes) -> tuple[Tensor, Tensor]:
 
 
 class _Tables(NamedTuple):
-    """Surface of a cube for each of the 256 sets of inner corners (bit k for corner k)."""
+    """Surface of a cube for each of the 256 sets of inside corners (bit k for corner k)."""
 
-    loops: Tensor  # (2, 256, 12) loop of each edge or -1; the second half with the pinched face joined
+    loops: Tensor  # (2, 256, 12) loop of each edge or -1; entry 1: with the pinched face joined
     num_loops: Tensor  # (2, 256)
-    pinched_face: Tensor  # (256,) the ambiguous face with all four edges in one loop, or -1
+    pinched_face: Tensor  # (256,) ambiguous face with all four edges in one loop, or -1
     edge_corners: Tensor  # (12, 2)
 
 
 @lru_cache(maxsize=8)
 def _tables(device: torch.device) -> _Tables:
-    """Made by joining crossings across faces.
+    """Build the tables by connecting the edge crossings across each face.
 
-    On an ambiguous face (inner and outer corners across) the inner corners are parted, whichever cube looks at it, so
-    the surfaces of neighbours fit. In some cubes one loop then passes such a face twice. If it does so on both sides of
-    the face, the two dual vertices would share two edges; joining the inner corners on that face splits both loops. No
-    cube has more than one such face, and joining it makes no other (a test goes through all 256).
+    On an ambiguous face (inside corners diagonally opposite) the inside corners are separated, for both cubes of the
+    face, so that their surfaces match. In some cubes one loop then crosses such a face twice. If this happens on both
+    sides of the face, the two dual vertices would share two edges; joining the inside corners of that face splits both
+    loops. A cube has at most one such face, and joining it creates no other (a test covers all 256 cases).
     """
     loops = torch.full((2, 256, 12), -1, dtype=torch.int64)
     pinched = torch.full((256,), -1, dtype=torch.int64)
@@ -287,7 +289,7 @@ def _tables(device: torch.device) -> _Tables:
 
 
 def cube_loops(case: int, *, joined_face: int = -1) -> list[int]:
-    """The loop that each of a cube's 12 edges belongs to, numbered from 0, or -1 where the edge is not crossed."""
+    """Loop of each of the 12 edges of a cube, numbered from 0, or -1 if the edge is not crossed."""
     parent = list(range(12))
 
     def root(edge: int) -> int:
@@ -304,31 +306,31 @@ def cube_loops(case: int, *, joined_face: int = -1) -> list[int]:
 
 
 def pinched_faces(case: int, loops: list[int]) -> list[int]:
-    """The ambiguous faces of a cube whose four edges are all in one loop."""
+    """Ambiguous faces of a cube whose four edges are in one loop."""
     ambiguous = [face for face in range(6) if len(_face_segments(case, face, joined=False)) == 2]
     return [face for face in ambiguous if len({loops[edge] for edge in _FACE_EDGES[face]}) == 1]
 
 
 def _face_segments(case: int, face: int, *, joined: bool) -> list[tuple[int, int]]:
-    """The pairs of edges that the surface connects across a face."""
+    """Pairs of edges that the surface connects across a face."""
     corners, edges = _FACE_CORNERS[face], _FACE_EDGES[face]
     inner = [bool(case >> corner & 1) for corner in corners]
     crossed = [k for k in range(4) if inner[k] != inner[(k + 1) % 4]]
     if len(crossed) == 4:
-        # Cut off each inner corner, or each outer one where the inner ones are to be joined.
+        # Separate each inside corner, or each outside corner if the inside corners are joined.
         return [(edges[k - 1], edges[k]) for k in range(4) if inner[k] != joined]
     return [(edges[crossed[0]], edges[crossed[1]])] if crossed else []
 
 
 def _corner(axis: int, along: int, p: int, q: int) -> int:
-    """Number of the corner at ``along`` the axis and (p, q) along the two that follow."""
+    """Corner at offset ``along`` on the axis and (p, q) on the two axes that follow cyclically."""
     return along << (2 - axis) | p << (2 - (axis + 1) % 3) | q << (2 - (axis + 2) % 3)
 
 
 _EDGE_CORNERS = [
     (_corner(axis, 0, p, q), _corner(axis, 1, p, q)) for axis, p, q in product(range(3), range(2), range(2))
 ]
-# Around a face, in cyclic order; edge k joins corners k and k + 1.
+# Corners of each face in cyclic order; edge k connects corners k and k + 1.
 _FACE_CORNERS = [
     [_corner(axis, side, p, q) for p, q in ((0, 0), (1, 0), (1, 1), (0, 1))]
     for axis, side in product(range(3), range(2))

@@ -1,4 +1,4 @@
-"""Tetrahedral lattices that fill a cube, made here and kept in the user's cache."""
+"""Tetrahedral lattices that fill a cube, generated and cached in a file."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ logger = logging.getLogger("scoredist3d")
 
 # The vertices of a tetrahedron's six edges, in the order of TetrahedralGrid.tet_edges.
 TET_EDGES = ((0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3))
-# Part of the file name: raise it when the lattice or the file's layout changes.
+# Part of the file name: increase it when the lattice or the layout of the file changes.
 _FORMAT = 1
 _FIELDS = ("vertices", "tets", "edges", "tet_edges")
-# No point of the lattice is further from a vertex than this, in spacings: the circumradius of a tetrahedron, sqrt(5)/2.
+# Largest distance of a point to the nearest vertex, in spacings: the circumradius of a tetrahedron, sqrt(5) / 2.
 _COVERING_RADIUS = 1.12
 
 
 @dataclass(frozen=True)
 class TetrahedralGrid:
-    """A tetrahedral mesh of [-1, 1]^3 (or of what surrounds a ball in it).
+    """Tetrahedral mesh of [-1, 1]^3, or of the part of it that covers a ball.
 
     Attributes:
         vertices: (V, 3) float32.
-        tets: (T, 4) int32 vertex ids; every tetrahedron has a positive volume: (b - a) x (c - a) . (d - a) > 0.
-        edges: (E, 2) int32 vertex ids, the lower first; every edge once.
-        tet_edges: (T, 6) int32 edge ids, in the order of ``TET_EDGES``.
-        spacing: Distance of neighbouring layers of vertices along an axis.
+        tets: (T, 4) int32, vertex indices; all tetrahedra have positive volume: (b - a) x (c - a) . (d - a) > 0.
+        edges: (E, 2) int32, vertex indices of the unique edges, the smaller first.
+        tet_edges: (T, 6) int32, edge indices, in the order of ``TET_EDGES``.
+        spacing: Distance of adjacent layers of vertices along an axis.
     """
 
     vertices: Tensor
@@ -48,35 +48,36 @@ class TetrahedralGrid:
     spacing: float
 
     def to(self, device: torch.device | str) -> TetrahedralGrid:
-        """The same grid on ``device``."""
+        """Copy on ``device``."""
         tensors = {name: getattr(self, name).to(device) for name in _FIELDS}
         return TetrahedralGrid(**tensors, spacing=self.spacing)
 
 
 @lru_cache(maxsize=4)
 def tetrahedral_grid(resolution: int, radius: float | None = None) -> TetrahedralGrid:
-    """The body-centred cubic lattice of [-1, 1]^3 with ``resolution`` steps between layers of vertices along an axis.
+    """Body-centered cubic lattice of [-1, 1]^3 with ``resolution`` steps between layers of vertices along an axis.
 
-    Its vertices are the corners and the centres of the cubes of side 2 spacing. Two cubes that share a face give four
-    tetrahedra, each of the two centres and an edge of the face (Labelle and Shewchuk 2007, "Isosurface stuffing",
-    section 2); at the sides of the box the face's own centre takes the place of the missing one, which halves them.
-    All inner tetrahedra are congruent, with dihedral angles of 60 and 90 degrees, and the lattice has all symmetries of
-    the cube. Kuhn's six tetrahedra of a cube are thinner (45 degrees) and share one of its four diagonals, which shows
-    in surfaces as ripples along that direction. A grid has about ``resolution``^3 / 4 vertices and 1.5
-    ``resolution``^3 tetrahedra: 0.56 and 3.2 million at 128, half of them in the unit ball.
+    Its vertices are the corners and centers of cubes with a side of 2 spacings. Two cubes that share a face give four
+    tetrahedra, each formed by the two centers and an edge of the face (Labelle and Shewchuk 2007, "Isosurface
+    stuffing", section 2). At the boundary the center of the face replaces the missing cube center, which halves the
+    tetrahedra. All inner tetrahedra are congruent, with dihedral angles of 60 and 90 degrees, and the lattice has all
+    symmetries of the cube. Kuhn's subdivision of a cube into six tetrahedra has thinner ones (45 degrees), which share
+    one of the four diagonals, and this causes ripples along that direction in surfaces. A grid has about
+    ``resolution``^3 / 4 vertices and 1.5 ``resolution``^3 tetrahedra: 0.56 and 3.2 million for 128, half of them in the
+    unit ball.
 
-    Kept in memory and as a file in the user's cache folder; a damaged file is made anew.
+    The grid is cached in memory and in a file in the user's cache folder; a damaged file is regenerated.
 
     Args:
-        resolution: Even; the spacing is 2 / resolution.
-        radius: If given, tetrahedra without a point in the ball of this radius around the origin are left out (and a
-            few with one are kept): a ball of radius 1 needs half of the cube.
+        resolution: An even number; the spacing is 2 / resolution.
+        radius: If given, the tetrahedra that do not intersect the ball of this radius around the origin are omitted
+            (a few of them are kept). A ball of radius 1 needs half of the cube.
 
     Returns:
-        The grid, on the CPU. It is shared: do not write into it.
+        The grid, on the CPU. It is shared between callers: do not modify it.
 
     Raises:
-        ValueError: If ``resolution`` is not even and positive or above 512, or ``radius`` not positive.
+        ValueError: ``resolution`` is not an even number from 2 to 512, or ``radius`` is not positive.
     """
     if resolution < 2 or resolution % 2 or resolution > 512:
         raise ValueError(f"tetrahedral grid: resolution must be an even number from 2 to 512, got {resolution}")
@@ -91,7 +92,7 @@ def tetrahedral_grid(resolution: int, radius: float | None = None) -> Tetrahedra
 
 
 def generate(resolution: int, radius: float | None = None) -> dict[str, Tensor]:
-    """The tensors of ``tetrahedral_grid(resolution, radius)``, made without a cache."""
+    """Tensors of ``tetrahedral_grid(resolution, radius)``, generated without the cache."""
     tets = _lattice_tets(resolution)
     side = resolution + 1
     if radius is not None:
@@ -99,7 +100,9 @@ def generate(resolution: int, radius: float | None = None) -> dict[str, Tensor]:
         near = near < radius + _COVERING_RADIUS * 2 / resolution
         tets = tets[near[tets.long()].any(dim=1)]
     if not len(tets):
-        raise ValueError(f"tetrahedral grid: radius {radius} leaves nothing at resolution {resolution}; make it larger")
+        raise ValueError(
+            f"tetrahedral grid: radius {radius} is too small for resolution {resolution}: no tetrahedron is left"
+        )
     used = torch.zeros(side**3, dtype=torch.bool)
     used[tets.reshape(-1).long()] = True
     codes = used.nonzero()[:, 0].to(torch.int32)
@@ -109,7 +112,7 @@ def generate(resolution: int, radius: float | None = None) -> dict[str, Tensor]:
 
 
 def _coordinates(codes: Tensor, resolution: int) -> Tensor:
-    """(N, 3) int32 positions in spacings of the lattice points with the raster numbers ``codes`` (N,)."""
+    """Integer coordinates (N, 3), in spacings, of lattice points with the flat indices ``codes`` (N,)."""
     side = resolution + 1
     return torch.stack((codes // side**2, codes // side % side, codes % side), dim=1)
 
@@ -119,13 +122,13 @@ def _positions(codes: Tensor, resolution: int) -> Tensor:
 
 
 def _lattice_tets(resolution: int) -> Tensor:
-    """(T, 4) int32 raster numbers of lattice points: four tetrahedra about each face of the cubes of side 2."""
+    """Flat indices (T, 4) int32 of lattice points: four tetrahedra at each face of the cubes of side 2."""
     cubes = resolution // 2
     side = resolution + 1
     plane, across = torch.arange(0, resolution + 1, 2), torch.arange(1, resolution, 2)
     parts = []
     for axis in range(3):
-        strides = [side ** (2 - (axis + k) % 3) for k in range(3)]  # of this axis and, cyclically, the other two
+        strides = [side ** (2 - (axis + k) % 3) for k in range(3)]  # of this axis and, cyclically, of the other two
         i, j, k = torch.meshgrid(plane, across, across, indexing="ij")
         below = (i - 1).clamp(min=0) * strides[0] + j * strides[1] + k * strides[2]
         above = (i + 1).clamp(max=resolution) * strides[0] + j * strides[1] + k * strides[2]
@@ -140,10 +143,10 @@ def _lattice_tets(resolution: int) -> Tensor:
 
 
 def _unique_edges(tets: Tensor, coordinates: Tensor) -> tuple[Tensor, Tensor]:
-    """Unique edges (E, 2) and the tetrahedra's edge ids (T, 6), int32.
+    """Unique edges (E, 2) and the edges of the tetrahedra (T, 6), as int32 indices.
 
-    An edge is known by its lower vertex and its direction. There are few directions, so a table of all pairs takes the
-    place of a sort of all edges.
+    An edge is identified by its smaller vertex and its direction. Since there are few directions, a table of all pairs
+    replaces sorting all edges.
     """
     starts, ends = (tets[:, [pair[end] for pair in TET_EDGES]] for end in (0, 1))
     lower, higher = torch.minimum(starts, ends), torch.maximum(starts, ends)
@@ -173,22 +176,22 @@ def _checksums(tensors: dict[str, Tensor]) -> str:
 
 
 def _load(path: Path) -> dict[str, Tensor] | None:
-    """The tensors of a cache file, or None if it is damaged."""
+    """Tensors of a cache file, or None if it is unreadable or damaged."""
     try:
         with safetensors.safe_open(str(path), framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in _FIELDS}
             expected = (file.metadata() or {}).get("crc32")
     except (OSError, safetensors.SafetensorError) as error:
-        logger.warning("tetrahedral grid: the cache file %s cannot be read (%s); it is made anew", path, error)
+        logger.warning("tetrahedral grid: the cache file %s cannot be read (%s) and is regenerated", path, error)
         return None
     if _checksums(tensors) != expected:
-        logger.warning("tetrahedral grid: the cache file %s is damaged; it is made anew", path)
+        logger.warning("tetrahedral grid: the cache file %s is damaged and is regenerated", path)
         return None
     return tensors
 
 
 def _save(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Write the cache file as a whole or not at all; a cache that cannot be written costs time, nothing else."""
+    """Write the cache file atomically; a failure is logged, since the cache only saves time."""
     temporary = None
     try:
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=".tmp")

@@ -1,1 +1,1 @@
-"""Operators on triangle meshes: closest points and signed distance, regularisers, connectivity."""
+"""Operators on triangle meshes: closest points, signed distance, regularizers and connectivity."""

@@ -1,9 +1,9 @@
-"""Distance to a triangle mesh, signed by the winding number.
+"""Distance to triangle meshes, with its sign from the winding number.
 
-The distance is exact. Its sign comes from the generalised winding number (Jacobson et al. 2013, "Robust inside-outside
-segmentation using generalized winding numbers"): the share of the directions, counted with orientation, in which the
-mesh is seen. It is 1 inside and 0 outside a closed mesh whose faces are counter-clockwise seen from outside, and stays
-smooth across holes, so that open and self-intersecting meshes still have a sensible inside: where it exceeds 1/2.
+The distance is exact. Its sign comes from the generalized winding number (Jacobson et al. 2013, "Robust inside-outside
+segmentation using generalized winding numbers"): the signed solid angle of the mesh divided by 4 pi. It is 1 inside and
+0 outside a closed mesh whose faces are counter-clockwise seen from outside. It is smooth across holes, so that open and
+self-intersecting meshes also have a reasonable inside, where it exceeds 1/2.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from scoredist3d.ops.mesh.topology import check_faces
 
 BACKENDS = ("torch", "native")
 
-# Most triangles of a leaf, MD_LEAF in native/mesh_distance.c.
+# Maximum number of triangles in a leaf, MD_LEAF in native/mesh_distance.c.
 _LEAF_SIZE = 8
-# Pairs of a point and a triangle that the torch backend handles at once.
+# Pairs of a point and a triangle that the torch backend processes at once.
 _PAIRS = {"cpu": 2**19}
 _PAIRS_ON_DEVICE = 2**24
 
 
 @dataclass(frozen=True)
 class ClosestPoints:
-    """The closest points of a mesh.
+    """Closest points on a mesh.
 
     Attributes:
         points: (N, 3).
-        faces: (N,) int64, the face that each lies on (any of those it lies on).
-        barycentric: (N, 3), not negative, sum 1: the point as a mean of the face's vertices.
+        faces: (N,) int64, face that contains each point (any one if several do).
+        barycentric: (N, 3), weights of the vertices of the face, non-negative, with sum 1.
     """
 
     points: Tensor
@@ -44,8 +44,8 @@ class ClosestPoints:
 def signed_distance(points: Tensor, vertices: Tensor, faces: Tensor, *, backend: str = "auto") -> Tensor:
     """Distance (N,) of ``points`` to a mesh, negative inside.
 
-    Differentiable in points and vertices (as the closest point is a minimum, its own motion does not count): the
-    gradient is the unit vector away from the surface, zero on the surface itself.
+    Differentiable in points and vertices (the motion of the closest point does not contribute, since it is a minimum).
+    The gradient has length 1, except on the surface itself, where it is 0.
 
     Args:
         points: (N, 3) float.
@@ -54,7 +54,7 @@ def signed_distance(points: Tensor, vertices: Tensor, faces: Tensor, *, backend:
         backend: auto, native (CPU, float32, a tree) or torch (every point with every triangle).
 
     Raises:
-        ValueError: On a wrong shape, values that are not finite, or a backend that cannot be used.
+        ValueError: A shape is wrong, a value is not finite, or the backend is not usable.
     """
     closest = closest_point(points, vertices, faces, backend=backend)
     squared = (points - closest.points).square().sum(dim=1)
@@ -64,9 +64,9 @@ def signed_distance(points: Tensor, vertices: Tensor, faces: Tensor, *, backend:
 
 
 def closest_point(points: Tensor, vertices: Tensor, faces: Tensor, *, backend: str = "auto") -> ClosestPoints:
-    """The point of a mesh closest to each of ``points`` (N, 3); differentiable in ``vertices``, barycentric held fixed.
+    """Point of a mesh closest to each of ``points`` (N, 3); arguments and errors as for :func:`signed_distance`.
 
-    Arguments and errors as for :func:`signed_distance`.
+    Differentiable in ``vertices`` with the barycentric coordinates held fixed.
     """
     name = _checked_backend("closest point", backend, points, vertices, faces)
     with torch.no_grad():
@@ -81,21 +81,21 @@ def closest_point(points: Tensor, vertices: Tensor, faces: Tensor, *, backend: s
 def winding_number(
     points: Tensor, vertices: Tensor, faces: Tensor, *, accuracy: float = 2.0, backend: str = "auto"
 ) -> Tensor:
-    """Generalised winding number (N,) of a mesh around ``points``; not differentiable.
+    """Generalized winding number (N,) of a mesh at ``points``; not differentiable.
 
-    The native backend takes groups of triangles that are far enough away by the first two terms of their expansion
-    (Barill et al. 2018, "Fast winding numbers for soups and clouds"); the torch backend sums all solid angles.
+    The native backend approximates distant groups of triangles by the first two terms of their expansion (Barill et al.
+    2018, "Fast winding numbers for soups and clouds"); the torch backend sums all solid angles.
 
     Args:
         points: (N, 3) float.
         vertices: (V, 3) float, finite.
         faces: (F, 3) integer; at least one.
-        accuracy: A group is far if its distance exceeds this many of its radii; 2 gives errors of up to
-            about 0.05, 4 of 0.01; a sign needs less than 0.5.
+        accuracy: A group is distant if its distance exceeds this multiple of its radius. 2 gives errors up to about
+            0.05, 4 up to 0.01; the sign needs less than 0.5.
         backend: auto, native or torch.
 
     Raises:
-        ValueError: On a wrong shape, values that are not finite, or a backend that cannot be used.
+        ValueError: A shape is wrong, a value is not finite, or the backend is not usable.
     """
     name = _checked_backend("winding number", backend, points, vertices, faces)
     if not accuracy > 1:
@@ -119,13 +119,13 @@ def _checked_backend(name: str, backend: str, points: Tensor, vertices: Tensor, 
     if points.dtype != vertices.dtype or points.device != vertices.device or faces.device != vertices.device:
         raise ValueError(
             f"{name}: points are {points.dtype} on {points.device}, vertices {vertices.dtype} on {vertices.device} and "
-            f"faces on {faces.device}; give all on one device and points and vertices of one dtype"
+            f"faces on {faces.device}; all must be on the same device, points and vertices of the same dtype"
         )
     if not len(faces):
         raise ValueError(f"{name}: the mesh has no faces")
     if int(faces.min()) < 0 or int(faces.max()) >= len(vertices):
         found = f"{int(faces.min())} to {int(faces.max())}"
-        raise ValueError(f"{name}: faces name vertices {found}, but there are {len(vertices)}")
+        raise ValueError(f"{name}: faces refer to vertices {found}, but there are only {len(vertices)}")
     if not bool(torch.isfinite(vertices.detach()).all()) or not bool(torch.isfinite(points.detach()).all()):
         raise ValueError(f"{name}: points and vertices must be finite")
     return backends.choose(name, backend, points.device, BACKENDS, points.dtype)
@@ -133,9 +133,9 @@ def _checked_backend(name: str, backend: str, points: Tensor, vertices: Tensor, 
 
 @dataclass(frozen=True)
 class _Tree:
-    """Bounding boxes and moments for ``native/mesh_distance.c``."""
+    """Bounding volume hierarchy with moments, for ``native/mesh_distance.c``."""
 
-    order: Tensor  # (F,) the face at each place
+    order: Tensor  # (F,) face at each position
     triangles: Tensor  # (F, 3, 3) in that order
     blocks: Tensor
     boxes: Tensor
@@ -181,8 +181,8 @@ def _chunk(triangles: Tensor) -> int:
 def _project(points: Tensor, triangles: Tensor) -> tuple[Tensor, Tensor]:
     """Barycentric coordinates (..., 3) of the closest points of ``triangles`` (..., 3, 3), and squared distances (...).
 
-    The best of four candidates: the foot of the perpendicular, if it lies in the triangle, and the closest points of
-    the three sides. All are points of the triangle, so that rounding in slivers costs accuracy at worst.
+    There are four candidates: the perpendicular projection, if it is inside the triangle, and the closest points on the
+    three sides. All are points of the triangle, so rounding errors in slivers only affect the accuracy.
     """
     corners = triangles - points.unsqueeze(-2)
     a, b, c = corners.unbind(-2)
@@ -206,7 +206,7 @@ def _project(points: Tensor, triangles: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _solid_angles(points: Tensor, triangles: Tensor) -> Tensor:
-    """Signed solid angles (...), in steradians, of triangles (..., 3, 3) seen from points (..., 3).
+    """Signed solid angles (...), steradians, of triangles (..., 3, 3) seen from points (..., 3).
 
     Van Oosterom and Strackee 1983, "The solid angle of a plane triangle", eq. 8.
     """

@@ -1,7 +1,7 @@
-"""Normals of triangle meshes and regularisers on them, differentiable in the vertices.
+"""Normals of triangle meshes and regularization losses, differentiable in the vertices.
 
-Faces are counter-clockwise seen from outside. A mesh without faces has loss zero (with a zero gradient), so that
-training goes on while a shape is still empty. Faces without an area have no normal: they get zero, and no gradient.
+Faces are counter-clockwise seen from outside. The losses of a mesh without faces are 0 with zero gradient, so that
+training continues while a shape is empty. Degenerate faces have the normal 0 with zero gradient.
 """
 
 from __future__ import annotations
@@ -11,35 +11,35 @@ from torch import Tensor
 
 from scoredist3d.ops.mesh.topology import EdgeFaces, check_faces, edge_faces
 
-# Twice a face's area over its longest edge squared: below this float32 coordinates hold no direction.
+# Twice the area of a face over its squared longest edge; below this value its normal is dominated by rounding.
 _DEGENERATE = 1e-6
 
 
 def face_normals(vertices: Tensor, faces: Tensor) -> Tensor:
-    """Unit normals (F, 3) of ``faces`` (F, 3) over ``vertices`` (V, 3); zero for faces without an area."""
+    """Unit normals (F, 3) of ``faces`` (F, 3) with ``vertices`` (V, 3); 0 for degenerate faces."""
     normals, longest = _scaled_normals(vertices, faces)
-    return _normalise(normals, _DEGENERATE * longest)
+    return _normalize(normals, _DEGENERATE * longest)
 
 
 def vertex_normals(vertices: Tensor, faces: Tensor) -> Tensor:
-    """Unit normals (V, 3): directions of the area-weighted sum over a vertex's faces; zero where that vanishes."""
+    """Unit vertex normals (V, 3): normalized area-weighted sums over adjacent faces; 0 where the sum vanishes."""
     normals, longest = _scaled_normals(vertices, faces)
     corners = faces.reshape(-1).to(torch.int64)
     total = torch.zeros_like(vertices).index_add(0, corners, normals.repeat_interleave(3, dim=0))
     scale = longest.new_zeros(len(vertices)).index_add(0, corners, longest.repeat_interleave(3))
-    return _normalise(total, _DEGENERATE * scale)
+    return _normalize(total, _DEGENERATE * scale)
 
 
 def normal_consistency(vertices: Tensor, faces: Tensor, *, adjacency: EdgeFaces | None = None) -> Tensor:
-    """Mean of 1 - cos(angle between the normals) over all pairs of faces that share an edge: 0 where flat, at most 2.
+    """Mean of 1 - cos(angle between normals) over all pairs of adjacent faces; 0 for flat meshes, at most 2.
 
     Args:
         vertices: (V, 3).
         faces: (F, 3).
-        adjacency: ``edge_faces(faces)``, where the caller has it already.
+        adjacency: ``edge_faces(faces)``; computed if not given.
 
     Returns:
-        A scalar. Pairs with a face without an area do not count.
+        A scalar. Pairs with a degenerate face are ignored.
     """
     pairs = (adjacency or edge_faces(faces)).faces
     first, second = pairs[pairs[:, 1] >= 0].unbind(1)
@@ -51,12 +51,12 @@ def normal_consistency(vertices: Tensor, faces: Tensor, *, adjacency: EdgeFaces 
 
 
 def laplacian(vertices: Tensor, faces: Tensor, *, adjacency: EdgeFaces | None = None) -> Tensor:
-    """Mean squared length of the uniform Laplacian, (mean of the neighbours) - vertex, over the vertices of faces.
+    """Mean squared length of the uniform Laplacian, (mean of the neighbors) - vertex, over all used vertices.
 
     Args:
         vertices: (V, 3).
         faces: (F, 3).
-        adjacency: ``edge_faces(faces)``, where the caller has it already.
+        adjacency: ``edge_faces(faces)``; computed if not given.
 
     Returns:
         A scalar, scene units squared.
@@ -64,22 +64,22 @@ def laplacian(vertices: Tensor, faces: Tensor, *, adjacency: EdgeFaces | None = 
     edges = (adjacency or edge_faces(faces)).edges
     start, end = edges.unbind(1)
     ends = torch.cat((start, end))
-    neighbours = torch.cat((end, start))
+    neighbors = torch.cat((end, start))
     degree = vertices.new_zeros(len(vertices)).index_add(0, ends, vertices.new_ones(len(ends)))
-    # Summed as differences, which keeps digits that the mean of absolute positions would lose.
-    difference = torch.zeros_like(vertices).index_add(0, ends, vertices[neighbours] - vertices[ends])
+    # Summing differences is more accurate than averaging absolute positions.
+    difference = torch.zeros_like(vertices).index_add(0, ends, vertices[neighbors] - vertices[ends])
     used = degree > 0
     return _mean((difference[used] / degree[used, None]).square().sum(dim=1), vertices)
 
 
 def edge_length(vertices: Tensor, faces: Tensor, *, target: float = 0.0, adjacency: EdgeFaces | None = None) -> Tensor:
-    """Mean of (length - target)^2 over the edges; with target 0 the mean squared length.
+    """Mean of (length - target)^2 over all edges.
 
     Args:
         vertices: (V, 3).
         faces: (F, 3).
-        target: The length that costs nothing, scene units.
-        adjacency: ``edge_faces(faces)``, where the caller has it already.
+        target: Target length, scene units.
+        adjacency: ``edge_faces(faces)``; computed if not given.
 
     Returns:
         A scalar, scene units squared.
@@ -94,7 +94,7 @@ def edge_length(vertices: Tensor, faces: Tensor, *, target: float = 0.0, adjacen
 
 
 def _scaled_normals(vertices: Tensor, faces: Tensor) -> tuple[Tensor, Tensor]:
-    """Normals (F, 3) whose length is twice the area, and the longest edge squared (F,), without gradient."""
+    """Normals (F, 3) whose length is twice the area, and squared longest edges (F,), without gradient."""
     check_faces(faces)
     if vertices.ndim != 2 or vertices.shape[1] != 3:
         raise ValueError(f"mesh: vertices must be (V, 3), got {tuple(vertices.shape)}")
@@ -104,8 +104,8 @@ def _scaled_normals(vertices: Tensor, faces: Tensor) -> tuple[Tensor, Tensor]:
     return torch.linalg.cross(ab, ac), sides.square().sum(dim=-1).amax(dim=0)
 
 
-def _normalise(vectors: Tensor, threshold: Tensor) -> Tensor:
-    """Unit vectors; zero, with a zero gradient, where the length does not exceed ``threshold``."""
+def _normalize(vectors: Tensor, threshold: Tensor) -> Tensor:
+    """Normalized vectors; 0 with zero gradient where the length does not exceed ``threshold``."""
     squared = vectors.square().sum(dim=-1, keepdim=True)
     proper = squared > threshold.square().unsqueeze(-1)
     proper = proper & (squared > 0)
@@ -113,5 +113,5 @@ def _normalise(vectors: Tensor, threshold: Tensor) -> Tensor:
 
 
 def _mean(values: Tensor, vertices: Tensor) -> Tensor:
-    """Mean, or a zero that still hangs on ``vertices`` where there is nothing to average."""
+    """Mean of ``values``; without values, a 0 that is connected to ``vertices`` in the autograd graph."""
     return values.mean() if len(values) else vertices.sum() * 0

@@ -1,4 +1,4 @@
-"""Connectivity of triangle meshes: which faces meet at which edge, and what that says about the surface."""
+"""Connectivity of triangle meshes: edges, adjacent faces, closedness and Euler characteristic."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class EdgeFaces:
-    """The edges of a mesh and the faces on either side.
+    """Edges of a mesh and their adjacent faces.
 
     Attributes:
-        edges: (E, 2) int64 vertex ids, the lower first, in ascending order; every edge once.
-        faces: (E, 2) int64 ids of the faces that have the edge, the lower first; -1 where a border edge has no second
-            face. Of an edge with more than two faces (not a manifold) the two lowest are given.
-        counts: (E,) int64 number of faces that have the edge: 1 at a border, 2 inside a manifold.
+        edges: (E, 2) int64, vertex indices of the unique edges, the smaller first, in ascending order.
+        faces: (E, 2) int64, adjacent faces of each edge, the smaller index first; the second one is -1 for boundary
+            edges. For non-manifold edges (more than two faces) these are the two smallest.
+        counts: (E,) int64, number of adjacent faces: 1 for boundary edges, 2 inside a manifold.
     """
 
     edges: Tensor
@@ -25,15 +25,15 @@ class EdgeFaces:
 
 
 def edge_faces(faces: Tensor) -> EdgeFaces:
-    """The unique edges of ``faces`` (F, 3) and their one or two faces.
+    """Unique edges of ``faces`` (F, 3) and their adjacent faces.
 
     Raises:
-        ValueError: If ``faces`` is not an integer tensor (F, 3).
+        ValueError: ``faces`` is not an integer tensor (F, 3).
     """
     check_faces(faces)
     keys, _ = _directed_edges(faces)
     unique, inverse, counts = torch.unique(keys, return_inverse=True, return_counts=True)
-    # Occurrences grouped by edge, in each group by face, since the sort is stable and the faces come in order.
+    # Occurrences are grouped by edge and, because the sort is stable, ordered by face within a group.
     owner = torch.argsort(inverse, stable=True) // 3
     first = counts.cumsum(0) - counts
     second = torch.where(counts > 1, owner[(first + 1).clamp(max=max(len(owner) - 1, 0))], -1)
@@ -45,7 +45,7 @@ def edge_faces(faces: Tensor) -> EdgeFaces:
 def is_closed(faces: Tensor) -> bool:
     """Whether ``faces`` (F, 3) is a closed, consistently oriented edge manifold.
 
-    Every edge then has exactly two faces, which run through it in opposite directions. A mesh without faces is closed.
+    Then every edge has exactly two faces, which traverse it in opposite directions. A mesh without faces is closed.
     """
     check_faces(faces)
     keys, forward = _directed_edges(faces)
@@ -55,7 +55,7 @@ def is_closed(faces: Tensor) -> bool:
 
 
 def euler_characteristic(faces: Tensor) -> int:
-    """V - E + F over the vertices that faces use: 2 for each sphere, 0 for each torus."""
+    """Euler characteristic V - E + F over all used vertices; each sphere contributes 2, each torus 0."""
     check_faces(faces)
     keys, _ = _directed_edges(faces)
     return len(faces.unique()) - len(keys.unique()) + len(faces)
@@ -72,7 +72,7 @@ def _stride(faces: Tensor) -> int:
 
 
 def _directed_edges(faces: Tensor) -> tuple[Tensor, Tensor]:
-    """Of each face's three edges a key (3F,) without direction, and whether it runs from the lower vertex up."""
+    """Direction-independent key (3F,) of each edge of each face, and whether the edge starts at its smaller vertex."""
     faces = faces.to(torch.int64)
     start, end = faces.reshape(-1), faces.roll(-1, dims=1).reshape(-1)
     return torch.minimum(start, end) * _stride(faces) + torch.maximum(start, end), start < end

@@ -1,8 +1,9 @@
 """C kernels for the CPU, compiled at first use and called through ctypes.
 
-Plain C with OpenMP and raw pointers: any ``cc`` builds it in about a second, with no headers but the C library's, where
-the same code as a torch extension takes a minute. The shared library is kept in the user's cache under a key of
-everything it depends on. Without a compiler the operators fall back to torch. ``SCOREDIST3D_NATIVE=0`` turns this off.
+The kernels are plain C with OpenMP and raw pointers, so that any C compiler builds them in about two seconds and
+without headers other than those of the C library; a torch extension would take a minute. The shared library is stored
+in the user's cache folder under a hash of everything that it depends on. Without a compiler, the operators use torch.
+``SCOREDIST3D_NATIVE=0`` disables the kernels.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from torch import Tensor
 logger = logging.getLogger("scoredist3d")
 
 _SOURCES = tuple(sorted(path.name for path in Path(__file__).parent.glob("*.c")))
-# No contraction into FMA: the kernels then do the arithmetic of the torch reference, bit by bit where the order agrees.
+# No contraction into FMA: the kernels are then bit-identical to the torch reference where the order of operations
+# agrees.
 _BASE_FLAGS = (
     "-std=gnu11",
     "-O2",
@@ -36,32 +38,33 @@ _BASE_FLAGS = (
     "-fPIC",
     "-shared",
 )
-# From the fastest; a compiler or machine that refuses one gets the next.
+# In order of speed; if the compiler or the machine does not support an entry, the next one is tried.
 _OPTIONAL_FLAGS = (("-march=native", "-fopenmp"), ("-fopenmp",), ("-march=native",), ())
 _COMPILE_TIMEOUT = 120.0
 
 
 class _Unavailable(Exception):
-    """The library cannot be built or loaded; the message says why."""
+    """The library cannot be built or loaded; the message has the reason."""
 
 
 def available() -> bool:
-    """Whether the C kernels can be used; builds them if need be."""
+    """Whether the C kernels are usable; builds them if necessary."""
     return _load()[0] is not None
 
 
 def unavailable_reason() -> str | None:
-    """Why the kernels cannot be used, in one line, or None."""
+    """Reason why the kernels are not usable, in one line, or None."""
     return _load()[1]
 
 
 def call(function: str, *arguments: Tensor | float | int | None) -> None:
-    """Call a kernel; the number of threads, torch's own, is added as the last argument.
+    """Call a kernel, with torch's number of threads as an additional last argument.
 
-    Tensors become pointers (they must be contiguous), None a null pointer, ``int`` is int64, ``float`` is float.
+    Tensors, which must be contiguous, are passed as pointers, None as a null pointer, ``int`` as int64 and ``float`` as
+    float.
 
     Raises:
-        RuntimeError: If the kernels are not available.
+        RuntimeError: The kernels are not usable.
     """
     library, reason = _load()
     if library is None:
@@ -82,9 +85,9 @@ def _as_ctypes(argument: Tensor | float | int | None) -> ctypes.c_void_p | ctype
 
 @lru_cache(maxsize=1)
 def _load() -> tuple[ctypes.CDLL | None, str | None]:
-    """The library, or the reason why there is none."""
+    """Library, or the reason why it is not usable."""
     if os.environ.get("SCOREDIST3D_NATIVE") == "0":
-        return None, "switched off by SCOREDIST3D_NATIVE=0"
+        return None, "disabled by SCOREDIST3D_NATIVE=0"
     try:
         return _build(), None
     except (_Unavailable, OSError, subprocess.SubprocessError) as error:
@@ -95,7 +98,7 @@ def _build() -> ctypes.CDLL:
     """Load the library from the cache, or compile it with the first compiler and flags that work."""
     compilers = _compilers()
     if not compilers:
-        raise _Unavailable("no C compiler found; install one (for example `apt install gcc`) or point $CC at one")
+        raise _Unavailable("no C compiler found; install one (for example `apt install gcc`) or set $CC")
     folder = cache_folder()
     problem = ""
     for compiler in compilers:
@@ -113,13 +116,14 @@ def _build() -> ctypes.CDLL:
 
 
 def _compilers() -> list[list[str]]:
+    """Commands of the installed C compilers, ``$CC`` first."""
     names = [os.environ.get("CC", ""), "cc", "gcc", "clang"]
     commands = [shlex.split(name) for name in dict.fromkeys(names) if name.strip()]
     return [[path, *command[1:]] for command in commands if (path := shutil.which(command[0])) is not None]
 
 
 def cache_folder() -> Path:
-    """The user's cache, or a folder of this process where that cannot be written."""
+    """Cache folder of the user, or a temporary folder if that is not writable."""
     root = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     folder = Path(root) / "scoredist3d"
     try:
@@ -130,6 +134,7 @@ def cache_folder() -> Path:
 
 
 def _key(command: list[str]) -> str:
+    """Hash of everything that the library depends on: command, processor and sources."""
     digest = hashlib.blake2b(digest_size=12)
     digest.update("\0".join([*command, _processor()]).encode())
     for name in _SOURCES:
@@ -139,7 +144,7 @@ def _key(command: list[str]) -> str:
 
 @lru_cache(maxsize=1)
 def _processor() -> str:
-    """What ``-march=native`` depends on: architecture, model and instruction sets."""
+    """Description of the processor (architecture, model, instruction sets), on which ``-march=native`` depends."""
     description = [platform.system(), platform.machine(), platform.processor()]
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -151,7 +156,7 @@ def _processor() -> str:
 
 
 def _compile(command: list[str], target: Path) -> None:
-    """Compile to a temporary file beside the target and move it there, so that nobody ever loads half a library."""
+    """Compile to a temporary file next to the target and rename it, so that no process loads an incomplete library."""
     handle, name = tempfile.mkstemp(dir=target.parent, prefix=target.stem, suffix=".tmp")
     os.close(handle)
     temporary = Path(name)

@@ -1,29 +1,30 @@
-/* Multiresolution hash grid on the CPU: features, gradient to the table, gradient to the points, each also along a
- * direction (for second derivatives). hash_grid_torch.py is the reference; the arithmetic and its order are the same.
+/* Multiresolution hash grid on the CPU: features, table gradient and point gradient, each also differentiated along a
+ * direction (for second derivatives). hash_grid/torch_backend.py is the reference; the arithmetic and its order are the
+ * same.
  *
- * Results do not depend on the number of threads: points are independent in the first and the last, and a table entry is
- * summed by one thread, in the order of the points.
+ * Results do not depend on the number of threads: features and point gradients are computed independently per point,
+ * and each table entry is summed by one thread in the order of the points.
  */
 #include <stdint.h>
 #include <string.h>
 
-#define BLOCK 64 /* points handled together, so that the index arithmetic vectorises */
+#define BLOCK 64 /* points per block; index arithmetic is vectorized over a block */
 #define MAX_FEATURES 8
 #define INLINE static inline __attribute__((always_inline))
 
 typedef struct {
-    const float *scales;         /* per level: cells along an axis */
-    const int64_t *resolutions;  /* corners along an axis */
-    const int64_t *sizes;        /* entries */
-    const int64_t *offsets;      /* first entry */
+    const float *scales;         /* per level: number of cells along an axis */
+    const int64_t *resolutions;  /* number of grid vertices along an axis */
+    const int64_t *sizes;        /* number of table entries */
+    const int64_t *offsets;      /* first table entry */
     const int64_t *hashed;       /* 1: hashed, 0: dense */
     int64_t num_levels, active_levels, features;
 } Grid;
 
-/* Where a block of points lies in one level. */
+/* Positions of a block of points in one level. */
 typedef struct {
     float fraction[3][BLOCK];
-    float along[3][BLOCK]; /* direction in cells; only filled if there is one */
+    float along[3][BLOCK]; /* direction in cells, only set if there is a direction */
     uint32_t corner[8][BLOCK];
     float weight[8][BLOCK];
 } Cells;
@@ -37,7 +38,7 @@ INLINE void locate(Cells *c, const Grid *g, int64_t level, const float *points, 
     for (int d = 0; d < 3; d++)
         for (int64_t i = 0; i < count; i++) {
             float x = points[3 * i + d];
-            x = x < 0.0f ? 0.0f : x > 1.0f ? 1.0f : x; /* keeps NaN, which must reach the output */
+            x = x < 0.0f ? 0.0f : x > 1.0f ? 1.0f : x; /* keeps NaN, which must propagate to the output */
             const float position = x * scale + 0.5f;
             const int32_t cell = position >= 0.0f ? (int32_t)position : 0; /* 0 for NaN */
             low[d][i] = (uint32_t)cell;
@@ -52,7 +53,7 @@ INLINE void locate(Cells *c, const Grid *g, int64_t level, const float *points, 
             for (int64_t i = 0; i < count; i++)
                 out[i] = ((low[0][i] + dx) ^ (low[1][i] + dy) * stride_y ^ (low[2][i] + dz) * stride_z) & (size - 1);
         } else {
-            /* One past the last corner can only happen on the far faces; less than two sizes for resolution >= 2. */
+            /* Overflow occurs only at the far faces of the cube and is less than two sizes for resolution >= 2. */
             for (int64_t i = 0; i < count; i++) {
                 const uint32_t index = low[0][i] + dx + (low[1][i] + dy) * stride_y + (low[2][i] + dz) * stride_z;
                 out[i] = index >= size ? index - size : index;
@@ -86,8 +87,8 @@ INLINE void weigh(Cells *c, int directed, int64_t count) {
     }
 }
 
-/* Derivative by the position in the cell of the blend of eight corner values (in c->weight), or of its derivative along
- * the direction; a trilinear blend has only mixed second derivatives. */
+/* Gradient, by the position in the cell, of the trilinear interpolation of eight corner values (in c->weight), or of
+ * its derivative along the direction, where only mixed second derivatives occur. */
 INLINE void slope(Cells *c, int directed, int64_t count, float out[3][BLOCK]) {
     for (int64_t i = 0; i < count; i++) {
         const float x1 = c->fraction[0][i], y1 = c->fraction[1][i], z1 = c->fraction[2][i];
@@ -133,7 +134,7 @@ INLINE void encode_block(const Grid *g, const float *points, const float *direct
         memset(out + i * width + active, 0, sizeof(float) * (size_t)(width - active));
 }
 
-/* Adds to the entries from `first` to `last` of one level. */
+/* Adds the gradient of a block to the entries from `first` to `last` (exclusive) of one level. */
 INLINE void scatter_block(const Grid *g, int64_t level, const float *points, const float *direction, const float *grad,
                           float *out, int64_t count, int64_t first, int64_t last, const int64_t features) {
     Cells c;
@@ -178,7 +179,7 @@ INLINE void point_block(const Grid *g, const float *points, const float *directi
         for (int d = 0; d < 3; d++) out[3 * i + d] = inside(points[3 * i + d]) ? sum[d][i] : 0.0f;
 }
 
-/* Calls a block function with the number of features known to the compiler ; Python allows no others. */
+/* Calls a block function with a constant number of features; the Python code admits no others. */
 #define WITH_FEATURES(features, CALL)          \
     switch (features) {                        \
     case 1: { CALL(1); break; }                \
@@ -213,11 +214,11 @@ void sd3d_hash_table_gradient(GRID_PARAMETERS, const float *points, const float 
     const Grid g = GRID;
     const int64_t width = num_levels * features;
     if (active_levels == 0) return;
-    /* A task owns a level, or one of several equal parts of its table where there are more threads than levels. */
+    /* A task owns a level or, if there are more threads than levels, one of several equal parts of its table. */
     const int64_t parts = threads > active_levels ? (threads + active_levels - 1) / active_levels : 1;
 #pragma omp parallel for schedule(dynamic, 1) num_threads((int)threads)
     for (int64_t task = 0; task < active_levels * parts; task++) {
-        const int64_t level = active_levels - 1 - task / parts, part = task % parts; /* the finest first: the slowest */
+        const int64_t level = active_levels - 1 - task / parts, part = task % parts; /* finest, slowest level first */
         const int64_t first = sizes[level] * part / parts, last = sizes[level] * (part + 1) / parts;
         for (int64_t i = 0; i < num_points; i += BLOCK) {
             const int64_t count = num_points - i < BLOCK ? num_points - i : BLOCK;

@@ -1,23 +1,23 @@
-/* Closest points and winding numbers of a triangle mesh on the CPU. mesh_distance.py holds the reference.
+/* Closest points and winding numbers of triangle meshes on the CPU. mesh/distance.py has the reference.
  *
- * The tree is complete: node k has children 2k + 1 and 2k + 2, and a node's triangles are halved between them, so their
- * ranges follow from the way down and need no store. All nodes of the last level are leaves.
+ * The bounding volume hierarchy is a complete binary tree: node k has the children 2k + 1 and 2k + 2, which get half of
+ * its triangles each, so that ranges of triangles need not be stored. All nodes of the last level are leaves.
  */
 #include <float.h>
 #include <math.h>
 #include <stdint.h>
 
 #define MD_STACK 64
-#define MD_LEAF 8 /* most triangles of a leaf; their coordinates also lie in blocks (9, MD_LEAF) for vector units */
-#define MD_MOMENTS 16 /* centre (3), sum of area normals (3), their first moment about the centre (9), radius */
+#define MD_LEAF 8 /* maximum per leaf; triangles are also stored in vectorizable blocks (9, MD_LEAF) */
+#define MD_MOMENTS 16 /* center (3), sum of area normals (3), their first moment about the center (9), radius */
 
 typedef struct {
-    double area, centre[3], normal[3], moment[9];
+    double area, center[3], normal[3], moment[9];
 } md_sum;
 
 typedef struct {
     int64_t node, first, end;
-    float squared; /* distance to the box; unused for winding numbers */
+    float squared; /* squared distance to the box; unused for winding numbers */
 } md_visit;
 
 static inline double md_dot(const double *a, const double *b) { return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]; }
@@ -28,7 +28,7 @@ static inline void md_cross(const double *a, const double *b, double *out) {
     out[2] = a[0] * b[1] - a[1] * b[0];
 }
 
-/* Reorder so that no centroid before `middle` lies above one behind it along the axis (Hoare's selection). */
+/* Partially sorts triangles by centroid along an axis, so that the order is correct at `middle` (quickselect). */
 static void md_select(int64_t *order, int64_t first, int64_t end, int64_t middle, const float *centroids, int axis) {
     while (end - first > 1) {
         const float pivot = centroids[3 * order[first + (end - first) / 2] + axis];
@@ -62,13 +62,13 @@ static int md_widest_axis(const int64_t *order, int64_t first, int64_t end, cons
     return axis;
 }
 
-/* Add a part's moments to `total`, whose centre is final. */
+/* Adds the moments of a part to `total`, whose center is already known. */
 static void md_add(md_sum *total, const md_sum *part) {
     for (int i = 0; i < 3; i++) {
         total->normal[i] += part->normal[i];
         for (int j = 0; j < 3; j++)
             total->moment[3 * i + j] +=
-                part->moment[3 * i + j] + (part->centre[i] - total->centre[i]) * part->normal[j];
+                part->moment[3 * i + j] + (part->center[i] - total->center[i]) * part->normal[j];
     }
 }
 
@@ -77,21 +77,21 @@ static void md_triangle_sum(const float *t, md_sum *sum) {
     for (int i = 0; i < 3; i++) {
         ab[i] = (double)t[3 + i] - t[i];
         ac[i] = (double)t[6 + i] - t[i];
-        sum->centre[i] = ((double)t[i] + t[3 + i] + t[6 + i]) / 3.0;
+        sum->center[i] = ((double)t[i] + t[3 + i] + t[6 + i]) / 3.0;
     }
     md_cross(ab, ac, n);
     for (int i = 0; i < 3; i++) sum->normal[i] = 0.5 * n[i];
-    for (int i = 0; i < 9; i++) sum->moment[i] = 0.0; /* the first moment of a triangle about its centroid */
+    for (int i = 0; i < 9; i++) sum->moment[i] = 0.0; /* first moment about the centroid */
     sum->area = sqrt(md_dot(sum->normal, sum->normal));
 }
 
-/* Join parts: the centre is the mean of theirs weighted by area, or the box's where there is no area. */
+/* Merges parts: the center is the area-weighted mean of their centers, or the center of the box if the area is 0. */
 static md_sum md_join(const md_sum *parts, int64_t count, const float *box) {
     md_sum total = {0};
     for (int64_t p = 0; p < count; p++) total.area += parts[p].area;
     for (int i = 0; i < 3; i++) {
-        for (int64_t p = 0; p < count; p++) total.centre[i] += parts[p].area * parts[p].centre[i];
-        total.centre[i] = total.area > 0.0 ? total.centre[i] / total.area : 0.5 * ((double)box[i] + box[3 + i]);
+        for (int64_t p = 0; p < count; p++) total.center[i] += parts[p].area * parts[p].center[i];
+        total.center[i] = total.area > 0.0 ? total.center[i] / total.area : 0.5 * ((double)box[i] + box[3 + i]);
     }
     for (int64_t p = 0; p < count; p++) md_add(&total, &parts[p]);
     return total;
@@ -100,9 +100,9 @@ static md_sum md_join(const md_sum *parts, int64_t count, const float *box) {
 static void md_store(const md_sum *sum, const float *box, float *out) {
     double radius = 0.0;
     for (int i = 0; i < 3; i++) {
-        const double reach = fmax(sum->centre[i] - box[i], box[3 + i] - sum->centre[i]);
+        const double reach = fmax(sum->center[i] - box[i], box[3 + i] - sum->center[i]);
         radius += reach * reach;
-        out[i] = (float)sum->centre[i];
+        out[i] = (float)sum->center[i];
         out[3 + i] = (float)sum->normal[i];
     }
     for (int i = 0; i < 9; i++) out[6 + i] = (float)sum->moment[i];
@@ -118,10 +118,7 @@ typedef struct {
 
 static md_sum md_build_leaf(const md_builder *b, int64_t first, int64_t end, float *box, float *block) {
     md_sum parts[MD_LEAF];
-    for (int i = 0; i < 3; i++) {
-        box[i] = FLT_MAX;
-        box[3 + i] = -FLT_MAX;
-    }
+    for (int i = 0; i < 6; i++) box[i] = i < 3 ? FLT_MAX : -FLT_MAX;
     for (int64_t t = first; t < end; t++) {
         const float *triangle = b->triangles + 9 * b->order[t];
         md_triangle_sum(triangle, &parts[t - first]);
@@ -156,7 +153,7 @@ static md_sum md_build_node(const md_builder *b, int64_t node, int64_t first, in
 }
 
 /* triangles (F, 9), centroids (F, 3) -> order (F), boxes (nodes, 6: low, high), moments (nodes, 16), blocks (leaves, 9,
- * MD_LEAF). Leaves get from 1 to MD_LEAF triangles if 2^depth <= F <= MD_LEAF 2^depth. */
+ * MD_LEAF). Leaves have from 1 to MD_LEAF triangles if 2^depth <= F <= MD_LEAF 2^depth. */
 void sd3d_mesh_tree(const float *triangles, const float *centroids, int64_t num_triangles, int64_t depth,
                     int64_t *order, float *boxes, float *moments, float *blocks, int64_t threads) {
     (void)threads;
@@ -176,9 +173,9 @@ static inline float md_box_squared(const float *box, const float *p) {
     return squared;
 }
 
-/* Squared distance to a triangle; the closest point in barycentric coordinates. */
+/* Squared distance to a triangle, and the barycentric coordinates of the closest point. */
 static double md_closest(const float *p, const float *t, double *barycentric) {
-    double corner[3][3]; /* seen from the point */
+    double corner[3][3]; /* relative to the point */
     for (int k = 0; k < 3; k++)
         for (int i = 0; i < 3; i++) corner[k][i] = (double)t[3 * k + i] - p[i];
     double ab[3], ac[3], n[3], q[3];
@@ -221,8 +218,8 @@ static double md_closest(const float *p, const float *t, double *barycentric) {
     return best;
 }
 
-/* One side of a block's triangles: lessen `nearest`, the squared distance, and `least`, the side's part of the area of
- * the triangle seen from the point (negative if the foot of the perpendicular lies beyond it). */
+/* Processes one side of the triangles of a block: updates the minimum `nearest` of squared distances to sides, and the
+ * minimum `least` of signed areas, which is negative if the perpendicular projection is outside the triangle. */
 static inline void md_block_side(float (*s)[MD_LEAF], float (*e)[MD_LEAF], float (*n)[MD_LEAF], float *nearest,
                                  float *least) {
     for (int l = 0; l < MD_LEAF; l++) {
@@ -240,8 +237,7 @@ static inline void md_block_side(float (*s)[MD_LEAF], float (*e)[MD_LEAF], float
     }
 }
 
-/* Squared distances to a block's triangles, without a branch and up to float's rounding: they say which of them need a
- * closer look. */
+/* Squared distances to the triangles of a block in float, without branches, to find the candidates for md_closest. */
 static void md_block_squared(const float *p, const float *block, float *squared) {
     float v[9][MD_LEAF], n[3][MD_LEAF], nearest[MD_LEAF], least[MD_LEAF];
     for (int k = 0; k < 9; k++)
@@ -297,7 +293,7 @@ static void md_closest_of_tree(const float *p, const float *triangles, const flo
     }
 }
 
-/* points (N, 3), sorted triangles (F, 9) -> places (N) among them and barycentric coordinates (N, 3). */
+/* points (N, 3), sorted triangles (F, 9) -> positions of the closest triangles (N), barycentric coordinates (N, 3). */
 void sd3d_mesh_closest(const float *points, int64_t num_points, const float *triangles, const float *blocks,
                        const float *boxes, int64_t num_triangles, int64_t depth, int64_t *places, float *barycentric,
                        int64_t threads) {
@@ -308,7 +304,7 @@ void sd3d_mesh_closest(const float *points, int64_t num_points, const float *tri
                            barycentric + 3 * i);
 }
 
-/* Solid angle over 4 pi (Van Oosterom and Strackee 1983). */
+/* Signed solid angle divided by 4 pi (Van Oosterom and Strackee 1983). */
 static double md_solid_angle(const float *p, const float *t) {
     double v[3][3], length[3], q[3];
     for (int k = 0; k < 3; k++) {
@@ -321,7 +317,7 @@ static double md_solid_angle(const float *p, const float *t) {
     return (double)atan2f((float)md_dot(v[0], q), (float)below) * 0.15915494309189535;
 }
 
-/* Expansion of a node's winding number about its centre, to first order. */
+/* First-order expansion of the winding number of a node about its center. */
 static double md_far_field(const double *r, double squared, const float *m) {
     double dipole = 0.0, trace = 0.0, twice = 0.0;
     for (int i = 0; i < 3; i++) {
@@ -333,8 +329,8 @@ static double md_far_field(const double *r, double squared, const float *m) {
     return (dipole + trace - 3.0 * twice / squared) / cubed * 0.07957747154594767;
 }
 
-/* The same for each of a block's triangles about its centroid, where the first moment vanishes. `is_far` says whether a
- * triangle is further away than accuracy * radius, so that this will do. */
+/* The same for each triangle of a block about its centroid, where the first moment vanishes. `is_far` tells whether the
+ * distance exceeds accuracy * radius, so that the expansion is sufficiently accurate. */
 static void md_block_far_field(const float *p, const float *block, float accuracy, float *share, int32_t *is_far) {
     float v[9][MD_LEAF];
     for (int k = 0; k < 9; k++)
@@ -345,7 +341,7 @@ static void md_block_far_field(const float *p, const float *block, float accurac
         const float x = v[0][l] + (bx + cx) / 3.0f, y = v[1][l] + (by + cy) / 3.0f, z = v[2][l] + (bz + cz) / 3.0f;
         const float flux = x * (by * cz - bz * cy) + y * (bz * cx - bx * cz) + z * (bx * cy - by * cx);
         const float squared = x * x + y * y + z * z;
-        /* A corner is at most 2/3 of its median from the centroid, and a median is shorter than the longest side. */
+        /* The distance from corner to centroid is 2/3 of a median, and medians are shorter than the longest side. */
         const float b = bx * bx + by * by + bz * bz, c = cx * cx + cy * cy + cz * cz;
         const float dx = bx - cx, dy = by - cy, dz = bz - cz;
         const float d = dx * dx + dy * dy + dz * dz;
@@ -391,7 +387,7 @@ static double md_winding_of_tree(const float *p, const float *triangles, const f
     return winding;
 }
 
-/* points (N, 3), sorted triangles (F, 9) -> winding numbers (N); what is further than accuracy * radius is expanded. */
+/* points (N, 3), sorted triangles (F, 9) -> winding numbers (N); nodes beyond accuracy * radius use the expansion. */
 void sd3d_mesh_winding(const float *points, int64_t num_points, const float *triangles, const float *blocks,
                        const float *moments, int64_t num_triangles, int64_t depth, float accuracy, float *winding,
                        int64_t threads) {

@@ -1,8 +1,8 @@
-/* Triangle rasterisation on the CPU: visible triangles, silhouette crossings, and sums of table rows with their
- * gradients. rasterize_torch.py is the reference; the arithmetic (double, no contraction into FMA) and its order are the
- * same, so that all pixels agree.
+/* Triangle rasterization on the CPU: visible triangles, silhouettes, and weighted sums of table rows with their
+ * gradients. rasterization/torch_backend.py is the reference; the arithmetic (double, no contraction into FMA) and its
+ * order are the same, so that all pixels agree.
  *
- * Results do not depend on the number of threads: a pixel belongs to one thread, and so does a row of a gradient.
+ * Results do not depend on the number of threads: each pixel and each row of a gradient is computed by one thread.
  */
 #include <math.h>
 #include <stdint.h>
@@ -13,7 +13,7 @@
 #define MAX_WALK 64
 
 typedef struct {
-    double x, y, z, w; /* pixels from the top left corner, times w; z and w of clip space */
+    double x, y, z, w; /* x, y: pixels from the top left corner, times w; z, w: clip space */
 } Vertex;
 
 INLINE Vertex load_vertex(const float *clip, int64_t index, double half_width, double half_height) {
@@ -26,8 +26,8 @@ INLINE Vertex load_vertex(const float *clip, int64_t index, double half_width, d
 INLINE double least(double a, double b) { return a < b ? a : b; }
 INLINE double most(double a, double b) { return a > b ? a : b; }
 
-/* Pixels with centres between two coordinates: first and last (exclusive), within [0, size]. */
-INLINE void centres_between(double low, double high, int64_t size, int64_t *first, int64_t *last) {
+/* First and last (exclusive) pixel, within [0, size], whose centers are between two coordinates. */
+INLINE void centers_between(double low, double high, int64_t size, int64_t *first, int64_t *last) {
     low = ceil(low - 0.5 - 1e-6);
     high = floor(high - 0.5 + 1e-6) + 1.0;
     *first = (int64_t)least(most(low, 0.0), (double)size);
@@ -37,10 +37,10 @@ INLINE void centres_between(double low, double high, int64_t size, int64_t *firs
 typedef struct {
     double a[3], b[3], c[3]; /* edge functions, positive inside */
     double depth[3];         /* z/w = depth . (x, y, 1) */
-    int edge_included[3];    /* whether centres on the edge belong to the triangle */
+    int edge_included[3];    /* whether pixel centers on the edge belong to the triangle */
 } Setup;
 
-/* Homogeneous edge functions (Olano & Greer 1997); 0 if the triangle is seen edge-on or is not finite. */
+/* Homogeneous edge functions (Olano & Greer 1997); returns 0 if the triangle is seen edge-on or is not finite. */
 INLINE int set_up(const Vertex *v, Setup *s) {
     for (int i = 0; i < 3; i++) {
         const Vertex *p = v + (i + 1) % 3, *q = v + (i + 2) % 3;
@@ -76,9 +76,9 @@ INLINE void draw_row(const Setup *s, double y, int64_t first, int64_t last, int6
             continue;
         const double depth = s->depth[0] * x + row_depth;
         if (!(depth >= -1.0 && depth <= 1.0)) continue;
-        int64_t quantised = (int64_t)((depth + 1.0) * 2147483648.0);
-        quantised = quantised > 4294967295LL ? 4294967295LL : quantised;
-        const int64_t key = (quantised << 31) + triangle; /* the nearest, and of equals the first */
+        int64_t quantized = (int64_t)((depth + 1.0) * 2147483648.0);
+        quantized = quantized > 4294967295LL ? 4294967295LL : quantized;
+        const int64_t key = (quantized << 31) + triangle; /* orders by depth, then by index */
         if (key < keys[column]) keys[column] = key;
     }
 }
@@ -89,12 +89,12 @@ INLINE void draw_triangle(const float *clip, const int32_t *face, int64_t triang
     for (int i = 0; i < 3; i++) v[i] = load_vertex(clip, face[i], 0.5 * (double)width, 0.5 * (double)height);
     const double nearest = least(least(v[0].w, v[1].w), v[2].w);
     int64_t first_row = 0, last_row = height, first = 0, last = width;
-    if (nearest > 0.0) { /* otherwise the triangle passes through the plane of the eye and may reach anywhere */
+    if (nearest > 0.0) { /* otherwise the triangle crosses the plane of the camera and may cover any pixel */
         const double y0 = v[0].y / v[0].w, y1 = v[1].y / v[1].w, y2 = v[2].y / v[2].w;
-        centres_between(least(least(y0, y1), y2), most(most(y0, y1), y2), height, &first_row, &last_row);
+        centers_between(least(least(y0, y1), y2), most(most(y0, y1), y2), height, &first_row, &last_row);
         if (first_row >= bottom || last_row <= top || first_row >= last_row) return;
         const double x0 = v[0].x / v[0].w, x1 = v[1].x / v[1].w, x2 = v[2].x / v[2].w;
-        centres_between(least(least(x0, x1), x2), most(most(x0, x1), x2), width, &first, &last);
+        centers_between(least(least(x0, x1), x2), most(most(x0, x1), x2), width, &first, &last);
         if (first >= last) return;
     } else if (most(most(v[0].w, v[1].w), v[2].w) <= 0.0) {
         return;
@@ -107,7 +107,7 @@ INLINE void draw_triangle(const float *clip, const int32_t *face, int64_t triang
         draw_row(&s, (double)row + 0.5, first, last, triangle, keys + (row - top) * width);
 }
 
-/* Visible triangle + 1 of every pixel (B, H, W), 0 where there is none. `keys` is working memory of the same shape. */
+/* out (B, H, W): visible triangle + 1 of each pixel, or 0. `keys` is working memory of the same shape. */
 void sd3d_raster_visible(const float *clip, const int32_t *faces, int64_t *keys, int32_t *out, int64_t batch,
                          int64_t vertices, int64_t triangles, int64_t height, int64_t width, int64_t threads) {
     const int64_t bands = threads < height ? threads : height;
@@ -126,7 +126,7 @@ void sd3d_raster_visible(const float *clip, const int32_t *faces, int64_t *keys,
     }
 }
 
-/* A vertex seen from a pixel centre, times w: along the walk, across it. */
+/* A vertex relative to a pixel center, times w: u along and v across the walk. */
 typedef struct {
     double u, v, w;
     int32_t index;
@@ -136,8 +136,8 @@ typedef struct {
     const float *clip;
     const int32_t *faces, *across;
     double half_width, half_height;
-    double x, y;      /* centre of the pixel where the walk starts */
-    double direction; /* 1: to the right or down, -1: to the left or up */
+    double x, y;      /* center of the pixel where the walk starts */
+    double direction; /* 1: right or down, -1: left or up */
     int vertical;
 } Walk;
 
@@ -150,8 +150,8 @@ INLINE Point see(const Walk *walk, int32_t index) {
 
 INLINE int above(const Point *p) { return p->v > 0.0; }
 
-/* Move the walk's line by a millionth of the way to its first triangle's middle, so that it runs through the triangle
- * even if rounding has the pixel's centre outside, and seldom exactly along edges. */
+/* Shifts the line of the walk by a millionth of the distance to the center of its first triangle, so that it passes
+ * through the triangle even if the pixel center is outside due to rounding, and rarely along edges. */
 INLINE void move_inside(Walk *walk, Point *p) {
     if (!(least(least(p[0].w, p[1].w), p[2].w) > 0.0)) return;
     const double shift = 1e-6 * (((p[0].v + p[1].v) + p[2].v) / ((p[0].w + p[1].w) + p[2].w));
@@ -160,7 +160,7 @@ INLINE void move_inside(Walk *walk, Point *p) {
     else walk->y += shift;
 }
 
-/* Half-edge (3 face + opposite corner) by which the walk leaves the surface within one pixel, or -1. */
+/* Half-edge (3 face + opposite corner) through which the walk leaves the surface within one pixel, or -1. */
 INLINE int64_t walk_to_silhouette(Walk *walk, int64_t face) {
     const int32_t *corners = walk->faces + 3 * face;
     Point p[3] = {see(walk, corners[0]), see(walk, corners[1]), see(walk, corners[2])};
@@ -179,7 +179,7 @@ INLINE int64_t walk_to_silhouette(Walk *walk, int64_t face) {
         if (lu < 0.0 && (lu * p[e].u + lv * p[e].v) + lw * p[e].w > 0.0) edge = 3 * face + e;
     }
     for (int step = 0; step < MAX_WALK && edge >= 0; step++) {
-        if (!(lu < 0.0) || !(lw + lu <= 0.0)) return -1; /* behind the eye, or beyond the other pixel's centre */
+        if (!(lu < 0.0) || !(lw + lu <= 0.0)) return -1; /* behind the camera, or beyond the other pixel center */
         const int32_t next = walk->across[edge];
         Point q = {0};
         if (next >= 0) q = see(walk, walk->faces[next]);
@@ -199,8 +199,8 @@ INLINE int64_t walk_to_silhouette(Walk *walk, int64_t face) {
     return -1;
 }
 
-/* Silhouette between each pixel and the one to its right (first plane of `out`) or below (second plane):
- * 1 + 2 half-edge + (1 if the surface is the neighbour's), or 0. out: (B, 2, H, W). */
+/* out (B, 2, H, W): silhouette between each pixel and its neighbor to the right (first plane) or below (second plane):
+ * 1 + 2 half-edge + (1 if the nearer surface is that of the neighbor), or 0. */
 void sd3d_raster_silhouettes(const float *clip, const int32_t *faces, const int32_t *across, const int32_t *triangle,
                              const float *depth, int64_t *out, int64_t batch, int64_t vertices, int64_t height,
                              int64_t width, int64_t threads) {
@@ -258,7 +258,7 @@ void sd3d_rows_weight_gradient(const float *table, const int64_t *index, const f
         }
 }
 
-/* out[index[n, k]] += weights[n, k] grad[n] (weights: NULL for ones); a thread adds to its own rows only. */
+/* out[index[n, k]] += weights[n, k] grad[n] (ones if weights is NULL); each row is summed by one thread. */
 void sd3d_rows_scatter(const int64_t *index, const float *weights, const float *grad, float *out, int64_t rows,
                        int64_t count, int64_t terms, int64_t channels, int64_t threads) {
 #pragma omp parallel for num_threads(threads)

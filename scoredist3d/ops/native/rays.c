@@ -1,5 +1,6 @@
-/* Ray marching and compositing on the CPU. ray_marching.py and compositing.py hold the reference; marching does the same
- * float operations in the same order (no contraction into FMA), so that both keep exactly the same intervals.
+/* Ray marching and compositing on the CPU. volume_rendering/ray_marching.py and compositing.py have the reference;
+ * marching uses the same float operations in the same order (no contraction into FMA), so that both find exactly the
+ * same intervals.
  */
 #include <stdint.h>
 
@@ -13,7 +14,7 @@ INLINE int32_t cell_of(float position, float radius, float cells_per_unit, int32
     return (int32_t)cell;
 }
 
-/* Intervals of one ray; writes their starts if `starts` is not NULL. Returns how many there are. */
+/* Marches one ray; stores the starts of its intervals if `starts` is not NULL. Returns the number of intervals. */
 INLINE int64_t march_ray(const float *o, const float *d, float near, float far, float jitter, float step, float radius,
                          float cells_per_unit, const uint8_t *occupancy, int32_t resolution, int64_t max_intervals,
                          float *starts) {
@@ -41,7 +42,7 @@ INLINE int64_t march_ray(const float *o, const float *d, float near, float far, 
     return count;
 }
 
-/* offsets (R + 1): running number of intervals. */
+/* offsets (R + 1): cumulative number of intervals. */
 void sd3d_march_count(const float *origins, const float *directions, const float *near, const float *far,
                       const float *jitter, float step, float radius, float cells_per_unit, const uint8_t *occupancy,
                       int64_t resolution, int64_t max_intervals, int64_t *offsets, int64_t num_rays, int64_t threads) {
@@ -69,9 +70,9 @@ void sd3d_march_fill(const float *origins, const float *directions, const float 
     }
 }
 
-/* exp(-x) = power (1 + rest) for 0 <= x <= 87, power a power of two, rest to 2 ulp of itself. Written out, without a
- * branch, because the C library's exp cannot be vectorised; after Cephes: x = n ln 2 - r, exp(r) by its polynomial on
- * [-ln 2 / 2, ln 2 / 2]. NaN stays NaN. */
+/* exp(-x) = power (1 + rest) for 0 <= x <= 87, with a power of two and a rest accurate to 2 ulp. Written without
+ * branches because the exp of the C library does not vectorize. After Cephes: x = n ln 2 - r, exp(r) by its polynomial
+ * on [-ln 2 / 2, ln 2 / 2]. NaN stays NaN. */
 INLINE float exp_parts(float x, float *rest) {
     const int32_t n = (int32_t)(x * 1.44269504088896341f + 0.5f);
     const float r = (float)n * 0.693359375f - x - (float)n * 2.12194440e-4f;
@@ -92,7 +93,7 @@ INLINE float exp_negative(float x) {
     return power + power * rest;
 }
 
-/* 1 - exp(-x); exact also where x is small, since 1 - power is. */
+/* 1 - exp(-x); accurate also for small x, because 1 - power is exact. */
 INLINE float opacity(float x) {
     float rest;
     const float power = exp_parts(x, &rest);
@@ -103,13 +104,13 @@ INLINE float at_most(float x, float limit) { return x > limit ? limit : x; }
 
 #define RAYS_PER_TASK 256
 
-/* weights and transmittance after each interval, both (M). max_depth, at most 87, cuts optical depths. */
+/* weights (M), and transmittance after each interval (M). Optical depths are clamped to max_depth <= 87. */
 void sd3d_render_weights(const float *densities, const float *starts, const float *ends, const int64_t *offsets,
                          float max_depth, float *weights, float *after, int64_t num_rays, int64_t threads) {
 #pragma omp parallel for schedule(dynamic, 1) num_threads((int)threads)
     for (int64_t first = 0; first < num_rays; first += RAYS_PER_TASK) {
         const int64_t last = first + RAYS_PER_TASK < num_rays ? first + RAYS_PER_TASK : num_rays;
-        /* Optical depth before and after each interval, ray by ray; then the exponentials of all of them at once. */
+        /* Optical depths before and after each interval, ray by ray; then all exponentials in one vectorized loop. */
         for (int64_t r = first; r < last; r++) {
             double total = 0.0;
             for (int64_t i = offsets[r]; i < offsets[r + 1]; i++) {
@@ -128,7 +129,7 @@ void sd3d_render_weights(const float *densities, const float *starts, const floa
     }
 }
 
-/* d loss / d density_i = dt_i (g_i T_{i+1} - sum_{j>i} g_j w_j). */
+/* Gradient of the densities: dt_i (g_i T_{i+1} - sum_{j>i} g_j w_j). */
 void sd3d_render_weights_gradient(const float *grad, const float *weights, const float *after, const float *densities,
                                   const float *starts, const float *ends, const int64_t *offsets, float max_depth,
                                   float *out, int64_t num_rays, int64_t threads) {
@@ -144,7 +145,7 @@ void sd3d_render_weights_gradient(const float *grad, const float *weights, const
     }
 }
 
-/* out (R, C) = sum over the ray of weights * values (M, C); values may be NULL (C = 1, ones). */
+/* out (R, C): sums of weights * values (M, C) over each ray; values may be NULL (ones, C = 1). */
 void sd3d_accumulate(const float *weights, const float *values, const int64_t *offsets, float *out, int64_t channels,
                      int64_t num_rays, int64_t threads) {
 #pragma omp parallel for schedule(dynamic, 256) num_threads((int)threads)
@@ -156,7 +157,7 @@ void sd3d_accumulate(const float *weights, const float *values, const int64_t *o
     }
 }
 
-/* grad_weights (M) and grad_values (M, C), each unless NULL. */
+/* grad_weights (M) and grad_values (M, C); either may be NULL. */
 void sd3d_accumulate_gradient(const float *grad, const float *weights, const float *values, const int64_t *offsets,
                               float *grad_weights, float *grad_values, int64_t channels, int64_t num_rays,
                               int64_t threads) {

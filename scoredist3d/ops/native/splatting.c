@@ -1,9 +1,9 @@
-/* Gaussian splatting on the CPU: compositing of the lists of each tile, and its gradient. splatting_torch.py is the
- * reference; splatting.py has the equations.
+/* Compositing of 2D Gaussians on the CPU, tile by tile, and its gradient. splatting/torch_backend.py is the reference;
+ * splatting/splat.py has the equations.
  *
  * Results do not depend on the number of threads: tiles are independent, and the gradient of a Gaussian is summed over
- * its tiles in a second pass, in the order of the rows. A tile is handled in strips of LANES pixels of one row; strips
- * that a Gaussian's ellipse misses are left out, and all loops over the lanes vectorise.
+ * its tiles in a second pass, in the order of the rows. A tile is processed in strips of LANES pixels of one row;
+ * strips that the ellipse of a Gaussian does not touch are skipped, and all loops over the lanes are vectorized.
  */
 #include <math.h>
 #include <stdint.h>
@@ -14,59 +14,59 @@
 #define STRIPS (TILE / LANES)
 #define PIXELS (TILE * TILE)
 #define MAX_CHANNELS 64
-#define MOMENTS 6 /* a row of the gradient: mean x, y, conic xx, xy, yy, opacity; then the features */
+#define MOMENTS 6 /* gradient columns: mean x, y, conic xx, xy, yy, opacity; the features follow */
 #define INLINE static inline __attribute__((always_inline))
 #define EACH_LANE for (int i = 0; i < LANES; i++)
 
 typedef struct {
     const float *means, *conics, *features, *opacities;
-    const float *reaches; /* per Gaussian: -log of exp(.) at which alpha is too small to be seen, with some slack */
+    const float *reaches; /* per Gaussian: -power at which alpha falls to min_alpha, with some slack */
     const int64_t *gaussians, *offsets;
     int64_t channels, height, width, down, across; /* pixels; tiles */
     float max_alpha, min_alpha, min_transmittance;
-} Scene;
+} Inputs;
 
-/* One Gaussian as a tile sees it. */
+/* Parameters of one Gaussian. */
 typedef struct {
     float x, y, xx, xy, yy, opacity, reach;
     const float *features;
 } Gaussian;
 
-/* Where a tile lies in its image. */
+/* Position of a tile in its image. */
 typedef struct {
     int64_t image, first_row, first_column, rows, columns;
 } Place;
 
-INLINE Place place_of(const Scene *s, int64_t tile) {
+INLINE Place place_of(const Inputs *s, int64_t tile) {
     Place p = {tile / (s->down * s->across), tile / s->across % s->down * TILE, tile % s->across * TILE, 0, 0};
     p.rows = s->height - p.first_row < TILE ? s->height - p.first_row : TILE;
     p.columns = s->width - p.first_column < TILE ? s->width - p.first_column : TILE;
     return p;
 }
 
-INLINE Gaussian load(const Scene *s, int64_t entry) {
+INLINE Gaussian load(const Inputs *s, int64_t entry) {
     const int64_t g = s->gaussians[entry];
     return (Gaussian){s->means[2 * g],       s->means[2 * g + 1],     s->conics[3 * g],
                       s->conics[3 * g + 1],  s->conics[3 * g + 2],    s->opacities[g],
                       s->reaches[g],         s->features + g * s->channels};
 }
 
-/* First and one past the last strip of a row that the ellipse touches; in the row, -power is
- * 0.5 xx (dx - centre)^2 + low. */
+/* First strip of a row that the ellipse touches, and the one after the last; within the row, -power is
+ * 0.5 xx (dx - center)^2 + low. */
 INLINE void strips_of(const Gaussian *g, const Place *p, float dy, int *first, int *last) {
     const float low = 0.5f * dy * dy * (g->yy - g->xy * g->xy / g->xx);
     const float room = 2.0f * (g->reach - low) / g->xx;
     *first = *last = 0;
     if (!(room > 0.0f)) return;
-    const float centre = g->x - g->xy / g->xx * dy - (float)p->first_column - 0.5f, half = sqrtf(room);
-    const float from = centre - half, to = centre + half;
+    const float center = g->x - g->xy / g->xx * dy - (float)p->first_column - 0.5f, half = sqrtf(room);
+    const float from = center - half, to = center + half;
     if (to < 0.0f || from > (float)(TILE - 1)) return;
     *first = from > 0.0f ? (int)(from / LANES) : 0;
     *last = to < (float)(TILE - 1) ? (int)(to / LANES) + 1 : STRIPS;
 }
 
-/* exp(x) for -20 <= x <= 20, otherwise that of the nearer end, to 2 ulp. After Cephes: x = n ln 2 + r, exp(r) by its
- * polynomial on [-ln 2 / 2, ln 2 / 2]; written out because the C library's exp cannot be vectorised. */
+/* exp(x) to 2 ulp, with x clamped to [-20, 20]. After Cephes: x = n ln 2 + r, exp(r) by its polynomial on
+ * [-ln 2 / 2, ln 2 / 2]; written out because the exp of the C library does not vectorize. */
 INLINE float exponential(float x) {
     x = x < -20.0f ? -20.0f : x > 20.0f ? 20.0f : x;
     const int32_t n = (int32_t)(x * 1.44269504088896341f + 32.5f) - 32;
@@ -81,7 +81,7 @@ INLINE float exponential(float x) {
     return power.f + power.f * (p * r * r + r);
 }
 
-/* Offsets from the mean and alpha before it is cut, for a strip. */
+/* Offsets from the mean, and alpha before the clamp, for a strip. */
 INLINE void spread(const Gaussian *g, float first_x, float dy, float *dx, float *alpha) {
     EACH_LANE {
         dx[i] = first_x + (float)i - g->x;
@@ -92,13 +92,13 @@ INLINE void spread(const Gaussian *g, float first_x, float dy, float *dx, float 
 
 typedef struct {
     float transmittance[PIXELS];
-    int32_t live[PIXELS]; /* -1 until the pixel is finished, then 0 */
-    int32_t last[PIXELS]; /* 1 + position in the list of the last Gaussian drawn */
+    int32_t live[PIXELS]; /* -1 until compositing of the pixel stops, then 0 */
+    int32_t last[PIXELS]; /* 1 + list position of the last Gaussian drawn */
     int32_t strip_live[PIXELS / LANES];
     float image[MAX_CHANNELS][PIXELS];
 } Canvas;
 
-INLINE void draw_strip(const Scene *s, const Gaussian *g, Canvas *c, int at, float first_x, float dy, int32_t position,
+INLINE void draw_strip(const Inputs *s, const Gaussian *g, Canvas *c, int at, float first_x, float dy, int32_t position,
                        const int64_t channels) {
     float dx[LANES], alpha[LANES], weight[LANES];
     float *transmittance = c->transmittance + at;
@@ -130,7 +130,7 @@ INLINE int any_live(const Canvas *c) {
     return any;
 }
 
-INLINE void draw_tile(const Scene *s, const Place *p, int64_t tile, Canvas *c, const int64_t channels) {
+INLINE void draw_tile(const Inputs *s, const Place *p, int64_t tile, Canvas *c, const int64_t channels) {
     const int64_t first = s->offsets[tile], count = s->offsets[tile + 1] - first;
     for (int64_t n = 0; n < count; n++) {
         if (n % 16 == 15 && !any_live(c)) return;
@@ -146,21 +146,21 @@ INLINE void draw_tile(const Scene *s, const Place *p, int64_t tile, Canvas *c, c
     }
 }
 
-/* What the gradient of a tile is computed from; light that comes from behind is that of the pixel's gradient. */
+/* State of the backward pass over a tile. */
 typedef struct {
-    float transmittance[PIXELS]; /* behind the Gaussian at hand */
-    float behind[PIXELS];        /* what is seen behind it, dotted with the pixel's gradient */
+    float transmittance[PIXELS]; /* behind the current Gaussian */
+    float behind[PIXELS];        /* image composited behind it, dotted with the gradient of the pixel */
     int32_t last[PIXELS], strip_last[PIXELS / LANES];
     float of_image[MAX_CHANNELS][PIXELS], of_opacity[PIXELS];
 } Upstream;
 
-/* Sums over the pixels of a Gaussian, lane by lane: of the gradient by its power times 1, dx, dy, dx^2, dx dy, dy^2, and
- * of weight times the pixel's gradient. */
+/* Sums over the pixels of a Gaussian, per lane: the gradient of its power times 1, dx, dy, dx^2, dx dy, dy^2, and the
+ * weight times the gradient of the pixel. */
 typedef struct {
     float moments[MOMENTS][LANES], features[MAX_CHANNELS][LANES];
 } Sums;
 
-INLINE void pull_strip(const Scene *s, const Gaussian *g, Upstream *u, Sums *sums, int at, float first_x, float dy,
+INLINE void strip_gradient(const Inputs *s, const Gaussian *g, Upstream *u, Sums *sums, int at, float first_x, float dy,
                        int32_t position, const int64_t channels) {
     float dx[LANES], alpha[LANES], weight[LANES], value[LANES], slope[LANES];
     if (position > u->strip_last[at / LANES]) return;
@@ -213,7 +213,7 @@ INLINE void store_row(const Gaussian *g, const Sums *sums, float *row, const int
     for (int64_t k = 0; k < channels; k++) row[MOMENTS + k] = total(sums->features[k]);
 }
 
-INLINE void pull_tile(const Scene *s, const Place *p, int64_t tile, Upstream *u, const int64_t *rows, float *out,
+INLINE void tile_gradient(const Inputs *s, const Place *p, int64_t tile, Upstream *u, const int64_t *rows, float *out,
                       const int64_t channels) {
     const int64_t first = s->offsets[tile], width = MOMENTS + channels;
     int32_t count = 0;
@@ -234,29 +234,29 @@ INLINE void pull_tile(const Scene *s, const Place *p, int64_t tile, Upstream *u,
             int strip, end;
             strips_of(&g, p, dy, &strip, &end);
             for (; strip < end; strip++)
-                pull_strip(s, &g, u, &sums, row * TILE + strip * LANES,
+                strip_gradient(s, &g, u, &sums, row * TILE + strip * LANES,
                            (float)(p->first_column + strip * LANES) + 0.5f, dy, (int32_t)n + 1, channels);
         }
         store_row(&g, &sums, out + rows[first + n] * width, channels);
     }
 }
 
-/* Calls with the number of channels known to the compiler where it is that of colours and a depth. */
+/* Calls with a constant number of channels for RGB and depth. */
 #define WITH_CHANNELS(channels, CALL) \
     if (channels == 4) { CALL(4); }   \
     else { CALL(channels); }
 
-#define SCENE_PARAMETERS                                                                                          \
+#define INPUT_PARAMETERS                                                                                          \
     const float *means, const float *conics, const float *features, const float *opacities, const float *reaches, \
         const int64_t *gaussians, const int64_t *offsets, int64_t channels, int64_t height, int64_t width,         \
         int64_t batch, float max_alpha, float min_alpha, float min_transmittance
-#define SCENE                                                                                                  \
+#define INPUT                                                                                                  \
     {means, conics, features, opacities, reaches, gaussians, offsets, channels, height, width,                 \
      (height + TILE - 1) / TILE, (width + TILE - 1) / TILE, max_alpha, min_alpha, min_transmittance}
 
-/* image (B, H, W, K); transmittance left and last, 1 + position in the list of the last Gaussian drawn: (B, H, W). */
-void sd3d_splat(SCENE_PARAMETERS, float *image, float *transmittance, int32_t *last, int64_t threads) {
-    const Scene s = SCENE;
+/* image (B, H, W, K); remaining transmittance (B, H, W); last (B, H, W): 1 + list position of the last one drawn. */
+void sd3d_splat(INPUT_PARAMETERS, float *image, float *transmittance, int32_t *last, int64_t threads) {
+    const Inputs s = INPUT;
 #pragma omp parallel for schedule(dynamic, 1) num_threads((int)threads)
     for (int64_t tile = 0; tile < batch * s.down * s.across; tile++) {
         const Place p = place_of(&s, tile);
@@ -280,10 +280,10 @@ void sd3d_splat(SCENE_PARAMETERS, float *image, float *transmittance, int32_t *l
     }
 }
 
-/* out (P, 6 + K): the gradient of each entry, by row. */
-void sd3d_splat_entry_gradient(SCENE_PARAMETERS, const int64_t *rows, const float *transmittance, const int32_t *last,
+/* out (P, 6 + K): gradient of each entry, in its row. */
+void sd3d_splat_entry_gradient(INPUT_PARAMETERS, const int64_t *rows, const float *transmittance, const int32_t *last,
                                const float *of_image, const float *of_opacity, float *out, int64_t threads) {
-    const Scene s = SCENE;
+    const Inputs s = INPUT;
 #pragma omp parallel for schedule(dynamic, 1) num_threads((int)threads)
     for (int64_t tile = 0; tile < batch * s.down * s.across; tile++) {
         const Place p = place_of(&s, tile);
@@ -303,13 +303,13 @@ void sd3d_splat_entry_gradient(SCENE_PARAMETERS, const int64_t *rows, const floa
                 u.of_opacity[i] = of_opacity[from];
                 for (int64_t k = 0; k < channels; k++) u.of_image[k][i] = of_image[from * channels + k];
             }
-#define CALL(K) pull_tile(&s, &p, tile, &u, rows, out, K)
+#define CALL(K) tile_gradient(&s, &p, tile, &u, rows, out, K)
         WITH_CHANNELS(channels, CALL)
 #undef CALL
     }
 }
 
-/* out (M, width): row j is the sum of the rows from row_offsets[j] to row_offsets[j + 1]. */
+/* out (M, width): row j is the sum of the rows from row_offsets[j] to row_offsets[j + 1] (exclusive). */
 void sd3d_sum_rows(const float *rows, const int64_t *row_offsets, float *out, int64_t count, int64_t width,
                    int64_t threads) {
 #pragma omp parallel for schedule(static) num_threads((int)threads)

@@ -1,1 +1,1 @@
-"""Triangle rasterisation: visibility, interpolation, texture lookup and silhouette antialiasing."""
+"""Triangle rasterization: visibility, interpolation, texture sampling and silhouette antialiasing."""

@@ -1,15 +1,17 @@
-"""Silhouette antialiasing, which gives a rasterised image its gradient with respect to visibility.
+"""Silhouette antialiasing, which makes the visibility of rasterized triangles differentiable.
 
-After Laine et al. 2020 (https://arxiv.org/abs/2011.03277, section 3.6): where two adjacent pixels show different
-surfaces and the silhouette of the nearer one runs between their centres, the silhouette's position between the centres
-blends the colour of one pixel into the other. With t the fraction of the way from the near surface's pixel A to the
-other, B, at which the silhouette crosses, ``s = t - 1/2`` and colours c_A, c_B: pixel B gains ``s (c_A - c_B)`` if
-s > 0, else pixel A does. A straight edge that moves by d along its normal then changes the covered area by exactly d
-times its length, because edges nearer to the vertical count for horizontal pairs only, the others for vertical ones.
+After Laine et al. 2020 (https://arxiv.org/abs/2011.03277, section 3.6). If two adjacent pixels show different surfaces
+and the silhouette of the nearer surface passes between their centers, the color of one pixel is blended into the other,
+depending on the position of the silhouette. Let A be the pixel of the nearer surface, B the other one, c_A and c_B
+their colors, t the fraction of the distance from A to B at which the silhouette crosses, and ``s = t - 1/2``. If s > 0,
+then ``s (c_A - c_B)`` is added to pixel B, otherwise to pixel A. Edges closer to vertical affect only horizontal pairs,
+the others only vertical pairs; so moving a straight edge by d along its normal changes the covered area by exactly d
+times its length.
 
-Where that paper looks at the edges of the two visible triangles alone, we walk over the mesh from A towards B until the
-surface ends or turns back: on a fine mesh the triangle with the silhouette edge is thin and seldom covers a centre (of
-the 617 crossings of a sphere of 20,480 triangles at 256 x 256 pixels, only 8 have it in the triangle at A).
+The paper considers only the edges of the two visible triangles. Here a walk over the mesh goes from A towards B until
+the surface ends or folds back: in a fine mesh the triangle with the silhouette edge is thin and seldom covers a pixel
+center (of the 617 crossings of a sphere of 20,480 triangles at 256 x 256 pixels, only 8 are edges of the triangle at
+A).
 """
 
 from __future__ import annotations
@@ -27,24 +29,24 @@ from scoredist3d.ops.rasterization.kernels import BACKENDS, kernels, prepared_fa
 
 @dataclass(frozen=True)
 class EdgeTopology:
-    """Which triangles share an edge; depends on the faces alone, so compute it once for a fixed mesh.
+    """Adjacency of triangles across edges; it depends only on the faces, so compute it once per mesh.
 
     Attributes:
-        across: (F, 3) int32. Half-edge 3 f + e is the edge of triangle f opposite to its corner e; the entry is the
-            half-edge of the triangle on the other side (whose opposite corner is that triangle's third vertex), or -1
-            if there is none. Edges of three triangles and more count as open.
+        across: (F, 3) int32. Half-edge 3 f + e is the edge of triangle f opposite to its corner e. The entry is the
+            half-edge of the adjacent triangle at the same edge, or -1 if there is none. Edges of three or more
+            triangles count as boundary edges.
     """
 
     across: Tensor
 
 
 def mesh_edges(faces: Tensor) -> EdgeTopology:
-    """Pair the half-edges of ``faces`` (F, 3)."""
-    # Half-edges of the same two vertices have the same key and become neighbours by sorting; nothing here depends on
-    # how many there are, so that a GPU need not be waited for.
+    """Adjacency of ``faces`` (F, 3)."""
+    # Half-edges of the same two vertices have the same key, so that sorting makes them adjacent. No shape depends on
+    # the data, so that the host does not synchronize with the device.
     first, second = faces.roll(-1, 1).reshape(-1).long(), faces.roll(-2, 1).reshape(-1).long()
     key, order = ((torch.minimum(first, second) << 32) | torch.maximum(first, second)).sort()
-    same = torch.nn.functional.pad(key[1:] == key[:-1], (2, 2))  # place p is like p + 1: same[p + 2]
+    same = torch.nn.functional.pad(key[1:] == key[:-1], (2, 2))  # same[p + 2]: positions p and p + 1 have the same key
     with_next = same[2:-1] & ~same[1:-2] & ~same[3:] if len(key) else same[:0]
     partner = torch.where(with_next, order.roll(-1), torch.where(with_next.roll(1), order.roll(1), -1))
     across = torch.empty(faces.shape, dtype=torch.int32, device=faces.device)
@@ -60,32 +62,35 @@ def antialias(
     topology: EdgeTopology | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """Blend pixels across silhouettes; differentiable in ``image`` and ``clip``.
+    """Blend the colors of adjacent pixels across silhouettes; differentiable in ``image`` and ``clip``.
 
     Args:
-        image: (B, H, W, C), any values per pixel.
-        fragments: What was rasterised.
-        clip: (B, V, 4), the clip-space vertices that were rasterised.
-        faces: (F, 3), the faces that were rasterised; vertices doubled at texture seams would look like open edges.
-        topology: ``mesh_edges(faces)``, computed here if not given.
-        backend: auto, torch, native (CPU) or triton (CUDA); with triton it is differentiable once, else any number of
-            times.
+        image: (B, H, W, C), arbitrary values per pixel.
+        fragments: Result of the rasterization.
+        clip: (B, V, 4), rasterized vertices in clip space.
+        faces: (F, 3), rasterized faces. Vertices must not be duplicated at texture seams, which would become
+        boundaries.
+        topology: ``mesh_edges(faces)``; computed if not given.
+        backend: auto, torch, native (CPU) or triton (CUDA). With triton the result is differentiable once, otherwise
+            any number of times.
 
     Returns:
         (B, H, W, C).
 
     Raises:
-        ValueError: On shapes that disagree, or a backend that cannot be used.
+        ValueError: Shapes do not match, or the backend is not usable.
     """
     if image.ndim != 4 or image.shape[:3] != fragments.triangle.shape:
         expected = tuple(fragments.triangle.shape)
-        raise ValueError(f"antialias: the image must be (B, H, W, C) with {expected} first, got {tuple(image.shape)}")
+        raise ValueError(
+            f"antialias: the image must be (B, H, W, C) with (B, H, W) = {expected}, got {tuple(image.shape)}"
+        )
     faces = prepared_faces("antialias", clip, faces)
     topology = mesh_edges(faces) if topology is None else topology
     if topology.across.shape != faces.shape:
         raise ValueError(
-            f"antialias: the topology is of {len(topology.across)} faces and there are {len(faces)};"
-            " compute it anew with mesh_edges(faces)"
+            f"antialias: the topology belongs to {len(topology.across)} faces, but the mesh has {len(faces)}; "
+            "recompute it with mesh_edges(faces)"
         )
     name = backends.choose("antialias", backend, clip.device, BACKENDS, clip.dtype)
     if name == "triton":
@@ -100,7 +105,7 @@ def antialias(
 
 @dataclass(frozen=True)
 class _Crossings:
-    """(K,) silhouettes between two pixels: flat indices of the near and the far one, way from near to far."""
+    """K silhouettes between pixels: flat indices of the near and the far pixel, and position from near to far, (K,)."""
 
     near: Tensor
     far: Tensor
@@ -108,7 +113,7 @@ class _Crossings:
 
 
 def _crossings(codes: Tensor, clip: Tensor, faces: Tensor) -> _Crossings:
-    """Where the silhouettes found (B, 2, H, W) cross, differentiable with respect to ``clip``."""
+    """Crossings of the coded silhouettes ``codes`` (B, 2, H, W), differentiable in ``clip``."""
     height, width = codes.shape[2:]
     place = codes.reshape(-1).nonzero()[:, 0]
     code = codes.reshape(-1)[place] - 1
@@ -125,10 +130,10 @@ def _crossings(codes: Tensor, clip: Tensor, faces: Tensor) -> _Crossings:
 
 
 def _way(points: Tensor, near: Tensor, vertical: Tensor, swapped: Tensor, height: int, width: int) -> Tensor:
-    """Position, in pixels from the near one's centre, at which the edges (K, 2, 4) cross the rows or columns.
+    """Distances, in pixels from the center of the near pixel, at which edges (K, 2, 4) cross its row or column.
 
-    With the pixel's centre moved to the origin and (u, v) along and across the pair, the line through the end points
-    p and q is ``p x q`` in (u, v, w), and meets v = 0 at ``u = (u_p v_q - v_p u_q) / (w_p v_q - v_p w_q)``.
+    With the origin at the pixel center and (u, v) along and across the pair, the line through the end points p and q
+    is ``p x q`` in (u, v, w), and crosses v = 0 at ``u = (u_p v_q - v_p u_q) / (w_p v_q - v_p w_q)``.
     """
     row, column = near // width % height, near % width
     x = (2 * column + 1).to(points.dtype) / width - 1
@@ -142,10 +147,10 @@ def _way(points: Tensor, near: Tensor, vertical: Tensor, swapped: Tensor, height
 
 
 def _blend(image: Tensor, crossings: _Crossings) -> Tensor:
-    """Add each crossing's share of the colour difference to the pixel that it reaches into."""
+    """Add the share of the color difference at each crossing to the pixel on its side."""
     flat = image.reshape(-1, image.shape[-1])
     share = crossings.way.to(image.dtype) - 0.5
-    colours = gather_rows(flat, torch.stack((crossings.near, crossings.far), dim=1))  # (K, 2, C)
-    change = share[:, None] * (colours[:, 0] - colours[:, 1])
+    colors = gather_rows(flat, torch.stack((crossings.near, crossings.far), dim=1))  # (K, 2, C)
+    change = share[:, None] * (colors[:, 0] - colors[:, 1])
     target = torch.where(share > 0, crossings.far, crossings.near)
     return flat.index_add(0, target, change).reshape(image.shape)

@@ -1,8 +1,8 @@
 """Silhouette antialiasing in Triton: CUDA, float32 (also in Triton's interpreter, for the tests).
 
-One kernel finds the silhouettes and blends the colours across them; one turns the image's gradient into those of the
-colours and the clip positions. Each handles pairs of adjacent pixels, to the right in the first half of its grid and
-below in the second. The search is in float64 without contraction and the crossings in float32, as in the reference.
+One kernel finds the silhouettes and blends colors across them; another one computes the gradients of colors and clip
+positions. Each program handles pairs of adjacent pixels: horizontal pairs in the first half of the grid, vertical pairs
+in the second half. As in the reference, the search is in float64 without contraction, the crossings in float32.
 """
 
 # mypy: disallow-untyped-defs=False, check-untyped-defs=False
@@ -17,14 +17,15 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from scoredist3d.ops.rasterization.common_triton import OPTIONS, add_position_gradient
+
 _PAIRS = 128
 _MAX_WALK: tl.constexpr = tl.constexpr(64)
-_OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}
 
 
 @triton.jit
 def _see(clip, vertex, mask, x, y, half_width, half_height, direction, vertical):
-    """(u, v, w) of a vertex of each walk: along it, across it (pixels from its start, times w), w."""
+    """Coordinates (u, v, w) of vertices: along and across the walk (pixels from its start, times w), and w."""
     address = clip + vertex * 4
     px = tl.load(address, mask=mask, other=0.0).to(tl.float64)
     py = tl.load(address + 1, mask=mask, other=0.0).to(tl.float64)
@@ -36,13 +37,13 @@ def _see(clip, vertex, mask, x, y, half_width, half_height, direction, vertical)
 
 @triton.jit
 def _line(mu, mv, mw, pu, pv, pw):
-    """Coefficients of the line through two points."""
+    """Coefficients of the lines through pairs of points."""
     return mv * pw - pv * mw, mw * pu - mu * pw, mu * pv - mv * pu
 
 
 @triton.jit
 def _leave(iu, iv, iw, ju, jv, jw, ku, kv, kw):
-    """Whether a walk leaves its triangle by the edge (i, j) opposite to k."""
+    """Whether a walk leaves its triangle through the edge (i, j) opposite to k."""
     upper = iv > 0.0
     crossed = upper != (jv > 0.0)
     mu, mv, mw = tl.where(upper, ju, iu), tl.where(upper, jv, iv), tl.where(upper, jw, iw)
@@ -53,14 +54,15 @@ def _leave(iu, iv, iw, ju, jv, jw, ku, kv, kw):
 
 @triton.jit
 def _pick(by0, by1, for0, for1, for2):
+    """Value of the edge through which the walk leaves."""
     return tl.where(by0, for0, tl.where(by1, for1, for2))
 
 
 @triton.jit
 def _start(clip, faces, face, base, active, x, y, half_width, half_height, direction, vertical):
-    """Shift of the walk's line, whether it leaves its triangle, corner opposite to that edge, the edge's vertices.
+    """First edge of each walk: shift of its line, whether there is such an edge, opposite corner, and both vertices.
 
-    A vertex is (index, u, v, w); the first has v <= 0, the second v > 0.
+    A vertex is (index, u, v, w); the first has v <= 0, the second has v > 0.
     """
     i0 = tl.load(faces + face * 3, mask=active, other=0).to(tl.int64)
     i1 = tl.load(faces + face * 3 + 1, mask=active, other=0).to(tl.int64)
@@ -68,7 +70,7 @@ def _start(clip, faces, face, base, active, x, y, half_width, half_height, direc
     u0, v0, w0 = _see(clip, base + i0, active, x, y, half_width, half_height, direction, vertical)
     u1, v1, w1 = _see(clip, base + i1, active, x, y, half_width, half_height, direction, vertical)
     u2, v2, w2 = _see(clip, base + i2, active, x, y, half_width, half_height, direction, vertical)
-    # A millionth of the way to the triangle's middle: see the reference.
+    # Shift by a millionth of the distance to the center of the triangle, see ``move_inside`` in the reference.
     shift = 1e-6 * (((v0 + v1) + v2) / ((w0 + w1) + w2))
     shift = tl.where(tl.minimum(tl.minimum(w0, w1), w2) > 0.0, shift, 0.0)
     v0, v1, v2 = v0 - shift * w0, v1 - shift * w1, v2 - shift * w2
@@ -86,13 +88,13 @@ def _start(clip, faces, face, base, active, x, y, half_width, half_height, direc
 
 @triton.jit
 def _choose(condition, i, iu, iv, iw, j, ju, jv, jw):
-    """One of two vertices."""
+    """First vertex where ``condition`` holds, otherwise the second."""
     return tl.where(condition, i, j), tl.where(condition, iu, ju), tl.where(condition, iv, jv), tl.where(condition, iw, jw)  # fmt: skip # noqa: E501
 
 
 @triton.jit
 def _pair(triangle, depth, here, there, paired):
-    """Whether two pixels show different triangles, whether the second is the nearer, and the nearer triangle."""
+    """Whether two pixels show different triangles, whether the second is nearer, and the nearer triangle."""
     a = tl.load(triangle + here, mask=paired, other=0).to(tl.int64)
     b = tl.load(triangle + there, mask=paired, other=0).to(tl.int64)
     nearer = tl.load(depth + there, mask=paired, other=1.0) < tl.load(depth + here, mask=paired, other=1.0)
@@ -106,7 +108,7 @@ def _find(
     clip, faces, across, triangle, depth, here, column, row, image, mask, vertical, num_vertices, height, width,
     half_width, half_height, PAIRS: tl.constexpr,
 ):  # fmt: skip
-    """Codes of the silhouettes between pixels and their neighbours: 0, or 1 + 2 half-edge + whose surface it is."""
+    """Codes of the silhouettes between pixels and their neighbors: 0 or 1 + 2 half-edge + (neighbor is nearer)."""
     there = here + tl.where(vertical, width, 1)
     paired = mask & tl.where(vertical, row + 1 < height, column + 1 < width)
     active, swapped, face = _pair(triangle, depth, here, there, paired)
@@ -147,7 +149,7 @@ def _find(
 
 @triton.jit
 def _crossing_end(clip, vertex, crossed, x, y, half_width, half_height, direction, vertical):
-    """(u, v, w) of an end of each crossed edge: along the pair of pixels and across it, from the near one's centre."""
+    """Coordinates (u, v, w) of an end of each edge, along and across the pair, from the center of the near pixel."""
     px = tl.load(clip + vertex * 4, mask=crossed, other=0.0)
     py = tl.load(clip + vertex * 4 + 1, mask=crossed, other=0.0)
     w = tl.load(clip + vertex * 4 + 3, mask=crossed, other=1.0)
@@ -159,7 +161,7 @@ def _crossing_end(clip, vertex, crossed, x, y, half_width, half_height, directio
 def _crossing(
     clip, faces, code, here, column, row, image, vertical, num_vertices, height, width, half_width, half_height
 ):  # fmt: skip
-    """Where coded silhouettes cross: the pixels, the edge's ends, and what ``antialias._way`` makes of them."""
+    """Crossings of coded silhouettes: both pixels, ends of the edge, and the terms of ``antialias._way``."""
     crossed = code > 0
     code = tl.where(crossed, code - 1, 0)
     swapped, edge = code % 2, code // 2
@@ -185,7 +187,7 @@ def _silhouette_kernel(
     clip, faces, across, triangle, depth, image, codes, smooth, num_pixels, num_vertices, num_channels, height, width,
     half_width, half_height, BLEND: tl.constexpr, PAIRS: tl.constexpr,
 ):  # fmt: skip
-    """Find the silhouettes; BLEND: add to ``smooth``, a copy of ``image``, what they change."""
+    """Find silhouettes; with BLEND also blend colors of ``image`` into its copy ``smooth``."""
     here = tl.program_id(0).to(tl.int64) * PAIRS + tl.arange(0, PAIRS)
     vertical = tl.program_id(1) == 1
     mask = here < num_pixels
@@ -195,7 +197,7 @@ def _silhouette_kernel(
         half_width, half_height, PAIRS,
     )  # fmt: skip
     tl.store(codes + ((view * 2 + vertical.to(tl.int64)) * height + row) * width + column, code, mask=mask)
-    if BLEND:  # noqa: SIM102 (one is known at compile time)
+    if BLEND:  # noqa: SIM102 (a compile-time condition)
         if tl.max(code, axis=0) > 0:
             crossed, near, far, _, _, _, _, _, _, _, _, _, _, _, _, way = _crossing(
                 clip, faces, code, here, column, row, view, vertical, num_vertices, height, width, half_width,
@@ -213,14 +215,11 @@ def _silhouette_kernel(
 
 @triton.jit
 def _add_end(gradient, vertex, crossed, x, y, half_width, half_height, direction, vertical, by_u, by_v, by_w):
-    """Add the gradient of (u, v, w) to that of a vertex."""
+    """Add the gradient of the coordinates (u, v, w) of an end to the gradient of its vertex."""
     by_u *= direction
     by_x = tl.where(vertical, by_v, by_u) * half_width
     by_y = -tl.where(vertical, by_u, by_v) * half_height
-    address = gradient + vertex * 4
-    tl.atomic_add(address, by_x, mask=crossed, sem="relaxed")
-    tl.atomic_add(address + 1, by_y, mask=crossed, sem="relaxed")
-    tl.atomic_add(address + 3, by_w - x * by_x - y * by_y, mask=crossed, sem="relaxed")
+    add_position_gradient(gradient, vertex, crossed, x, y, by_x, by_y, by_w)
 
 
 @triton.jit(do_not_specialize=["num_vertices"])
@@ -228,7 +227,7 @@ def _silhouette_gradient_kernel(
     clip, faces, codes, image, upstream, by_image, by_clip, num_pixels, num_vertices, num_channels, height, width,
     half_width, half_height, WITH_IMAGE: tl.constexpr, WITH_CLIP: tl.constexpr, PAIRS: tl.constexpr,
 ):  # fmt: skip
-    """Add to ``by_image``, a copy of the upstream gradient, and to ``by_clip`` what the crossings give."""
+    """Add the gradients of the crossings to ``by_image``, a copy of the upstream gradient, and to ``by_clip``."""
     here = tl.program_id(0).to(tl.int64) * PAIRS + tl.arange(0, PAIRS)
     vertical = tl.program_id(1) == 1
     mask = here < num_pixels
@@ -263,12 +262,12 @@ def _silhouette_gradient_kernel(
 
 
 def silhouettes(clip: Tensor, faces: Tensor, across: Tensor, triangle: Tensor, depth: Tensor) -> Tensor:
-    """(B, 2, H, W) int64, as in ``rasterize_torch``."""
+    """(B, 2, H, W) int64, see ``torch_backend.silhouettes``."""
     return _search(clip, faces, across, triangle, depth, None, None)
 
 
 def antialias(image: Tensor, clip: Tensor, faces: Tensor, across: Tensor, triangle: Tensor, depth: Tensor) -> Tensor:
-    """The blended image (B, H, W, C) float32; differentiable once, in ``image`` and ``clip``."""
+    """Blended image (B, H, W, C) float32; differentiable once, in ``image`` and ``clip``."""
     smooth: Tensor = _Antialias.apply(image, clip, faces, across, triangle, depth.detach())
     return smooth
 
@@ -282,22 +281,22 @@ def _search(
     image: Tensor | None,
     smooth: Tensor | None,
 ) -> Tensor:
-    """Codes of the silhouettes; with ``image``, blend into its copy ``smooth`` too."""
+    """Codes of the silhouettes; if ``image`` is given, also blend its colors into its copy ``smooth``."""
     batch, height, width = triangle.shape
     codes = torch.empty(batch, 2, height, width, dtype=torch.int64, device=clip.device)
     tensors = [tensor.contiguous() for tensor in (clip, faces, across, triangle, depth)]
-    colours = (clip, codes, clip) if image is None or smooth is None else (image, codes, smooth)
+    colors = (clip, codes, clip) if image is None or smooth is None else (image, codes, smooth)
     channels = 0 if image is None else image.shape[-1]
     sizes = (triangle.numel(), clip.shape[1], channels, height, width, 0.5 * width, 0.5 * height)
     with torch.cuda.device_of(clip):
         _silhouette_kernel[(triton.cdiv(triangle.numel(), _PAIRS), 2)](
-            *tensors, *colours, *sizes, BLEND=image is not None, PAIRS=_PAIRS, **_OPTIONS
+            *tensors, *colors, *sizes, BLEND=image is not None, PAIRS=_PAIRS, **OPTIONS
         )
     return codes
 
 
 class _Antialias(torch.autograd.Function):
-    """Silhouettes found and blended in one kernel."""
+    """Antialiased image as a function of image and clip positions."""
 
     @staticmethod
     def forward(
@@ -324,6 +323,6 @@ class _Antialias(torch.autograd.Function):
             _silhouette_gradient_kernel[(triton.cdiv(pixels, _PAIRS), 2)](
                 clip, faces, codes, image, upstream, upstream if by_image is None else by_image,
                 clip if by_clip is None else by_clip, *sizes,
-                WITH_IMAGE=with_image, WITH_CLIP=with_clip, PAIRS=_PAIRS, **_OPTIONS,
+                WITH_IMAGE=with_image, WITH_CLIP=with_clip, PAIRS=_PAIRS, **OPTIONS,
             )  # fmt: skip
         return by_image, by_clip, None, None, None, None

@@ -1,7 +1,7 @@
-"""Barycentrics, depth and interpolated attributes in Triton: CUDA, float32 (also in Triton's interpreter, for tests).
+"""Barycentric coordinates, depth and interpolated attributes in Triton: CUDA, float32 (in tests: Triton's interpreter).
 
-One kernel for each of the two steps and one for each one's gradient, over all pixels of the images: where nothing is
-hit they write zeros, which costs less than finding out on the host how many pixels are.
+One kernel each for barycentric coordinates with depth and for interpolation, and one for the gradient of each. They run
+over all pixels and write zeros at pixels without a triangle, which is cheaper than counting the covered pixels first.
 """
 
 # mypy: disallow-untyped-defs=False, check-untyped-defs=False
@@ -16,14 +16,14 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from scoredist3d.ops.rasterization.common_triton import OPTIONS, add_position_gradient, channels_per_program
+
 _PIXELS = 128
-_MAX_CHANNELS = 16  # that a program handles at once
-_OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}
 
 
 @triton.jit
 def _corner(clip, faces, face, base, hit, x, y, k: tl.constexpr):
-    """Corner k of each pixel's triangle: its row, position from the pixel's centre (times w), z and w."""
+    """Corner k of the triangle of each pixel: vertex, (X - x w, Y - y w) with the pixel center (x, y), Z and w."""
     row = base + tl.load(faces + face * 3 + k, mask=hit, other=0)
     px = tl.load(clip + row * 4, mask=hit, other=0.0)
     py = tl.load(clip + row * 4 + 1, mask=hit, other=0.0)
@@ -34,15 +34,15 @@ def _corner(clip, faces, face, base, hit, x, y, k: tl.constexpr):
 
 @triton.jit
 def _weights(px, py, qx, qy, rx, ry, hit):
-    """Weights b_i, and the sum that the cross products were divided by."""
+    """Barycentric weights b_i, and the sum of the cross products, by which these were divided."""
     a, b, c = qx * ry - qy * rx, rx * py - ry * px, px * qy - py * qx
     area = tl.where(hit, (a + b) + c, 1.0)
     return tl.div_rn(a, area), tl.div_rn(b, area), tl.div_rn(c, area), area
 
 
 @triton.jit
-def _centre(pixel, height, width):
-    """Normalised device coordinates of pixel centres."""
+def _center(pixel, height, width):
+    """Normalized device coordinates of pixel centers."""
     column, row = pixel % width, pixel // width % height
     x = tl.div_rn((2 * column + 1).to(tl.float32), (width + 0 * column).to(tl.float32)) - 1.0
     return x, 1.0 - tl.div_rn((2 * row + 1).to(tl.float32), (height + 0 * row).to(tl.float32))
@@ -52,12 +52,13 @@ def _centre(pixel, height, width):
 def _shade_kernel(
     clip, faces, triangle, barycentric, depth, num_pixels, num_vertices, height, width, PIXELS: tl.constexpr
 ):  # fmt: skip
+    """Barycentric coordinates and depth of PIXELS pixels."""
     pixel = tl.program_id(0).to(tl.int64) * PIXELS + tl.arange(0, PIXELS)
     mask = pixel < num_pixels
     found = tl.load(triangle + pixel, mask=mask, other=0).to(tl.int64)
     hit = found > 0
     face, base = tl.where(hit, found - 1, 0), pixel // width // height * num_vertices
-    x, y = _centre(pixel, height, width)
+    x, y = _center(pixel, height, width)
     _, px, py, pz, pw = _corner(clip, faces, face, base, hit, x, y, 0)
     _, qx, qy, qz, qw = _corner(clip, faces, face, base, hit, x, y, 1)
     _, rx, ry, rz, rw = _corner(clip, faces, face, base, hit, x, y, 2)
@@ -71,13 +72,10 @@ def _shade_kernel(
 
 @triton.jit
 def _add_corner(gradient, row, hit, x, y, by_x, by_y, by_z, by_w, WITH_DEPTH: tl.constexpr):
-    """Add the gradient of a corner as :func:`_corner` gives it to that of its vertex."""
-    address = gradient + row * 4
-    tl.atomic_add(address, by_x, mask=hit, sem="relaxed")
-    tl.atomic_add(address + 1, by_y, mask=hit, sem="relaxed")
-    tl.atomic_add(address + 3, by_w - x * by_x - y * by_y, mask=hit, sem="relaxed")
+    """Add the gradient of a corner, as returned by :func:`_corner`, to the gradient of its vertex."""
+    add_position_gradient(gradient, row, hit, x, y, by_x, by_y, by_w)
     if WITH_DEPTH:
-        tl.atomic_add(address + 2, by_z, mask=hit, sem="relaxed")
+        tl.atomic_add(gradient + row * 4 + 2, by_z, mask=hit, sem="relaxed")
 
 
 @triton.jit(do_not_specialize=["num_vertices"])
@@ -85,11 +83,12 @@ def _shade_gradient_kernel(
     clip, faces, triangle, by_barycentric, by_depth, by_clip, num_pixels, num_vertices, height, width,
     WITH_BARYCENTRIC: tl.constexpr, WITH_DEPTH: tl.constexpr, PIXELS: tl.constexpr,
 ):  # fmt: skip
+    """Add the gradient of PIXELS pixels to ``by_clip``."""
     pixel = tl.program_id(0).to(tl.int64) * PIXELS + tl.arange(0, PIXELS)
     found = tl.load(triangle + pixel, mask=pixel < num_pixels, other=0).to(tl.int64)
     hit = found > 0
     face, base = tl.where(hit, found - 1, 0), pixel // width // height * num_vertices
-    x, y = _centre(pixel, height, width)
+    x, y = _center(pixel, height, width)
     p, px, py, pz, pw = _corner(clip, faces, face, base, hit, x, y, 0)
     q, qx, qy, qz, qw = _corner(clip, faces, face, base, hit, x, y, 1)
     r, rx, ry, rz, rw = _corner(clip, faces, face, base, hit, x, y, 2)
@@ -119,7 +118,7 @@ def _shade_gradient_kernel(
 
 @triton.jit
 def _rows(corners, barycentric, triangle, pixel, num_pixels, stride, pixels_per_image):
-    """Whether something is hit, rows of the attributes, and weights."""
+    """Whether a triangle covers each pixel, the attribute rows of its corners, and their weights."""
     found = tl.load(triangle + pixel, mask=pixel < num_pixels, other=0).to(tl.int64)
     hit = found > 0
     address, base = corners + tl.where(hit, found - 1, 0) * 3, pixel // pixels_per_image * stride
@@ -136,6 +135,7 @@ def _interpolate_kernel(
     attributes, corners, barycentric, triangle, out, num_pixels, stride, pixels_per_image, num_channels,
     CHANNELS: tl.constexpr, PIXELS: tl.constexpr,
 ):  # fmt: skip
+    """Interpolated attributes of PIXELS pixels."""
     pixel = tl.program_id(0).to(tl.int64) * PIXELS + tl.arange(0, PIXELS)
     hit, i, j, k, u, v, t = _rows(corners, barycentric, triangle, pixel, num_pixels, stride, pixels_per_image)
     first = 0
@@ -157,6 +157,7 @@ def _interpolate_gradient_kernel(
     pixels_per_image, num_channels, WITH_ATTRIBUTES: tl.constexpr, WITH_BARYCENTRIC: tl.constexpr,
     CHANNELS: tl.constexpr, PIXELS: tl.constexpr,
 ):  # fmt: skip
+    """Gradients of PIXELS pixels: added to ``by_attributes``, stored in ``by_barycentric``."""
     pixel = tl.program_id(0).to(tl.int64) * PIXELS + tl.arange(0, PIXELS)
     hit, i, j, k, u, v, t = _rows(corners, barycentric, triangle, pixel, num_pixels, stride, pixels_per_image)
     by_u = tl.zeros((PIXELS,), dtype=tl.float32)
@@ -183,19 +184,22 @@ def _interpolate_gradient_kernel(
 
 
 def shade(clip: Tensor, faces: Tensor, triangle: Tensor) -> tuple[Tensor, Tensor]:
-    """Barycentrics (B, H, W, 2) and depth (B, H, W) of the visible triangles; differentiable once, in ``clip``."""
+    """Barycentric coordinates (B, H, W, 2) and depth (B, H, W) of visible triangles; once differentiable."""
     barycentric, depth = _Shade.apply(clip, faces, triangle)
     return barycentric, depth
 
 
 def interpolate(attributes: Tensor, barycentric: Tensor, triangle: Tensor, corners: Tensor) -> Tensor:
-    """(B, H, W, C) of attributes (V, C) or (B, V, C) at corners (F, 3); differentiable once, in the first two."""
+    """Interpolate attributes (V, C) or (B, V, C), with rows ``corners`` (F, 3), to (B, H, W, C).
+
+    Differentiable once, in ``attributes`` and ``barycentric``.
+    """
     image: Tensor = _Interpolate.apply(attributes, barycentric, triangle, corners)
     return image
 
 
 class _Shade(torch.autograd.Function):
-    """See :func:`scoredist3d.ops.rasterization.fragments.shade_hits`."""
+    """Barycentric coordinates and depth as a function of clip positions, see ``fragments.shade_hits``."""
 
     @staticmethod
     def forward(ctx: Any, clip: Tensor, faces: Tensor, triangle: Tensor) -> tuple[Tensor, Tensor]:
@@ -206,7 +210,7 @@ class _Shade(torch.autograd.Function):
         sizes = (triangle.numel(), clip.shape[1], *triangle.shape[1:])
         with torch.cuda.device_of(clip):
             _shade_kernel[_grid(triangle)](
-                clip, faces, triangle, barycentric, depth, *sizes, PIXELS=_PIXELS, **_OPTIONS
+                clip, faces, triangle, barycentric, depth, *sizes, PIXELS=_PIXELS, **OPTIONS
             )  # fmt: skip
         return barycentric, depth
 
@@ -222,13 +226,13 @@ class _Shade(torch.autograd.Function):
         with torch.cuda.device_of(clip):
             _shade_gradient_kernel[_grid(triangle)](
                 clip, faces, triangle, *upstream, by_clip, *sizes, WITH_BARYCENTRIC=by_barycentric is not None,
-                WITH_DEPTH=by_depth is not None, PIXELS=_PIXELS, **_OPTIONS,
+                WITH_DEPTH=by_depth is not None, PIXELS=_PIXELS, **OPTIONS,
             )  # fmt: skip
         return by_clip, None, None
 
 
 class _Interpolate(torch.autograd.Function):
-    """See :func:`scoredist3d.ops.rasterization.rasterize.interpolate`."""
+    """Image as a function of attributes and barycentric coordinates, see ``rasterize.interpolate``."""
 
     @staticmethod
     def forward(ctx: Any, attributes: Tensor, barycentric: Tensor, triangle: Tensor, corners: Tensor) -> Tensor:
@@ -239,7 +243,7 @@ class _Interpolate(torch.autograd.Function):
         with torch.cuda.device_of(out):
             _interpolate_kernel[_grid(triangle)](
                 attributes, corners, barycentric, triangle, out, *_interpolation_sizes(attributes, triangle),
-                CHANNELS=_channels(out), PIXELS=_PIXELS, **_OPTIONS,
+                CHANNELS=channels_per_program(out.shape[-1]), PIXELS=_PIXELS, **OPTIONS,
             )  # fmt: skip
         return out
 
@@ -257,7 +261,8 @@ class _Interpolate(torch.autograd.Function):
                 attributes if by_attributes is None else by_attributes,
                 barycentric if by_barycentric is None else by_barycentric,
                 *_interpolation_sizes(attributes, triangle), WITH_ATTRIBUTES=with_attributes,
-                WITH_BARYCENTRIC=with_barycentric, CHANNELS=_channels(upstream), PIXELS=_PIXELS, **_OPTIONS,
+                WITH_BARYCENTRIC=with_barycentric, CHANNELS=channels_per_program(upstream.shape[-1]), PIXELS=_PIXELS,
+                **OPTIONS,
             )  # fmt: skip
         return by_attributes, by_barycentric, None, None
 
@@ -266,11 +271,7 @@ def _grid(triangle: Tensor) -> tuple[int]:
     return (triton.cdiv(triangle.numel(), _PIXELS),)
 
 
-def _channels(image: Tensor) -> int:
-    return min(triton.next_power_of_2(max(image.shape[-1], 1)), _MAX_CHANNELS)
-
-
 def _interpolation_sizes(attributes: Tensor, triangle: Tensor) -> tuple[int, int, int, int]:
-    """Pixels, rows from one image's attributes to the next one's, pixels of an image, channels."""
+    """Number of pixels, attribute rows per image (0 if images share them), pixels per image, channels."""
     stride = attributes.shape[1] if attributes.ndim == 3 else 0
     return triangle.numel(), stride, triangle.shape[1] * triangle.shape[2], attributes.shape[-1]

@@ -1,4 +1,4 @@
-"""Triangle visibility and silhouettes in C (``native/raster.c``): CPU, float32, the same for any number of threads."""
+"""Visible triangles and silhouettes in C (``native/raster.c``): CPU, float32, independent of the number of threads."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from scoredist3d.ops import native
 
 
 def visible_triangles(clip: Tensor, faces: Tensor, height: int, width: int) -> Tensor:
-    """(B, H, W) int32, as in ``rasterize_torch``."""
+    """(B, H, W) int32, see ``torch_backend.visible_triangles``."""
     batch, vertices = clip.shape[:2]
     keys = torch.empty(batch, height, width, dtype=torch.int64)
     out = torch.empty(batch, height, width, dtype=torch.int32)
@@ -19,7 +19,7 @@ def visible_triangles(clip: Tensor, faces: Tensor, height: int, width: int) -> T
 
 
 def silhouettes(clip: Tensor, faces: Tensor, across: Tensor, triangle: Tensor, depth: Tensor) -> Tensor:
-    """(B, 2, H, W) int64, as in ``rasterize_torch``."""
+    """(B, 2, H, W) int64, see ``torch_backend.silhouettes``."""
     batch, height, width = triangle.shape
     out = torch.empty(batch, 2, height, width, dtype=torch.int64)
     tensors = [tensor.contiguous() for tensor in (clip, faces, across, triangle, depth)]

@@ -1,6 +1,6 @@
-"""Triangle visibility by nvdiffrast (Laine et al. 2020, arXiv 2011.03277): CUDA, float32.
+"""Visible triangles by nvdiffrast (Laine et al. 2020, arXiv 2011.03277): CUDA, float32.
 
-Only its triangle indices are used. It snaps vertices to a fraction of a pixel, so pixels whose centre lies within that
+Only its triangle indices are used. It rounds vertices to a fraction of a pixel, so pixels whose center is within that
 distance of an edge may differ from those of the other backends.
 """
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 def visible_triangles(clip: Tensor, faces: Tensor, height: int, width: int) -> Tensor:
-    """(B, H, W) int32, triangle + 1 or 0; nvdiffrast's first row is the bottom one, ours the top."""
+    """Visible triangle + 1 of each pixel, or 0; (B, H, W) int32, top row first (nvdiffrast: bottom row first)."""
     with torch.no_grad():
         found, _ = nvdiffrast.rasterize(_context(clip.device), clip.contiguous(), faces.contiguous(), (height, width))
     return found[..., 3].flip(1).round().to(torch.int32).contiguous()

@@ -1,9 +1,9 @@
-"""Differentiable triangle rasterisation: visibility, interpolation, textures and silhouette antialiasing.
+"""Differentiable triangle rasterization: visibility, interpolation, textures and silhouette antialiasing.
 
-The layout is nvdiffrast's (Laine et al. 2020, https://arxiv.org/abs/2011.03277) but for the first row of an image,
-which is the top one here. ``rasterize`` finds the visible triangles, without a gradient; the barycentrics are
-differentiable functions of the clip positions, and :func:`antialias` is what makes coverage differentiable. Plain
-tensors throughout: cameras give clip positions by ``(vertices, 1) @ (projection @ w2c)^T``.
+The layout is that of nvdiffrast (Laine et al. 2020, https://arxiv.org/abs/2011.03277), except that images start with
+the top row. ``rasterize`` finds the visible triangles, which has no gradient; their barycentric coordinates are
+differentiable functions of the clip positions, and :func:`antialias` makes coverage differentiable. Clip positions are
+``(vertices, 1) @ (projection @ w2c)^T``.
 """
 
 from __future__ import annotations
@@ -23,24 +23,25 @@ __all__ = ["EdgeTopology", "Fragments", "antialias", "interpolate", "mesh_edges"
 
 
 def rasterize(clip: Tensor, faces: Tensor, height: int, width: int, *, backend: str = "auto") -> Fragments:
-    """The nearest triangle at every pixel centre, with differentiable barycentrics and depth.
+    """Find the nearest triangle at every pixel center, with differentiable barycentric coordinates and depth.
 
-    Both sides of a triangle are drawn. A pixel centre on an edge that two triangles share belongs to exactly one of
-    them (top-left rule); of equally near triangles the first is seen. Triangles may cross the plane of the eye: what
-    has w <= 0 or z outside [-w, w] is cut away pixel by pixel. Triangles with a non-finite corner are not drawn.
+    Both sides of a triangle are drawn. A pixel center on an edge that two triangles share belongs to exactly one of
+    them (top-left rule); of triangles with equal depth, the first is visible. Triangles may cross the plane of the
+    camera: parts with w <= 0 or z outside [-w, w] are discarded per pixel. Triangles with a non-finite corner are not
+    drawn.
 
     Args:
         clip: (B, V, 4), OpenGL clip space: y up, visible z in [-w, w].
-        faces: (F, 3), integer.
+        faces: (F, 3), integers.
         height, width: Pixels.
-        backend: auto, torch, native (CPU), triton or nvdiffrast (CUDA); all but the last find exactly the same. On
-            CUDA auto takes triton; nvdiffrast finds the triangles alone, and the rest is then auto's.
+        backend: auto, torch, native (CPU), triton or nvdiffrast (CUDA). All but the last give exactly the same
+            triangles. nvdiffrast only finds triangles; the other steps then use the backend of auto.
 
     Raises:
-        ValueError: On a wrong shape, an index without a vertex (checked on the CPU), or a backend that cannot be used.
+        ValueError: A shape is wrong, a vertex index is out of range (checked on the CPU), or the backend is not usable.
     """
     if height < 1 or width < 1:
-        raise ValueError(f"rasterize: the image must have at least one pixel, got height {height} and width {width}")
+        raise ValueError(f"rasterize: height and width must be 1 or more, got {height} and {width}")
     faces = prepared_faces("rasterize", clip, faces)
     name = backends.choose("rasterize", backend, clip.device, (*BACKENDS, "nvdiffrast"), clip.dtype)
     with torch.no_grad():
@@ -56,27 +57,29 @@ def interpolate(
     attribute_faces: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """Perspective-correct vertex attributes at every pixel, 0 where nothing is hit.
+    """Interpolate vertex attributes, perspective-correct, at every pixel; 0 where there is no triangle.
 
-    Differentiable with respect to the attributes and, through the barycentrics, the clip positions.
+    Differentiable in the attributes and, through the barycentric coordinates, in the clip positions.
 
     Args:
         attributes: (V, C), or (B, V, C) with one set per image.
-        fragments: What was rasterised.
-        faces: (F, 3), the rasterised faces.
-        attribute_faces: (F, 3), each corner's row of ``attributes`` where that is not its vertex (texture coordinates).
+        fragments: Result of the rasterization.
+        faces: (F, 3), rasterized faces.
+        attribute_faces: (F, 3), row of ``attributes`` for each corner, if it is not the vertex (texture coordinates).
         backend: auto, torch, native (CPU) or triton (CUDA); all but torch are differentiable once.
 
     Returns:
         (B, H, W, C).
 
     Raises:
-        ValueError: On shapes that disagree.
+        ValueError: Shapes do not match.
     """
     corners = faces if attribute_faces is None else attribute_faces
     batch = fragments.triangle.shape[0]
     if corners.shape != faces.shape:
-        raise ValueError(f"interpolate: attribute_faces is {tuple(corners.shape)} and faces {tuple(faces.shape)}")
+        raise ValueError(
+            f"interpolate: attribute_faces {tuple(corners.shape)} must have the shape of faces {tuple(faces.shape)}"
+        )
     if attributes.ndim not in (2, 3) or (attributes.ndim == 3 and attributes.shape[0] != batch):
         shape = tuple(attributes.shape)
         raise ValueError(f"interpolate: attributes must be (V, C) or ({batch}, V, C), got {shape}")

@@ -1,4 +1,4 @@
-"""Texture lookup."""
+"""Differentiable texture sampling."""
 
 from __future__ import annotations
 
@@ -16,34 +16,38 @@ WRAPS = ("repeat", "clamp")
 def sample_texture(
     texture: Tensor, uv: Tensor, *, filter: str = "linear", wrap: str = "repeat", backend: str = "auto"
 ) -> Tensor:
-    """Texture values at ``uv``; differentiable in the texture and (linear) in ``uv``.
+    """Sample a texture at ``uv``; differentiable in the texture and, with linear filtering, in ``uv``.
 
-    Texel (row i, column j) of an Ht x Wt texture has its centre at ``u = (j + 0.5) / Wt``, ``v = 1 - (i + 0.5) / Ht``:
-    the origin is the bottom left corner of the image, whose first row is the top one.
+    The texel in row i and column j of an Ht x Wt texture has its center at ``u = (j + 0.5) / Wt``,
+    ``v = 1 - (i + 0.5) / Ht``: the origin is the bottom left corner, while row 0 is the top row.
 
     Args:
         texture: (Ht, Wt, C), or (B, Ht, Wt, C) with one texture for each ``uv[b]``.
         uv: (..., 2), or (B, ..., 2).
-        filter: ``linear`` blends the four nearest texels, ``nearest`` takes one.
-        wrap: Beyond [0, 1], ``repeat`` tiles the texture and ``clamp`` continues its border.
-        backend: auto, torch (any order of derivatives), native (CPU) or triton (CUDA), both differentiable once.
+        filter: ``linear`` interpolates the four nearest texels, ``nearest`` takes the nearest one.
+        wrap: Outside [0, 1], ``repeat`` tiles the texture and ``clamp`` extends its border.
+        backend: auto, torch (differentiable to any order), native (CPU) or triton (CUDA; both differentiable once).
 
     Returns:
         (..., C).
 
     Raises:
-        ValueError: On a wrong shape, filter or wrap.
+        ValueError: A shape, ``filter`` or ``wrap`` is invalid, or the backend is not usable.
     """
     if filter not in FILTERS or wrap not in WRAPS:
-        raise ValueError(f"sample_texture: filter must be of {FILTERS}, wrap of {WRAPS}; got {filter!r}, {wrap!r}")
+        raise ValueError(
+            f"sample_texture: filter must be in {FILTERS} and wrap in {WRAPS}, got {filter!r} and {wrap!r}"
+        )
     if texture.ndim not in (3, 4) or (texture.ndim == 4 and (uv.ndim < 2 or uv.shape[0] != texture.shape[0])):
         shapes = f"{tuple(texture.shape)} and {tuple(uv.shape)}"
-        raise ValueError(f"sample_texture: texture (Ht, Wt, C) and uv (..., 2), or both with a batch, not {shapes}")
+        raise ValueError(
+            f"sample_texture: shapes must be (Ht, Wt, C) and (..., 2), or both with a batch dimension, got {shapes}"
+        )
     if uv.shape[-1] != 2:
         raise ValueError(f"sample_texture: uv must be (..., 2), got {tuple(uv.shape)}")
     height, width, channels = texture.shape[-3:]
     flat = uv.reshape(-1, 2).to(texture.dtype)
-    points = max(len(flat) // len(texture), 1) if texture.ndim == 4 else max(len(flat), 1)  # of each texture
+    points = max(len(flat) // len(texture), 1) if texture.ndim == 4 else max(len(flat), 1)  # per texture
     name = backends.choose("texture lookup", backend, texture.device, BACKENDS, texture.dtype)
     if name == "triton":
         from scoredist3d.ops.rasterization import texture_triton
@@ -58,7 +62,7 @@ def sample_texture(
 
 
 def _texels(x: Tensor, y: Tensor, height: int, width: int, filter: str, wrap: str) -> tuple[Tensor, Tensor]:
-    """Texels (N, K) and their weights, at positions in texels from the top left corner."""
+    """Texels (N, K) and their weights (N, K), for positions in texels from the top left corner."""
     if filter == "nearest":
         index = _wrap(y.floor().long(), height, wrap) * width + _wrap(x.floor().long(), width, wrap)
         return index[:, None], torch.ones_like(x)[:, None]

@@ -1,4 +1,4 @@
-"""Texture lookup in Triton: CUDA, float32 (also in Triton's interpreter, for the tests); see ``texture``."""
+"""Texture sampling in Triton: CUDA, float32 (also in Triton's interpreter, for the tests); see ``texture``."""
 
 # mypy: disallow-untyped-defs=False, check-untyped-defs=False
 
@@ -12,13 +12,14 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from scoredist3d.ops.rasterization.common_triton import OPTIONS, channels_per_program
+
 _POINTS = 128
-_MAX_CHANNELS = 16  # that a program handles at once
-_OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}
 
 
 @triton.jit
 def _wrap(index, size, REPEAT: tl.constexpr):
+    """Texel row or column inside the texture."""
     if REPEAT:
         index = index % size
         index = tl.where(index < 0, index + size, index)
@@ -29,7 +30,7 @@ def _wrap(index, size, REPEAT: tl.constexpr):
 
 @triton.jit
 def _texels(uv, point, mask, points_per_texture, height, width, LINEAR: tl.constexpr, REPEAT: tl.constexpr):
-    """Texels around each point (upper left, upper right, lower left, lower right), and its way across and down them."""
+    """Texels around each point (upper left, upper right, lower left, lower right), and its position between them."""
     x = tl.load(uv + point * 2, mask=mask, other=0.0) * width
     y = (1.0 - tl.load(uv + point * 2 + 1, mask=mask, other=0.0)) * height
     if LINEAR:
@@ -47,6 +48,7 @@ def _sample_kernel(
     texture, uv, out, num_points, points_per_texture, num_channels, height, width,
     LINEAR: tl.constexpr, REPEAT: tl.constexpr, CHANNELS: tl.constexpr, POINTS: tl.constexpr,
 ):  # fmt: skip
+    """Texture samples at POINTS points."""
     point = tl.program_id(0).to(tl.int64) * POINTS + tl.arange(0, POINTS)
     inside = point < num_points
     i, j, k, m, across, down = _texels(uv, point, inside, points_per_texture, height, width, LINEAR, REPEAT)
@@ -72,6 +74,7 @@ def _sample_gradient_kernel(
     WITH_TEXTURE: tl.constexpr, WITH_UV: tl.constexpr, LINEAR: tl.constexpr, REPEAT: tl.constexpr,
     CHANNELS: tl.constexpr, POINTS: tl.constexpr,
 ):  # fmt: skip
+    """Gradients of POINTS points: added to ``by_texture``, stored in ``by_uv``."""
     point = tl.program_id(0).to(tl.int64) * POINTS + tl.arange(0, POINTS)
     inside = point < num_points
     i, j, k, m, across, down = _texels(uv, point, inside, points_per_texture, height, width, LINEAR, REPEAT)
@@ -108,13 +111,13 @@ def _sample_gradient_kernel(
 
 
 def sample(texture: Tensor, uv: Tensor, points_per_texture: int, linear: bool, repeat: bool) -> Tensor:
-    """(N, C) of textures (..., Ht, Wt, C) at ``uv`` (N, 2), so many points for each texture; differentiable once."""
+    """Samples (N, C) of textures (..., Ht, Wt, C) at ``uv`` (N, 2), ``points_per_texture`` per texture, in order."""
     values: Tensor = _Sample.apply(texture, uv if linear else uv.detach(), points_per_texture, linear, repeat)
     return values
 
 
 class _Sample(torch.autograd.Function):
-    """See :func:`scoredist3d.ops.rasterization.texture.sample_texture`."""
+    """Samples as a function of texture and coordinates, see ``texture.sample_texture``."""
 
     @staticmethod
     def forward(ctx: Any, texture: Tensor, uv: Tensor, points_per_texture: int, linear: bool, repeat: bool) -> Tensor:
@@ -125,13 +128,13 @@ class _Sample(torch.autograd.Function):
         ctx.constants = {
             "LINEAR": linear,
             "REPEAT": repeat,
-            "CHANNELS": min(triton.next_power_of_2(max(channels, 1)), _MAX_CHANNELS),
+            "CHANNELS": channels_per_program(channels),
             "POINTS": _POINTS,
         }
         out = texture.new_empty(len(uv), channels)
         if len(uv):
             with torch.cuda.device_of(texture):
-                _sample_kernel[_grid(uv)](texture, uv, out, *ctx.sizes, **ctx.constants, **_OPTIONS)
+                _sample_kernel[_grid(uv)](texture, uv, out, *ctx.sizes, **ctx.constants, **OPTIONS)
         return out
 
     @staticmethod
@@ -147,7 +150,7 @@ class _Sample(torch.autograd.Function):
             with torch.cuda.device_of(texture):
                 _sample_gradient_kernel[_grid(uv)](
                     texture, uv, upstream, *targets, *ctx.sizes, WITH_TEXTURE=with_texture, WITH_UV=with_uv,
-                    **ctx.constants, **_OPTIONS,
+                    **ctx.constants, **OPTIONS,
                 )  # fmt: skip
         return by_texture, by_uv, None, None, None
 

@@ -1,10 +1,10 @@
-"""Triangle visibility and silhouettes in plain torch, the reference of the other backends.
+"""Visible triangles and silhouettes in plain torch, the reference of the other backends.
 
-All arithmetic is in float64, in an order that the C and Triton kernels repeat, so that every backend finds the same
-triangle at every pixel. Homogeneous edge functions (Olano & Greer 1997) need no clipping: with the vertices
-``v_i = (x_i, y_i, w_i)`` in pixels (times w), ``e_i = v_j x v_k`` is a function of the pixel whose sign agrees with
-that of ``det(v_0, v_1, v_2)`` exactly where the weight of corner i is positive and the surface lies before the eye. Two
-triangles compute their common edge as exact negatives of each other, which makes the tie break watertight.
+All arithmetic is float64, in an order that the C and Triton kernels reproduce, so that all backends find the same
+triangle at every pixel. Homogeneous edge functions (Olano & Greer 1997) need no clipping: for vertices
+``v_i = (x_i, y_i, w_i)`` in pixels times w, ``e_i = v_j x v_k`` is a linear function of the pixel position. Its sign
+equals that of ``det(v_0, v_1, v_2)`` exactly where the weight of corner i is positive and the surface is in front of
+the camera. Two triangles compute exactly opposite values for their common edge, which makes the tie break watertight.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# Bounding-box pixels handled together: about 1.5 kB each while they are tested.
+# Bounding-box pixels per chunk; each needs about 1.5 kB while it is tested.
 _CHUNK = 1 << 18
 _EMPTY = torch.iinfo(torch.int64).max
 _MAX_WALK = 64
 
 
 class Setup(NamedTuple):
-    """Triangles of ``B`` images, ready to be drawn.
+    """Edge functions, depth planes and bounding boxes of the triangles of ``B`` images.
 
     Attributes:
         edges: (B, F, 3, 3) float64, coefficients (a, b, c) of the three edge functions, positive inside.
-        edge_included: (B, F, 3) bool, whether pixel centres on the edge belong to the triangle.
+        edge_included: (B, F, 3) bool, whether pixel centers on the edge belong to the triangle.
         depth: (B, F, 3) float64, ``z / w = depth . (x, y, 1)``.
         first: (B, F, 2) int64, first column and row of the bounding box.
-        size: (B, F, 2) int64, its columns and rows; 0 if nothing can be seen.
+        size: (B, F, 2) int64, columns and rows of the bounding box; 0 if the triangle is invisible.
     """
 
     edges: Tensor
@@ -39,13 +39,13 @@ class Setup(NamedTuple):
 
 
 def screen_positions(clip: Tensor, height: int, width: int) -> Tensor:
-    """(..., 4) float64: x and y in pixels from the top left corner, times w; z; w."""
+    """Screen coordinates (..., 4) float64: x and y in pixels from the top left corner, times w; z; w."""
     x, y, z, w = clip.double().unbind(-1)
     return torch.stack(((x + w) * (0.5 * width), (w - y) * (0.5 * height), z, w), dim=-1)
 
 
 def set_up(clip: Tensor, faces: Tensor, height: int, width: int) -> Setup:
-    """Edge functions, depth planes and bounding boxes."""
+    """Compute edge functions, depth planes and bounding boxes."""
     v = screen_positions(clip, height, width)[:, faces.long()]  # (B, F, 3, 4)
     x, y, z, w = v.unbind(-1)
     p, q = v.roll(-1, 2), v.roll(-2, 2)
@@ -63,7 +63,7 @@ def set_up(clip: Tensor, faces: Tensor, height: int, width: int) -> Setup:
 
 
 def _boxes(x: Tensor, y: Tensor, w: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """First pixel and extent of the bounding boxes; the whole image if a corner is not before the eye."""
+    """First pixel and size of the bounding boxes; the whole image if a corner is not in front of the camera."""
     limits = w.new_tensor([width, height])
     screen = torch.stack((x / w, y / w), dim=-1)  # (B, F, 3, 2)
     low = (screen.amin(dim=2) - 0.5 - 1e-6).ceil()
@@ -76,13 +76,13 @@ def _boxes(x: Tensor, y: Tensor, w: Tensor, height: int, width: int) -> tuple[Te
     return low.long(), size.long()
 
 
-def quantise(depth: Tensor) -> Tensor:
-    """Depth in [-1, 1] as an integer below 2^32."""
+def quantize(depth: Tensor) -> Tensor:
+    """Quantize depth in [-1, 1] to an integer below 2^32."""
     return ((depth + 1.0) * 2147483648.0).long().clamp(max=4294967295)
 
 
 def visible_triangles(clip: Tensor, faces: Tensor, height: int, width: int) -> Tensor:
-    """(B, H, W) int32, the nearest triangle + 1 of every pixel centre, the first of equally near ones; 0 for none."""
+    """Nearest triangle + 1 at every pixel center (the first one of equal depth), or 0; (B, H, W) int32."""
     batch, count = clip.shape[0], faces.shape[0]
     setup = set_up(clip, faces, height, width)
     keys = torch.full((batch * height * width,), _EMPTY, dtype=torch.int64, device=clip.device)
@@ -101,7 +101,7 @@ def visible_triangles(clip: Tensor, faces: Tensor, height: int, width: int) -> T
 def _test_pixels(
     setup: Setup, item: Tensor, offset: Tensor, triangle: Tensor, height: int, width: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Flat pixel, key (depth, then triangle) and whether it is covered, of the pixels ``offset`` in boxes ``item``."""
+    """Flat index, key (depth, then triangle) and coverage of the pixels ``offset`` in the bounding boxes ``item``."""
     flat = [part.flatten(0, 1)[item] for part in setup]
     edges, included, depth, box, size = flat
     column = box[:, 0] + offset % size[:, 0]
@@ -112,11 +112,11 @@ def _test_pixels(
     z = depth[:, 0] * x + (depth[:, 1] * y + depth[:, 2])
     drawn = inside & (z >= -1.0) & (z <= 1.0)
     image = item // (setup.size.shape[1])
-    return (image * height + row) * width + column, quantise(torch.where(drawn, z, 0.0)) * 2**31 + triangle, drawn
+    return (image * height + row) * width + column, quantize(torch.where(drawn, z, 0.0)) * 2**31 + triangle, drawn
 
 
 class _Line(NamedTuple):
-    """Lines through pairs of points (u, v, w): coefficients of u, v and w."""
+    """Lines through pairs of points (u, v, w), as the coefficients of u, v and w."""
 
     u: Tensor
     v: Tensor
@@ -124,6 +124,7 @@ class _Line(NamedTuple):
 
     @staticmethod
     def through(p: Tensor, q: Tensor) -> _Line:
+        """Lines through the points p and q, (K, 3) each."""
         return _Line(
             p[:, 1] * q[:, 2] - q[:, 1] * p[:, 2],
             p[:, 2] * q[:, 0] - p[:, 0] * q[:, 2],
@@ -131,13 +132,14 @@ class _Line(NamedTuple):
         )
 
     def side(self, p: Tensor) -> Tensor:
+        """Signed value (K,) of the line equation at points p (K, 3)."""
         return (self.u * p[:, 0] + self.v * p[:, 1]) + self.w * p[:, 2]
 
 
 class _Walks:
-    """Walks over a mesh from pixel centres to a neighbour's, in the image plane.
+    """K walks over a mesh, in the image plane, each from a pixel center to an adjacent one.
 
-    A point of a walk is (u, v, w): along the walk, across it (both in pixels from the start, times w), w.
+    Points have the coordinates (u, v, w): along and across the walk, in pixels from its start times w, and w.
     """
 
     def __init__(
@@ -151,11 +153,12 @@ class _Walks:
         self.vertical = vertical
 
     def keep(self, chosen: Tensor) -> _Walks:
+        """Subset of the walks."""
         start, direction = self.start[chosen], self.direction[chosen]
         return _Walks(self.screen, self.faces, self.image[chosen], start, direction, self.vertical)
 
     def see(self, vertex: Tensor) -> Tensor:
-        """(K, 3), a vertex of each walk."""
+        """Coordinates (K, 3) of one vertex per walk."""
         p = self.screen[self.image, vertex.long()]
         w = p[:, 3]
         x, y = p[:, 0] - self.start[:, 0] * w, p[:, 1] - self.start[:, 1] * w
@@ -163,9 +166,10 @@ class _Walks:
         return torch.stack((self.direction * along, across, w), dim=1)
 
     def move_inside(self, points: list[Tensor]) -> list[Tensor]:
-        """Move the lines by a millionth of the way to their first triangles' middles (K, 3) * 3.
+        """Shift the lines of the walks by a millionth of the distance to the centers of their first triangles.
 
-        They then run through the triangles even if rounding has the pixel's centre outside, and seldom along edges.
+        Then they pass through the triangles even if the pixel center is outside due to rounding, and rarely along
+        edges. ``points`` are the three corners (K, 3); returns them relative to the shifted lines.
         """
         (_, v0, w0), (_, v1, w1), (_, v2, w2) = (point.unbind(1) for point in points)
         shift = 1e-6 * (((v0 + v1) + v2) / ((w0 + w1) + w2))
@@ -174,7 +178,7 @@ class _Walks:
         return [torch.stack((u, v - shift * w, w), dim=1) for u, v, w in (point.unbind(1) for point in points)]
 
     def leave(self, face: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Half-edges through which the walks leave their triangles (-1: none), and its two vertices (v <= 0, v > 0)."""
+        """Half-edges (K,) through which walks leave their triangles (-1: none), and both vertices (v <= 0, v > 0)."""
         corners = self.faces[face]
         points = self.move_inside([self.see(corners[:, k]) for k in range(3)])
         found = torch.full_like(face, -1)
@@ -194,20 +198,21 @@ class _Walks:
 
 
 def silhouettes(clip: Tensor, faces: Tensor, across: Tensor, triangle: Tensor, depth: Tensor) -> Tensor:
-    """Silhouette between each pixel and its neighbours.
+    """Find the silhouette edge between each pixel and its neighbors.
 
-    Between two pixels that show different triangles, walk over the mesh from the nearer one towards the other, until an
-    edge beyond which the surface turns back or ends, or until the other pixel's centre.
+    For two pixels that show different triangles, a walk over the mesh goes from the nearer triangle towards the other
+    pixel. It ends at an edge where the surface folds back or ends, or at the center of the other pixel.
 
     Args:
         clip: (B, V, 4).
         faces: (F, 3) int32.
         across: (F, 3) int32, see ``EdgeTopology``.
-        triangle, depth: (B, H, W).
+        triangle, depth: (B, H, W), fields of ``Fragments``.
 
     Returns:
-        (B, 2, H, W) int64, for the neighbour to the right and the one below: 0 for no silhouette, else 1 + 2 half-edge,
-        + 1 if the surface is the neighbour's. Edges nearer to the walk's direction than to its normal do not count.
+        (B, 2, H, W) int64, for the neighbors to the right and below: 0 without a silhouette, otherwise 1 + 2 half-edge,
+        plus 1 if the nearer surface is that of the neighbor. Edges that are closer to the direction of the walk than
+        to its normal are ignored.
     """
     batch, height, width = triangle.shape
     screen = screen_positions(clip, height, width)
@@ -227,7 +232,7 @@ def silhouettes(clip: Tensor, faces: Tensor, across: Tensor, triangle: Tensor, d
 
 
 def _walk(walks: _Walks, face: Tensor, across: Tensor) -> Tensor:
-    """(K,) half-edge at which each walk reaches a silhouette, or -1."""
+    """Half-edge (K,) at which each walk reaches a silhouette, or -1."""
     result = torch.full_like(face, -1)
     edge, minus, plus = walks.leave(face)
     active = (edge >= 0).nonzero()[:, 0]

@@ -1,11 +1,11 @@
 """Triangle visibility in Triton: CUDA, float32 (also in Triton's interpreter, for the tests).
 
-A z-buffer of 64-bit keys (depth, then triangle) updated by an atomic minimum, so the result does not depend on the
-order of the triangles. Bounding boxes are cut into chunks of pixels, and a fixed number of programs share the chunks of
-all triangles: equally long programs whatever the sizes of the triangles, and nothing that the host must wait for.
-Arithmetic in float64 without contraction, in the order of the reference, so that both find the same triangles. Loops
-are ``while`` loops because Triton's interpreter cannot count to a number that the kernel is given. Numbers that change
-as a mesh does are not specialised, else kernels would be compiled in the middle of a training.
+The z-buffer has 64-bit keys (depth, then triangle) and is updated by an atomic minimum, so that the result does not
+depend on the order of the triangles. Bounding boxes are divided into chunks of pixels, and a fixed number of programs
+share the chunks of all triangles: programs take equally long for any sizes of triangles, and the host does not
+synchronize. The arithmetic is float64 without contraction, in the order of the reference, so that both find the same
+triangles. Loops are ``while`` loops because Triton's interpreter does not accept a tensor as the bound of ``range``.
+Sizes that change during training are not specialized, to avoid recompilation.
 """
 
 # mypy: disallow-untyped-defs=False, check-untyped-defs=False
@@ -20,19 +20,19 @@ import triton.language as tl
 from torch import Tensor
 
 from scoredist3d.ops.rasterization.antialias_triton import silhouettes
+from scoredist3d.ops.rasterization.common_triton import OPTIONS
 
 __all__ = ["silhouettes", "visible_triangles"]
 
-_BLOCK = 128  # triangles or pixels of a program
+_BLOCK = 128  # triangles or pixels per program
 _CHUNKS = 16  # chunks that a program tests at once
-_PIXELS = 32  # pixels of a chunk
+_PIXELS = 32  # pixels per chunk
 _EMPTY = tl.constexpr(torch.iinfo(torch.int64).max)
-_OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}
 
 
 @triton.jit
 def _corner(clip, faces, base, face, mask, k: tl.constexpr, half_width, half_height):
-    """Corner k of each triangle: x and y in pixels (times w), z, w."""
+    """Corner k of each triangle: x and y in pixels, times w; z; w."""
     vertex = base + tl.load(faces + face * 3 + k, mask=mask, other=0)
     x = tl.load(clip + vertex * 4, mask=mask, other=0.0).to(tl.float64)
     y = tl.load(clip + vertex * 4 + 1, mask=mask, other=0.0).to(tl.float64)
@@ -43,12 +43,13 @@ def _corner(clip, faces, base, face, mask, k: tl.constexpr, half_width, half_hei
 
 @triton.jit
 def _cross(px, py, pw, qx, qy, qw):
+    """Edge function through two corners."""
     return py * qw - pw * qy, pw * qx - px * qw, px * qy - py * qx
 
 
 @triton.jit
 def _extent(s0, s1, s2, everywhere, limit):
-    """First pixel of the bounding boxes along one axis, and the one after the last."""
+    """First pixel of the bounding boxes along one axis, and the pixel after the last."""
     low = tl.ceil(tl.minimum(tl.minimum(s0, s1), s2) - 0.5 - 1e-6)
     high = tl.floor(tl.maximum(tl.maximum(s0, s1), s2) - 0.5 + 1e-6) + 1.0
     low = tl.where(everywhere, 0.0, tl.minimum(tl.maximum(low, 0.0), limit))
@@ -58,7 +59,7 @@ def _extent(s0, s1, s2, everywhere, limit):
 
 @triton.jit
 def _store_edge(planes, box, item, k: tl.constexpr, a, b, c, mask):
-    """One edge function, and whether pixel centres on the edge belong to the triangle."""
+    """Store an edge function, and whether pixel centers on the edge belong to the triangle."""
     tl.store(planes + item * 12 + 3 * k, a, mask=mask)
     tl.store(planes + item * 12 + 3 * k + 1, b, mask=mask)
     tl.store(planes + item * 12 + 3 * k + 2, c, mask=mask)
@@ -70,7 +71,7 @@ def _set_up_kernel(
     clip, faces, planes, box, chunks, num_items, num_triangles, num_vertices, height, width, half_width, half_height,
     PIXELS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Edge functions and depth plane (12), box (first column, row, columns; ties), and number of chunks."""
+    """Compute edge functions and depth plane (12), box (first column, row, columns; ties), and number of chunks."""
     item = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = item < num_items
     base, face = item // num_triangles * num_vertices, item % num_triangles
@@ -109,7 +110,7 @@ def _set_up_kernel(
 
 @triton.jit
 def _edge(planes, box, item, mask, k: tl.constexpr, x, y):
-    """Whether pixels are inside edge k of their triangles."""
+    """Whether pixels are on the inner side of edge k of their triangles."""
     a = tl.load(planes + item * 12 + 3 * k, mask=mask, other=0.0)
     b = tl.load(planes + item * 12 + 3 * k + 1, mask=mask, other=0.0)
     c = tl.load(planes + item * 12 + 3 * k + 2, mask=mask, other=0.0)
@@ -120,7 +121,7 @@ def _edge(planes, box, item, mask, k: tl.constexpr, x, y):
 
 @triton.jit
 def _draw(planes, box, item, offset, keys, mask, num_triangles, height, width):
-    """Test pixels ``offset`` (CHUNKS, PIXELS) of the boxes of triangles ``item`` (CHUNKS,)."""
+    """Draw the pixels ``offset`` (CHUNKS, PIXELS) of the boxes of triangles ``item`` (CHUNKS,) that are covered."""
     columns = tl.load(box + item * 8 + 2, mask=mask, other=1)[:, None]
     rows = tl.load(box + item * 8 + 6, mask=mask, other=0)[:, None]
     column = tl.load(box + item * 8, mask=mask, other=0)[:, None] + offset % columns
@@ -134,9 +135,9 @@ def _draw(planes, box, item, offset, keys, mask, num_triangles, height, width):
     by_y = tl.load(planes + item * 12 + 10, mask=mask, other=0.0)[:, None]
     z = by_x * x + (by_y * y + tl.load(planes + item * 12 + 11, mask=mask, other=0.0)[:, None])
     inside = inside & (z >= -1.0) & (z <= 1.0)
-    quantised = ((tl.where(inside, z, 0.0) + 1.0) * 2147483648.0).to(tl.int64)
-    quantised = tl.where(quantised > 4294967295, 4294967295, quantised)
-    key = quantised * 2147483648 + (item % num_triangles)[:, None]
+    quantized = ((tl.where(inside, z, 0.0) + 1.0) * 2147483648.0).to(tl.int64)
+    quantized = tl.where(quantized > 4294967295, 4294967295, quantized)
+    key = quantized * 2147483648 + (item % num_triangles)[:, None]
     image = (item // num_triangles)[:, None]
     tl.atomic_min(keys + (image * height + row) * width + column, key, mask=inside, sem="relaxed")
 
@@ -146,13 +147,13 @@ def _draw_kernel(
     planes, box, ends, keys, num_items, num_halvings, num_triangles, height, width,
     CHUNKS: tl.constexpr, PIXELS: tl.constexpr,
 ):  # fmt: skip
-    """Draw every so many-th block of chunks; ``ends`` are the running totals of the triangles' chunks."""
+    """Draw a strided subset of the chunks; ``ends`` is the cumulative number of chunks of the triangles."""
     total = tl.load(ends + num_items - 1)
     first = tl.program_id(0).to(tl.int64) * CHUNKS
     while first < total:
         chunk = first + tl.arange(0, CHUNKS)
         mask = chunk < total
-        # The chunk's triangle is the first whose running total is above the chunk's number.
+        # The triangle of a chunk is the first whose cumulative number exceeds the index of the chunk.
         item = tl.zeros((CHUNKS,), dtype=tl.int64)
         last = item + (num_items - 1)
         halving = 0
@@ -169,6 +170,7 @@ def _draw_kernel(
 
 @triton.jit
 def _resolve_kernel(keys, triangle, num_pixels, BLOCK: tl.constexpr):
+    """Convert keys to triangle indices + 1, 0 where nothing was drawn."""
     pixel = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     key = tl.load(keys + pixel, mask=pixel < num_pixels, other=0)
     found = tl.where(key == _EMPTY, 0, (key & 0x7FFFFFFF) + 1)
@@ -176,7 +178,7 @@ def _resolve_kernel(keys, triangle, num_pixels, BLOCK: tl.constexpr):
 
 
 def visible_triangles(clip: Tensor, faces: Tensor, height: int, width: int) -> Tensor:
-    """(B, H, W) int32, as in ``rasterize_torch``."""
+    """(B, H, W) int32, see ``torch_backend.visible_triangles``."""
     batch, count, device = clip.shape[0], faces.shape[0], clip.device
     items, pixels = batch * count, batch * height * width
     if items == 0:
@@ -189,11 +191,11 @@ def visible_triangles(clip: Tensor, faces: Tensor, height: int, width: int) -> T
     with torch.cuda.device_of(clip):
         _set_up_kernel[(triton.cdiv(items, _BLOCK),)](
             clip.contiguous(), faces.contiguous(), planes, box, chunks, items, count, clip.shape[1], height, width,
-            0.5 * width, 0.5 * height, PIXELS=_PIXELS, BLOCK=_BLOCK, **_OPTIONS,
+            0.5 * width, 0.5 * height, PIXELS=_PIXELS, BLOCK=_BLOCK, **OPTIONS,
         )  # fmt: skip
         _draw_kernel[(_programs(device),)](
             planes, box, chunks.cumsum(0), keys, items, items.bit_length(), count, height, width,
-            CHUNKS=_CHUNKS, PIXELS=_PIXELS, **_OPTIONS,
+            CHUNKS=_CHUNKS, PIXELS=_PIXELS, **OPTIONS,
         )  # fmt: skip
         _resolve_kernel[(triton.cdiv(pixels, _BLOCK),)](keys, triangle, pixels, BLOCK=_BLOCK)
     return triangle
@@ -201,5 +203,5 @@ def visible_triangles(clip: Tensor, faces: Tensor, height: int, width: int) -> T
 
 @cache
 def _programs(device: torch.device) -> int:
-    """Programs that share the drawing: some for each multiprocessor; few where they run one after the other."""
+    """Number of programs that share the drawing: 16 per multiprocessor, 3 in the interpreter, which is sequential."""
     return 16 * torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 3

@@ -1,1 +1,1 @@
-"""Colour curves, spherical harmonics, and light from environment maps."""
+"""Color transfer functions, spherical harmonics, and lighting by environment maps."""

@@ -1,4 +1,4 @@
-"""Colour curves and ranges: display sRGB, linear light, and a clamp that values can come back from."""
+"""Color transfer functions (display sRGB, linear), and a clamp whose gradient does not vanish outside the range."""
 
 from __future__ import annotations
 
@@ -9,27 +9,30 @@ from torch import Tensor
 
 
 def srgb_to_linear(display: Tensor) -> Tensor:
-    """Linear light of display sRGB values (IEC 61966-2-1), [0, 1] to [0, 1]; differentiable everywhere."""
+    """Convert display sRGB values (IEC 61966-2-1) in [0, 1] to linear values in [0, 1]; differentiable everywhere."""
     curve = ((display.clamp_min(0.04045) + 0.055) / 1.055).pow(2.4)
     return torch.where(display <= 0.04045, display / 12.92, curve)
 
 
 def linear_to_srgb(linear: Tensor) -> Tensor:
-    """Display sRGB values of linear light, the inverse of :func:`srgb_to_linear`; its slope at 0 is 12.92."""
+    """Convert linear values to display sRGB, the inverse of :func:`srgb_to_linear`; its slope at 0 is 12.92."""
     curve = 1.055 * linear.clamp_min(0.0031308).pow(1.0 / 2.4) - 0.055
     return torch.where(linear <= 0.0031308, 12.92 * linear, curve)
 
 
 def clamp_unit(x: Tensor) -> Tensor:
-    """``x`` clamped to [0, 1]; outside, the gradient passes where descent leads back and is 0 where it leads away.
+    """Clamp ``x`` to [0, 1] with a one-sided gradient outside the range.
 
-    With the gradient of a plain clamp, a value that has left the range could never return.
+    Outside, the gradient passes if gradient descent moves ``x`` back towards the range, and is 0 if it moves ``x``
+    away. With the gradient of a plain clamp, a value outside the range could never return.
     """
     clamped: Tensor = _ClampUnit.apply(x)
     return clamped
 
 
 class _ClampUnit(torch.autograd.Function):
+    """See :func:`clamp_unit`."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         ctx.save_for_backward(x)

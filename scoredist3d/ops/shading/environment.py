@@ -1,14 +1,14 @@
-"""Light from far away: panoramas, their prefiltering for the split-sum approximation, and its table of the BRDF.
+"""Environment lighting: panoramas, and the split-sum approximation with prefiltered panoramas and a BRDF table.
 
-A panorama is an equirectangular (H, W, C) image of all directions, z up: row 0 is next to +z, the centre of the image
-looks along +x, and columns to the right turn clockwise seen from above (as a photographer sees them), so that the
-azimuth of column u in [0, 1] is pi (1 - 2 u).
+A panorama is an equirectangular image (H, W, C) of all directions, with z up: row 0 is next to +z, the image center is
+in direction +x, and the azimuth decreases to the right, as in a photograph: column u in [0, 1] has the azimuth
+pi (1 - 2 u).
 
-Split-sum (Karis, "Real Shading in Unreal Engine 4", 2013; arXiv 2111.12503 for its use in optimisation): the light that
-a rough surface reflects is the environment blurred by the GGX lobe around the mirror direction, times the reflectance
-of the surface under uniform light. Blurs by a lobe that depends on the angle alone are convolutions along each row of a
-panorama, so one product per frequency and pair of rows applies them: fast enough to be repeated at each step of an
-optimisation of the panorama, and differentiable in it.
+Split-sum approximation (Karis, "Real Shading in Unreal Engine 4", 2013; for its use in optimization see arXiv
+2111.12503): the light reflected by a rough surface is the environment convolved with the GGX lobe around the mirror
+direction, times the reflectance of the surface under uniform light. Convolution with a lobe that depends only on the
+angle is a convolution along the rows of a panorama, so it needs one product per frequency and pair of rows. This is
+differentiable, and fast enough to be repeated in every step of an optimization of the panorama.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from torch import Tensor
 from torch.nn import functional
 
 Profile = Callable[[Tensor], Tensor]
-"""Weight of the light at the cosine of its angle to the centre of a lobe; need not be normalised."""
+"""Weight of light as a function of the cosine of its angle to the center of a lobe; need not be normalized."""
 
 _MAX_SUBDIVISION = 8
 
 
 def texel_directions(height: int, width: int, *, dtype: torch.dtype = torch.float32) -> Tensor:
-    """(H, W, 3) unit directions of the centres of a panorama's texels."""
+    """Unit directions (H, W, 3) of the texel centers of a panorama."""
     polar = (torch.arange(height, dtype=torch.float64) + 0.5) * (math.pi / height)
     azimuth = math.pi * (1.0 - 2.0 * (torch.arange(width, dtype=torch.float64) + 0.5) / width)
     flat = polar.sin()[:, None]
@@ -38,15 +38,15 @@ def texel_directions(height: int, width: int, *, dtype: torch.dtype = torch.floa
 
 
 def texel_solid_angles(height: int, width: int, *, dtype: torch.dtype = torch.float32) -> Tensor:
-    """(H, 1, 1) steradians of one texel of each row; over the panorama they sum to 4 pi."""
+    """Solid angle (H, 1, 1) of a texel in each row, steradians; the sum over all texels is 4 pi."""
     edges = torch.cos(torch.arange(height + 1, dtype=torch.float64) * (math.pi / height))
     return ((edges[:-1] - edges[1:]) * (2.0 * math.pi / width)).to(dtype)[:, None, None]
 
 
 def panorama_coordinates(directions: Tensor) -> tuple[Tensor, Tensor]:
-    """(...) columns u and rows v, each in [0, 1], of (..., 3) directions of any length.
+    """Coordinates u (column) and v (row) in [0, 1], both (...), of directions (..., 3) of any length.
 
-    Gradients are finite everywhere: at the poles the column's is 0, and a zero vector counts as +z without gradient.
+    Gradients are finite everywhere: u has zero gradient at the poles, and a zero vector is treated as +z.
     """
     x, y, z = directions.unbind(-1)
     flat_squared = x * x + y * y
@@ -59,10 +59,10 @@ def panorama_coordinates(directions: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def pad_panorama(panoramas: Tensor) -> Tensor:
-    """(..., H + 2, W + 2, C): one texel around each panorama (..., H, W, C), so that bilinear samples know no border.
+    """Pad panoramas (..., H, W, C) by one texel to (..., H + 2, W + 2, C), for bilinear sampling across the borders.
 
-    Columns wrap around. The rows beyond the poles make the sample at a pole the mean of the row around it, whatever
-    direction it is approached from.
+    Columns wrap around. The rows beyond the poles are such that the sample at a pole is the mean of the adjacent row,
+    for any azimuth.
     """
     top, bottom = panoramas[..., :1, :, :], panoramas[..., -1:, :, :]
     above, below = (2.0 * row.mean(-2, keepdim=True) - row for row in (top, bottom))
@@ -71,12 +71,12 @@ def pad_panorama(panoramas: Tensor) -> Tensor:
 
 
 def sample_panorama(panorama: Tensor, directions: Tensor) -> Tensor:
-    """(N, C) bilinear samples of a panorama (H, W, C) in (N, 3) directions; differentiable in both."""
+    """Bilinear samples (N, C) of a panorama (H, W, C) in directions (N, 3); differentiable in both."""
     return sample_padded(pad_panorama(panorama).movedim(-1, 0), directions)
 
 
 def sample_padded(padded: Tensor, directions: Tensor) -> Tensor:
-    """:func:`sample_panorama` of a panorama that is padded and channels-first already, (C, H + 2, W + 2)."""
+    """:func:`sample_panorama` for a panorama that is already padded and channels-first, (C, H + 2, W + 2)."""
     column, row = _grid_coordinates(directions, padded.shape[-2], padded.shape[-1])
     grid = torch.stack([column, row], dim=-1)[None, :, None]
     sampled = functional.grid_sample(padded[None], grid.to(padded.dtype), mode="bilinear", align_corners=True)
@@ -84,12 +84,12 @@ def sample_padded(padded: Tensor, directions: Tensor) -> Tensor:
 
 
 def sample_padded_levels(padded: Tensor, directions: Tensor, level: Tensor) -> Tensor:
-    """(N, C) samples of a stack of padded panoramas (C, L, H + 2, W + 2), linear in direction and between levels.
+    """Samples (N, C) of a stack of padded panoramas, interpolated linearly within and between levels.
 
     Args:
-        padded: Channels-first.
+        padded: (C, L, H + 2, W + 2).
         directions: (N, 3).
-        level: (N,) in [0, 1]: 0 is the first panorama, 1 the last.
+        level: (N,) in [0, 1], 0 for the first panorama and 1 for the last.
     """
     column, row = _grid_coordinates(directions, padded.shape[-2], padded.shape[-1])
     grid = torch.stack([column, row, 2.0 * level - 1.0], dim=-1)[None, :, None, None]
@@ -98,14 +98,14 @@ def sample_padded_levels(padded: Tensor, directions: Tensor, level: Tensor) -> T
 
 
 def _grid_coordinates(directions: Tensor, rows: int, columns: int) -> tuple[Tensor, Tensor]:
-    """Columns and rows in [-1, 1] from the first to the last texel of a padded panorama of that size."""
+    """Columns and rows in a padded panorama, scaled to [-1, 1] from the first to the last texel center."""
     u, v = panorama_coordinates(directions)
     column, row = u * (columns - 2) + 0.5, v * (rows - 2) + 0.5
     return column * (2.0 / (columns - 1)) - 1.0, row * (2.0 / (rows - 1)) - 1.0
 
 
 def resize_panorama(panorama: Tensor, height: int, width: int) -> Tensor:
-    """(height, width, C): means over the solid angle where that is smaller, bilinear samples where it is not."""
+    """Resize a panorama to (height, width, C): averages over solid angle when shrinking, otherwise bilinear samples."""
     if panorama.shape[0] < height or panorama.shape[1] < width:
         directions = texel_directions(height, width, dtype=panorama.dtype).to(panorama.device)
         return sample_panorama(panorama, directions.reshape(-1, 3)).view(height, width, -1)
@@ -117,10 +117,10 @@ def resize_panorama(panorama: Tensor, height: int, width: int) -> Tensor:
 
 
 def ggx_profile(roughness: float) -> Profile:
-    """D(n . h) G(n . l) with n = v = r, what a mirror of this roughness sees of the light; alpha = roughness^2.
+    """GGX lobe D(n . h) G(n . l) with n = v = r and alpha = roughness^2.
 
-    For a view from the front and F_0 = 1 the split-sum with it is exact. Karis's weight has n . l in place of Smith's
-    G, which comes close for smooth surfaces.
+    With it the split-sum is exact at normal incidence for F_0 = 1. Karis uses n . l instead of Smith's G, which is
+    similar for smooth surfaces.
     """
     alpha_squared = roughness**4
 
@@ -135,69 +135,69 @@ def ggx_profile(roughness: float) -> Profile:
 
 
 def glossy_directions(normals: Tensor, reflected: Tensor, roughness: Tensor) -> Tensor:
-    """(N, 3) unit directions that most of the reflected light comes from.
+    """Dominant unit directions (N, 3) of the light that glossy surfaces reflect.
 
-    The lobe of a rough surface leans from the mirrored view towards the normal, since light from the side is masked
+    The lobe of a rough surface is tilted from the mirror direction towards the normal, since grazing light is masked
     (Lagarde and de Rousiers, "Moving Frostbite to Physically Based Rendering", 2014, section 4.9.3).
 
     Args:
         normals: (N, 3), unit.
-        reflected: (N, 3), unit, the mirrored view.
-        roughness: (N,), perceptual.
+        reflected: (N, 3), unit, mirror directions of the view.
+        roughness: (N,), perceptual roughness.
     """
     alpha = roughness.square()
     smooth = (1.0 - alpha).clamp_min(0.0)
-    # The root's slope at 0 is infinite, but the product with it is 0 there, so any small bound does.
+    # The slope of the square root is infinite at 0, but the product is 0 there, so any small bound works.
     share = smooth * (smooth.clamp_min(1e-6).sqrt() + alpha)
     return functional.normalize(torch.lerp(normals, reflected, share[:, None]), dim=-1)
 
 
 def cosine_profile(cosine: Tensor) -> Tensor:
-    """max(0, n . l): filtering with it gives the irradiance divided by pi."""
+    """Lambert lobe max(0, n . l); filtering with it gives the irradiance divided by pi."""
     return cosine.clamp_min(0.0)
 
 
 def filter_spectrum(profile: Profile, height: int, width: int, feature: float) -> Tensor:
-    """(W // 2 + 1, H, H) float32: per frequency along the rows, the weights from source rows to result rows.
+    """Filter matrices (W // 2 + 1, H, H) float32: for each frequency along the rows, weights (result row, source row).
 
     The weight of a texel is the integral of the profile over it, by the midpoint rule on a grid that resolves
-    ``feature`` (radians). Weights of one result sum to 1, so a uniform panorama stays as it is.
+    ``feature`` (radians). The weights of a result texel sum to 1, so that uniform panoramas do not change.
     """
     subdivision = min(_MAX_SUBDIVISION, max(1, math.ceil(1.5 * math.pi / height / feature)))
     texel = math.pi / height
-    centres = (torch.arange(height, dtype=torch.float64) + 0.5) * texel
+    centers = (torch.arange(height, dtype=torch.float64) + 0.5) * texel
     turns = torch.arange(width, dtype=torch.float64) * (2.0 * math.pi / width)
     weights = torch.zeros(height, height, width, dtype=torch.float64)
     offsets = [(index + 0.5) / subdivision - 0.5 for index in range(subdivision)]
     for down in offsets:
-        polar = centres + down * texel
-        rises = centres.cos()[:, None] * polar.cos()
-        reach = centres.sin()[:, None] * polar.sin()
+        polar = centers + down * texel
+        rises = centers.cos()[:, None] * polar.cos()
+        reach = centers.sin()[:, None] * polar.sin()
         for across in offsets:
             shift = (turns + across * (2.0 * math.pi / width)).cos()
             cosine = torch.addcmul(rises[..., None], reach[..., None], shift)
             weights += profile(cosine) * polar.sin()[None, :, None]
     weights /= weights.sum(dim=(1, 2), keepdim=True)
-    # The weights are even in the turn between two columns, so their spectrum is real.
+    # The weights are even functions of the azimuth difference, so their spectrum is real.
     return torch.fft.rfft(weights).real.permute(2, 0, 1).float().contiguous()
 
 
 @dataclass(frozen=True)
 class FilterBank:
-    """The filters of one size of panorama.
+    """Prefilters for panoramas of one size.
 
     Attributes:
-        spectra: (W // 2 + 1, L H, H): the GGX levels of roughness l / (L - 1), l = 1 .. L - 1, then the cosine.
-        levels: L.
+        spectra: (W // 2 + 1, L H, H), GGX lobes of roughness l / (L - 1) for l = 1 .. L - 1, then the Lambert lobe.
+        levels: L, number of roughness levels.
     """
 
     spectra: Tensor
     levels: int
 
     def __call__(self, panorama: Tensor) -> tuple[Tensor, Tensor]:
-        """Reflected light by roughness (L, H, W, C) and irradiance / pi (H, W, C) of a panorama (H, W, C).
+        """Prefiltered panoramas (L, H, W, C) and irradiance / pi (H, W, C) of a panorama (H, W, C).
 
-        Level l is for roughness l / (L - 1); the first is the panorama itself.
+        Level l is for roughness l / (L - 1); level 0 is the panorama itself.
         """
         height, width, channels = panorama.shape
         spectrum = torch.view_as_real(torch.fft.rfft(panorama, dim=1)).permute(1, 0, 2, 3).flatten(2)
@@ -209,7 +209,7 @@ class FilterBank:
 
 @lru_cache(maxsize=4)
 def filter_bank(height: int, width: int, levels: int) -> FilterBank:
-    """The filters for panoramas of this size, made once per process; ``levels`` is at least 2."""
+    """Prefilters for panoramas of this size, cached in memory; ``levels`` must be 2 or more."""
     spectra = []
     for level in range(1, levels):
         roughness = level / (levels - 1)
@@ -219,23 +219,24 @@ def filter_bank(height: int, width: int, levels: int) -> FilterBank:
 
 
 def smith_lambda(cosine: Tensor, alpha: Tensor | float) -> Tensor:
-    """Lambda of the GGX distribution: masking is 1 / (1 + Lambda), with shadowing 1 / (1 + Lambda_v + Lambda_l)."""
+    """Smith's Lambda for GGX: masking is 1 / (1 + Lambda), masking-shadowing is 1 / (1 + Lambda_v + Lambda_l)."""
     tangent_squared = (1.0 - cosine * cosine).clamp_min(0.0) / (cosine * cosine).clamp_min(1e-12)
     return 0.5 * ((1.0 + alpha * alpha * tangent_squared).sqrt() - 1.0)
 
 
 @lru_cache(maxsize=2)
 def brdf_table(size: int = 256, samples: int = 256) -> Tensor:
-    """(2, size, size) float32: scale A and bias B of F_0 in the reflectance of a GGX surface under uniform light.
+    """Split-sum BRDF table (2, size, size) float32: scale A and bias B of F_0 in the reflectance under uniform light.
 
-    With Schlick's Fresnel term, F = F_0 (1 - c) + c, c = (1 - v . h)^5, the reflectance is F_0 A + B. Row r is
-    roughness (r + 1/2) / size, column the cosine of the view's angle (c + 1/2) / size. Height-correlated Smith masking
-    and shadowing. Half vectors are drawn from the visible normals (Heitz, JCGT 2018) at Hammersley's points.
+    With Schlick's Fresnel term, F = F_0 (1 - c) + c with c = (1 - v . h)^5, the reflectance of a GGX surface is
+    F_0 A + B. Row r is for roughness (r + 1/2) / size, column c for n . v = (c + 1/2) / size. Masking-shadowing is the
+    height-correlated Smith term. Half vectors are sampled from the visible normals (Heitz, JCGT 2018) at the points of
+    a Hammersley sequence.
     """
     grid = (torch.arange(size, dtype=torch.float32) + 0.5) / size
     cosine, alpha = grid[None, :], grid.square()[:, None]
     sine = (1.0 - cosine * cosine).sqrt()
-    # The view stretched as if the surface were smooth; it lies in the plane y = 0.
+    # View direction, in the plane y = 0, after stretching the surface to roughness 1.
     length = (alpha * alpha * sine * sine + cosine * cosine).sqrt()
     view_x, view_z = alpha * sine / length, cosine / length
     lambda_view = smith_lambda(cosine, alpha)
@@ -259,14 +260,14 @@ def brdf_table(size: int = 256, samples: int = 256) -> Tensor:
 
 
 def sample_table(table: Tensor, cosine: Tensor, roughness: Tensor) -> tuple[Tensor, Tensor]:
-    """(N,) A and B of :func:`brdf_table` at (N,) cosines and roughnesses in [0, 1]; differentiable in both."""
+    """A and B (N,) of :func:`brdf_table` at cosines and roughnesses (N,) in [0, 1]; differentiable in both."""
     grid = torch.stack([2.0 * cosine - 1.0, 2.0 * roughness - 1.0], dim=-1)[None, :, None]
     sampled = functional.grid_sample(table[None], grid.to(table.dtype), padding_mode="border", align_corners=False)
     return sampled[0, 0, :, 0], sampled[0, 1, :, 0]
 
 
 def _radical_inverse(index: int) -> float:
-    """Van der Corput's sequence in base 2: the bits of ``index`` mirrored at the binary point."""
+    """Van der Corput sequence in base 2: the bits of ``index`` mirrored at the binary point."""
     result, weight = 0.0, 0.5
     while index:
         result += weight * (index & 1)

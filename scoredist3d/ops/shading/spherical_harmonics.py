@@ -1,7 +1,7 @@
-"""Real spherical harmonics up to degree 3, in the order and with the signs of 3D Gaussian splatting (arXiv 2308.04079).
+"""Real spherical harmonics up to degree 3, with the order and signs of 3D Gaussian splatting (arXiv 2308.04079).
 
-Coefficient k = l^2 + l + m of degree l and order m; with the Condon-Shortley phase, so that degree 1 is
-sqrt(3 / 4 pi) (-y, z, -x). The functions are orthonormal on the sphere.
+Degree l and order m have the index l^2 + l + m. The functions are orthonormal on the sphere and include the
+Condon-Shortley phase, so that degree 1 is sqrt(3 / 4 pi) (-y, z, -x).
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from torch import Tensor
 
 MAX_DEGREE = 3
 DC = math.sqrt(1.0 / (4.0 * math.pi))
-"""The constant function of degree 0."""
+"""Value of the constant function of degree 0."""
 
 
 def num_coefficients(degree: int) -> int:
-    """Functions of all degrees up to ``degree``."""
+    """Number of functions of all degrees up to ``degree``."""
     return (degree + 1) ** 2
 
 
 def harmonics(directions: Tensor, degree: int) -> Tensor:
-    """(..., (degree + 1)^2) values at (..., 3) unit directions; differentiable.
+    """Values (..., (degree + 1)^2) at unit directions (..., 3); differentiable.
 
     Raises:
-        ValueError: ``degree`` is not in 0 to 3.
+        ValueError: ``degree`` is not in the range 0 to 3.
     """
     if not 0 <= degree <= MAX_DEGREE:
         raise ValueError(f"spherical harmonics: degree must be from 0 to {MAX_DEGREE}, got {degree}")
@@ -59,14 +59,14 @@ def harmonics(directions: Tensor, degree: int) -> Tensor:
 
 
 def rotation_of(rotation: Tensor, degree: int) -> Tensor:
-    """((degree + 1)^2, (degree + 1)^2) float64: maps coefficients of f to those of f rotated by ``rotation``.
+    """Matrix (K, K) float64, K = (degree + 1)^2, that maps coefficients of f to those of f rotated by ``rotation``.
 
-    The rotated function is g(R d) = f(d). Both are polynomials of the same degree, so that their values at enough
-    directions settle the coefficients; the matrix is exact up to rounding.
+    The rotated function g satisfies g(R d) = f(d). Both are polynomials of the same degree, so their values at
+    sufficiently many directions determine the coefficients; the matrix is exact up to rounding.
 
     Args:
-        rotation: (3, 3), orthonormal.
-        degree: 0 to 3.
+        rotation: (3, 3) rotation matrix.
+        degree: From 0 to 3.
     """
     count = 64
     height = torch.linspace(-1 + 1 / count, 1 - 1 / count, count, dtype=torch.float64)

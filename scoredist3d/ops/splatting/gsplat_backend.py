@@ -1,4 +1,4 @@
-"""Splatting by gsplat 1.5's CUDA kernels over our tile lists."""
+"""Gaussian compositing by the CUDA kernels of gsplat 1.5, applied to the tile lists of this package."""
 
 from __future__ import annotations
 
@@ -6,20 +6,21 @@ import torch
 from gsplat import rasterize_to_pixels
 from torch import Tensor
 
-from scoredist3d.ops.splatting.tiles import TILE, Scene, TileLists
-from scoredist3d.ops.splatting.torch_backend import composite as composite_nothing
+from scoredist3d.ops.splatting.constants import TILE
+from scoredist3d.ops.splatting.torch_backend import composite as composite_in_torch
+from scoredist3d.ops.splatting.types import Gaussians2D, TileLists
 
 
-def composite(scene: Scene, lists: TileLists) -> tuple[Tensor, Tensor]:
+def composite(gaussians: Gaussians2D, lists: TileLists) -> tuple[Tensor, Tensor]:
     """Image (B, H, W, K) and opacity (B, H, W)."""
     if len(lists) == 0:
-        return composite_nothing(scene, lists)
-    batch, count = lists.batch, scene.means.shape[0] // lists.batch
-    tensors = (scene.means, scene.conics, scene.features)
-    with torch.cuda.device_of(scene.means):
+        return composite_in_torch(gaussians, lists)
+    batch, count = lists.batch, gaussians.means.shape[0] // lists.batch
+    tensors = (gaussians.means, gaussians.conics, gaussians.features)
+    with torch.cuda.device_of(gaussians.means):
         image, opacity = rasterize_to_pixels(
             *(tensor.reshape(batch, count, -1) for tensor in tensors),
-            scene.opacities.reshape(batch, count),
+            gaussians.opacities.reshape(batch, count),
             lists.width,
             lists.height,
             TILE,

@@ -1,4 +1,4 @@
-"""Splatting kernels in C (``native/splatting.c``): CPU, float32, bit-identical for any number of threads."""
+"""Gaussian compositing in C (``native/splatting.c``): CPU, float32, bit-identical for any number of threads."""
 
 from __future__ import annotations
 
@@ -9,39 +9,33 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from scoredist3d.ops import native
-from scoredist3d.ops.splatting.tiles import (
-    MAX_ALPHA,
-    MIN_ALPHA,
-    MIN_TRANSMITTANCE,
-    MOMENTS,
-    Scene,
-    TileLists,
-)
+from scoredist3d.ops.splatting.constants import MAX_ALPHA, MIN_ALPHA, MIN_TRANSMITTANCE, MOMENTS
+from scoredist3d.ops.splatting.types import Gaussians2D, TileLists
 
-# More than rounding can move the edge of an ellipse, in the exponent; the kernel tests every pixel itself.
+# Added to the exponent at which an ellipse ends, more than its rounding error. The kernel tests every pixel exactly.
 _SLACK = 0.02
 
 
-def composite(scene: Scene, lists: TileLists) -> tuple[Tensor, Tensor]:
+def composite(gaussians: Gaussians2D, lists: TileLists) -> tuple[Tensor, Tensor]:
     """Image (B, H, W, K) and opacity (B, H, W)."""
-    image, opacity = _Composite.apply(scene.means, scene.conics, scene.features, scene.opacities, lists)
+    image, opacity = _Composite.apply(*gaussians.tensors, lists)
     return image, opacity
 
 
 class _Composite(torch.autograd.Function):
-    """(image, opacity) of (means, conics, features, opacities)."""
+    """Image and opacity as a function of means, conics, features and opacities."""
 
     @staticmethod
     def forward(
         ctx: Any, means: Tensor, conics: Tensor, features: Tensor, opacities: Tensor, lists: TileLists
     ) -> tuple[Tensor, Tensor]:
-        scene = Scene(means.contiguous(), conics.contiguous(), features.contiguous(), opacities.contiguous())
+        gaussians = Gaussians2D(*(tensor.contiguous() for tensor in (means, conics, features, opacities)))
         size = (lists.batch, lists.height, lists.width)
         image = means.new_empty(*size, features.shape[1])
         transmittance = means.new_empty(size)
-        last = torch.empty(size, dtype=torch.int32)  # for the gradient: one past the last Gaussian drawn
-        native.call("sd3d_splat", *_scene(scene, lists), image, transmittance, last)
-        ctx.save_for_backward(scene.means, scene.conics, scene.features, scene.opacities, transmittance, last)
+        last = torch.empty(size, dtype=torch.int32)  # position after the last Gaussian drawn, for the backward pass
+        native.call("sd3d_splat", *_kernel_inputs(gaussians, lists), image, transmittance, last)
+        ctx.save_for_backward(*gaussians.tensors, transmittance, last)
         ctx.lists = lists
         return image, 1 - transmittance
 
@@ -49,19 +43,19 @@ class _Composite(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, of_image: Tensor, of_opacity: Tensor) -> tuple[Tensor | None, ...]:
         *tensors, transmittance, last = ctx.saved_tensors
-        scene, lists = Scene(*tensors), ctx.lists
-        count, width = scene.means.shape[0], MOMENTS + scene.features.shape[1]
-        entries = scene.means.new_empty(len(lists), width)
+        gaussians, lists = Gaussians2D(*tensors), ctx.lists
+        count, width = gaussians.means.shape[0], MOMENTS + gaussians.features.shape[1]
+        entries = gaussians.means.new_empty(len(lists), width)
         saved = (lists.rows, transmittance, last, of_image.contiguous(), of_opacity.contiguous())
-        native.call("sd3d_splat_entry_gradient", *_scene(scene, lists), *saved, entries)
-        out = scene.means.new_empty(count, width)
+        native.call("sd3d_splat_entry_gradient", *_kernel_inputs(gaussians, lists), *saved, entries)
+        out = gaussians.means.new_empty(count, width)
         native.call("sd3d_sum_rows", entries, lists.row_offsets, out, count, width)
         return out[:, :2], out[:, 2:5], out[:, MOMENTS:], out[:, 5], None
 
 
-def _scene(scene: Scene, lists: TileLists) -> tuple[Tensor | float | int, ...]:
-    tensors = (scene.means, scene.conics, scene.features, scene.opacities)
-    reaches = (scene.opacities / MIN_ALPHA).log() + _SLACK
-    sizes = (scene.features.shape[1], lists.height, lists.width, lists.batch)
+def _kernel_inputs(gaussians: Gaussians2D, lists: TileLists) -> tuple[Tensor | float | int, ...]:
+    """First arguments of both C kernels."""
+    reaches = (gaussians.opacities / MIN_ALPHA).log() + _SLACK
+    sizes = (gaussians.features.shape[1], lists.height, lists.width, lists.batch)
     constants = (MAX_ALPHA, MIN_ALPHA, MIN_TRANSMITTANCE)
-    return (*tensors, reaches, lists.gaussians, lists.offsets, *sizes, *constants)
+    return (*gaussians.tensors, reaches, lists.gaussians, lists.offsets, *sizes, *constants)

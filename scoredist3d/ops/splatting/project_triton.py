@@ -1,15 +1,13 @@
 """Projection of Gaussians in Triton: one kernel each way. CUDA, float32 (also in Triton's interpreter, for the tests).
 
-``splatting.project`` in torch is the reference and has the equations; the gradient works them out again from the inputs
-and walks them backwards. A program of the gradient takes its Gaussians through all cameras, one after the other: no
-atomics, the same bits every time.
+``torch_backend.project`` is the reference. The backward kernel recomputes the intermediate values from the inputs; each
+of its programs loops over the cameras for its Gaussians: no atomics, bit-identical results.
 """
 
 # mypy: disallow-untyped-defs=False, check-untyped-defs=False
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,10 +16,11 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from scoredist3d.ops.splatting.tiles import FRUSTUM_MARGIN, REACH
+from scoredist3d.ops.splatting.constants import FRUSTUM_MARGIN, REACH
 from scoredist3d.ops.splatting.tiles_triton import launch
+from scoredist3d.ops.splatting.types import ProjectedGaussians, ProjectionSettings
 
-_BLOCK = 128  # Gaussians of a program
+_BLOCK = 128  # Gaussians per program
 _CONSTANTS = {"BLOCK": _BLOCK, "MARGIN": FRUSTUM_MARGIN}
 _FORWARD = {**_CONSTANTS, "REACH": REACH}
 
@@ -64,7 +63,7 @@ def _sum(a, b):
 
 @triton.jit
 def _camera_rotation(w2c):
-    """The rows of W, as nine scalars."""
+    """Rotation W of a camera as nine scalars, row by row."""
     return (
         tl.load(w2c), tl.load(w2c + 1), tl.load(w2c + 2),
         tl.load(w2c + 4), tl.load(w2c + 5), tl.load(w2c + 6),
@@ -73,8 +72,8 @@ def _camera_rotation(w2c):
 
 
 @triton.jit
-def _turn(m, v):
-    """m v, with the rows of m one after the other."""
+def _rotate(m, v):
+    """m v, for a matrix m given row by row."""
     return (
         m[0] * v[0] + m[1] * v[1] + m[2] * v[2],
         m[3] * v[0] + m[4] * v[1] + m[5] * v[2],
@@ -83,8 +82,8 @@ def _turn(m, v):
 
 
 @triton.jit
-def _turn_back(m, v):
-    """m^T v."""
+def _rotate_transposed(m, v):
+    """m^T v, for a matrix m given row by row."""
     return (
         m[0] * v[0] + m[3] * v[1] + m[6] * v[2],
         m[1] * v[0] + m[4] * v[1] + m[7] * v[2],
@@ -94,7 +93,7 @@ def _turn_back(m, v):
 
 @triton.jit
 def _quaternion(quaternions, index, mask):
-    """Unit quaternion, the length it had, and what it was multiplied with."""
+    """Unit quaternion, its length before normalization, and the factor that normalized it."""
     w = tl.load(quaternions + index * 4, mask=mask, other=1.0)
     x = tl.load(quaternions + index * 4 + 1, mask=mask, other=0.0)
     y = tl.load(quaternions + index * 4 + 2, mask=mask, other=0.0)
@@ -106,7 +105,7 @@ def _quaternion(quaternions, index, mask):
 
 @triton.jit
 def _rotation(w, x, y, z):
-    """Its columns are the Gaussian's axes in the world; rows one after the other."""
+    """Rotation matrix of a quaternion, row by row; its columns are the principal axes in the world."""
     return (
         1.0 - 2.0 * (y * y + z * z), 2.0 * (x * y - w * z), 2.0 * (x * z + w * y),
         2.0 * (x * y + w * z), 1.0 - 2.0 * (x * x + z * z), 2.0 * (y * z - w * x),
@@ -120,9 +119,9 @@ def _column(m, scale, K: tl.constexpr):
 
 
 @triton.jit
-def _slopes(turn, w2c, mean, near):
-    """Place in the camera over the depth (x, y); the depth to divide by; the depth; whether it is in front."""
-    local = _turn(turn, mean)
+def _slopes(rotation, w2c, mean, near):
+    """Slopes x / depth and y / depth in the camera, safe divisor, depth, and whether it exceeds ``near``."""
+    local = _rotate(rotation, mean)
     depth = -(local[2] + tl.load(w2c + 11))
     front = depth > near
     z = tl.where(front, depth, 1.0)
@@ -139,16 +138,16 @@ def _project_kernel(
     means, scales, quaternions, w2c, focal, means2d, conics, depths, radii, deviations, visible, compensation,
     count, width, height, near, dilation, BLOCK: tl.constexpr, MARGIN: tl.constexpr, REACH: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK Gaussians in one camera."""
+    """Project BLOCK Gaussians to one camera."""
     n, camera = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), tl.program_id(1)
     mask, place = n < count, camera.to(tl.int64) * count + n
     w2c += camera * 16
-    f, turn = tl.load(focal + camera), _camera_rotation(w2c)
+    f, rotation = tl.load(focal + camera), _camera_rotation(w2c)
     w, x, y, z, _, _ = _quaternion(quaternions, n, mask)
-    own, scale = _rotation(w, x, y, z), _vector(scales, n, mask)
-    slope_x, slope_y, z, depth, front = _slopes(turn, w2c, _vector(means, n, mask), near)
-    first, second = _turn(turn, _column(own, scale[0], 0)), _turn(turn, _column(own, scale[1], 1))
-    third = _turn(turn, _column(own, scale[2], 2))
+    axes, scale = _rotation(w, x, y, z), _vector(scales, n, mask)
+    slope_x, slope_y, z, depth, front = _slopes(rotation, w2c, _vector(means, n, mask), near)
+    first, second = _rotate(rotation, _column(axes, scale[0], 0)), _rotate(rotation, _column(axes, scale[1], 1))
+    third = _rotate(rotation, _column(axes, scale[2], 2))
     ahead = (first[2], second[2], third[2])
     to_x = _clamped(slope_x, MARGIN * 0.5 * width / f)
     to_y = _clamped(slope_y, MARGIN * 0.5 * height / f)
@@ -170,7 +169,7 @@ def _project_kernel(
     across, down = tl.sqrt(xx), tl.sqrt(yy)
     half = 0.5 * (xx - yy)
     longest = tl.sqrt(0.5 * (xx + yy) + tl.sqrt(half * half + xy * xy))
-    # Comparisons with what is not a number fail, as they should.
+    # Comparisons with NaN are false, so non-finite Gaussians are invisible.
     seen = front & (u + REACH * across > 0.0) & (u - REACH * across < width)
     seen = seen & (v + REACH * down > 0.0) & (v - REACH * down < height)
     for k in tl.static_range(3):
@@ -183,7 +182,7 @@ def _project_kernel(
 
 @triton.jit
 def _rows_gradient(p, q, of_xx, of_xy, of_yy, of_area, dilation):
-    """Gradient of the rows p, q of J W axes, from that of the conic and of the area |p x q| over sqrt(det)."""
+    """Gradient of the rows p, q of J W A, from the gradients of conic and compensation |p x q| / sqrt(det)."""
     normal = _cross(p, q)
     square = _dot(normal, normal)
     xx, yy, xy = _dot(p, p) + dilation, _dot(q, q) + dilation, _dot(p, q)
@@ -192,7 +191,7 @@ def _rows_gradient(p, q, of_xx, of_xy, of_yy, of_area, dilation):
     by_det = -(of_xx * yy - of_xy * xy + of_yy * xx) / det - 0.5 * of_area * area * root
     by_det = by_det / det
     by_xx, by_yy, by_xy = of_yy / det + dilation * by_det, of_xx / det + dilation * by_det, -of_xy / det
-    # The length of a vector of no length has no slope.
+    # The norm is not differentiable at 0; its gradient is set to 0 there.
     by_normal = _scaled(
         2.0 * by_det + tl.where(area > 0.0, of_area * root, 0.0) / tl.where(area > 0.0, area, 1.0), normal
     )
@@ -203,7 +202,7 @@ def _rows_gradient(p, q, of_xx, of_xy, of_yy, of_area, dilation):
 
 @triton.jit
 def _quaternion_gradient(w, x, y, z, length, factor, m):
-    """Gradient of the quaternion before it was normalised, from that of the rotation, rows one after the other."""
+    """Gradient of the quaternion before normalization, from the gradient m of the rotation matrix, row by row."""
     by_w = 2.0 * (z * (m[3] - m[1]) + y * (m[2] - m[6]) + x * (m[7] - m[5]))
     by_x = 2.0 * (y * (m[1] + m[3]) + z * (m[2] + m[6]) + w * (m[7] - m[5]) - 2.0 * x * (m[4] + m[8]))
     by_y = 2.0 * (x * (m[1] + m[3]) + z * (m[5] + m[7]) + w * (m[2] - m[6]) - 2.0 * y * (m[0] + m[8]))
@@ -223,12 +222,12 @@ def _project_gradient_kernel(
     by_means, by_scales, by_quaternions, count, batch, width, height, near, dilation,
     BLOCK: tl.constexpr, MARGIN: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of BLOCK Gaussians from all cameras."""
+    """Gradients of BLOCK Gaussians, summed over all cameras."""
     n = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = n < count
     mean, scale = _vector(means, n, mask), _vector(scales, n, mask)
     qw, qx, qy, qz, length, factor = _quaternion(quaternions, n, mask)
-    own = _rotation(qw, qx, qy, qz)
+    axes = _rotation(qw, qx, qy, qz)
     none = tl.zeros((BLOCK,), dtype=tl.float32)
     by_mean, by_first, by_second, by_third = (
         (none, none, none),
@@ -239,10 +238,10 @@ def _project_gradient_kernel(
     camera = 0
     while camera < batch:
         place = n.to(tl.int64) + camera * count
-        f, turn = tl.load(focal + camera), _camera_rotation(w2c)
-        slope_x, slope_y, z, _, front = _slopes(turn, w2c, mean, near)
-        first, second = _turn(turn, _column(own, scale[0], 0)), _turn(turn, _column(own, scale[1], 1))
-        third = _turn(turn, _column(own, scale[2], 2))
+        f, rotation = tl.load(focal + camera), _camera_rotation(w2c)
+        slope_x, slope_y, z, _, front = _slopes(rotation, w2c, mean, near)
+        first, second = _rotate(rotation, _column(axes, scale[0], 0)), _rotate(rotation, _column(axes, scale[1], 1))
+        third = _rotate(rotation, _column(axes, scale[2], 2))
         ahead = (first[2], second[2], third[2])
         limit_x, limit_y = MARGIN * 0.5 * width / f, MARGIN * 0.5 * height / f
         to_x, to_y, size = _clamped(slope_x, limit_x), _clamped(slope_y, limit_y), f / z
@@ -254,7 +253,7 @@ def _project_gradient_kernel(
             of_area = tl.load(of_compensation + place, mask=mask, other=0.0)
         by_rows = _rows_gradient(p, q, of_conic[0], of_conic[1], of_conic[2], of_area, dilation)
         by_p, by_q = (by_rows[0], by_rows[1], by_rows[2]), (by_rows[3], by_rows[4], by_rows[5])
-        # The rows are size times axes of the camera: over size is what these get.
+        # p and q are the axes in camera space times f / z; these are the gradients of the axes.
         by_x, by_y = _scaled(size, by_p), _scaled(-size, by_q)
         by_ahead = _sum(_scaled(to_x, by_x), _scaled(to_y, by_y))
         inside_x, inside_y = tl.abs(slope_x) <= limit_x, tl.abs(slope_y) <= limit_y
@@ -264,66 +263,58 @@ def _project_gradient_kernel(
         by_slope_y += tl.where(inside_y, _dot(by_y, ahead), 0.0)
         by_z = -(_dot(by_p, p) + _dot(by_q, q) + by_slope_x * slope_x + by_slope_y * slope_y) / z
         by_depth = tl.load(of_depths + place, mask=mask, other=0.0) + tl.where(front, by_z, 0.0)
-        by_mean = _sum(by_mean, _turn_back(turn, (by_slope_x / z, by_slope_y / z, -by_depth)))
-        by_first = _sum(by_first, _turn_back(turn, (by_x[0], by_y[0], by_ahead[0])))
-        by_second = _sum(by_second, _turn_back(turn, (by_x[1], by_y[1], by_ahead[1])))
-        by_third = _sum(by_third, _turn_back(turn, (by_x[2], by_y[2], by_ahead[2])))
+        by_mean = _sum(by_mean, _rotate_transposed(rotation, (by_slope_x / z, by_slope_y / z, -by_depth)))
+        by_first = _sum(by_first, _rotate_transposed(rotation, (by_x[0], by_y[0], by_ahead[0])))
+        by_second = _sum(by_second, _rotate_transposed(rotation, (by_x[1], by_y[1], by_ahead[1])))
+        by_third = _sum(by_third, _rotate_transposed(rotation, (by_x[2], by_y[2], by_ahead[2])))
         w2c += 16
         camera += 1
     _store_vector(by_means, n, by_mean, mask)
-    by_scale = (_dot(by_first, _column(own, 1.0, 0)), _dot(by_second, _column(own, 1.0, 1)))
-    _store_vector(by_scales, n, (by_scale[0], by_scale[1], _dot(by_third, _column(own, 1.0, 2))), mask)
+    by_scale = (_dot(by_first, _column(axes, 1.0, 0)), _dot(by_second, _column(axes, 1.0, 1)))
+    _store_vector(by_scales, n, (by_scale[0], by_scale[1], _dot(by_third, _column(axes, 1.0, 2))), mask)
     a, b, c = _scaled(scale[0], by_first), _scaled(scale[1], by_second), _scaled(scale[2], by_third)
-    by_own = (a[0], b[0], c[0], a[1], b[1], c[1], a[2], b[2], c[2])
-    by_quaternion = _quaternion_gradient(qw, qx, qy, qz, length, factor, by_own)
+    by_axes = (a[0], b[0], c[0], a[1], b[1], c[1], a[2], b[2], c[2])
+    by_quaternion = _quaternion_gradient(qw, qx, qy, qz, length, factor, by_axes)
     for k in tl.static_range(4):
         tl.store(by_quaternions + n * 4 + k, by_quaternion[k], mask=mask)
 
 
-@dataclass(frozen=True)
-class View:
-    """What the kernels know of the images."""
-
-    height: int
-    width: int
-    near: float
-    dilation: float
-    antialiased: bool
-
-    def numbers(self) -> tuple[float, ...]:
-        """As the kernels take them."""
-        return float(self.width), float(self.height), self.near, self.dilation
-
-
 def project(
-    means: Tensor, scales: Tensor, quaternions: Tensor, w2c: Tensor, focal: Tensor, view: View
-) -> tuple[Any, ...]:
-    """means2d, conics, depth, radius, deviations, visible, and the compensation or None: see ``splatting.Projected``.
+    means: Tensor, scales: Tensor, quaternions: Tensor, w2c: Tensor, focal: Tensor, settings: ProjectionSettings
+) -> ProjectedGaussians:
+    """Project Gaussians to the image planes; differentiable once, in means, scales and quaternions."""
+    return ProjectedGaussians(*_Project.apply(means, scales, quaternions, w2c, focal, settings))
 
-    Differentiable once, in the means, scales and quaternions.
-    """
-    found: tuple[Any, ...] = _Project.apply(means, scales, quaternions, w2c, focal, view)
-    return found
+
+def _numbers(settings: ProjectionSettings) -> tuple[float, ...]:
+    """Last scalar arguments of both kernels."""
+    return float(settings.width), float(settings.height), settings.near, settings.dilation
 
 
 class _Project(torch.autograd.Function):
-    """means2d, conics, depth and compensation are differentiable, the rest not."""
+    """Fields of :class:`ProjectedGaussians`; means2d, conics, depth and compensation are differentiable."""
 
     @staticmethod
     def forward(
-        ctx: Any, means: Tensor, scales: Tensor, quaternions: Tensor, w2c: Tensor, focal: Tensor, view: View
+        ctx: Any,
+        means: Tensor,
+        scales: Tensor,
+        quaternions: Tensor,
+        w2c: Tensor,
+        focal: Tensor,
+        settings: ProjectionSettings,
     ) -> tuple[Tensor | None, ...]:
         inputs = tuple(tensor.contiguous() for tensor in (means, scales, quaternions, w2c, focal))
         batch, count = len(w2c), len(means)
         means2d, deviations = means.new_empty(batch, count, 2), means.new_empty(batch, count, 2)
         conics, depth = means.new_empty(batch, count, 3), means.new_empty(batch, count)
         radius, visible = torch.empty_like(depth), torch.empty_like(depth, dtype=torch.bool)
-        compensation = torch.empty_like(depth) if view.antialiased else None
+        compensation = torch.empty_like(depth) if settings.antialiased else None
         outputs = (means2d, conics, depth, radius, deviations, visible, compensation)
         grid = (triton.cdiv(count, _BLOCK), batch)
-        launch(_project_kernel, grid, (*inputs, *outputs, count, *view.numbers()), _FORWARD)
+        launch(_project_kernel, grid, (*inputs, *outputs, count, *_numbers(settings)), _FORWARD)
         ctx.save_for_backward(*inputs)
-        ctx.view = view
+        ctx.settings = settings
         ctx.mark_non_differentiable(radius, deviations, visible)
         ctx.set_materialize_grads(False)
         return outputs
@@ -340,6 +331,6 @@ class _Project(torch.autograd.Function):
         ]
         of_compensation = None if upstream[-1] is None else upstream[-1].contiguous()
         found = (torch.empty_like(means), torch.empty_like(scales), torch.empty_like(quaternions))
-        arguments = (*ctx.saved_tensors, *given, of_compensation, *found, count, batch, *ctx.view.numbers())
+        arguments = (*ctx.saved_tensors, *given, of_compensation, *found, count, batch, *_numbers(ctx.settings))
         launch(_project_gradient_kernel, (triton.cdiv(count, _BLOCK),), arguments, _CONSTANTS)
         return *found, None, None, None

@@ -1,80 +1,41 @@
 """Differentiable 3D Gaussian splatting (Kerbl et al. 2023, https://arxiv.org/abs/2308.04079).
 
-``project`` maps Gaussians in space to Gaussians in the image: with W the camera's rotation and J the Jacobian of the
-perspective at the mean, ``cov2d = J W cov W^T J^T + dilation I`` (EWA splatting, Zwicker et al. 2001). ``splat``
-composites them at every pixel, the nearest first:
+``project`` maps 3D Gaussians to 2D Gaussians in the image: with W the camera's rotation and J the Jacobian of the
+perspective projection at the mean, ``cov2d = J W cov W^T J^T + dilation I`` (EWA splatting, Zwicker et al. 2001).
+``splat`` composites them at every pixel from front to back:
 
-    alpha_i = min(0.999, opacity_i exp(-(p - mean_i)^T conic_i (p - mean_i) / 2)),    0 where less than 1/255
+    alpha_i = min(0.999, opacity_i exp(-(p - mean_i)^T conic_i (p - mean_i) / 2)),    0 if less than 1/255
     w_i     = alpha_i T_i,  T_i = prod_{j < i} (1 - alpha_j),    image = sum_i w_i color_i
 
-A pixel is finished at the first Gaussian that would leave it a transmittance of 1e-4 or less; that one is not drawn.
-The constants, the same in every backend, are gsplat's. Splitting the two steps lets a caller splat other channels
-(features, normals) and read the gradient at the image-plane means, which densification needs.
+Compositing stops before the Gaussian that would leave a transmittance of 1e-4 or less. All backends use the constants
+of gsplat. Because the two steps are separate, a caller can splat other channels (features, normals) and can read the
+gradient of the image-plane means, which densification needs.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache
 
 import torch
 from torch import Tensor
 
 from scoredist3d.ops import backends
-from scoredist3d.ops.splatting.tiles import FRUSTUM_MARGIN, REACH, Scene, TileLists, assign_tiles
-from scoredist3d.ops.splatting.torch_backend import composite as composite_in_torch
+from scoredist3d.ops.splatting import torch_backend
+from scoredist3d.ops.splatting.tiles import assign_tiles
+from scoredist3d.ops.splatting.types import (
+    Gaussians2D,
+    ProjectedGaussians,
+    ProjectionSettings,
+    SplattedImages,
+    TileLists,
+)
 
 logger = logging.getLogger("scoredist3d")
 
 BACKENDS = ("torch", "native", "triton", "gsplat")
-MAX_CHANNELS = 63  # with the depth 64: what a tile of the C kernel keeps on its stack
-
-
-@dataclass(frozen=True)
-class Projected:
-    """N Gaussians in the image planes of B cameras.
-
-    Attributes:
-        means2d: (B, N, 2), pixels from the top left corner, x to the right and y down; the first pixel's centre is at
-            (0.5, 0.5). Call ``means2d.retain_grad()`` before splatting to read its gradient (per pixel; times half the
-            image's width it is per unit of normalised device coordinates, as in the paper) for densification.
-        conics: (B, N, 3), inverse covariance (xx, xy, yy), per square pixel.
-        depth: (B, N), along the viewing axis, scene units.
-        radius: (B, N), pixels along the longer axis to where a Gaussian of opacity 1 falls to 1/255; 0 if not visible.
-        deviations: (B, N, 2), standard deviation along x and y, pixels.
-        visible: (B, N) bool, in front of the near plane and reaching the image.
-        compensation: (B, N), what the opacities are multiplied with so that dilation adds no light; None without.
-    """
-
-    means2d: Tensor
-    conics: Tensor
-    depth: Tensor
-    radius: Tensor
-    deviations: Tensor
-    visible: Tensor
-    compensation: Tensor | None = None
-
-    @property
-    def count(self) -> Tensor:
-        """(N,) int64, in how many of the cameras each Gaussian is visible."""
-        return self.visible.sum(dim=0)
-
-
-@dataclass(frozen=True)
-class Splats:
-    """Images of Gaussians.
-
-    Attributes:
-        color: (B, H, W, C), sum_i w_i color_i: premultiplied, so over a background b it is ``color + (1 - opacity) b``.
-        opacity: (B, H, W, 1), sum_i w_i.
-        depth: (B, H, W, 1), sum_i w_i depth_i: premultiplied too.
-    """
-
-    color: Tensor
-    opacity: Tensor
-    depth: Tensor
+MAX_CHANNELS = 63  # with depth 64, the number of channels of the C kernel's stack buffer
 
 
 def project(
@@ -90,64 +51,69 @@ def project(
     dilation: float = 0.3,
     antialiased: bool = False,
     backend: str = "auto",
-) -> Projected:
+) -> ProjectedGaussians:
     """Project 3D Gaussians to the image planes of OpenGL cameras (x right, y up, looking along -z).
 
-    Differentiable in everything but the image's size (Triton's kernels: once). Gaussians that are not visible have
-    finite values that no image shows; a Gaussian that is not finite is not visible.
+    Differentiable in all tensor arguments (Triton: once, and not in the cameras). Invisible Gaussians get finite values
+    that do not affect any image. Gaussians with non-finite parameters are invisible.
 
     Args:
         means: (N, 3), world.
-        scales: (N, 3), standard deviations along the Gaussian's own axes, > 0, scene units.
-        quaternions: (N, 4), rotation from those axes to the world, as (w, x, y, z); normalised here.
+        scales: (N, 3), standard deviations along the principal axes, > 0, scene units.
+        quaternions: (N, 4), rotations from the principal axes to the world as (w, x, y, z); normalized internally.
         w2c: (B, 4, 4), world to camera, rigid.
-        focal: (B,), pixels; the principal point is the image's centre.
+        focal: (B,), pixels; the principal point is the image center.
         height: Pixels.
         width: Pixels.
-        near: Gaussians whose mean is nearer than this along the viewing axis are not visible.
-        dilation: Added to the variance of each Gaussian in the image, square pixels: the pixel's own footprint.
-        antialiased: Give the ``compensation`` sqrt(det cov / det dilated) of Mip-Splatting (Yu et al. 2023,
-            https://arxiv.org/abs/2311.16493) with the means, by which ``splat`` multiplies the opacities.
-        backend: As for ``splat``. One Triton kernel for triton and gsplat, where Triton is installed and neither
-            ``w2c`` nor ``focal`` wants a gradient; else torch.
+        near: Depth of the near plane; Gaussians whose mean is nearer are invisible.
+        dilation: Added to the image-plane variances, square pixels; models the footprint of a pixel.
+        antialiased: Also compute ``compensation`` = sqrt(det cov / det dilated) of Mip-Splatting (Yu et al. 2023,
+            https://arxiv.org/abs/2311.16493), by which ``splat`` multiplies the opacities.
+        backend: As for ``splat``. ``triton`` and ``gsplat`` both use the Triton kernel if Triton is installed and
+            neither ``w2c`` nor ``focal`` requires a gradient; otherwise the projection runs in torch.
 
     Raises:
-        ValueError: On a wrong shape, size, ``near`` or ``dilation``, or a backend that cannot be used.
+        ValueError: A shape, size, ``near`` or ``dilation`` is invalid, or the backend is not usable.
     """
     _check_gaussians(means, scales, quaternions, w2c, focal)
     if not near > 0 or not dilation >= 0:
         raise ValueError(f"splatting: near must be > 0 and dilation >= 0, got {near} and {dilation}")
     _check_size(height, width)
     name = backends.choose("splatting", backend, means.device, BACKENDS, means.dtype)
+    settings = ProjectionSettings(height, width, near, dilation, antialiased)
     moving_camera = torch.is_grad_enabled() and (w2c.requires_grad or focal.requires_grad)
-    if _takes_triton(name) and not moving_camera:
-        from scoredist3d.ops.splatting.project_triton import View
+    if _uses_triton(name) and not moving_camera:
         from scoredist3d.ops.splatting.project_triton import project as project_in_triton
 
-        view = View(height, width, near, dilation, antialiased)
-        return Projected(*project_in_triton(means, scales, quaternions, w2c, focal, view))
-    return _project_in_torch(means, scales, quaternions, w2c, focal, (height, width), near, dilation, antialiased)
+        return project_in_triton(means, scales, quaternions, w2c, focal, settings)
+    return torch_backend.project(means, scales, quaternions, w2c, focal, settings)
 
 
 def splat(
-    projected: Projected, colors: Tensor, opacities: Tensor, height: int, width: int, *, backend: str = "auto"
-) -> Splats:
-    """Composite projected Gaussians, the nearest first (see the top of this file).
+    projected: ProjectedGaussians,
+    colors: Tensor,
+    opacities: Tensor,
+    height: int,
+    width: int,
+    *,
+    backend: str = "auto",
+) -> SplattedImages:
+    """Composite projected Gaussians from front to back, see the module's docstring.
 
-    Differentiable once in means2d, conics, depth, colours, opacities and compensation. Where alpha is at its greatest
-    value it has no gradient. ``native`` (for any number of threads) and ``triton`` repeat bit by bit.
+    Differentiable once in means2d, conics, depth, colors, opacities and compensation. The gradient through alpha is 0
+    where alpha is clamped to its maximum. ``native`` (with any number of threads) and ``triton`` are deterministic.
 
     Args:
-        projected: From ``project`` for the same image size.
-        colors: (N, C) or, per camera, (B, N, C); any C from 1 to 63.
+        projected: Result of ``project`` for the same image size.
+        colors: (N, C), or (B, N, C) with colors per camera; C from 1 to 63.
         opacities: (N,), in [0, 1].
         height: Pixels.
         width: Pixels.
-        backend: auto, torch, native (CPU), triton or gsplat (CUDA). auto never takes gsplat, whose kernels are compiled
-            on the user's machine at first use.
+        backend: auto, torch, native (CPU), triton or gsplat (CUDA). auto never selects gsplat, whose kernels are
+            compiled on the user's machine at first use.
 
     Raises:
-        ValueError: On a wrong shape, dtype or size, or a backend that cannot be used.
+        ValueError: A shape, dtype or size is invalid, or the backend is not usable.
     """
     _check_splat(projected, colors, opacities)
     _check_size(height, width)
@@ -156,101 +122,31 @@ def splat(
     if name == "triton":
         from scoredist3d.ops.splatting.triton_backend import splat as splat_in_triton
 
-        return Splats(*splat_in_triton(projected, colors, opacities, height, width))
+        return splat_in_triton(projected, colors, opacities, height, width)
     alphas = opacities.expand(batch, count)
     if projected.compensation is not None:
         alphas = alphas * projected.compensation
-    if _takes_triton(name):
-        from scoredist3d.ops.splatting.tiles_triton import scene_and_lists
+    if _uses_triton(name):
+        from scoredist3d.ops.splatting.tiles_triton import gaussians_and_lists
 
-        _, lists = scene_and_lists(projected, colors, opacities, height, width)
+        _, lists = gaussians_and_lists(projected, colors, opacities, height, width)
     else:
         lists = assign_tiles(projected, alphas, height, width)
     features = torch.cat([colors.expand(batch, count, -1), projected.depth[..., None]], dim=-1)
-    scene = Scene(
+    gaussians = Gaussians2D(
         projected.means2d.flatten(0, 1),
         projected.conics.flatten(0, 1),
         features.flatten(0, 1),
         alphas.flatten(),
     )
-    image, opacity = _compositor(name)(scene, lists)
+    image, opacity = _compositor(name)(gaussians, lists)
     color, depth = image.split([colors.shape[-1], 1], dim=-1)
-    return Splats(color, opacity[..., None], depth)
+    return SplattedImages(color, opacity[..., None], depth)
 
 
-def _takes_triton(name: str) -> bool:
-    """Whether the backend's projection and tile lists are Triton's; gsplat, from its package, only composites."""
+def _uses_triton(name: str) -> bool:
+    """Whether a backend projects and sorts in Triton: triton, and gsplat (which only composites) if available."""
     return name == "triton" or (name == "gsplat" and backends.missing("triton") is None)
-
-
-def _project_in_torch(
-    means: Tensor,
-    scales: Tensor,
-    quaternions: Tensor,
-    w2c: Tensor,
-    focal: Tensor,
-    shape: tuple[int, int],
-    near: float,
-    dilation: float,
-    antialiased: bool,
-) -> Projected:
-    """The reference; ``shape`` is the image's height and width."""
-    rotation, translation = w2c[:, :3, :3], w2c[:, :3, 3:]
-    local = rotation @ means.t() + translation  # (B, 3, N)
-    batch, count = len(w2c), len(means)
-    axes = (rotation @ _axes(scales, quaternions).view(3, 3 * count)).view(batch, 3, 3, count)
-    depth = -local[:, 2]
-    front = depth > near
-    z = torch.where(front, depth, 1.0)
-    slope = local[:, :2] / z[:, None]
-    f = focal[:, None, None]
-    size = slope.new_tensor([shape[1], shape[0]])[:, None]
-    limit = FRUSTUM_MARGIN * 0.5 * size / f
-    jacobian = torch.minimum(torch.maximum(slope, -limit), limit)
-    # Rows of J W axes, that is, the Gaussian's axes in the image; the second row's sign is that of the image's y.
-    along = f[..., None] / z[:, None, None] * (axes[:, :2] + jacobian[:, :, None] * axes[:, 2:])
-    conics, variance, compensation = _conics(along[:, 0], -along[:, 1], dilation, antialiased)
-    centre = f * slope * slope.new_tensor([1.0, -1.0])[:, None] + 0.5 * size
-    means2d = centre.transpose(1, 2)
-    with torch.no_grad():
-        radius = REACH * _longest(variance).sqrt()
-        reach = REACH * variance[..., :2].sqrt()
-        inside = ((means2d + reach > 0) & (means2d - reach < size[:, 0])).all(dim=-1)
-        visible = front & inside & conics.isfinite().all(dim=-1)
-        radius = torch.where(visible, radius, 0.0)
-    return Projected(means2d, conics, depth, radius, reach / REACH, visible, compensation)
-
-
-def _axes(scales: Tensor, quaternions: Tensor) -> Tensor:
-    """(3, 3, N), world coordinates by principal axis, each as long as its standard deviation."""
-    w, x, y, z = torch.nn.functional.normalize(quaternions, dim=1).unbind(1)
-    rows = (
-        (1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)),
-        (2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)),
-        (2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)),
-    )
-    return torch.stack([entry for row in rows for entry in row]).view(3, 3, len(scales)) * scales.t()
-
-
-def _conics(p: Tensor, q: Tensor, dilation: float, antialiased: bool) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Conics (B, N, 3), variances (xx, yy, xy) and compensation, from the rows p, q (B, 3, N) of J W axes.
-
-    ``det([p, q][p, q]^T + d I) = |p x q|^2 + d (|p|^2 + |q|^2) + d^2``: a sum of positive terms, where the product of
-    the variances minus the square of the covariance would lose all its digits for a long thin Gaussian.
-    """
-    xx, yy, xy = (p * p).sum(1), (q * q).sum(1), (p * q).sum(1)
-    area = torch.linalg.vector_norm(torch.linalg.cross(p, q, dim=1), dim=1)
-    det = area * area + dilation * (xx + yy) + dilation * dilation
-    xx, yy = xx + dilation, yy + dilation
-    conics = torch.stack([yy, -xy, xx], dim=-1) / det[..., None]
-    compensation = area * det.rsqrt() if antialiased else None
-    return conics, torch.stack([xx, yy, xy], dim=-1).detach(), compensation
-
-
-def _longest(variance: Tensor) -> Tensor:
-    """The greater eigenvalue of [[xx, xy], [xy, yy]]."""
-    xx, yy, xy = variance.unbind(-1)
-    return 0.5 * (xx + yy) + torch.hypot(0.5 * (xx - yy), xy)
 
 
 def _check_gaussians(means: Tensor, scales: Tensor, quaternions: Tensor, w2c: Tensor, focal: Tensor) -> None:
@@ -277,7 +173,7 @@ def _check_size(height: int, width: int) -> None:
         raise ValueError(f"splatting: height and width must be 1 or more, got {height} and {width}")
 
 
-def _check_splat(projected: Projected, colors: Tensor, opacities: Tensor) -> None:
+def _check_splat(projected: ProjectedGaussians, colors: Tensor, opacities: Tensor) -> None:
     batch, count = projected.depth.shape
     if colors.ndim not in (2, 3) or tuple(colors.shape[:-1]) not in ((count,), (batch, count)):
         raise ValueError(f"splatting: colors must be ({count}, C) or ({batch}, {count}, C), got {tuple(colors.shape)}")
@@ -294,15 +190,15 @@ def _check_splat(projected: Projected, colors: Tensor, opacities: Tensor) -> Non
 
 
 @cache
-def _compositor(name: str) -> Callable[[Scene, TileLists], tuple[Tensor, Tensor]]:
-    """What makes an image (B, H, W, K) and an opacity (B, H, W) of a scene."""
+def _compositor(name: str) -> Callable[[Gaussians2D, TileLists], tuple[Tensor, Tensor]]:
+    """``composite`` of a backend: 2D Gaussians and tile lists to an image (B, H, W, K) and its opacity (B, H, W)."""
     if name == "gsplat":
         logger.info("splatting: gsplat compiles its kernels at first use, which takes a few minutes")
-        from scoredist3d.ops.splatting import gsplat_backend as splatting_gsplat
+        from scoredist3d.ops.splatting import gsplat_backend
 
-        return splatting_gsplat.composite
+        return gsplat_backend.composite
     if name == "native":
-        from scoredist3d.ops.splatting import native_backend as splatting_native
+        from scoredist3d.ops.splatting import native_backend
 
-        return splatting_native.composite
-    return composite_in_torch
+        return native_backend.composite
+    return torch_backend.composite

@@ -1,28 +1,26 @@
 """Tile lists in Triton, with few launches: CUDA, float32 (also in Triton's interpreter, for the tests).
 
-The lists are those of ``splatting_tiles.assign_tiles``. One kernel finds the tiles of each Gaussian, a cumulative sum
-their places, one kernel writes an entry per pair with the key (tile, depth), one sort orders them, and one kernel
-finds where each tile begins. The host waits for the device once, to read how many entries there are: their memory is
-allocated there.
+The lists equal those of ``tiles.assign_tiles``. One kernel finds the tiles of each Gaussian, a cumulative sum gives the
+position of its first entry, one kernel writes an entry with the key (tile, depth) for each pair, one sort orders the
+entries, and one kernel finds the first entry of each tile. The host synchronizes with the device once, to read the
+number of entries, for which it allocates memory.
 """
 
 # mypy: disallow-untyped-defs=False, check-untyped-defs=False
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from scoredist3d.ops.splatting.tiles import MIN_ALPHA, REACH_SLACK, TILE, Scene, TileLists
+from scoredist3d.ops.splatting.constants import MIN_ALPHA, REACH_SLACK, TILE
+from scoredist3d.ops.splatting.types import Gaussians2D, ProjectedGaussians, TileLists
 
-if TYPE_CHECKING:
-    from scoredist3d.ops.splatting.splat import Projected
-
-_BLOCK = 128  # Gaussians, or entries, of a program
+_BLOCK = 128  # Gaussians or entries per program
 _MEASURE = {"BLOCK": _BLOCK, "TILE": TILE, "MIN_ALPHA": MIN_ALPHA, "SLACK": REACH_SLACK}
 _FILL = {"BLOCK": _BLOCK}
 _OPTIONS = {"num_warps": 4}
@@ -31,7 +29,7 @@ _DEPTH_BITS = tl.constexpr(32)
 
 @triton.jit
 def _tile_range(mean, half, tiles, TILE: tl.constexpr):
-    """First tile and one past the last along one direction of the image."""
+    """First tile and the one after the last along one axis of the image."""
     limit = 1.0 * tiles
     low = tl.floor(tl.minimum(tl.maximum((mean - half - 0.5) / TILE, 0.0), limit)).to(tl.int32)
     high = tl.floor(tl.minimum(tl.maximum((mean + half - 0.5) / TILE, -1.0), limit)).to(tl.int32) + 1
@@ -44,7 +42,7 @@ def _measure_kernel(
     total, count, camera_stride, channels, down, across,
     BLOCK: tl.constexpr, TILE: tl.constexpr, MIN_ALPHA: tl.constexpr, SLACK: tl.constexpr,
 ):  # fmt: skip
-    """Opacity, features and tiles of BLOCK Gaussians, of all cameras one after the other."""
+    """Opacity, features and tiles of BLOCK Gaussians; the Gaussians of all cameras are concatenated."""
     g = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask, camera = g < total, g // count
     n = g - camera * count
@@ -68,21 +66,21 @@ def _measure_kernel(
     first = (camera * down + top) * across + left
     tl.store(spans + g * 2, first, mask=mask)
     tl.store(spans + g * 2 + 1, wide, mask=mask)
-    # One later, so that the sum up to each is what lies before the next.
+    # Shifted by one, so that the cumulative sum gives the first entry of each Gaussian.
     tl.store(counts + 1 + g, tl.where(seen, wide * high, 0).to(tl.int64), mask=mask)
     tl.store(counts + g, tl.zeros((BLOCK,), dtype=tl.int64), mask=g == 0)
 
 
 @triton.jit(do_not_specialize=["total"])
 def _fill_kernel(depths, spans, row_offsets, keys, owners, total, across, BLOCK: tl.constexpr):
-    """The entries of BLOCK Gaussians: a key, greater than 0 and in the order of tile and depth, and whose it is."""
+    """Write the entries of BLOCK Gaussians: a positive key that sorts by tile and depth, and the Gaussian."""
     g = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = g < total
     row = tl.load(row_offsets + g, mask=mask, other=0)
     entries = (tl.load(row_offsets + g + 1, mask=mask, other=0) - row).to(tl.int32)
     first = tl.load(spans + g * 2, mask=mask, other=0)
     wide = tl.maximum(tl.load(spans + g * 2 + 1, mask=mask, other=1), 1)
-    # Bits of a positive number, read as an integer, are in its order.
+    # Positive floats sort like their bit patterns read as integers.
     depth = tl.load(depths + g, mask=mask, other=0.0).to(tl.int32, bitcast=True).to(tl.int64)
     last, step = tl.max(entries, axis=0), 0
     while step < last:
@@ -95,7 +93,7 @@ def _fill_kernel(depths, spans, row_offsets, keys, owners, total, across, BLOCK:
 
 @triton.jit(do_not_specialize=["entries"])
 def _finish_kernel(keys, rows, owners, gaussians, offsets, entries, tiles, BLOCK: tl.constexpr):
-    """Whose each sorted entry is, and the first entry of each tile, by bisection."""
+    """Gaussian of each sorted entry, and the first entry of each tile by bisection."""
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = i < entries
     owner = tl.load(owners + tl.load(rows + i, mask=mask, other=0), mask=mask, other=0)
@@ -114,10 +112,10 @@ def _finish_kernel(keys, rows, owners, gaussians, offsets, entries, tiles, BLOCK
 
 
 @torch.no_grad()
-def scene_and_lists(
-    projected: Projected, colors: Tensor, opacities: Tensor, height: int, width: int
-) -> tuple[Scene, TileLists]:
-    """What is composited, and the Gaussians of each tile. Arguments as of ``splatting.splat``; no gradients."""
+def gaussians_and_lists(
+    projected: ProjectedGaussians, colors: Tensor, opacities: Tensor, height: int, width: int
+) -> tuple[Gaussians2D, TileLists]:
+    """2D Gaussians to composite and their tile lists, without gradients; arguments as for ``splat.splat``."""
     batch, count = projected.depth.shape
     total, channels = batch * count, colors.shape[-1]
     down, across = -(-height // TILE), -(-width // TILE)
@@ -127,7 +125,7 @@ def scene_and_lists(
     alphas, features = depth.new_empty(total), depth.new_empty(total, channels + 1)
     spans = torch.empty((total, 2), dtype=torch.int32, device=depth.device)
     counts = torch.empty(total + 1, dtype=torch.int64, device=depth.device)
-    plane = (means, projected.deviations.contiguous(), depth, projected.visible.contiguous())
+    plane = (means, projected.stds.contiguous(), depth, projected.visible.contiguous())
     weights = (None if compensation is None else compensation.contiguous(), colors, opacities.contiguous())
     stride = count * channels if colors.ndim == 3 else 0
     sizes = (total, count, stride, channels, down, across)
@@ -143,17 +141,17 @@ def scene_and_lists(
     owners = torch.empty(entries, dtype=torch.int32, device=depth.device)
     arguments = (depth, spans, row_offsets, keys, owners, total, across)
     launch(_fill_kernel, (triton.cdiv(total, _BLOCK) if entries else 0,), arguments, _FILL)
-    # Stable: of two at the same depth the one with the smaller index is in front.
+    # The sort is stable: of two Gaussians at the same depth, the one with the smaller index is in front.
     keys, rows = torch.sort(keys, stable=True)
     gaussians, offsets = torch.empty_like(rows), rows.new_empty(tiles + 1)
     grid = (triton.cdiv(max(entries, tiles + 1), _BLOCK),)
     launch(_finish_kernel, grid, (keys, rows, owners, gaussians, offsets, entries, tiles), _FILL)
-    scene = Scene(means.flatten(0, 1), conics.flatten(0, 1), features, alphas)
-    return scene, TileLists(gaussians, rows, offsets, row_offsets, batch, height, width)
+    gaussians2d = Gaussians2D(means.flatten(0, 1), conics.flatten(0, 1), features, alphas)
+    return gaussians2d, TileLists(gaussians, rows, offsets, row_offsets, batch, height, width)
 
 
 def launch(kernel: Any, grid: tuple[int, ...], arguments: tuple, constants: dict[str, Any]) -> None:
-    """Run a kernel on the device of its first argument; nothing if the grid is empty."""
+    """Run a kernel on the device of its first argument; does nothing if the grid is empty."""
     if 0 in grid:
         return
     with torch.cuda.device_of(arguments[0]):

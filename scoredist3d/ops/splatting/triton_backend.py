@@ -1,18 +1,18 @@
 """Compositing of Gaussians in Triton: CUDA, float32 (also in Triton's interpreter, for the tests).
 
-One autograd function takes the projected Gaussians to the images: with some ten thousand Gaussians a launch costs more
-than the work in it, so there are few. One program composites a tile, Gaussian by Gaussian. The gradient takes several
-Gaussians at once, the transmittance by a scan along them, so that sums over the pixels are shared; it writes a row per
-entry and then sums a Gaussian's rows in their order, and over the cameras what these share: no atomics, the same bits
-every time. Loops over a list are ``while`` loops because Triton's interpreter cannot take a tensor as the bound of
-``range`` with numpy 2.4.
+One autograd function maps projected Gaussians to images in few launches: with ten thousand Gaussians, a launch costs
+more than the work of the kernel. In the forward pass one program composites a tile, Gaussian by Gaussian. The backward
+pass processes several Gaussians at once and gets their transmittances from a scan, so that they share the reductions
+over pixels. It writes one row per entry, then sums the rows of each Gaussian in order, and sums shared parameters over
+the cameras: no atomics, bit-identical results. Loops over a list are ``while`` loops because Triton's interpreter does
+not accept a tensor as the bound of ``range`` with numpy 2.4.
 """
 
 # mypy: disallow-untyped-defs=False, check-untyped-defs=False
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import triton
@@ -20,23 +20,14 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from scoredist3d.ops.splatting.tiles import (
-    MAX_ALPHA,
-    MIN_ALPHA,
-    MIN_TRANSMITTANCE,
-    MOMENTS,
-    TILE,
-    Scene,
-)
-from scoredist3d.ops.splatting.tiles_triton import launch, scene_and_lists
+from scoredist3d.ops.splatting.constants import MAX_ALPHA, MIN_ALPHA, MIN_TRANSMITTANCE, MOMENTS, TILE
+from scoredist3d.ops.splatting.tiles_triton import gaussians_and_lists, launch
+from scoredist3d.ops.splatting.types import ProjectedGaussians, SplattedImages
 
-if TYPE_CHECKING:
-    from scoredist3d.ops.splatting.splat import Projected
-
-# Gaussians of the list handled at a time, forward and backward. From trials on an H100.
+# Gaussians of a list processed at a time, forward and backward; the fastest values on an H100.
 _CHUNK, _GRADIENT_CHUNK = 4, 8
-_CHANNELS = 4  # channels a program of the forward pass blends: colours and a depth take one
-_BLOCK = 128  # Gaussians whose rows a program sums
+_CHANNELS = 4  # channels per program of the forward pass, so that RGB and depth take one program
+_BLOCK = 128  # Gaussians per program of the row sums
 _CONSTANTS = {"TILE": TILE, "MAX_ALPHA": MAX_ALPHA, "MIN_ALPHA": MIN_ALPHA}
 _FORWARD = {**_CONSTANTS, "CHUNK": _CHUNK, "MIN_TRANSMITTANCE": MIN_TRANSMITTANCE, "CHANNELS": _CHANNELS}
 _BACKWARD = {**_CONSTANTS, "CHUNK": _GRADIENT_CHUNK, "MOMENTS": MOMENTS}
@@ -45,7 +36,7 @@ _SUM = {"BLOCK": _BLOCK, "MOMENTS": MOMENTS}
 
 @triton.jit
 def _pixels(tile, height, width, down, across, TILE: tl.constexpr):
-    """Index in (B, H, W), validity and centre of a tile's pixels."""
+    """Index in (B, H, W), validity (inside the image) and center of the pixels of a tile."""
     lane = tl.arange(0, TILE * TILE)
     row = (tile // across) % down * TILE + lane // TILE
     column = tile % across * TILE + lane % TILE
@@ -55,7 +46,7 @@ def _pixels(tile, height, width, down, across, TILE: tl.constexpr):
 
 @triton.jit
 def _gaussian(means, conics, opacities, index, mask):
-    """Mean, conic and opacity of one Gaussian, or of several."""
+    """Mean, conic and opacity of the Gaussians ``index`` (scalar or block)."""
     x = tl.load(means + index * 2, mask=mask, other=0.0)
     y = tl.load(means + index * 2 + 1, mask=mask, other=0.0)
     xx = tl.load(conics + index * 3, mask=mask, other=0.0)
@@ -66,7 +57,7 @@ def _gaussian(means, conics, opacities, index, mask):
 
 @triton.jit
 def _alphas(dx, dy, xx, xy, yy, opacity, MAX_ALPHA: tl.constexpr, MIN_ALPHA: tl.constexpr):
-    """Alpha, 0 where not seen, and alpha before it is cut."""
+    """Alpha (0 below MIN_ALPHA), and alpha before the clamp to MAX_ALPHA."""
     power = -0.5 * (xx * dx * dx + yy * dy * dy) - xy * dx * dy
     uncut = opacity * tl.exp(power)
     alpha = tl.minimum(uncut, MAX_ALPHA)
@@ -81,7 +72,7 @@ def _feature(features, index, channel, channels, mask):
 
 @triton.jit
 def _store_channel(color_image, depth_image, pixel, channel, channels, value, valid):
-    """The last channel is the depth."""
+    """Store a channel of the image; the last channel goes to the depth image."""
     tl.store(color_image + pixel * (channels - 1) + channel, value, mask=valid & (channel < channels - 1))
     tl.store(depth_image + pixel, value, mask=valid & (channel == channels - 1))
 
@@ -93,7 +84,7 @@ def _composite_kernel(
     TILE: tl.constexpr, CHUNK: tl.constexpr, MAX_ALPHA: tl.constexpr, MIN_ALPHA: tl.constexpr,
     MIN_TRANSMITTANCE: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """A tile of the image, for CHANNELS channels; the first such program also writes what the gradient needs."""
+    """Composite CHANNELS channels of a tile; the program of channel 0 also stores what the backward pass needs."""
     tile, channel = tl.program_id(0), tl.program_id(1) * CHANNELS
     pixel, valid, x, y = _pixels(tile, height, width, down, across, TILE)
     first = tl.load(offsets + tile)
@@ -105,7 +96,7 @@ def _composite_kernel(
     c1, c2, c3 = c0, c0, c0
     start = 0
     while start < count:
-        # Unrolled, so that the loads of the next Gaussians overlap with the work on this one.
+        # Unrolled, so that loading the next Gaussians overlaps with compositing this one.
         for j in tl.static_range(CHUNK):
             inside = start + j < count
             index = tl.load(gaussians + first + start + j, mask=inside, other=0)
@@ -140,15 +131,15 @@ def _entry_gradient_kernel(
     TILE: tl.constexpr, CHUNK: tl.constexpr, MAX_ALPHA: tl.constexpr, MIN_ALPHA: tl.constexpr,
     MOMENTS: tl.constexpr,
 ):  # fmt: skip
-    """The gradient of each entry of a tile's list, from the last drawn to the first."""
+    """Gradient of each entry of a tile, from the last Gaussian drawn to the first."""
     tile = tl.program_id(0)
     pixel, valid, x, y = _pixels(tile, height, width, down, across, TILE)
     first = tl.load(offsets + tile)
-    light = tl.load(transmittance + pixel, mask=valid, other=1.0)  # what is left behind the chunk
+    light = tl.load(transmittance + pixel, mask=valid, other=1.0)  # transmittance behind the chunk
     drawn_last = tl.load(last + pixel, mask=valid, other=0)
     by_opacity = tl.load(of_opacity + pixel, mask=valid, other=0.0)
     by_depth = tl.load(of_depth + pixel, mask=valid, other=0.0)
-    behind = tl.zeros((TILE * TILE,), dtype=tl.float32)  # sum of weight times value behind the chunk
+    behind = tl.zeros((TILE * TILE,), dtype=tl.float32)  # sum of weights times values behind the chunk
     count = tl.max(drawn_last, axis=0)
     start = (count + CHUNK - 1) // CHUNK * CHUNK - CHUNK
     while start >= 0:
@@ -161,7 +152,7 @@ def _entry_gradient_kernel(
         alpha, uncut = _alphas(dx, dy, form[0], form[1], form[2], opacity[None, :], MAX_ALPHA, MIN_ALPHA)
         alpha = tl.where(position[None, :] < drawn_last[:, None], alpha, 0.0)
         passed = tl.cumprod(1.0 - alpha, axis=1)
-        light = light / tl.min(passed, axis=1)  # in front of the chunk
+        light = light / tl.min(passed, axis=1)  # transmittance in front of the chunk
         before = light[:, None] * passed / (1.0 - alpha)
         weights = alpha * before
         row = out + tl.load(rows + first + position, mask=mask, other=0) * (MOMENTS + channels)
@@ -196,7 +187,7 @@ def _sum_rows_kernel(
     by_means, by_conics, by_depths, by_compensation, by_opacities, by_colors, count, batch, channels,
     BLOCK: tl.constexpr, MOMENTS: tl.constexpr, SHARED: tl.constexpr,
 ):  # fmt: skip
-    """One column of the sums of BLOCK Gaussians' rows; opacities and SHARED colours are summed over the cameras too."""
+    """Sum one column over the rows of BLOCK Gaussians; opacities and SHARED colors are also summed over cameras."""
     n, column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), tl.program_id(1)
     mask, width = n < count, MOMENTS + channels
     colored = (column >= MOMENTS) & (column < width - 1)
@@ -215,7 +206,7 @@ def _sum_rows_kernel(
         tl.store(by_means + g * 2 + column, total, mask=mask & (column < 2))
         tl.store(by_conics + g * 3 + column - 2, total, mask=mask & (column >= 2) & (column < 5))
         tl.store(by_depths + g, total, mask=mask & (column == width - 1))
-        if compensation is not None:  # noqa: SIM102 (known when compiled, and the other is not)
+        if compensation is not None:  # noqa: SIM102 (a compile-time condition; the other is not)
             if column == MOMENTS - 1:
                 opacity = tl.load(opacities + n, mask=mask, other=0.0)
                 tl.store(by_compensation + g, total * opacity, mask=mask)
@@ -229,17 +220,14 @@ def _sum_rows_kernel(
         tl.store(by_colors + n * (channels - 1) + column - MOMENTS, everywhere, mask=mask & colored)
 
 
-def splat(
-    projected: Projected, colors: Tensor, opacities: Tensor, height: int, width: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Colour, opacity and depth: see ``splatting.splat``."""
+def splat(projected: ProjectedGaussians, colors: Tensor, opacities: Tensor, height: int, width: int) -> SplattedImages:
+    """Composite projected Gaussians; arguments as for ``splat.splat``."""
     inputs = (projected.means2d, projected.conics, projected.depth, projected.compensation, colors, opacities)
-    color, opacity, depth = _Splat.apply(*inputs, projected, height, width)
-    return color, opacity, depth
+    return SplattedImages(*_Splat.apply(*inputs, projected, height, width))
 
 
 class _Splat(torch.autograd.Function):
-    """Images (color, opacity, depth) of (means2d, conics, depth, compensation, colors, opacities)."""
+    """Color, opacity and depth images as a function of means2d, conics, depth, compensation, colors and opacities."""
 
     @staticmethod
     def forward(
@@ -250,20 +238,22 @@ class _Splat(torch.autograd.Function):
         compensation: Tensor | None,
         colors: Tensor,
         opacities: Tensor,
-        projected: Projected,
+        projected: ProjectedGaussians,
         height: int,
         width: int,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        scene, lists = scene_and_lists(projected, colors, opacities, height, width)
-        size, channels = (lists.batch, height, width), scene.features.shape[1]
+        gaussians, lists = gaussians_and_lists(projected, colors, opacities, height, width)
+        size, channels = (lists.batch, height, width), gaussians.features.shape[1]
         color = means2d.new_empty(*size, channels - 1)
         opacity, depth, transmittance = (means2d.new_empty(*size, 1) for _ in range(3))
         last = torch.empty(size, dtype=torch.int32, device=color.device)
         grid = (lists.batch * lists.grid[0] * lists.grid[1], triton.cdiv(channels, _CHANNELS))
         outputs = (color, opacity, depth, transmittance, last)
         sizes = (height, width, *lists.grid, channels)
-        launch(_composite_kernel, grid, (*_tensors(scene), lists.gaussians, lists.offsets, *outputs, *sizes), _FORWARD)
-        ctx.save_for_backward(*_tensors(scene), transmittance, last, compensation, opacities)
+        launch(
+            _composite_kernel, grid, (*gaussians.tensors, lists.gaussians, lists.offsets, *outputs, *sizes), _FORWARD
+        )
+        ctx.save_for_backward(*gaussians.tensors, transmittance, last, compensation, opacities)
         ctx.lists, ctx.colors_shape = lists, colors.shape
         return color, opacity, depth
 
@@ -273,7 +263,7 @@ class _Splat(torch.autograd.Function):
         means, conics, features, alphas, transmittance, last, compensation, opacities = ctx.saved_tensors
         lists = ctx.lists
         channels, count = features.shape[1], opacities.shape[0]
-        entries = means.new_zeros(len(lists), MOMENTS + channels)  # those behind the last Gaussian drawn stay zero
+        entries = means.new_zeros(len(lists), MOMENTS + channels)  # entries behind the last Gaussian drawn stay 0
         saved = (lists.gaussians, lists.rows, lists.offsets, transmittance, last)
         upstream = (of_color.contiguous(), of_opacity.contiguous(), of_depth.contiguous())
         sizes = (lists.height, lists.width, *lists.grid, channels)
@@ -289,7 +279,3 @@ class _Splat(torch.autograd.Function):
         grid = (triton.cdiv(count, _BLOCK), MOMENTS + channels)
         launch(_sum_rows_kernel, grid, arguments, {**_SUM, "SHARED": by_colors.ndim == 2})
         return by_means, by_conics, by_depths, by_compensation, by_colors, by_opacities, None, None, None
-
-
-def _tensors(scene: Scene) -> tuple[Tensor, ...]:
-    return scene.means, scene.conics, scene.features, scene.opacities

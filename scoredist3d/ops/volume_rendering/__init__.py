@@ -1,1 +1,1 @@
-"""Ray marching with an occupancy grid, and emission-absorption compositing of the samples."""
+"""Volume rendering: ray marching with an occupancy grid, and emission-absorption compositing."""

@@ -1,8 +1,8 @@
 """Emission-absorption compositing of packed intervals (Max 1995; Mildenhall et al. 2020, equation 3).
 
 With density sigma_i constant on an interval of length dt_i, ``alpha_i = 1 - exp(-sigma_i dt_i)``, transmittance
-``T_i = exp(-sum_{j<i} sigma_j dt_j)`` over the earlier intervals of the same ray, and weight ``w_i = T_i alpha_i``:
-exact integrals for a piecewise constant medium, so the weights of a ray sum to its opacity.
+``T_i = exp(-sum_{j<i} sigma_j dt_j)`` over the earlier intervals of the same ray, and weight ``w_i = T_i alpha_i``.
+This integrates a piecewise constant medium exactly, and the weights of a ray sum to its opacity.
 """
 
 from __future__ import annotations
@@ -18,23 +18,24 @@ from scoredist3d.ops.volume_rendering.ray_marching import RaySamples
 
 BACKENDS = ("torch", "native", "triton", "nerfacc")
 
-# exp(-80) = 2e-35 is nothing beside 1. Larger optical depths of one interval change no weight, and cutting them keeps
-# the running sum over all rays exact, whatever the density is.
+# exp(-80) = 2e-35 is negligible, so a larger optical depth of an interval does not change any weight. The limit keeps
+# the cumulative sum over all rays accurate for any density.
 _MAX_OPTICAL_DEPTH = 80.0
 
 
 def render_weights(densities: Tensor, samples: RaySamples, *, backend: str = "auto") -> Tensor:
-    """Weight of each interval, ``w_i = T_i (1 - exp(-sigma_i dt_i))``.
+    """Compositing weights of intervals, ``w_i = T_i (1 - exp(-sigma_i dt_i))``.
 
     Args:
-        densities: (M,), non-negative, per scene unit.
+        densities: (M,), non-negative, inverse scene units.
+        samples: The intervals.
         backend: auto, torch, native (CPU), triton or nerfacc (CUDA).
 
     Returns:
-        (M,) in [0, 1], differentiable with respect to the densities (torch: any order, the others: once).
+        (M,) in [0, 1], differentiable in the densities (torch: any order, other backends: once).
 
     Raises:
-        ValueError: On a wrong shape or a backend that cannot be used.
+        ValueError: A shape is wrong or the backend is not usable.
     """
     _check_length("densities", densities, samples)
     densities = densities.to(samples.t_starts.dtype)
@@ -51,25 +52,26 @@ def render_weights(densities: Tensor, samples: RaySamples, *, backend: str = "au
 
 
 def transmittance(densities: Tensor, samples: RaySamples) -> Tensor:
-    """Fraction of light (M,) that reaches each interval's start, T_i; plain torch."""
+    """Transmittance T_i (M,) at the start of each interval, in plain torch."""
     _check_length("densities", densities, samples)
     return torch.exp(-_optical_depths(densities.to(samples.t_starts.dtype), samples)[1])
 
 
 def accumulate(weights: Tensor, values: Tensor | None, samples: RaySamples, *, backend: str = "auto") -> Tensor:
-    """Sum over each ray of ``weights * values``; deterministic (``nerfacc``: not).
+    """Sums of ``weights * values`` over each ray; deterministic except with ``nerfacc``.
 
     Args:
         weights: (M,).
         values: (M, C), or None for the sum of the weights (opacity).
+        samples: The intervals.
         backend: auto, torch, native (CPU), triton or nerfacc (CUDA).
 
     Returns:
-        (R, C), or (R, 1) without values; rays without intervals give zeros. Differentiable with respect to weights and
-        values (torch: any order, the others: once).
+        (R, C), or (R, 1) without values; 0 for rays without intervals. Differentiable in weights and values (torch: any
+        order, other backends: once).
 
     Raises:
-        ValueError: On a wrong shape or a backend that cannot be used.
+        ValueError: A shape is wrong or the backend is not usable.
     """
     _check_length("weights", weights, samples)
     if values is not None:
@@ -93,23 +95,23 @@ def _check_length(name: str, tensor: Tensor, samples: RaySamples) -> None:
 
 
 def _optical_depths(densities: Tensor, samples: RaySamples) -> tuple[Tensor, Tensor]:
-    """Optical depth (M,) of each interval, and that of the earlier ones of its ray."""
+    """Optical depth (M,) of each interval, and the total optical depth (M,) of the earlier intervals of its ray."""
     lengths = samples.lengths
     depth = (densities * lengths).clamp(max=_MAX_OPTICAL_DEPTH)
-    # One running sum over all rays, less its value where the ray starts. In float64: the sum over an image is some 1e5,
-    # of which float32 would keep two decimals.
+    # Cumulative sum over all rays, minus its value at the start of the ray. It reaches about 1e5 for an image, for
+    # which float32 would have only two decimals.
     total = torch.nn.functional.pad(depth.double().cumsum(0), (1, 0))
     before = total[:-1] - total[samples.offsets[:-1]][samples.ray_indices]
     return depth, before.to(depth.dtype)
 
 
 class _SegmentSum(torch.autograd.Function):
-    """Sum (M, C) over each ray: (R, C). Deterministic on every device, unlike ``index_add`` on CUDA."""
+    """Sums (R, C) over each ray of terms (M, C); deterministic on every device, unlike ``index_add`` on CUDA."""
 
     @staticmethod
     def forward(ctx: Any, terms: Tensor, ray_indices: Tensor, offsets: Tensor) -> Tensor:
         ctx.save_for_backward(ray_indices)
-        # unsafe: skips a check of the offsets that would wait for the device.
+        # unsafe skips a check of the offsets that would synchronize with the device.
         return torch.segment_reduce(terms.contiguous(), "sum", offsets=offsets, axis=0, unsafe=True)
 
     @staticmethod
@@ -119,7 +121,7 @@ class _SegmentSum(torch.autograd.Function):
 
 
 class _Weights(torch.autograd.Function):
-    """``render_weights`` by a fast kernel, with the analytic gradient."""
+    """``render_weights`` by a C or Triton kernel, with its analytic gradient."""
 
     @staticmethod
     def forward(ctx: Any, densities: Tensor, samples: RaySamples, backend: str) -> Tensor:
@@ -127,9 +129,9 @@ class _Weights(torch.autograd.Function):
         intervals = (samples.t_starts, samples.t_ends, samples.offsets)
         ctx.backend, ctx.num_rays = backend, samples.num_rays
         if backend == "triton":
-            from scoredist3d.ops.volume_rendering import triton_backend as rays_triton
+            from scoredist3d.ops.volume_rendering import triton_backend
 
-            weights = rays_triton.weights(densities, *intervals, _MAX_OPTICAL_DEPTH)
+            weights = triton_backend.weights(densities, *intervals, _MAX_OPTICAL_DEPTH)
             ctx.save_for_backward(weights, densities, *intervals)
             return weights
         weights, after = torch.empty_like(densities), torch.empty_like(densities)
@@ -143,18 +145,18 @@ class _Weights(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         grad = grad.contiguous()
         if ctx.backend == "triton":
-            from scoredist3d.ops.volume_rendering import triton_backend as rays_triton
+            from scoredist3d.ops.volume_rendering import triton_backend
 
             weights, densities, *intervals = ctx.saved_tensors
             arguments = (grad, weights, densities, *intervals, _MAX_OPTICAL_DEPTH)
-            return rays_triton.weights_gradient(*arguments), None, None
+            return triton_backend.weights_gradient(*arguments), None, None
         out = torch.empty_like(grad)
         native.call("sd3d_render_weights_gradient", grad, *ctx.saved_tensors, _MAX_OPTICAL_DEPTH, out, ctx.num_rays)
         return out, None, None
 
 
 class _Accumulate(torch.autograd.Function):
-    """``accumulate`` by a fast kernel, with its gradients."""
+    """``accumulate`` by a C or Triton kernel, with its gradients."""
 
     @staticmethod
     def forward(ctx: Any, weights: Tensor, values: Tensor | None, samples: RaySamples, backend: str) -> Tensor:
@@ -163,9 +165,9 @@ class _Accumulate(torch.autograd.Function):
         ctx.save_for_backward(weights, values, samples.offsets, samples.ray_indices)
         ctx.backend = backend
         if backend == "triton":
-            from scoredist3d.ops.volume_rendering import triton_backend as rays_triton
+            from scoredist3d.ops.volume_rendering import triton_backend
 
-            return rays_triton.accumulate(weights, values, samples.offsets)
+            return triton_backend.accumulate(weights, values, samples.offsets)
         channels = 1 if values is None else values.shape[1]
         out = weights.new_empty(samples.num_rays, channels)
         native.call("sd3d_accumulate", weights, values, samples.offsets, out, channels, samples.num_rays)

@@ -1,4 +1,4 @@
-"""Occupancy grid: which cells of the scene can hold density, kept up to date while the density changes."""
+"""Occupancy grid that marks empty space during optimization."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from torch import Tensor, nn
 class OccupancyGrid(nn.Module):
     """Running maximum of the density on a grid over [-radius, radius]^3 (Müller et al. 2022, appendix E.2).
 
-    All state is in persistent buffers, so a resumed run sees what the uninterrupted one would. Cells that do not touch
+    All state is in persistent buffers, so that a resumed run equals the uninterrupted one. Cells that do not intersect
     the ball of ``radius`` are never occupied.
 
     Args:
-        resolution: G, cells along an axis.
-        radius: Half the side of the cube and radius of the ball, scene units.
-        threshold: A cell is occupied while the optical depth of one step in it exceeds this, or the mean over the ball
-            if that is smaller (so a faint scene is not thrown away).
-        step_size: Length of one step of the ray march, scene units.
-        warmup_updates: This many first updates look at every cell in the ball.
+        resolution: G, number of cells along an axis.
+        radius: Radius of the ball and half the side of the cube, scene units.
+        threshold: A cell is occupied if the optical depth of one step in it exceeds this value, or the mean optical
+            depth over the ball if that is smaller (which keeps faint scenes).
+        step_size: Length of one ray marching step, scene units.
+        warmup_updates: Number of initial updates that evaluate every cell in the ball.
     """
 
     occupied: Tensor
@@ -40,7 +40,7 @@ class OccupancyGrid(nn.Module):
         super().__init__()
         if resolution < 1 or not radius > 0 or threshold < 0 or not step_size > 0 or warmup_updates < 1:
             raise ValueError(
-                "occupancy grid: resolution, radius, step_size and warmup_updates must be positive, "
+                "occupancy grid: resolution, radius, step_size and warmup_updates must be positive and "
                 "threshold must not be negative"
             )
         self.resolution, self.radius, self.threshold, self.step_size = resolution, radius, threshold, step_size
@@ -60,17 +60,17 @@ class OccupancyGrid(nn.Module):
         decay: float = 0.95,
         chunk: int = 2**18,
     ) -> None:
-        """Look at some cells at a random point each and renew the grid: ``density <- max(decay * density, new)``.
+        """Evaluate the density at a random point in some of the cells: ``density <- max(decay * density, new)``.
 
-        During the warm-up every cell in the ball is looked at; later a quarter of them, drawn uniformly, and up to as
-        many of the occupied ones. If no cell passes the threshold, all of the ball counts as occupied, so that a scene
-        that has not started yet still gets gradients.
+        During the warm-up every cell in the ball is evaluated; later a quarter of them, drawn uniformly, and at most
+        the same number of occupied cells. If no cell exceeds the threshold, the whole ball counts as occupied, so that
+        an empty scene still gets gradients.
 
         Args:
-            density_fn: Density (N,) at points (N, 3) in scene units.
-            generator: Randomness, on the grid's device.
-            decay: Factor on the density that a looked-at cell had.
-            chunk: At most this many points per call of ``density_fn``.
+            density_fn: Density (N,) at points (N, 3), scene units.
+            generator: Random number generator on the device of the grid.
+            decay: Factor on the stored density of the evaluated cells.
+            chunk: Maximum number of points per call of ``density_fn``.
         """
         cells = self._cells_to_update(generator)
         device, resolution = self.density.device, self.resolution
@@ -84,6 +84,7 @@ class OccupancyGrid(nn.Module):
         self.num_updates += 1
 
     def _cells_to_update(self, generator: torch.Generator) -> Tensor:
+        """Flat indices of the cells that this update evaluates."""
         inside = self.in_ball.flatten().nonzero()[:, 0]
         if int(self.num_updates) < self.warmup_updates:
             return inside
@@ -95,6 +96,7 @@ class OccupancyGrid(nn.Module):
         return torch.cat((uniform, occupied)).unique()
 
     def _renew(self) -> None:
+        """Recompute ``occupied`` from the densities."""
         depth = self.density * self.step_size
         limit = depth[self.in_ball].mean().clamp(max=self.threshold)
         occupied = (depth > limit) & self.in_ball
@@ -102,7 +104,7 @@ class OccupancyGrid(nn.Module):
 
 
 def _touches_ball(resolution: int) -> Tensor:
-    """(G, G, G) bool: cells of [-1, 1]^3 with a point in the unit ball."""
+    """(G, G, G) bool, whether each cell of [-1, 1]^3 intersects the unit ball."""
     edges = torch.linspace(-1, 1, resolution + 1)
     low, high = edges[:-1], edges[1:]
     nearest = torch.where((low < 0) & (high > 0), torch.zeros(()), torch.minimum(low.abs(), high.abs()))

@@ -1,7 +1,7 @@
-"""Ray marching through a ball with empty space skipped.
+"""Ray marching through a ball with empty-space skipping.
 
-Along each ray the ball is cut into intervals of one length, ``t_k = t_near + (k + jitter) * step_size``. An interval is
-kept if its midpoint lies before the ball's far side and in an occupied cell (the rule of nerfacc's grid traversal).
+Along each ray the ball is divided into intervals of equal length that start at ``t_near + (k + jitter) * step_size``.
+An interval is kept if its midpoint is inside the ball and in an occupied cell (the rule of nerfacc's grid traversal).
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from scoredist3d.ops import backends, native
 
 BACKENDS = ("torch", "native", "triton", "nerfacc")
 
-# Elements of the dense (ray, interval) block that the torch backend looks at at once; bounds its temporary memory.
+# Elements of the dense (ray, interval) blocks that the torch backend processes; bounds its temporary memory.
 _CHUNK = {"cpu": 2**19, "cuda": 2**24}
 
 
 @dataclass(frozen=True)
 class RaySamples:
-    """Intervals along rays, packed: sorted by ray, then by distance.
+    """Packed intervals along rays, sorted by ray, then by distance.
 
     Attributes:
         ray_indices: (M,) int64, the ray of each interval.
         t_starts, t_ends: (M,), distances along the ray in scene units.
-        offsets: (R + 1,) int64; ray r owns intervals ``offsets[r]`` to ``offsets[r + 1]``.
-        num_rays: R.
+        offsets: (R + 1,) int64; ray r has the intervals from ``offsets[r]`` up to ``offsets[r + 1]``.
+        num_rays: R, number of rays, including those without intervals.
     """
 
     ray_indices: Tensor
@@ -42,7 +42,7 @@ class RaySamples:
 
     @property
     def midpoints(self) -> Tensor:
-        """(M,), distance of each interval's middle."""
+        """(M,), distance of the midpoint of each interval."""
         return 0.5 * (self.t_starts + self.t_ends)
 
     @property
@@ -51,12 +51,12 @@ class RaySamples:
         return self.t_ends - self.t_starts
 
     def positions(self, origins: Tensor, directions: Tensor) -> Tensor:
-        """(M, 3), the intervals' midpoints in space, for the rays (R, 3) they were made from."""
+        """(M, 3), midpoints in space; ``origins`` and ``directions`` (R, 3) are those of the marched rays."""
         middle = self.midpoints[:, None]
         return origins[self.ray_indices] + directions[self.ray_indices] * middle
 
     def select(self, keep: Tensor) -> RaySamples:
-        """The intervals where ``keep`` (M,) bool holds, with all rays still counted."""
+        """Subset of the intervals given by ``keep`` (M,) bool; the number of rays does not change."""
         kept_before = torch.nn.functional.pad(keep.cumsum(0), (1, 0))
         return RaySamples(
             self.ray_indices[keep], self.t_starts[keep], self.t_ends[keep], kept_before[self.offsets], self.num_rays
@@ -74,15 +74,15 @@ def march_rays(
     jitter: Tensor | None = None,
     backend: str = "auto",
 ) -> RaySamples:
-    """Sample rays inside the ball of ``radius`` around the origin, where it is occupied.
+    """Sample rays in the occupied part of the ball of ``radius`` around the origin.
 
     Args:
         origins: (R, 3), scene units.
         directions: (R, 3), unit length.
-        radius: Of the ball, scene units.
-        step_size: Length of every interval, scene units.
+        radius: Radius of the ball, scene units.
+        step_size: Length of the intervals, scene units.
         occupancy: (G, G, G) bool over [-radius, radius]^3, indexed [x, y, z]; None means occupied everywhere.
-        jitter: (R,) in [0, 1): all intervals of a ray are shifted by this fraction of a step; None means no shift.
+        jitter: (R,) in [0, 1), shift of all intervals of a ray as a fraction of a step; None means no shift.
         backend: auto, torch, native (CPU), triton or nerfacc (CUDA). All give the same intervals (nerfacc: up to
             rounding).
 
@@ -90,7 +90,7 @@ def march_rays(
         The intervals; not differentiable.
 
     Raises:
-        ValueError: On a wrong shape or size, or a backend that cannot be used.
+        ValueError: A shape or size is invalid, or the backend is not usable.
     """
     _check(origins, directions, radius, step_size, occupancy, jitter)
     if jitter is None:
@@ -100,17 +100,17 @@ def march_rays(
     occupancy = None if occupancy is None else occupancy.contiguous()
     t_near, t_far = ball_intersection(origins, directions, radius)
     march = {"torch": _march_torch, "native": _march_native, "triton": _march_triton, "nerfacc": _march_nerfacc}[name]
-    rays = _Rays(origins, directions, t_near.contiguous(), t_far.contiguous(), jitter)
+    rays = _ClippedRays(origins, directions, t_near.contiguous(), t_far.contiguous(), jitter)
     return march(rays, float(radius), float(step_size), occupancy)
 
 
 def ball_intersection(origins: Tensor, directions: Tensor, radius: float) -> tuple[Tensor, Tensor]:
-    """Distances (R,) at which rays enter and leave the ball; equal where a ray misses it. Not behind the origin."""
+    """Distances (R,) >= 0 at which rays enter and leave the ball; equal if a ray misses it."""
     ox, oy, oz = origins.unbind(1)
     dx, dy, dz = directions.unbind(1)
     closest = -(ox * dx + oy * dy + oz * dz)
-    # Distance from the ball's centre taken at the ray's closest point: exact also for far cameras, where the textbook
-    # discriminant subtracts two large squares.
+    # Measured at the point of the ray that is closest to the center: accurate also for distant cameras, for which the
+    # usual discriminant is the difference of two large squares.
     px, py, pz = ox + closest * dx, oy + closest * dy, oz + closest * dz
     squared = radius * radius - (px * px + py * py + pz * pz)
     half_chord = squared.clamp(min=0).sqrt()
@@ -119,7 +119,7 @@ def ball_intersection(origins: Tensor, directions: Tensor, radius: float) -> tup
 
 
 def max_intervals(radius: float, step_size: float) -> int:
-    """No ray has more intervals than this in the ball."""
+    """Upper bound on the number of intervals of a ray in the ball."""
     return math.ceil(2 * radius / step_size) + 1
 
 
@@ -138,7 +138,7 @@ def _check(
         raise ValueError(f"ray marching: radius and step_size must be positive, got {radius} and {step_size}")
     if max_intervals(radius, step_size) > 2**20:
         raise ValueError(
-            f"ray marching: step_size {step_size} cuts the ball of radius {radius} into over 2^20 intervals"
+            f"ray marching: step_size {step_size} is too small: a ball of radius {radius} has more than 2^20 intervals"
         )
     if occupancy is not None and (
         occupancy.dtype != torch.bool or occupancy.ndim != 3 or len(set(occupancy.shape)) != 1
@@ -150,8 +150,8 @@ def _check(
 
 
 @dataclass(frozen=True)
-class _Rays:
-    """Checked, contiguous rays with the part of each in the ball."""
+class _ClippedRays:
+    """Checked, contiguous rays and the distances at which they enter and leave the ball."""
 
     origins: Tensor
     directions: Tensor
@@ -163,7 +163,7 @@ class _Rays:
         return self.origins.shape[0]
 
 
-def _march_torch(rays: _Rays, radius: float, step_size: float, occupancy: Tensor | None) -> RaySamples:
+def _march_torch(rays: _ClippedRays, radius: float, step_size: float, occupancy: Tensor | None) -> RaySamples:
     origins = rays.origins
     steps = torch.arange(max_intervals(radius, step_size), device=origins.device, dtype=origins.dtype)
     chunk = max(1, _CHUNK.get(origins.device.type, 2**22) // len(steps))
@@ -184,7 +184,7 @@ def _march_torch(rays: _Rays, radius: float, step_size: float, occupancy: Tensor
 
 
 def _occupied(origins: Tensor, directions: Tensor, middle: Tensor, radius: float, occupancy: Tensor) -> Tensor:
-    """Whether the points at distances ``middle`` (R, K) lie in occupied cells."""
+    """Whether the points at distances ``middle`` (R, K) are in occupied cells."""
     resolution = occupancy.shape[0]
     cells_per_unit = resolution / (2 * radius)
     index = torch.zeros((), dtype=torch.int32, device=middle.device)
@@ -195,7 +195,7 @@ def _occupied(origins: Tensor, directions: Tensor, middle: Tensor, radius: float
     return occupancy.flatten()[index]
 
 
-def _march_native(rays: _Rays, radius: float, step_size: float, occupancy: Tensor | None) -> RaySamples:
+def _march_native(rays: _ClippedRays, radius: float, step_size: float, occupancy: Tensor | None) -> RaySamples:
     num_rays = len(rays)
     resolution = 1 if occupancy is None else occupancy.shape[0]
     geometry = (step_size, radius, resolution / (2 * radius))
@@ -210,16 +210,16 @@ def _march_native(rays: _Rays, radius: float, step_size: float, occupancy: Tenso
     return RaySamples(ray_indices, t_starts, t_ends, offsets, num_rays)
 
 
-def _march_triton(rays: _Rays, radius: float, step_size: float, occupancy: Tensor | None) -> RaySamples:
-    from scoredist3d.ops.volume_rendering import triton_backend as rays_triton
+def _march_triton(rays: _ClippedRays, radius: float, step_size: float, occupancy: Tensor | None) -> RaySamples:
+    from scoredist3d.ops.volume_rendering import triton_backend
 
     limit = max_intervals(radius, step_size)
     inputs = (rays.origins, rays.directions, rays.t_near, rays.t_far, rays.jitter)
-    ray_indices, t_starts, t_ends, offsets = rays_triton.march(*inputs, radius, step_size, occupancy, limit)
+    ray_indices, t_starts, t_ends, offsets = triton_backend.march(*inputs, radius, step_size, occupancy, limit)
     return RaySamples(ray_indices, t_starts, t_ends, offsets, len(rays))
 
 
-def _march_nerfacc(rays: _Rays, radius: float, step_size: float, occupancy: Tensor | None) -> RaySamples:
+def _march_nerfacc(rays: _ClippedRays, radius: float, step_size: float, occupancy: Tensor | None) -> RaySamples:
     from nerfacc.grid import traverse_grids
 
     device = rays.origins.device

@@ -1,7 +1,7 @@
 """Ray marching and compositing kernels in Triton: CUDA, float32 (also in Triton's interpreter, for the tests).
 
-One program handles a block of rays and walks along them in chunks of intervals. Loops are ``while`` loops because
-Triton's interpreter cannot take a tensor as the bound of ``range`` with numpy 2.4.
+One program handles a block of rays and processes their intervals in chunks. Loops are ``while`` loops because Triton's
+interpreter does not accept a tensor as the bound of ``range`` with numpy 2.4.
 """
 
 # mypy: disallow-untyped-defs=False, check-untyped-defs=False
@@ -17,12 +17,13 @@ from torch import Tensor
 
 _RAYS = 16
 _STEPS = 32
-# Contraction off: the intervals are then exactly those of the torch reference.
+# Contraction is disabled, so that the intervals equal those of the torch reference.
 _OPTIONS = {"RAYS": _RAYS, "STEPS": _STEPS, "num_warps": 4, "enable_fp_fusion": False}
 
 
 @triton.jit
 def _cell(origin, direction, middle, radius, cells_per_unit, last_cell):
+    """Index, along one axis, of the grid cell at distance ``middle``."""
     cell = (origin[:, None] + direction[:, None] * middle + radius) * cells_per_unit
     return tl.minimum(tl.maximum(cell, 0.0), last_cell).to(tl.int32)
 
@@ -33,7 +34,7 @@ def _march_kernel(
     num_rays, max_intervals, resolution, last_cell, step, radius, cells_per_unit,
     HAS_OCCUPANCY: tl.constexpr, FILL: tl.constexpr, RAYS: tl.constexpr, STEPS: tl.constexpr,
 ):  # fmt: skip
-    """Counts the intervals of each ray, or writes them to their places (FILL)."""
+    """Count the intervals of each ray or, with FILL, write them."""
     ray = tl.program_id(0) * RAYS + tl.arange(0, RAYS)
     valid = ray < num_rays
     t_near = tl.load(near + ray, mask=valid, other=0.0)
@@ -49,7 +50,7 @@ def _march_kernel(
     base = count
     if FILL:
         base = tl.load(offsets + ray, mask=valid, other=0)
-    # All intervals of the block's longest chord; the exact test is the mask below.
+    # Upper bound on the number of intervals of all rays; the exact test is the mask below.
     last = tl.minimum(tl.max((t_far - t_near) / step, axis=0).to(tl.int32) + 2, max_intervals)
     first = 0
     while first < last:
@@ -75,7 +76,24 @@ def _march_kernel(
 
 
 @triton.jit
+def _intervals(offsets, ray, num_rays):
+    """First interval and number of intervals of each ray, and the maximum of that number."""
+    valid = ray < num_rays
+    begin = tl.load(offsets + ray, mask=valid, other=0)
+    count = tl.load(offsets + ray + 1, mask=valid, other=0) - begin
+    return begin, count, tl.max(count, axis=0)
+
+
+@triton.jit
+def _chunk(first, begin, count, STEPS: tl.constexpr):
+    """Mask and index (RAYS, STEPS) of the intervals from number ``first`` of each ray."""
+    k = first + tl.arange(0, STEPS)
+    return k[None, :] < count[:, None], begin[:, None] + k[None, :]
+
+
+@triton.jit
 def _optical_depth(densities, starts, ends, place, keep, max_depth):
+    """Length and optical depth (not clamped) of intervals."""
     length = tl.load(ends + place, mask=keep, other=0.0) - tl.load(starts + place, mask=keep, other=0.0)
     depth = tl.load(densities + place, mask=keep, other=0.0) * length
     return length, depth
@@ -85,17 +103,13 @@ def _optical_depth(densities, starts, ends, place, keep, max_depth):
 def _weights_kernel(
     densities, starts, ends, offsets, weights, num_rays, max_depth, RAYS: tl.constexpr, STEPS: tl.constexpr
 ):
+    """Weight of each interval."""
     ray = tl.program_id(0) * RAYS + tl.arange(0, RAYS)
-    valid = ray < num_rays
-    begin = tl.load(offsets + ray, mask=valid, other=0)
-    count = tl.load(offsets + ray + 1, mask=valid, other=0) - begin
-    last = tl.max(count, axis=0)
+    begin, count, last = _intervals(offsets, ray, num_rays)
     before = tl.zeros((RAYS,), dtype=tl.float32)
     first = 0
     while first < last:
-        k = first + tl.arange(0, STEPS)
-        keep = k[None, :] < count[:, None]
-        place = begin[:, None] + k[None, :]
+        keep, place = _chunk(first, begin, count, STEPS)
         _, depth = _optical_depth(densities, starts, ends, place, keep, max_depth)
         depth = tl.where(depth > max_depth, max_depth, depth)
         reached = before[:, None] + tl.cumsum(depth, axis=1) - depth
@@ -106,7 +120,7 @@ def _weights_kernel(
 
 @triton.jit
 def _opacity(depth):
-    """1 - exp(-depth), by its series where the difference would cancel (relative error below 1e-7)."""
+    """1 - exp(-depth); a series where the difference would cancel (relative error below 1e-7)."""
     series = depth * (1.0 - depth * (0.5 - depth * (1.0 / 6.0 - depth * (1.0 / 24.0 - depth * (1.0 / 120.0)))))
     return tl.where(depth < 0.1, series, 1.0 - tl.exp(-depth))
 
@@ -116,27 +130,20 @@ def _weights_gradient_kernel(
     grad, weights, densities, starts, ends, offsets, out, num_rays, max_depth,
     RAYS: tl.constexpr, STEPS: tl.constexpr,
 ):  # fmt: skip
-    """d loss / d density_i = dt_i (g_i T_{i+1} - sum_{j>i} g_j w_j)."""
+    """Gradient of the densities: dt_i (g_i T_{i+1} - sum_{j>i} g_j w_j)."""
     ray = tl.program_id(0) * RAYS + tl.arange(0, RAYS)
-    valid = ray < num_rays
-    begin = tl.load(offsets + ray, mask=valid, other=0)
-    count = tl.load(offsets + ray + 1, mask=valid, other=0) - begin
-    last = tl.max(count, axis=0)
+    begin, count, last = _intervals(offsets, ray, num_rays)
     behind = tl.zeros((RAYS,), dtype=tl.float32)
     first = 0
     while first < last:
-        k = first + tl.arange(0, STEPS)
-        keep = k[None, :] < count[:, None]
-        place = begin[:, None] + k[None, :]
+        keep, place = _chunk(first, begin, count, STEPS)
         product = tl.load(grad + place, mask=keep, other=0.0) * tl.load(weights + place, mask=keep, other=0.0)
         behind += tl.sum(product, axis=1)
         first += STEPS
     through = tl.zeros((RAYS,), dtype=tl.float32)
     first = 0
     while first < last:
-        k = first + tl.arange(0, STEPS)
-        keep = k[None, :] < count[:, None]
-        place = begin[:, None] + k[None, :]
+        keep, place = _chunk(first, begin, count, STEPS)
         length, depth = _optical_depth(densities, starts, ends, place, keep, max_depth)
         cut = depth > max_depth
         depth = tl.where(cut, max_depth, depth)
@@ -155,31 +162,29 @@ def _accumulate_kernel(
     weights, values, offsets, out, num_rays, channels,
     HAS_VALUES: tl.constexpr, RAYS: tl.constexpr, STEPS: tl.constexpr,
 ):  # fmt: skip
-    ray = tl.program_id(0) * RAYS + tl.arange(0, RAYS)
-    channel = tl.program_id(1)
-    valid = ray < num_rays
-    begin = tl.load(offsets + ray, mask=valid, other=0)
-    count = tl.load(offsets + ray + 1, mask=valid, other=0) - begin
-    last = tl.max(count, axis=0)
+    """Sum of weights times values over each ray, for one channel."""
+    ray, channel = tl.program_id(0) * RAYS + tl.arange(0, RAYS), tl.program_id(1)
+    begin, count, last = _intervals(offsets, ray, num_rays)
     total = tl.zeros((RAYS,), dtype=tl.float32)
     first = 0
     while first < last:
-        k = first + tl.arange(0, STEPS)
-        keep = k[None, :] < count[:, None]
-        place = begin[:, None] + k[None, :]
+        keep, place = _chunk(first, begin, count, STEPS)
         term = tl.load(weights + place, mask=keep, other=0.0)
         if HAS_VALUES:
             term *= tl.load(values + place * channels + channel, mask=keep, other=0.0)
         total += tl.sum(term, axis=1)
         first += STEPS
-    tl.store(out + ray.to(tl.int64) * channels + channel, total, mask=valid)
+    tl.store(out + ray.to(tl.int64) * channels + channel, total, mask=ray < num_rays)
 
 
 def march(
     origins: Tensor, directions: Tensor, t_near: Tensor, t_far: Tensor, jitter: Tensor,
     radius: float, step_size: float, occupancy: Tensor | None, max_intervals: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Ray indices, starts, ends (M,) and offsets (R + 1,): one pass counts, one fills; one synchronisation."""
+    """Ray indices, starts, ends (M,) and offsets (R + 1,).
+
+    One launch counts the intervals and another one writes them, with one synchronization in between.
+    """
     num_rays = len(origins)
     offsets = torch.zeros(num_rays + 1, dtype=torch.int64, device=origins.device)
     grid = origins if occupancy is None else occupancy.view(torch.uint8)
@@ -212,7 +217,7 @@ def weights(densities: Tensor, starts: Tensor, ends: Tensor, offsets: Tensor, ma
 def weights_gradient(
     grad: Tensor, weights: Tensor, densities: Tensor, starts: Tensor, ends: Tensor, offsets: Tensor, max_depth: float
 ) -> Tensor:
-    """Gradient (M,) to the densities."""
+    """Gradient (M,) of the densities."""
     out = torch.empty_like(densities)
     num_rays = len(offsets) - 1
     arguments = (grad, weights, densities, starts, ends, offsets, out, num_rays, max_depth)

@@ -11,7 +11,8 @@ import torch
 from scoredist3d.ops import backends, native
 from scoredist3d.ops.hash_grid import native_backend as hash_grid_native
 from scoredist3d.ops.hash_grid import torch_backend as hash_grid_torch
-from scoredist3d.ops.hash_grid.encoding import HashGridSpec, _encode_tinycudann, hash_grid_encode
+from scoredist3d.ops.hash_grid.encoding import _encode_tinycudann, hash_grid_encode
+from scoredist3d.ops.hash_grid.spec import HashGridSpec
 
 SPEC = HashGridSpec(num_levels=4, features_per_level=2, log2_hashmap_size=8, base_resolution=4, per_level_scale=1.7)
 needs_native = pytest.mark.skipif(not native.available(), reason=f"no C kernels: {native.unavailable_reason()}")
@@ -45,7 +46,7 @@ def test_spec_rejects(change):
 
 
 def slow_encode(point: list[float], table: torch.Tensor, spec: HashGridSpec) -> list[float]:
-    """The definition, one point, plain Python integers."""
+    """Features of one point, computed from the definition with Python integers."""
     out = []
     for level in range(spec.num_levels):
         position = [x * spec.scales[level] + 0.5 for x in point]
@@ -218,7 +219,7 @@ def test_missing_package_comes_with_its_install_line(monkeypatch):
 
 
 def test_tinycudann_adapter_trains_our_table(monkeypatch):
-    """With a stand-in for the package: our table takes the place of the module's parameters, gradients reach it."""
+    """With a stand-in for the package: the table replaces the parameters of the module and receives gradients."""
 
     class Encoding(torch.nn.Module):
         def __init__(self, num_inputs: int, config: dict, dtype: torch.dtype):

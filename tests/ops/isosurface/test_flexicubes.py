@@ -44,7 +44,7 @@ def test_loops_of_all_cases(joined):
 
 
 def test_no_case_stays_pinched():
-    """At most one face of a cube has a single loop through all its edges, and joining it makes no such face."""
+    """At most one face of a cube has all four edges in one loop, and joining it creates no other such face."""
     pinched = 0
     for case in range(256):
         faces = pinched_faces(case, cube_loops(case))
@@ -93,7 +93,7 @@ def test_normals_point_outwards(subdivide):
 @pytest.mark.parametrize("subdivide", [False, True])
 @pytest.mark.parametrize("seed", range(5))
 def test_any_field_gives_a_closed_manifold(seed, subdivide):
-    """Noise shows every sign pattern, pinched faces on both sides included."""
+    """Noise has every sign pattern, including faces that are pinched on both sides."""
     grid = voxel_grid(14)
     noise = torch.randn(len(grid.vertices), generator=torch.Generator().manual_seed(seed)) + 0.4 * (seed - 2)
     sdf = torch.where(grid.vertices.abs().amax(dim=1) > 0.99, 1.0, noise)
@@ -103,7 +103,7 @@ def test_any_field_gives_a_closed_manifold(seed, subdivide):
 
 
 def test_dual_vertices_by_hand():
-    """One inner corner of a 2^3 grid: eight cubes, each with the mean of its three crossings."""
+    """Only the center of a 2^3 grid is inside: the dual vertex of each cube is the mean of its three crossings."""
     grid = voxel_grid(2)
     sdf = torch.where(grid.vertices.norm(dim=1) == 0, -1.0, 3.0)
     mesh = flexicubes(grid.vertices, sdf, grid)

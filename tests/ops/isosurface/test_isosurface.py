@@ -31,7 +31,7 @@ def enclosed_volume(vertices: torch.Tensor, faces: torch.Tensor) -> float:
 
 
 def random_field(grid: TetrahedralGrid, seed: int) -> torch.Tensor:
-    """Noise of any sign inside, outside on the box, so that every sign pattern turns up and nothing leaves the grid."""
+    """Noise with both signs, positive on the boundary: every sign pattern occurs and the surface stays in the grid."""
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(len(grid.vertices), generator=generator) + 0.4 * (seed - 2)
     return torch.where(grid.vertices.abs().amax(dim=1) > 0.99, 1.0, noise)
@@ -72,7 +72,7 @@ def test_any_field_gives_a_closed_manifold(seed):
 
 
 def test_a_plane_is_met_exactly():
-    """Interpolation of a linear field is exact; the surface ends where it leaves the grid."""
+    """Interpolation of a linear field is exact; the surface ends at the boundary of the grid."""
     grid = tetrahedral_grid(8)
     sdf = grid.vertices @ torch.tensor([0.3, -0.2, 0.5]) - 0.11
     vertices, faces = marching_tetrahedra(grid.vertices, sdf, grid)
@@ -87,7 +87,7 @@ def test_a_plane_is_met_exactly():
 
 @pytest.mark.parametrize("case", range(1, 15))
 def test_one_tetrahedron(case):
-    """Every sign pattern against the definition: crossings at the known places, normal from inside to outside."""
+    """Every sign pattern against the definition: positions of the crossings, normals from inside to outside."""
     vertices = torch.cat((torch.zeros(1, 3), torch.eye(3))).double()
     edges = torch.tensor([[0, 1], [0, 2], [0, 3], [1, 2], [1, 3], [2, 3]], dtype=torch.int32)
     tets = torch.arange(4, dtype=torch.int32)[None]

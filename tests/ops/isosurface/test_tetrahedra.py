@@ -1,4 +1,4 @@
-"""The tetrahedral lattice, and the file that keeps it."""
+"""The tetrahedral lattice and its cache file."""
 
 import math
 
@@ -12,7 +12,7 @@ from scoredist3d.ops.isosurface.tetrahedra import TET_EDGES, generate, tetrahedr
 
 @pytest.fixture(autouse=True)
 def own_cache(monkeypatch, tmp_path):
-    """Each test has an empty cache, in memory and on disk."""
+    """Start each test with an empty cache, in memory and on disk."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     tetrahedral_grid.cache_clear()
     yield tmp_path / "scoredist3d"
@@ -38,7 +38,7 @@ def test_fills_the_cube_with_positive_volumes(resolution):
 
 
 def test_tetrahedra_fit_together():
-    """Inner triangles belong to two tetrahedra, on opposite sides; the others lie on the sides of the box."""
+    """Inner triangles have two tetrahedra, on opposite sides; the others are on the boundary of the box."""
     grid = generate(6)
     opposite = ((1, 2, 3), (0, 3, 2), (0, 1, 3), (0, 2, 1))  # each seen counter-clockwise from outside
     triangles = torch.cat([grid["tets"][:, list(three)] for three in opposite]).long()
@@ -65,7 +65,7 @@ def test_edges():
 
 
 def test_no_preferred_direction():
-    """Mirroring the cube or turning it about its diagonal maps the lattice onto itself; Kuhn's does not survive."""
+    """Reflections and rotations about the diagonal map the lattice onto itself, unlike Kuhn's subdivision."""
     grid = generate(4)
     steps = ((grid["vertices"] + 1) * 2).round().long()
 
@@ -139,7 +139,7 @@ def test_a_damaged_file_is_made_anew(own_cache, damage, caplog):
     tetrahedral_grid.cache_clear()
     again = tetrahedral_grid(6)
     assert torch.equal(again.tets, good.tets) and torch.equal(again.tet_edges, good.tet_edges)
-    assert "made anew" in caplog.text
+    assert "is regenerated" in caplog.text
     assert [entry.name for entry in own_cache.iterdir()] == [path.name]
     assert tetrahedra._load(path) is not None
 

@@ -1,4 +1,4 @@
-"""Distance to a mesh: analytic shapes, both backends against each other, winding numbers, gradients."""
+"""Distance to meshes: analytic shapes, agreement of the backends, winding numbers, gradients."""
 
 import math
 
@@ -15,7 +15,7 @@ BACKENDS = ["torch", pytest.param("native", marks=needs_native)]
 
 
 def box() -> tuple[torch.Tensor, torch.Tensor]:
-    """[-0.5, 0.5] x [-0.3, 0.3] x [-0.2, 0.2], counter-clockwise from outside."""
+    """Box [-0.5, 0.5] x [-0.3, 0.3] x [-0.2, 0.2] with outward orientation."""
     vertices = torch.cartesian_prod(torch.tensor([-0.5, 0.5]), torch.tensor([-0.3, 0.3]), torch.tensor([-0.2, 0.2]))
     quads = torch.tensor([[0, 1, 3, 2], [4, 6, 7, 5], [0, 4, 5, 1], [2, 3, 7, 6], [0, 2, 6, 4], [1, 5, 7, 3]])
     return vertices, torch.cat((quads[:, [0, 1, 2]], quads[:, [0, 2, 3]]))
@@ -27,7 +27,7 @@ def box_distance(points: torch.Tensor) -> torch.Tensor:
 
 
 def sphere(resolution: int = 16, center: tuple[float, float, float] = (0, 0, 0)) -> tuple[torch.Tensor, torch.Tensor]:
-    """Radius 0.6."""
+    """Sphere of radius 0.6."""
     grid = TetrahedralGrid(**generate(resolution), spacing=2 / resolution)
     vertices, faces = marching_tetrahedra(grid.vertices, grid.vertices.norm(dim=1) - 0.6, grid)
     return vertices + torch.tensor(center), faces
@@ -38,7 +38,7 @@ def scattered(count: int, seed: int = 0, scale: float = 1.0) -> torch.Tensor:
 
 
 def soup(count: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Unconnected triangles of all sizes, needles and points among them."""
+    """Unconnected triangles of various sizes, including needles and points."""
     generator = torch.Generator().manual_seed(seed)
     corners = torch.rand(count, 1, 3, generator=generator) * 2 - 1
     size = 10 ** (-3 * torch.rand(count, 1, 1, generator=generator))
@@ -101,7 +101,7 @@ def test_threads_and_order_of_points_do_not_matter():
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_closest_point_on_one_triangle(backend):
-    """All seven regions: the face, three sides, three corners."""
+    """Points closest to each of the seven regions: the face, three sides, three corners."""
     vertices = torch.tensor([[0.0, 0, 0], [1, 0, 0], [0, 1, 0]])
     faces = torch.tensor([[0, 1, 2]])
     cases = {
@@ -144,7 +144,7 @@ def test_accuracy_of_the_expansion():
 
 @needs_native
 def test_order_of_the_expansion():
-    """Dipole and first moment leave an error that falls with the fourth power of the distance."""
+    """The error of dipole and first moment decreases with the fourth power of the distance."""
     vertices, faces = soup(40, seed=5)
     vertices = 0.1 * vertices
     direction = torch.tensor([[0.48, -0.6, 0.64]])
@@ -158,7 +158,7 @@ def test_order_of_the_expansion():
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_open_mesh_keeps_its_inside(backend):
-    """A sphere without its cap: the winding number is the solid angle of the rest, and the middle stays inside."""
+    """Sphere without a cap: the winding number is its solid angle over 4 pi, and the center is inside."""
     vertices, faces = sphere(20)
     open_faces = faces[vertices[faces].mean(dim=1)[:, 2] < 0.4]
     points = torch.tensor([[0.0, 0, 0], [0, 0, -0.5], [0, 0, 0.3], [0, 0, 0.9], [0.9, 0, 0], [0, 0, -0.7]])
@@ -171,7 +171,7 @@ def test_open_mesh_keeps_its_inside(backend):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_overlapping_spheres(backend):
-    """Self-intersection: the overlap is inside twice, and inside."""
+    """The overlap of two spheres has winding number 2 and is inside."""
     first, second = sphere(12, (-0.3, 0, 0)), sphere(12, (0.3, 0, 0))
     vertices = torch.cat((first[0], second[0]))
     faces = torch.cat((first[1], second[1] + len(first[0])))
@@ -224,13 +224,13 @@ def test_bad_arguments():
     points = scattered(3)
     with pytest.raises(ValueError, match="no faces"):
         signed_distance(points, vertices, faces[:0])
-    with pytest.raises(ValueError, match="faces name vertices 0 to 7, but there are 5"):
+    with pytest.raises(ValueError, match="faces refer to vertices 0 to 7, but there are only 5"):
         signed_distance(points, vertices[:5], faces)
     with pytest.raises(ValueError, match=r"must be \(N, 3\)"):
         closest_point(points[:, :2], vertices, faces)
     with pytest.raises(ValueError, match="finite"):
         winding_number(points * math.inf, vertices, faces)
-    with pytest.raises(ValueError, match="one dtype"):
+    with pytest.raises(ValueError, match="the same dtype"):
         winding_number(points.double(), vertices, faces)
     with pytest.raises(ValueError, match="accuracy"):
         winding_number(points, vertices, faces, accuracy=0.5)

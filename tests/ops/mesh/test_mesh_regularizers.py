@@ -1,4 +1,4 @@
-"""Normals, regularisers and connectivity on shapes whose values are known."""
+"""Normals, regularizers and connectivity of shapes with known values."""
 
 import math
 
@@ -12,13 +12,13 @@ PHI = (1 + math.sqrt(5)) / 2
 
 
 def tetrahedron() -> tuple[torch.Tensor, torch.Tensor]:
-    """Regular, edge 2 sqrt(2), centred, counter-clockwise from outside."""
+    """Regular tetrahedron with edge 2 sqrt(2), centered, with outward orientation."""
     vertices = torch.tensor([[1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]], dtype=torch.float64)
     return vertices, torch.tensor([[0, 1, 2], [0, 3, 1], [0, 2, 3], [1, 3, 2]])
 
 
 def icosahedron() -> tuple[torch.Tensor, torch.Tensor]:
-    """Regular, edge 2, centred, counter-clockwise from outside."""
+    """Regular icosahedron with edge 2, centered, with outward orientation."""
     corners = [(0.0, s, t * PHI) for s in (-1, 1) for t in (-1, 1)]
     vertices = torch.tensor([(p[-k], p[1 - k], p[2 - k]) for k in range(3) for p in corners], dtype=torch.float64)
     near = (torch.cdist(vertices, vertices) - 2).abs() < 1e-6
@@ -32,14 +32,14 @@ def icosahedron() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def cube() -> tuple[torch.Tensor, torch.Tensor]:
-    """[0, 1]^3 in 12 triangles, counter-clockwise from outside."""
+    """Cube [0, 1]^3 of 12 triangles with outward orientation."""
     vertices = torch.cartesian_prod(*(3 * [torch.tensor([0.0, 1.0], dtype=torch.float64)]))
     quads = torch.tensor([[0, 1, 3, 2], [4, 6, 7, 5], [0, 4, 5, 1], [2, 3, 7, 6], [0, 2, 6, 4], [1, 5, 7, 3]])
     return vertices, torch.cat((quads[:, [0, 1, 2]], quads[:, [0, 2, 3]]))
 
 
 def plane(size: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
-    """Flat regular patch of size^2 quads, tilted."""
+    """Tilted flat patch of size^2 regular quads."""
     axis = torch.arange(size + 1, dtype=torch.float64)
     u, v = torch.cartesian_prod(axis, axis).unbind(1)
     corner = (torch.arange(size)[:, None] * (size + 1) + torch.arange(size)).reshape(-1)
@@ -172,7 +172,7 @@ def test_no_faces_cost_nothing(loss):
 
 
 def test_faces_without_an_area():
-    """A vertex doubled: two slivers of no area have no normal, cost nothing and send no gradient back."""
+    """Degenerate faces from a duplicated vertex have zero normals and contribute neither loss nor gradient."""
     vertices, faces = cube()
     vertices = torch.cat((vertices, vertices[:1], vertices[:1])).float().requires_grad_()
     more = torch.cat((faces, torch.tensor([[0, 8, 1], [0, 8, 9]])))

@@ -1,4 +1,4 @@
-"""Runs the Triton rasteriser in Triton's interpreter on CPU tensors and compares it with torch.
+"""Runs the Triton rasterizer in Triton's interpreter on CPU tensors and compares it with torch.
 
 A script and not a test: the interpreter must be chosen before Triton is imported. test_rasterize_triton.py runs it.
 """
@@ -29,7 +29,7 @@ SIZE = (9, 13)
 
 
 def scene(distance: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """A torn torus from two sides, from outside or from within."""
+    """Views of a torus with holes from two sides, from outside or from inside."""
     mesh = trimesh.creation.torus(1.0, 0.4, major_sections=9, minor_sections=5)
     vertices = torch.nn.functional.pad(torch.tensor(mesh.vertices, dtype=torch.float32), (0, 1), value=1.0)
     two = torch.tensor([10.0, 200.0])
@@ -56,7 +56,7 @@ def compare(distance: float, each_alone: bool = False) -> None:
 def agree(
     what: str, function: Callable[..., tuple[torch.Tensor, ...]], *leaves: torch.Tensor, each_alone: bool = True
 ) -> None:
-    """Whether triton and torch give the same outputs and the same gradients to every leaf, each alone and together."""
+    """Assert equal outputs and gradients of triton and torch, for each leaf alone and for all leaves."""
     alone = [[leaf is needed for leaf in leaves] for needed in leaves] if len(leaves) > 1 and each_alone else []
     for need in (*alone, [True] * len(leaves)):
         results = []
@@ -124,7 +124,7 @@ def compare_texture() -> None:
 
 
 class Recorder(TorchDispatchMode):
-    """Names of the torch operations that run, but for those of the interpreter."""
+    """Records the names of the torch operations that run, except those of the interpreter."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -137,7 +137,7 @@ class Recorder(TorchDispatchMode):
 
 
 def host_never_waits(clip: torch.Tensor, faces: torch.Tensor) -> None:
-    """No operation whose result's shape depends on values, nor one that reads a value: on CUDA these are waited for."""
+    """No operation reads a value or has a result whose shape depends on values: on CUDA these synchronize."""
     colours = torch.rand(clip.shape[1], 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
     clip = clip.clone().requires_grad_()
     checked = raster_backends.prepared_faces  # reads the indices on the CPU, and only there

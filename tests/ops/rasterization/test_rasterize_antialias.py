@@ -16,14 +16,14 @@ SIZE = 48
 
 
 def to_clip(points: torch.Tensor, size: int = SIZE) -> torch.Tensor:
-    """(1, V, 4) of pixel coordinates (x, y[, z])."""
+    """Clip positions (1, V, 4) of pixel coordinates (x, y[, z])."""
     z = points[:, 2] if points.shape[1] > 2 else torch.zeros_like(points[:, 0])
     x, y = points[:, 0] * 2 / size - 1, 1 - points[:, 1] * 2 / size
     return torch.stack((x, y, z, torch.ones_like(x)), dim=1)[None]
 
 
 def opacity(points: torch.Tensor, faces: torch.Tensor, backend: str = "auto", clip: torch.Tensor | None = None):
-    """(SIZE, SIZE), antialiased mask."""
+    """Antialiased mask (SIZE, SIZE)."""
     clip = to_clip(points) if clip is None else clip
     found = rasterize(clip, faces, SIZE, SIZE, backend=backend)
     mask = found.mask[..., None].to(clip.dtype)
@@ -31,7 +31,7 @@ def opacity(points: torch.Tensor, faces: torch.Tensor, backend: str = "auto", cl
 
 
 def disc(rings: int, corners: int, dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.Tensor]:
-    """Regular polygon of unit circumradius, cut into rings of triangles that get thinner outwards."""
+    """Regular polygon with circumradius 1, divided into rings of triangles that get thinner outwards."""
     radii = 1 - (1 - torch.arange(1, rings + 1, dtype=dtype) / rings) ** 2
     angles = torch.arange(corners, dtype=dtype) * (2 * math.pi / corners)
     circle = torch.stack((angles.cos(), angles.sin()), dim=1)
@@ -64,7 +64,7 @@ def test_square_has_its_exact_coverage(backend, shift):
 @pytest.mark.parametrize("rings", [1, 12])
 @pytest.mark.parametrize("centre", [(24.0, 24.0), (23.7, 24.41), (24.5, 24.5), (24.13, 23.79)])
 def test_area_of_a_disc_and_its_derivatives(rings, centre):
-    """Opacity sums to the area; its gradient is the area's by scale, none by shift, and the moment's by shift."""
+    """The sum of opacities is the area; its derivatives by scale and shift are those of area and first moment."""
     unit, faces = disc(rings, 40)
     scale = torch.tensor(15.3, dtype=torch.float64, requires_grad=True)
     shift = torch.tensor(centre, dtype=torch.float64, requires_grad=True)
@@ -83,7 +83,7 @@ def test_area_of_a_disc_and_its_derivatives(rings, centre):
 
 
 def test_fine_rings_are_thinner_than_a_pixel():
-    """Else the disc of 12 rings above would prove no more than that of one."""
+    """Otherwise the disc of 12 rings would be no harder a test than the disc of one ring."""
     unit, faces = disc(12, 40)
     found = rasterize(to_clip(15.3 * unit + 24.13), faces, SIZE, SIZE)
     outermost = torch.arange(len(faces) - 80, len(faces)) + 1
@@ -100,7 +100,7 @@ def sphere_clip(scale: torch.Tensor, subdivisions: int) -> tuple[torch.Tensor, t
 
 @pytest.mark.parametrize("subdivisions", [2, 4])
 def test_silhouette_of_a_sphere_in_perspective(subdivisions):
-    """It projects to a disc of radius f r / sqrt(d^2 - r^2), however fine the mesh is."""
+    """The sphere projects to a disc of radius f r / sqrt(d^2 - r^2), for any resolution of the mesh."""
     scale = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
     clip, faces = sphere_clip(scale, subdivisions)
     image = opacity(torch.empty(0), faces, clip=clip)
@@ -114,7 +114,7 @@ def test_silhouette_of_a_sphere_in_perspective(subdivisions):
 
 
 def test_only_silhouettes_are_blended():
-    """Inside a smooth surface nothing changes, whatever the colours are; the same with the winding at random."""
+    """Colors inside a smooth surface do not change, also with random winding."""
     clip, faces = sphere_clip(torch.tensor(1.0), 3)
     generator = torch.Generator().manual_seed(0)
     colours = torch.rand(int(faces.max()) + 1, 3, generator=generator)
@@ -133,7 +133,7 @@ def test_only_silhouettes_are_blended():
 
 @pytest.mark.parametrize("backend", CPU_BACKENDS)
 def test_occluder_blends_into_what_lies_behind(backend):
-    """A near square over a far one that fills the image: only the near square's edges count, and move the image."""
+    """Near square over a far one that fills the image: only edges of the near square blend and get gradients."""
     points = torch.tensor([[0.0, 0, 0.5], [48, 0, 0.5], [48, 48, 0.5], [0, 48, 0.5]])
     points = torch.cat((points, torch.tensor([[10.3, 10, 0.1], [20.3, 10, 0.1], [20.3, 20, 0.1], [10.3, 20, 0.1]])))
     faces = torch.tensor([[0, 1, 2], [0, 2, 3], [4, 5, 6], [4, 6, 7]])
@@ -221,7 +221,7 @@ def test_errors():
     clip = torch.rand(1, 4, 4, generator=torch.Generator().manual_seed(0))
     faces = torch.tensor([[0, 1, 2]])
     found = rasterize(clip, faces, 4, 4)
-    with pytest.raises(ValueError, match=r"the image must be \(B, H, W, C\) with \(1, 4, 4\)"):
+    with pytest.raises(ValueError, match=r"the image must be \(B, H, W, C\) with \(B, H, W\) = \(1, 4, 4\)"):
         antialias(torch.zeros(1, 5, 4, 1), found, clip, faces)
-    with pytest.raises(ValueError, match="topology is of 2 faces and there are 1"):
+    with pytest.raises(ValueError, match="topology belongs to 2 faces, but the mesh has 1"):
         antialias(torch.zeros(1, 4, 4, 1), found, clip, faces, topology=mesh_edges(faces.expand(2, 3)))

@@ -1,4 +1,4 @@
-"""Texture lookup: known values, an independent bilinear reference, gradients."""
+"""Texture sampling: known values, an independent bilinear reference, gradients."""
 
 import pytest
 import torch
@@ -10,8 +10,8 @@ needs_native = pytest.mark.skipif(not native.available(), reason=f"no C kernels:
 CPU_BACKENDS = ["torch", pytest.param("native", marks=needs_native)]
 
 
-def texel_centres(height: int, width: int) -> torch.Tensor:
-    """(Ht, Wt, 2), uv of the texels, the first row of the image at the top (v near 1)."""
+def texel_centers(height: int, width: int) -> torch.Tensor:
+    """Coordinates (Ht, Wt, 2) of the texel centers, top row (v near 1) first."""
     u = (torch.arange(width) + 0.5) / width
     v = 1 - (torch.arange(height) + 0.5) / height
     return torch.stack(torch.meshgrid(u, v, indexing="xy"), dim=-1)
@@ -20,9 +20,9 @@ def texel_centres(height: int, width: int) -> torch.Tensor:
 @pytest.mark.parametrize("backend", CPU_BACKENDS)
 @pytest.mark.parametrize("filter", ["linear", "nearest"])
 @pytest.mark.parametrize("wrap", ["repeat", "clamp"])
-def test_texel_centres_give_the_texels(filter, wrap, backend):
+def test_texel_centers_give_the_texels(filter, wrap, backend):
     texture = torch.rand(3, 5, 4, generator=torch.Generator().manual_seed(0))
-    found = sample_texture(texture, texel_centres(3, 5), filter=filter, wrap=wrap, backend=backend)
+    found = sample_texture(texture, texel_centers(3, 5), filter=filter, wrap=wrap, backend=backend)
     torch.testing.assert_close(found, texture)
 
 
@@ -78,7 +78,7 @@ def test_native_equals_torch():
 
 def test_errors():
     texture, uv = torch.zeros(2, 2, 1), torch.zeros(3, 2)
-    with pytest.raises(ValueError, match="got 'cubic', 'repeat'"):
+    with pytest.raises(ValueError, match="got 'cubic' and 'repeat'"):
         sample_texture(texture, uv, filter="cubic")
     with pytest.raises(ValueError, match="or both with a batch"):
         sample_texture(texture.expand(4, 2, 2, 1), uv)

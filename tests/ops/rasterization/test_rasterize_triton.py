@@ -1,4 +1,4 @@
-"""The Triton rasteriser: compiled for sm_90, run in the interpreter, and on CUDA; nvdiffrast as a cross-check."""
+"""The Triton rasterizer: compiled for sm_90, run in the interpreter, and on CUDA; nvdiffrast as a cross-check."""
 
 import importlib
 import math
@@ -53,7 +53,7 @@ KERNELS = [
 @pytest.mark.parametrize("ones", [(), ("height", "width", "num_vertices", "num_channels", "num_items")])
 @pytest.mark.parametrize(("module", "name", "constants"), KERNELS)
 def test_kernels_compile_for_hopper(module, name, constants, ones, monkeypatch, tmp_path):
-    """Triton compiles arguments that are 1 into the kernel, which must not need them to be tensors."""
+    """Triton compiles arguments equal to 1 as constants, which kernels must not use as tensors."""
     if ones and name in ("_resolve_kernel", "_silhouette_kernel", "_interpolate_gradient_kernel"):
         pytest.skip("takes none of them, or shares what it does with them with another kernel")
     pytest.importorskip("triton", reason="triton is not installed")
@@ -83,7 +83,7 @@ def test_interpreter_equals_torch():
 
 
 def view(points: torch.Tensor, distance: float, size: int) -> torch.Tensor:
-    """(2, V, 4), clip positions from two sides."""
+    """Clip positions (2, V, 4) for views from two sides."""
     two = torch.tensor([10.0, 200.0])
     camera = orbit(two, 0.2 * two, torch.full((2,), distance), torch.full((2,), 50.0), size, size)
     matrices = (camera.projection() @ camera.w2c).transpose(1, 2)
@@ -91,7 +91,7 @@ def view(points: torch.Tensor, distance: float, size: int) -> torch.Tensor:
 
 
 def torus(around: int = 96, along: int = 48) -> tuple[torch.Tensor, torch.Tensor]:
-    """Vertices and faces of a torus with bumps."""
+    """Vertices and faces of a bumpy torus."""
     a, b = torch.meshgrid(torch.arange(around), torch.arange(along), indexing="ij")
     phi, theta = a.reshape(-1) * (2 * math.pi / around), b.reshape(-1) * (2 * math.pi / along)
     radius = 1 + 0.4 * theta.cos() + 0.05 * (9 * phi).sin()
@@ -131,7 +131,7 @@ def test_triton_on_cuda_equals_the_reference_on_the_cpu(distance):
 
 @pytest.mark.gpu
 def test_nvdiffrast_sees_the_same_triangles():
-    """But for centres on edges, since it snaps vertices; its depth and barycentrics are ours, upside down."""
+    """Except for pixel centers on edges, since nvdiffrast rounds vertices; its images are upside down."""
     nvdiffrast = pytest.importorskip("nvdiffrast.torch", reason="nvdiffrast is not installed")
     points, faces = torus(40, 20)
     clip, faces = view(points, 3.0, 256).cuda(), faces.cuda()

@@ -1,4 +1,4 @@
-"""Colour curves against the standard's numbers, and the clamp that lets values back in."""
+"""Color transfer functions against the values of the standard, and the clamp with one-sided gradient."""
 
 import pytest
 import torch

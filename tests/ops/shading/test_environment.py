@@ -16,7 +16,7 @@ def unit(count: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> torch
 
 
 def panorama_of(function, height: int = 32) -> torch.Tensor:
-    """(H, 2 H, 3) of a function of directions."""
+    """Panorama (H, 2 H, 3) of a function of directions."""
     return function(env.texel_directions(height, 2 * height, dtype=torch.float64))[..., None].expand(-1, -1, 3).clone()
 
 
@@ -77,7 +77,7 @@ def test_gradients_are_finite_at_the_poles_and_for_the_zero_vector():
 
 @pytest.mark.parametrize("size", [(8, 16), (5, 9), (48, 96)])
 def test_resizing_keeps_the_light(size):
-    """The radiance integrated over the sphere; exact where rows are joined, close where they are interpolated."""
+    """Resizing preserves the integral over the sphere: exactly when averaging, approximately when interpolating."""
     panorama = panorama_of(lambda d: 1 + 0.5 * d[..., 2] + 0.3 * d[..., 0] * d[..., 1], 24)
     resized = env.resize_panorama(panorama, *size)
     assert resized.shape == (*size, 3)
@@ -151,7 +151,7 @@ def test_filters_are_differentiable():
 
 
 def reflectance(cosine: float, roughness: float, f0: float) -> float:
-    """int D G F / (4 n.v n.l) (n.l) dl, from the textbook, midpoints over half vectors drawn from D (n . h)."""
+    """Integral of D G F / (4 n.v n.l) (n.l) over l, with half vectors sampled from D (n . h)."""
     alpha, count = roughness**2, 400
     u = (np.arange(count) + 0.5) / count
     c_half = np.sqrt((1 - u) / (1 + (alpha**2 - 1) * u))[:, None]

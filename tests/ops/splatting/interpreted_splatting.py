@@ -8,11 +8,12 @@ import os
 os.environ["TRITON_INTERPRET"] = "1"
 
 import torch
-from test_splatting import GAUSSIANS, all_gradients, assert_agree, random_scene
+from splatting_scenes import GAUSSIANS, all_gradients, assert_agree, random_scene
 
-from scoredist3d.ops.splatting.splat import Projected, project
+from scoredist3d.ops.splatting.splat import project
 from scoredist3d.ops.splatting.tiles import assign_tiles
-from scoredist3d.ops.splatting.tiles_triton import scene_and_lists
+from scoredist3d.ops.splatting.tiles_triton import gaussians_and_lists
+from scoredist3d.ops.splatting.types import ProjectedGaussians
 
 # Gaussians, channels, cameras, size, scale, antialiased: many in one tile (finished pixels), more than one group of
 # channels, sizes that are no multiples of the tile, more than one block of Gaussians, nothing to see.
@@ -24,14 +25,14 @@ CASES = (
 )
 
 
-def projected(scene: dict, size: tuple[int, int], backend: str, **options) -> Projected:
+def projected(scene: dict, size: tuple[int, int], backend: str, **options) -> ProjectedGaussians:
     return project(
         *(scene[n] for n in ("means", "scales", "quaternions", "w2c", "focal")), *size, backend=backend, **options
     )
 
 
 def compare_images_and_gradients() -> None:
-    """Of everything but the cameras: these would have torch project."""
+    """Gradients of everything but the cameras, for which torch would project."""
     for count, channels, batch, size, scale, antialiased in CASES:
         scene = random_scene(count, channels, batch, seed=count, scale=scale)
         if count == 150:
@@ -56,7 +57,7 @@ def compare_colors_of_each_camera() -> None:
 
 
 def compare_projections() -> None:
-    """All that torch gives, also of Gaussians that are not visible, not finite, flat or thin; one gradient alone."""
+    """All projected values, also of invisible, non-finite, flat and thin Gaussians; and gradients of single outputs."""
     scene = random_scene(140, 1, 2, seed=5)
     scene["scales"][3], scene["scales"][4] = torch.tensor([1.0, 1e-6, 1e-6]), 1e-20
     scene["quaternions"][5] = 0.0
@@ -66,7 +67,7 @@ def compare_projections() -> None:
         options = {"dilation": dilation, "antialiased": antialiased, "near": 0.5}
         found, expected = (projected(scene, (50, 70), name, **options) for name in ("triton", "torch"))
         assert 50 < expected.visible.sum() < 275 and torch.equal(found.visible, expected.visible)
-        for name in ("means2d", "depth", "radius", "deviations", "conics", *(["compensation"] if antialiased else [])):
+        for name in ("means2d", "depth", "radius", "stds", "conics", *(["compensation"] if antialiased else [])):
             torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=1e-4, atol=1e-4)
         seen = projected(scene | {"means": broken}, (50, 70), "triton", **options).visible
         assert not seen[:, 1:3].any() and torch.equal(seen[:, 3:], expected.visible[:, 3:])
@@ -95,11 +96,11 @@ def compare_camera_gradients() -> None:
 
 
 def compare_lists() -> None:
-    """The same entries in the same order; of Gaussians at one depth the first is in front."""
+    """The same entries in the same order; of Gaussians at the same depth, the first is in front."""
     scene = random_scene(200, 2, 2, seed=8)
     scene["means"][10:20] = scene["means"][10]
     plane = projected(scene, (50, 70), "torch", antialiased=True)
-    _, found = scene_and_lists(plane, scene["colors"], scene["opacities"], 50, 70)
+    _, found = gaussians_and_lists(plane, scene["colors"], scene["opacities"], 50, 70)
     expected = assign_tiles(plane, scene["opacities"] * plane.compensation, 50, 70)
     for name in ("gaussians", "rows", "offsets", "row_offsets"):
         assert torch.equal(getattr(found, name), getattr(expected, name)), name

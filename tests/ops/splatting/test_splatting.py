@@ -1,123 +1,21 @@
-"""Gaussian splatting: closed forms, the true projection, a dense reference, and the C kernel against torch."""
-
-import math
+"""Compositing of Gaussians: closed forms, a dense reference, and the C kernel against torch."""
 
 import pytest
 import torch
+from splatting_scenes import NAMES, all_gradients, assert_agree, camera, dense, flat, random_scene, render
 
 from scoredist3d.ops import native
-from scoredist3d.ops.splatting.splat import Projected, Splats, project, splat
-from scoredist3d.ops.splatting.tiles import MAX_ALPHA, MIN_ALPHA, MIN_TRANSMITTANCE, assign_tiles
+from scoredist3d.ops.splatting.splat import project, splat
+from scoredist3d.ops.splatting.tiles import assign_tiles
+from scoredist3d.ops.splatting.types import ProjectedGaussians
 
 needs_native = pytest.mark.skipif(not native.available(), reason=f"no C kernels: {native.unavailable_reason()}")
 CPU_BACKENDS = ["torch", pytest.param("native", marks=needs_native)]
-GAUSSIANS = ("means", "scales", "quaternions", "colors", "opacities")
-NAMES = (*GAUSSIANS, "w2c", "focal")
-
-
-def camera(batch: int = 1, distance: float = 3.0, dtype=torch.float32) -> torch.Tensor:
-    """(B, 4, 4) world to camera: on the +z axis looking at the origin, turned a little more for each camera."""
-    angle = 0.3 * torch.arange(batch, dtype=dtype)
-    w2c = torch.eye(4, dtype=dtype).repeat(batch, 1, 1)
-    w2c[:, 0, 0] = w2c[:, 2, 2] = angle.cos()
-    w2c[:, 0, 2], w2c[:, 2, 0] = angle.sin(), -angle.sin()
-    w2c[:, 2, 3] = -distance
-    return w2c
-
-
-def random_scene(count: int, channels: int, batch: int = 1, seed: int = 0, scale: float = 0.1, dtype=torch.float32):
-    """Gaussians around the origin, some behind the cameras and some beside the image: a dict by NAMES."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def draw(*shape):
-        return torch.randn(*shape, generator=generator, dtype=dtype)
-
-    means = draw(count, 3) * 0.5
-    means[::7] *= 6
-    return {
-        "means": means,
-        "scales": (0.5 * draw(count, 3)).exp() * scale,
-        "quaternions": draw(count, 4),
-        "colors": draw(count, channels),
-        "opacities": torch.sigmoid(2 * draw(count)),
-        "w2c": camera(batch, dtype=dtype),
-        "focal": torch.full((batch,), 40.0, dtype=dtype) + torch.arange(batch),
-    }
-
-
-def render(scene: dict, height: int, width: int, backend: str = "torch", **options) -> Splats:
-    tensors = [scene[name] for name in ("means", "scales", "quaternions", "w2c", "focal")]
-    projected = project(*tensors, height, width, backend=backend, **options)
-    return splat(projected, scene["colors"], scene["opacities"], height, width, backend=backend)
-
-
-def all_gradients(
-    scene: dict, height: int, width: int, backend: str, *, upstream_seed: int = 1, moving: tuple = NAMES, **options
-):
-    """Images, and the gradients of every input in ``moving`` and of the image-plane quantities."""
-    scene = {name: tensor.clone().requires_grad_(name in moving) for name, tensor in scene.items()}
-    arguments = [scene[name] for name in ("means", "scales", "quaternions", "w2c", "focal")]
-    projected = project(*arguments, height, width, backend=backend, **options)
-    inner = {name: getattr(projected, name) for name in ("means2d", "conics", "compensation")}
-    inner = {name: tensor for name, tensor in inner.items() if tensor is not None}
-    for tensor in inner.values():
-        tensor.retain_grad()
-    splats = splat(projected, scene["colors"], scene["opacities"], height, width, backend=backend)
-    images = {name: getattr(splats, name) for name in ("color", "opacity", "depth")}
-    generator = torch.Generator().manual_seed(upstream_seed)
-    loss = sum((image * torch.randn(image.shape, generator=generator).to(image)).sum() for image in images.values())
-    loss.backward()
-    moved = {name: scene[name] for name in moving} | inner
-    gradients = {f"gradient of {name}": tensor.grad for name, tensor in moved.items()}
-    return {name: image.detach() for name, image in images.items()} | gradients
-
-
-def assert_agree(found: dict, expected: dict, tolerance: float) -> None:
-    """Every tensor to ``tolerance`` times the greatest value of its kind."""
-    for name, reference in expected.items():
-        assert found[name].shape == reference.shape
-        scale = float(reference.detach().abs().max())
-        error = float((found[name] - reference).detach().abs().max())
-        assert error <= tolerance * max(scale, 1e-6), f"{name}: {error:.2e} of {scale:.2e}"
-
-
-def flat(means2d, covariance, depth) -> Projected:
-    """Gaussians given in the image: (N, 2), (N, 2, 2), (N,), one camera."""
-    inverse = torch.linalg.inv(covariance)
-    conics = torch.stack([inverse[:, 0, 0], inverse[:, 0, 1], inverse[:, 1, 1]], dim=-1)
-    deviations = covariance.diagonal(dim1=1, dim2=2).sqrt()
-    visible = torch.ones(1, len(depth), dtype=torch.bool)
-    return Projected(means2d[None], conics[None], depth[None], deviations.amax(1)[None], deviations[None], visible)
-
-
-def dense(projected: Projected, colors, opacities, height: int, width: int) -> Splats:
-    """No tiles: every Gaussian at every pixel, one after the other as the equations say."""
-    batch, _ = projected.depth.shape
-    y, x = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
-    color = torch.zeros(batch, height, width, colors.shape[-1], dtype=colors.dtype)
-    depth = torch.zeros(batch, height, width, 1, dtype=colors.dtype)
-    light = torch.ones(batch, height, width, dtype=colors.dtype)
-    for b in range(batch):
-        live = torch.ones(height, width, dtype=torch.bool)
-        for i in projected.depth[b].argsort().tolist():
-            if not projected.visible[b, i]:
-                continue
-            offset = torch.stack([x, y], dim=-1) - projected.means2d[b, i]
-            a, c, e = projected.conics[b, i]
-            form = a * offset[..., 0] ** 2 + 2 * c * offset[..., 0] * offset[..., 1] + e * offset[..., 1] ** 2
-            alpha = (opacities[i] * torch.exp(-0.5 * form)).clamp(max=MAX_ALPHA)
-            seen = (alpha >= MIN_ALPHA) & live
-            live &= ~(seen & (light[b] * (1 - alpha) <= MIN_TRANSMITTANCE))
-            alpha = alpha * (seen & live)
-            color[b] += (light[b] * alpha)[..., None] * colors[i]
-            depth[b] += (light[b] * alpha)[..., None] * projected.depth[b, i]
-            light[b] *= 1 - alpha
-    return Splats(color, 1 - light[..., None], depth)
 
 
 @pytest.mark.parametrize("backend", CPU_BACKENDS)
 def test_one_gaussian_in_front_of_the_camera(backend):
-    """A sphere of standard deviation s at depth z on the axis: an isotropic image Gaussian of (f s / z)^2 + 0.3."""
+    """An isotropic Gaussian (s) at depth z on the axis has the image variance (f s / z)^2 + 0.3."""
     height, width, focal, sigma, depth, peak = 37, 45, 60.0, 0.2, 3.0, 0.8
     scene = {
         "means": torch.zeros(1, 3),
@@ -155,64 +53,6 @@ def test_the_nearer_of_two_covers_the_other(backend):
     torch.testing.assert_close(splats.color[0, 7, 7], torch.tensor([far, near]))
     torch.testing.assert_close(splats.opacity[0, 7, 7], torch.tensor([far + near]))
     torch.testing.assert_close(splats.depth[0, 7, 7], torch.tensor([far * 4 + near * 2]))
-
-
-def test_axes_of_the_image():
-    """x right, y up in the camera; row 0 at the top; the image's centre between the pixels of an even size."""
-    means = torch.tensor([[0.0, 0, 0], [1.0, 0, 0], [0, 1.0, 0], [0, 0, 4.0]])
-    projected = project(
-        means, torch.full((4, 3), 0.1), torch.tensor([[1.0, 0, 0, 0]]).repeat(4, 1), camera(), torch.tensor([12.0]), 10,
-        20,
-    )  # fmt: skip
-    torch.testing.assert_close(projected.means2d[0, :3], torch.tensor([[10.0, 5.0], [14.0, 5.0], [10.0, 1.0]]))
-    torch.testing.assert_close(projected.depth[0], torch.tensor([3.0, 3, 3, -1]))
-    assert projected.visible.tolist() == [[True, True, True, False]]
-    assert projected.count.tolist() == [1, 1, 1, 0] and projected.radius[0, 3] == 0
-    torch.testing.assert_close(projected.radius[0, 0], torch.tensor(math.sqrt((0.16 + 0.3) * 2 * math.log(255))))
-
-
-def test_small_gaussians_project_as_their_samples_do():
-    """Covariance in the image = J cov J^T, with J the derivative of the true perspective."""
-    scene = random_scene(40, 1, batch=2, scale=0.01, dtype=torch.float64)
-    scene["means"] = scene["means"].clamp(-0.6, 0.6)
-    height, width = 48, 64
-    tensors = [scene[name] for name in ("means", "scales", "quaternions", "w2c", "focal")]
-    projected = project(*tensors, height, width, dilation=0.0)
-    w, x, y, z = torch.nn.functional.normalize(scene["quaternions"], dim=1).unbind(1)
-    for b in range(2):
-
-        def perspective(point, b=b):
-            local = scene["w2c"][b] @ torch.cat([point, point.new_ones(1)])
-            right, up = local[:2] / -local[2] * scene["focal"][b]
-            return torch.stack([width / 2 + right, height / 2 - up])
-
-        for i in range(40):
-            vector = torch.tensor([[0, -z[i], y[i]], [z[i], 0, -x[i]], [-y[i], x[i], 0]], dtype=torch.float64)
-            turn = torch.linalg.matrix_exp(  # Rodrigues: rotation by 2 atan2(|v|, w) about v
-                vector / torch.sqrt(1 - w[i] ** 2) * 2 * torch.acos(w[i])
-            )
-            jacobian = torch.autograd.functional.jacobian(perspective, scene["means"][i])
-            half = jacobian @ turn @ torch.diag(scene["scales"][i])
-            a, c, e = projected.conics[b, i]
-            conic = torch.stack([torch.stack([a, c]), torch.stack([c, e])])
-            torch.testing.assert_close(conic @ half @ half.T, torch.eye(2, dtype=torch.float64), atol=1e-8, rtol=0)
-            torch.testing.assert_close(projected.means2d[b, i], perspective(scene["means"][i]))
-
-
-def test_covariance_is_that_of_projected_samples():
-    generator = torch.Generator().manual_seed(0)
-    scales, mean = torch.tensor([[0.03, 0.01, 0.02]]), torch.tensor([[0.5, -0.4, 0.2]])
-    quaternion, focal = torch.tensor([[0.8, 0.1, -0.5, 0.3]]), torch.tensor([50.0])
-    projected = project(mean, scales, quaternion, camera(), focal, 64, 64, dilation=0.0)
-    q = torch.nn.functional.normalize(quaternion[0], dim=0)
-    noise = torch.randn(200_000, 3, generator=generator) * scales
-    axis = q[1:].expand_as(noise)
-    points = mean + noise + 2 * torch.linalg.cross(axis, torch.linalg.cross(axis, noise) + q[0] * noise)
-    depth = 3 - points[:, 2]
-    pixels = torch.stack([32 + 50 * points[:, 0] / depth, 32 - 50 * points[:, 1] / depth], dim=1)
-    a, c, e = projected.conics[0, 0].tolist()
-    product = torch.tensor([[a, c], [c, e]]) @ torch.cov(pixels.T)
-    torch.testing.assert_close(product, torch.eye(2), atol=0.02, rtol=0)
 
 
 @pytest.mark.parametrize("backend", CPU_BACKENDS)
@@ -253,8 +93,8 @@ def test_tiles_lose_nothing(backend, antialiased):
     weight = projected.compensation[0] if antialiased else torch.ones(150)
     second = projected.compensation[1] if antialiased else torch.ones(150)
     for b, compensation in enumerate((weight, second)):
-        one = Projected(*(getattr(projected, n)[b : b + 1] for n in ("means2d", "conics", "depth", "radius")),
-                        projected.deviations[b : b + 1], projected.visible[b : b + 1])  # fmt: skip
+        one = ProjectedGaussians(*(getattr(projected, n)[b : b + 1] for n in ("means2d", "conics", "depth", "radius")),
+                        projected.stds[b : b + 1], projected.visible[b : b + 1])  # fmt: skip
         expected = dense(one, scene["colors"], scene["opacities"] * compensation, height, width)
         for name in ("color", "opacity", "depth"):
             torch.testing.assert_close(getattr(found, name)[b], getattr(expected, name)[0], atol=2e-5, rtol=1e-4)
@@ -262,39 +102,13 @@ def test_tiles_lose_nothing(backend, antialiased):
 
 @pytest.mark.parametrize("backend", CPU_BACKENDS)
 def test_an_opaque_stack_ends_before_the_last_light(backend):
-    """alpha is at most 0.999: 1e-3 is left after the first; the second would leave 1e-6, so it is not drawn."""
+    """alpha is at most 0.999: the first leaves 1e-3; the second would leave 1e-6 and is not drawn."""
     means2d, depth = torch.full((3, 2), 8.5), torch.tensor([3.0, 1.0, 2.0])
     projected = flat(means2d, 4 * torch.eye(2).repeat(3, 1, 1), depth)
     colors = torch.tensor([[1.0, 0, 0], [0, 1.0, 0], [0, 0, 1.0]])
     splats = splat(projected, colors, torch.ones(3), 17, 17, backend=backend)
     torch.testing.assert_close(splats.color[0, 8, 8], torch.tensor([0, 0.999, 0]))
     torch.testing.assert_close(splats.opacity[0, 8, 8, 0], torch.tensor(0.999))
-
-
-def test_antialiasing_keeps_the_light_of_small_gaussians():
-    """Dilation multiplies the area by sqrt(det dilated / det); the compensation takes that back."""
-    tiny = torch.tensor([[0.01, 0.02, 0.005]])
-    arguments = (torch.zeros(1, 3), tiny, torch.tensor([[1.0, 0, 0, 0]]), camera(), torch.tensor([40.0]), 33, 33)
-    totals = []
-    for antialiased, dilation in ((True, 0.3), (True, 1.5)):
-        projected = project(*arguments, antialiased=antialiased, dilation=dilation)
-        a, c, e = projected.conics[0, 0]
-        totals.append(projected.compensation[0, 0] * 2 * math.pi / (a * e - c * c).sqrt())
-    expected = 2 * math.pi * (40 / 3) ** 2 * 0.01 * 0.02
-    torch.testing.assert_close(torch.stack(totals), torch.full((2,), expected), rtol=1e-4, atol=0)
-
-
-def test_a_long_thin_gaussian_keeps_its_conic():
-    """In float32 xx yy - xy^2 of this one is noise; its conic must still be that of float64."""
-    scales, quaternion = torch.tensor([[30.0, 1e-4, 1e-4]]), torch.tensor([[math.cos(0.35), 0, 0, math.sin(0.35)]])
-    conics = []
-    for dtype in (torch.float32, torch.float64):
-        arguments = (torch.zeros(1, 3), scales, quaternion)
-        projected = project(
-            *(t.to(dtype) for t in arguments), camera(dtype=dtype), torch.tensor([500.0], dtype=dtype), 64, 64
-        )
-        conics.append(projected.conics.double())
-    torch.testing.assert_close(conics[0], conics[1], rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("dilation", [0.3, 1.0])
@@ -349,7 +163,7 @@ def test_native_is_deterministic_for_any_number_of_threads():
     try:
         for threads in (1, 2, 5):
             torch.set_num_threads(threads)
-            same = Projected(*inputs[:3], projected.radius, projected.deviations, projected.visible)
+            same = ProjectedGaussians(*inputs[:3], projected.radius, projected.stds, projected.visible)
             splats = splat(same, inputs[3], opacities, 50, 70, backend="native")
             image = torch.cat([splats.color, splats.opacity, splats.depth], dim=-1)
             results.append([image.detach(), *torch.autograd.grad(image, inputs, weights)])

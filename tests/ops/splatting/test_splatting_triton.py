@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from shared.triton_compilation import compile_for_hopper
-from test_splatting import GAUSSIANS, all_gradients, assert_agree, random_scene, render
+from splatting_scenes import GAUSSIANS, all_gradients, assert_agree, random_scene, render
 
 from scoredist3d.ops.splatting.splat import project
 
@@ -96,18 +96,18 @@ def cuda_gradients(scene: dict, height: int, width: int, backend: str, **options
 )
 @pytest.mark.parametrize("antialiased", [False, True])
 def test_triton_equals_torch(count, channels, batch, size, scale, antialiased):
-    """Gradients of the cameras are wanted, so torch projects for both: the same pixels reach the thresholds."""
+    """With camera gradients torch projects for both backends, so that the same pixels reach the thresholds."""
     scene = random_scene(count, channels, batch, seed=count, scale=scale)
     found, expected = (cuda_gradients(scene, *size, name, antialiased=antialiased) for name in ("triton", "torch"))
     assert_agree(found, expected, 1e-4)
 
 
 def projection_and_gradients(scene: dict, height: int, width: int, backend: str, **options) -> dict:
-    """Every value of the visible Gaussians, and gradients of random sums of what is differentiable."""
+    """Projected values of the visible Gaussians, and gradients of random sums of the differentiable ones."""
     leaves = {name: scene[name].clone().requires_grad_() for name in ("means", "scales", "quaternions")}
     projected = project(*leaves.values(), scene["w2c"], scene["focal"], height, width, backend=backend, **options)
     visible, generator = projected.visible, torch.Generator().manual_seed(0)
-    names = ("means2d", "conics", "depth", "compensation", "radius", "deviations")
+    names = ("means2d", "conics", "depth", "compensation", "radius", "stds")
     values = {name: getattr(projected, name)[visible] for name in names if getattr(projected, name) is not None}
     loss = sum((v * torch.randn(v.shape, generator=generator).to(v)).sum() for v in values.values() if v.requires_grad)
     gradients = torch.autograd.grad(loss, list(leaves.values()))
@@ -136,7 +136,7 @@ def test_triton_repeats_bit_by_bit():
 @pytest.mark.gpu
 @pytest.mark.parametrize("antialiased", [False, True])
 def test_gsplat_draws_the_same(antialiased):
-    """Our projection and compositing against gsplat's whole pipeline, and against its compositing of our projection."""
+    """Every backend, including gsplat's compositing alone, against the whole pipeline of gsplat."""
     gsplat = pytest.importorskip("gsplat")
     scene, height, width = on_gpu(random_scene(500, 3, 2, scale=0.1)), 50, 70
     intrinsics = torch.zeros(2, 3, 3, device="cuda")

@@ -4,7 +4,7 @@ from scoredist3d.ops.volume_rendering.occupancy import OccupancyGrid
 
 
 def ball(points: torch.Tensor) -> torch.Tensor:
-    """Density 50 within 0.5 of the origin, none outside."""
+    """Density 50 within 0.5 of the origin, 0 outside."""
     return 50.0 * (points.norm(dim=1) < 0.5)
 
 

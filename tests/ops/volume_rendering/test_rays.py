@@ -14,7 +14,7 @@ CPU_BACKENDS = ["torch", pytest.param("native", marks=needs_native)]
 
 
 def pack(counts: list[int], length: float, dtype: torch.dtype = torch.float32) -> RaySamples:
-    """Rays with so many intervals of one length each, from t = 1."""
+    """Rays with the given numbers of intervals of equal length, starting at t = 1."""
     indices = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
     offsets = torch.tensor([0, *counts]).cumsum(0)
     starts = 1 + (torch.arange(len(indices)) - offsets[indices]).to(dtype) * length
@@ -104,7 +104,7 @@ def test_march_errors():
         march_rays(origins, directions[:2], radius=1.0, step_size=0.1)
     with pytest.raises(ValueError, match="must be positive"):
         march_rays(origins, directions, radius=1.0, step_size=0.0)
-    with pytest.raises(ValueError, match="over 2\\^20 intervals"):
+    with pytest.raises(ValueError, match="more than 2\\^20 intervals"):
         march_rays(origins, directions, radius=1.0, step_size=1e-7)
     with pytest.raises(ValueError, match="occupancy must be a bool tensor"):
         march_rays(origins, directions, radius=1.0, step_size=0.1, occupancy=torch.ones(4, 4, 4))
@@ -185,7 +185,7 @@ def test_infinite_density_is_a_wall(backend):
 
 
 def render(densities: torch.Tensor, values: torch.Tensor, samples: RaySamples, backend: str) -> list[torch.Tensor]:
-    """Image, opacity, and the gradients of a random-ish loss."""
+    """Image, opacity, and gradients of a fixed nonlinear loss."""
     d, v = densities.clone().requires_grad_(), values.clone().requires_grad_()
     weights = render_weights(d, samples, backend=backend)
     image = accumulate(weights, v, samples, backend=backend)
