@@ -249,8 +249,8 @@ class PromptProcessor:
             return dict.fromkeys(VIEWS, self.prompt)
         if not self.uses_view_words:
             _log.warning(
-                "prompt debiasing is disabled: the prior is conditioned on cameras; set view_dependent to always to use "
-                "debiasing"
+                "prompt debiasing is disabled: the prior is conditioned on cameras; set view_dependent to always to "
+                "use it"
             )
             return dict.fromkeys(VIEWS, self.prompt)
         model = MaskedLanguageModel(config.debias_model)
