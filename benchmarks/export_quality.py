@@ -258,7 +258,7 @@ def measure(known: Known, options: dict[str, Any], *, views: int = 4, size: int 
     elevation = torch.tensor([35.0, -20.0])[torch.arange(views) % 2]
     cameras = orbit(azimuth, elevation, torch.full((views,), 3.2), torch.full((views,), 40.0), size, size)
     figures = [psnr(own_view(known, cameras[index]), file.view(cameras[index])) for index in range(views)]
-    return Result(min(figures), sum(figures) / views, chamfer(known, file), result.report.faces, seconds)
+    return Result(min(figures), sum(figures) / views, chamfer(known, file), result.report.mesh.faces, seconds)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -355,9 +355,9 @@ def time_method(method: str, steps: int, particles: int, gpu: str, overrides: li
 def time_steps(config: Any, warm_up: Sequence[int], timed: Sequence[int], gpu: str) -> tuple[float, float]:
     """Mean seconds of single steps of a fresh system, the optimiser's included, and peak memory in MiB."""
     from scoredist3d.seeding import Rng
-    from scoredist3d.systems.optimizer import build_optimizer, set_learning_rates
     from scoredist3d.training.distributed import Devices
     from scoredist3d.training.fit import RankContext, build_system
+    from scoredist3d.training.optimizer import build_optimizer, set_learning_rates
 
     system = build_system(config, RankContext(Devices.parse("cpu" if gpu == "cpu" else [int(gpu)])))
     device = device_of(gpu)

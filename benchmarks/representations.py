@@ -32,6 +32,7 @@ import numpy as np
 import torch
 
 from scoredist3d.config.loader import load, merge
+from scoredist3d.config.optimizer import OptimizerConfig
 from scoredist3d.config.validation import parse, parse_component
 from scoredist3d.evaluation.surface_distance import chamfer_distance, mesh_points, sphere_cameras, visible_points
 from scoredist3d.export.images import image_grid, save_png
@@ -39,9 +40,8 @@ from scoredist3d.meshes.isosurface_extraction import find_surface
 from scoredist3d.meshes.mesh import drop_small_components
 from scoredist3d.procedural import CATEGORIES, COLORS, Objects, render_objects, sample_objects
 from scoredist3d.seeding import Rng
-from scoredist3d.systems.fitting import FitSettings, PosedViews, fit_scene, view_psnr
-from scoredist3d.systems.optimizer import OptimizerConfig
 from scoredist3d.systems.scene import Scene, SceneShape
+from scoredist3d.training.reconstruction import FitSettings, PosedViews, fit_scene, view_psnr
 
 TRAINING_VIEWS, HELD_OUT_VIEWS = 24, 12
 
@@ -96,7 +96,7 @@ CASES: dict[str, Case] = {
         {"normal-consistency": 0.05, "dual-deviation": 0.25},
     ),
     "gaussians": Case(
-        ("gaussians-small",), GAUSSIAN_RATES, {"geometry": {"densify": {"grad_threshold": 0, "grow_fraction": 0.15}}}
+        ("gaussians-small",), GAUSSIAN_RATES, {"geometry": {"densify": {"grad_threshold": 0, "densify_fraction": 0.15}}}
     ),
 }
 

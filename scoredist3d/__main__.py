@@ -1,4 +1,4 @@
-"""``python -m scoredist3d``: the same as the command ``scoredist3d``."""
+"""Entry point of ``python -m scoredist3d``, which is equivalent to the command ``scoredist3d``."""
 
 import sys
 

@@ -1,6 +1,6 @@
 """The command line: train, validate, test, export, list, describe.
 
-Exit codes: 0 done, 1 the run failed or an object has no mesh, 2 a mistake in the command or the configuration, 130
+Exit codes: 0 success, 1 the run failed or an object has no mesh, 2 an error in the command or the configuration, 130
 interrupted.
 """
 
@@ -36,18 +36,18 @@ _EPILOG = """examples:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Raises instead of printing its usage and leaving."""
+    """Argument parser that raises an error instead of printing the usage and exiting."""
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message}; see --help for usage")
 
     def _print_message(self, message: str, file: Any = None) -> None:
-        """Print ``--help`` and ``--version``."""
+        """Print the output of ``--help`` and ``--version``."""
         print_out(message, end="")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return the exit code; every error is one message on stderr."""
+    """Run the command line and return the exit code; an error is one message on stderr."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     verbose = "--verbose" in arguments or os.environ.get("SCOREDIST3D_DEBUG") == "1"
     tolerate_any_text()
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
-    # The outermost frame: whatever failed becomes one message and an exit code.
+    # This is the outermost frame: any error becomes one message and an exit code.
     except Exception as error:
         if verbose:
             traceback.print_exc()
@@ -65,11 +65,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         text = missing or str(error)
         print(f"error: {text}" if is_users else f"error: {type(error).__name__}: {text}", file=sys.stderr)
         if not is_users and not verbose:
-            print("(--verbose shows where it happened)", file=sys.stderr)
+            print("(--verbose prints the traceback)", file=sys.stderr)
         return USAGE_ERROR if isinstance(error, ConfigError) else RUN_FAILED
 
 
 def _dispatch(options: argparse.Namespace) -> int:
+    """Import the user packages and run the command; returns the exit code."""
     shows = options.list is not None or options.describe is not None
     builds = not shows and not options.dry_run
     named = [_custom_folder(folder) for folder in options.custom]
@@ -82,13 +83,13 @@ def _dispatch(options: argparse.Namespace) -> int:
         note = "\n(a custom package could not be loaded, see the warning above)" if failures else ""
         if not builds and "custom" not in options.custom and _has_custom_here():
             note += (
-                "\n(only commands that build a run import ./custom; add --custom custom if the name is defined there)"
+                "\n(only commands that build a run import ./custom; if the name is defined there, add --custom custom)"
             )
         raise ConfigError(f"{error}{note}") from error
 
 
 def missing_dependency(error: BaseException) -> str | None:
-    """How to install what an import did not find; None for other errors and for modules of this package."""
+    """Installation instructions for a missing package; None for other errors and for modules of this package."""
     if not isinstance(error, ModuleNotFoundError) or not error.name:
         return None
     module = error.name.partition(".")[0]
@@ -96,12 +97,17 @@ def missing_dependency(error: BaseException) -> str | None:
         return None
     source = "-r requirements.txt" if checkout_root() is not None else "scoredist3d"
     return (
-        f"the Python package {module} is not installed in {sys.prefix}; install what is missing with "
+        f"the Python package {module} is not installed in {sys.prefix}; install the missing packages with "
         f"`{Path(sys.executable).name} -m pip install {source}`"
     )
 
 
 def _custom_folder(folder: str) -> Path:
+    """The folder given with ``--custom``.
+
+    Raises:
+        ConfigError: The folder does not exist.
+    """
     path = Path(folder)
     if not path.is_dir():
         raise ConfigError(f"--custom: there is no folder {folder}; give a folder of Python modules or packages")
@@ -109,12 +115,13 @@ def _custom_folder(folder: str) -> Path:
 
 
 def _has_custom_here() -> bool:
-    """Whether the current folder has user packages other than those of the checkout."""
+    """Whether the current folder contains a ``custom`` folder other than that of the checkout."""
     here, root = Path.cwd() / "custom", checkout_root()
     return here.is_dir() and (root is None or here.resolve() != (root / "custom").resolve())
 
 
 def _show(options: argparse.Namespace) -> int:
+    """Run ``--list`` or ``--describe``; returns the exit code."""
     from scoredist3d.config import describe
 
     if options.describe is not None:
@@ -138,6 +145,7 @@ def _check_kind(kind: str) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
+    """Train, validate, test or export; returns the exit code."""
     from scoredist3d.config.loader import merge_layers
     from scoredist3d.config.pipeline import is_pipeline
     from scoredist3d.config.resume import resumed_layers
@@ -159,9 +167,9 @@ def _run(options: argparse.Namespace) -> int:
         raise ConfigError(f"--{mode} needs a trained run: --{mode} outputs/NAME/RUN, or a checkpoint with --resume")
     if not files:
         raise ConfigError(f"--{mode} needs --config FILE, as in --config configs/quickstart.yaml")
-    goes_on = source and mode == "train"
+    resumes = source and mode == "train"
     merged = (
-        resumed_layers(files[0], files[1:], options.overrides) if goes_on else merge_layers(files, options.overrides)
+        resumed_layers(files[0], files[1:], options.overrides) if resumes else merge_layers(files, options.overrides)
     )
     config = load_plain(merged)
     if options.dry_run:
@@ -180,14 +188,16 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _run_stages(options: argparse.Namespace, mode: str, resumed: Path | None, devices: list[int] | str) -> int:
-    """``--train`` of a pipeline, new or resumed, or its dry run."""
+    """Train a pipeline, new or resumed, or print its configuration; returns the exit code."""
     from scoredist3d.config.pipeline import load_pipeline
     from scoredist3d.config.resume import resumed_stages
     from scoredist3d.config.validation import load_plain, to_yaml
     from scoredist3d.training.folder import PIPELINE_CONFIG, stages_begun
 
     if mode != "train":
-        raise ConfigError(f"--{mode} works on one run: give a stage's folder, --{mode} outputs/NAME/RUN/STAGE")
+        raise ConfigError(
+            f"--{mode} needs one run, not a pipeline: give the folder of a stage, --{mode} outputs/NAME/RUN/STAGE"
+        )
     files = [*([] if resumed is None else [str(resumed / PIPELINE_CONFIG)]), *options.config]
     pipeline = load_pipeline(files, options.overrides)
     if options.dry_run:
@@ -203,14 +213,14 @@ def _run_stages(options: argparse.Namespace, mode: str, resumed: Path | None, de
 
 
 def _exit_code(result: Any) -> int:
-    """Of a run that came to its end, or was stopped by a signal on the way."""
+    """The exit code of a run that ended, failed or was interrupted by a signal."""
     if result.interrupted:
         return INTERRUPTED
     return OK if result.error is None else RUN_FAILED
 
 
 def _pipeline_to_resume(named: str | None) -> Path | None:
-    """The pipeline's folder that a user names with ``--resume``, if it is one."""
+    """The folder given with ``--resume``, if it is that of a pipeline; else None."""
     from scoredist3d.training.folder import PIPELINE_CONFIG
 
     folder = Path(named or "")
@@ -218,61 +228,28 @@ def _pipeline_to_resume(named: str | None) -> Path | None:
 
 
 def _parse_arguments(arguments: list[str]) -> argparse.Namespace:
-    command = command_name()
-    parser = _Parser(
-        prog=command,
-        description="Text to 3D by score distillation.",
-        usage=f"{command} --config FILE [...] --train|--validate RUN|--test RUN|--export RUN [key.path=value ...]",
-        epilog=_EPILOG.format(command=command),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument(
-        "--config", nargs="+", action="extend", default=[], metavar="FILE", help="YAML files; later ones win"
-    )
-    parser.add_argument("--train", action="store_true", help="optimise, then test and export")
-    for mode, text in (
-        ("validate", "render views of"),
-        ("test", "render the turntable of"),
-        ("export", "write meshes of"),
-    ):
-        parser.add_argument(
-            f"--{mode}", nargs="?", const="", metavar="RUN", help=f"{text} a run's folder or checkpoint"
-        )
-    parser.add_argument("--resume", metavar="RUN", help="run folder or checkpoint to go on from; its config is used")
-    parser.add_argument(
-        "--gpu",
-        metavar="IDS",
-        help="'0', '0,1', ..., 'cpu' or 'cpu:2' (processes); when left out, the first GPU or else the CPU",
-    )
-    parser.add_argument("--dry-run", action="store_true", help="print the full config that would run, and stop")
-    parser.add_argument("--list", nargs="?", const="", metavar="KIND", help="kinds, or the components of a kind")
-    parser.add_argument("--describe", metavar="KIND/NAME", help="the fields of a component")
-    parser.add_argument(
-        "--custom",
-        action="append",
-        default=[],
-        metavar="FOLDER",
-        help="import user packages from FOLDER; commands that build a run always import ./custom",
-    )
-    parser.add_argument("--version", action="version", version=f"scoredist3d {__version__}")
-    parser.add_argument("--verbose", action="store_true", help="tracebacks with errors")
+    """Options and overrides of a command line.
+
+    Raises:
+        ConfigError: An unknown option, or an argument that is neither an option nor ``key.path=value``.
+    """
     for argument in arguments:
         if any("\ud800" <= character <= "\udfff" for character in argument):  # undecodable bytes
             raise ConfigError(f"{argument!r} is not valid text in this terminal's encoding; use UTF-8")
+    parser = _parser()
     options, rest = parser.parse_known_args(arguments)
     flags = [item for item in rest if item.startswith("-")]
     if flags:
         known = [name for action in parser._actions for name in action.option_strings]
         raise ConfigError(
-            f"unknown option {flags[0]}.{registry.near_matches(flags[0], known)} --help shows all of them"
+            f"unknown option {flags[0]}.{registry.near_matches(flags[0], known)} --help lists all options"
         )
-    options.overrides = []
-    # `--config a.yaml key=value` and `--export key=value`: the option has swallowed an override.
-    options.config, swallowed = (
-        [f for f in options.config if not _is_override(f)],
-        [*filter(_is_override, options.config)],
-    )
+    # In `--config a.yaml key=value` and `--export key=value`, argparse assigns the override to the option.
+    files: list[str] = []
+    swallowed: list[str] = []
+    for item in options.config:
+        (swallowed if _is_override(item) else files).append(item)
+    options.config = files
     for mode in MODES[1:]:
         if _is_override(getattr(options, mode) or ""):
             swallowed.append(getattr(options, mode))
@@ -286,11 +263,60 @@ def _parse_arguments(arguments: list[str]) -> argparse.Namespace:
     return options
 
 
+def _parser() -> _Parser:
+    """The argument parser, without overrides."""
+    command = command_name()
+    parser = _Parser(
+        prog=command,
+        description="Text to 3D by score distillation.",
+        usage=f"{command} --config FILE [...] --train|--validate RUN|--test RUN|--export RUN [key.path=value ...]",
+        epilog=_EPILOG.format(command=command),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add(
+        "--config", nargs="+", action="extend", default=[], metavar="FILE", help="YAML files; later files take priority"
+    )
+    add("--train", action="store_true", help="optimize, then test and export")
+    for mode, text in (
+        ("validate", "render preview images of a run"),
+        ("test", "render the turntable video of a run"),
+        ("export", "write the 3D files of a run"),
+    ):
+        add(f"--{mode}", nargs="?", const="", metavar="RUN", help=f"{text}, given as run folder or checkpoint")
+    add("--resume", metavar="RUN", help="run folder or checkpoint to continue from, with its configuration")
+    add(
+        "--gpu",
+        metavar="IDS",
+        help="'0', '0,1', ..., 'cpu' or 'cpu:2' (processes); default: the first GPU if there is one, else the CPU",
+    )
+    add("--dry-run", action="store_true", help="print the complete configuration of the run and exit")
+    add("--list", nargs="?", const="", metavar="KIND", help="list the kinds of components, or the components of a kind")
+    add("--describe", metavar="KIND/NAME", help="list the fields of a component")
+    add(
+        "--custom",
+        action="append",
+        default=[],
+        metavar="FOLDER",
+        help="import user packages from FOLDER; commands that build a run always import ./custom",
+    )
+    add("--version", action="version", version=f"scoredist3d {__version__}")
+    add("--verbose", action="store_true", help="print the traceback of errors")
+    return parser
+
+
 def _is_override(text: str) -> bool:
+    """Whether an argument is ``key.path=value`` rather than an existing file."""
     return "=" in text and not Path(text).exists()
 
 
 def _mode(options: argparse.Namespace) -> str:
+    """The mode, one of :data:`MODES`; a dry run without a mode counts as training.
+
+    Raises:
+        ConfigError: No mode or several modes are given.
+    """
     chosen = ["train"] * options.train + [mode for mode in MODES[1:] if getattr(options, mode) is not None]
     if len(chosen) > 1:
         raise ConfigError(
@@ -298,16 +324,16 @@ def _mode(options: argparse.Namespace) -> str:
         )
     if not chosen and not options.dry_run:
         raise ConfigError(
-            "say what to do: one of --train, --validate, --test, --export, --list, --describe; --help shows how"
+            "no action given: add --train, --validate, --test, --export, --list or --describe; see --help for usage"
         )
     return chosen[0] if chosen else "train"
 
 
 def parse_devices(text: str | None) -> list[int] | str:
-    """``--gpu``: GPU indices, ``"cpu"``, ``"cpu:2"`` (processes), or ``"auto"`` where it is not given.
+    """The devices given with ``--gpu``: GPU indices, ``"cpu"`` or ``"cpu:2"`` (processes); ``"auto"`` for None.
 
     Raises:
-        ConfigError: Anything else, or a GPU named twice.
+        ConfigError: The text is none of these, or names a GPU twice.
     """
     if text is None:
         return "auto"
@@ -315,11 +341,16 @@ def parse_devices(text: str | None) -> list[int] | str:
         return text
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdecimal() for part in parts) or len(set(parts)) < len(parts):
-        raise ConfigError(f"--gpu wants different GPU numbers, as in 0 or 0,1, or cpu; got {text!r}")
+        raise ConfigError(f"--gpu must be cpu or distinct GPU numbers, such as 0 or 0,1; got {text!r}")
     return [int(part) for part in parts]
 
 
 def _check_devices(devices: list[int] | str) -> None:
+    """Check that the GPUs exist.
+
+    Raises:
+        ConfigError: A GPU does not exist.
+    """
     if isinstance(devices, str):
         return
     import torch
@@ -327,12 +358,12 @@ def _check_devices(devices: list[int] | str) -> None:
     count = torch.cuda.device_count()
     absent = [index for index in devices if index >= count]
     if absent:
-        have = f"has GPUs 0 to {count - 1}" if count else "has no usable GPU (CUDA); use --gpu cpu"
-        raise ConfigError(f"--gpu: there is no GPU {absent[0]}, this machine {have}")
+        have = f"has GPUs 0 to {count - 1}" if count else "has no usable CUDA GPU; use --gpu cpu"
+        raise ConfigError(f"--gpu: GPU {absent[0]} does not exist, this machine {have}")
 
 
 def _find_run(path: Path) -> tuple[Path, Path]:
-    """Folder and checkpoint of what a user names: a run, a checkpoint, or a folder of runs (then the newest)."""
+    """Folder and checkpoint of a path that names a run, a checkpoint, or a folder of runs (then the newest run)."""
     from scoredist3d.training.folder import find_run
 
     runs = _runs_below(path)
@@ -341,7 +372,7 @@ def _find_run(path: Path) -> tuple[Path, Path]:
         raise ConfigError(f"run {path} does not exist.{' Newest runs: ' + ', '.join(known) if known else ''}")
     if runs:
         if len(runs) > 1:
-            print(f"{path} holds {len(runs)} runs; taking the newest, {runs[0]}", file=sys.stderr)
+            print(f"{path} contains {len(runs)} runs; using the newest, {runs[0]}", file=sys.stderr)
         path = runs[0]
     try:
         folder, checkpoint = find_run(path)
@@ -351,7 +382,7 @@ def _find_run(path: Path) -> tuple[Path, Path]:
 
 
 def _runs_below(path: Path) -> list[Path]:
-    """Runs in the sub-folders of ``path``, the newest first; none if ``path`` is a run itself."""
+    """Runs in the subfolders of ``path``, newest first; none if ``path`` is a run itself."""
     if (path / "configs" / "resolved.yaml").is_file():
         return []
     found = [*path.glob("*/configs/resolved.yaml"), *path.glob("*/*/configs/resolved.yaml")]

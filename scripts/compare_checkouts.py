@@ -1,15 +1,15 @@
-"""Run the same training in two checkouts on one machine, and compare every trained tensor.
+"""Run the same training in two checkouts on one machine and compare all trained tensors.
 
     python scripts/compare_checkouts.py /path/to/old /path/to/new --work /tmp/compare
 
-A restructuring must not change what the program computes. The cases are recipes of the old checkout: every method in
-2D and in 3D, and every small representation with its renderer, 20 steps each on the CPU with one thread. Their resolved
-configs are written by the old checkout and read by both, so the new one also proves that it still accepts the old keys
-and names. Edits start from the scene of the case ``text-to-3d/sds``.
+A refactoring must not change what the program computes. The cases are recipes of the old checkout: every method in 2D
+and 3D, and every small representation with its renderer, 20 steps each on the CPU with one thread. The old checkout
+writes the resolved configurations and both checkouts read them, which also tests that the new one still accepts the old
+keys and names. Editing methods start from the scene of the case ``text-to-3d/sds``.
 
-Tensors are matched by their names in the checkpoint; a tensor that only one checkout has is a difference. The exit code
-is 1 where a case fails or a tensor differs by more than ``--tolerance`` relative to the largest value of its kind.
-Finished cases are kept in ``--work``, so a command that was cut off goes on.
+Tensors are matched by their names in the checkpoint; a tensor that only one checkout has counts as a difference. The
+exit code is 1 if a case fails or if a tensor differs by more than ``--tolerance``, relative to its largest absolute
+value. Finished cases are kept in ``--work``, so an interrupted command can be repeated.
 """
 
 from __future__ import annotations
@@ -40,20 +40,22 @@ SOURCE = "text-to-3d/sds"
 
 
 def main() -> int:
-    """Run what is missing in both checkouts, then compare; returns the exit code."""
+    """Run the missing cases in both checkouts and compare them; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("old", type=Path, help="checkout whose recipes and results are the reference")
-    parser.add_argument("new", type=Path, help="checkout that is compared with it")
-    parser.add_argument("--work", type=Path, required=True, help="folder of configs, runs and logs")
-    parser.add_argument("--steps", type=int, default=20, help="optimiser steps of each case")
-    parser.add_argument("--only", default="", metavar="REGEX", help="cases whose name matches")
-    parser.add_argument("--tolerance", type=float, default=1e-6, help="largest relative difference")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="cases at a time, one thread each")
+    parser.add_argument("old", type=Path, help="reference checkout, which provides the recipes")
+    parser.add_argument("new", type=Path, help="checkout to compare with the reference")
+    parser.add_argument("--work", type=Path, required=True, help="folder for configurations, runs and logs")
+    parser.add_argument("--steps", type=int, default=20, help="optimizer steps of each case")
+    parser.add_argument("--only", default="", metavar="REGEX", help="run only the cases whose names match")
+    parser.add_argument("--tolerance", type=float, default=1e-6, help="largest acceptable relative difference")
+    parser.add_argument(
+        "--jobs", type=int, default=os.cpu_count() or 1, help="number of parallel cases, one thread each"
+    )
     options = parser.parse_args()
     old, new = options.old.resolve(), options.new.resolve()
     names = [name for name in case_names(old) if re.search(options.only, name)]
     if not names:
-        parser.error(f"--only: no case matches {options.only!r}")
+        parser.error(f"--only: no case matches {options.only!r}; the names are those of the files in configs/")
     work = options.work.resolve()
     first = [name for name in names if name == SOURCE] or [SOURCE]
     for group in (first, [name for name in names if name not in first]):
@@ -66,7 +68,7 @@ def main() -> int:
 
 
 def case_names(checkout: Path) -> list[str]:
-    """``text-to-2d/sds``, ..., ``representation/dmtet-small``: recipes of a checkout that run on what ships with it."""
+    """Names of the recipes that run without downloads, e.g. ``text-to-2d/sds`` or ``representation/dmtet-small``."""
     configs = checkout / "configs"
     recipes = [path for kind in ("text-to-2d", "text-to-3d") for path in sorted((configs / kind).glob("*.yaml"))]
     recipes += sorted((configs / "representation").glob("*-small.yaml"))
@@ -75,7 +77,7 @@ def case_names(checkout: Path) -> list[str]:
 
 
 def run_both(name: str, old: Path, new: Path, work: Path, steps: int) -> None:
-    """Write the config of a case, then train it in both checkouts; what has been done is kept."""
+    """Write the configuration of a case and train it in both checkouts; existing results are kept."""
     config = work / "configs" / f"{name}.yaml"
     if not config.is_file():
         arguments = [*recipe_of(name), "--train", "--dry-run", *SHORT, f"trainer.max_steps={steps}"]
@@ -87,20 +89,25 @@ def run_both(name: str, old: Path, new: Path, work: Path, steps: int) -> None:
         if next(folder.rglob("last.ckpt"), None) is not None:
             continue
         arguments = ["--config", str(config), "--train", "--gpu", "cpu", f"output_root={folder}"]
-        if "init_from: outputs/source" in config.read_text(encoding="utf-8"):
-            arguments.append(f"system.init_from={next((work / label / SOURCE).rglob('last.ckpt'))}")
+        # Earlier checkouts have the key start_from, which later ones accept as an alias of init_from.
+        source = re.search(r"\b(init_from|start_from): outputs/source", config.read_text(encoding="utf-8"))
+        if source is not None:
+            arguments.append(f"system.{source[1]}={next((work / label / SOURCE).rglob('last.ckpt'))}")
         print(f"{label}: {name}", flush=True)
         launch(checkout, arguments, work / "logs" / label / f"{name}.txt")
 
 
 def recipe_of(name: str) -> list[str]:
-    """The config arguments of a case; a representation is a fragment on the quickstart."""
+    """Command-line arguments with the configuration of a case; representations are added to the quickstart."""
     files = [f"configs/{name}.yaml"]
     return ["--config", *(["configs/quickstart.yaml", *files] if name.startswith("representation/") else files)]
 
 
 def launch(checkout: Path, arguments: list[str], log: Path) -> str:
-    """Standard output of the checkout's program; a failure is kept in its log, and shows as a missing checkpoint."""
+    """Run the program of a checkout and return its standard output.
+
+    All output goes to ``log``. A failed training is detected later by its missing checkpoint.
+    """
     log.parent.mkdir(parents=True, exist_ok=True)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "PYTHONPATH": str(checkout)}
     command = [sys.executable, "launch.py", *arguments]
@@ -110,7 +117,7 @@ def launch(checkout: Path, arguments: list[str], log: Path) -> str:
 
 
 def differences(work: Path, name: str) -> dict[str, Any]:
-    """Largest relative difference of a case, the tensor that has it, and tensors that one checkout lacks."""
+    """Largest relative difference of a case, its tensor, and the tensors that only one checkout has."""
     found = [next((work / label / name).rglob("last.ckpt"), None) for label in ("old", "new")]
     if None in found:
         missing = " and ".join(label for label, path in zip(("old", "new"), found, strict=True) if path is None)
@@ -126,7 +133,7 @@ def differences(work: Path, name: str) -> dict[str, Any]:
 
 
 def tensors(checkpoint: Path) -> Iterator[tuple[str, Any]]:
-    """Name and value of every tensor of a checkpoint's ``state_dict``, nested states included."""
+    """Names and values of all tensors in the ``state_dict`` of a checkpoint, including nested states."""
     import torch
 
     def walk(path: str, value: Any) -> Iterator[tuple[str, Any]]:
@@ -144,7 +151,7 @@ def tensors(checkpoint: Path) -> Iterator[tuple[str, Any]]:
 
 
 def relative_difference(first: Any, second: Any) -> float:
-    """Largest absolute difference, relative to the largest absolute value; infinite where the shapes differ."""
+    """Largest absolute difference, relative to the largest absolute value; infinite if the shapes differ."""
     if first.shape != second.shape:
         return float("inf")
     if first.numel() == 0:
@@ -155,7 +162,7 @@ def relative_difference(first: Any, second: Any) -> float:
 
 
 def report(results: dict[str, dict[str, Any]], tolerance: float) -> int:
-    """Print one line per case; the exit code."""
+    """Print one line per case; returns the exit code."""
     bad = 0
     for name, result in results.items():
         failed = "failed" in result or result["difference"] > tolerance or bool(result["only in one"])

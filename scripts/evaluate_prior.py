@@ -1,11 +1,12 @@
 #!/usr/bin/env python
-"""Measure a prior: DDIM samples read by the probe, where conditioning acts, sample sheet.
+"""Evaluate a prior: accuracy of its samples, effect of the conditioning per timestep, and a sheet of samples.
 
     python scripts/evaluate_prior.py --prior embedded --out docs/prior
 
-Samples "a COLOUR CATEGORY" for all categories and colours from fresh cameras and asks the probe for category, colour
-and azimuth; the probe's own error on real renders from the same kind of cameras, with and without the prior's
-autoencoder, stands beside it. Writes ``evaluation.json``, ``evaluation.md`` and ``samples.png`` into ``--out``.
+The script samples "a COLOR CATEGORY" with DDIM for all categories and colors, from random cameras. The probe predicts
+the category, color and azimuth of the samples, and, for comparison, of real renders from the same distribution of
+cameras, with and without the prior's autoencoder. The results are ``evaluation.json``, ``evaluation.md`` and
+``samples.png`` in ``--out``.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ from scoredist3d.procedural.probe import Probe
 def accuracy(
     probe: Probe, images: Tensor, category: Tensor, color: Tensor, azimuth: Tensor, order: Tensor
 ) -> dict[str, float]:
-    """Shares of right categories and colours; median and mean azimuth error in degrees where a front exists."""
+    """Shares of correct categories and colors; median and mean azimuth error in degrees, of objects with a front."""
     readings = [probe(chunk) for chunk in images.split(256)]
     right_category = torch.cat([r.category.argmax(-1) for r in readings]) == category
     right_color = torch.cat([r.color.argmax(-1) for r in readings]) == color
@@ -61,7 +62,7 @@ def accuracy(
 
 
 def grid_of_captions(per_pair: int, limit: int, device: torch.device) -> tuple[Tensor, Tensor, list[str]]:
-    """Every category with every colour, ``per_pair`` times; the first ``limit`` of them."""
+    """Categories, colors and captions: every category with every color, ``per_pair`` times, cut to ``limit``."""
     category = torch.arange(len(CATEGORIES)).repeat_interleave(len(COLORS) * per_pair)[:limit]
     color = torch.arange(len(COLORS)).repeat_interleave(per_pair).repeat(len(CATEGORIES))[:limit]
     texts = [simple_caption(CATEGORIES[c], COLORS[k]) for c, k in zip(category.tolist(), color.tolist(), strict=True)]
@@ -83,14 +84,14 @@ def sampled_accuracy(
         conditions = CFGConditions(prior.embed(texts[part], views), prior.embed([""] * len(views), views))
         z = sample(prior, conditions, steps=steps, scale=scale, generator=generator)
         images.append(prior.decode(z).clamp(0, 1))
-    # Samples of a family that is round unless stretched count as round: their azimuth is not judged.
+    # Families that are round unless stretched count as round: the azimuth of their samples is not evaluated.
     order = torch.tensor([AZIMUTH_SYMMETRY[name] for name in CATEGORIES], device=device)[category]
     return accuracy(probe, torch.cat(images), category, color, cameras.azimuth, order)
 
 
 @torch.no_grad()
 def probe_floor(prior: Prior, probe: Probe, *, count: int, device: torch.device) -> dict[str, dict[str, float]]:
-    """The probe on fresh real renders over white, as rendered and through the prior's autoencoder."""
+    """Accuracy of the probe on new real renders over white, before and after the prior's autoencoder."""
     generator = torch.Generator(device).manual_seed(4321)
     objects = sample_objects(count, generator, device)
     cameras = training_cameras(count, prior.image_size, generator, device)
@@ -102,7 +103,7 @@ def probe_floor(prior: Prior, probe: Probe, *, count: int, device: torch.device)
 
 @torch.no_grad()
 def where_conditioning_acts(prior: Prior, *, count: int, device: torch.device) -> list[dict[str, float]]:
-    """Ratio of the x0 error with a wrong colour, category or camera to that with the right one, per timestep."""
+    """Ratio of the x0 error with a wrong color, category or camera to that with the correct one, per timestep."""
     generator = torch.Generator(device).manual_seed(99)
     color = torch.randint(0, len(COLORS), (count,), generator=generator, device=device)
     objects = sample_objects(count, generator, device, color=color, second_color=color)
@@ -149,7 +150,7 @@ def where_conditioning_acts(prior: Prior, *, count: int, device: torch.device) -
 
 @torch.no_grad()
 def sample_sheet(prior: Prior, path: Path, *, scale: float, steps: int, limit: int, device: torch.device) -> None:
-    """One row of views per category, colours cycling."""
+    """Write an image with one row of samples per category, in alternating colors."""
     generator = torch.Generator(device).manual_seed(7)
     columns = 10
     texts = [simple_caption(c, COLORS[(i + j) % len(COLORS)]) for i, c in enumerate(CATEGORIES) for j in range(columns)]
@@ -168,16 +169,14 @@ def sample_sheet(prior: Prior, path: Path, *, scale: float, steps: int, limit: i
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """The measured tables, as they stand in the model card."""
-    head = "| pictures | category | colour | azimuth error, median (mean) |\n| --- | --- | --- | --- |\n"
+    """The measurements as Markdown tables, for the model card."""
+    head = "| images | category | color | azimuth error, median (mean) |\n| --- | --- | --- | --- |\n"
     rows = "".join(
         f"| {name} | {row['category']:.3f} | {row['color']:.3f} "
         f"| {row['azimuth_median_deg']:.1f} ({row['azimuth_mean_deg']:.1f}) deg |\n"
         for name, row in result["accuracy"].items()
     )
-    acts = (
-        "| t | SNR of latents, dB | wrong colour | wrong category | wrong camera |\n| --- | --- | --- | --- | --- |\n"
-    )
+    acts = "| t | SNR of latents, dB | wrong color | wrong category | wrong camera |\n| --- | --- | --- | --- | --- |\n"
     acts += "".join(
         f"| {r['t']:.2f} | {r['snr_db']:.1f} | {r['color']:.2f} | {r['category']:.2f} | {r['camera']:.2f} |\n"
         for r in result["where_conditioning_acts"]
@@ -188,14 +187,16 @@ def markdown(result: dict[str, Any]) -> str:
 def main(argv: list[str] | None = None) -> int:
     """Run the evaluation; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--prior", default="embedded", help="diffusers folder, hub id or 'embedded'")
-    parser.add_argument("--probe", type=Path, default=None, help="probe folder (default: the shipped one)")
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--prior", default="embedded", help="diffusers folder, hub id, or 'embedded'")
+    parser.add_argument(
+        "--probe", type=Path, default=None, help="folder of the probe (default: the one of the package)"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder for the results")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--per-pair", type=int, default=3, help="samples per category and colour")
-    parser.add_argument("--limit", type=int, default=None, help="use only so many pictures (a quick look)")
-    parser.add_argument("--steps", type=int, default=25)
-    parser.add_argument("--scales", type=float, nargs="+", default=[1.0, 2.0, 3.0, 5.0, 7.5])
+    parser.add_argument("--per-pair", type=int, default=3, help="samples per category and color")
+    parser.add_argument("--limit", type=int, default=None, help="maximum number of images, for a quick test")
+    parser.add_argument("--steps", type=int, default=25, help="DDIM steps")
+    parser.add_argument("--scales", type=float, nargs="+", default=[1.0, 2.0, 3.0, 5.0, 7.5], help="guidance scales")
     arguments = parser.parse_args(argv)
     device = torch.device(arguments.device)
     limit = arguments.limit or sys.maxsize

@@ -1,15 +1,17 @@
 #!/usr/bin/env python
-"""Train LMC's corrective b(z, t) for a prior: regression to the unconditional one-step prediction (arXiv 2401.05293).
+"""Train the corrective b(z, t) of LMC for a prior, by regression to the unconditional one-step prediction.
 
-    python scripts/train_corrective.py --out scoredist3d/assets/corrective     # the shipped one, of the embedded prior
+The method is LMC (arXiv 2401.05293)::
+
+    python scripts/train_corrective.py --out scoredist3d/assets/corrective     # that of the package
     python scripts/train_corrective.py --prior stable-diffusion-v1-5/stable-diffusion-v1-5 --images photos --out sd15
     python scripts/train_corrective.py --prior "{type: gaussian-mixture, image_size: 8}" --out blobs
 
-Then ``system.guidance.type=lmc system.guidance.corrective=sd15``. Clean latents are encoded pictures of ``--images``,
-or samples of the prior for the lines of ``--prompts``; without both, fresh renders of the procedural objects for the
-embedded prior, and samples for the empty prompt for others. Training stops at the knee of the loss on held-out latents:
-the longer and wider the network, the more it learns of the pictures instead of the blur. ``--out`` is written at the
-end.
+The result is selected with ``system.guidance.type=lmc system.guidance.corrective=sd15``. Clean latents are encoded
+images of ``--images``, or samples of the prior for the prompts in ``--prompts``. Without both, they are new renders of
+procedural objects for the embedded prior, and samples for the empty prompt for other priors. Training stops at the knee
+of the loss on held-out latents, because a wide network that is trained for long learns the images instead of the blur.
+``--out`` is written at the end.
 """
 
 from __future__ import annotations
@@ -49,52 +51,52 @@ from scoredist3d.priors import Prior
 
 CARD = """# Model card: an LMC corrective
 
-b(z, t) = z + r(z, t): a convolutional network of {parameters:,} parameters that answers, for a clean latent z and a
-noise level t, what the unconditional one-step prediction of one prior is on average over the noise. LMC (arXiv
-2401.05293) compares the prediction with b(z, t) instead of z (`scoredist3d/guidance/lmc.py`). It fits one prior, latent
-shape and noise schedule, whose fingerprint is stored with the weights; any other is refused.
+b(z, t) = z + r(z, t) is a convolutional network with {parameters:,} parameters. For a clean latent z and a timestep t
+it estimates the unconditional one-step prediction of one prior, averaged over the noise. LMC (arXiv 2401.05293)
+compares the prediction with b(z, t) instead of z (`scoredist3d/guidance/lmc.py`). The network belongs to one prior,
+latent shape and noise schedule, whose fingerprint is stored with the weights; any other is refused.
 
 - Prior: `{prior}`; latents {shape}
-- Clean latents: {data}; {latents:,} to learn from, {holdout:,} others to measure on
+- Clean latents: {data}; {latents:,} for training, {holdout:,} others for evaluation
 - Training: {steps:,} steps of {batch} predictions ({drawn}), of at most {limit:,} (it stops at the knee of the
   held-out loss), Adam {lr:g}, EMA {ema:g}, t uniform in [{t_min:g}, {t_max:g}], {weights}; {seconds:.0f} s on
   {device}, torch {torch}
 - Command: `{command}`
 
-Held-out mean square error by level. *Identity* is b(z, t) = z, that is SDS; *floor* estimates, from
-finitely many noises, the part of the target that depends on the noise and not on z, which no corrective can answer;
-*learnt* is the share of the difference, and may exceed 1 by that estimate's error.
+Held-out mean squared error by timestep. *Identity* is b(z, t) = z, that is SDS. *Floor* is an estimate of the variance
+of the target over the noise, which no corrective can predict. *Learned* is the share of the difference between the two
+that the network removes; it can exceed 1, because the floor is estimated from a finite number of noise samples.
 
 {table}
 
 ## What of LMC is not verified
 
-The paper has no public code, and this implementation was made from its abstract and second-hand summaries. The split
-of the SDS gradient into a text term and an unconditional term is exact algebra (tested). That a shallow network of the
-clean image and the level is regressed to the unconditional one-step prediction, once per model, agrees with the
-abstract. Not verified: the network's architecture and size, the data and the length of its training, the weights of
-levels in training and in use, whether the gradient passes through the network (`jacobian`; not, by default), any
-normalisation (`remove_mean`; off by default) and the guidance scales. The blend `beta` is an addition. No number here
-or in a benchmark of this project is one of the paper's.
+The paper has no public code, and this implementation was made from its abstract and second-hand summaries. The split of
+the SDS gradient into a text term and an unconditional term is exact and tested. The regression of a shallow network of
+the clean image and the timestep to the unconditional one-step prediction, once per model, agrees with the abstract. Not
+verified are the architecture and size of the network, the data and length of its training, the weights of timesteps in
+training and in use, whether the gradient passes through the network (`jacobian`; by default it does not), a
+normalization (`remove_mean`; off by default) and the guidance scales. The blend `beta` is an addition. No number here
+or in a benchmark of this project is taken from the paper.
 
 ## Limits
 
-It has seen clean latents of the kind named above only. For latents far from them (noise, an empty scene) its answer is
-a guess; ramp `beta` up from 0 there. It was trained with the empty prompt: with a negative prompt the prediction that
-it is compared with moves. A wider or longer trained network is expected to learn the pictures as well as the
-blur, and so to cancel the pull that LMC is after; that was not measured.
+The network was trained only on clean latents of the kind named above. For latents far from them (noise, an empty scene)
+its estimate is unreliable; increase `beta` from 0 in that phase. It was trained with the empty prompt, so it does not
+match the predictions for a negative prompt. A wider network, or longer training, is expected to learn the images as
+well as the blur, and so to remove the gradient that LMC needs; this was not measured.
 """
 
 
 def card(result: Result, holdout: Holdout, recipe: Recipe, facts: dict[str, Any]) -> str:
-    """The README of a trained corrective, from what was measured."""
-    rows = ["| t | identity | this network | floor | learnt |", "| --- | --- | --- | --- | --- |"]
+    """Text of the model card of a trained corrective."""
+    rows = ["| t | identity | this network | floor | learned |", "| --- | --- | --- | --- | --- |"]
     width = (recipe.t_max - recipe.t_min) / BINS
     columns = zip(holdout.identity.tolist(), result.error.tolist(), holdout.floor.tolist(), strict=True)
     for index, (identity, error, floor) in enumerate(columns):
         low = recipe.t_min + index * width
-        learnt = (identity - error) / max(identity - floor, 1e-12)
-        rows.append(f"| {low:.2f}-{low + width:.2f} | {identity:.4f} | {error:.4f} | {floor:.4f} | {learnt:.2f} |")
+        learned = (identity - error) / max(identity - floor, 1e-12)
+        rows.append(f"| {low:.2f}-{low + width:.2f} | {identity:.4f} | {error:.4f} | {floor:.4f} | {learned:.2f} |")
     parameters = sum(parameter.numel() for parameter in result.network.parameters())
     values = asdict(recipe) | {"steps": result.steps, "limit": recipe.steps, "holdout": len(holdout.z)}
     values["weights"] = "errors relative to the identity's" if recipe.balance else "plain errors"
@@ -103,14 +105,16 @@ def card(result: Result, holdout: Holdout, recipe: Recipe, facts: dict[str, Any]
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    """Command line: every recipe field is a flag."""
+    """Options of the command line; every field of the recipe is an option."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--out", type=Path, required=True, help="folder that receives the weights, their config and card"
+        "--out", type=Path, required=True, help="target folder of the weights, their configuration and the model card"
     )
-    parser.add_argument("--prior", default="embedded", help="diffusers folder, hub id, or a prior's block in YAML")
-    parser.add_argument("--images", type=Path, help="folder of pictures to learn from")
-    parser.add_argument("--prompts", type=Path, help="text file, one prompt a line, to sample pictures for")
+    parser.add_argument("--prior", default="embedded", help="diffusers folder, hub id, or the block of a prior in YAML")
+    parser.add_argument("--images", type=Path, help="folder of images to train on")
+    parser.add_argument(
+        "--prompts", type=Path, help="text file with one prompt per line, to train on samples of the prior"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     for field in fields(Recipe):
         parser.add_argument(f"--{field.name.replace('_', '-')}", type=type(field.default), default=field.default)
@@ -118,7 +122,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def build_prior(text: str, device: torch.device) -> Prior:
-    """The prior that ``--prior`` names."""
+    """The prior given with ``--prior``."""
     block = yaml.safe_load(text)
     block = block if isinstance(block, dict) else {"type": "diffusers", "pretrained_model_name_or_path": text}
     prior: Prior = registry.build(parse_component("prior", block))
@@ -128,15 +132,15 @@ def build_prior(text: str, device: torch.device) -> Prior:
 def clean_latents(
     prior: Prior, arguments: argparse.Namespace, recipe: Recipe, generator: torch.Generator
 ) -> tuple[CleanLatents, CleanLatents, str]:
-    """Latents to learn from, others to measure on, and where they come from in words."""
+    """Latents for training, latents for evaluation, and a description of their source."""
     if arguments.images is not None:
         every = pictured_latents(prior, arguments.images, generator.device)
         order = torch.randperm(len(every.z), generator=generator, device=generator.device)
         held = min(recipe.holdout, max(1, len(order) // 5))
-        return every[order[held:]], every[order[:held]], "pictures of a folder"
+        return every[order[held:]], every[order[:held]], "images of a folder"
     count = recipe.latents + recipe.holdout
     if arguments.prompts is None and arguments.prior == "embedded":
-        every, source = rendered_latents(prior, count, generator), "encoded renders of fresh procedural objects"
+        every, source = rendered_latents(prior, count, generator), "encoded renders of new procedural objects"
     else:
         lines = [""] if arguments.prompts is None else arguments.prompts.read_text(encoding="utf-8").splitlines()
         prompts = [line.strip() for line in lines if line.strip()] or [""]
@@ -149,7 +153,7 @@ def clean_latents(
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Train and write a corrective; returns the exit code."""
+    """Train a corrective and write it; returns the exit code."""
     arguments = parse_arguments(argv)
     recipe = Recipe(**{field.name: getattr(arguments, field.name) for field in fields(Recipe)})
     device = torch.device(arguments.device)
@@ -164,10 +168,10 @@ def main(argv: list[str] | None = None) -> int:
     clean, held, source = clean_latents(prior, arguments, recipe, generator)
     note(f"{len(clean.z):,} + {len(held.z):,} clean latents: {source}")
     holdout = Holdout.make(prior, held, recipe, generator)
-    note(f"identity by level {compact(holdout.identity)}")
-    note(f"floor    by level {compact(holdout.floor)}")
+    note(f"identity by timestep {compact(holdout.identity)}")
+    note(f"floor    by timestep {compact(holdout.floor)}")
     with torch.random.fork_rng():
-        torch.manual_seed(recipe.seed)  # initial weights of library modules are drawn from the global stream
+        torch.manual_seed(recipe.seed)  # library modules draw their initial weights from the global stream
         network = Corrective(CorrectiveSizes(clean.z.shape[1], recipe.width, recipe.depth)).to(device)
     result = fit(network, prior, clean, holdout, recipe, generator, note)
     command = " ".join(["python scripts/train_corrective.py", *(argv if argv is not None else sys.argv[1:])])

@@ -1,5 +1,5 @@
-// Runs the Khronos glTF validator: node validate_gltf.mjs NODE_MODULES FILE... ; prints one JSON report per line.
-// scripts/validate_gltf.py calls this.
+// Runs the Khronos glTF validator and prints one JSON report per line; called by scripts/validate_gltf.py.
+// Usage: node validate_gltf.mjs NODE_MODULES FILE...
 import { readFile } from 'node:fs/promises';
 import { createRequire } from 'node:module';
 import path from 'node:path';

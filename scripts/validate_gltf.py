@@ -1,11 +1,11 @@
 #!/usr/bin/env python
-"""Check glTF and GLB files with the Khronos validator.
+"""Validate glTF and GLB files with the Khronos validator.
 
-    python scripts/validate_gltf.py --install       # once: the npm package gltf-validator, into a cache folder
+    python scripts/validate_gltf.py --install       # once: installs the npm package gltf-validator
     python scripts/validate_gltf.py outputs/quickstart/RUN/export/*.glb
 
-Prints every error, warning, information and hint; exits with 1 where a file has an error. Needs node. The npm package
-goes to ``$SCOREDIST3D_NODE`` or ``~/.cache/scoredist3d/node``, never into the repository.
+The script prints every error, warning, information and hint. Its exit code is 1 if a file has an error. It needs node.
+The npm package is installed in ``$SCOREDIST3D_NODE`` or ``~/.cache/scoredist3d/node``, outside the repository.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ INSTALL = "python scripts/validate_gltf.py --install"
 
 
 def cache_folder() -> Path:
-    """Where the npm package is."""
+    """Folder of the npm package."""
     return Path(os.environ.get("SCOREDIST3D_NODE") or Path.home() / ".cache" / "scoredist3d" / "node")
 
 
 def problem() -> str:
-    """Why files cannot be validated here, or an empty string."""
+    """The reason why files cannot be validated, or an empty string."""
     if shutil.which("node") is None:
         return "node is not installed"
     if not (cache_folder() / "node_modules" / "gltf-validator").is_dir():
@@ -47,7 +47,7 @@ def install() -> None:
         RuntimeError: npm is missing or failed.
     """
     if shutil.which("npm") is None:
-        raise RuntimeError("npm is not installed, and the validator is an npm package")
+        raise RuntimeError("npm is not installed; install Node.js, because the validator is an npm package")
     folder = cache_folder()
     folder.mkdir(parents=True, exist_ok=True)
     command = ["npm", "install", "--prefix", str(folder), "--no-audit", "--no-fund", PACKAGE]
@@ -57,7 +57,7 @@ def install() -> None:
 
 
 def validate(paths: Sequence[Path | str]) -> list[dict[str, Any]]:
-    """The validator's report of each file.
+    """The report of the validator for each file.
 
     Raises:
         RuntimeError: The validator is missing or failed.
@@ -72,7 +72,7 @@ def validate(paths: Sequence[Path | str]) -> list[dict[str, Any]]:
 
 
 def describe(report: dict[str, Any]) -> list[str]:
-    """One line per file and one per message."""
+    """Lines of text for a report: one for the file and one per message."""
     issues, info = report["issues"], report.get("info", {})
     counts = ", ".join(
         f"{issues[key]} {key[3:].lower()}" for key in ("numErrors", "numWarnings", "numInfos", "numHints")
@@ -86,9 +86,9 @@ def describe(report: dict[str, Any]) -> list[str]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Validate the files named on the command line; returns the exit code."""
+    """Validate the files given on the command line; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", nargs="*", type=Path)
+    parser.add_argument("files", nargs="*", type=Path, help="glTF or GLB files")
     parser.add_argument("--install", action="store_true", help="install the validator with npm first")
     arguments = parser.parse_args(argv)
     try:

@@ -38,10 +38,11 @@ LEVELS: dict[str, int] = {
     "evaluation": 3,
     "procedural": 3,
     "systems": 4,
-    "training": 5,
-    "viewer": 5,
-    "cli": 6,
-    "__main__": 7,
+    "visualization": 5,
+    "training": 6,
+    "viewer": 6,
+    "cli": 7,
+    "__main__": 8,
 }
 # Files that may import nothing of the package but their own package.
 CLOSED = ("ops", "diffusion", "cameras")

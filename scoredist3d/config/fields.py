@@ -18,9 +18,9 @@ import dataclasses
 import functools
 import sys
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from scoredist3d.config.schedule import Schedule
 
@@ -90,12 +90,14 @@ def option(
     example: str = "",
     file: bool = False,
     aliases: Sequence[str] = (),
+    choices: Callable[[], Sequence[str]] | None = None,
 ) -> Any:
     """A leaf field. Bounds apply to a number, to every element of a list or tuple, and to every value of a schedule.
 
     Lists, dicts and schedules as defaults are copied per instance. Without a default the field is required; ``example``
-    is then shown where it is missing. ``file`` says that the text names a file that a run reads. ``aliases`` are earlier
-    keys of the field, which keep working in config files and overrides.
+    is then shown where it is missing. ``file`` says that the text names a file that a run reads. ``aliases`` are
+    earlier keys of the field, which keep working in config files and overrides. ``choices`` returns the texts that the
+    field accepts; it is called at validation, because user packages may register more of them.
     """
     metadata = {
         "help": help,
@@ -103,12 +105,25 @@ def option(
         "example": example,
         "file": file,
         "aliases": tuple(aliases),
+        "choices": choices,
     }
     if default is MISSING:
         return dataclasses.field(metadata=metadata, kw_only=True)
     if isinstance(default, (list, dict)):
         return dataclasses.field(default_factory=default.copy, metadata=metadata, kw_only=True)
     return dataclasses.field(default=default, metadata=metadata, kw_only=True)
+
+
+def accepted_type(field: dataclasses.Field[Any], hint: Any) -> Any:
+    """The type that values of a field must have: ``hint``, with ``str`` narrowed to the field's choices, if it has any.
+
+    ``hint`` is the field's resolved type, ``str`` or ``list[str]`` if the field has choices.
+    """
+    choices = field.metadata.get("choices")
+    if choices is None:
+        return hint
+    name: Any = Literal.__getitem__(tuple(choices()))
+    return {str: name, list[str]: list[name]}[hint]
 
 
 def component(kind: str, default_type: str | None, help: str = "") -> Any:

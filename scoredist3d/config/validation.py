@@ -19,7 +19,7 @@ import yaml
 from scoredist3d import registry
 from scoredist3d.config.coercion import NUMBER, Problem, parse_leaf, shown
 from scoredist3d.config.experiment import ExperimentConfig
-from scoredist3d.config.fields import MISSING, ComponentConfig, ConfigError, field_types
+from scoredist3d.config.fields import MISSING, ComponentConfig, ConfigError, accepted_type, field_types
 from scoredist3d.config.loader import MISSING_MARK, escape_interpolations, is_bare, merge, merge_layers, resolve
 from scoredist3d.config.schedule import Schedule
 from scoredist3d.paths import find_shipped
@@ -270,7 +270,7 @@ class _Walker:
                 return self.missing(field, path)
             value = default
         try:
-            return parse_leaf(hint, value, field.metadata.get("bounds", {}), self.nested)
+            return parse_leaf(accepted_type(field, hint), value, field.metadata.get("bounds", {}), self.nested)
         except Problem as problem:
             self.report(_join(path, problem.where), str(problem))
             return None

@@ -1,1 +1,1 @@
-"""Measuring results: the probe network and image statistics."""
+"""Measurements of results: image statistics and distances between surfaces."""

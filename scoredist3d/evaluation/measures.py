@@ -1,6 +1,6 @@
-"""Statistics of sets of pictures: colourfulness, fine detail, spread, and distance to real renders.
+"""Statistics of sets of images: saturation, fine detail, diversity, and distance to real renders.
 
-Pictures are (N, H, W, 3) in [0, 1]; features are (N, F), those of the probe in the benchmarks.
+Images are (N, H, W, 3) in [0, 1]. Features are (N, F); the benchmarks use those of the probe.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from scoredist3d.procedural import CATEGORIES, COLORS, Objects, captions_for, re
 
 
 def saturation(images: Tensor) -> Tensor:
-    """(N,), mean of HSV's S = 1 - min / max over the pixels; 0 where a pixel is black."""
+    """Mean HSV saturation S = 1 - min / max over the pixels of each image, (N,); S is 0 for black pixels."""
     high, low = images.amax(-1), images.amin(-1)
     return torch.where(high > 0, 1.0 - low / high.clamp_min(1e-8), 0.0).mean((1, 2))
 
 
 def high_frequency_share(images: Tensor) -> Tensor:
-    """(N,), share of the luminance's power, its mean left out, at more than 0.25 cycles per pixel (half of Nyquist).
+    """Share of the luminance's power above 0.25 cycles per pixel, half the Nyquist frequency, of each image, (N,).
 
-    The radius of the frequency counts, so the corners of the spectrum are included. A picture that is uniform to
-    rounding (standard deviation below 1e-6) has share 0.
+    The mean of the luminance is excluded. The limit applies to the radial frequency, so the corners of the spectrum are
+    included. An image that is uniform up to rounding (standard deviation below 1e-6) has share 0.
     """
     luminance = images @ images.new_tensor([0.299, 0.587, 0.114])
     power = torch.fft.fft2(luminance - luminance.mean((1, 2), keepdim=True)).abs().square()
@@ -40,18 +40,18 @@ def high_frequency_share(images: Tensor) -> Tensor:
 def kernel_distance(x: Tensor, y: Tensor) -> float:
     """Unbiased squared maximum mean discrepancy under k(a, b) = (a.b / F + 1)^3, the KID of arXiv 1801.01401 (eq. 4).
 
-    Its mean is 0 for two samples of one distribution, so single values may be negative.
+    Its expectation is 0 for two samples of one distribution, so single values can be negative.
 
     Args:
         x: (N, F), N >= 2.
         y: (M, F), M >= 2.
 
     Raises:
-        ValueError: Fewer than two rows on one side.
+        ValueError: ``x`` or ``y`` has fewer than two rows.
     """
     n, m = len(x), len(y)
     if min(n, m) < 2:
-        raise ValueError(f"a kernel distance needs two or more pictures on each side, got {n} and {m}")
+        raise ValueError(f"kernel_distance: both sets need at least two images, got {n} and {m}")
     x, y = x.double(), y.double()
 
     def kernel(a: Tensor, b: Tensor) -> Tensor:
@@ -63,26 +63,27 @@ def kernel_distance(x: Tensor, y: Tensor) -> float:
 
 
 def pair_distance(features: Tensor) -> float:
-    """Mean Euclidean distance over all pairs of (N, F) rows.
+    """Mean Euclidean distance between all pairs of rows of (N, F) features.
 
     Raises:
         ValueError: Fewer than two rows.
     """
     if len(features) < 2:
-        raise ValueError("a distance between pictures needs two or more of them")
+        raise ValueError(f"pair_distance: at least two images are needed, got {len(features)}")
     return float(torch.nn.functional.pdist(features.double()).mean())
 
 
 def label_entropy(labels: Tensor) -> float:
-    """Plug-in entropy in nats of (N,) labels: at most log N."""
+    """Plug-in estimate of the entropy of (N,) labels, in nats; at most log N."""
     shares = labels.unique(return_counts=True)[1].double() / len(labels)
     return float(-(shares * shares.log()).sum())
 
 
 def expected_entropy(labels: Tensor, count: int, *, draws: int = 500, seed: int = 0) -> float:
-    """Mean :func:`label_entropy` of ``count`` labels drawn from (M,) labels with replacement.
+    """Mean :func:`label_entropy` of ``count`` labels drawn with replacement from (M,) labels.
 
-    What a set of that size can be expected to have: small sets look less varied than large ones of the same source.
+    This is the value to compare a set of ``count`` images with, because the estimate is lower for smaller sets of the
+    same source.
     """
     generator = torch.Generator().manual_seed(seed)
     index = torch.randint(len(labels), (draws, count), generator=generator)
@@ -95,17 +96,17 @@ def expected_entropy(labels: Tensor, count: int, *, draws: int = 500, seed: int 
 def objects_of_caption(
     category: str, color: str | None, count: int, *, seed: int = 0, device: torch.device | str = "cpu"
 ) -> Objects:
-    """``count`` objects as the training data pairs them with the caption "a COLOUR CATEGORY", or "a CATEGORY".
+    """Sample ``count`` objects that the training data pairs with the caption "a COLOR CATEGORY" or "a CATEGORY".
 
-    Objects of the category are drawn and captioned until that many captions have said these attributes and no others:
-    what a caption leaves out is not uniform (plain objects need no second colour to be named).
+    Objects of the category are drawn and captioned until ``count`` captions state these attributes and no others. The
+    attributes that a caption leaves out are not uniform: objects with one color, for example, never state a second one.
 
     Raises:
-        ValueError: No such category or colour.
+        ValueError: The category or color does not exist.
     """
     for name, value, known in (("category", category, CATEGORIES), ("color", color or COLORS[0], COLORS)):
         if value not in known:
-            raise ValueError(f"{name} {value!r} is not known; known are {', '.join(known)}")
+            raise ValueError(f"{name}: {value!r} does not exist; choose one of {', '.join(known)}")
     said = {"category": True, "color": color is not None}
     generator, rng = torch.Generator().manual_seed(seed), random.Random(seed)
     kept: list[Objects] = []
@@ -124,12 +125,15 @@ def objects_of_caption(
 
 @torch.no_grad()
 def real_pictures(objects: Objects, cameras: Cameras, *, white: bool, seed: int = 0) -> Tensor:
-    """(N, H, W, 3): object i seen by camera i, over white, or over white or a random grey as in the training data."""
+    """Renders of object i by camera i, (N, H, W, 3).
+
+    The background is white, or with ``white=False`` white or a random gray, as in the training data.
+    """
     count, device = len(objects), objects.device
     background = torch.ones(count, 3, device=device)
     if not white:
         generator = torch.Generator().manual_seed(seed)
-        grey = 0.1 + 0.9 * torch.rand(count, generator=generator)
-        is_grey = torch.rand(count, generator=generator) < 0.5
-        background = torch.where(is_grey, grey, torch.ones(count))[:, None].expand(-1, 3).to(device)
+        gray = 0.1 + 0.9 * torch.rand(count, generator=generator)
+        is_gray = torch.rand(count, generator=generator) < 0.5
+        background = torch.where(is_gray, gray, torch.ones(count))[:, None].expand(-1, 3).to(device)
     return render_objects(objects, cameras).over(background).clamp(0.0, 1.0)

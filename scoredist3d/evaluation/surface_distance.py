@@ -1,4 +1,4 @@
-"""How far a recovered surface is from the true one."""
+"""Distances between a reconstructed surface and the true one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from scoredist3d.procedural import Objects, cast_rays
 
 
 def sphere_cameras(count: int, *, distance: float, fovy_deg: float, size: int, turn: float = 0.0) -> Cameras:
-    """``count`` cameras all around (golden spiral), looking at the origin; ``turn`` in (0, 1) gives others."""
+    """``count`` cameras on a golden spiral around the origin, looking at it.
+
+    ``turn`` rotates the spiral, in units of its azimuth step; values in (0, 1) give other views.
+    """
     index = torch.arange(count, dtype=torch.float32) + 0.5
     elevation = torch.rad2deg(torch.asin(1.0 - 2.0 * index / count))
     azimuth = (360.0 * ((index + turn) * (math.sqrt(5.0) - 1.0) / 2.0)) % 360.0
@@ -23,7 +26,7 @@ def sphere_cameras(count: int, *, distance: float, fovy_deg: float, size: int, t
 
 
 def visible_points(object: Objects, *, views: int = 64, size: int = 64, distance: float = 3.2) -> Tensor:
-    """(P, 3) points of one procedural object's surface that cameras all around can see."""
+    """Points (P, 3) on the surface of one procedural object that are visible from outside."""
     cameras = sphere_cameras(views, distance=distance, fovy_deg=40.0, size=size).to(object.device)
     points = []
     for index in range(views):
@@ -36,7 +39,7 @@ def visible_points(object: Objects, *, views: int = 64, size: int = 64, distance
 
 
 def mesh_points(mesh: Mesh, count: int, generator: np.random.Generator) -> np.ndarray:
-    """(count, 3) points spread evenly over a mesh's area."""
+    """Random points (count, 3), distributed uniformly over the area of a mesh."""
     area = mesh.face_areas
     face = generator.choice(len(area), count, p=area / area.sum())
     weights = generator.dirichlet((1.0, 1.0, 1.0), count)
@@ -45,7 +48,10 @@ def mesh_points(mesh: Mesh, count: int, generator: np.random.Generator) -> np.nd
 
 
 def chamfer_distance(first: np.ndarray, second: np.ndarray) -> float:
-    """Mean of the mean nearest-neighbour distances of (N, 3) to (M, 3) and back, in scene units (not squared)."""
+    """Chamfer distance between point sets (N, 3) and (M, 3), in scene units.
+
+    It is the mean of the two directed mean nearest-neighbor distances, which are not squared.
+    """
     from scipy.spatial import cKDTree
 
     return 0.5 * float(cKDTree(second).query(first)[0].mean() + cKDTree(first).query(second)[0].mean())

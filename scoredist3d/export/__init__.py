@@ -1,4 +1,4 @@
-"""From an object to files: surface, simplification, UV atlas, baked textures; GLB, OBJ, PLY, STL, USDZ, splats; video.
+"""Export of objects to files: surface extraction, simplification, UV unwrapping, texture baking, file formats, video.
 
-Modules import their heavy packages where they use them, so listing exporters stays cheap.
+Modules import heavy packages inside the functions that use them, so listing the exporters is fast.
 """

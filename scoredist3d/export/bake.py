@@ -1,4 +1,4 @@
-"""Texture baking: the look of the object at the surface point of every texel."""
+"""Texture baking: the object's surface channels at the surface point of every texel."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from scoredist3d.meshes.occlusion import ambient_occlusion
 from scoredist3d.meshes.tangents import corner_tangents
 from scoredist3d.meshes.texels import Texels, fill_uncovered, rasterize, texel_points
 
-_LEAST_NORMAL_Z = 0.05  # a normal map cannot hold normals that look away from the surface
+_LEAST_NORMAL_Z = 0.05  # a normal map cannot store normals that point into the surface
 
 
 @dataclass(frozen=True)
 class Textures:
-    """Square textures of one mesh, uint8, row 0 on top; ``None`` where the object has no such channel.
+    """Square uint8 textures of one mesh with row 0 at the top; ``None`` for channels that the object does not have.
 
     Attributes:
-        base_color: (S, S, 3), display sRGB, which is what glTF's base colour texture holds.
+        base_color: (S, S, 3), display sRGB, as in the base color texture of glTF.
         roughness: (S, S), linear.
         metallic: (S, S), linear.
         occlusion: (S, S), linear.
@@ -36,7 +36,7 @@ class Textures:
 
     @property
     def has_surface(self) -> bool:
-        """Whether roughness or metallic vary."""
+        """Whether there is a roughness or metallic texture."""
         return self.roughness is not None or self.metallic is not None
 
 
@@ -51,23 +51,23 @@ def bake_textures(
     chunk: int = 131072,
     progress: Progress | None = None,
 ) -> Textures:
-    """All channels that the object has, on an unwrapped mesh.
+    """Bake all channels of an object into the textures of an unwrapped mesh.
 
-    Texels outside all faces take the value of the nearest baked one: mip-maps then show no seams.
+    Texels outside all faces get the value of the nearest baked texel, so that mipmaps show no seams.
 
     Args:
-        shape: Asked once per covered texel.
-        mesh: Unwrapped.
+        shape: The object; it is queried once per covered texel.
+        mesh: Mesh with texture coordinates.
         size: Side of the textures in texels.
-        detail: The surface before simplification: its normals, or the object's shading normals on top of them, become a
-            normal map. Without it there is one only where the object has shading normals of its own.
-        normals: Bake a normal map where there is something to bake.
-        occlusion: Bake ambient occlusion where the object gives none itself.
+        detail: The surface before simplification. Its normals, modified by the object's shading normals, become the
+            normal map. Without it, a normal map is baked only if the object has shading normals.
+        normals: Whether to bake a normal map.
+        occlusion: Whether to bake ambient occlusion if the object does not provide it.
         chunk: Points per query.
-        progress: Fraction of the texels queried.
+        progress: Receives the fraction of the texels that were queried.
 
     Raises:
-        ValueError: The mesh has no texture coordinates, or values that cannot be.
+        ValueError: The mesh has no texture coordinates, or the object has invalid values.
     """
     texels = rasterize(mesh, size)
     points = texel_points(mesh, texels)
@@ -83,12 +83,12 @@ def bake_textures(
 
 
 def quantize(values: np.ndarray) -> np.ndarray:
-    """[0, 1] to the nearest of 0..255."""
+    """Round values in [0, 1] to uint8."""
     return (values * 255.0 + 0.5).astype(np.uint8)
 
 
 def normals_of(surface: Mesh, points: np.ndarray) -> np.ndarray:
-    """(N, 3) unit normals of the closest points of a surface."""
+    """Unit normals (N, 3) of a surface at its points closest to (N, 3) ``points``."""
     from scoredist3d.ops.mesh.distance import closest_point
 
     vertices, faces = torch.from_numpy(surface.vertices), torch.from_numpy(surface.faces)
@@ -98,13 +98,13 @@ def normals_of(surface: Mesh, points: np.ndarray) -> np.ndarray:
 
 
 def _smooth_normals(mesh: Mesh, texels: Texels) -> np.ndarray:
-    """(M, 3) interpolated vertex normals, as a viewer shades the mesh."""
+    """Interpolated vertex normals (M, 3), with which viewers shade the mesh."""
     corners = mesh.vertex_normals()[mesh.faces[texels.face]]
     return _unit(np.einsum("mk,mkc->mc", texels.barycentric, corners)).astype(np.float32)
 
 
 def _into_tangent_space(mesh: Mesh, texels: Texels, world: np.ndarray) -> np.ndarray:
-    """(M, 3) world normals in the tangent frame that a viewer rebuilds at each texel."""
+    """World normals (M, 3) in the tangent frame that viewers reconstruct at each texel."""
     normal = _smooth_normals(mesh, texels)
     corners = corner_tangents(mesh)[texels.face]
     tangent = np.einsum("mk,mkc->mc", texels.barycentric, corners[..., :3])
@@ -121,7 +121,7 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
 
 
 def _filled(values: dict[str, np.ndarray], texels: Texels, size: int) -> Textures:
-    """Images of the texels' values, all filled at once."""
+    """Textures from the values of the covered texels, with all channels filled at once."""
     names = [field.name for field in fields(Textures) if field.name in values]
     columns = np.concatenate([values[name].reshape(len(texels.index), -1) for name in names], axis=1)
     sheet = np.zeros((size * size, columns.shape[1]), dtype=np.uint8)

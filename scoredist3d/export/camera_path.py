@@ -1,4 +1,4 @@
-"""The cameras of a video as JSON, for other renderers."""
+"""JSON files with the cameras of a video, for use in other renderers."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ from scoredist3d.cameras import Cameras
 from scoredist3d.files import write_json
 
 CONVENTION = (
-    "World right-handed, z up; the object's front looks along +x. Cameras look along their own -z, x right, y up "
-    "(OpenGL); matrices map camera to world, row by row. transform_matrix is c2w under the name that NeRF and "
-    "instant-ngp use for exactly this convention. Angles in radians, fl_x, fl_y, cx, cy in pixels, lengths in scene "
-    "units, time in seconds."
+    "The world is right-handed with z up; the object's front faces +x. Cameras follow OpenGL: they look along -z, with "
+    "x to the right and y up. Matrices map camera to world coordinates and are stored row by row. transform_matrix "
+    "equals c2w; NeRF and instant-ngp use this name for the same convention. Angles are in radians, fl_x, fl_y, cx and "
+    "cy in pixels, lengths in scene units, time in seconds."
 )
 
 
 def camera_path(cameras: Cameras, fps: float) -> dict[str, Any]:
-    """A JSON document with one frame per camera.
+    """JSON document with one frame per camera.
 
-    Beside our own keys (``c2w``, ``fovy``, ``width``, ``height`` per frame) it has those of the ``transforms.json`` of
-    NeRF and instant-ngp: ``camera_angle_x``, ``fl_x``, ``fl_y``, ``cx``, ``cy``, ``w``, ``h`` and per frame
-    ``transform_matrix``. Our world and camera axes are those of that format, so the matrices are equal. The keys of the
-    whole file hold the first camera's field of view.
+    Each frame has the keys ``c2w``, ``fovy``, ``width`` and ``height``. In addition, the document has the keys of the
+    ``transforms.json`` of NeRF and instant-ngp: ``camera_angle_x``, ``fl_x``, ``fl_y``, ``cx``, ``cy``, ``w`` and
+    ``h``, and ``transform_matrix`` in each frame. The world and camera axes of that format are the same as here, so its
+    matrices equal ``c2w``. The field of view at the top level is that of the first camera.
 
     Args:
-        cameras: One per frame.
+        cameras: One camera per frame.
         fps: Frames per second.
 
     Raises:
-        ValueError: No camera, or fps that is not positive.
+        ValueError: There is no camera, or ``fps`` is not positive.
     """
     if len(cameras) == 0:
-        raise ValueError("a camera path needs at least one camera")
+        raise ValueError("cameras: a camera path needs at least one camera")
     if not fps > 0:
         raise ValueError(f"fps must be positive, got {fps}")
     width, height = cameras.width, cameras.height
@@ -59,5 +59,5 @@ def camera_path(cameras: Cameras, fps: float) -> dict[str, Any]:
 
 
 def write_camera_path(path: Path, cameras: Cameras, fps: float) -> Path:
-    """Write :func:`camera_path` as a JSON file, atomically; returns ``path``."""
+    """Write :func:`camera_path` to a JSON file atomically and return ``path``."""
     return write_json(Path(path), camera_path(cameras, fps))

@@ -1,21 +1,23 @@
-"""What an export has to say about the surface it found."""
+"""Warnings about exported surfaces, and the reports on meshes and splats."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from scoredist3d.export.bake import Textures
-from scoredist3d.export.base import ExportReport
+from scoredist3d.export.report import MeshReport, SplatReport
 from scoredist3d.meshes.isosurface_extraction import THRESHOLD_SETTING, FoundSurface
 from scoredist3d.meshes.mesh import Mesh, Topology
+from scoredist3d.meshes.splats import Splats
 
-# Fractions of the surface on the ball's border: worth a note, and nothing but the border.
+# Fractions of the surface that lie on the border of the ball: above the first, the object is reported as cut off; above
+# the second, the whole ball is taken to be solid.
 _CUT, _BORDER = 0.005, 0.5
-_FOG = 0.5  # opacity
+_FOG = 0.5  # opacity below which the object is reported as fog
 
 
-def findings(found: FoundSurface, radius: float) -> list[str]:
-    """Sentences about a field that looks untrained, transparent or cut off; none about shapes that are surfaces."""
+def field_problems(found: FoundSurface, radius: float) -> list[str]:
+    """Warnings about a density field that is untrained, transparent or cut off; none for objects that are surfaces."""
     if found.density_range is None or found.spacing is None or found.opacity is None:
         return []
     notes = []
@@ -30,19 +32,19 @@ def findings(found: FoundSurface, radius: float) -> list[str]:
     cut = float((reach > radius - 0.1 * found.spacing).mean())
     if cut > _BORDER:
         notes.append(
-            f"the surface is the border of the ball of radius {radius:g}: the field is solid throughout, as one that "
+            f"the surface is the border of the ball of radius {radius:g}: the field is solid everywhere, like one that "
             f"was not trained ({seen}); train longer, or set {THRESHOLD_SETTING} to a higher number in that range"
         )
     elif cut > _CUT:
         notes.append(
-            f"{100 * cut:.1f} % of the surface is cut off by the ball of radius {radius:g}; set system.geometry.radius "
-            "higher for a larger one"
+            f"{100 * cut:.1f} % of the surface is cut off by the ball of radius {radius:g}; increase "
+            "system.geometry.radius"
         )
     return notes
 
 
-def not_closed(closed: Topology) -> list[str]:
-    """A sentence on holes and non-manifold edges, if there are any."""
+def surface_problems(closed: Topology) -> list[str]:
+    """A warning about holes, non-manifold edges and inconsistent winding, if there are any."""
     if closed.watertight:
         return []
     problems = [
@@ -50,7 +52,7 @@ def not_closed(closed: Topology) -> list[str]:
         for count, what in (
             (closed.holes, "holes"),
             (closed.nonmanifold_edges, "edges with more than two faces"),
-            (closed.misoriented_edges, "edges whose faces disagree about the outside"),
+            (closed.misoriented_edges, "edges whose faces have inconsistent winding"),
         )
         if count
     ]
@@ -59,27 +61,38 @@ def not_closed(closed: Topology) -> list[str]:
     return [f"the surface is not watertight: {', '.join(problems)}; {advice}"]
 
 
-def metres(mesh: Mesh, scale: float, height: float | None) -> float:
-    """Metres per scene unit: ``scale``, or what makes the mesh ``height`` metres high.
+def meters_per_unit(mesh: Mesh, scale: float, height: float | None) -> float:
+    """Meters per scene unit: ``scale``, or if ``height`` is given, the scale that makes the mesh that many meters high.
 
     Raises:
-        ValueError: A height is wanted of a mesh that has none.
+        ValueError: ``height`` is given and the mesh is flat.
     """
     if height is None:
         return scale
     low, high = mesh.bounds
     if not high[2] > low[2]:
-        raise ValueError("exporter.height: the object is flat, so no scale makes it that high; set exporter.scale")
+        raise ValueError(
+            "exporter.height: the object is flat and cannot be scaled to a height; set exporter.scale instead"
+        )
     return height / float(high[2] - low[2])
 
 
 def mesh_report(
     found: FoundSurface, mesh: Mesh, closed: Topology, dropped: int, scale: float, textures: Textures | None
-) -> ExportReport:
-    """The report of a mesh; sizes, times and notes are filled in later."""
+) -> MeshReport:
+    """Report on a mesh.
+
+    Args:
+        found: The surface as it was extracted.
+        mesh: The simplified mesh.
+        closed: Topology of the simplified mesh.
+        dropped: Number of components removed as floaters.
+        scale: Meters per scene unit in the files.
+        textures: The baked textures, if any.
+    """
     low, high = mesh.bounds
     channels = [] if textures is None else [name for name, image in vars(textures).items() if image is not None]
-    return ExportReport(
+    return MeshReport(
         faces=len(mesh.faces),
         vertices=len(mesh.vertices),
         watertight=closed.watertight,
@@ -90,9 +103,12 @@ def mesh_report(
         threshold=found.threshold,
         density_range=found.density_range,
         bounds=(tuple(low.tolist()), tuple(high.tolist())),
-        bytes={},
-        seconds={},
-        notes=(),
         scale=scale,
         channels=tuple(channels),
     )
+
+
+def splat_report(splats: Splats) -> SplatReport:
+    """Report on a set of Gaussians."""
+    low, high = (bound.values.tolist() for bound in (splats.means.min(dim=0), splats.means.max(dim=0)))
+    return SplatReport(len(splats.means), (tuple(low), tuple(high)))

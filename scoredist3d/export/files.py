@@ -1,4 +1,4 @@
-"""Names that every reader accepts, and sets of files that appear together or not at all."""
+"""Portable file names, and atomic writing of several files."""
 
 from __future__ import annotations
 
@@ -13,18 +13,23 @@ from pathlib import Path
 
 
 def safe_name(name: str, fallback: str = "asset") -> str:
-    """``name`` reduced to ASCII letters, digits, dot, dash and underscore, which every MTL reader accepts."""
+    """``name`` reduced to at most 80 ASCII letters, digits, dots, dashes and underscores.
+
+    Every reader of MTL files accepts such names. If nothing is left, the result is ``fallback``.
+    """
     ascii_name = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
     return re.sub(r"[^A-Za-z0-9._-]+", "-", ascii_name).strip("-.")[:80] or fallback
 
 
 @contextmanager
 def staged_files(folder: Path) -> Iterator[tuple[Path, list[Path]]]:
-    """A staging folder inside ``folder`` for files that belong together.
+    """Context manager that writes several files to ``folder``: either all of them or none.
 
-    Yields the staging folder and an empty list. On success every staged file is moved into ``folder`` in the order in
-    which its name was added to the list (put a file after those it refers to) and the list then holds the final paths.
-    On an exception nothing in ``folder`` has changed.
+    On success, the staged files are moved to ``folder`` in the order of the list, so a file should come after those it
+    refers to; the list then contains the final paths. After an exception, ``folder`` is unchanged.
+
+    Yields:
+        A staging folder, and an empty list to which the caller appends the path of each file it has written there.
     """
     folder.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=".export-", dir=folder))

@@ -1,4 +1,4 @@
-"""From our world to the files' world: axes and units."""
+"""Conversion from world coordinates to the axes and units of files."""
 
 from __future__ import annotations
 
@@ -9,17 +9,20 @@ import numpy as np
 
 
 def to_y_up(vectors: np.ndarray) -> np.ndarray:
-    """(x, y, z) of the file = (y, z, x) of ours: up becomes +y and the object's front, our +x, becomes glTF's +z."""
+    """Convert (N, 3) vectors from z up to y up: (x, y, z) of the file = (y, z, x) of the world.
+
+    The object's front, +x in the world, becomes +z, which is the front in glTF.
+    """
     return np.ascontiguousarray(vectors[:, [1, 2, 0]])
 
 
 @dataclass(frozen=True)
 class Frame:
-    """The axes and the unit of a file.
+    """Axes and unit of a file.
 
     Attributes:
-        up: ``y`` as in :func:`to_y_up`; ``z`` keeps our axes, front +x.
-        scale: File units (metres) per scene unit.
+        up: Upward axis: ``y`` as in :func:`to_y_up`, ``z`` for the axes of the world with the front at +x.
+        scale: File units (meters) per scene unit.
     """
 
     up: Literal["y", "z"] = "y"
@@ -27,15 +30,15 @@ class Frame:
 
     @property
     def comment(self) -> str:
-        """What text headers say; :func:`scoredist3d.meshes.loading.load_mesh` understands it."""
+        """Description of the axes in file headers; :func:`scoredist3d.meshes.loading.load_mesh` interprets it."""
         return "y up, front +z" if self.up == "y" else "z up, front +x"
 
     def points(self, points: np.ndarray) -> np.ndarray:
-        """(N, 3) float32 positions in the file."""
+        """Convert (N, 3) positions to those of the file, float32."""
         return (self.directions(points) * np.float32(self.scale)).astype(np.float32)
 
     def directions(self, vectors: np.ndarray) -> np.ndarray:
-        """(N, 3) directions in the file; lengths stay."""
+        """Convert (N, 3) directions to those of the file, without scaling."""
         return to_y_up(vectors) if self.up == "y" else np.ascontiguousarray(vectors)
 
 

@@ -1,4 +1,4 @@
-"""Images to files: conversion to 8 bit, PNG, labelled grids."""
+"""Image files: conversion to 8 bits, PNG, and labeled grids of images."""
 
 from __future__ import annotations
 
@@ -14,28 +14,34 @@ Image = Tensor | np.ndarray
 
 
 def to_uint8(image: Image) -> np.ndarray:
-    """(H, W, 3) uint8 from (H, W, 3) or (H, W, 1) or (H, W), uint8 or floating point in [0, 1] (clipped).
+    """Convert an image to (H, W, 3) uint8.
+
+    Args:
+        image: (H, W, 3), (H, W, 1) or (H, W), uint8 or floating point; floating-point values are clipped to [0, 1].
 
     Raises:
-        ValueError: Another shape or type, or values that are not finite.
+        ValueError: The shape or type is not one of these, or some values are not finite.
     """
     array = image.detach().float().cpu().numpy() if isinstance(image, Tensor) and image.is_floating_point() else image
     array = np.asarray(array.detach().cpu() if isinstance(array, Tensor) else array)
     if array.ndim == 2:
         array = array[..., None]
     if array.ndim != 3 or array.shape[2] not in (1, 3) or 0 in array.shape:
-        raise ValueError(f"an image has shape (H, W, 3), (H, W, 1) or (H, W), got {tuple(image.shape)}")
+        raise ValueError(f"image: the shape must be (H, W, 3), (H, W, 1) or (H, W), got {tuple(image.shape)}")
     if array.dtype != np.uint8:
         if not np.issubdtype(array.dtype, np.floating):
-            raise ValueError(f"an image is uint8 or floating point, got {array.dtype}")
+            raise ValueError(f"image: the type must be uint8 or floating point, got {array.dtype}")
         if not np.isfinite(array).all():
-            raise ValueError(f"the image holds {int((~np.isfinite(array)).sum())} values that are not finite")
+            raise ValueError(f"image: {int((~np.isfinite(array)).sum())} values are not finite")
         array = (array.clip(0.0, 1.0) * 255.0 + 0.5).astype(np.uint8)
     return np.ascontiguousarray(np.broadcast_to(array, (*array.shape[:2], 3)))
 
 
 def save_png(image: Image, path: Path) -> Path:
-    """Write an image (see :func:`to_uint8`) as PNG, atomically; the parent folder is made. Returns ``path``."""
+    """Write an image (see :func:`to_uint8`) to a PNG file atomically and return ``path``.
+
+    The parent folder is created if absent.
+    """
     from PIL import Image as Pillow
 
     array = to_uint8(image)
@@ -52,23 +58,23 @@ def image_grid(
     gap: int = 2,
     background: int = 255,
 ) -> np.ndarray:
-    """One uint8 image from many, row by row.
+    """Arrange images in a grid, row by row, and return it as one uint8 image.
 
     Args:
-        images: N images (see :func:`to_uint8`) or one (N, H, W, 3) tensor; smaller ones are centred in their cell.
-        columns: The nearest to a square by default.
-        labels: N captions written under the images.
+        images: N images (see :func:`to_uint8`) or one (N, H, W, 3) tensor; smaller images are centered in their cells.
+        columns: Number of columns; by default the grid is as square as possible.
+        labels: N captions below the images.
         gap: Pixels between cells.
-        background: Grey level of gaps and caption strips, 0 to 255.
+        background: Gray level of gaps and captions, 0 to 255.
 
     Raises:
-        ValueError: No image, or another number of labels than images.
+        ValueError: There is no image, or the number of labels differs from that of the images.
     """
     arrays = [to_uint8(image) for image in images]
     if not arrays:
-        raise ValueError("an image grid needs at least one image")
+        raise ValueError("image_grid: at least one image is needed")
     if labels is not None and len(labels) != len(arrays):
-        raise ValueError(f"{len(labels)} labels for {len(arrays)} images")
+        raise ValueError(f"image_grid: got {len(labels)} labels for {len(arrays)} images; give one label per image")
     columns = min(len(arrays), columns or int(np.ceil(np.sqrt(len(arrays)))))
     rows = -(-len(arrays) // columns)
     strip = 14 if labels else 0
@@ -91,7 +97,7 @@ def _caption(text: str, width: int, height: int, background: int) -> np.ndarray:
 
     strip = Pillow.new("RGB", (width, height), (background,) * 3)
     ink = 0 if background > 127 else 255
-    # Pillow's built-in font is Latin-1 only where FreeType is missing.
+    # Without FreeType, Pillow's built-in font has only the characters of Latin-1.
     printable = text.encode("latin-1", "replace").decode("latin-1")
     ImageDraw.Draw(strip).text((2, 1), printable, fill=(ink,) * 3)
     return np.asarray(strip)

@@ -1,4 +1,4 @@
-"""Streaming video files."""
+"""Video files, written frame by frame."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 def ffmpeg_available() -> bool:
-    """Whether imageio-ffmpeg and its ffmpeg binary can be used."""
+    """Whether imageio-ffmpeg and an ffmpeg executable are available."""
     try:
         import imageio_ffmpeg
 
@@ -31,15 +31,17 @@ SUFFIXES = (".mp4", ".gif", ".webp")
 
 
 class VideoWriter:
-    """Writes frames to a video as they come; the path's suffix says which: mp4, gif or webp.
+    """Writer of video files in the format of the path's suffix: mp4, gif or webp.
 
-    An mp4 is H.264, yuv420p, BT.709, with its index in front so that browsers start at once. An animated GIF or WebP
-    repeats for ever; GIF has 256 colours per frame and hundredths of a second per frame.
+    MP4 files are H.264, yuv420p, BT.709, with the index at the start, so that browsers play them without delay.
+    Animated GIF and WebP files repeat forever; GIF is limited to 256 colors per frame and to frame times in multiples
+    of 1/100 second.
 
-    Use as a context manager; the file appears when the block ends without an exception, under :attr:`path`. Frames go
-    straight to the encoder or a file on disk, so memory does not grow with their number. Odd sizes of an mp4 are padded
-    by repeating the last row or column. Without ffmpeg an mp4 becomes an animated WebP of the same stem (GIF where
-    Pillow lacks WebP): :attr:`path` then has another suffix and :attr:`note` says so. ::
+    The writer is a context manager. The file appears at :attr:`path` when the block ends without an exception. Frames
+    are passed to the encoder or to a temporary file immediately, so memory does not grow with their number. If the
+    width or height of an MP4 is odd, the last column or row is repeated. Without ffmpeg, an animated WebP (or GIF, if
+    Pillow lacks WebP) is written instead of an MP4: :attr:`path` then has another suffix and :attr:`note` gives the
+    reason. ::
 
         with VideoWriter(folder / "turntable.mp4", fps=30) as video:
             for frame in frames:
@@ -47,12 +49,12 @@ class VideoWriter:
         print(video.path)
 
     Args:
-        path: Target, ``.mp4``, ``.gif`` or ``.webp``; its folder is made.
+        path: Target file, ``.mp4``, ``.gif`` or ``.webp``; its folder is created if absent.
         fps: Frames per second.
-        crf: H.264 quality, lower is better; 18 is visually lossless.
+        crf: Constant rate factor of H.264: lower values give higher quality; 18 is visually lossless.
 
     Raises:
-        ValueError: fps that is not positive, or another suffix.
+        ValueError: ``fps`` is not positive, or the suffix is not supported.
     """
 
     def __init__(self, path: Path, fps: float = 30.0, *, crf: int = 18) -> None:
@@ -60,7 +62,7 @@ class VideoWriter:
             raise ValueError(f"fps must be positive, got {fps}")
         self.path, self.fps, self.crf = Path(path), float(fps), crf
         if self.path.suffix not in SUFFIXES:
-            raise ValueError(f"a video ends in {', '.join(SUFFIXES)}, got {self.path.name}")
+            raise ValueError(f"the name of a video must end in {', '.join(SUFFIXES)}, got {self.path.name}")
         self._even = self.path.suffix == ".mp4"
         self.note = ""
         self.num_frames = 0
@@ -72,11 +74,11 @@ class VideoWriter:
         return self
 
     def add(self, frame: Image) -> None:
-        """Append a frame: (H, W, 3) uint8 or floating point in [0, 1].
+        """Append a frame, (H, W, 3), uint8 or floating point in [0, 1].
 
         Raises:
-            ValueError: Another shape than the first frame's, or values that are not finite.
-            OSError: The encoder died.
+            ValueError: The shape differs from that of the first frame, or some values are not finite.
+            OSError: The encoder failed.
         """
         array = to_uint8(frame)
         if self._encoder is None:
@@ -84,7 +86,7 @@ class VideoWriter:
             self._encoder = self._open(*self._padded(array).shape[:2])
         if array.shape != self._shape:
             raise ValueError(
-                f"every frame of a video has the size of the first, {self._shape[:2]}, got {array.shape[:2]}"
+                f"all frames of a video must have the size of the first, {self._shape[:2]}, got {array.shape[:2]}"
             )
         self._encoder.add(self._padded(array))
         self.num_frames += 1
@@ -94,7 +96,7 @@ class VideoWriter:
     ) -> None:
         if self._encoder is None:
             if kind is None:
-                raise ValueError(f"no frame was added to {self.path.name}")
+                raise ValueError(f"{self.path.name}: no frame was added; add at least one")
             return
         temporary = self._encoder.temporary
         try:
@@ -105,7 +107,7 @@ class VideoWriter:
             temporary.unlink(missing_ok=True)
 
     def _padded(self, frame: np.ndarray) -> np.ndarray:
-        """Even sizes for the codec of an mp4."""
+        """The frame, padded to even sizes as the codec of MP4 files requires."""
         height, width = (size % 2 if self._even else 0 for size in frame.shape[:2])
         return np.pad(frame, ((0, height), (0, width), (0, 0)), mode="edge")
 
@@ -117,7 +119,7 @@ class VideoWriter:
         from PIL import features
 
         self.path = self.path.with_suffix(".webp" if features.check("webp") else ".gif")
-        self.note = f"ffmpeg was not found, so the video is {self.path.name}; `pip install imageio-ffmpeg` gives an mp4"
+        self.note = f"ffmpeg was not found, so the video is {self.path.name}; for an mp4, `pip install imageio-ffmpeg`"
         logger.warning(self.note)
         return _Pillow(_beside(self.path), height, width, self.fps)
 
@@ -127,13 +129,13 @@ def _beside(path: Path) -> Path:
 
 
 class _Ffmpeg:
-    """Pipes frames to ffmpeg."""
+    """Encoder that pipes frames to ffmpeg."""
 
     def __init__(self, temporary: Path, height: int, width: int, fps: float, crf: int) -> None:
         import imageio_ffmpeg
 
         self.temporary = temporary
-        # Untagged files are decoded with BT.601 or BT.709 depending on the player and size: convert to one and say so.
+        # Players decode untagged files with BT.601 or BT.709, depending on the size: convert to one of them and tag it.
         color = ["-vf", "scale=out_color_matrix=bt709:out_range=tv"]
         color += ["-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709", "-color_range", "tv"]
         self.pipe: Generator[None, bytes | np.ndarray | None, None] = imageio_ffmpeg.write_frames(
@@ -149,27 +151,35 @@ class _Ffmpeg:
         self.pipe.send(None)
 
     def add(self, frame: np.ndarray) -> None:
+        """Encode a frame, (H, W, 3) uint8."""
         self.pipe.send(np.ascontiguousarray(frame))
 
     def close(self, finish: bool) -> None:
+        """End the encoding; the file is complete if ``finish`` is true.
+
+        Raises:
+            OSError: ffmpeg failed.
+        """
         self.pipe.close()
         if finish and not (self.temporary.exists() and self.temporary.stat().st_size > 0):
             raise OSError(f"ffmpeg wrote no video to {self.temporary}")
 
 
 class _Pillow:
-    """Spools raw frames to an unnamed file on disk and encodes them at the end: Pillow wants all of them at once."""
+    """Encoder that collects raw frames in an unnamed file, because Pillow encodes all frames at once."""
 
     def __init__(self, temporary: Path, height: int, width: int, fps: float) -> None:
         self.temporary, self.size, self.fps, self.count = temporary, (height, width), fps, 0
         self.spool = tempfile.TemporaryFile(dir=temporary.parent)  # noqa: SIM115 closed in close()
 
     def add(self, frame: np.ndarray) -> None:
+        """Store a frame, (H, W, 3) uint8."""
         opaque = np.full((*self.size, 1), 255, dtype=np.uint8)
         self.spool.write(np.concatenate([frame, opaque], axis=2).tobytes())
         self.count += 1
 
     def close(self, finish: bool) -> None:
+        """Encode the stored frames if ``finish`` is true, and delete them."""
         from PIL import Image as Pillow
 
         with self.spool:
@@ -178,7 +188,7 @@ class _Pillow:
             self.spool.flush()
             height, width = self.size
             frames = np.memmap(self.spool, dtype=np.uint8, mode="r", shape=(self.count, height, width, 4))
-            # frombuffer with this mode and layout does not copy: the frames stay on disk until they are encoded.
+            # With this mode and layout, frombuffer does not copy: frames stay on disk until they are encoded.
             images = [Pillow.frombuffer("RGBA", (width, height), frame, "raw", "RGBA", 0, 1) for frame in frames]
             images[0].save(
                 self.temporary,

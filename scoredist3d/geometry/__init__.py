@@ -1,25 +1,43 @@
-"""Geometries: fields, surfaces and Gaussians in the object's ball."""
+"""Geometries: density fields, signed distance fields, surface meshes and 3D Gaussians."""
 
 from scoredist3d.geometry.base import (
+    DensificationStrategy,
     Field,
     GaussianCloud,
     GaussianSet,
     Geometry,
     GeometryInit,
     GeometryOutput,
+    ScreenSpaceMeans,
     SignedDistanceField,
     Surface,
     SurfaceMesh,
     SurfacePoints,
 )
+from scoredist3d.geometry.protocols import (
+    HasDensity,
+    HasGaussians,
+    HasSDFGrid,
+    HasSignedDistance,
+    HasSurface,
+    Initializable,
+)
 
 __all__ = [
+    "DensificationStrategy",
     "Field",
     "GaussianCloud",
     "GaussianSet",
     "Geometry",
     "GeometryInit",
     "GeometryOutput",
+    "HasDensity",
+    "HasGaussians",
+    "HasSDFGrid",
+    "HasSignedDistance",
+    "HasSurface",
+    "Initializable",
+    "ScreenSpaceMeans",
     "SignedDistanceField",
     "Surface",
     "SurfaceMesh",

@@ -1,12 +1,13 @@
-"""What every geometry offers to renderers, losses, exporters and later stages."""
+"""Base classes of geometries, and the tensors that geometries hand to renderers, losses and later stages."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,20 +17,20 @@ from scoredist3d.meshes.mesh import Mesh
 from scoredist3d.meshes.splats import Splats
 from scoredist3d.seeding import Rng
 
-if TYPE_CHECKING:
-    from scoredist3d.ops.splatting.splat import Projected
+PointFunction = Callable[[Tensor], Tensor]
+"""World points (N, 3) to feature vectors (N, F)."""
 
 
 @dataclass(frozen=True)
 class GeometryOutput:
-    """A field at ``N`` points.
+    """Values of a field at ``N`` points.
 
     Attributes:
         density: (N,), extinction per scene unit, >= 0.
-        features: (N, F), unbounded; the material turns them into colour.
-        normal: (N, 3) unit vectors pointing out of the object, or ``None`` where not asked for.
-        sdf: (N,), signed distance, negative inside, scene units; of signed distance fields only.
-        gradient: (N, 3), of ``sdf``, as long as it is; of signed distance fields, where normals were asked for.
+        features: (N, F), unbounded; the material turns them into color.
+        normal: (N, 3), outward unit normals; ``None`` if not requested.
+        sdf: (N,), signed distance in scene units, negative inside; ``None`` for density fields.
+        gradient: (N, 3), gradient of ``sdf``, not normalized; ``None`` without ``sdf`` or without ``normal``.
     """
 
     density: Tensor
@@ -41,17 +42,17 @@ class GeometryOutput:
 
 @dataclass(frozen=True)
 class SurfaceMesh:
-    """A triangle mesh inside of an optimisation.
+    """A differentiable triangle mesh.
 
     Attributes:
         vertices: (V, 3), world, differentiable in the geometry's parameters.
         faces: (F, 3) int64, counter-clockwise seen from outside.
-        uvs: (T, 2) texture coordinates, origin at the bottom left of the image, or None.
+        uvs: (T, 2), texture coordinates with the origin at the bottom left of the image, or None.
         uv_faces: (F, 3) int64, indices into ``uvs``, or None.
-        fixed_topology: The faces are the same at every step, so that what is derived from them may be kept.
-        rest: (V, 3), where the vertices of a fixed topology were at the start, or None.
-        deviation: (D,), how unequal the distances of a dual vertex to what it is the mean of are, scene units; of dual
-            surfaces only.
+        fixed_topology: Whether the faces are the same at every step, so that results derived from them can be cached.
+        rest: (V, 3), the undeformed vertices of a mesh with fixed topology, or None.
+        deviation: (D,), for each dual vertex of a dual surface, the mean absolute deviation of its distances to the
+            points that it averages, scene units; otherwise None.
     """
 
     vertices: Tensor
@@ -62,14 +63,27 @@ class SurfaceMesh:
     rest: Tensor | None = None
     deviation: Tensor | None = None
 
+    def to_mesh(self) -> Mesh:
+        """A detached copy in numpy."""
+
+        def array(values: Tensor, dtype: type) -> np.ndarray:
+            return values.detach().cpu().numpy().astype(dtype)
+
+        return Mesh(
+            array(self.vertices, np.float32),
+            array(self.faces, np.int64),
+            uvs=None if self.uvs is None else array(self.uvs, np.float32),
+            uv_faces=None if self.uv_faces is None else array(self.uv_faces, np.int64),
+        )
+
 
 @dataclass(frozen=True)
 class SurfacePoints:
-    """``N`` points on a surface mesh, as a rasteriser finds them.
+    """``N`` points on a surface mesh, as found by a rasterizer.
 
     Attributes:
         points: (N, 3), world.
-        uv: (N, 2) or None where the mesh has no texture coordinates.
+        uv: (N, 2), texture coordinates; None for a mesh without them.
     """
 
     points: Tensor
@@ -78,14 +92,14 @@ class SurfacePoints:
 
 @dataclass(frozen=True)
 class GaussianSet:
-    """``N`` 3D Gaussians inside of an optimisation.
+    """``N`` differentiable 3D Gaussians.
 
     Attributes:
         means: (N, 3), world.
-        scales: (N, 3), standard deviations, scene units, > 0.
-        quaternions: (N, 4), w first; normalised by whoever uses them.
+        scales: (N, 3), standard deviations along the local axes, scene units, > 0.
+        quaternions: (N, 4), rotations from local to world axes, w first, not necessarily normalized.
         opacities: (N,), in (0, 1).
-        features: (N, F), for the material.
+        features: (N, F), input of the material.
     """
 
     means: Tensor
@@ -96,34 +110,66 @@ class GaussianSet:
 
 
 @dataclass(frozen=True)
-class GeometryInit:
-    """What a geometry can begin with in place of its own initialisation: another stage's object, or a file's.
+class ScreenSpaceMeans:
+    """The means of ``N`` Gaussians in the image planes of ``B`` cameras.
 
     Attributes:
-        mesh: Its surface, world coordinates.
-        features: (N, 3) points -> (N, F) features that give the material its look there; None where it has none.
-        shape: The object itself where it is more than a mesh.
+        means2d: (B, N, 2), pixels; a node of the graph that the backward pass differentiates.
+        visible: (B, N) bool, whether the Gaussian contributes to the image.
+        height, width: Size of the images in pixels.
+    """
+
+    means2d: Tensor
+    visible: Tensor
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
+class GeometryInit:
+    """The object that a geometry is initialized from: the result of another stage, or a mesh file.
+
+    Attributes:
+        mesh: Surface of the object, world coordinates.
+        features: Features that make the material reproduce the object's colors; None if the object has no colors.
+        shape: The object itself, if it is more than a mesh.
     """
 
     mesh: Mesh
-    features: Callable[[Tensor], Tensor] | None = None
+    features: PointFunction | None = None
     shape: Shape | None = None
 
 
-class Geometry(nn.Module, ABC):
-    """An object in the ball of ``radius`` around the origin; nothing is outside of it.
+class DensificationStrategy(Protocol):
+    """Adds and removes elements of a geometry during training, as the strategies of gsplat do."""
 
-    Four kinds differ in what renderers take from them: :class:`Field`, :class:`SignedDistanceField`, :class:`Surface`
-    and :class:`GaussianCloud`. What is declared here all of them have, so that any can be exported and any can start
-    from any other.
+    @property
+    def enabled(self) -> bool:
+        """Whether the number of elements can change."""
+
+    def step_pre_backward(self, projection: ScreenSpaceMeans) -> None:
+        """Retain the gradients that the strategy needs; called for every training render before its backward pass."""
+
+    def step_post_backward(self, step: int, optimizer: torch.optim.Optimizer, rng: Rng) -> None:
+        """Update the elements and their optimizer state; called once after the optimizer's update of ``step``.
+
+        ``rng`` must be equal on all ranks.
+        """
+
+
+class Geometry(nn.Module, ABC):
+    """An object inside the ball of ``radius`` around the origin.
+
+    Every geometry has a density and features at any point, which export and conversion sample. Further capabilities
+    are optional; :mod:`scoredist3d.geometry.protocols` lists them.
 
     Attributes:
-        radius: Scene units.
+        radius: Radius of the ball, scene units.
         num_features: F, the number of feature channels.
-        iso_level: :meth:`density` on the surface where that is known, else None.
-        grows: Parameters may change their sizes while training, which a run on several devices cannot follow.
-        free_options: Names (``key`` or ``key.path``) of options that may change when another run goes on with the
-            state; any other one gives the same numbers another meaning.
+        iso_level: Value of :meth:`density` on the surface; None if it has to be estimated.
+        densification: Strategy that changes the number of elements during training, or None.
+        free_options: Options (``key`` or ``key.path``) that may differ when a run continues from a saved state. A
+            different value of any other option changes the meaning of the saved parameters.
     """
 
     @dataclass
@@ -134,7 +180,7 @@ class Geometry(nn.Module, ABC):
 
     num_features: int
     iso_level: float | None = None
-    grows: bool = False
+    densification: DensificationStrategy | None = None
     free_options: frozenset[str] = frozenset()
 
     def __init__(self, config: Config) -> None:
@@ -149,78 +195,57 @@ class Geometry(nn.Module, ABC):
     def features_at(self, points: Tensor) -> Tensor:
         """(N, F) features at (N, 3) world points on or near the surface."""
 
-    def surface(self) -> Mesh | None:
-        """The surface where the geometry is one, else None."""
-        return None
-
-    def splats(
-        self, colors: Callable[[Tensor], Tensor], harmonics: Callable[[Tensor], Tensor | None] = lambda _: None
-    ) -> Splats | None:
-        """The Gaussians where the geometry is made of them, else None.
-
-        Args:
-            colors: Features (N, F) to colours (N, 3).
-            harmonics: Features (N, F) to the view-dependent part (N, K, 3), or to None.
-        """
-        return None
-
-    def init_from(self, start: GeometryInit, rng: Rng) -> str:
-        """Take over another object's surface and look; returns a sentence on how well that went.
-
-        Raises:
-            ValueError: This geometry cannot.
-        """
-        raise ValueError(f"geometry.type: {type(self).__name__} cannot start from another representation")
+    @property
+    def densifies(self) -> bool:
+        """Whether the sizes of parameters can change during training."""
+        return self.densification is not None and self.densification.enabled
 
     def prepare_loading(self, state: Mapping[str, Tensor]) -> None:
-        """Give parameters and buffers the sizes that they have in ``state`` (names as in the own ``state_dict``).
+        """Resize parameters and buffers to the sizes in ``state`` (names as in this geometry's ``state_dict``).
 
-        Called before every loading, for geometries whose sizes are not those of the config alone; what this geometry
-        can never have is left as it is, so that the comparison of the shapes which follows says so.
+        Called before every loading. Geometries whose sizes depend on more than the config override it. Incompatible
+        shapes are left for the loader to report.
         """
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *arguments: Any) -> None:
-        self.prepare_loading(_below(state_dict, prefix))
+        self.prepare_loading(_without_prefix(state_dict, prefix))
         super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     def update_step(self, step: int) -> None:
-        """Set everything that depends on the optimiser step, from ``step`` alone, so that resuming needs no state."""
-
-    def after_step(self, step: int, optimizer: torch.optim.Optimizer, rng: Rng) -> None:
-        """After the optimiser's update of ``step``: e.g. add or remove elements, together with their moments."""
+        """Set everything that depends on the optimizer step from ``step`` alone, so that resuming needs no state."""
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Optimiser groups ``{"name", "params"}``; the optimiser block may give each name its own learning rate."""
+        """Optimizer groups ``{"name", "params"}``; the optimizer config may give each name its own learning rate."""
         return [{"name": "geometry", "params": list(self.parameters())}]
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters are."""
+        """Device of the parameters."""
         return next(self.parameters()).device
 
 
 class Field(Geometry):
-    """A density and features at every point.
+    """Base class of density fields.
 
-    :meth:`density` tells exporters and later stages where the surface is; :meth:`extinction` is what light meets on its
-    way. For a plain density field both are the same.
+    :meth:`density` locates the surface for export and conversion; :meth:`extinction` is the coefficient that volume
+    rendering integrates. Both are equal for a plain density field.
     """
 
     @abstractmethod
     def forward(self, points: Tensor, *, with_normal: bool = False) -> GeometryOutput:
-        """The field at (N, 3) world points."""
+        """Values of the field at (N, 3) world points."""
 
     def extinction(self, points: Tensor) -> Tensor:
-        """(N,) at (N, 3): ``forward(points).density`` without the features, per scene unit."""
+        """(N,) extinction per scene unit at (N, 3) world points: ``forward(points).density`` without the features."""
         return self.density(points)
 
     def features_at(self, points: Tensor) -> Tensor:
-        """(N, F) at (N, 3)."""
+        """(N, F) features at (N, 3) world points."""
         return self.forward(points).features
 
 
 class SignedDistanceField(Field):
-    """A field whose extinction is a function of a signed distance."""
+    """Base class of fields whose extinction is a function of a signed distance."""
 
     iso_level = 1.0
 
@@ -230,26 +255,27 @@ class SignedDistanceField(Field):
 
     @abstractmethod
     def extinction(self, points: Tensor) -> Tensor:
-        """(N,) at (N, 3), per scene unit, 0 outside the ball."""
+        """(N,) extinction per scene unit at (N, 3) world points, 0 outside the ball."""
 
     @abstractmethod
     def sdf_gradient(self, points: Tensor) -> Tensor:
-        """(N, 3) gradients of :meth:`sdf`, of length 1 where it is a distance; differentiable in the parameters."""
+        """(N, 3) gradients of :meth:`sdf`, of length 1 for an exact distance; differentiable in the parameters."""
 
     def freeze_extinction(self) -> None:
-        """Stop learning how extinction depends on the distance: a renderer with a law of its own asks for it."""
+        """Stop learning the map from distance to extinction; called by renderers with a map of their own (NeuS)."""
 
     def density(self, points: Tensor) -> Tensor:
-        """(N,) exp(-sdf / (0.01 radius)) in the ball: 1 on the surface, a number without a unit.
+        """(N,) exp(-sdf / (0.01 radius)) inside the ball, 0 outside: dimensionless, 1 on the surface.
 
-        The contrast (d - 1) / (d + 1) that locates surfaces is then tanh of the distance, nearly linear close to it.
+        The contrast (d - 1) / (d + 1), by which surfaces are located, then equals tanh(-sdf / (0.02 radius)), which is
+        nearly linear close to the surface.
         """
         exponent = (self.sdf(points) * (-100.0 / self.radius)).clamp(-30.0, 30.0)
         return torch.where(points.norm(dim=-1) <= self.radius, exponent.exp(), 0.0)
 
 
 class Surface(Geometry):
-    """A triangle mesh with features on it."""
+    """Base class of triangle meshes with features."""
 
     @abstractmethod
     def forward(self) -> SurfaceMesh:
@@ -257,32 +283,51 @@ class Surface(Geometry):
 
     @abstractmethod
     def features(self, points: SurfacePoints) -> Tensor:
-        """(N, F) features of points that a rasteriser has found on the mesh of :meth:`forward`."""
+        """(N, F) features of points on the mesh of :meth:`forward`."""
+
+    @torch.no_grad()
+    def surface(self) -> Mesh:
+        """The mesh in numpy."""
+        return self.forward().to_mesh()
 
 
 class GaussianCloud(Geometry):
-    """3D Gaussians with features."""
+    """Base class of sets of 3D Gaussians with features."""
 
     @abstractmethod
     def forward(self) -> GaussianSet:
         """The Gaussians at the current parameters."""
 
-    def observe(self, projected: Projected, height: int, width: int) -> None:
-        """Told by renderers, before the backward pass, of the Gaussians in the image planes of (height, width) images.
+    @torch.no_grad()
+    def splats(
+        self, colors: Callable[[Tensor], Tensor], harmonics: Callable[[Tensor], Tensor | None] = lambda _: None
+    ) -> Splats:
+        """The Gaussians with their colors, for export.
 
-        For what needs the gradients there, e.g. to add Gaussians where the images are wrong.
+        Args:
+            colors: Maps features (N, F) to colors (N, 3).
+            harmonics: Maps features (N, F) to spherical-harmonics coefficients (N, K, 3) above degree 0, or to None.
         """
+        gaussians = self.forward()
+        return Splats(
+            gaussians.means.clone(),
+            gaussians.scales,
+            nn.functional.normalize(gaussians.quaternions, dim=-1),
+            gaussians.opacities,
+            colors(gaussians.features),
+            harmonics(gaussians.features),
+        )
 
 
 def prepare_loading(module: nn.Module, state: Mapping[str, Any]) -> None:
-    """Call :meth:`Geometry.prepare_loading` of every geometry in ``module`` with its part of ``module``'s ``state``."""
+    """Call :meth:`Geometry.prepare_loading` of every geometry in ``module`` with its part of ``state``."""
     for path, part in module.named_modules():
         if isinstance(part, Geometry):
-            part.prepare_loading(_below(state, f"{path}." if path else ""))
+            part.prepare_loading(_without_prefix(state, f"{path}." if path else ""))
 
 
 def fits(module: nn.Module, state: Mapping[str, Any]) -> bool:
-    """Whether ``state`` has the names and shapes of ``module``'s; sizes that may change are made those of ``state``."""
+    """Whether ``state`` has the names and shapes of ``module``'s state; adjustable sizes are first set to its sizes."""
     if module.state_dict().keys() != state.keys():
         return False
     prepare_loading(module, state)
@@ -290,6 +335,6 @@ def fits(module: nn.Module, state: Mapping[str, Any]) -> bool:
     return own.keys() == state.keys() and all(value.shape == state[name].shape for name, value in own.items())
 
 
-def _below(state: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    """The entries whose names start with ``prefix``, without it."""
+def _without_prefix(state: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """The entries whose names start with ``prefix``, without the prefix."""
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}

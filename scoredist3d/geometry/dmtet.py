@@ -18,30 +18,31 @@ from scoredist3d.registry import register
 @register(
     "geometry",
     "dmtet",
-    summary="A mesh from signed distances on a deformable tetrahedral grid.",
+    summary="Mesh extracted from signed distances on a deformable tetrahedral grid.",
     arxiv="2111.04276",
 )
 class DMTet(GridSurface):
-    """Marching tetrahedra over signed distances: the mesh's faces change with them, and so may its topology."""
+    """Marching tetrahedra on signed distances; faces and topology can change during training."""
 
     @dataclass
     class Config(GridSurface.Config):
-        """No further options."""
+        """Options of DMTet: those of surfaces on grids."""
 
     def grid_vertices(self) -> tuple[Tensor, float]:
-        """Of the tetrahedra that reach into the ball."""
+        """Vertices of the tetrahedra that intersect the ball, and their spacing."""
         grid = _grid(self.config.resolution, torch.device("cpu"))
         return self.radius * grid.vertices, self.radius * grid.spacing
 
     def grid_edges(self) -> Tensor:
-        """Of the tetrahedra."""
+        """(E, 2) int32, the edges of the tetrahedra."""
         return _grid(self.config.resolution, self.device).edges
 
     def extract(self, positions: Tensor, sdf: Tensor) -> SurfaceMesh:
-        """By marching tetrahedra."""
+        """The surface by marching tetrahedra."""
         return SurfaceMesh(*marching_tetrahedra(positions, sdf, _grid(self.config.resolution, positions.device)))
 
 
 @lru_cache(maxsize=4)
 def _grid(resolution: int, device: torch.device) -> TetrahedralGrid:
+    """The grid of the unit ball."""
     return tetrahedral_grid(resolution, radius=1.0).to(device)

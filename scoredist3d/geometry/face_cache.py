@@ -1,4 +1,4 @@
-"""What follows from a mesh's faces alone, kept while the tensor lives."""
+"""Cache of values that depend on a mesh's faces alone."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ Result = TypeVar("Result")
 
 
 class FaceCache(Generic[Result]):
-    """Remembers ``function(faces)`` for every tensor that is still alive.
+    """Caches ``function(faces)`` for every faces tensor that is alive.
 
-    The terms of one step share what one of them has found, and a mesh whose faces never change keeps it for good.
+    The loss terms of one step share the result, and a mesh with fixed topology computes it once.
     """
 
     def __init__(self, function: Callable[[Tensor], Result]) -> None:
@@ -22,15 +22,15 @@ class FaceCache(Generic[Result]):
         self._known: dict[int, tuple[weakref.ref[Tensor], int, Result]] = {}
 
     def __call__(self, faces: Tensor) -> Result:
-        """``function(faces)``, computed anew only where this tensor has not been seen or was written to."""
+        """``function(faces)``; computed only if this tensor is new or was modified in place."""
         key = id(faces)
         known = self._known.get(key)
         if known is not None and known[0]() is faces and known[1] == faces._version:
             return known[2]
         result = self._function(faces)
-        # An id is free for another tensor once its owner is gone, so the entry goes with it.
-        gone = weakref.ref(faces, lambda dead: self._forget(key, dead))
-        self._known[key] = (gone, faces._version, result)
+        # The id can be reused once the tensor is deleted, so the entry is deleted with the tensor.
+        reference = weakref.ref(faces, lambda dead: self._forget(key, dead))
+        self._known[key] = (reference, faces._version, result)
         return result
 
     def __len__(self) -> int:

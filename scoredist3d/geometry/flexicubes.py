@@ -1,4 +1,4 @@
-"""FlexiCubes (arXiv 2308.05371): dual surfaces with weights to learn."""
+"""FlexiCubes (arXiv 2308.05371): dual marching cubes with learned weights."""
 
 from __future__ import annotations
 
@@ -20,19 +20,20 @@ from scoredist3d.seeding import Rng
 @register(
     "geometry",
     "flexicubes",
-    summary="A mesh from signed distances on a grid of cubes with learnt weights.",
+    summary="Mesh extracted from signed distances on a grid of cubes with learned weights.",
     arxiv="2308.05371",
 )
 class FlexiCubes(GridSurface):
-    """Dual marching cubes whose vertices can move inside of their cubes: sharp edges and even triangles can be learnt.
+    """Dual marching cubes with 21 learned weights per cube, which move the vertices inside their cubes.
 
-    While training, quads are cut into four triangles, of which gradients flow into all weights; the exported mesh has
-    two. There are 21 weights per cube, which the loss ``dual-deviation`` keeps in order.
+    Sharp edges and well-shaped triangles can thus be learned. During training each quad is split into four triangles,
+    so that all weights receive gradients; in the exported mesh it is split into two. The loss ``dual-deviation``
+    regularizes the weights.
     """
 
     @dataclass
     class Config(GridSurface.Config):
-        """No further options."""
+        """Options of FlexiCubes: those of surfaces on grids."""
 
     def __init__(self, config: Config, *, rng: Rng | None = None, material: Material | None = None) -> None:
         super().__init__(config, rng=rng, material=material)
@@ -40,42 +41,43 @@ class FlexiCubes(GridSurface):
         self.weights = nn.Parameter(torch.zeros(cubes, 21), requires_grad=not config.fix_geometry)
 
     def grid_vertices(self) -> tuple[Tensor, float]:
-        """Of all cubes of the box."""
+        """Vertices of all cubes of the grid, and their spacing."""
         grid = _grid(self.config.resolution, torch.device("cpu"))
         return self.radius * grid.vertices, self.radius * grid.spacing
 
     def grid_edges(self) -> Tensor:
-        """Of the cubes."""
+        """(E, 2) int32, the edges of the cubes."""
         return _edges(self.config.resolution, self.device)
 
     def extract(self, positions: Tensor, sdf: Tensor) -> SurfaceMesh:
-        """By weighted dual marching cubes."""
+        """The surface by weighted dual marching cubes."""
         grid = _grid(self.config.resolution, positions.device)
         mesh = flexicubes(positions, sdf, grid, self.weights, subdivide=torch.is_grad_enabled())
         return SurfaceMesh(mesh.vertices, mesh.faces, deviation=mesh.deviation)
 
     def shape_parameters(self) -> list[nn.Parameter]:
-        """The weights too."""
+        """Distances, deformation and weights."""
         return [*super().shape_parameters(), self.weights]
 
     def set_distances(self, sdf: Tensor) -> None:
-        """With equal weights."""
+        """Set the distances, and reset deformation and weights."""
         super().set_distances(sdf)
         self.weights.zero_()
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Also ``weights``."""
+        """The groups of :class:`GridSurface`, and ``weights``."""
         return [*super().parameter_groups(), {"name": "weights", "params": [self.weights]}]
 
 
 @lru_cache(maxsize=4)
 def _grid(resolution: int, device: torch.device) -> VoxelGrid:
+    """The grid of cubes over [-1, 1]^3."""
     return voxel_grid(resolution).to(device)
 
 
 @lru_cache(maxsize=4)
 def _edges(resolution: int, device: torch.device) -> Tensor:
-    """(E, 2) pairs of neighbouring vertices, of which z changes fastest."""
+    """(E, 2) int32, pairs of neighboring vertices; vertex indices increase fastest along z."""
     ids = torch.arange((resolution + 1) ** 3, dtype=torch.int32, device=device).view([resolution + 1] * 3)
     pairs = [
         torch.stack([ids.narrow(axis, 0, resolution), ids.narrow(axis, 1, resolution)], dim=-1) for axis in range(3)

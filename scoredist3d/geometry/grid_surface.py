@@ -1,4 +1,4 @@
-"""What surfaces extracted from signed distances on a grid share."""
+"""Base class of surfaces that are extracted from signed distances on a grid."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from scoredist3d.config import option
 from scoredist3d.geometry.base import GeometryInit, Surface, SurfaceMesh, SurfacePoints
-from scoredist3d.geometry.mesh_queries import density_of, distance_to, to_mesh
-from scoredist3d.geometry.sdf_init import ShapeStartConfig
+from scoredist3d.geometry.mesh_queries import density_of, distance_to
+from scoredist3d.geometry.sdf_init import SDFInitConfig
 from scoredist3d.geometry.texture_field import PointField
 from scoredist3d.materials.base import Material
 from scoredist3d.meshes.mesh import Mesh
@@ -23,22 +23,29 @@ from scoredist3d.seeding import Rng
 
 logger = logging.getLogger(__name__)
 
-# Distances of a start are cut here, in grid spacings: an optimiser's steps then reach every sign in sensible time.
+# Initial distances are truncated to this many grid spacings, so that the optimizer can flip any sign in a few steps.
 _TRUNCATION = 4.0
-# Vertices move by less than half a spacing, so that no cell can turn over.
-_REACH = 0.49
+# Vertices move by less than half a spacing, so that no cell can invert.
+_MAX_OFFSET = 0.49
 
 
 class GridSurface(Surface):
-    """The surface s = 0 of signed distances s at the vertices of a grid, which may move a little.
+    """The zero level set of signed distances at the vertices of a deformable grid.
 
-    Vertex i is at x_i + 0.49 h tanh(d_i), h the grid's spacing, d_i a parameter. The distance there is a parameter
-    itself or, with ``sdf_source: network``, the starting shape's distance plus radius * f(x_i), f a hash grid and a
-    network (Fantasia3D, arXiv 2303.13873, takes a network too). It is never less than |x_i| - radius, so that the
-    surface is closed and inside the ball. Features come from another hash grid and network at the surface's points.
+    Vertex i is at x_i + 0.49 h tanh(d_i), where h is the grid's spacing and d_i a parameter. Its signed distance is a
+    parameter or, with ``sdf_source: network``, the distance of the initial shape plus radius * f(x_i), where f is a
+    hash grid with a network (as in Fantasia3D, arXiv 2303.13873). Distances are at least |x_i| - radius, which keeps
+    the surface closed and inside the ball. A second hash grid with a network gives the features at surface points.
+
+    Attributes:
+        spacing: h, scene units.
+        vertices: (V, 3), undeformed vertices, world.
+        border: (V,), |x_i| - radius.
+        reach: (V,), maximum displacement of each vertex, scene units.
+        initial_sdf: (V,), distances of the initial shape; only with ``sdf_source: network``.
     """
 
-    # The start is in the state.
+    # These options only decide the initial shape, which the state holds, and which parameters are trained.
     free_options = FREE_OPTIONS | {
         "shape_init",
         "shape_init_size",
@@ -49,31 +56,37 @@ class GridSurface(Surface):
     }
 
     @dataclass
-    class Config(ShapeStartConfig, Surface.Config):
+    class Config(SDFInitConfig, Surface.Config):
         """Options of surfaces on grids."""
 
         num_features: int | None = option(
-            None, "Feature channels handed to the material; as many as it takes where not given.", ge=1
+            None, "Number of feature channels; null uses the number that the material takes.", ge=1
         )
-        resolution: int = option(64, "Grid steps along each side of the cube around the ball, an even number.", ge=8)
+        resolution: int = option(
+            64, "Number of grid cells along each side of the cube around the ball; must be even.", ge=8
+        )
         sdf_source: Literal["vertices", "network"] = option(
-            "vertices", "Each grid vertex has its own distance, or a hash grid and a network give all of them."
+            "vertices", "Signed distances as one parameter per grid vertex, or from a hash grid with a network."
         )
         grid: HashGridConfig = field(
             default_factory=HashGridConfig,
-            metadata={"help": "The encoding of the features, and of sdf_source: network."},
+            metadata={"help": "Hash grid of the features, and of sdf_source: network."},
         )
-        network: NetworkConfig = field(default_factory=NetworkConfig, metadata={"help": "The networks after it."})
-        fix_geometry: bool = option(False, "Keep the surface as it is and train the features alone.")
-        fix_texture: bool = option(False, "Keep the features as they are and train the surface alone.")
+        network: NetworkConfig = field(
+            default_factory=NetworkConfig, metadata={"help": "Network after each hash grid."}
+        )
+        fix_geometry: bool = option(False, "Freeze the surface and train only the features.")
+        fix_texture: bool = option(False, "Freeze the features and train only the surface.")
 
         def validate(self) -> list[str]:
-            """Relations between the options."""
+            """Check relations between the options."""
             problems = super().validate() + grid_problems(self.grid)
             if self.resolution % 2 or self.resolution > 256:
                 problems.append(f"resolution: must be an even number up to 256, got {self.resolution}")
             if self.fix_geometry and self.fix_texture:
-                problems.append("fix_texture: together with fix_geometry nothing is left to train; set one to false")
+                problems.append(
+                    "fix_texture: with fix_geometry, no parameters are left to train; set one of them to false"
+                )
             return problems
 
     iso_level = 1.0
@@ -101,88 +114,88 @@ class GridSurface(Surface):
             self.sdf_network = self._point_field(1, generator)
             self.sdf_network.set_zero()
         self.deform = nn.Parameter(torch.zeros_like(vertices))
-        for parameter in GridSurface.shape_parameters(self):  # those of subclasses do not exist yet
+        for parameter in GridSurface.shape_parameters(self):  # parameters of subclasses do not exist yet
             parameter.requires_grad_(not config.fix_geometry)
         self.texture.requires_grad_(not config.fix_texture)
-        self._kept: tuple[tuple[Any, ...], SurfaceMesh] | None = None
+        self._cached: tuple[tuple[Any, ...], SurfaceMesh] | None = None
         self._was_empty = False
 
     @abstractmethod
     def grid_vertices(self) -> tuple[Tensor, float]:
-        """(V, 3) world positions of the grid's vertices, and their spacing along an axis."""
+        """(V, 3) undeformed grid vertices, world, and their spacing along an axis, scene units."""
 
     @abstractmethod
     def extract(self, positions: Tensor, sdf: Tensor) -> SurfaceMesh:
-        """The surface of distances (V,) at (V, 3)."""
+        """The surface of signed distances (V,) at ``positions`` (V, 3)."""
 
     @abstractmethod
     def grid_edges(self) -> Tensor:
-        """(E, 2) int32, the grid's edges as ids of vertices, each once, on the geometry's device."""
+        """(E, 2) int32, the two vertices of each edge of the grid, on the geometry's device."""
 
     def signed_distances(self) -> Tensor:
-        """(V,) at the grid's vertices, negative inside, scene units; differentiable in the parameters."""
+        """(V,) signed distances at the grid's vertices, negative inside, scene units; differentiable."""
         if self.config.sdf_source == "vertices":
             return torch.maximum(self.sdf, self.border)
         offset = self.sdf_network(self.vertices)[:, 0]
         return torch.maximum(self.initial_sdf + self.radius * offset, self.border)
 
     def shape_parameters(self) -> list[nn.Parameter]:
-        """The parameters that the surface depends on."""
+        """Parameters that determine the surface."""
         return [*self._sdf_parameters(), self.deform]
 
     def forward(self) -> SurfaceMesh:
-        """The mesh at the current parameters; the very same one at every step where the geometry is fixed."""
+        """The mesh at the current parameters; the same object at every step if the geometry is frozen."""
         return self._constant() if self.config.fix_geometry else self._extracted()
 
     def features(self, points: SurfacePoints) -> Tensor:
-        """(N, F) of the texture's field."""
+        """(N, F) features of points on the mesh."""
         return self.features_at(points.points)
 
     def features_at(self, points: Tensor) -> Tensor:
-        """(N, F) at (N, 3)."""
+        """(N, F) features at (N, 3) world points."""
         features: Tensor = self.texture(points)
         return features
 
     def density(self, points: Tensor) -> Tensor:
-        """(N,) exp(-sdf / (0.01 radius)) with the signed distance of the mesh."""
-        return density_of(to_mesh(self._constant()), points, self.radius)
+        """(N,) exp(-sdf / (0.01 radius)) at (N, 3) world points, with the signed distance of the mesh."""
+        return density_of(self.surface(), points, self.radius)
 
     def surface(self) -> Mesh:
-        """The mesh."""
-        return to_mesh(self._constant())
+        """The mesh in numpy."""
+        return self._constant().to_mesh()
 
-    def init_from(self, start: GeometryInit, rng: Rng) -> str:
-        """Signed distances of the start's mesh, no deformation, features by regression near the surface.
+    def init_from(self, source: GeometryInit, rng: Rng) -> str:
+        """Set the distances to those of the source's mesh, and regress the features near its surface.
 
         Raises:
-            ValueError: The start has no faces, or nothing of it is in the ball.
+            ValueError: The source has no faces, or the grid does not resolve it.
         """
-        if not len(start.mesh.faces):
-            raise ValueError("geometry: cannot start from a mesh without faces")
+        if not len(source.mesh.faces):
+            raise ValueError("geometry: the mesh to start from has no faces; check the earlier stage or the file")
         limit = _TRUNCATION * self.spacing
         with torch.no_grad():
-            self.set_distances(distance_to(start.mesh, self.vertices).clamp(-limit, limit))
+            self.set_distances(distance_to(source.mesh, self.vertices).clamp(-limit, limit))
             mesh = self._constant()
         if not len(mesh.faces):
             raise ValueError(
-                f"geometry.resolution: a grid of {self.config.resolution} steps holds nothing of the mesh to start "
-                "from; raise it, or check that the mesh is in the ball of geometry.radius"
+                f"geometry.resolution: a grid of {self.config.resolution} cells does not resolve the mesh to start "
+                "from; raise it, or check that the mesh lies inside the ball of geometry.radius"
             )
-        error = float(distance_to(start.mesh, mesh.vertices).abs().mean())
-        said = f"{len(mesh.faces):,} faces from the grid, on average {error:.2g} from the start's surface"
-        if start.features is None:
-            return said
-        near = points_near(start.mesh, 0.5 * self.spacing, self.vertices)
-        return f"{said}; features fitted to it, {self.texture.fit(start.features, near, rng):.2g} off on average"
+        error = float(distance_to(source.mesh, mesh.vertices).abs().mean())
+        result = f"{len(mesh.faces):,} faces from the grid, at a mean distance of {error:.2g} from the given surface"
+        if source.features is None:
+            return result
+        near = points_near(source.mesh, 0.5 * self.spacing, self.vertices)
+        return f"{result}; features fitted with an RMS error of {self.texture.fit(source.features, near, rng):.2g}"
 
     def update_step(self, step: int) -> None:
-        """Coarse to fine in the encodings."""
+        """Activate the levels of the hash grids that are due at ``step``."""
         self.texture.update_step(step)
         if self.config.sdf_source == "network":
             self.sdf_network.update_step(step)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """``sdf``, ``deform``, and the texture's ``encoding`` and ``network``; what is fixed has no gradient."""
+        """Groups ``sdf``, ``deform``, and ``encoding`` and ``network`` of the features."""
         return [
             {"name": "sdf", "params": self._sdf_parameters()},
             {"name": "deform", "params": [self.deform]},
@@ -191,10 +204,11 @@ class GridSurface(Surface):
         ]
 
     def _sdf_parameters(self) -> list[nn.Parameter]:
+        """Parameters that determine the signed distances."""
         return [self.sdf] if self.config.sdf_source == "vertices" else list(self.sdf_network.parameters())
 
     def set_distances(self, sdf: Tensor) -> None:
-        """Make the distances at the grid's vertices ``sdf`` (V,), and undo what else has been learnt of the shape."""
+        """Set the distances at the grid's vertices to ``sdf`` (V,), and reset all other shape parameters."""
         self.deform.zero_()
         if self.config.sdf_source == "vertices":
             self.sdf.copy_(sdf)
@@ -203,13 +217,14 @@ class GridSurface(Surface):
             self.initial_sdf.copy_(sdf)
 
     def _extracted(self) -> SurfaceMesh:
+        """The mesh at the current parameters; an empty one is logged once."""
         positions = self.vertices + self.reach[:, None] * self.deform.tanh()
         mesh = self.extract(positions, self.signed_distances())
         if not len(mesh.faces) and not self._was_empty:
             logger.warning(
-                "the surface has vanished: no signed distance on the grid of %d steps is negative, so renders show the "
-                "background alone; lower the learning rates of geometry.sdf and geometry.deform, or the weight of the "
-                "losses that shrink the object",
+                "the surface is empty: no signed distance on the grid of %d cells is negative, so renders show only "
+                "the background; lower the learning rates of geometry.sdf and geometry.deform, or the weights of losses "
+                "that shrink the object",
                 self.config.resolution,
             )
         self._was_empty = not len(mesh.faces)
@@ -217,20 +232,21 @@ class GridSurface(Surface):
 
     @torch.no_grad()
     def _constant(self) -> SurfaceMesh:
-        """The mesh without gradients, kept until a parameter changes."""
+        """The mesh without gradients, cached until a parameter changes."""
         state = [*self.shape_parameters(), *([self.initial_sdf] if self.config.sdf_source == "network" else [])]
         levels = self.sdf_network.num_active_levels if self.config.sdf_source == "network" else 0
         seen = (levels, *((tensor.data_ptr(), tensor._version) for tensor in state))
-        if self._kept is None or self._kept[0] != seen:
+        if self._cached is None or self._cached[0] != seen:
             mesh = self._extracted()
-            self._kept = seen, SurfaceMesh(mesh.vertices, mesh.faces, fixed_topology=self.config.fix_geometry)
-        return self._kept[1]
+            self._cached = seen, SurfaceMesh(mesh.vertices, mesh.faces, fixed_topology=self.config.fix_geometry)
+        return self._cached[1]
 
     def _reach_of(self, border: Tensor) -> Tensor:
-        """(V,) how far each vertex may move: not at all where an edge (two spacings at most) can cross the border."""
-        return torch.where(border < -2 * self.spacing, _REACH * self.spacing, 0.0)
+        """(V,) maximum displacements; 0 for vertices whose edges (at most two spacings long) can leave the ball."""
+        return torch.where(border < -2 * self.spacing, _MAX_OFFSET * self.spacing, 0.0)
 
     def _point_field(self, num_outputs: int, generator: torch.Generator) -> PointField:
+        """A hash grid with a network, from the options ``grid`` and ``network``."""
         return PointField(
             self.config.grid,
             self.config.network,
@@ -240,5 +256,6 @@ class GridSurface(Surface):
         )
 
     def _initial_sdf(self, vertices: Tensor) -> Tensor:
-        mesh = self.config.start_mesh(self.radius)
-        return self.config.start_distance(vertices, self.radius) if mesh is None else distance_to(mesh, vertices)
+        """(V,) signed distances of the initial shape."""
+        mesh = self.config.initial_mesh(self.radius)
+        return self.config.initial_distance(vertices, self.radius) if mesh is None else distance_to(mesh, vertices)

@@ -1,4 +1,4 @@
-"""What fields of a multiresolution hash grid and a small network share (Instant-NGP, arXiv 2201.05989)."""
+"""Base class of fields from a multiresolution hash grid and a small network (Instant-NGP, arXiv 2201.05989)."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _TETRAHEDRON = ((1.0, -1.0, -1.0), (-1.0, 1.0, -1.0), (-1.0, -1.0, 1.0), (1.0, 1
 
 
 class HashField(HashNetwork, Field):
-    """Value and features of points: the outputs of a network on the hash encoding of the point.
+    """A scalar value and features at each point, from a network on the hash encoding of the point.
 
-    The first output f is combined with something known, :meth:`_value`; the value's gradient is the normal, up to
-    ``outward_sign``. What the value means is said by the kinds of field, in :meth:`_output`.
+    Subclasses map the network's first output to the value (:meth:`_value`) and the value to a density
+    (:meth:`_output`). Normals are the normalized gradient of the value, times ``outward_sign``.
 
     Attributes:
-        outward_sign: 1 where the value grows outwards, -1 where it grows inwards.
+        outward_sign: 1 if the value increases outwards, -1 if it increases inwards.
     """
 
     free_options = FREE_OPTIONS | {
@@ -40,19 +40,19 @@ class HashField(HashNetwork, Field):
         """Options of every hash-grid field."""
 
         num_features: int | None = option(
-            None, "Feature channels handed to the material; as many as it takes where not given.", ge=1
+            None, "Number of feature channels; null uses the number that the material takes.", ge=1
         )
-        grid: HashGridConfig = field(default_factory=HashGridConfig, metadata={"help": "The encoding."})
-        network: NetworkConfig = field(default_factory=NetworkConfig, metadata={"help": "The network after it."})
+        grid: HashGridConfig = field(default_factory=HashGridConfig, metadata={"help": "Hash grid."})
+        network: NetworkConfig = field(default_factory=NetworkConfig, metadata={"help": "Network after the hash grid."})
         normal: Literal["analytic", "finite-difference"] = option(
-            "analytic", "How normals are computed; finite differences look further and so are smoother, but cost more."
+            "analytic", "How normals are computed; finite differences give smoother normals but cost more."
         )
         finite_difference_step: float = option(
-            0.01, "Offset of the finite-difference samples, as a fraction of the radius.", gt=0
+            0.01, "Distance of the finite-difference samples from the point, as a fraction of the radius.", gt=0
         )
 
         def validate(self) -> list[str]:
-            """Relations between grid options."""
+            """Check relations between the options of the grid."""
             return super().validate() + grid_problems(self.grid)
 
     outward_sign: float
@@ -66,14 +66,14 @@ class HashField(HashNetwork, Field):
 
     @abstractmethod
     def _value(self, raw: Tensor, points: Tensor, distance: Tensor) -> Tensor:
-        """(N,) the value, from f = ``raw`` (N,) and what is known at ``points`` (N, 3), |x| / radius away."""
+        """(N,) values from the first outputs ``raw`` (N,) at (N, 3) points; ``distance`` (N,) is |x| / radius."""
 
     @abstractmethod
     def _output(self, value: Tensor, features: Tensor, gradient: Tensor | None, distance: Tensor) -> GeometryOutput:
-        """What renderers take, from the values (N,) and, where normals are asked for, their gradients (N, 3)."""
+        """The output for values (N,) and, if normals were requested, their gradients (N, 3)."""
 
     def forward(self, points: Tensor, *, with_normal: bool = False) -> GeometryOutput:
-        """The field at (N, 3) world points; differentiable in the parameters, and in the points where they need it."""
+        """Values of the field at (N, 3) world points; differentiable in the parameters and the points."""
         if with_normal and self.config.normal == "analytic":
             return self._with_analytic_normal(points)
         distance = points.norm(dim=-1) / self.radius
@@ -82,7 +82,7 @@ class HashField(HashNetwork, Field):
         return self._output(value, features, gradient, distance)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """The hash table (``encoding``) and the network's weights (``network``)."""
+        """Groups ``encoding`` (the hash table) and ``network``."""
         return [
             {"name": "encoding", "params": [self.table]},
             {"name": "network", "params": list(self.network.parameters())},
@@ -91,18 +91,18 @@ class HashField(HashNetwork, Field):
     def _evaluate(
         self, points: Tensor, distance: Tensor, *, twice_differentiable: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """Values (N,) and features (N, F)."""
+        """Values (N,) and features (N, F) at (N, 3) points."""
         outputs = self._raw(points, twice_differentiable=twice_differentiable)
         raw, features = outputs.split([1, self.num_features], dim=-1)
         return self._value(raw[:, 0], points, distance), features
 
     def _value_at(self, points: Tensor, distance: Tensor, *, twice_differentiable: bool = False) -> Tensor:
-        """Values (N,) alone."""
+        """(N,) values at (N, 3) points, without the features."""
         raw = self._raw(points, num_outputs=1, twice_differentiable=twice_differentiable)
         return self._value(raw[:, 0], points, distance)
 
     def _with_analytic_normal(self, points: Tensor) -> GeometryOutput:
-        """The normal is the gradient's direction; a density grows with its value, so that this serves there too."""
+        """The output with normals from the analytic gradient of the value."""
         build_graph = torch.is_grad_enabled()
         with torch.enable_grad():
             points = points if points.requires_grad else points.detach().requires_grad_()
@@ -114,7 +114,7 @@ class HashField(HashNetwork, Field):
         return self._output(value, features, gradient, distance)
 
     def _analytic_gradient(self, points: Tensor) -> Tensor:
-        """(N, 3) gradients of the value."""
+        """(N, 3) analytic gradients of the value at (N, 3) points."""
         build_graph = torch.is_grad_enabled()
         with torch.enable_grad():
             points = points if points.requires_grad else points.detach().requires_grad_()
@@ -123,16 +123,16 @@ class HashField(HashNetwork, Field):
         return gradient
 
     def _finite_difference_gradient(self, points: Tensor) -> Tensor:
-        """(N, 3) from four samples at the corners k of a tetrahedron: grad v ~ sum_k k v(x + h k) / (4 h)."""
+        """(N, 3) gradients from four samples at the corners k of a tetrahedron: sum_k k v(x + h k) / (4 h)."""
         corners = points.new_tensor(_TETRAHEDRON)
         step = self.config.finite_difference_step * self.radius / math.sqrt(3.0)
         shifted = (points[None] + step * corners[:, None]).reshape(-1, 3)
         value = self._value_at(shifted, shifted.norm(dim=-1) / self.radius).view(4, -1)
-        # No product of matrices: autocast would round these differences of nearly equal numbers.
+        # Not a matrix product: autocast would compute these differences of nearly equal numbers in half precision.
         return (corners[:, None] * value[..., None]).sum(0) / (4.0 * step)
 
     def _outward(self, gradient: Tensor | None) -> Tensor | None:
-        """Unit normals, and zero where the field is flat; None of None."""
+        """(N, 3) outward unit normals, 0 where the gradient vanishes; None without a gradient."""
         if gradient is None:
             return None
         return F.normalize(self.outward_sign * gradient, dim=-1, eps=1e-8)

@@ -1,4 +1,4 @@
-"""A stack of images as the representation: where methods are compared without a renderer in between."""
+"""A stack of independent images as the representation, for comparing methods without a renderer."""
 
 from __future__ import annotations
 
@@ -23,51 +23,54 @@ from scoredist3d.seeding import Rng
 
 _log = logging.getLogger(__name__)
 
-_SAMPLED_TOGETHER = 8  # images, to bound the memory that starting images take
+_SAMPLING_BATCH = 8  # images sampled at once; bounds the memory
 
 
-@register("geometry", "image-canvas", summary="N independent images, as pixels or latents; for text-to-2d only.")
+@register("geometry", "image-canvas", summary="N independent images, as pixels or latents, for text-to-2d.")
 class ImageCanvas(nn.Module):
-    """``N`` particles that are optimised independently.
+    """``N`` images (particles) that are optimized independently.
 
-    ``pixels`` holds display values around [0, 1] without any squashing (the identity renderer of the score distillation
-    literature); ``latents`` holds what the prior's denoiser sees, so that encoder and decoder take no part.
+    With ``parametrisation: pixels`` the parameters are display values around [0, 1] without an activation, the identity
+    renderer of the score distillation literature. With ``latents`` they are the denoiser's inputs, so that neither
+    encoder nor decoder is used during training.
 
-    The particles start as noise, as one image from a file, or as samples of the prior. The latter two need the prior on
-    its device, so they are made when the canvas is first looked at; a loaded state is never started anew. Two canvases
-    of one config, prior, view and ``rng`` start from the same images.
+    The particles are initialized as noise, from an image file, or as samples of the prior. The latter two need the
+    prior on its device and are therefore computed at the first access; a loaded state is not initialized again. Equal
+    config, prior, view and ``rng`` give equal initial images.
 
     Attributes:
         values: (N, C, h, w) latents or (N, H, W, 3) pixels.
-        start: The values as they were at the start, saved with the state; only with ``keep_start``.
+        start: Copy of the initial values, saved with the state; None without ``keep_start``.
     """
 
     @dataclass
     class Config(ComponentConfig):
         """Options of the canvas."""
 
-        parametrisation: Literal["pixels", "latents"] = option("latents", "What is optimised.")
+        parametrisation: Literal["pixels", "latents"] = option("latents", "Representation of the optimized images.")
         particles: int = option(4, "Number of images.", ge=1)
-        size: int | None = option(None, "Pixels per side; the prior's own size where not given.", ge=8, le=4096)
+        size: int | None = option(None, "Width and height in pixels; null uses the prior's image size.", ge=8, le=4096)
         initial_std: float = option(
-            1.0, "Deviation of the normal initialisation, in units of latents; pixels use half of it around gray.", ge=0
+            1.0,
+            "Standard deviation of the initial noise, in units of latents; pixels use half of it around gray.",
+            ge=0,
         )
         init_image: str | None = option(
             None,
-            "Image file (PNG, JPEG, ...) that every particle starts from; scaled to the canvas, its centre cut out.",
+            "Image file (PNG, JPEG, ...) that initializes every particle; center-cropped and scaled to the canvas.",
             file=True,
         )
         init_prompt: str | None = option(
             None,
-            "Text whose samples the particles start from, each from noise of its own; empty samples without a text.",
+            "Prompt of the samples that initialize the particles, one sample each; an empty text samples without a prompt.",
         )
-        init_steps: int = option(25, "Denoising steps of those samples.", ge=1)
+        init_steps: int = option(25, "Number of denoising steps of those samples.", ge=1)
         init_scale: float = option(5.0, "Guidance scale of those samples.")
 
         def validate(self) -> list[str]:
-            """One start only."""
+            """Allow at most one kind of initialization."""
             if self.init_image is not None and self.init_prompt is not None:
-                return ["init_image: the particles start from an image or from init_prompt, not from both; drop one"]
+                return ["init_image: cannot be combined with init_prompt; remove one of them"]
             return []
 
     def __init__(
@@ -81,10 +84,10 @@ class ImageCanvas(nn.Module):
     ) -> None:
         """Args:
         config: Options.
-        prior: Tells the sizes, and makes the starting images where they are asked for.
-        rng: Draws the start; equal on all ranks.
-        view: One camera, told to a camera-conditioned prior with ``init_prompt``.
-        keep_start: Keep a copy of the start, for methods that edit.
+        prior: Gives the size of images and latents, and encodes or samples the initial images.
+        rng: Draws the initial values; equal on all ranks.
+        view: One camera, the camera condition of ``init_prompt``.
+        keep_start: Keep a copy of the initial values, for editing methods.
         """
         super().__init__()
         self.config = config
@@ -100,35 +103,39 @@ class ImageCanvas(nn.Module):
         self.values = nn.Parameter(values)
         self.start: Tensor | None
         self.register_buffer("start", values.clone() if keep_start else None)
-        self._waiting = self.starts_from_images
-        self.register_load_state_dict_post_hook(_stop_waiting)
+        self._uninitialized = self.starts_from_images
+        self.register_load_state_dict_post_hook(_mark_initialized)
 
     @property
     def starts_from_images(self) -> bool:
-        """Whether the particles start from something to be seen, rather than from noise."""
+        """Whether the particles are initialized from images rather than from noise."""
         return self.config.init_image is not None or self.config.init_prompt is not None
 
     def latents(self, prior: Prior, index: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """(B, C, h, w) of the particles in ``index`` (B,), differentiable; pixels pass the prior's encoder."""
+        """(B, C, h, w) latents of the particles ``index`` (B,), differentiable; pixels are encoded by the prior."""
         self.begin(prior)
         return self._as_latents(self.values[index], prior, generator)
 
     def pixels(self, prior: Prior, index: Tensor) -> Tensor | None:
-        """(B, H, W, 3) of the particles in ``index`` (B,), differentiable; None where latents are optimised."""
+        """(B, H, W, 3) pixels of the particles ``index`` (B,), differentiable; None if latents are optimized."""
         self.begin(prior)
         return self.values[index] if self.config.parametrisation == "pixels" else None
 
     @torch.no_grad()
     def source(self, prior: Prior, index: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """(B, C, h, w), what :meth:`latents` would have been at the start; needs ``keep_start``."""
+        """(B, C, h, w) initial latents of the particles ``index`` (B,).
+
+        Raises:
+            ValueError: The canvas was constructed without ``keep_start``.
+        """
         self.begin(prior)
         if self.start is None:
-            raise ValueError("the canvas keeps no copy of its start; construct it with keep_start")
+            raise ValueError("the canvas has no copy of its initial values; construct it with keep_start=True")
         return self._as_latents(self.start[index], prior, generator)
 
     @torch.no_grad()
     def images(self, prior: Prior) -> Tensor:
-        """(N, H, W, 3) in [0, 1]; latents pass the prior's decoder."""
+        """(N, H, W, 3) images in [0, 1]; latents are decoded by the prior."""
         self.begin(prior)
         values = prior.decode(self.values) if self.config.parametrisation == "latents" else self.values
         return values.clamp(0.0, 1.0)
@@ -139,12 +146,12 @@ class ImageCanvas(nn.Module):
 
     @torch.no_grad()
     def begin(self, prior: Prior) -> None:
-        """Make the starting images where they come from a file or from the prior and are not there yet.
+        """Compute the initial images if they come from a file or the prior and are not computed yet.
 
         Raises:
-            ValueError: The file cannot be read, or its latents do not fit the canvas.
+            ValueError: The file cannot be read, or its latents do not have the size of the canvas.
         """
-        if not self._waiting:
+        if not self._uninitialized:
             return
         config, particles = self.config, self.config.particles
         latents = config.parametrisation == "latents"
@@ -156,28 +163,28 @@ class ImageCanvas(nn.Module):
             values = values if latents else _scaled(prior.decode(values), self.size).clamp(0.0, 1.0)
         if values.shape[1:] != self.values.shape[1:]:
             raise ValueError(
-                f"geometry.size: this prior encodes images at {prior.image_size} pixels, so latents can start from "
-                f"an image only at that size, not at {self.size}"
+                f"geometry.size: this prior encodes images of {prior.image_size} pixels, so that latents of size "
+                f"{self.size} cannot be initialized from an image; set geometry.size={prior.image_size}"
             )
         self.values.copy_(values.expand(particles, *values.shape[1:]))
         if self.start is not None:
             self.start.copy_(self.values)
-        self._waiting = False
+        self._uninitialized = False
 
     def _sampled(self, prior: Prior, prompt: str) -> Tensor:
-        """(N, C, h, w): deterministic samples of the prior, particle i from noise that is a function of seed and i."""
+        """(N, C, h, w) deterministic samples of the prior; the noise of particle i depends on the seed and i."""
         count, device = self.config.particles, self.values.device
         unknown = prior.unknown_words(prompt)
         if unknown:
             words = ", ".join(repr(word) for word in unknown)
             _log.warning(
-                f"geometry.init_prompt: the prior has never seen {words}; describe the start in words it knows."
+                f"geometry.init_prompt: the prior's vocabulary lacks {words}; describe the image with other words."
             )
         shape = prior.latent_shape(self.size, self.size)
         noise = [torch.randn(shape, generator=self._rng(f"canvas/start/{particle}")) for particle in range(count)]
         view = None if self._view is None else self._view.to(device)
         conditions = CFGConditions(prior.embed([prompt], view), prior.embed([""], view))
-        together = max(1, _SAMPLED_TOGETHER // prior.views) * prior.views
+        together = max(1, _SAMPLING_BATCH // prior.views) * prior.views
         return torch.cat(
             [
                 denoise(
@@ -188,14 +195,15 @@ class ImageCanvas(nn.Module):
         )
 
     def _as_latents(self, values: Tensor, prior: Prior, generator: torch.Generator | None) -> Tensor:
+        """(B, C, h, w) latents of parameters in the canvas's parametrization."""
         return values if self.config.parametrisation == "latents" else prior.encode(values, generator)
 
 
 def load_image(path: str | Path, size: int) -> Tensor:
-    """(size, size, 3) in [0, 1]: the centre square of an image file; transparent parts over white.
+    """(size, size, 3) in [0, 1], the central square of an image file; transparent parts are composited over white.
 
     Raises:
-        ValueError: The file does not exist or is no image.
+        ValueError: The file does not exist or is not an image.
     """
     path = Path(path)
     try:
@@ -203,10 +211,12 @@ def load_image(path: str | Path, size: int) -> Tensor:
             rgba = file.convert("RGBA")
     except FileNotFoundError:
         raise ValueError(
-            f"geometry.init_image: there is no file {path} (relative paths start at {Path.cwd()})"
+            f"geometry.init_image: there is no file {path}; relative paths are resolved from {Path.cwd()}"
         ) from None
     except (UnidentifiedImageError, OSError) as error:
-        raise ValueError(f"geometry.init_image: {path} cannot be read as an image ({error})") from None
+        raise ValueError(
+            f"geometry.init_image: {path} cannot be read as an image ({error}); use a PNG or JPEG file"
+        ) from None
     white = Image.new("RGBA", rgba.size, "white")
     image = np.asarray(Image.alpha_composite(white, rgba).convert("RGB"), dtype=np.float32) / 255.0
     side = min(image.shape[:2])
@@ -215,7 +225,7 @@ def load_image(path: str | Path, size: int) -> Tensor:
 
 
 def _scaled(images: Tensor, size: int) -> Tensor:
-    """(B, size, size, 3) of square (B, H, H, 3)."""
+    """(B, size, size, 3), scaled from square images (B, H, H, 3)."""
     if images.shape[1] == size:
         return images
     scaled = functional.interpolate(
@@ -224,5 +234,6 @@ def _scaled(images: Tensor, size: int) -> Tensor:
     return scaled.movedim(1, -1)
 
 
-def _stop_waiting(canvas: Any, _: Any) -> None:
-    canvas._waiting = False
+def _mark_initialized(canvas: Any, _: Any) -> None:
+    """Keep the values of a loaded state."""
+    canvas._uninitialized = False

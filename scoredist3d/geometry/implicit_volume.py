@@ -1,4 +1,4 @@
-"""A density volume: multiresolution hash grid followed by a small network (Instant-NGP, arXiv 2201.05989)."""
+"""Density field from a multiresolution hash grid and a small network (Instant-NGP, arXiv 2201.05989)."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from scoredist3d.nn.regression import points_in_ball, points_near
 from scoredist3d.registry import register
 from scoredist3d.seeding import Rng
 
-# exp(15) = 3.3e6 per radius is opaque within a millionth of the radius; beyond it exp is continued linearly.
+# exp(15) = 3.3e6 per radius is opaque within a millionth of the radius; above this exponent exp is continued linearly.
 _MAX_EXPONENT = 15.0
-# A field that starts from a mesh: the density inside (per radius) makes a tenth of the radius 95 % opaque, and falls
-# over this fraction of the radius. Values before the activation below the floor are nothing.
+# Target of a field that is initialized from a mesh: density inside, per radius (a layer of a tenth of the radius is
+# 95 % opaque); width of the transition at the surface, as a fraction of the radius; minimum before the activation.
 _SOLID_DENSITY = 30.0
 _SOFT_WIDTH = 0.01
 _EMPTY = -6.0
@@ -37,10 +37,9 @@ _DISTANCE_RESOLUTION = 64
 class ImplicitVolume(HashField):
     """Density tau(x) = act(f(x) + b(x)) / radius inside the ball, 0 outside; features are the network's other outputs.
 
-    f is the first output of the network on the encoding of x, b the blob that starts the optimisation with something in
-    the middle: with u = |x| / radius and strength lambda, ``blob_dreamfusion`` is lambda exp(-u^2 / (2 s^2))
-    (DreamFusion, appendix) and ``blob_magic3d`` is lambda (1 - u / s) (Magic3D). Dividing by the radius makes optical
-    depth, and so every other option, independent of the scene's scale.
+    f is the network's first output, and b a blob that places the initial density at the center. With u = |x| / radius
+    and strength lambda, ``blob_dreamfusion`` is lambda exp(-u^2 / (2 s^2)) (DreamFusion, appendix) and ``blob_magic3d``
+    is lambda (1 - u / s) (Magic3D). The division by the radius makes optical depth independent of the scene's scale.
     """
 
     @dataclass
@@ -48,15 +47,16 @@ class ImplicitVolume(HashField):
         """Options of the implicit volume."""
 
         density_activation: Literal["softplus", "trunc-exp"] = option(
-            "softplus", "Map to a non-negative density; trunc-exp is exp, continued linearly where it is huge."
+            "softplus",
+            "Map to a non-negative density; trunc-exp is exp with a linear continuation for large arguments.",
         )
         density_blob: Literal["blob_magic3d", "blob_dreamfusion", "none"] = option(
-            "blob_magic3d", "Density added before the activation so that optimisation starts from a ball."
+            "blob_magic3d", "Blob added before the activation, so that optimization starts from a ball."
         )
-        density_blob_strength: float = option(10.0, "lambda: height of the blob before the activation.")
+        density_blob_strength: float = option(10.0, "Height of the blob before the activation (lambda).")
         density_blob_size: float = option(
             0.5,
-            "s: where the magic3d blob crosses zero, or the dreamfusion blob's deviation; fraction of the radius.",
+            "Zero crossing of blob_magic3d, or standard deviation of blob_dreamfusion (s); fraction of the radius.",
             gt=0,
         )
 
@@ -68,37 +68,40 @@ class ImplicitVolume(HashField):
         distance = points.norm(dim=-1) / self.radius
         return self._activate(self._value_at(points, distance), distance)
 
-    def init_from(self, start: GeometryInit, rng: Rng) -> str:
-        """Fit density and features: dense inside of the mesh, nothing outside, its look close to its surface."""
+    def init_from(self, source: GeometryInit, rng: Rng) -> str:
+        """Fit the density to the solid bounded by the source's mesh, and the features near its surface."""
         like = self.table
-        distances = distance_grid(start.mesh, self.radius, _DISTANCE_RESOLUTION).to(like)
-        near = points_near(start.mesh, 0.02 * self.radius, like)
+        distances = distance_grid(source.mesh, self.radius, _DISTANCE_RESOLUTION).to(like)
+        near = points_near(source.mesh, 0.02 * self.radius, like)
         band = 0.05 * self.radius
 
         def points(generator: torch.Generator, count: int) -> Tensor:
             anywhere = points_in_ball(generator, count // 2, self.radius).to(like)
             return torch.cat([near(generator, count - len(anywhere)), anywhere])
 
-        def of_interest(where: Tensor, value: Tensor, features: Tensor) -> Tensor:
-            """Values everywhere, features where there is a surface."""
+        def masked(where: Tensor, value: Tensor, features: Tensor) -> Tensor:
+            """(N, 1 + F) values, and features set to zero away from the surface."""
             close = trilinear(distances, where, self.radius).abs() < band
             return torch.cat([value[:, None], features * close[:, None]], dim=-1)
 
         def predicted(where: Tensor) -> Tensor:
             value, features = self._evaluate(where, where.norm(dim=-1) / self.radius)
-            return of_interest(where, value, features)
+            return masked(where, value, features)
 
         def wanted(where: Tensor) -> Tensor:
             features = where.new_zeros(len(where), self.num_features)
-            if start.features is not None:
-                features = start.features(where)
-            return of_interest(where, self._solid(trilinear(distances, where, self.radius)), features)
+            if source.features is not None:
+                features = source.features(where)
+            return masked(where, self._solid(trilinear(distances, where, self.radius)), features)
 
         error = self._fit(predicted, wanted, points, rng, steps=400)
-        return f"density and features fitted to the mesh, {error:.3g} off on average (of {_SOLID_DENSITY:g})"
+        return (
+            f"density and features fitted to the mesh with an RMS error of {error:.3g} (target density inside: "
+            f"{_SOLID_DENSITY:g})"
+        )
 
     def _solid(self, distance: Tensor) -> Tensor:
-        """(N,) values before the activation of a solid object, at signed distances (N,)."""
+        """(N,) target values before the activation of a solid object, at signed distances (N,)."""
         inside = _SOLID_DENSITY * torch.sigmoid(-distance / (_SOFT_WIDTH * self.radius))
         if self.config.density_activation == "softplus":
             return torch.where(inside > 20.0, inside, inside.clamp(math.exp(_EMPTY), 20.0).expm1().log())
@@ -109,6 +112,7 @@ class ImplicitVolume(HashField):
         return raw + self._blob(distance)
 
     def _output(self, value: Tensor, features: Tensor, gradient: Tensor | None, distance: Tensor) -> GeometryOutput:
+        """Density, features and normals."""
         return GeometryOutput(self._activate(value, distance), features, self._outward(gradient))
 
     def _blob(self, distance: Tensor) -> Tensor | float:
@@ -121,11 +125,12 @@ class ImplicitVolume(HashField):
         return 0.0
 
     def _activate(self, raw: Tensor, distance: Tensor) -> Tensor:
+        """(N,) densities from values before the activation (N,), where ``distance`` (N,) is |x| / radius."""
         density = F.softplus(raw) if self.config.density_activation == "softplus" else _truncated_exp(raw)
         return density * ((distance <= 1.0).to(density.dtype) / self.radius)
 
 
 def _truncated_exp(x: Tensor) -> Tensor:
-    """exp(x), continued by its tangent beyond x = 15: a runaway density keeps finite values and gradients."""
+    """exp(x), continued by its tangent above x = 15, so that large densities have finite values and gradients."""
     linear = (x - _MAX_EXPONENT).clamp_min(0.0)
     return x.clamp_max(_MAX_EXPONENT).exp() * (1.0 + linear)

@@ -1,4 +1,4 @@
-"""Values at points in space from a hash grid and a small network: textures of surfaces, offsets of signed distances."""
+"""Vector fields from a hash grid and a small network: textures of surfaces and offsets of signed distances."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ class PointField(HashNetwork):
     """(N, 3) world points -> (N, K) values (Instant-NGP, arXiv 2201.05989).
 
     Args:
-        grid, network: Their blocks.
+        grid, network: Options of the hash grid and of the network.
         num_outputs: K.
-        radius: The cube [-radius, radius]^3 is the grid's.
-        generator: Draws the starting values.
+        radius: The grid covers the cube [-radius, radius]^3, scene units.
+        generator: Draws the initial parameters.
     """
 
     def __init__(
@@ -34,12 +34,12 @@ class PointField(HashNetwork):
         self._build(grid, network, num_outputs, radius, generator)
 
     def forward(self, points: Tensor) -> Tensor:
-        """(N, K) at (N, 3); differentiable in the parameters, and in the points where they need it."""
+        """(N, K) values at (N, 3) points; differentiable in the parameters and the points."""
         return self._raw(points)
 
     @torch.no_grad()
     def set_zero(self) -> None:
-        """Make the values zero everywhere, in a way that training can leave."""
+        """Make the values zero everywhere by zeroing the last layer, which still receives gradients."""
         self.network.weights[-1].zero_()
         self.network.biases[-1].zero_()
 
@@ -49,5 +49,5 @@ class PointField(HashNetwork):
         points: Callable[[torch.Generator, int], Tensor],
         rng: Rng,
     ) -> float:
-        """Regress the values onto ``target`` at the points of a sampler; the root mean square error at step 0."""
+        """Regress the values onto ``target`` at points drawn by ``points``; returns the root mean square error."""
         return self._fit(self, target, points, rng)

@@ -1,9 +1,9 @@
-"""A triangle mesh from a file or another representation, with a texture to train."""
+"""Triangle mesh from a file or another representation, with a trainable texture."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from scoredist3d.config import option
-from scoredist3d.geometry.base import GeometryInit, Surface, SurfaceMesh, SurfacePoints
-from scoredist3d.geometry.mesh_queries import closest_on, density_of, to_mesh
+from scoredist3d.geometry.base import GeometryInit, PointFunction, Surface, SurfaceMesh, SurfacePoints
+from scoredist3d.geometry.mesh_queries import closest_on, density_of
 from scoredist3d.geometry.texture_field import PointField
 from scoredist3d.materials.base import Material
 from scoredist3d.meshes.loading import LoadedMesh, load_mesh
@@ -30,29 +30,32 @@ from scoredist3d.seeding import Rng
 
 logger = logging.getLogger(__name__)
 
-Look = Callable[[Tensor], Tensor]
-# Buffers whose lengths the mesh decides, and their columns.
+# Buffers whose number of rows depends on the mesh, and their number of columns.
 _COLUMNS = {"vertices": 3, "faces": 3, "uvs": 2, "uv_faces": 3}
 _CHUNK = 131072
 DEFAULT_FACES = 20000
 
 
-@register("geometry", "textured-mesh", summary="A mesh from a file or an earlier stage with a texture to train.")
+@register("geometry", "textured-mesh", summary="Mesh from a file or an earlier stage, with a trainable texture.")
 class TexturedMesh(Surface):
-    """Faces that stay, vertices that may move a little, and features in an image or in a field around the surface.
+    """A mesh with fixed faces, optionally deformable vertices, and features in an image or in a field.
 
-    With ``deformable`` vertex i is at x_i + max_offset * radius * tanh(d_i), d_i parameters that start at zero. An
-    image of features is sampled bilinearly at the mesh's texture coordinates: the file's own where it has usable ones,
-    else those of an unwrapping. It starts with the colours of the file or of the earlier stage, if there are any.
+    With ``deformable``, vertex i is at x_i + max_offset * radius * tanh(d_i) with a parameter d_i that is initially
+    zero. An image of features is sampled bilinearly at the mesh's texture coordinates: those of the file if they are
+    usable, otherwise new ones. The features are initialized with the colors of the file or of the earlier stage.
 
-    A file's mesh keeps all its faces unless ``max_faces`` is set; one of an earlier stage that has to be unwrapped is
-    simplified to 20,000 faces first.
+    The mesh of a file keeps all its faces unless ``max_faces`` is set. The mesh of an earlier stage is simplified to
+    20,000 faces if it needs new texture coordinates.
 
     Attributes:
-        authored: (), whether the mesh comes from a user's file; part of the state.
+        vertices: (V, 3), undeformed vertices, world.
+        faces: (F, 3) int64.
+        uvs: (T, 2), texture coordinates; T = 0 without any.
+        uv_faces: (F, 3) int64, indices into ``uvs``.
+        authored: (), bool, whether the mesh comes from a user's file.
     """
 
-    # The mesh is in the state.
+    # These options only decide the mesh, which the state holds, and which parameters are trained.
     free_options = FREE_OPTIONS | {
         "mesh",
         "up",
@@ -69,43 +72,48 @@ class TexturedMesh(Surface):
         """Options of the textured mesh."""
 
         num_features: int | None = option(
-            None, "Feature channels handed to the material; as many as it takes where not given.", ge=1
+            None, "Number of feature channels; null uses the number that the material takes.", ge=1
         )
         mesh: str | None = option(
-            None, "Mesh file (.glb, .obj, .ply, .stl); not needed where the run starts from another one.", file=True
+            None, "Mesh file (.glb, .obj, .ply, .stl); not needed if the run starts from another run.", file=True
         )
         up: Literal["auto", "y", "z"] = option(
-            "auto", "The file's upward axis; auto is what its format says: y for GLB and OBJ, z for PLY and STL."
+            "auto", "Upward axis of the file; auto uses y for GLB and OBJ, and z for PLY and STL."
         )
-        fit: bool = option(True, "Centre the file's mesh and scale it to reach fit_size of the radius.")
+        fit: bool = option(True, "Center the mesh of the file and scale it to fit_size.")
         fit_size: float = option(
-            0.9, "How far the mesh then reaches from the origin; fraction of the radius.", gt=0, le=1
+            0.9, "Largest distance of the scaled mesh from the origin; fraction of the radius.", gt=0, le=1
         )
         texture: Literal["image", "field"] = option(
-            "image", "Features in the texels of an image, or in a hash grid around the surface."
+            "image", "Features as texels of an image, or from a hash grid with a network."
         )
-        texture_size: int = option(1024, "Side of the image in texels.", ge=8, le=8192)
+        texture_size: int = option(1024, "Width and height of the image in texels.", ge=8, le=8192)
         max_faces: int | None = option(
             None,
-            "Simplify the mesh to this many faces, with new texture coordinates. By default a file's mesh keeps all "
-            f"its faces, and one of an earlier stage is simplified to {DEFAULT_FACES} where it has to be unwrapped.",
+            "Simplify the mesh to this many faces and make new texture coordinates. By default, the mesh of a file "
+            f"keeps all its faces, and one of an earlier stage is simplified to {DEFAULT_FACES} if it has to be unwrapped.",
             ge=16,
         )
-        padding: int = option(4, "Texels between the pieces of the texture.", ge=0, le=64)
-        unwrap_timeout: float = option(60.0, "Seconds for xatlas; then each face gets its own piece of texture.", ge=0)
-        grid: HashGridConfig = field(
-            default_factory=HashGridConfig, metadata={"help": "The encoding of texture: field."}
+        padding: int = option(4, "Texels between the charts of the texture.", ge=0, le=64)
+        unwrap_timeout: float = option(
+            60.0, "Time limit of xatlas in seconds; after it, each face gets its own chart.", ge=0
         )
-        network: NetworkConfig = field(default_factory=NetworkConfig, metadata={"help": "The network after it."})
-        deformable: bool = option(False, "Train the positions of the vertices too.")
-        max_offset: float = option(0.1, "Furthest that a vertex may move along an axis, fraction of the radius.", gt=0)
-        fix_texture: bool = option(False, "Keep the features as they are and train the vertices alone.")
+        grid: HashGridConfig = field(default_factory=HashGridConfig, metadata={"help": "Hash grid of texture: field."})
+        network: NetworkConfig = field(default_factory=NetworkConfig, metadata={"help": "Network after the hash grid."})
+        deformable: bool = option(False, "Also train the positions of the vertices.")
+        max_offset: float = option(
+            0.1, "Maximum displacement of a vertex along each axis, fraction of the radius.", gt=0
+        )
+        fix_texture: bool = option(False, "Freeze the features and train only the vertices.")
 
         def validate(self) -> list[str]:
-            """Relations between the options."""
+            """Check relations between the options."""
             problems = super().validate() + grid_problems(self.grid)
             if self.fix_texture and not self.deformable:
-                problems.append("fix_texture: without deformable nothing is left to train; set one of the two")
+                problems.append(
+                    "fix_texture: without deformable, no parameters are left to train; set deformable=true, or "
+                    "fix_texture=false"
+                )
             return problems
 
     iso_level = 1.0
@@ -140,18 +148,18 @@ class TexturedMesh(Surface):
         for parameter in self._texture_parameters():
             parameter.requires_grad_(not config.fix_texture)
         if config.mesh is not None:
-            self._take_file(config.mesh, material, rng)
+            self._load_file(config.mesh, material, rng)
 
     def forward(self) -> SurfaceMesh:
         """The mesh with the current offsets.
 
         Raises:
-            ValueError: There is no mesh yet.
+            ValueError: No mesh has been given.
         """
         if not len(self.faces):
             raise ValueError(
-                "geometry.mesh: textured-mesh has no mesh; name a file (.glb, .obj, .ply), or a run to start from "
-                "(system.init_from)"
+                "geometry.mesh: textured-mesh needs a mesh; set a file (.glb, .obj, .ply, .stl), or a run to start "
+                "from (system.init_from)"
             )
         moved = self.vertices
         if self.offsets is not None:
@@ -160,21 +168,21 @@ class TexturedMesh(Surface):
         return SurfaceMesh(moved, self.faces, uvs, uv_faces, fixed_topology=True, rest=self.vertices)
 
     def features(self, points: SurfacePoints) -> Tensor:
-        """(N, F): the image at the points' texture coordinates, or the field at the points.
+        """(N, F) features, from the image at the texture coordinates or from the field at the points.
 
         Raises:
-            ValueError: An image is to be sampled at points without texture coordinates.
+            ValueError: The features are in an image, but the points have no texture coordinates.
         """
         if self.field is not None:
             features: Tensor = self.field(points.points)
             return features
         assert self.image is not None
         if points.uv is None:
-            raise ValueError("textured-mesh: an image texture needs points with texture coordinates")
+            raise ValueError("textured-mesh: texture=image needs points with texture coordinates")
         return sample_texture(self.image, points.uv, wrap="clamp")
 
     def features_at(self, points: Tensor) -> Tensor:
-        """(N, F) at the closest points of the mesh to (N, 3) world points."""
+        """(N, F) features of the points of the mesh that are closest to (N, 3) world points."""
         if self.field is not None:
             return self.features(SurfacePoints(points))
         found = closest_on(self.forward(), points)
@@ -182,27 +190,27 @@ class TexturedMesh(Surface):
         return self.features(SurfacePoints(found.points, uv))
 
     def density(self, points: Tensor) -> Tensor:
-        """(N,) exp(-sdf / (0.01 radius)) with the signed distance of the mesh."""
+        """(N,) exp(-sdf / (0.01 radius)) at (N, 3) world points, with the signed distance of the mesh."""
         return density_of(self.surface(), points, self.radius)
 
     def surface(self) -> Mesh:
-        """The mesh with its texture coordinates."""
-        return replace(to_mesh(self.forward()), authored=bool(self.authored))
+        """The mesh with its texture coordinates, in numpy."""
+        return replace(self.forward().to_mesh(), authored=bool(self.authored))
 
-    def init_from(self, start: GeometryInit, rng: Rng) -> str:
-        """The start's mesh, with its texture coordinates if it has any, and its look.
+    def init_from(self, source: GeometryInit, rng: Rng) -> str:
+        """Take over the source's mesh, with its texture coordinates if it has any, and its features.
 
         Raises:
-            ValueError: The start has no faces.
+            ValueError: The source has no faces.
         """
-        if not len(start.mesh.faces):
-            raise ValueError("geometry: textured-mesh cannot start from a mesh without faces")
-        said, _ = self._take(start.mesh)
-        return said if start.features is None else f"{said}; {self._take_look(start.features, rng)}"
+        if not len(source.mesh.faces):
+            raise ValueError("geometry: the mesh to start from has no faces; check the earlier stage or the file")
+        summary, _ = self._set_mesh(source.mesh)
+        return summary if source.features is None else f"{summary}; {self._set_features(source.features, rng)}"
 
     def prepare_loading(self, state: Mapping[str, Tensor]) -> None:
-        """Take over the lengths of the mesh's tensors."""
-        # States of earlier versions have no ``authored``; the value of the config then stays.
+        """Resize the tensors of the mesh to the sizes in ``state``."""
+        # States of earlier versions have no ``authored``; the current value is then kept.
         self.register_buffer("authored", self.authored, persistent="authored" in state or "vertices" not in state)
         for name, columns in _COLUMNS.items():
             found = state.get(name)
@@ -210,12 +218,12 @@ class TexturedMesh(Surface):
                 self._resize(name, len(found))
 
     def update_step(self, step: int) -> None:
-        """Coarse to fine in the field."""
+        """Activate the levels of the field's hash grid that are due at ``step``."""
         if self.field is not None:
             self.field.update_step(step)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """``offsets``, and ``texture`` or the field's ``encoding`` and ``network``."""
+        """Groups ``offsets``, and ``texture`` or the field's ``encoding`` and ``network``."""
         groups: list[dict[str, Any]] = []
         if self.offsets is not None:
             groups.append({"name": "offsets", "params": [self.offsets]})
@@ -227,42 +235,49 @@ class TexturedMesh(Surface):
         return groups
 
     def _texture_parameters(self) -> list[nn.Parameter]:
+        """Parameters of the image or of the field."""
         return [self.image] if self.image is not None else list(self.field.parameters()) if self.field else []
 
-    def _take_file(self, path: str, material: Material | None, rng: Rng) -> None:
+    def _load_file(self, path: str, material: Material | None, rng: Rng) -> None:
+        """Set the mesh and, if the material can represent them, the colors of a file.
+
+        Raises:
+            ValueError: The file cannot be read, or its mesh reaches out of the ball.
+        """
         loaded = load_mesh(path, self.config.up)
         if self.config.fit:
             loaded = loaded.fitted(self.radius, self.config.fit_size)
         reach = float(np.linalg.norm(loaded.mesh.vertices, axis=1).max())
         if reach > self.radius * (1 + 1e-5):
             raise ValueError(
-                f"geometry.mesh: {path} reaches {reach:.3g} from the origin, out of the ball of geometry.radius = "
-                f"{self.radius:g}; set geometry.fit=true or a larger radius"
+                f"geometry.mesh: {path} reaches {reach:.3g} from the origin, outside the ball of geometry.radius = "
+                f"{self.radius:g}; set geometry.fit=true or a larger geometry.radius"
             )
-        said, level = self._take(loaded.mesh, loaded.uv_changes)
-        logger.log(level, "geometry.mesh: %s: %s", Path(path).name, said)
+        summary, level = self._set_mesh(loaded.mesh, loaded.uv_changes)
+        logger.log(level, "geometry.mesh: %s: %s", Path(path).name, summary)
         if loaded.has_colors and material is not None:
-            self._take_file_look(loaded, material, rng)
+            self._set_file_colors(loaded, material, rng)
 
-    def _take_file_look(self, loaded: LoadedMesh, material: Material, rng: Rng) -> None:
+    def _set_file_colors(self, loaded: LoadedMesh, material: Material, rng: Rng) -> None:
+        """Initialize the features with the colors of a file, if the material can represent them."""
         try:
-            look = self._take_look(lambda points: material.features_of(loaded.look(points)), rng)
+            summary = self._set_features(lambda points: material.features_of(loaded.look(points)), rng)
         except ValueError as error:
-            # Materials whose colours depend on more than a point's features have no inverse; the shape is still of use.
-            logger.warning("geometry.mesh: the file's colours are left out: %s", error)
+            # Not every material can be inverted; the mesh is useful without its colors.
+            logger.warning("geometry.mesh: the colors of the file are not used: %s", error)
         else:
-            logger.info("geometry.mesh: %s", look)
+            logger.info("geometry.mesh: %s", summary)
 
-    def _take(self, mesh: Mesh, uv_changes: str = "") -> tuple[str, int]:
-        """Make this the mesh, at rest.
+    def _set_mesh(self, mesh: Mesh, uv_changes: str = "") -> tuple[str, int]:
+        """Replace the mesh, simplified and unwrapped if necessary, and set the offsets to zero.
 
         Args:
             mesh: World coordinates.
             uv_changes: See :class:`~scoredist3d.meshes.loading.LoadedMesh`.
 
         Returns:
-            A sentence on its faces and texture coordinates, and its logging level: a warning where something of the
-            mesh was given up.
+            A sentence on its faces and texture coordinates, and its logging level: a warning if faces or texture
+            coordinates of a user's file were replaced.
         """
         given, self.authored = mesh, torch.full_like(self.authored, mesh.authored)
         problem = "" if given.uvs is None else unusable_uvs(given)
@@ -270,7 +285,7 @@ class TexturedMesh(Surface):
         if len(given.faces) > budget:
             mesh = decimate(replace(given, uvs=None, uv_faces=None), budget)
             problem = problem or "they belong to the faces before simplification"
-        mesh, said = self._with_uvs(mesh, given, problem, uv_changes)
+        mesh, summary = self._with_uvs(mesh, given, problem, uv_changes)
         for name in _COLUMNS:
             values = getattr(mesh, name)
             if values is None:
@@ -285,60 +300,60 @@ class TexturedMesh(Surface):
         if len(given.faces) > budget:
             faces += f", simplified from {len(given.faces):,} because geometry.max_faces is {budget:,}"
         lost = bool(problem) or len(given.faces) > budget or (given.uvs is None and bool(uv_changes))
-        return f"{faces}; {said}", logging.WARNING if mesh.authored and lost else logging.INFO
+        return f"{faces}; {summary}", logging.WARNING if mesh.authored and lost else logging.INFO
 
     def _budget(self, mesh: Mesh, *, usable: bool) -> int:
-        """The most faces that ``mesh`` may have; ``usable`` says whether its texture coordinates can be used."""
+        """Maximum number of faces for ``mesh``, given whether its texture coordinates are ``usable``."""
         if self.config.max_faces is not None:
             return self.config.max_faces
         unwrapped = self.config.texture == "image" and not usable
         return DEFAULT_FACES if unwrapped and not mesh.authored else len(mesh.faces)
 
     def _with_uvs(self, mesh: Mesh, given: Mesh, problem: str, uv_changes: str) -> tuple[Mesh, str]:
-        """The mesh with the texture coordinates that were given or, where an image needs them, with new ones.
+        """The mesh with its own texture coordinates if they are usable, otherwise with new ones for an image.
 
         Args:
-            mesh: Within the budget.
-            given: The mesh before that.
-            problem: Why the coordinates of ``given`` cannot be used, or an empty string.
-            uv_changes: How they differ from the file's.
+            mesh: The mesh after simplification.
+            given: The mesh before simplification.
+            problem: Reason why the texture coordinates of ``given`` cannot be used, or an empty string.
+            uv_changes: Changes to the texture coordinates of the file when it was loaded, or an empty string.
 
         Returns:
-            The mesh, and a sentence on the coordinates.
+            The mesh, and a clause on its texture coordinates.
         """
         if given.uvs is not None and not problem:
             return mesh, f"its own texture coordinates are used{f', which {uv_changes}' if uv_changes else ''}"
-        said = "it has no texture coordinates"
+        reason = "it has no texture coordinates"
         if given.uvs is not None:
-            said = f"its own texture coordinates are not used: {problem}"
+            reason = f"its own texture coordinates are not used: {problem}"
         elif uv_changes:
-            said = f"its own texture coordinates {uv_changes}"
+            reason = f"its own texture coordinates {uv_changes}"
         mesh = replace(mesh, uvs=None, uv_faces=None, vertex_colors=None)
         config = self.config
         if config.texture == "field":
-            return mesh, f"{said}; the export makes new ones"
+            return mesh, f"{reason}; the export makes new ones"
         try:
             unwrapped, note = unwrap(mesh, config.texture_size, padding=config.padding, timeout=config.unwrap_timeout)
         except ValueError as error:
             raise ValueError(
-                f"geometry.texture_size: {config.texture_size} is too small to give each of {len(mesh.faces)} faces "
-                "its own piece of texture; raise it or geometry.unwrap_timeout, or set geometry.max_faces to simplify "
+                f"geometry.texture_size: {config.texture_size} is too small for a separate chart for each of "
+                f"{len(mesh.faces)} faces; raise it or geometry.unwrap_timeout, or set geometry.max_faces to simplify "
                 "the mesh"
             ) from error
-        return unwrapped, f"{said}; new ones were made{f': {note}' if note else ''}"
+        return unwrapped, f"{reason}; new ones were made{f': {note}' if note else ''}"
 
-    def _take_look(self, look: Look, rng: Rng) -> str:
-        """Make the features those of ``look``; a sentence on how well that went."""
-        mesh = to_mesh(self.forward())
+    def _set_features(self, features: PointFunction, rng: Rng) -> str:
+        """Set or fit the features to ``features``; returns a clause on the result."""
+        mesh = self.forward().to_mesh()
         if self.field is not None:
-            error = self.field.fit(look, points_near(mesh, 0.005 * self.radius, self.vertices), rng)
-            return f"features fitted, {error:.2g} off on average"
+            error = self.field.fit(features, points_near(mesh, 0.005 * self.radius, self.vertices), rng)
+            return f"features fitted with an RMS error of {error:.2g}"
         assert self.image is not None
         size = self.config.texture_size
         texels = rasterize(mesh, size)
         points = torch.from_numpy(texel_points(mesh, texels).astype(np.float32)).to(self.vertices)
         with torch.no_grad():
-            values = torch.cat([look(part) for part in points.split(_CHUNK)]).cpu().numpy()
+            values = torch.cat([features(part) for part in points.split(_CHUNK)]).cpu().numpy()
             image = np.zeros((size * size, self.num_features), dtype=np.float32)
             image[texels.index] = values
             filled = fill_uncovered(image.reshape(size, size, -1), texels.index)
@@ -346,7 +361,7 @@ class TexturedMesh(Surface):
         return f"features in an image of {size} x {size} texels, {len(texels.index) / size**2:.0%} of them in use"
 
     def _resize(self, name: str, length: int) -> None:
-        """Give a buffer, and with the vertices their offsets, a new length; the values are then to be set."""
+        """Resize a buffer to ``length`` rows with unspecified values, and the offsets together with the vertices."""
         buffer = getattr(self, name)
         if len(buffer) != length:
             setattr(self, name, buffer.new_zeros(length, buffer.shape[1]))

@@ -1,4 +1,4 @@
-"""Values on a regular grid over the ball's cube, and in between."""
+"""Trilinear interpolation on a regular grid, and signed distances of a mesh on such a grid."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from scoredist3d.ops.mesh.distance import signed_distance
 
 
 def trilinear(grid: Tensor, points: Tensor, radius: float) -> Tensor:
-    """(N,) values at (N, 3) points of a grid (G, G, G) whose outermost vertices lie on [-radius, radius]^3.
+    """(N,) values at (N, 3) points, interpolated on a grid (G, G, G) of vertices that spans [-radius, radius]^3.
 
-    Plain tensor arithmetic, so it may be differentiated any number of times; points outside the cube get the value of
-    the closest point in it.
+    The result can be differentiated any number of times. Points outside the cube get the value at the closest point of
+    the cube.
     """
     resolution = grid.shape[0]
     position = ((points / radius + 1.0) * (0.5 * (resolution - 1))).clamp(0.0, resolution - 1.0)
@@ -37,8 +37,8 @@ def trilinear(grid: Tensor, points: Tensor, radius: float) -> Tensor:
 def distance_grid(mesh: Mesh, radius: float, resolution: int) -> Tensor:
     """(G, G, G) float32 signed distances of a mesh, indexed [x, y, z], for :func:`trilinear` in the ball of ``radius``.
 
-    Vertices that no point of the ball is between get the distance to the smallest ball around the origin that holds the
-    mesh, which is not more than theirs: nearly half of the cube, and the part that takes longest.
+    Grid vertices that no interpolation inside the ball uses get a lower bound instead: the distance to the smallest
+    ball around the origin that contains the mesh. They are nearly half of the vertices and the most expensive ones.
     """
     axis = torch.linspace(-radius, radius, resolution)
     points = torch.cartesian_prod(axis, axis, axis)

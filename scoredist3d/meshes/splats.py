@@ -25,7 +25,6 @@ Up = Literal["y", "z", "auto"]
 
 _TO_Y_UP = ((0.0, 1.0, 0.0), (0.0, 0.0, 1.0), (1.0, 0.0, 0.0))  # file (x, y, z) = world (y, z, x)
 _QUATERNION_TO_Y_UP = (0.5, -0.5, -0.5, -0.5)  # the same rotation: -120 degrees around (1, 1, 1)
-_LEAST_OPACITY = 1e-6  # keeps logits finite
 _HEADER_LIMIT = 65536  # bytes
 _TYPES = {
     "char": "i1",
@@ -91,30 +90,14 @@ class Splats:
             harmonics=harmonics,
         )
 
+    def to_y_up(self) -> Splats:
+        """The Gaussians in the axes of PLY files: (x, y, z) of the file = (y, z, x) of the world."""
+        return self.rotated(torch.tensor(_TO_Y_UP), torch.tensor(_QUATERNION_TO_Y_UP))
 
-def write_splats(path: Path | str, splats: Splats) -> None:
-    """Write the Gaussians in the layout at the top of this file; staged by the caller where atomicity matters.
-
-    Raises:
-        ValueError: The number of harmonics is not that of a degree from 1 to 3.
-    """
-    kept = 0 if splats.harmonics is None else splats.harmonics.shape[1]
-    if kept not in (0, 3, 8, 15):
-        raise ValueError(f"splats: harmonics must have 3, 8 or 15 coefficients per channel, got {kept}")
-    turned = splats.rotated(torch.tensor(_TO_Y_UP), torch.tensor(_QUATERNION_TO_Y_UP))
-    means = turned.means
-    columns = {"xyz": means, "normal": torch.zeros_like(means), "dc": (turned.colors - 0.5) / DC}
-    if turned.harmonics is not None:
-        columns["rest"] = turned.harmonics.transpose(1, 2).flatten(1)
-    columns["opacity"] = torch.logit(turned.opacities, eps=_LEAST_OPACITY)[:, None]
-    columns["scales"] = turned.scales.log()
-    columns["rotations"] = F.normalize(turned.quaternions, dim=-1)
-    table = torch.cat([column.detach().float().cpu() for column in columns.values()], dim=1).numpy()
-    header = ["ply", "format binary_little_endian 1.0", "comment y up", f"element vertex {len(table)}"]
-    header += [f"property float {name}" for name in splat_properties(splats.degree)]
-    with Path(path).open("wb") as file:
-        file.write(("\n".join([*header, "end_header"]) + "\n").encode("ascii"))
-        file.write(np.ascontiguousarray(table, dtype="<f4").tobytes())
+    def to_z_up(self) -> Splats:
+        """The inverse of :meth:`to_y_up`."""
+        quaternion = torch.tensor(_QUATERNION_TO_Y_UP) * torch.tensor([1.0, -1.0, -1.0, -1.0])
+        return self.rotated(torch.tensor(_TO_Y_UP).T, quaternion)
 
 
 def splat_properties(degree: int) -> list[str]:
@@ -162,7 +145,7 @@ def read_splats(path: Path | str, up: Up = "auto") -> Splats:
         (0.5 + DC * constant).clamp(0.0, 1.0),
         harmonics,
     )
-    return splats if axis == "z" else _to_z_up(splats)
+    return splats if axis == "z" else splats.to_z_up()
 
 
 def read_points(path: Path | str, up: Up = "auto") -> tuple[Tensor, Tensor | None]:
@@ -289,8 +272,3 @@ def _columns(path: Path | str, table: dict[str, np.ndarray], names: list[str]) -
     if not np.isfinite(values).all():
         raise ValueError(f"{Path(path).name}: {', '.join(names[:3])} are not finite everywhere: repair the file first")
     return torch.from_numpy(values)
-
-
-def _to_z_up(splats: Splats) -> Splats:
-    quaternion = torch.tensor(_QUATERNION_TO_Y_UP) * torch.tensor([1.0, -1.0, -1.0, -1.0])
-    return splats.rotated(torch.tensor(_TO_Y_UP).T, quaternion)

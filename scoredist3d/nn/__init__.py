@@ -1,1 +1,1 @@
-"""Small networks that geometry and materials use, and their regression to given values."""
+"""Small networks and encodings used by geometry and materials, and their regression to target values."""

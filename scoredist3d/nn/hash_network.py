@@ -1,4 +1,4 @@
-"""A multiresolution hash grid and the small network after it (Instant-NGP, arXiv 2201.05989): options, values, fit."""
+"""Multiresolution hash grid followed by a small network (Instant-NGP, arXiv 2201.05989)."""
 
 from __future__ import annotations
 
@@ -18,56 +18,59 @@ from scoredist3d.seeding import Rng
 
 @dataclass
 class CoarseToFineConfig:
-    """Levels switched on while training; the finer ones give zeros until then."""
+    """Schedule that activates the levels from coarse to fine; inactive levels are zero."""
 
-    start_level: int | None = option(None, "Levels active at first; all of them where not given.", ge=1)
-    start_step: int = option(0, "Step from which levels are added.", ge=0)
-    every: int = option(100, "Steps between two added levels.", ge=1)
+    start_level: int | None = option(None, "Number of initially active levels; null activates all.", ge=1)
+    start_step: int = option(0, "Step at which the schedule begins.", ge=0)
+    every: int = option(100, "Steps between the activation of two levels.", ge=1)
 
 
 @dataclass
 class HashGridConfig:
-    """Multiresolution hash grid over the cube around the ball."""
+    """Options of a multiresolution hash grid over the cube around the ball."""
 
-    num_levels: int = option(8, "Resolution levels.", ge=1, le=32)
-    features_per_level: Literal[1, 2, 4, 8] = option(2, "Features stored per grid vertex and level.")
+    num_levels: int = option(8, "Number of resolution levels.", ge=1, le=32)
+    features_per_level: Literal[1, 2, 4, 8] = option(2, "Number of features per grid vertex and level.")
     log2_hashmap_size: int = option(
-        14, "log2 of the entries per level; finer levels share entries by hashing.", ge=4, le=24
+        14, "log2 of the maximum number of entries per level; finer levels share entries by hashing.", ge=4, le=24
     )
     base_resolution: int = option(8, "Vertices per axis of the coarsest level.", ge=2)
-    per_level_scale: float = option(1.5, "Growth of the resolution from level to level.", ge=1)
-    max_resolution: int | None = option(
-        None, "Vertices per axis of the finest level; replaces per_level_scale where given.", ge=2
-    )
-    initial_range: float = option(1e-4, "Entries start uniformly in [-initial_range, initial_range].", gt=0)
+    per_level_scale: float = option(1.5, "Ratio of the resolutions of successive levels.", ge=1)
+    max_resolution: int | None = option(None, "Vertices per axis of the finest level; overrides per_level_scale.", ge=2)
+    initial_range: float = option(1e-4, "Entries are initially uniform in [-initial_range, initial_range].", gt=0)
     coarse_to_fine: CoarseToFineConfig = field(
-        default_factory=CoarseToFineConfig, metadata={"help": "Levels that are switched on while training."}
+        default_factory=CoarseToFineConfig, metadata={"help": "Schedule that activates the levels from coarse to fine."}
     )
     backend: Literal["auto", "torch", "native", "triton", "tinycudann"] = option(
-        "auto", "Implementation of the encoding; analytic normals take auto where this is tinycudann."
+        "auto", "Implementation of the encoding; analytic normals use auto instead of tinycudann."
     )
 
 
 @dataclass
 class NetworkConfig:
-    """The network that maps the encoding to density and features."""
+    """Options of the network after the encoding."""
 
-    hidden_width: int = option(32, "Units per hidden layer.", ge=1)
-    hidden_layers: int = option(1, "Hidden layers; 0 is a linear map.", ge=0, le=8)
+    hidden_width: int = option(32, "Number of units per hidden layer.", ge=1)
+    hidden_layers: int = option(1, "Number of hidden layers; 0 gives a linear map.", ge=0, le=8)
 
 
-# Options of blocks with a hash grid that may change when a later stage continues from their state.
+# Options of blocks with a hash grid that may differ when a run continues from their state.
 FREE_OPTIONS = frozenset({"num_features", "grid.backend", "grid.initial_range", "grid.coarse_to_fine"})
 
 
 class HashNetwork(nn.Module):
-    """(N, 3) world points -> hash encoding -> network -> (N, K): what fields and textures share.
+    """Base class of fields and textures: (N, 3) world points -> hash encoding -> network -> (N, K) values.
 
-    The parameters are ``table`` and ``network``, directly in the module that derives from this class and calls
-    :meth:`_build`, so that their names in a state are the same wherever they are used.
+    Subclasses call :meth:`_build` in their constructor. It creates the parameters directly in the subclass, so that
+    their names in the state are ``table`` and ``network.*`` everywhere.
 
     Attributes:
-        num_active_levels: Levels that are switched on; finer ones give zeros and do not learn.
+        grid: Options of the hash grid.
+        spec: Layout of the hash grid.
+        radius: The grid covers the cube [-radius, radius]^3, scene units.
+        table: (T, features_per_level), entries of all levels.
+        network: The network after the encoding.
+        num_active_levels: Number of active levels; the encoding of the others is zero and receives no gradient.
     """
 
     grid: HashGridConfig
@@ -80,14 +83,14 @@ class HashNetwork(nn.Module):
     def _build(
         self, grid: HashGridConfig, network: NetworkConfig, num_outputs: int, radius: float, generator: torch.Generator
     ) -> None:
-        """Make the parameters.
+        """Create the parameters.
 
         Args:
-            grid: Block of the encoding.
-            network: Block of the network.
+            grid: Options of the hash grid.
+            network: Options of the network.
             num_outputs: K.
-            radius: The cube [-radius, radius]^3 is the grid's.
-            generator: Draws the starting values: first the table's, then the network's.
+            radius: The grid covers the cube [-radius, radius]^3, scene units.
+            generator: Draws the initial values, first those of the table, then those of the network.
         """
         self.grid, self.radius, self.spec = grid, radius, grid_spec(grid)
         table = torch.empty(self.spec.num_entries, grid.features_per_level)
@@ -97,17 +100,18 @@ class HashNetwork(nn.Module):
         self.num_active_levels = self._active_levels(0)
 
     def update_step(self, step: int) -> None:
-        """Coarse to fine: switch on the levels due at ``step``."""
+        """Activate the levels that are due at ``step``."""
         self.num_active_levels = self._active_levels(step)
 
     def _active_levels(self, step: int) -> int:
+        """Number of levels that are active at ``step``."""
         schedule = self.grid.coarse_to_fine
         if schedule.start_level is None:
             return self.spec.num_levels
         return min(self.spec.num_levels, schedule.start_level + max(0, step - schedule.start_step) // schedule.every)
 
     def _raw(self, points: Tensor, *, num_outputs: int | None = None, twice_differentiable: bool = False) -> Tensor:
-        """(N, K), or the first ``num_outputs`` of them, at (N, 3); differentiable in parameters and points."""
+        """(N, K) values at (N, 3) points, or only the first ``num_outputs`` of them; differentiable."""
         unit = 0.5 + (0.5 / self.radius) * points
         backend: str = self.grid.backend
         if twice_differentiable and backend == "tinycudann":
@@ -129,12 +133,11 @@ class HashNetwork(nn.Module):
     ) -> float:
         """Regress ``predict``, a function of this grid and network, onto ``target``; see :func:`fit_features`.
 
-        Only the levels active at step 0 take part, since they alone are what training then sees. The entries of the
-        others become zero, so that switching them on later changes nothing by itself. Parameters that are not to be
-        trained are fitted too, and which those are is left as it was.
+        Only the levels that are active at step 0 are fitted. The entries of the others are set to zero, so that their
+        later activation does not change the values. Frozen parameters are fitted too, and remain frozen.
 
         Returns:
-            Root mean square error, as at step 0.
+            Root mean square error with the levels of step 0.
         """
         parameters = [self.table, *self.network.parameters()]
         trainable = [parameter.requires_grad for parameter in parameters]
@@ -152,7 +155,7 @@ class HashNetwork(nn.Module):
 
 
 def grid_problems(grid: HashGridConfig) -> list[str]:
-    """What is wrong with the relations between a ``grid`` block's options."""
+    """Error messages for inconsistent options of a ``grid`` block."""
     problems = []
     levels, start_level = grid.num_levels, grid.coarse_to_fine.start_level
     if start_level is not None and start_level > levels:
@@ -168,7 +171,7 @@ def grid_problems(grid: HashGridConfig) -> list[str]:
 
 
 def grid_spec(config: HashGridConfig) -> HashGridSpec:
-    """The grid's layout; ``max_resolution`` = base_resolution * scale^(num_levels - 1) fixes the scale where given."""
+    """The layout of the grid; a given ``max_resolution`` = base_resolution * scale^(num_levels - 1) sets the scale."""
     scale = config.per_level_scale
     if config.max_resolution is not None and config.num_levels > 1:
         scale = (config.max_resolution / config.base_resolution) ** (1.0 / (config.num_levels - 1))

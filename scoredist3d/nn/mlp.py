@@ -14,8 +14,8 @@ from torch.nn import functional as F
 class MLP(nn.Module):
     """ReLU network ``widths[0] -> ... -> widths[-1]`` with biases and no activation at the end.
 
-    Weights are drawn from U(-sqrt(6 / fan_in), sqrt(6 / fan_in)) (He), biases start at zero. Only the given generator
-    is used; ``torch.nn.Linear`` would draw from the global stream.
+    Weights are drawn from U(-sqrt(6 / fan_in), sqrt(6 / fan_in)) (He initialization); biases are initially zero. All
+    draws come from the given generator, whereas ``torch.nn.Linear`` would draw from the global stream.
     """
 
     def __init__(self, widths: Sequence[int], generator: torch.Generator) -> None:
@@ -28,9 +28,9 @@ class MLP(nn.Module):
             self.biases.append(torch.zeros(fan_out))
 
     def forward(self, x: Tensor, *, num_outputs: int | None = None) -> Tensor:
-        """(N, widths[0]) -> (N, widths[-1]), or only the first ``num_outputs`` columns, which costs less."""
+        """(N, widths[0]) -> (N, widths[-1]), or only the first ``num_outputs`` columns, which is cheaper."""
         last = len(self.weights) - 1
         for index in range(last):
-            # In place: the pre-activation is not needed again, and memory traffic is what these thin layers cost.
+            # In place: the pre-activation is not needed again, and these thin layers are limited by memory bandwidth.
             x = F.linear(x, self.weights[index], self.biases[index]).relu_()
         return F.linear(x, self.weights[last][:num_outputs], self.biases[last][:num_outputs])

@@ -1,4 +1,4 @@
-"""Regression of a geometry's outputs onto those of the object that it starts from."""
+"""Regression of features onto a target function, and the samplers of points for it."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ def fit_features(
     lr: float = 0.02,
     batch_size: int = 2048,
 ) -> float:
-    """Move ``parameters`` so that ``predict`` becomes ``target`` (least squares, Adam with a cosine-decayed rate).
+    """Fit ``predict`` to ``target`` by least squares, with Adam and a cosine-decayed learning rate.
 
     Args:
-        predict: (N, 3) points to (N, F), differentiable in ``parameters``.
-        target: (N, 3) points to the (N, F) wanted there; not differentiated.
-        parameters: What is moved, in place; their ``grad`` is left as it was.
-        points: Generator and N to (N, 3) points to look at, fresh in each step.
-        rng: The same on every rank gives the same result on every rank; only its shared streams are used.
-        steps: Optimiser steps.
-        lr: Learning rate at the start.
+        predict: Maps (N, 3) points to (N, F), differentiable in ``parameters``.
+        target: Maps (N, 3) points to target values (N, F); not differentiated.
+        parameters: The parameters to fit, updated in place; their ``grad`` is unchanged.
+        points: Maps a generator and N to (N, 3) points; called in every step.
+        rng: Source of the points. Only streams that all ranks share are used, so that the ranks stay equal.
+        steps: Number of optimizer steps.
+        lr: Initial learning rate.
         batch_size: N.
 
     Returns:
-        Root mean square error over fresh points at the end.
+        Root mean square error at new points after the last step.
     """
     device, stream = parameters[0].device, rng.shared()
     optimizer = torch.optim.Adam(parameters, lr=lr, betas=(0.9, 0.99), eps=1e-15)
@@ -63,11 +63,11 @@ def fit_features(
 
 
 def surface_sampler(mesh: Mesh, like: Tensor) -> Callable[[torch.Generator, int], tuple[Tensor, Tensor]]:
-    """A sampler of points on the mesh, uniform by area: (N, 3) points and the outward unit normals of their faces.
+    """Sampler of points on the mesh, uniform by area: (N, 3) points and the unit normals (N, 3) of their faces.
 
     Args:
         mesh: World coordinates.
-        like: Gives device and dtype of the points; the generator must be on that device.
+        like: Tensor with the device and dtype of the points; the generator must be on the same device.
 
     Raises:
         ValueError: The mesh has no area.
@@ -75,7 +75,7 @@ def surface_sampler(mesh: Mesh, like: Tensor) -> Callable[[torch.Generator, int]
     triangles = torch.from_numpy(np.ascontiguousarray(mesh.vertices[mesh.faces])).to(like)
     cumulative = torch.from_numpy(mesh.face_areas.cumsum(dtype=np.float64)).to(like.device)
     if len(cumulative) == 0 or not float(cumulative[-1]) > 0:
-        raise ValueError("geometry: the mesh to start from has no area: check that its faces are not all degenerate")
+        raise ValueError("geometry: the mesh to start from has no area; all its faces are degenerate or it has none")
 
     def sample(generator: torch.Generator, count: int) -> tuple[Tensor, Tensor]:
         place = torch.rand(count, generator=generator, device=like.device, dtype=torch.float64)
@@ -90,7 +90,7 @@ def surface_sampler(mesh: Mesh, like: Tensor) -> Callable[[torch.Generator, int]
 
 
 def points_near(mesh: Mesh, spread: float, like: Tensor) -> Callable[[torch.Generator, int], Tensor]:
-    """The points of :func:`surface_sampler`, moved by N(0, spread^2) along each axis; ``spread`` in scene units."""
+    """Sampler of points on the mesh, displaced by N(0, spread^2) along each axis; ``spread`` in scene units."""
     on_surface = surface_sampler(mesh, like)
 
     def sample(generator: torch.Generator, count: int) -> Tensor:
@@ -101,7 +101,7 @@ def points_near(mesh: Mesh, spread: float, like: Tensor) -> Callable[[torch.Gene
 
 
 def points_in_ball(generator: torch.Generator, count: int, radius: float) -> Tensor:
-    """(count, 3) points uniform in the ball of ``radius``, on the generator's device."""
+    """(count, 3) points, uniform in the ball of ``radius`` around the origin, on the generator's device."""
     device = generator.device
     direction = nn.functional.normalize(torch.randn(count, 3, generator=generator, device=device), dim=-1)
     return radius * direction * torch.rand(count, 1, generator=generator, device=device) ** (1 / 3)

@@ -1,7 +1,7 @@
-"""Procedural, captioned 3D objects with exact geometry: the training and benchmark data of the embedded prior.
+"""Procedural 3D objects with captions and exact geometry: training and benchmark data of the embedded prior.
 
-Objects are unions of clipped quadrics (some hollow) drawn from 28 families, rendered by a closed-form ray caster in
-plain torch. Everything is batched over N objects and runs on any device.
+Objects are unions of clipped quadrics, some of them hollow, from 28 families. A closed-form ray caster in plain torch
+renders them. Everything is batched over N objects and runs on any device.
 
     generator = torch.Generator(device).manual_seed(0)
     objects = sample_objects(256, generator, device)              # attributes balanced and independent
@@ -9,7 +9,7 @@ plain torch. Everything is batched over N objects and runs on any device.
     rgb = image.over(torch.ones(3))                               # (N, H, W, 3)
     captions = captions_for(objects, random.Random(0), views=view_words(cameras))
 
-World z is up and every object's front is +x; objects fill most of the unit ball.
+The world's z axis points up and the front of every object faces +x. Objects fill most of the unit ball.
 """
 
 from scoredist3d.procedural.attributes import (

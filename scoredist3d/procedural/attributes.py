@@ -1,4 +1,4 @@
-"""Names of the attributes that objects have and captions state; pure data."""
+"""Names and values of the attributes that objects have and captions state."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Mode:
-    """A discrete structure of a family.
+    """A structural variant of a family of objects.
 
     Attributes:
-        adjective: Said before the noun ("round table"), or None.
-        feature: Said after "with" ("two sails"), or None.
-        parts: Names of the parts in the second colour; singular names are said with an article.
-        symmetry: Order of rotational symmetry where it differs from the family's.
+        adjective: Word before the noun ("round table"), or None.
+        feature: Phrase after "with" ("two sails"), or None.
+        parts: Names of the parts that have the second color; singular names take an article.
+        symmetry: Order of rotational symmetry, if it differs from the family's.
     """
 
     adjective: str | None = None
@@ -31,7 +31,14 @@ class Mode:
 
 @dataclass(frozen=True)
 class Category:
-    """A family of objects: its names, its structures and its rotational symmetry about z (0: azimuth undefined)."""
+    """A family of objects.
+
+    Attributes:
+        name: Canonical name.
+        synonyms: Other names.
+        modes: Structural variants.
+        symmetry: Order of rotational symmetry about z; 0 for bodies of revolution, whose azimuth is undefined.
+    """
 
     name: str
     synonyms: tuple[str, ...]
@@ -56,7 +63,7 @@ COLOR_TABLE: dict[str, tuple[float, float, float]] = {
 }
 COLORS: tuple[str, ...] = tuple(COLOR_TABLE)
 COLOR_VALUES: tuple[tuple[float, float, float], ...] = tuple(COLOR_TABLE.values())
-# Striped, checkered and dotted are painted in the second colour; wooden and brick are materials in shades of the main.
+# Striped, checkered and dotted use the second color; wooden and brick are materials in shades of the main color.
 PATTERNS: tuple[str, ...] = ("plain", "striped", "checkered", "dotted", "wooden", "brick")
 PATTERN_NOUNS: dict[str, tuple[str, ...]] = {
     "striped": ("stripes",),
@@ -66,7 +73,7 @@ PATTERN_NOUNS: dict[str, tuple[str, ...]] = {
 PATTERN_WEIGHTS: tuple[float, ...] = (0.50, 0.12, 0.12, 0.12, 0.07, 0.07)
 SIZES: tuple[str, ...] = ("", "tall", "short", "wide")
 SIZE_WEIGHTS: tuple[float, ...] = (0.55, 0.15, 0.15, 0.15)
-# Stretch of (x, y, z) before the object is fitted into the unit ball again.
+# Scale factors of (x, y, z), applied before the object is fitted into the unit ball again.
 SIZE_STRETCH: tuple[tuple[float, float, float], ...] = (
     (1, 1, 1),
     (0.85, 0.85, 1.3),
@@ -135,15 +142,16 @@ FAMILIES: tuple[Category, ...] = (
 CATEGORIES: tuple[str, ...] = tuple(family.name for family in FAMILIES)
 MODES: dict[str, tuple[Mode, ...]] = {family.name: family.modes for family in FAMILIES}
 AZIMUTH_SYMMETRY: dict[str, int] = {family.name: family.symmetry for family in FAMILIES}
-# Part and feature names that take no article, and numbers that begin one.
+# Part and feature names that take no article, and numerals at the start of a feature.
 PLURALS = frozenset({"legs", "books", "fins", "arms", "engines"})
 COUNTS = frozenset({"one", "two", "three", "four", "five", "six", "eight"})
 
 
 def azimuth_symmetry(objects: Objects) -> Tensor:
-    """(N,) int64, order of rotational symmetry about z: 1 has a front, 2 repeats after 180 degrees, 0 has no azimuth.
+    """Order of rotational symmetry about z of each object, (N,) int64.
 
-    Finer than AZIMUTH_SYMMETRY: knows the mode (a round table) and that a round object stretched to "wide" is oval.
+    1 means a unique front, 2 that the object repeats after 180 degrees, 0 that the azimuth is undefined. In contrast to
+    AZIMUTH_SYMMETRY it depends on the mode (a round table) and on the size: a round object of size "wide" is oval.
     """
     device = objects.category.device
     table = torch.zeros(len(FAMILIES), max(len(family.modes) for family in FAMILIES), dtype=torch.int64)

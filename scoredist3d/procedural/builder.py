@@ -1,4 +1,4 @@
-"""Assembles the primitives of one family for many objects at once."""
+"""Builder that assembles the primitives of many objects of one family at once."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from scoredist3d.procedural.primitives import NUM_HOLES, NUM_SOLIDS, empty_geome
 Number = float | Tensor
 Vector = tuple[Number, Number, Number]
 
-# Columns of the surface table: first colour, second colour (equal where there is no pattern), pattern, phase.
+# Columns of the surface table: first color, second color (equal without a pattern), pattern, phase.
 NUM_SURFACE_COLUMNS = 8
 
 # Frames of primitives whose own axis (local z) does not point up: columns are the local axes in the object's frame.
@@ -24,7 +24,7 @@ ALONG_Y = ((0.0, 1.0, 0.0), (0.0, 0.0, 1.0), (1.0, 0.0, 0.0))  # local z -> y, x
 
 @dataclass(frozen=True)
 class Paint:
-    """Colours of one primitive of n objects: (n, 3) main, (n, 3) second, and the pattern index (n,)."""
+    """Paint of one primitive of n objects: main color (n, 3), second color (n, 3) and pattern index (n,)."""
 
     first: Tensor
     second: Tensor
@@ -33,7 +33,7 @@ class Paint:
 
 @dataclass(frozen=True)
 class Piece:
-    """One primitive of n objects: (n, NUM_COLUMNS) geometry, its paint and the piece cut out of it."""
+    """One primitive of n objects: its geometry (n, NUM_COLUMNS), its paint and the piece that is cut out of it."""
 
     geometry: Tensor
     paint: Paint
@@ -41,15 +41,15 @@ class Piece:
 
 
 class Builder:
-    """Draws the proportions and collects the pieces of ``count`` objects of one family.
+    """Builder of ``count`` objects of one family: draws their proportions and collects their pieces.
 
-    Lengths are in any unit: the finished objects are centred and fitted into the unit ball.
+    Lengths are in arbitrary units, because the finished objects are centered and fitted into the unit ball.
 
     Attributes:
-        mode: (count,) int64, structure of each object.
-        main: Paint of the body: the object's colour and pattern.
-        plain: The object's colour without the pattern, for parts too small to carry one.
-        second: Paint of the parts in the second colour (the main colour where the object has one colour, or a pattern).
+        mode: (count,) int64, structural variant of each object.
+        main: Paint of the body: the object's color and pattern.
+        plain: The object's color without the pattern, for parts that are too small for one.
+        second: Paint of the parts that have the second color; the main color if the object has one color or a pattern.
     """
 
     def __init__(
@@ -69,32 +69,32 @@ class Builder:
         self._pieces: list[Piece] = []
 
     def uniform(self, low: float, high: float) -> Tensor:
-        """(count,) uniform numbers."""
+        """Uniform random numbers, (count,)."""
         return low + (high - low) * torch.rand(self.count, generator=self.generator, device=self.device)
 
     def fixed(self, red: float, green: float, blue: float) -> Paint:
-        """The same colour for all objects (tyres, windows, eyes)."""
+        """The same color for all objects, e.g. for tires, windows and eyes."""
         color = torch.tensor([red, green, blue], device=self.device).expand(self.count, 3)
         return Paint(color, color, self._none)
 
     def second_or(self, red: float, green: float, blue: float) -> Paint:
-        """The second colour where the object has two, else the part's natural colour."""
+        """The second color if the object has two colors, else the natural color of the part."""
         natural = torch.tensor([red, green, blue], device=self.device)
         color = torch.where(self._two_tone, self._second, natural)
         return Paint(color, color, self._none)
 
     def number(self, value: Number) -> Tensor:
-        """(count,) from a number or a (count,) tensor."""
+        """A number or a (count,) tensor as a (count,) tensor."""
         if isinstance(value, Tensor):
             return value.expand(self.count)
         return torch.full((self.count,), float(value), device=self.device)
 
     def vector(self, value: Vector) -> Tensor:
-        """(count, 3) from three numbers or tensors."""
+        """Three numbers or (count,) tensors as a (count, 3) tensor."""
         return torch.stack([self.number(component) for component in value], -1)
 
     def select(self, condition: Tensor, yes: Number, no: Number) -> Tensor:
-        """(count,) ``yes`` where the condition holds, else ``no``."""
+        """``yes`` where the condition holds, else ``no``, as a (count,) tensor."""
         return torch.where(condition, self.number(yes), self.number(no))
 
     # -- pieces ------------------------------------------------------------------------------------------------------
@@ -114,7 +114,7 @@ class Builder:
         on: Tensor | None = None,
         hole: Piece | None = None,
     ) -> Piece:
-        """A primitive with half-sizes ``half`` at its lower end; ``taper`` scales the upper end's x and y."""
+        """A primitive with half-sizes ``half`` at its lower end; ``taper`` scales x and y at its upper end."""
         half_sizes = self.vector(half)
         rotation = self._rotation(frame)  # (count, 3, 3), columns are the local axes
         matrix = rotation.transpose(1, 2) / half_sizes[:, :, None]
@@ -133,11 +133,11 @@ class Builder:
         return Piece(geometry, paint or self.main, hole)
 
     def add(self, piece: Piece) -> None:
-        """Put a piece into the object."""
+        """Add a piece to the object."""
         self._pieces.append(piece)
 
     def either(self, condition: Tensor, yes: Piece, no: Piece) -> Piece:
-        """One piece that is ``yes`` where the condition holds, else ``no``: alternatives share a row of the table."""
+        """One piece that is ``yes`` where the condition holds, else ``no``; both share a row of the table."""
         rows = condition[:, None]
         paint = Paint(
             torch.where(rows, yes.paint.first, no.paint.first),
@@ -148,33 +148,33 @@ class Builder:
         if yes.hole is not None and no.hole is not None:
             hole = self.either(condition, yes.hole, no.hole)
         elif yes.hole is not None or no.hole is not None:
-            raise ValueError("alternatives must both be hollow or both be full")
+            raise ValueError("either: the two pieces must both be hollow or both be solid")
         return Piece(torch.where(rows, yes.geometry, no.geometry), paint, hole)
 
     def box_piece(self, center: Vector, half: Vector, **options: Any) -> Piece:
-        """A :meth:`box` that is not added."""
+        """A :meth:`box` that is not yet part of the object."""
         return self.piece(center, half, quadric=(0.0, 0.0), **options)
 
     def ball_piece(self, center: Vector, half: Vector, **options: Any) -> Piece:
-        """A :meth:`ball` that is not added."""
+        """A :meth:`ball` that is not yet part of the object."""
         return self.piece(center, half, quadric=(1.0, 1.0), **options)
 
     def box(self, center: Vector, half: Vector, **options: Any) -> None:
-        """Box, wedge, frustum or pyramid."""
+        """Add a box, wedge, frustum or pyramid."""
         self.add(self.box_piece(center, half, **options))
 
     def round(self, center: Vector, radius: Number, half_height: Number, *, top: Number = 1.0, **options: Any) -> None:
-        """Cylinder, frustum or cone: ``radius`` at the lower end, ``top * radius`` at the upper end."""
+        """Add a cylinder, frustum or cone: ``radius`` at the lower end, ``top * radius`` at the upper end."""
         self.add(self.round_piece(center, radius, half_height, top=top, **options))
 
     def round_piece(
         self, center: Vector, radius: Number, half_height: Number, *, top: Number = 1.0, **options: Any
     ) -> Piece:
-        """A :meth:`round` that is not added (to cut it out of another piece)."""
+        """A :meth:`round` that is not yet part of the object, e.g. to cut it out of another piece."""
         return self.piece(center, (radius, radius, half_height), quadric=(1.0, 0.0), taper=(top, top), **options)
 
     def ball(self, center: Vector, half: Vector, **options: Any) -> None:
-        """Ellipsoid, or part of one between ``zlo`` and ``zhi`` (-1..1)."""
+        """Add an ellipsoid, or the part of one between ``zlo`` and ``zhi``, in [-1, 1]."""
         self.add(self.ball_piece(center, half, **options))
 
     def _rotation(self, frame: tuple[tuple[float, ...], ...] | Tensor | None) -> Tensor:
@@ -187,7 +187,7 @@ class Builder:
     # -- frames ------------------------------------------------------------------------------------------------------
 
     def turn(self, *, yaw: Number = 0.0, pitch: Number = 0.0, roll: Number = 0.0) -> Tensor:
-        """(count, 3, 3) rotation in degrees: roll about x, then pitch about y (top towards +x), then yaw about z."""
+        """Rotations (count, 3, 3): roll about x, then pitch about y (top towards +x), then yaw about z, in degrees."""
         return (
             _axis_rotation(self.number(yaw), 2)
             @ _axis_rotation(self.number(pitch), 1)
@@ -195,23 +195,27 @@ class Builder:
         )
 
     def toward(self, frame: tuple[tuple[float, ...], ...], *, yaw: Number = 0.0) -> Tensor:
-        """(count, 3, 3) one of the fixed frames turned about the object's z axis; degrees."""
+        """Frames (count, 3, 3): a fixed frame rotated about the object's z axis by ``yaw`` degrees."""
         return _axis_rotation(self.number(yaw), 2) @ self._rotation(frame)
 
     # -- result ------------------------------------------------------------------------------------------------------
 
     @property
     def num_pieces(self) -> int:
-        """Pieces added so far."""
+        """Number of pieces added so far."""
         return len(self._pieces)
 
     def tables(self) -> tuple[Tensor, Tensor]:
-        """Geometry (count, NUM_SOLIDS + NUM_HOLES, NUM_COLUMNS) and surface tables, hollow pieces first."""
+        """Geometry and surface tables of the objects, hollow pieces first.
+
+        Their shapes are (count, NUM_SOLIDS + NUM_HOLES, NUM_COLUMNS) and (..., NUM_SURFACE_COLUMNS).
+        """
         hollow = [piece for piece in self._pieces if piece.hole is not None]
         full = [piece for piece in self._pieces if piece.hole is None]
         if len(hollow) > NUM_HOLES or len(self._pieces) > NUM_SOLIDS:
             raise ValueError(
-                f"{len(self._pieces)} pieces with {len(hollow)} holes; at most {NUM_SOLIDS} and {NUM_HOLES}"
+                f"the family has {len(self._pieces)} pieces, {len(hollow)} of them hollow; at most {NUM_SOLIDS} and "
+                f"{NUM_HOLES} are possible"
             )
         rows = NUM_SOLIDS + NUM_HOLES
         geometry = empty_geometry(self.count, self.device)[:, None].repeat(1, rows, 1)
@@ -229,7 +233,7 @@ class Builder:
 
 
 def _axis_rotation(degrees: Tensor, axis: int) -> Tensor:
-    """(n, 3, 3) right-handed rotations about a coordinate axis."""
+    """Right-handed rotations (n, 3, 3) about a coordinate axis."""
     angle = degrees * (math.pi / 180)
     cos, sin = angle.cos(), angle.sin()
     i, j = [(1, 2), (2, 0), (0, 1)][axis]
@@ -241,14 +245,14 @@ def _axis_rotation(degrees: Tensor, axis: int) -> Tensor:
 
 
 def fit(geometry: Tensor, num_pieces: int, factors: Tensor, radius: Tensor, *, axial: bool = False) -> Tensor:
-    """Stretch objects along the world's axes, centre their bounding boxes and scale them to a given extent.
+    """Stretch objects along the world axes, center their bounding boxes and scale them to a given extent.
 
     Args:
         geometry: (N, E, NUM_COLUMNS).
-        num_pieces: The solids in use are the first ``num_pieces`` rows.
-        factors: (N, 3).
-        radius: (N,), wanted distance of the farthest point from the origin.
-        axial: Centre along z only: the z axis is an axis of symmetry and stays where it is.
+        num_pieces: Number of solids in use; they are the first rows.
+        factors: (N, 3), scale factors along x, y and z.
+        radius: (N,), target distance of the farthest point from the origin.
+        axial: Center along z only, because the z axis is an axis of symmetry.
     """
     matrix = geometry[..., 0:9].unflatten(-1, (3, 3)) / factors[:, None, None, :]
     offset = geometry[..., 9:12]
@@ -270,14 +274,14 @@ def fit(geometry: Tensor, num_pieces: int, factors: Tensor, radius: Tensor, *, a
 
 
 def _extreme_points(geometry: Tensor, matrix: Tensor, offset: Tensor) -> Tensor:
-    """(N, 3, E, S) points in the world whose convex hull is that of each primitive, up to the spacing of its rings."""
+    """Points in the world whose convex hull approximates each primitive, (N, 3, E, S)."""
     q_xy, q_z, ax, bx, ay, by, xlo, zlo, zhi = (geometry[..., k, None] for k in range(12, 21))
     fractions = torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0], device=geometry.device)
     angles = torch.arange(12, device=geometry.device) * (2 * math.pi / 12) + math.pi / 12
     z = (zlo + (zhi - zlo) * fractions)[..., None]  # (N, E, 5, 1)
     q_xy, q_z, ax, bx, ay, by, xlo = (column[..., None] for column in (q_xy, q_z, ax, bx, ay, by, xlo))
     wx, wy = ax + bx * z, ay + by * z
-    # An ellipsoid's ring at height z has radius sqrt(w^2 - z^2).
+    # The ring of an ellipsoid at height z has radius sqrt(w^2 - z^2).
     ring = torch.where(q_z > 0, (wx * wx - z * z).clamp_min(0.0).sqrt(), wx)
     x = torch.where(q_xy > 0, ring * angles.cos(), wx * angles.cos().sign())
     y = torch.where(q_xy > 0, ring * angles.sin(), wy * angles.sin().sign())
@@ -288,7 +292,7 @@ def _extreme_points(geometry: Tensor, matrix: Tensor, offset: Tensor) -> Tensor:
 
 
 def _inverse(matrix: Tensor) -> Tensor:
-    """Inverse of (..., 3, 3) by cross products of the rows (much faster than a batched factorisation)."""
+    """Inverse of (..., 3, 3) matrices by cross products of their rows, much faster than a batched factorization."""
     a, b, c = matrix.unbind(-2)
     columns = torch.stack([torch.linalg.cross(b, c), torch.linalg.cross(c, a), torch.linalg.cross(a, b)], -1)
     return columns / (a * torch.linalg.cross(b, c)).sum(-1)[..., None, None]

@@ -1,9 +1,9 @@
-"""Captions that state some of an object's attributes, and a record of which.
+"""Captions of procedural objects, with a record of the attributes that each caption states.
 
-Grammar: ``["" | a | the] [photo of | render of | three d model of | toy] [size] [pattern or structure] {colour} {noun}
-[with {colour} {part or pattern} [and {structure}]] [, {front | side | back | overhead} view]
-[, on a {colour} background]``. Every attribute is dropped independently, so the distribution of attributes given a
-caption is known.
+Grammar: ``["" | a | the] [photo of | render of | three d model of | toy] [size] [pattern or structure] {color} {noun}
+[with {color} {part or pattern} [and {structure}]] [, {front | side | back | overhead} view]
+[, on a {background} background]``. Each attribute is left out independently of the others, so the distribution of the
+attributes given a caption is known.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from scoredist3d.procedural.attributes import (
 )
 from scoredist3d.procedural.objects import Objects
 
-MAX_WORDS = 22  # words and commas, each one token
+MAX_WORDS = 22  # words and commas; each is one token
 VIEWS = ("front", "side", "back", "overhead")
 BACKGROUNDS = ("white", "gray")
 GENERIC_NOUNS = ("object", "thing")
@@ -36,7 +36,7 @@ _VOWELS = frozenset("aeiou")
 
 
 class Caption(NamedTuple):
-    """A caption and the attributes that it states; all false for the empty caption.
+    """A caption and the attributes that it states; the empty caption states none.
 
     Attributes:
         text: The caption.
@@ -57,14 +57,14 @@ class Caption(NamedTuple):
 
 @dataclass(frozen=True)
 class Dropout:
-    """Probabilities.
+    """Probabilities with which captions leave out or vary their parts.
 
     Attributes:
-        color, second_color, pattern, size, mode, noun: That the attribute is left out (given that it can be said).
-        view, background: That the view or background words are left out although they were given.
-        empty: That the caption is empty.
-        synonym: That another name of the category is used.
-        prefix: That a prefix ("photo of") is used.
+        color, second_color, pattern, size, mode, noun: Probability of leaving out the attribute, if the object has it.
+        view, background: Probability of leaving out the view or the background, if they are given.
+        empty: Probability of an empty caption.
+        synonym: Probability of naming the category by a synonym.
+        prefix: Probability of a prefix such as "photo of".
     """
 
     color: float = 0.35
@@ -102,7 +102,7 @@ def with_article(phrase: str) -> str:
 
 
 def simple_caption(category: int | str, color: int | str | None = None) -> str:
-    """The canonical caption, e.g. "a red mug"; without a colour "a mug"."""
+    """The canonical caption, e.g. "a red mug", or "a mug" without a color."""
     noun = category if isinstance(category, str) else CATEGORIES[category]
     if color is None:
         return with_article(noun)
@@ -110,7 +110,11 @@ def simple_caption(category: int | str, color: int | str | None = None) -> str:
 
 
 def view_words(cameras: Cameras) -> list[str]:
-    """View of each camera: overhead above 60 degrees, else front within 45 of azimuth 0, back beyond 135, else side."""
+    """View word of each camera.
+
+    The view is "overhead" above 60 degrees of elevation. Otherwise it is "front" for azimuths up to 45 degrees, "back"
+    for azimuths beyond 135 degrees, and "side" between them (absolute values).
+    """
     words = []
     for azimuth, elevation in zip(cameras.azimuth.tolist(), cameras.elevation.tolist(), strict=True):
         if elevation > math.radians(60):
@@ -137,12 +141,12 @@ def captions_for(
     Args:
         objects: N objects.
         rng: Source of all randomness.
-        views: View word of each object's image, see :func:`view_words`; None where no view may be stated.
-        backgrounds: "white" or "gray" where the image has that background, else None.
-        dropout: What is left out how often.
+        views: View word of each object's image (see :func:`view_words`); None if the view must not be stated.
+        backgrounds: "white" or "gray" if the image has that background, else None.
+        dropout: Probabilities with which parts are left out or varied.
 
     Raises:
-        ValueError: ``views`` or ``backgrounds`` has another length than ``objects``.
+        ValueError: ``views`` or ``backgrounds`` differs in length from ``objects``.
     """
     count = len(objects)
     columns = [
@@ -167,44 +171,61 @@ def caption(
     background: str | None = None,
     dropout: Dropout = _DEFAULT,
 ) -> Caption:
-    """A random caption of one object, see :func:`captions_for`."""
+    """Draw a caption of one object; see :func:`captions_for` for the arguments."""
     draw = rng.random
     if draw() < dropout.empty:
         return Caption("")
-    family = FAMILIES[attributes.category]
-    mode = family.modes[attributes.mode]
-    pattern = PATTERNS[attributes.pattern]
+    says = _statements(attributes, draw, dropout)
+    text = _open(_body(attributes, says, rng, dropout), draw, dropout)
+    length = text.count(" ") + 1
+    says_view = view is not None and draw() >= dropout.view and length + 3 <= MAX_WORDS
+    if says_view:
+        text = f"{text}, {view} view"
+        length += 3
+    says_background = background is not None and draw() >= dropout.background and length + 5 <= MAX_WORDS
+    if says_background:
+        text = f"{text}, on a {background} background"
+    return says._replace(text=text, view=says_view, background=says_background)
 
+
+def _statements(attributes: Attributes, draw: Callable[[], float], dropout: Dropout) -> Caption:
+    """Choose the attributes of an object that its caption states; text, view and background are left empty."""
+    mode = FAMILIES[attributes.category].modes[attributes.mode]
     says_noun = draw() >= dropout.noun
     says_color = draw() >= dropout.color
     says_second = draw() >= dropout.second_color and attributes.second_color != attributes.color
     says_pattern = draw() >= dropout.pattern
     says_size = draw() >= dropout.size and attributes.size != 0
-    # Structures are names of parts of the family: they would give the noun away.
+    # Structures name parts of the family, so they would reveal a noun that is left out.
     says_mode = draw() >= dropout.mode and says_noun and (mode.adjective is not None or mode.feature is not None)
     if attributes.pattern == PLAIN and draw() < 0.5:
-        says_pattern = False  # rarely worth saying
+        says_pattern = False  # people rarely mention that an object is plain
+    return Caption("", says_noun, says_color, says_second, says_pattern, says_size, says_mode)
 
-    words: list[str] = []
-    if says_size:
+
+def _body(attributes: Attributes, says: Caption, rng: random.Random, dropout: Dropout) -> str:
+    """The caption without article, prefix, view and background."""
+    family = FAMILIES[attributes.category]
+    mode, pattern = family.modes[attributes.mode], PATTERNS[attributes.pattern]
+    words, tail = [], []
+    if says.size:
         words.append(SIZES[attributes.size])
-    if says_mode and mode.adjective is not None:
+    if says.mode and mode.adjective is not None:
         words.append(mode.adjective)
-    tail: list[str] = []
-    feature = mode.feature if says_mode else None
-    color_words = COLORS[attributes.color] if says_color else None
+    feature = mode.feature if says.mode else None
+    color_words = COLORS[attributes.color] if says.color else None
     second = COLORS[attributes.second_color]
     nouns = PATTERN_NOUNS.get(pattern)
-    adjective = says_pattern
-    if says_second and nouns is not None:
-        if says_pattern:
+    adjective = says.pattern
+    if says.second_color and nouns is not None:
+        if says.pattern:
             tail.append(f"{second} {rng.choice(nouns)}")
-            adjective = draw() < 0.3
-        elif says_color:
+            adjective = rng.random() < 0.3
+        elif says.color:
             color_words = f"{color_words} and {second}"
         else:
             tail.append(f"some {second}")
-    elif says_second:
+    elif says.second_color:
         part = rng.choice(mode.parts)
         kind, _, owner = (feature or "").rpartition(" ")
         if owner == part:
@@ -215,38 +236,25 @@ def caption(
         words.append(pattern)
     if color_words is not None:
         words.append(color_words)
-    if not says_noun:
+    if not says.category:
         words.append(rng.choice(GENERIC_NOUNS))
-    elif family.synonyms and draw() < dropout.synonym:
+    elif family.synonyms and rng.random() < dropout.synonym:
         words.append(rng.choice(family.synonyms))
     else:
         words.append(family.name)
     if feature is not None:
         tail.append(_with_determiner(feature, feature))
     phrase = " ".join(words)
-    body = f"{phrase} with {' and '.join(tail)}" if tail else phrase
-
-    text = _open(body, draw, dropout)
-    length = text.count(" ") + 1
-    says_view = view is not None and draw() >= dropout.view and length + 3 <= MAX_WORDS
-    if says_view:
-        text = f"{text}, {view} view"
-        length += 3
-    says_background = background is not None and draw() >= dropout.background and length + 5 <= MAX_WORDS
-    if says_background:
-        text = f"{text}, on a {background} background"
-    return Caption(
-        text, says_noun, says_color, says_second, says_pattern, says_size, says_mode, says_view, says_background
-    )
+    return f"{phrase} with {' and '.join(tail)}" if tail else phrase
 
 
 def _with_determiner(phrase: str, noun: str) -> str:
-    """The phrase as it follows "with": plural and counted ones take no article."""
+    """The phrase in the form that follows "with": plural and counted nouns take no article."""
     return phrase if noun in PLURALS or phrase.split(" ", 1)[0] in COUNTS else with_article(phrase)
 
 
 def _open(body: str, uniform: Callable[[], float], dropout: Dropout) -> str:
-    """The body with its article and perhaps a prefix."""
+    """The body with an article, and in some captions a prefix."""
     u = uniform()
     if u < dropout.prefix:
         prefix = _PREFIXES[int(u / dropout.prefix * len(_PREFIXES))]

@@ -1,4 +1,4 @@
-"""The words that captions are made of."""
+"""The vocabulary of captions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _FUNCTION_WORDS = (
 
 @cache
 def lexicon() -> tuple[str, ...]:
-    """All words the grammar can emit and a few useful others, sorted; lower case, without punctuation."""
+    """All words of the caption grammar and some common others: sorted, lower case, without punctuation."""
     phrases = [*COLORS, *PATTERNS, *SIZES, *VIEWS, *BACKGROUNDS, *GENERIC_NOUNS, _FUNCTION_WORDS]
     phrases += [noun for nouns in PATTERN_NOUNS.values() for noun in nouns]
     for family in FAMILIES:

@@ -1,4 +1,4 @@
-"""Batches of procedural objects and how they are drawn."""
+"""Batches of procedural objects, and their random generation."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from scoredist3d.procedural.attributes import (
 from scoredist3d.procedural.builder import NUM_SURFACE_COLUMNS, Builder, fit
 from scoredist3d.procedural.families import BUILDERS
 
-_JITTER = 0.05  # standard deviation of the colours
-_EXTENT = (0.82, 0.95)  # distance of the farthest point from the centre
-_P_TWO_TONE = (
-    0.28  # of plain objects and materials; patterned objects always have two colours, so half of all objects do
-)
+_JITTER = 0.05  # standard deviation of the colors
+_EXTENT = (0.82, 0.95)  # range of the distance of the farthest point from the center
+# Probability of two colors for plain, wooden and brick objects. Patterned objects always have two colors, so half of
+# all objects do.
+_P_TWO_TONE = 0.28
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,11 @@ class Objects:
     """``N`` objects.
 
     Attributes:
-        geometry: (N, E, 21), table of primitives, see :mod:`scoredist3d.procedural.primitives`.
-        surface: (N, E, 8), first colour, second colour, pattern, phase of each primitive.
+        geometry: (N, E, 21), table of primitives; see :mod:`scoredist3d.procedural.primitives`.
+        surface: (N, E, 8), first color, second color, pattern and phase of each primitive.
         category: (N,) int64, index into CATEGORIES.
-        color: (N,) int64, index into COLORS; the colour of most of the surface.
-        second_color: (N,) int64, of the named parts or the pattern; equals ``color`` where the object has one colour.
+        color: (N,) int64, index into COLORS; the color of most of the surface.
+        second_color: (N,) int64, color of the named parts or of the pattern; equals ``color`` if there is only one.
         pattern: (N,) int64, index into PATTERNS.
         size: (N,) int64, index into SIZES.
         mode: (N,) int64, index into ``MODES[category]``.
@@ -60,7 +60,7 @@ class Objects:
 
     @property
     def device(self) -> torch.device:
-        """Where the tensors are."""
+        """Device of the tensors."""
         return self.category.device
 
     def __getitem__(self, index: int | slice | Tensor) -> Objects:
@@ -74,18 +74,18 @@ class Objects:
         return Objects(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
 
     def repeat_interleave(self, repeats: int) -> Objects:
-        """Each object ``repeats`` times in a row (one for each of its views)."""
+        """Repeat each object ``repeats`` times in a row, once for each of its views."""
         return Objects(**{f.name: getattr(self, f.name).repeat_interleave(repeats, 0) for f in fields(self)})
 
     @classmethod
     def cat(cls, batches: list[Objects]) -> Objects:
-        """Join batches (none of them trimmed)."""
+        """Concatenate batches, none of which may be trimmed."""
         return cls(**{f.name: torch.cat([getattr(b, f.name) for b in batches]) for f in fields(cls)})
 
     def trimmed(self) -> Objects:
-        """Without the rows of solids that no object of the batch uses: less to cast.
+        """The objects without the rows of solids that no object of the batch uses, which makes rendering faster.
 
-        Synchronises with the device once. Batches sorted by category gain most.
+        This synchronizes with the device once. Batches sorted by category benefit most.
         """
         solids = primitives.num_solids(self.geometry)
         used = (self.geometry[:, :solids, 20] > self.geometry[:, :solids, 19]).any(0).nonzero()
@@ -99,7 +99,7 @@ class Objects:
         )
 
     def occupancy(self, points: Tensor) -> Tensor:
-        """(N, M) bool, whether ``points`` (N, M, 3) lie inside; exact."""
+        """Whether ``points`` (N, M, 3) lie inside, as (N, M) bool; exact."""
         return primitives.occupancy(self.geometry, points)
 
 
@@ -115,19 +115,19 @@ def sample_objects(
     size: int | Tensor | None = None,
     mode: int | Tensor | None = None,
 ) -> Objects:
-    """Draw objects with balanced, independent attributes.
+    """Generate random objects with balanced, independent attributes.
 
-    Patterned objects (striped, checkered, dotted) always have two colours, other objects sometimes.
+    Patterned objects (striped, checkered, dotted) always have two colors, other objects sometimes.
 
     Args:
         count: Number of objects.
         generator: Source of all randomness; the objects are made on its device.
-        device: Where the result goes; the generator's device by default.
-        category, color, second_color, pattern, size, mode: Fixed attributes, one for all or (count,) each. A fixed
-            second colour equal to the colour asks for single-coloured objects.
+        device: Device of the result; by default that of the generator.
+        category, color, second_color, pattern, size, mode: Fixed attributes: one value for all objects, or (count,). A
+            fixed second color that equals the color gives single-colored objects.
 
     Raises:
-        ValueError: An attribute is out of range, or a pattern is asked for whose two colours are equal.
+        ValueError: An attribute is out of range, or the two colors of a fixed pattern are equal.
     """
     draw = _Draw(count, generator)
     categories = draw.attribute("category", category, len(CATEGORIES))
@@ -136,7 +136,7 @@ def sample_objects(
     sizes = draw.attribute("size", size, len(SIZES), SIZE_WEIGHTS)
     seconds, two_tone = _second_colors(draw, colors, patterns, second_color, pattern is not None)
     if second_color is not None and pattern is None:
-        # A single-coloured object cannot carry a drawn two-colour pattern.
+        # A single-colored object cannot have a two-color pattern.
         patterns = torch.where((seconds == colors) & _needs_two(patterns), PLAIN, patterns)
     num_modes = torch.tensor([len(family.modes) for family in FAMILIES], device=generator.device)[categories]
     uniform_mode = (draw.uniform() * num_modes).long().clamp_max(num_modes - 1)
@@ -147,7 +147,7 @@ def sample_objects(
 
 
 class _Draw:
-    """Uniform numbers and attributes for one batch."""
+    """Source of random numbers and attributes for one batch."""
 
     def __init__(self, count: int, generator: torch.Generator) -> None:
         if count < 1:
@@ -157,9 +157,15 @@ class _Draw:
         self.device = generator.device
 
     def uniform(self) -> Tensor:
+        """Uniform random numbers in [0, 1), (count,)."""
         return torch.rand(self.count, generator=self.generator, device=self.device)
 
     def given(self, name: str, value: int | Tensor, bound: int | Tensor) -> Tensor:
+        """A fixed attribute, (count,) int64.
+
+        Raises:
+            ValueError: A value is negative or not below ``bound``.
+        """
         tensor = torch.as_tensor(value, device=self.device, dtype=torch.int64).expand(self.count)
         if bool(((tensor < 0) | (tensor >= bound)).any()):
             raise ValueError(
@@ -170,7 +176,10 @@ class _Draw:
     def attribute(
         self, name: str, value: int | Tensor | None, bound: int, weights: tuple[float, ...] | None = None
     ) -> Tensor:
-        """Drawn even when given, so that the other attributes do not depend on which ones are fixed."""
+        """The given attribute, or a random one.
+
+        A number is drawn in either case, so that the other attributes do not depend on which ones are fixed.
+        """
         u = self.uniform()
         if value is not None:
             return self.given(name, value, bound)
@@ -187,7 +196,7 @@ def _needs_two(patterns: Tensor) -> Tensor:
 def _second_colors(
     draw: _Draw, colors: Tensor, patterns: Tensor, given: int | Tensor | None, pattern_fixed: bool
 ) -> tuple[Tensor, Tensor]:
-    """Second colours and which objects paint their named parts with them."""
+    """Second colors, and whether each object has them on its named parts."""
     other = (colors + 1 + (draw.uniform() * (len(COLORS) - 1)).long().clamp_max(len(COLORS) - 2)) % len(COLORS)
     two_tone = draw.uniform() < _P_TWO_TONE
     patterned = _needs_two(patterns)
@@ -195,7 +204,7 @@ def _second_colors(
         return torch.where(patterned | two_tone, other, colors), two_tone & ~patterned
     seconds = draw.given("second_color", given, len(COLORS))
     if pattern_fixed and bool((patterned & (seconds == colors)).any()):
-        raise ValueError("striped, checkered and dotted objects need a second_color that differs from color")
+        raise ValueError("second_color: the two colors of striped, checkered and dotted objects must differ")
     return seconds, (seconds != colors) & ~patterned
 
 
@@ -209,7 +218,7 @@ def _build(
     sizes: Tensor,
     two_tone: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Tables of all objects, family by family."""
+    """Geometry and surface tables of all objects, built family by family."""
     palette = torch.tensor(COLOR_VALUES, device=draw.device)
     noise = _JITTER * torch.randn(2, draw.count, 3, generator=draw.generator, device=draw.device)
     first = (palette[colors] + noise[0]).clamp(0.0, 1.0)

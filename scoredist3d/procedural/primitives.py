@@ -1,12 +1,12 @@
-"""Clipped quadrics with optional hollows: closed-form ray casting and exact occupancy, batched over objects.
+"""Clipped quadrics, optionally hollow, with closed-form ray casting and exact occupancy, batched over objects.
 
-A primitive is the convex set, in its own frame ``L = M p + m`` (any affine map),
+A primitive is a convex set. In its own frame ``L = M p + m``, where ``M`` and ``m`` are any affine map, it is
 
     { xlo wx(z) <= Lx <= wx(z),  |Ly| <= wy(z),  zlo <= Lz <= zhi,  q_xy (Lx^2 + Ly^2) + q_z Lz^2 <= wx(z)^2 }
 
-with ``wx(z) = ax + bx z`` and ``wy(z) = ay + by z``: boxes, wedges, pyramids (q = 0), cylinders, cones (q_xy = 1) and
-ellipsoids, domes (q_xy = q_z = 1). A ray meets it in one interval. The table of an object has ``NUM_SOLIDS`` solids
-followed by ``NUM_HOLES`` holes; hole ``i`` is subtracted from solid ``i`` only, so no index has to be looked up.
+with ``wx(z) = ax + bx z`` and ``wy(z) = ay + by z``. These are boxes, wedges and pyramids (q = 0), cylinders and cones
+(q_xy = 1), ellipsoids and domes (q_xy = q_z = 1). A ray intersects a primitive in one interval. The table of an object
+has ``NUM_SOLIDS`` solids followed by ``NUM_HOLES`` holes; hole ``i`` is subtracted from solid ``i`` only.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ class Hits(NamedTuple):
     """First hits of R rays per object.
 
     Attributes:
-        t: (N, R), distance in units of the direction's length; infinity on a miss.
-        normal: (N, R, 3), outward unit normal in the world; zero on a miss.
-        primitive: (N, R) int64, row of the geometry table whose surface was hit (holes come last); 0 on a miss.
-        local: (N, R, 3), hit point in the frame of that primitive; zero on a miss.
-        local_normal: (N, R, 3), outward unit normal along the axes of that frame, in world units; zero on a miss.
+        t: (N, R), distance in units of the direction's length; infinity for a miss.
+        normal: (N, R, 3), outward unit normal in the world; zero for a miss.
+        primitive: (N, R) int64, row of the geometry table whose surface was hit (holes come last); 0 for a miss.
+        local: (N, R, 3), hit point in the frame of that primitive; zero for a miss.
+        local_normal: (N, R, 3), outward unit normal along the axes of that frame, in world units; zero for a miss.
     """
 
     t: Tensor
@@ -46,7 +46,7 @@ class Hits(NamedTuple):
 
 
 def empty_geometry(count: int, device: torch.device | str) -> Tensor:
-    """(count, NUM_COLUMNS) primitives without points."""
+    """Primitives that contain no points, (count, NUM_COLUMNS)."""
     geometry = torch.zeros(count, NUM_COLUMNS, device=device)
     geometry[:, [0, 4, 8, _AX, _AY, _ZLO]] = 1.0
     geometry[:, [_XLO, _ZHI]] = -1.0
@@ -54,12 +54,12 @@ def empty_geometry(count: int, device: torch.device | str) -> Tensor:
 
 
 def num_solids(geometry: Tensor) -> int:
-    """Solids of a table, which may have been trimmed (the holes are always the last ``NUM_HOLES`` rows)."""
+    """Number of solids in a table, which may be trimmed; the holes are always the last ``NUM_HOLES`` rows."""
     return geometry.shape[1] - NUM_HOLES
 
 
 def _intervals(geometry: Tensor, origins: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
-    """Interval of each ray inside each primitive; entry > exit where it misses.
+    """Interval of each ray inside each primitive; entry > exit for a miss.
 
     Args:
         geometry: (N, G, NUM_COLUMNS).
@@ -97,7 +97,7 @@ def _intervals(geometry: Tensor, origins: Tensor, directions: Tensor) -> tuple[T
         low, high = _half_space(c1, c0)
         enter, leave = torch.maximum(enter, low), torch.minimum(leave, high)
 
-    # Quadric a t^2 + 2 b t + c <= 0, roots in the form that does not cancel.
+    # Quadric a t^2 + 2 b t + c <= 0; this form of the roots avoids cancellation.
     a = q_xy * (dx * dx + dy * dy) + q_z * dz * dz - slope_x * slope_x
     b = q_xy * (ox * dx + oy * dy) + q_z * oz * dz - wx * slope_x
     c = q_xy * (ox * ox + oy * oy) + q_z * oz * oz - wx * wx
@@ -108,7 +108,7 @@ def _intervals(geometry: Tensor, origins: Tensor, directions: Tensor) -> tuple[T
     q = torch.where(q.abs() < _TINY, _TINY, q)
     r1, r2 = q / a, c / q
     near, far = torch.minimum(r1, r2), torch.maximum(r1, r2)
-    # a < 0: the ray is inside outside of the roots; the half of the cone with w > 0 is the one it belongs to.
+    # For a < 0 the ray is inside the double cone beyond either root; only the half of the cone with w > 0 counts.
     convex = a > 0
     miss = convex & (discriminant < 0)
     low = torch.where(convex, near, torch.where(slope_x > 0, far, -_FAR))
@@ -120,7 +120,10 @@ def _intervals(geometry: Tensor, origins: Tensor, directions: Tensor) -> tuple[T
 
 
 def _half_space(c1: Tensor, c0: Tensor) -> tuple[Tensor, Tensor]:
-    """Interval of t with c1 t <= c0; a parallel ray gets (almost) everything or nothing by the sign of c0."""
+    """Interval of t with c1 t <= c0.
+
+    For a ray parallel to the plane it is (almost) everything or nothing, depending on the sign of c0.
+    """
     t = c0 / torch.where(c1.abs() < _TINY, _TINY, c1)
     backwards = c1 <= -_TINY
     return torch.where(backwards, t, -_FAR), torch.where(backwards, _FAR, t)
@@ -129,14 +132,15 @@ def _half_space(c1: Tensor, c0: Tensor) -> tuple[Tensor, Tensor]:
 def cast_rays(geometry: Tensor, origins: Tensor, directions: Tensor, *, group: int = 1) -> Hits:
     """First hit of each ray with each object's union of primitives.
 
-    Fixed shapes, no host synchronisation, pure: made for ``torch.compile``. Rays start outside of the object.
+    This is a pure function with fixed shapes and without host synchronization, suitable for ``torch.compile``. Rays
+    must start outside the object.
 
     Args:
-        geometry: (N, E, NUM_COLUMNS), see the module docstring.
-        origins: (N, R, 3), or (N, 1, 3) when the rays of an object share their origin (cheaper).
+        geometry: (N, E, NUM_COLUMNS); see the module docstring.
+        origins: (N, R, 3), or (N, 1, 3) if the rays of an object share their origin, which is faster.
         directions: (N, R, 3).
-        group: Primitives handled at once. Memory grows with it: 1 keeps temporaries in the cache of a CPU, the number
-            of solids gives the smallest graph to compile.
+        group: Number of primitives processed at once; memory is proportional to it. 1 keeps temporaries in the cache of
+            a CPU; the number of solids gives the smallest graph to compile.
     """
     solids = num_solids(geometry)
     best = torch.full(directions.shape[:2], float("inf"), device=directions.device, dtype=directions.dtype)
@@ -162,7 +166,7 @@ def cast_rays(geometry: Tensor, origins: Tensor, directions: Tensor, *, group: i
 def _leave_holes(
     holes: Tensor, origins: Tensor, directions: Tensor, enter: Tensor, leave: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Hit on the inner wall, (N, G, R), and whether the ray enters the solid where the hole has removed its surface."""
+    """Distance to the inner wall, (N, G, R), and whether the ray enters the solid through the hole."""
     hole_enter, hole_leave = _intervals(holes, origins, directions)
     inside = (hole_enter <= enter) & (enter <= hole_leave)
     reached = (enter <= leave) & (hole_leave < leave) & (hole_leave > 0)
@@ -170,14 +174,14 @@ def _leave_holes(
 
 
 def take_rows(table: Tensor, rows: Tensor) -> Tensor:
-    """(N, R, C), row ``rows[n, r]`` of ``table[n]``, (N, E, C)."""
+    """Rows ``rows[n, r]`` of ``table[n]`` for a table (N, E, C); the result is (N, R, C)."""
     count, size = table.shape[:2]
     first = torch.arange(count, device=table.device)[:, None] * size
     return table.flatten(0, 1).index_select(0, (rows + first).flatten()).unflatten(0, rows.shape)
 
 
 def _hits(geometry: Tensor, origins: Tensor, directions: Tensor, t: Tensor, index: Tensor) -> Hits:
-    """Local position and normal at the hits."""
+    """Hits with their local positions and normals."""
     hit = torch.isfinite(t)
     point = origins + directions * torch.where(hit, t, 0.0)[..., None]
     rows = take_rows(geometry, index)
@@ -192,7 +196,10 @@ def _hits(geometry: Tensor, origins: Tensor, directions: Tensor, t: Tensor, inde
 
 
 def _constraints(rows: Tensor, local: Tensor) -> list[tuple[Tensor, tuple[Tensor, Tensor, Tensor]]]:
-    """All constraints, the quadric last: values (negative inside; -infinity for no quadric) and local gradients."""
+    """Values and local gradients of all constraints, the quadric last.
+
+    Values are negative inside; a primitive without quadric has the value -infinity.
+    """
     x, y, z = local.unbind(-1)
     bx, by = rows[..., _BX], rows[..., _BY]
     wx, wy = rows[..., _AX] + bx * z, rows[..., _AY] + by * z
@@ -211,7 +218,7 @@ def _constraints(rows: Tensor, local: Tensor) -> list[tuple[Tensor, tuple[Tensor
 
 
 def _active_gradient(rows: Tensor, local: Tensor, stretch: Tensor) -> Tensor:
-    """(..., 3) local gradient of the constraint nearest to being violated, distances taken along the local axes."""
+    """Local gradient (..., 3) of the constraint that is closest to being violated, by distance along the local axes."""
     sx, sy, sz = (stretch * stretch).unbind(-1)
     best = torch.full_like(sx, -math.inf)
     active: tuple[Tensor, ...] = (best, best, best)
@@ -224,7 +231,7 @@ def _active_gradient(rows: Tensor, local: Tensor, stretch: Tensor) -> Tensor:
 
 
 def occupancy(geometry: Tensor, points: Tensor) -> Tensor:
-    """Whether points lie inside the objects; exact.
+    """Exact test whether points lie inside the objects.
 
     Args:
         geometry: (N, E, NUM_COLUMNS).

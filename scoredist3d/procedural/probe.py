@@ -1,7 +1,7 @@
-"""The probe: a small network that reads category, colours, pattern and viewing azimuth off a 64x64 picture.
+"""The probe: a small network that predicts category, colors, pattern and viewing azimuth from a 64x64 image.
 
-It is trained on real renders of the procedural objects only (never on samples of the prior), so it can judge what the
-prior and distillation make. Its own error on fresh real renders is the floor that measurements are compared with.
+It is trained only on renders of the procedural objects, never on samples of the prior, so it can evaluate the images of
+the prior and of distillation. Its error on new renders is the lower bound that measurements are compared with.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ INPUT_SIZE = 64
 
 @dataclass(frozen=True)
 class ProbeReading:
-    """What the probe sees in ``B`` pictures.
+    """Predictions of the probe for ``B`` images.
 
     Attributes:
         category, color, second_color, pattern: (B, classes), log-probabilities.
-        direction: (B, 4, 2), unit vectors (cos k a, sin k a) of the azimuth a for symmetry orders k = 1..4.
-        features: (B, F), penultimate activations, for feature-space distances.
+        direction: (B, 4, 2), unit vectors (cos k a, sin k a) of the azimuth a for the symmetry orders k = 1 to 4.
+        features: (B, F), activations of the last hidden layer, for distances in feature space.
     """
 
     category: Tensor
@@ -40,12 +40,12 @@ class ProbeReading:
     features: Tensor
 
     def azimuth_error_deg(self, azimuth: Tensor, symmetry: Tensor) -> Tensor:
-        """(B,) absolute azimuth error in degrees, modulo each object's rotational symmetry.
+        """Absolute azimuth error in degrees, modulo each object's rotational symmetry, (B,).
 
         Args:
             azimuth: (B,), true azimuth in radians.
-            symmetry: (B,), order k of the rotational symmetry about z (1 = a unique front); 0 gives NaN, as the azimuth
-                of a body of revolution is undefined.
+            symmetry: (B,), order k of the rotational symmetry about z; 1 means a unique front. For 0 the error is NaN,
+                because the azimuth of a body of revolution is undefined.
         """
         order = symmetry.clamp(1, 4)
         direction = self.direction[torch.arange(len(order), device=order.device), order - 1]
@@ -56,7 +56,7 @@ class ProbeReading:
 
 
 class Probe(nn.Module):
-    """Convolutional reader, about 0.3 million parameters.
+    """Convolutional network with about 0.3 million parameters.
 
     Args:
         categories, colors, patterns: Class names, in the order of the outputs.
@@ -96,7 +96,7 @@ class Probe(nn.Module):
         )
 
     def forward(self, images: Tensor) -> ProbeReading:
-        """Read (B, H, W, 3) images in [0, 1]; other sizes are resized to 64x64."""
+        """Predictions for (B, H, W, 3) images in [0, 1]; images of other sizes are resized to 64x64."""
         pixels = images.movedim(-1, 1)
         if pixels.shape[-2:] != (INPUT_SIZE, INPUT_SIZE):
             pixels = functional.interpolate(pixels, (INPUT_SIZE, INPUT_SIZE), mode="bilinear", antialias=True)
@@ -117,19 +117,19 @@ class Probe(nn.Module):
 
     @classmethod
     def load(cls, folder: Path = PROBE_FOLDER, device: torch.device | str = "cpu") -> Probe:
-        """The shipped probe in fp32, frozen.
+        """Load a probe in fp32 with frozen weights; by default the one that comes with the package.
 
         Raises:
-            FileNotFoundError: The folder holds no probe.
+            FileNotFoundError: The folder contains no probe.
         """
         if not (folder / "config.json").is_file():
-            raise FileNotFoundError(f"no probe in {folder}: expected config.json and probe.safetensors")
-        with torch.device("meta"):  # building it would draw from the global random stream
+            raise FileNotFoundError(f"{folder} contains no probe; give a folder with config.json and probe.safetensors")
+        with torch.device("meta"):  # avoids a draw from the global random stream
             probe = cls(**json.loads((folder / "config.json").read_text()))
         weights = {name: tensor.float() for name, tensor in load_file(folder / "probe.safetensors").items()}
         probe.load_state_dict(weights, assign=True)
         return probe.to(device).eval().requires_grad_(False)
 
     def config(self) -> dict[str, object]:
-        """What :meth:`load` needs beside the weights."""
+        """The arguments of the constructor, which :meth:`load` reads from ``config.json``."""
         return {"categories": self.categories, "colors": self.colors, "patterns": self.patterns, "width": self.width}

@@ -1,4 +1,4 @@
-"""Shading and antialiased rendering of procedural objects."""
+"""Shading and anti-aliased rendering of procedural objects."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from scoredist3d.procedural.attributes import BRICK, CHECKERED, DOTTED, STRIPED,
 from scoredist3d.procedural.objects import Objects
 from scoredist3d.procedural.primitives import Hits, cast_rays, take_rows
 
-# Towards the light: above, somewhat in front and to one side, so that top, front and both sides differ.
+# Direction towards the light: from above, slightly in front and to one side, so that top, front and both sides differ.
 DEFAULT_LIGHT: tuple[float, float, float] = (0.45, 0.40, 0.80)
 _AMBIENT, _SKY, _DIFFUSE = 0.45, 0.15, 0.45
 _CPU_CHUNK, _DEVICE_CHUNK = 1 << 14, 1 << 22
@@ -30,7 +30,7 @@ class ShapeRender:
     """Images of ``N`` objects.
 
     Attributes:
-        rgba: (N, H, W, 4), straight alpha, display sRGB in [0, 1]; colour zero where alpha is zero.
+        rgba: (N, H, W, 4), straight alpha, display sRGB in [0, 1]; the color is zero where alpha is zero.
         depth: (N, H, W), mean distance along the ray over the covered part of the pixel; 0 where alpha is zero.
         normal: (N, H, W, 3), mean outward normal, unit length; zero where alpha is zero.
     """
@@ -40,7 +40,7 @@ class ShapeRender:
     normal: Tensor
 
     def over(self, background: Tensor) -> Tensor:
-        """(N, H, W, 3), composited over ``background``: (3,), (N, 3) or (N, H, W, 3)."""
+        """Composite the images over a background of shape (3,), (N, 3) or (N, H, W, 3); the result is (N, H, W, 3)."""
         if background.ndim == 2:
             background = background[:, None, None, :]
         rgb, alpha = self.rgba[..., :3], self.rgba[..., 3:]
@@ -57,23 +57,27 @@ def render_objects(
     cast: Callable[..., Hits] = cast_rays,
     shader: Callable[..., Tensor] | None = None,
 ) -> ShapeRender:
-    """Render object i with camera i; a pixel is the mean over ``antialias``^2 rays (colours weighted by coverage).
+    """Render object i with camera i.
 
-    Lambert light and a hemisphere ambient, fixed in the world (a view-independent colour field can represent it).
+    A pixel is the mean over ``antialias``^2 rays; colors are weighted by coverage. The lighting is Lambertian with
+    hemispheric ambient light and fixed in the world, so a view-independent color field can represent it.
 
     Args:
         objects: N objects; repeat them for several views.
         cameras: N cameras, on the same device.
-        antialias: Rays per pixel and axis.
-        light: (N, 3), directions towards the light; DEFAULT_LIGHT by default.
-        chunk_rays: Rays cast at once; 2^14 on a CPU (temporaries stay in its cache) and 2^22 elsewhere by default.
-        cast, shader: Replacements for :func:`cast_rays` and :func:`shade`, e.g. compiled ones.
+        antialias: Rays per pixel along each axis.
+        light: (N, 3), directions towards the light; by default DEFAULT_LIGHT.
+        chunk_rays: Rays per chunk; by default 2^14 on a CPU, which keeps temporaries in its cache, and 2^22 elsewhere.
+        cast: Replacement for :func:`cast_rays`, e.g. a compiled version.
+        shader: Replacement for :func:`shade`, e.g. a compiled version.
 
     Raises:
-        ValueError: Numbers of objects and cameras differ.
+        ValueError: The numbers of objects and cameras differ.
     """
     if len(objects) != len(cameras):
-        raise ValueError(f"{len(objects)} objects need as many cameras, got {len(cameras)}; repeat one of them")
+        raise ValueError(
+            f"cameras: {len(objects)} objects need one camera each, got {len(cameras)}; repeat either of them"
+        )
     if light is None:
         light = torch.tensor(DEFAULT_LIGHT, device=objects.device).expand(len(objects), 3)
     fine = cameras.with_size(cameras.height * antialias, cameras.width * antialias)
@@ -84,7 +88,7 @@ def render_objects(
     parts = []
     for start in range(0, len(objects), step):
         chunk = slice(start, start + step)
-        # Trimming looks at values and changes shapes: free on a CPU, a synchronisation and a new graph elsewhere.
+        # Trimming depends on values and changes shapes: on a GPU it would cost a synchronization and a new graph.
         part = objects[chunk].trimmed() if on_cpu else objects[chunk]
         parts.append(_render(part, fine[chunk], light[chunk], antialias, cast, shader or shade))
     rgba, depth, normal = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
@@ -114,7 +118,7 @@ def _render(
 
 
 def shade(surface: Tensor, geometry: Tensor, hits: Hits, light: Tensor) -> Tensor:
-    """Colours of hits: (N, R, 3) in [0, 1]; pure and free of host synchronisation.
+    """Shaded colors of hits, (N, R, 3) in [0, 1]; a pure function without host synchronization.
 
     Args:
         surface: (N, E, 8), as in :class:`Objects`.
@@ -132,11 +136,11 @@ def shade(surface: Tensor, geometry: Tensor, hits: Hits, light: Tensor) -> Tenso
 
 
 def _pattern(rows: Tensor, shape: Tensor, hits: Hits) -> Tensor:
-    """(N, R, 3) unlit colour from the two colours, the pattern and the surface coordinates."""
+    """Unlit color, (N, R, 3), from the two colors, the pattern and the surface coordinates."""
     first, second, pattern, phase = rows[..., 0:3], rows[..., 3:6], rows[..., 6], rows[..., 7]
     u, v, rings, circumference = _surface_coordinates(shape, hits)
     stripes = _frac(rings / _STRIPE_PERIOD + phase) < 0.38
-    # Checks of the second colour are a little smaller than their cells, so the main colour keeps most of the surface.
+    # Checks of the second color are slightly smaller than their cells, so the main color covers most of the surface.
     cu, cv = _cells(u, circumference, _CHECK_PERIOD, 1), v / _CHECK_PERIOD + phase
     checks = _check(_frac(cu), _frac(cv)) | _check(_frac(cu + 0.5), _frac(cv + 0.5))
     row = torch.floor(v / _DOT_PERIOD + phase)
@@ -152,16 +156,17 @@ def _pattern(rows: Tensor, shape: Tensor, hits: Hits) -> Tensor:
     course = v / (0.5 * _BRICK_PERIOD) + phase
     joint = _frac(_cells(u, circumference, _BRICK_PERIOD, 1) + 0.5 * _frac(torch.floor(course) / 2) * 2)
     mortar = (pattern == BRICK) & ((_frac(course) < 0.2) | (joint < 0.1))
-    # Mortar contrasts with the bricks: darker on light colours, lighter on dark ones.
+    # Mortar contrasts with the bricks: it is darker for light colors and lighter for dark ones.
     joints = torch.where(color.mean(-1, keepdim=True) > 0.55, 0.62 * color, 0.5 * color + 0.36)
     return torch.where(mortar[..., None], joints, color)
 
 
 def _surface_coordinates(shape: Tensor, hits: Hits) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Lengths (u, v) along the surface in scene units, v for stripes, and the length after which u repeats.
+    """Coordinates on the surface: lengths (u, v) in scene units, v for stripes, and the period of u.
 
-    Round sides: arc length and height. Flat faces: the two axes of the primitive that lie in the face, and u
-    never repeats (infinity). Ellipsoids are mapped flat at their poles, except that stripes stay rings.
+    On round sides, u is the arc length and v the height. On flat faces, they are the two axes of the primitive that lie
+    in the face, and the period of u is infinite. Near their poles, ellipsoids are mapped like flat faces, except that
+    stripes remain rings.
     """
     half = 1.0 / shape[..., 0:9].unflatten(-1, (3, 3)).norm(dim=-1)
     x, y, z = (hits.local * half).unbind(-1)
@@ -179,7 +184,7 @@ def _surface_coordinates(shape: Tensor, hits: Hits) -> tuple[Tensor, Tensor, Ten
 
 
 def _cells(u: Tensor, circumference: Tensor, period: float, minimum: int) -> Tensor:
-    """``u`` in periods, the period adapted so that a whole number of them goes round."""
+    """``u`` in units of a period that is adapted so that a whole number of periods fits the circumference."""
     around = torch.isfinite(circumference)
     length = torch.where(around, circumference, 1.0)
     whole = torch.round(length / period).clamp_min(minimum)

@@ -1,4 +1,4 @@
-"""Comparing a made object with the procedural family that its category names."""
+"""Silhouette comparison of a generated object with the procedural family of its category."""
 
 from __future__ import annotations
 
@@ -13,25 +13,26 @@ from scoredist3d.procedural import CATEGORIES, render_objects, sample_objects
 def best_family_iou(
     opacity: Tensor, cameras: Cameras, category: str, *, members: int = 256, generator: torch.Generator | None = None
 ) -> float:
-    """Highest mean silhouette IoU over the views with any of ``members`` random objects of the family.
+    """Intersection over union (IoU) of the object's silhouettes and those of the best match in the family.
 
-    Silhouettes, not volumes: a radiance field is a shell inside.
+    The best match is the one with the highest mean IoU over the views, among ``members`` random objects. Silhouettes
+    are compared rather than volumes, because a radiance field may be hollow.
 
     Args:
-        opacity: (V, H, W), of the object seen by ``cameras``; above 0.5 counts as covered.
+        opacity: (V, H, W), opacity of the object in each view; above 0.5 a pixel counts as covered.
         cameras: The V cameras.
         category: Name of the family.
-        members: Size of the random sample of the family.
-        generator: Source of the sample.
+        members: Number of random objects of the family.
+        generator: Source of randomness for these objects.
 
     Returns:
-        IoU in [0, 1].
+        Mean IoU over the views, in [0, 1].
 
     Raises:
-        ValueError: No family of this name.
+        ValueError: No family has this name.
     """
     if category not in CATEGORIES:
-        raise ValueError(f"no family is called {category!r}; families are {', '.join(CATEGORIES)}")
+        raise ValueError(f"category: there is no family {category!r}; choose one of {', '.join(CATEGORIES)}")
     generator = generator or torch.Generator(opacity.device).manual_seed(0)
     family = sample_objects(members, generator, opacity.device, category=CATEGORIES.index(category))
     mask = opacity > 0.5

@@ -1,4 +1,7 @@
-"""A CLIP tokenizer whose merges make every word of the lexicon one token; other words fall back to pieces and bytes."""
+"""A CLIP tokenizer that encodes every word of the lexicon as one token.
+
+Other words are split into pieces, down to single bytes.
+"""
 
 from __future__ import annotations
 
@@ -22,11 +25,11 @@ _WORD_END = "</w>"
 def build_tokenizer(folder: str | Path) -> CLIPTokenizer:
     """Write a CLIP tokenizer for the captions and load it.
 
-    ``vocab.json`` and ``merges.txt`` are what every version of transformers reads, ``tokenizer.json`` is what version 5
-    writes. Padding is the end token, which has the highest id.
+    Every version of transformers reads ``vocab.json`` and ``merges.txt``; version 5 writes ``tokenizer.json``. The
+    padding token is the end token, which has the highest id.
 
     Args:
-        folder: Where to write; made if needed.
+        folder: Target folder; created if absent.
     """
     from transformers import CLIPTokenizer
 
@@ -44,17 +47,17 @@ def build_tokenizer(folder: str | Path) -> CLIPTokenizer:
     write_atomically(folder / "merges.txt", "\n".join(merge_lines) + "\n")
     write_atomically(folder / "special_tokens_map.json", json.dumps(special, indent=2))
     write_atomically(folder / "tokenizer_config.json", json.dumps(settings, indent=2))
-    # A stale tokenizer.json would win over the files just written.
+    # transformers would prefer an outdated tokenizer.json to the files just written.
     (folder / "tokenizer.json").unlink(missing_ok=True)
     CLIPTokenizer.from_pretrained(folder).save_pretrained(folder)
     return CLIPTokenizer.from_pretrained(folder)
 
 
 def learn_merges(words: tuple[str, ...]) -> list[tuple[str, str]]:
-    """Byte-pair merges learned until every word is one symbol (ties in alphabetical order).
+    """Byte-pair merges, learned until every word is one symbol; ties are broken alphabetically.
 
-    Applying merges in the order learned is what the tokenizer does, so every word comes out whole; chains of merges
-    written down word by word would get in each other's way.
+    The tokenizer applies the merges in the order in which they were learned, so every word becomes one token. Merges
+    listed word by word would interfere with each other.
     """
     symbols = {word: [*word[:-1], word[-1] + _WORD_END] for word in words if len(word) > 1}
     merges: list[tuple[str, str]] = []
@@ -78,7 +81,7 @@ def _merge(parts: list[str], pair: tuple[str, str]) -> list[str]:
 
 
 def _byte_characters() -> tuple[str, ...]:
-    """The 256 printable stand-ins for bytes that GPT-2 and CLIP vocabularies use, in CLIP's order."""
+    """The 256 printable characters that represent bytes in the vocabularies of GPT-2 and CLIP, in CLIP's order."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in printable]
     return (*(chr(byte) for byte in printable), *(chr(256 + k) for k in range(len(others))))

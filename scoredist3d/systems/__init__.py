@@ -1,4 +1,4 @@
-"""Systems wire cameras, representation, prior, guidance and losses into one optimiser step; no maths lives here."""
+"""Systems combine cameras, representation, prior, guidance and losses into the loss of one training step."""
 
 from scoredist3d.systems.base import System, TrainingStep
 

@@ -1,16 +1,15 @@
-"""What every system offers to the training run, and the assembly that systems share.
+"""Base classes of systems, and the assembly of components that systems share.
 
-A system is a plain ``nn.Module``: it can be stepped in a notebook or a test. :mod:`scoredist3d.training` puts it into
-Lightning, whose import takes seconds that listing components or checking a config should not cost.
+A system is a plain ``nn.Module``: a notebook or a test can step it. :mod:`scoredist3d.training` wraps it in a Lightning
+module; Lightning takes seconds to import, which listing components or checking a config must not cost.
 """
 
 from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,24 +17,25 @@ from torch import Tensor, nn
 
 from scoredist3d import registry
 from scoredist3d.config import ComponentConfig, component
+from scoredist3d.config.optimizer import OptimizerConfig
 from scoredist3d.guidance.core.base import Guidance
+from scoredist3d.nn.unregistered import Unregistered
+from scoredist3d.priors.base import Prior
 from scoredist3d.priors.conditioning import CFGConditions
+from scoredist3d.prompts.processor import PromptProcessor
 from scoredist3d.seeding import Rng
-from scoredist3d.systems.optimizer import OptimizerConfig
 
 if TYPE_CHECKING:
-    from scoredist3d.cameras import Cameras
-    from scoredist3d.config.experiment import PreviewConfig, TurntableConfig
     from scoredist3d.meshes.exportable import Shape
 
 
 @dataclass(frozen=True)
 class TrainingStep:
-    """What one forward pass hands to the optimiser and to the log.
+    """Result of one forward pass.
 
     Attributes:
         loss: Scalar to differentiate.
-        scalars: Values to log; detached one-element tensors stay on their device until they are written.
+        scalars: Values to log, by name; detached one-element tensors stay on their device until they are written.
     """
 
     loss: Tensor
@@ -43,55 +43,41 @@ class TrainingStep:
 
 
 class System(nn.Module, ABC):
-    """What is optimised under a frozen prior.
+    """Representation and objective of a run under a frozen prior.
 
-    The prior is held outside of the module tree: it is in no ``state_dict``, no checkpoint and no optimiser.
+    The prior is kept outside the module tree, so it is part of no ``state_dict``, checkpoint or optimizer. Previews and
+    videos need one of the protocols of :mod:`scoredist3d.systems.interfaces`.
     """
 
     @dataclass
     class Config(ComponentConfig):
-        """Blocks that every system has."""
+        """Blocks of every system."""
 
-        optimizer: OptimizerConfig = field(default_factory=OptimizerConfig, metadata={"help": "Adam and its rates."})
+        optimizer: OptimizerConfig = field(
+            default_factory=OptimizerConfig, metadata={"help": "Optimizer and its learning rates."}
+        )
 
-    video_name: str
-    """File stem of the video that :meth:`frames` fills."""
-    label_rows: bool = False
-    """Whether preview grids name their rows."""
-
-    def __init__(self, config: Config, *, prior: nn.Module) -> None:
+    def __init__(self, config: Config, *, prior: Prior) -> None:
         super().__init__()
         self.config = config
         prior.requires_grad_(False).eval()
-        self._outside_the_tree = (prior,)
+        self._prior = Unregistered(prior)
 
     @property
-    def prior(self) -> Any:
+    def prior(self) -> Prior:
         """The frozen diffusion model."""
-        return self._outside_the_tree[0]
+        return self._prior.value
 
     @abstractmethod
     def training_step(self, step: int, rng: Rng) -> TrainingStep:
-        """One forward pass; everything random comes from ``rng`` and ``step``."""
+        """One forward pass; all randomness is derived from ``rng`` and ``step``."""
 
     @abstractmethod
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Optimiser groups ``{"name", "params"}``, named ``<block>`` or ``<block>.<part>``."""
-
-    @abstractmethod
-    def preview(self, config: PreviewConfig) -> dict[str, Tensor]:
-        """Rows of a preview grid: name to (B, H, W, 3) in [0, 1], the same B in every row."""
-
-    @abstractmethod
-    def frames(self, config: TurntableConfig, snapshots: Sequence[Path]) -> Iterator[Tensor]:
-        """(H, W, 3) frames in [0, 1] of the final video; ``snapshots`` are the run's preview images, oldest first."""
-
-    def video_cameras(self, config: TurntableConfig) -> Cameras | None:
-        """The cameras of the final video, one per frame; None where it shows no object."""
-        return None
+        """Optimizer groups ``{"name", "params"}``, named ``<block>`` or ``<block>.<part>``."""
 
     def shapes(self) -> Sequence[Shape]:
-        """The objects, for exporters; none where the system makes images."""
+        """The 3D objects for exporters; empty for a system that optimizes images."""
         return ()
 
     @property
@@ -100,70 +86,74 @@ class System(nn.Module, ABC):
         return True
 
     @property
-    def grows(self) -> bool:
-        """Whether parameters may change their sizes while training."""
+    def densifies(self) -> bool:
+        """Whether parameters may change their size during training (adaptive density control)."""
         return False
 
-    def init_from(self, state: Mapping[str, Any], system: Any = None) -> None:
-        """Take over the representation of another run: its ``state_dict`` and its ``system`` block.
+    def init_from(self, state: Mapping[str, Any], system: ComponentConfig | None = None) -> None:
+        """Initialize the representation from another run.
+
+        Args:
+            state: The ``state_dict`` of that run.
+            system: The ``system`` block of that run.
 
         Raises:
-            ValueError: This system cannot, or the state holds another representation.
+            ValueError: This system cannot, or the state holds a representation that cannot be used.
         """
         raise ValueError("system.init_from: this system cannot start from another run")
 
     def check_finite(self) -> None:
-        """Wait for the answers of the guidances' finite checks.
+        """Wait for the results of the guidances' pending finite checks.
 
         Raises:
-            NonFiniteError: One of them is negative.
+            NonFiniteError: A check found a non-finite value.
         """
         for module in self.modules():
             if isinstance(module, Guidance):
                 module.check_finite()
 
     def prepare_step(self, step: int, rng: Rng) -> None:
-        """Set what depends on the step before its first forward pass; ``rng`` is the one that all ranks share."""
+        """Update step-dependent state before the first forward pass of ``step``; all ranks share ``rng``."""
 
-    def after_step(self, step: int, optimizer: torch.optim.Optimizer, rng: Rng) -> None:
-        """After the optimiser's update of ``step``; ``rng`` is the one that all ranks share."""
+    def post_backward(self, step: int, optimizer: torch.optim.Optimizer, rng: Rng) -> None:
+        """Densify the representation after the optimizer's update of ``step``; all ranks share ``rng``."""
 
     def restore_step(self, step: int) -> None:
-        """Set what is a function of the step alone (levels), for evaluation of a loaded checkpoint."""
+        """Set state that is a function of the step alone, to evaluate a checkpoint after ``step`` steps."""
 
     def to_device(self, device: torch.device) -> None:
-        """Move everything, the prior included (Lightning moves only what is in the module tree)."""
+        """Move the system and its prior; Lightning moves only the module tree, which does not contain the prior."""
         self.prior.to(device)
         self.to(device)
 
     @property
     def device(self) -> torch.device:
-        """Where the representation is."""
+        """Device of the parameters."""
         return next(self.parameters()).device
 
 
 class GuidedSystem(System):
-    """Prompt and guidance around a representation that subclasses add.
+    """A system with one prompt and one guidance; subclasses add the representation.
 
-    What a guidance trains (VSD's second network) is in the ``state_dict`` but in no parameter group: it steps itself,
-    with an optimiser whose state is in its ``get_extra_state``.
+    Networks that a guidance trains (VSD's second network) are in the ``state_dict`` but in no parameter group: the
+    guidance steps them with an optimizer of its own, whose state is in its ``get_extra_state``.
     """
 
     @dataclass
     class Config(System.Config):
         """Blocks of systems with one guidance."""
 
-        guidance: ComponentConfig = component("guidance", "sds", "How the prior's prediction becomes a gradient.")
+        guidance: ComponentConfig = component("guidance", "sds", "Turns the prior's prediction into a gradient.")
         prompt_processor: ComponentConfig = component(
-            "prompt-processor", "view-dependent", "From text to conditioning."
+            "prompt-processor", "view-dependent", "Turns the prompt into conditioning."
         )
 
     def __init__(
-        self, config: Config, *, prior: nn.Module, prompt: str, negative_prompt: str = "", rng: Rng | None = None
+        self, config: Config, *, prior: Prior, prompt: str, negative_prompt: str = "", rng: Rng | None = None
     ) -> None:
         super().__init__(config, prior=prior)
-        self.guidance = build_component(config.guidance, prior=prior, rng=rng)
-        self.prompts = build_component(
+        self.guidance: Guidance = build_component(config.guidance, prior=prior, rng=rng)
+        self.prompts: PromptProcessor = build_component(
             config.prompt_processor,
             prior=prior,
             prompt=prompt,
@@ -171,11 +161,23 @@ class GuidedSystem(System):
             extra=self.guidance.extra_prompts(prompt),
         )
 
-    def guide(self, latents: Tensor, conditions: CFGConditions, step: int, rng: Rng, **extras: Any) -> TrainingStep:
-        """The guidance's loss and its log entries; ``extras`` as in the guidance's call."""
-        output = self.guidance(latents, conditions, step, rng, **extras)
-        config: Any = self.config
-        weight = config.guidance.weight(step)
+    def guide(
+        self,
+        latents: Tensor,
+        conditions: CFGConditions,
+        step: int,
+        rng: Rng,
+        *,
+        particles: Sequence[int],
+        rgb: Tensor | None = None,
+        opacity: Tensor | None = None,
+        source: Tensor | None = None,
+    ) -> TrainingStep:
+        """The guidance's loss and its values to log; arguments as in :meth:`Guidance.forward`."""
+        output = self.guidance(
+            latents, conditions, step, rng, rgb=rgb, opacity=opacity, particles=particles, source=source
+        )
+        weight = self.guidance.config.weight(step)
         scalars: dict[str, Tensor | float] = {f"guidance/{key}": value for key, value in output.diagnostics.items()}
         if weight != 0.0:
             scalars["loss/guidance"] = output.loss.detach() / weight
@@ -192,7 +194,7 @@ def build_component(config: ComponentConfig, **runtime: Any) -> Any:
 
 
 def named_groups(block: str, module: nn.Module) -> list[dict[str, Any]]:
-    """A block's parameter groups, the block's name in front: ``geometry`` + ``encoding`` -> ``geometry.encoding``."""
+    """A block's parameter groups, prefixed by its name: ``geometry`` + ``encoding`` -> ``geometry.encoding``."""
     own: Any = getattr(module, "parameter_groups", None)
     groups = own() if own is not None else [{"name": block, "params": list(module.parameters())}]
     return [

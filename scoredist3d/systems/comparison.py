@@ -1,49 +1,51 @@
-"""Several methods side by side: the same prompt, prior, seed and starting images for each of them."""
+"""Several methods side by side, each with the same prompt, prior, seed and initial images."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 
 from scoredist3d import registry
 from scoredist3d.config import ComponentConfig, component, component_map, option
+from scoredist3d.priors.base import Prior
 from scoredist3d.registry import near_matches, register
 from scoredist3d.seeding import Rng
 from scoredist3d.systems.base import System, TrainingStep, build_component
+from scoredist3d.systems.modules import TypedModuleList
 from scoredist3d.systems.text_to_2d import TextTo2D
 
-if TYPE_CHECKING:
-    from scoredist3d.config.experiment import PreviewConfig, TurntableConfig
 
-
-@register("system", "comparison", summary="Optimise the same images by several methods side by side.")
+@register("system", "comparison", summary="Optimize the same images with several methods side by side.")
 class Comparison(System):
     """One text-to-2d system per method, stepped together.
 
-    Every method sees the same step and the same random streams, and has its own optimiser: it does exactly what it does
-    alone with the same seed and canvas.
+    All methods use the same step and the same random streams, and each has its own optimizer. A method therefore
+    computes exactly what it computes alone with the same seed and canvas.
+
+    Attributes:
+        systems: The system of each method.
+        labels: The label of each method.
     """
 
     @dataclass
     class Config(System.Config):
-        """The methods, and what they have in common."""
+        """The methods and their common canvas."""
 
-        methods: dict[str, ComponentConfig] = component_map("system", "Text-to-2d blocks, by the label on the sheet.")
-        only: list[str] = option([], "Labels of the methods to run, in this order; all of them where empty.")
+        methods: dict[str, ComponentConfig] = component_map("system", "Text-to-2d blocks by label.")
+        only: list[str] = option([], "Labels of the methods to run, in this order; an empty list runs all.")
         geometry: ComponentConfig = component(
-            "geometry", "image-canvas", "What every method starts from; those that edit keep a canvas of their own."
+            "geometry",
+            "image-canvas",
+            "Initial images of every method; editing methods use the canvas of their own block.",
         )
 
         def validate(self) -> list[str]:
-            """Known labels of blocks of images."""
+            """Problems: unknown labels, and methods that are not text-to-2d."""
             problems = super().validate()
             for label in self.only:
                 if label not in self.methods:
@@ -52,9 +54,7 @@ class Comparison(System):
                     problems.append(f"only: there is no method {label!r}.{hint} Methods are {', '.join(known)}")
             for label, block in self.methods.items():
                 if block is not None and block.type != "text-to-2d":
-                    problems.append(
-                        f"methods.{label}.type: a comparison is between text-to-2d systems, not {block.type}"
-                    )
+                    problems.append(f"methods.{label}.type: a comparison takes text-to-2d systems, not {block.type}")
             return problems
 
         @property
@@ -62,11 +62,8 @@ class Comparison(System):
             """Labels of the methods that run, in order."""
             return self.only or list(self.methods)
 
-    video_name = "optimisation"
-    label_rows = True
-
     def __init__(
-        self, config: Config, *, prior: nn.Module, prompt: str, negative_prompt: str = "", rng: Rng | None = None
+        self, config: Config, *, prior: Prior, prompt: str, negative_prompt: str = "", rng: Rng | None = None
     ) -> None:
         super().__init__(config, prior=prior)
         if not config.methods:
@@ -74,8 +71,8 @@ class Comparison(System):
         blocks = {label: _on_canvas(config.methods[label], config.geometry) for label in config.chosen}
         runtime: dict[str, Any] = {"prior": prior, "prompt": prompt, "negative_prompt": negative_prompt, "rng": rng}
         systems = {label: build_component(block, **runtime) for label, block in blocks.items()}
-        # Labels are the user's: only ModuleList takes any.
-        self.systems = nn.ModuleList(systems.values())
+        # A list instead of a dict: module names cannot contain every character that a user's label may contain.
+        self.systems: TypedModuleList[TextTo2D] = TypedModuleList(systems.values())
         self.labels = tuple(systems)
         self.config = copy.copy(config)
         self.config.optimizer = dataclasses.replace(
@@ -85,7 +82,7 @@ class Comparison(System):
     @property
     def methods(self) -> dict[str, TextTo2D]:
         """The system of each method, by label."""
-        return dict(zip(self.labels, self.systems, strict=True))  # type: ignore[arg-type]
+        return dict(zip(self.labels, self.systems, strict=True))
 
     def training_step(self, step: int, rng: Rng) -> TrainingStep:
         """The sum of the methods' losses, each with its own log entries: ``loss/sds``, ``sds/t``, ..."""
@@ -100,7 +97,7 @@ class Comparison(System):
         return TrainingStep(torch.stack(losses).sum(), scalars)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Each method's groups, ``<label>.canvas``, with its own optimiser."""
+        """Each method's group, ``<label>.canvas``, with the method's own optimizer config."""
         return [
             group | {"name": f"{label}.{group['name']}", "optimizer": system.config.optimizer}
             for label, system in self.methods.items()
@@ -108,23 +105,13 @@ class Comparison(System):
         ]
 
     def prepare_step(self, step: int, rng: Rng) -> None:
-        """That of every method."""
+        """Update step-dependent state of every method."""
         for system in self.methods.values():
             system.prepare_step(step, rng)
 
-    def preview(self, config: PreviewConfig) -> dict[str, Tensor]:
-        """One row of images per method, of ``preview.size`` pixels; shorter rows are filled up with white."""
-        rows = {label: system.preview(config)["images"] for label, system in self.methods.items()}
-        columns = max(len(images) for images in rows.values())
-        return {label: _resized(images, config.size, columns) for label, images in rows.items()}
-
-    def frames(self, config: TurntableConfig, snapshots: Sequence[Path]) -> Iterator[Tensor]:
-        """The sheets saved while optimising."""
-        return next(iter(self.methods.values())).frames(config, snapshots)
-
 
 def _on_canvas(block: Any, canvas: ComponentConfig) -> Any:
-    """A method's block with the common canvas; one that edits starts from what it edits."""
+    """A method's block with the common canvas; the block of an editing method is unchanged."""
     method: Any = registry.entry_of(block.guidance).cls
     if method.needs_source:
         return block
@@ -134,16 +121,9 @@ def _on_canvas(block: Any, canvas: ComponentConfig) -> Any:
 
 
 def _learning_rates(blocks: dict[str, Any]) -> dict[str, Any]:
-    """Each method's schedules, by the names that its groups have in the comparison."""
+    """Each method's learning-rate schedules by the names of its groups in the comparison."""
     rates = {}
     for label, block in blocks.items():
         rates[label] = block.optimizer.lr
         rates |= {f"{label}.{group}": rate for group, rate in block.optimizer.lr_groups.items()}
     return rates
-
-
-def _resized(images: Tensor, size: int, columns: int) -> Tensor:
-    """(columns, size, size, 3) of (N, H, W, 3)."""
-    scaled = functional.interpolate(images.movedim(-1, 1), (size, size), mode="bilinear", antialias=True)
-    filling = scaled.new_ones(columns - len(scaled), *scaled.shape[1:])
-    return torch.cat([scaled, filling]).movedim(1, -1).clamp(0.0, 1.0)

@@ -1,4 +1,4 @@
-"""From one representation to another: what a stage takes from the one before it."""
+"""Conversion between representations: initializes the scene of one stage from the scene of an earlier one."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from scoredist3d import registry
 from scoredist3d.config import ComponentConfig, option
 from scoredist3d.config.validation import dump
 from scoredist3d.geometry.base import GeometryInit, fits
+from scoredist3d.geometry.protocols import Initializable
 from scoredist3d.meshes.isosurface_extraction import find_surface
 from scoredist3d.meshes.mesh import drop_small_components, topology
 from scoredist3d.seeding import Rng
@@ -21,25 +22,37 @@ from scoredist3d.systems.scene import Scene, SceneShape
 
 @dataclass
 class ConversionConfig:
-    """How the surface of the earlier scene is found; only where the representation changes."""
+    """Extraction of the earlier scene's surface; used only if the representation changes."""
 
     resolution: int = option(128, "Density samples along each side of the cube around the ball.", ge=8, le=1024)
     threshold: Literal["auto"] | float = option(
-        "auto", "Density of the surface; auto puts it where the renderer shows it, and says what it has found.", gt=0
+        "auto", "Density on the surface; auto determines it from the densities and reports it.", gt=0
     )
     min_component_volume: float = option(
-        0.02, "Pieces smaller than this fraction of the largest one are dropped; 1 keeps only that one.", ge=0, le=1
+        0.02,
+        "Remove components smaller than this fraction of the largest; 1 keeps only the largest.",
+        ge=0,
+        le=1,
     )
 
 
 def convert(source: Scene, target: Scene, config: ConversionConfig, rng: Rng) -> list[str]:
-    """Give ``target`` the object of ``source``; sentences on what was done.
+    """Initialize ``target`` with the object of ``source``.
 
-    Each part that both scenes have goes on with what it has learned. Where the geometries differ, the target's starts
-    from the source's surface and look.
+    Parts that are configured equally in both scenes keep their trained weights. If the geometries differ, the target's
+    geometry is initialized from the surface and the appearance of the source.
+
+    Args:
+        source: Trained scene.
+        target: Scene to initialize.
+        config: Surface extraction.
+        rng: Randomness of the target's initialization.
+
+    Returns:
+        Sentences on what was done, for the log.
 
     Raises:
-        ValueError: The source has no surface, or the target's geometry or material cannot take it over.
+        ValueError: The source has no surface, or the target's geometry or material cannot be initialized from it.
     """
     learning = ("material", "background", "geometry")
     alike = {name for name in learning if means_the_same(target.blocks[name], source.blocks[name])}
@@ -50,14 +63,20 @@ def convert(source: Scene, target: Scene, config: ConversionConfig, rng: Rng) ->
     ]
     if "geometry" in alike and _take_over(source.geometry, target.geometry):
         _take_over(source.renderer, target.renderer)
-        target.go_on_counting(source.step)
+        target.continue_at(source.clock.scene_step)
         lines.append("geometry: continued")
     else:
-        lines += _start_geometry(source, target, config, rng)
+        lines += _initialize_geometry(source, target, config, rng)
     return [f"system.init_from: {line}" for line in lines]
 
 
-def _start_geometry(source: Scene, target: Scene, config: ConversionConfig, rng: Rng) -> list[str]:
+def _initialize_geometry(source: Scene, target: Scene, config: ConversionConfig, rng: Rng) -> list[str]:
+    """Extract the source's surface and initialize the target's geometry from it; returns sentences for the log."""
+    if not isinstance(target.geometry, Initializable):
+        raise ValueError(
+            f"geometry.type: {target.blocks['geometry'].type} cannot be initialized from another representation; "
+            "use another geometry, or remove system.init_from"
+        )
     shape = SceneShape(source)
     threshold = None if config.threshold == "auto" else config.threshold
     found = find_surface(shape, config.resolution, threshold=threshold, setting="system.conversion.threshold")
@@ -69,31 +88,36 @@ def _start_geometry(source: Scene, target: Scene, config: ConversionConfig, rng:
         low, high = found.density_range
         how = "given" if threshold is not None else "known" if shape.iso_level is not None else "found"
         lines.append(f"surface at density {found.threshold:.4g} ({how}; densities lie in [{low:.4g}, {high:.4g}])")
-    seen = topology(mesh)
-    closed = "watertight" if seen.watertight else f"{seen.holes} holes, {seen.nonmanifold_edges} non-manifold edges"
-    lines.append(f"mesh of {len(mesh.faces):,} faces, {closed}, {seen.components} pieces")
+    found_topology = topology(mesh)
+    closed = (
+        "watertight"
+        if found_topology.watertight
+        else f"{found_topology.holes} holes, {found_topology.nonmanifold_edges} non-manifold edges"
+    )
+    lines.append(f"mesh of {len(mesh.faces):,} faces, {closed}, {found_topology.components} components")
 
     def features(points: Tensor) -> Tensor:
         return target.material.features_of(shape.channels(points))
 
-    said = target.geometry.init_from(GeometryInit(mesh=mesh, features=features, shape=shape), rng)
-    return [*lines, said] if said else lines
+    report = target.geometry.init_from(GeometryInit(mesh=mesh, features=features, shape=shape), rng)
+    return [*lines, report] if report else lines
 
 
 def means_the_same(ours: ComponentConfig, theirs: ComponentConfig | None) -> bool:
-    """Whether a state of one block means the same under the other.
+    """Whether weights trained under one block can be used under the other.
 
-    Equal names and shapes do not say so: another radius or growth of the hash grid gives old entries another meaning.
-    The class's ``free_options`` may differ.
+    Equal names and shapes of tensors are not enough: the entries of a hash grid depend on the radius and on the growth
+    factor of its levels. Only the options in the class's ``free_options`` may differ.
     """
     if theirs is None or ours.type != theirs.type:
         return False
-    free = registry.entry_of(ours).cls.free_options  # type: ignore[attr-defined]
+    component: Any = registry.entry_of(ours).cls
+    free: frozenset[str] = component.free_options
     return _without(dump(ours), free) == _without(dump(theirs), free)
 
 
 def _without(block: dict[str, Any], options: Iterable[str]) -> dict[str, Any]:
-    """A plain block without some options, named ``key`` or ``key.path``."""
+    """A block as plain data without the given options, each named ``key`` or ``key.path``."""
     kept = copy.deepcopy(block)
     for option_path in options:
         *parents, last = option_path.split(".")
@@ -105,7 +129,7 @@ def _without(block: dict[str, Any], options: Iterable[str]) -> dict[str, Any]:
 
 
 def _take_over(source: nn.Module, target: nn.Module) -> bool:
-    """Load a part's weights where names and shapes agree; whether there was anything to load."""
+    """Load the weights of a part if names and shapes agree; returns whether any were loaded."""
     state = source.state_dict()
     if not state or not fits(target, state):
         return False

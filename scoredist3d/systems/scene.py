@@ -1,4 +1,4 @@
-"""One object as text-to-3d optimises it: geometry, material, background and the renderer over them."""
+"""A 3D scene: geometry, material, background and the renderer over them."""
 
 from __future__ import annotations
 
@@ -8,29 +8,34 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from scoredist3d.backgrounds.base import Background
 from scoredist3d.cameras import Cameras
 from scoredist3d.config import ComponentConfig
 from scoredist3d.geometry.base import Geometry, fits
-from scoredist3d.materials.base import Material
+from scoredist3d.geometry.protocols import HasGaussians, HasSurface
+from scoredist3d.materials.base import Material, ShadingInputs
 from scoredist3d.meshes.exportable import SurfaceChannels
 from scoredist3d.meshes.mesh import Mesh
 from scoredist3d.meshes.splats import Splats
-from scoredist3d.renderers.base import NOTHING, Render
+from scoredist3d.priors.base import Prior
+from scoredist3d.renderers.base import Render, Renderer
 from scoredist3d.seeding import Rng
 from scoredist3d.systems.base import build_component, named_groups
+from scoredist3d.systems.clock import Clock
 
 PARTS = ("geometry", "material", "background", "renderer")
 
 
 class Scene(nn.Module):
-    """The four parts, built from their blocks.
+    """Geometry, material, background and renderer, built from their config blocks.
 
     Attributes:
         blocks: The configs of the parts, by name.
-        step: Optimiser steps that the state has seen (they decide the active levels of a progressive grid), those of
-            the run it was taken from included; saved with the weights.
-        first_step: The part of them that belongs to that run.
+        clock: The current step; see :class:`~scoredist3d.systems.clock.Clock`. Saved with the weights in the buffer
+            ``steps``: scene step and offset.
     """
+
+    steps: Tensor
 
     def __init__(
         self,
@@ -40,131 +45,158 @@ class Scene(nn.Module):
         renderer: ComponentConfig,
         *,
         rng: Rng,
-        prior: Any = None,
+        prior: Prior | None = None,
     ) -> None:
         """Args:
-        geometry, material, background, renderer: Their blocks.
-        rng: Draws the starting values; equal on all ranks.
-        prior: For materials that make its latents.
+        geometry, material, background, renderer: Config blocks of the parts.
+        rng: Draws the initial parameters; the same on all ranks.
+        prior: Diffusion model, for materials that produce its latents.
         """
         super().__init__()
         self.blocks = dict(zip(PARTS, (geometry, material, background, renderer), strict=True))
         self.material: Material = self._build("material", rng=rng, prior=prior)
         self.geometry: Geometry = self._build("geometry", rng=rng, material=self.material)
-        self.background = self._build("background", rng=rng, num_channels=self.material.num_channels)
+        self.background: Background = self._build("background", rng=rng, num_channels=self.material.num_channels)
         parts = {"geometry": self.geometry, "material": self.material, "background": self.background}
-        self.renderer = self._build("renderer", rng=rng, **parts)
-        self.step = self.first_step = 0
+        self.renderer: Renderer = self._build("renderer", rng=rng, **parts)
+        self.clock = Clock()
         self.register_buffer("steps", torch.zeros(2, dtype=torch.long))
-        self.register_load_state_dict_post_hook(_restore_steps)
-
-    steps: Tensor
+        self.register_load_state_dict_post_hook(_restore_clock)
 
     def _build(self, name: str, **runtime: Any) -> Any:
-        """One part; what is wrong with its block is said under the key that a user can set."""
+        """Build one part; errors name the config key that the user can set."""
         try:
             return build_component(self.blocks[name], **runtime)
         except ValueError as error:
             own = str(error).startswith(f"{name}.")
             raise ValueError(f"system.{error}" if own else f"system.{name}: {error}") from error
 
-    def forward(self, cameras: Cameras, *, step: int, rng: Rng | None, needs: Set[str] = NOTHING) -> Render:
-        """See :class:`~scoredist3d.renderers.base.Renderer`."""
+    @property
+    def step(self) -> int:
+        """The step that the parts are set to and that evaluation renders at: ``clock.scene_step``."""
+        return self.clock.scene_step
+
+    @property
+    def densifies(self) -> bool:
+        """Whether parameters may change their size during training."""
+        return self.geometry.densifies
+
+    def forward(self, cameras: Cameras, *, step: int, rng: Rng | None, needs: Set[str] = frozenset()) -> Render:
+        """Render the scene at a scene step; see :class:`~scoredist3d.renderers.base.Renderer`."""
         render: Render = self.renderer(cameras, step=step, rng=rng, needs=needs)
         return render
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """``geometry.*``, ``material``, ``background`` and ``renderer`` groups, where they have parameters."""
+        """Optimizer groups ``geometry.*``, ``material``, ``background`` and ``renderer`` of parts with parameters."""
         return [group for name in PARTS for group in named_groups(name, getattr(self, name))]
 
     def prepare_step(self, step: int, rng: Rng) -> None:
-        """Levels and occupancy before the run's optimiser step."""
-        self._set_step(self.first_step + step)
-        self.renderer.update_step(self.step, rng)
+        """Set the active grid levels and the occupancy grid before step ``step`` of the run."""
+        self._set_clock(self.clock.at(step))
+        self.renderer.update_step(self.clock.scene_step, rng)
+
+    def pre_backward(self, render: Render) -> None:
+        """Prepare densification for the backward pass through a training render."""
+        if self.geometry.densification is not None and render.projection is not None:
+            self.geometry.densification.step_pre_backward(render.projection)
+
+    def post_backward(self, step: int, optimizer: torch.optim.Optimizer, rng: Rng) -> None:
+        """Densify the geometry after the optimizer's update of step ``step`` of the run.
+
+        Args:
+            step: Run step.
+            optimizer: Its per-parameter state follows parameters that change their size.
+            rng: The same on all ranks.
+        """
+        if self.geometry.densification is not None:
+            self.geometry.densification.step_post_backward(step, optimizer, rng)
 
     def restore_step(self, step: int) -> None:
-        """Levels as after ``step`` optimiser steps of the run; the occupancy grid is in the state."""
-        self._set_step(self.first_step + step)
-        self.geometry.update_step(self.step)
-        self.material.update_step(self.step)
+        """Set the active grid levels as after ``step`` steps of the run; the occupancy grid is in the state."""
+        self._set_clock(self.clock.at(step))
+        self.geometry.update_step(self.clock.scene_step)
+        self.material.update_step(self.clock.scene_step)
 
     def fits(self, state: Mapping[str, Any]) -> bool:
-        """Whether ``state`` is of a scene with these very parts; sizes that may change are made those of ``state``."""
+        """Whether ``state`` has the names and shapes of this scene's; parameters of variable size are resized first."""
         return fits(self, state)
 
     def continue_from(self, state: dict[str, Any]) -> None:
-        """Take over another scene's ``state_dict`` and go on counting from its step."""
+        """Load another scene's ``state_dict`` and continue from its step."""
         self.load_state_dict(state)
-        self.go_on_counting(self.step)
+        self.continue_at(self.clock.scene_step)
 
-    def go_on_counting(self, step: int) -> None:
-        """Count the run's steps from ``step`` on, what depends on them included."""
-        self.first_step = step
+    def continue_at(self, scene_step: int) -> None:
+        """Let the run start at ``scene_step`` of the scene."""
+        self.clock = Clock(offset=scene_step)
         self.restore_step(0)
 
-    def _set_step(self, step: int) -> None:
-        self.step = step
-        self.steps[0].fill_(step)
-        self.steps[1].fill_(self.first_step)
+    def _set_clock(self, clock: Clock) -> None:
+        self.clock = clock
+        self.steps[0].fill_(clock.scene_step)
+        self.steps[1].fill_(clock.offset)
 
 
-def _restore_steps(scene: Any, _: Any) -> None:
-    scene.step, scene.first_step = scene.steps.tolist()
-    scene.geometry.update_step(scene.step)
-    scene.material.update_step(scene.step)
+def _restore_clock(scene: Scene, _: object) -> None:
+    scene_step, offset = scene.steps.tolist()
+    scene.clock = Clock(scene_step - offset, offset)
+    scene.geometry.update_step(scene_step)
+    scene.material.update_step(scene_step)
 
 
 class SceneShape:
-    """A trained scene as exporters and later stages see it: where it is, and its unlit look."""
+    """The object of a scene as exporters and later stages see it: its surface and its unlit appearance."""
 
     def __init__(self, scene: Scene) -> None:
         self._geometry, self._material = scene.geometry, scene.material
 
     @property
     def radius(self) -> float:
-        """Scene units."""
+        """Radius of the ball that holds the object, scene units."""
         return self._geometry.radius
 
     @property
     def device(self) -> torch.device:
-        """Where points must be."""
+        """Device of the parameters, on which query points must be."""
         return self._geometry.device
 
     @property
     def iso_level(self) -> float | None:
-        """Density of the surface, where known."""
+        """Density on the surface where it is known, else None."""
         return self._geometry.iso_level
 
     @property
     def baked_lighting(self) -> bool:
-        """Whether the base colour includes light and shade."""
+        """Whether the base color includes lighting."""
         return self._material.baked_lighting
 
     @torch.no_grad()
     def density(self, points: Tensor) -> Tensor:
-        """(N,) at (N, 3)."""
+        """(N,) densities at (N, 3) world points."""
         return self._geometry.density(points)
 
     @torch.no_grad()
     def channels(self, points: Tensor, normals: Tensor | None = None) -> SurfaceChannels:
-        """At (N, 3), where the surface has unit ``normals`` (N, 3)."""
-        return self._material.channels(self._geometry.features_at(points), points=points, normals=normals)
+        """Material channels at (N, 3) surface points; ``normals`` (N, 3) are the unit surface normals there."""
+        return self._material.channels(ShadingInputs(self._geometry.features_at(points), points, normals))
 
     @torch.no_grad()
     def surface(self) -> Mesh | None:
-        """The geometry's own surface, if it is one."""
-        return self._geometry.surface()
+        """The mesh of a geometry that is a surface, else None."""
+        return self._geometry.surface() if isinstance(self._geometry, HasSurface) else None
 
     @torch.no_grad()
     def splats(self) -> Splats | None:
-        """The geometry's Gaussians, if it is made of them."""
+        """The Gaussians of a geometry that consists of them, else None."""
+        if not isinstance(self._geometry, HasGaussians):
+            return None
         return self._geometry.splats(
-            lambda features: self._material.channels(features).base_color, self._material.harmonics
+            lambda features: self._material.channels(ShadingInputs(features)).base_color, self._material.harmonics
         )
 
 
 def merged_groups(groups: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Groups of one name joined, in the order of first appearance."""
+    """Parameter groups of equal name merged into one, in the order of first appearance."""
     merged: dict[str, list[nn.Parameter]] = {}
     for group in groups:
         merged.setdefault(group["name"], []).extend(group["params"])

@@ -1,54 +1,49 @@
-"""Text to images: the same guidance on free images, where methods can be compared and taught."""
+"""Text to images: a guidance applied to free images, for comparing and teaching methods."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from scoredist3d.cameras import Cameras, orbit
 from scoredist3d.config import ComponentConfig, component, option
+from scoredist3d.geometry.image_canvas import ImageCanvas
+from scoredist3d.priors.base import Prior
 from scoredist3d.registry import register
 from scoredist3d.seeding import Rng
 from scoredist3d.systems.base import GuidedSystem, TrainingStep, build_component, named_groups
 
-if TYPE_CHECKING:
-    from scoredist3d.config.experiment import PreviewConfig, TurntableConfig
-
 _log = logging.getLogger(__name__)
 
 
-@register("system", "text-to-2d", summary="Optimise free images so that each looks like the prompt.")
+@register("system", "text-to-2d", summary="Optimize free images that match the prompt.")
 class TextTo2D(GuidedSystem):
-    """Canvas -> (prior.encode) -> guidance. Particles share nothing, so each is one run of the method."""
+    """Canvas -> (prior.encode) -> guidance. Particles share nothing: each is an independent run of the method."""
 
     @dataclass
     class Config(GuidedSystem.Config):
-        """The canvas and how it is looked at."""
+        """The canvas and its conditioning."""
 
         geometry: ComponentConfig = component("geometry", "image-canvas", "The images.")
         particles_per_step: int | None = option(
-            None, "Particles in each step's batch, drawn without replacement; all of them where not given.", ge=1
+            None, "Particles in each step's batch, drawn without replacement; null takes all of them.", ge=1
         )
         view: tuple[float, float] | None = option(
             None,
-            "Azimuth and elevation in degrees told to a camera-conditioned prior; no camera where not given.",
+            "Azimuth and elevation in degrees that condition a camera-conditioned prior; null gives no camera.",
             ge=-180,
             le=180,
         )
 
         def validate(self) -> list[str]:
-            """Only a canvas holds images."""
+            """Problems: a geometry that is not a canvas, or more particles per step than there are."""
             problems = super().validate()
             if self.geometry is not None and self.geometry.type not in ("", "image-canvas"):
-                problems.append(f"geometry.type: text-to-2d optimises an image-canvas, not {self.geometry.type}")
+                problems.append(f"geometry.type: text-to-2d optimizes an image-canvas, not {self.geometry.type}")
             particles = getattr(self.geometry, "particles", None)
             if self.particles_per_step is not None and particles is not None and self.particles_per_step > particles:
                 problems.append(
@@ -56,30 +51,28 @@ class TextTo2D(GuidedSystem):
                 )
             return problems
 
-    video_name = "optimisation"
-
     def __init__(
-        self, config: Config, *, prior: nn.Module, prompt: str, negative_prompt: str = "", rng: Rng | None = None
+        self, config: Config, *, prior: Prior, prompt: str, negative_prompt: str = "", rng: Rng | None = None
     ) -> None:
         super().__init__(config, prior=prior, prompt=prompt, negative_prompt=negative_prompt, rng=rng)
         self.settings = config
         view = None if config.view is None else _cameras_at(config.view, 1, self.prior.image_size)
         edits = self.guidance.needs_source
-        self.canvas = build_component(config.geometry, prior=prior, rng=rng, view=view, keep_start=edits)
+        self.canvas: ImageCanvas = build_component(config.geometry, prior=prior, rng=rng, view=view, keep_start=edits)
         if edits and not self.canvas.starts_from_images:
             _log.warning(
-                f"guidance.type: {config.guidance.type} edits, and these images start as noise; set "
+                f"guidance.type: {config.guidance.type} edits images, but these start as noise; set "
                 "geometry.init_prompt or geometry.init_image to what should be edited."
             )
 
     def training_step(self, step: int, rng: Rng) -> TrainingStep:
-        """Distillation loss of a batch of particles; methods that edit see them as they were at the start, too."""
+        """Distillation loss of a batch of particles; editing methods also get the latents of their initial images."""
         drawn = self._draw(step, rng.shared())
         index, device = drawn.to(self.device), self.device
         latents = self.canvas.latents(self.prior, index, rng("encode", step, device))
         source = None
         if self.guidance.needs_source:
-            # The same draw of the encoder's, so that only what was changed differs.
+            # Same encoder noise as above, so that the latents differ only where the image was edited.
             source = self.canvas.source(self.prior, index, rng("encode", step, device))
         conditions = self.prompts(self._cameras(len(index)), batch=len(index))
         rgb = self.canvas.pixels(self.prior, index)
@@ -89,20 +82,12 @@ class TextTo2D(GuidedSystem):
         """One group, ``canvas``."""
         return named_groups("canvas", self.canvas)
 
-    def preview(self, config: PreviewConfig) -> dict[str, Tensor]:
-        """The particles, at the size they are optimised at."""
-        return {"images": self.canvas.images(self.prior)}
-
-    def frames(self, config: TurntableConfig, snapshots: Sequence[Path]) -> Iterator[Tensor]:
-        """The preview grids saved while optimising, each held so long that there are ``config.frames`` or more."""
-        hold = -(-config.frames // max(1, len(snapshots)))
-        for path in snapshots:
-            with Image.open(path) as image:
-                frame = torch.from_numpy(np.asarray(image.convert("RGB"), dtype=np.float32) / 255.0)
-            yield from [frame] * hold
+    def images(self) -> Tensor:
+        """The particles, (N, H, W, 3) in [0, 1], at the size at which they are optimized."""
+        return self.canvas.images(self.prior)
 
     def _draw(self, step: int, rng: Rng) -> Tensor:
-        """The particles of this step, (B,) on the CPU; equal on all ranks, as methods may keep state per particle."""
+        """Indices of the step's particles, (B,) on the CPU; the same on all ranks, as methods keep particle state."""
         particles = len(self.canvas.values)
         count = self.settings.particles_per_step
         if count is None or count == particles:
@@ -115,6 +100,6 @@ class TextTo2D(GuidedSystem):
 
 
 def _cameras_at(view: tuple[float, float], batch: int, size: int) -> Cameras:
-    """Equal cameras in a direction, told to the prior about images that no camera took."""
+    """Identical cameras at an azimuth and elevation in degrees, as conditioning for images that no camera took."""
     azimuth, elevation, distance, fovy = (torch.full((batch,), value) for value in (*view, 3.0, 40.0))
     return orbit(azimuth, elevation, distance, fovy, size, size)

@@ -1,5 +1,5 @@
-"""The training run: folders, checkpoints, metrics, callbacks and the functions behind the command line.
+"""Training runs: folders, checkpoints, metrics, callbacks and the functions behind the command line.
 
-Only :mod:`scoredist3d.training.lightning_module`, ``callbacks`` and ``distributed`` import Lightning (seconds); ``run``
-imports them when a run starts.
+Lightning takes seconds to import. Only :mod:`scoredist3d.training.lightning_module`, ``lightning_plugins`` and
+``callbacks`` import it, and they are imported when a run starts.
 """

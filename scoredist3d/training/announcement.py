@@ -1,4 +1,4 @@
-"""The lines that a run prints before it starts."""
+"""Summary of its settings that a run prints before it starts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from scoredist3d.training.folder import RunFolder
 def announce(
     config: ExperimentConfig, devices: Devices, folder: RunFolder, resume: Path | None, done: int, console: Console
 ) -> None:
-    """Print prompt, method, steps and places of a run; of a resumed one also what becomes of its schedules."""
+    """Print prompt, method, steps and folder of a run; for a resumed run also changes of its schedules."""
     system = config.system
     parts = [getattr(system, name, None) for name in ("geometry", "material", "background", "renderer")]
     source = getattr(config.prior, "pretrained_model_name_or_path", None)
@@ -40,24 +40,24 @@ def announce(
 
 
 def _schedule_lines(config: ExperimentConfig, folder: RunFolder, done: int) -> list[str]:
-    """Sentences about what a resumed run does with its schedules."""
+    """Sentences on the schedules of a resumed run."""
     steps, kept = config.trainer.max_steps, config.trainer.schedule_steps
     lines = []
     if kept not in (None, steps):
         lines.append(
-            f"Schedules written in terms of trainer.max_steps end at step {kept}, as before; "
-            f"trainer.schedule_steps={steps} stretches them."
+            f"Schedules that depend on trainer.max_steps still end at step {kept}; trainer.schedule_steps={steps} "
+            "stretches them."
         )
     try:
         before = load_experiment([folder.resolved_config])
     except ConfigError:
-        return lines  # of another version of the program, so there is nothing to compare with
+        return lines  # Written by another version of the program: nothing to compare with.
     changed = changed_schedules(before, config, done)
     if changed:
-        lines.append(f"Values that jump at step {done}: {', '.join(changed)}.")
+        lines.append(f"These values jump at step {done}: {', '.join(changed)}.")
     return lines
 
 
 def _methods(system: Any) -> str:
-    """The distillation methods of a run: one, or those of a comparison."""
+    """The distillation method of a run, or the methods of a comparison."""
     return system.guidance.type if hasattr(system, "guidance") else ", ".join(system.chosen)

@@ -1,4 +1,4 @@
-"""What happens around the optimiser steps: metrics, preview grids, checkpoints, stopping, the progress line."""
+"""Lightning callbacks after each optimizer step: metrics, preview grids, checkpoints, stopping, progress line."""
 
 from __future__ import annotations
 
@@ -18,57 +18,58 @@ from scoredist3d.training.folder import RunFolder
 from scoredist3d.training.interrupt import InterruptGuard
 from scoredist3d.training.lightning_module import TrainingModule
 from scoredist3d.training.metrics import MetricsFile
+from scoredist3d.training.outputs import save_preview
 
 
 class StepCallback(pl.Callback):
-    """Calls :meth:`after_step` once per optimiser step (not per accumulated batch), with the number of steps done."""
+    """Base class: calls :meth:`after_step` once per optimizer step, not once per accumulated batch."""
 
     def __init__(self) -> None:
         self._seen = 0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Steps before this one were seen by the run that is resumed."""
+        """Start counting at the step of a resumed checkpoint."""
         self._seen = trainer.global_step
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Dispatch."""
+        """Call :meth:`after_step` if this batch completed an optimizer step."""
         if trainer.global_step != self._seen:
             self._seen = trainer.global_step
             self.after_step(trainer, pl_module, trainer.global_step)
 
     @abstractmethod
     def after_step(self, trainer: pl.Trainer, module: TrainingModule, step: int) -> None:
-        """``step`` optimiser steps are done."""
+        """Called when ``step`` optimizer steps are done."""
 
 
 def is_due(step: int, every: int, max_steps: int) -> bool:
-    """At multiples of ``every`` (0: never) and at the last step."""
+    """Whether ``step`` is the last step or a multiple of ``every``; 0 means the last step only."""
     return step >= max_steps or (every > 0 and step % every == 0)
 
 
 class OnceRestored(pl.Callback):
-    """Calls a function once the state of a checkpoint, if any, has been restored, before the first step."""
+    """Calls a function once before the first step, after a checkpoint, if any, has been loaded."""
 
     def __init__(self, function: Callable[[], None]) -> None:
         self.function = function
         self.called = False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Lightning restores weights, optimisers and callbacks before this hook."""
+        """Call the function; Lightning restores weights, optimizers and callbacks before this hook."""
         self.call()
 
     def call(self) -> None:
-        """Call the function unless that has happened."""
+        """Call the function unless it has been called already."""
         if not self.called:
             self.called = True
             self.function()
 
 
 class MetricsWriter(StepCallback):
-    """Means over the last window of steps to ``metrics.csv`` and TensorBoard.
+    """Writes means over a window of steps to ``metrics.csv`` and TensorBoard.
 
-    ``metrics.csv`` holds nothing that depends on the clock, so that a resumed run writes the rows of the uninterrupted
-    one; the open window travels in the checkpoint. On several devices the values are rank 0's.
+    ``metrics.csv`` contains no wall times, so a resumed run writes the same rows as an uninterrupted one; checkpoints
+    hold the unfinished window. On several devices the values are those of rank 0.
     """
 
     def __init__(self, folder: RunFolder, config: LogConfig, *, is_writer: bool) -> None:
@@ -80,15 +81,15 @@ class MetricsWriter(StepCallback):
         self._restored: dict[str, list[float]] = {}
 
     def state_dict(self) -> dict[str, Any]:
-        """The open window."""
+        """The values of the unfinished window."""
         return {"window": self._module.buffer.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Kept until training starts."""
+        """Keep the window of the checkpoint until training starts."""
         self._restored = state_dict["window"]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Open the files, dropping what a killed run wrote after the checkpoint."""
+        """Open the files and drop rows that a killed run wrote after the checkpoint."""
         super().on_train_start(trainer, pl_module)
         self._module: TrainingModule = pl_module
         pl_module.buffer.load_state_dict(self._restored)
@@ -103,7 +104,7 @@ class MetricsWriter(StepCallback):
             self.events = SummaryWriter(str(self.folder.tensorboard), purge_step=step + 1 if step else None)
 
     def after_step(self, trainer: pl.Trainer, module: TrainingModule, step: int) -> None:
-        """Write a row where one is due."""
+        """Write a row if one is due."""
         if not is_due(step, self.config.every_n_steps, trainer.max_steps):
             return
         module.check_finite()
@@ -119,26 +120,26 @@ class MetricsWriter(StepCallback):
             self._window_start = (step, time.perf_counter())
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Flush the events, also after an error."""
+        """Close the event file, also after an error."""
         if self.events is not None:
             self.events.close()
 
 
 class PreviewGrids(StepCallback):
-    """Saves ``images/step-000200.png`` on the way and at the end."""
+    """Saves preview grids ``images/step-000200.png`` at regular steps and at the end."""
 
-    def __init__(self, config: PreviewConfig, save: Callable[[TrainingModule, int], object]) -> None:
+    def __init__(self, config: PreviewConfig, folder: RunFolder) -> None:
         super().__init__()
-        self.config, self.save = config, save
+        self.config, self.folder = config, folder
 
     def after_step(self, trainer: pl.Trainer, module: TrainingModule, step: int) -> None:
-        """Save a grid where one is due."""
+        """Save a grid if one is due."""
         if is_due(step, self.config.every_n_steps, trainer.max_steps):
-            self.save(module, step)
+            save_preview(module.system, self.config, self.folder, step)
 
 
 class Checkpoints(StepCallback):
-    """``step-*.ckpt`` files and ``last.ckpt``, a second name of the newest one; all ranks take part, rank 0 writes."""
+    """Saves ``step-*.ckpt`` and ``last.ckpt``, a hard link to the newest; all ranks take part, rank 0 writes."""
 
     def __init__(self, folder: Path, config: CheckpointConfig, *, is_writer: bool) -> None:
         super().__init__()
@@ -146,21 +147,21 @@ class Checkpoints(StepCallback):
         self.saved_step = -1
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Clear away what a killed process left half written."""
+        """Delete partial files that a killed process left."""
         super().on_train_start(trainer, pl_module)
         if self.is_writer and self.folder.is_dir():
             remove_leftovers(self.folder)
 
     def after_step(self, trainer: pl.Trainer, module: TrainingModule, step: int) -> None:
-        """Save where it is due."""
+        """Save a checkpoint if one is due."""
         if is_due(step, self.config.every_n_steps, trainer.max_steps):
             self.save(trainer, module)
 
     def save(self, trainer: pl.Trainer, module: TrainingModule) -> None:
-        """Save the state after the current step, unless that has happened.
+        """Save the state after the current step, unless it has been saved already.
 
         Raises:
-            NonFiniteError: The state comes from a non-finite loss or gradient; no checkpoint is overwritten with it.
+            NonFiniteError: The state comes from a non-finite loss or gradient; existing checkpoints are kept.
         """
         step = trainer.global_step
         if step == self.saved_step:
@@ -178,10 +179,10 @@ class Checkpoints(StepCallback):
 
 
 def _check_ranks_agree(trainer: pl.Trainer, module: TrainingModule) -> None:
-    """Ranks train one scene: after averaged gradients their weights must be the same.
+    """Check that all ranks have the same weights, as averaged gradients imply.
 
     Raises:
-        RuntimeError: They are not, so the gradients of some rank were not averaged.
+        RuntimeError: The weights differ, so the gradients of some rank were not averaged.
     """
     if trainer.world_size == 1:
         return
@@ -189,23 +190,23 @@ def _check_ranks_agree(trainer: pl.Trainer, module: TrainingModule) -> None:
         norms = torch.stack([norm.double() for norm in torch._foreach_norm(list(module.system.parameters()))])
         everywhere = trainer.strategy.all_gather(norms)
     if not torch.allclose(everywhere, norms.expand_as(everywhere), rtol=1e-5, atol=1e-12):
-        raise RuntimeError(f"step {trainer.global_step}: the ranks' weights differ; their gradients were not averaged")
+        raise RuntimeError(f"step {trainer.global_step}: the ranks have different weights; gradients were not averaged")
 
 
 class StopOnRequest(StepCallback):
-    """Ends the run, with a checkpoint, after the step in which any rank's guard was asked to stop."""
+    """Saves a checkpoint and ends the run after the step in which a rank received a signal."""
 
     def __init__(self, guard: InterruptGuard, checkpoints: Checkpoints) -> None:
         super().__init__()
         self.guard, self.checkpoints = guard, checkpoints
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Lightning has put its own SIGTERM handler over the guard's, which would end the run without a word."""
+        """Reinstall the guard's signal handlers; Lightning has replaced the one for SIGTERM."""
         super().on_train_start(trainer, pl_module)
         self.guard.install()
 
     def after_step(self, trainer: pl.Trainer, module: TrainingModule, step: int) -> None:
-        """Stop if any rank was asked to."""
+        """Stop if any rank has received a signal."""
         stop = self.guard.requested
         if trainer.world_size > 1:
             stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
@@ -215,7 +216,7 @@ class StopOnRequest(StepCallback):
 
 
 class ProgressLine(StepCallback):
-    """One line: step, speed, losses, memory, time."""
+    """Prints a progress line with step, speed, losses, memory and time."""
 
     def __init__(self, console: Console) -> None:
         super().__init__()
@@ -224,22 +225,22 @@ class ProgressLine(StepCallback):
         self._warm = (0, 0.0)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start the clock."""
+        """Start measuring time."""
         super().on_train_start(trainer, pl_module)
         self._start = time.monotonic()
         self._warm = (0, 0.0)
 
     def after_step(self, trainer: pl.Trainer, module: TrainingModule, step: int) -> None:
-        """Draw the line where it is due."""
+        """Print the line if it is due."""
         if not self._warm[1]:
             self._warm = (step, time.monotonic())
         if self.console.due() or (step >= trainer.max_steps and not self.console.quiet):
             self.console.progress(self.text(step, trainer.max_steps, module))
 
     def text(self, step: int, max_steps: int, module: TrainingModule) -> str:
-        """The line."""
+        """The progress line after ``step`` steps."""
         now = time.monotonic()
-        first, since = self._warm  # the first step, with its one-time costs, says nothing about the others
+        first, since = self._warm  # Excludes the first step and its one-time costs.
         per_step = (now - since) / (step - first) if step > first else now - self._start
         rate = f"{1 / per_step:.1f} it/s" if per_step < 1 else f"{per_step:.1f} s/it"
         latest = module.buffer.latest

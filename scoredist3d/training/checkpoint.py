@@ -1,7 +1,7 @@
 """Checkpoint files: written atomically, read without executing code.
 
-A checkpoint is a plain dict of tensors, numbers, strings and containers of them. Its ``scoredist3d`` entry says which
-version of the program wrote it and at which step.
+A checkpoint is a plain dict of tensors, numbers, strings and containers of them. Its ``scoredist3d`` entry holds the
+format of the file and the version of the program that wrote it.
 """
 
 from __future__ import annotations
@@ -27,31 +27,31 @@ FORMAT = 1
 
 
 def write_checkpoint(checkpoint: dict[str, Any], path: str | Path) -> None:
-    """Save so that ``path`` is at every moment absent, the old file, or the whole new file (also after a power cut)."""
+    """Write atomically: ``path`` holds the old file or the complete new one at any time, even after a power failure."""
     path = Path(path)
     with atomic_file(path) as file:
         torch.save(checkpoint | {MARKER: {"format": FORMAT, "version": scoredist3d.__version__}}, file)
 
 
 def read_checkpoint(path: str | Path, *, mmap: bool = False) -> dict[str, Any]:
-    """Load a checkpoint to the CPU; only tensors and plain values are accepted, so a foreign file cannot run code.
+    """Load a checkpoint to the CPU; only tensors and plain values are accepted, so a foreign file cannot execute code.
 
     Args:
         path: The file.
         mmap: Leave the tensors on disk until they are used.
 
     Raises:
-        ValueError: Missing, damaged, of another program, or of a newer format; one sentence that says what to do.
+        ValueError: The file is missing, damaged, written by another program, or has another format.
     """
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"checkpoint {path} does not exist{_alternatives(path)}")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about pickles that are then refused
+            warnings.simplefilter("ignore")  # Warnings about pickles, which are rejected anyway.
             checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except PermissionError as error:
-        raise ValueError(f"{path} may not be read by this user; change its permissions") from error
+        raise ValueError(f"{path} cannot be read: permission denied; change its permissions") from error
     except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, zipfile.BadZipFile, KeyError, ValueError) as error:
         raise ValueError(f"{path} is damaged or not a checkpoint of this program{_alternatives(path)}") from error
     marker = checkpoint.get(MARKER) if isinstance(checkpoint, dict) else None
@@ -59,22 +59,22 @@ def read_checkpoint(path: str | Path, *, mmap: bool = False) -> dict[str, Any]:
         raise ValueError(f"{path} was not written by this program{_alternatives(path)}")
     if marker.get("format") != FORMAT:
         raise ValueError(
-            f"{path} has checkpoint format {marker.get('format')} (version {marker.get('version')}), this program "
+            f"{path} has checkpoint format {marker.get('format')} (version {marker.get('version')}), but this program "
             f"reads format {FORMAT}; use the version of the program that wrote it"
         )
     return checkpoint
 
 
 def checkpoint_step(path: str | Path) -> int:
-    """Optimiser steps of the state in a checkpoint; errors as for :func:`read_checkpoint`."""
+    """Number of optimizer steps of a checkpoint; raises as :func:`read_checkpoint` does."""
     return int(read_checkpoint(path, mmap=True)["global_step"])
 
 
 def load_weights(module: nn.Module, weights: dict[str, Any]) -> None:
-    """Load every tensor of a checkpoint's ``state_dict`` into ``module``, whose parts may first take over its sizes.
+    """Load a checkpoint's ``state_dict`` into ``module``; geometries of variable size are resized first.
 
     Raises:
-        ValueError: Names or shapes differ: the checkpoint is of another configuration.
+        ValueError: Names or shapes differ: the checkpoint belongs to another configuration.
     """
     prepare_loading(module, weights)
     own = module.state_dict()
@@ -82,13 +82,13 @@ def load_weights(module: nn.Module, weights: dict[str, Any]) -> None:
     changed = [name for name in sorted(own.keys() & weights.keys()) if _shape(own[name]) != _shape(weights[name])]
     problems = [
         f"{what} {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
-        for what, names in (("it lacks", missing), ("it has the unknown", unexpected), ("other sizes in", changed))
+        for what, names in (("missing:", missing), ("unexpected:", unexpected), ("different sizes:", changed))
         if names
     ]
     if problems:
         raise ValueError(
-            f"the checkpoint belongs to another configuration ({'; '.join(problems)}); use the config that it was "
-            "trained with, configs/resolved.yaml of its run"
+            f"the checkpoint belongs to another configuration ({'; '.join(problems)}); use the config it was "
+            "trained with: configs/resolved.yaml in its run folder"
         )
     module.load_state_dict(weights)
 
@@ -98,7 +98,7 @@ def _shape(value: Any) -> tuple[int, ...]:
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """Make ``target`` a second name of ``source``'s content, atomically; a copy where links are not supported."""
+    """Hard-link ``source`` as ``target``, atomically; copies the file if links are not supported."""
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     with suppress(FileNotFoundError):
         temporary.unlink()
@@ -116,7 +116,7 @@ def kept_checkpoints(folder: Path) -> list[Path]:
 
 
 def step_of(path: Path) -> int:
-    """The step in the name of a numbered checkpoint or preview."""
+    """The step in the name of a numbered checkpoint or preview; -1 if the name has none."""
     digits = path.stem.removeprefix("step-")
     return int(digits) if digits.isdecimal() else -1
 
@@ -128,7 +128,7 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def checkpoint_name(step: int) -> str:
-    """File name of the numbered checkpoint after ``step`` optimiser steps."""
+    """File name of the numbered checkpoint after ``step`` optimizer steps."""
     return f"step-{step:06d}.ckpt"
 
 
@@ -137,5 +137,5 @@ def _alternatives(path: Path) -> str:
         p.name for p in [*kept_checkpoints(path.parent), path.parent / LAST_CHECKPOINT] if p != path and p.is_file()
     ]
     if others:
-        return f"; use another one of {path.parent}: {', '.join(others)}"
-    return "; there is no other one in its folder, so start the run again"
+        return f"; use another checkpoint in {path.parent}: {', '.join(others)}"
+    return "; its folder has no other checkpoint, so start the run again"

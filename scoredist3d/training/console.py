@@ -1,4 +1,4 @@
-"""What a run says on the terminal: sentences, and one line of progress that a person can read."""
+"""Terminal output of a run: messages and one progress line."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ SECONDS_BETWEEN_REFRESHES = 0.2
 
 
 class Console:
-    """Prints sentences, and progress that is redrawn in place on a terminal and repeated every few seconds elsewhere.
+    """Prints messages, and a progress line that is redrawn on a terminal and repeated every few seconds elsewhere.
 
-    A quiet console (all ranks but the first) prints nothing. A console whose reader has left (``| head``) goes quiet,
-    so that the run finishes and keeps its results.
+    A quiet console (all ranks but rank 0) prints nothing. A console whose output pipe is closed (``| head``) becomes
+    quiet, so that the run still finishes.
     """
 
     def __init__(self, stream: TextIO | None = None, *, quiet: bool = False) -> None:
@@ -34,17 +34,17 @@ class Console:
         self._next = 0.0
 
     def say(self, text: str = "") -> None:
-        """A line of its own; a progress line in place is ended first."""
+        """Print a message on a new line, below a progress line."""
         if not self.quiet:
             self._end_line()
             self._print(text)
 
     def due(self) -> bool:
-        """Whether the progress line may be drawn again already (drawing is cheap, formatting it is not free)."""
+        """Whether enough time has passed to print the progress line again; avoids formatting it for nothing."""
         return not self.quiet and time.monotonic() >= self._next
 
     def progress(self, text: str) -> None:
-        """Draw the progress line."""
+        """Print the progress line."""
         if self.quiet:
             return
         if not self.interactive:
@@ -67,7 +67,7 @@ class Console:
 
 
 class StageClock:
-    """Wall time of each stage of a run, and how it ended: ``done``, ``interrupted`` or ``failed``."""
+    """Wall time and outcome of each stage of work; outcomes are ``done``, ``interrupted`` and ``failed``."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -75,7 +75,7 @@ class StageClock:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Add the time inside the block to ``name``, also where it raises."""
+        """Context whose duration is added to stage ``name``, also if it raises."""
         start = time.perf_counter()
         self.status[name] = "failed"
         try:
@@ -94,7 +94,7 @@ class StageClock:
 
 
 class _ConsoleHandler(logging.Handler):
-    """Log records of this package as sentences on the console."""
+    """Prints log records of this package on the console."""
 
     def __init__(self, console: Console) -> None:
         super().__init__(logging.INFO)
@@ -107,7 +107,7 @@ class _ConsoleHandler(logging.Handler):
 
 @contextmanager
 def log_to(console: Console) -> Iterator[None]:
-    """While active, log records of this package are printed on the console, and nowhere else."""
+    """Context in which log records of this package are printed on the console only."""
     logger, handler = logging.getLogger("scoredist3d"), _ConsoleHandler(console)
     level, propagate = logger.level, logger.propagate
     logger.addHandler(handler)
@@ -122,7 +122,7 @@ def log_to(console: Console) -> Iterator[None]:
 
 
 def duration(seconds: float) -> str:
-    """``0:07``, ``12:30`` or ``1:02:03``."""
+    """Seconds as ``0:07``, ``12:30`` or ``1:02:03``."""
     whole = max(0, round(seconds))
     hours, minutes = whole // 3600, whole // 60 % 60
     return f"{hours}:{minutes:02d}:{whole % 60:02d}" if hours else f"{minutes}:{whole % 60:02d}"
@@ -140,7 +140,7 @@ def peak_memory_gib() -> float:
 
 
 def memory_use(device: torch.device) -> str:
-    """Resident memory of the process, and the peak of the GPU's where one is used."""
+    """Resident memory of the process, and the peak of allocated GPU memory if a GPU is used."""
     text = f"{psutil.Process().memory_info().rss / 2**30:.2f} GiB"
     if device.type == "cuda":
         text += f" + GPU {torch.cuda.max_memory_allocated(device) / 2**30:.2f} GiB"

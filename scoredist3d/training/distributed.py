@@ -1,4 +1,4 @@
-"""Several processes for one scene: this process is rank 0 and starts the others."""
+"""Several processes for one run: this process is rank 0 and starts the others."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ DeviceSpec = str | list[int]
 
 @dataclass(frozen=True)
 class Devices:
-    """Where a run computes.
+    """Devices of a run, one rank each.
 
     Attributes:
         kind: ``cpu`` or ``cuda``.
-        indices: GPU numbers, or 0 .. n-1 for n CPU processes; one rank each.
+        indices: GPU numbers, or 0 .. n-1 for n CPU processes.
     """
 
     kind: str
@@ -33,10 +33,10 @@ class Devices:
 
     @classmethod
     def parse(cls, devices: DeviceSpec) -> Devices:
-        """``"auto"`` (first GPU, else CPU), ``"cpu"``, ``"cpu:2"`` (two processes) or a list of GPU numbers.
+        """Parse ``"auto"`` (first GPU, else CPU), ``"cpu"``, ``"cpu:2"`` (two processes) or a list of GPU numbers.
 
         Raises:
-            ValueError: Something else, or an empty list.
+            ValueError: Any other value, or an empty list.
         """
         import torch
 
@@ -48,7 +48,7 @@ class Devices:
             kind, _, count = devices.partition(":")
             if kind == "cpu" and (not count or (count.isdecimal() and int(count) > 0)):
                 return cls("cpu", tuple(range(int(count or 1))))
-        raise ValueError(f"devices are 'auto', 'cpu', 'cpu:2' or GPU numbers as in [0, 1]; got {devices!r}")
+        raise ValueError(f"devices must be 'auto', 'cpu', 'cpu:2' or GPU numbers such as [0, 1]; got {devices!r}")
 
     @property
     def world_size(self) -> int:
@@ -57,15 +57,15 @@ class Devices:
 
     @property
     def first(self) -> str:
-        """Torch's name of rank 0's device."""
+        """Device of rank 0, as torch names it."""
         return "cpu" if self.kind == "cpu" else f"cuda:{self.indices[0]}"
 
     def argument(self) -> str:
-        """The form that the command line of a worker takes."""
+        """The devices as an argument of the worker's command line."""
         return f"cpu:{self.world_size}" if self.kind == "cpu" else ",".join(map(str, self.indices))
 
     def describe(self) -> str:
-        """For people."""
+        """Human-readable description."""
         if self.kind == "cpu":
             return "CPU" if self.world_size == 1 else f"CPU, {self.world_size} processes"
         import torch
@@ -76,13 +76,21 @@ class Devices:
 
 @dataclass
 class Workers:
-    """The processes of ranks 1 .. n-1; a context manager.
+    """Context manager that runs the processes of ranks 1 .. n-1.
 
-    They read ``config``, the text of the resolved config, from a temporary file: that of the run folder is still the
-    one of the session before while a checkpoint is being resumed.
+    Workers read the resolved config from a temporary file, because the run folder still holds the config of the
+    previous session while a checkpoint is being resumed. A worker exits when its parent does. If a worker fails, the
+    run ends, because the other ranks would wait for it forever.
 
-    A worker ends with its parent. If one fails, ``lost`` is called with the reason and the run ends: the others would
-    wait for it for ever.
+    Attributes:
+        devices: Devices of all ranks.
+        folder: Folder of the run.
+        config: Text of the resolved config.
+        resume: Checkpoint to continue from.
+        lost: Called with the reason when a worker fails.
+        port: TCP port at which the ranks connect.
+        config_file: Temporary file with ``config``.
+        processes: The running workers.
     """
 
     devices: Devices
@@ -110,7 +118,7 @@ class Workers:
         processes, self.processes = self.processes, []
         for process in processes:
             if kind is not None:
-                process.kill()  # it waits for this rank for ever, and writes nothing that could be left half done
+                process.kill()  # It waits for this rank forever, and it writes no files.
             try:
                 process.wait(timeout=60)
             except subprocess.TimeoutExpired:
@@ -133,21 +141,21 @@ class Workers:
             for rank, process in enumerate(processes, start=1):
                 code = process.poll()
                 if code not in (None, 0) and self.processes:
-                    time.sleep(2.0)  # the same error usually stops this rank as well, with a better message
+                    time.sleep(2.0)  # The same error usually stops this rank as well, with a better message.
                     if self.processes:
-                        self.lost(f"rank {rank} ended with exit code {code}, see its message above")
+                        self.lost(f"rank {rank} failed with exit code {code}; see its message above")
                         os._exit(1)
             time.sleep(0.5)
 
 
 def _worker_environment() -> dict[str, str]:
-    """Lets workers import the same package as this process, whichever folder the program was started in."""
+    """Environment in which workers import the same package as this process, regardless of the current folder."""
     paths = [str(PACKAGE.parent), os.environ.get("PYTHONPATH", "")]
     return os.environ | {"PYTHONPATH": os.pathsep.join(path for path in paths if path)}
 
 
 def free_port() -> int:
-    """A TCP port of this machine that nobody listens on."""
+    """An unused TCP port of this machine."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]
@@ -155,7 +163,7 @@ def free_port() -> int:
 
 
 def end_with_parent(parent: int) -> None:
-    """Watch the parent process and end this one soon after it is gone."""
+    """End this process soon after its parent has exited."""
 
     def watch() -> None:
         while os.getppid() == parent:

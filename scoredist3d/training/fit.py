@@ -1,4 +1,4 @@
-"""From a config to a system, and from a system to a trained one."""
+"""Builds the system of a config and trains it with Lightning."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -23,17 +23,19 @@ from scoredist3d.training.console import Console
 from scoredist3d.training.distributed import Devices
 from scoredist3d.training.folder import RunFolder, find_run
 from scoredist3d.training.interrupt import InterruptGuard
-from scoredist3d.training.outputs import save_preview
+
+if TYPE_CHECKING:
+    from pytorch_lightning import Callback
 
 
 @dataclass(frozen=True)
 class RankContext:
-    """This process among those of the run.
+    """The rank of this process in a run.
 
     Attributes:
-        devices: Of all ranks.
-        rank: Of this one.
-        port: Where the ranks meet.
+        devices: Devices of all ranks.
+        rank: Rank of this process, from 0.
+        port: TCP port at which the ranks connect.
     """
 
     devices: Devices
@@ -42,32 +44,32 @@ class RankContext:
 
     @property
     def device(self) -> torch.device:
-        """Of this rank."""
+        """Device of this rank."""
         on_cpu = self.devices.kind == "cpu"
         return torch.device("cpu") if on_cpu else torch.device("cuda", self.devices.indices[self.rank])
 
     @property
     def is_writer(self) -> bool:
-        """Rank 0 writes files and speaks."""
+        """Whether this rank writes files and prints: rank 0 only."""
         return self.rank == 0
 
 
 @dataclass(frozen=True)
 class FitResult:
-    """How training ended.
+    """Outcome of training.
 
     Attributes:
-        step: Optimiser steps done in all.
-        interrupted: Stopped by a signal, with a checkpoint.
+        step: Total number of optimizer steps done.
+        interrupted: Whether a signal stopped training before the last step; a checkpoint is saved.
     """
 
     step: int
     interrupted: bool
 
 
-def build_system(config: ExperimentConfig, place: RankContext) -> System:
-    """Construct prior, camera sampler and system, on the CPU."""
-    cameras = build_component(config.data, world_size=place.devices.world_size * config.trainer.accumulate)
+def build_system(config: ExperimentConfig, context: RankContext) -> System:
+    """Build prior, camera sampler and system on the CPU."""
+    cameras = build_component(config.data, world_size=context.devices.world_size * config.trainer.accumulate)
     system: System = build_component(
         config.system,
         prior=registry.build(config.prior),
@@ -80,24 +82,29 @@ def build_system(config: ExperimentConfig, place: RankContext) -> System:
 
 
 def start_of(config: ExperimentConfig) -> str | None:
-    """The run whose scene a new run starts from, for systems that can."""
+    """The run that initializes a new run (``system.init_from``); None for systems without this option."""
     return getattr(config.system, "init_from", None)
 
 
-def begin(system: System, config: ExperimentConfig, place: RankContext, *, resumed: bool) -> None:
-    """What comes between building a system and its first step: checks, and the start from another run.
+def begin(system: System, config: ExperimentConfig, context: RankContext, *, resumed: bool) -> None:
+    """Check a new system against the trainer and initialize it from another run where configured.
+
+    Args:
+        system: Just built.
+        config: The run.
+        context: This process.
+        resumed: A checkpoint will be loaded, so there is nothing to initialize.
 
     Raises:
-        ValueError: The other run cannot be taken over, or elements of the representation come and go while training on
-            several devices or with gradients of another scale.
+        ValueError: The other run cannot be used, or the representation densifies and the trainer does not support that.
     """
-    _check_growth(system, config, place)
+    _check_densification(system, config, context)
     start = start_of(config)
     if resumed or start is None:
         return
     folder, checkpoint = find_run(start)
     source = load_experiment([folder.resolved_config])
-    system.to_device(place.device)
+    system.to_device(context.device)
     system.init_from(read_checkpoint(checkpoint)["state_dict"], source.system)
 
 
@@ -105,23 +112,23 @@ def fit(
     system: System,
     config: ExperimentConfig,
     folder: RunFolder,
-    place: RankContext,
+    context: RankContext,
     console: Console,
     guard: InterruptGuard,
     *,
     resume: Path | None = None,
     restored: Callable[[], None] = lambda: None,
 ) -> FitResult:
-    """Optimise until ``trainer.max_steps`` or an interrupt; the system is trained in place.
+    """Train a system in place until ``trainer.max_steps`` or an interrupt.
 
     Args:
-        system: At its start, also where a checkpoint is resumed.
-        config: Of the run.
-        folder: Of the run.
-        place: This process.
-        console: For progress.
-        guard: Says when to stop.
-        resume: Checkpoint to go on from.
+        system: Just built, also if a checkpoint is resumed.
+        config: The run.
+        folder: Folder of the run.
+        context: This process.
+        console: Prints the progress.
+        guard: Requests a stop after a signal.
+        resume: Checkpoint to continue from.
         restored: Called once that checkpoint is loaded, before the first step.
 
     Raises:
@@ -132,31 +139,16 @@ def fit(
     import pytorch_lightning as pl
 
     with _quiet_lightning():
-        from scoredist3d.training.callbacks import (
-            Checkpoints,
-            MetricsWriter,
-            OnceRestored,
-            PreviewGrids,
-            ProgressLine,
-            StopOnRequest,
-        )
+        from scoredist3d.training.callbacks import OnceRestored
         from scoredist3d.training.lightning_module import EndlessSteps, TrainingModule
 
         module = TrainingModule(system, config.trainer, Rng(config.seed))
-        checkpoints = Checkpoints(folder.checkpoints, config.checkpoint, is_writer=place.is_writer)
         once_restored = OnceRestored(restored)
-        callbacks: list[pl.Callback] = [once_restored, MetricsWriter(folder, config.log, is_writer=place.is_writer)]
-        if place.is_writer:
-            callbacks.append(
-                PreviewGrids(
-                    config.preview, lambda module, step: save_preview(module.system, config.preview, folder, step)
-                )
-            )
-        callbacks += [ProgressLine(console), checkpoints, StopOnRequest(guard, checkpoints)]
-        trainer = pl.Trainer(callbacks=callbacks, **_trainer_options(system, config, folder, place))
+        callbacks = [once_restored, *_callbacks(config, folder, context, console, guard)]
+        trainer = pl.Trainer(callbacks=callbacks, **_trainer_options(system, config, folder, context))
         try:
             trainer.fit(module, train_dataloaders=EndlessSteps(), ckpt_path=resume and str(resume), weights_only=True)
-            once_restored.call()  # Lightning skips its hooks where no step is left
+            once_restored.call()  # Lightning skips its hooks if no step is left.
         except BaseException:
             _leave_group(failed=True)
             raise
@@ -164,53 +156,73 @@ def fit(
     return FitResult(trainer.global_step, guard.requested and trainer.global_step < config.trainer.max_steps)
 
 
+def _callbacks(
+    config: ExperimentConfig, folder: RunFolder, context: RankContext, console: Console, guard: InterruptGuard
+) -> list[Callback]:
+    """Callbacks in the order of their execution: metrics, preview, progress, checkpoint, stop."""
+    from scoredist3d.training.callbacks import Checkpoints, MetricsWriter, PreviewGrids, ProgressLine, StopOnRequest
+
+    checkpoints = Checkpoints(folder.checkpoints, config.checkpoint, is_writer=context.is_writer)
+    callbacks: list[Callback] = [MetricsWriter(folder, config.log, is_writer=context.is_writer)]
+    if context.is_writer:
+        callbacks.append(PreviewGrids(config.preview, folder))
+    return [*callbacks, ProgressLine(console), checkpoints, StopOnRequest(guard, checkpoints)]
+
+
 def _leave_group(*, failed: bool) -> None:
-    """End the process group of this rank, at once where it has failed."""
+    """Leave the process group of this rank; a failed NCCL rank aborts it."""
     if not torch.distributed.is_initialized():
         return
     if failed and torch.distributed.get_backend() == "nccl":
-        # The other ranks may be waiting for this one in a collective, which an orderly end would wait for in turn.
+        # The other ranks may wait for this one in a collective operation, and an orderly shutdown would wait for them.
         torch.distributed.distributed_c10d._abort_process_group()
     else:
         torch.distributed.destroy_process_group()
 
 
-def _check_growth(system: System, config: ExperimentConfig, place: RankContext) -> None:
-    """Where elements come and go by their gradients, there must be one process, and gradients of a known scale."""
-    if not system.grows:
+def _check_densification(system: System, config: ExperimentConfig, context: RankContext) -> None:
+    """Densification needs a single process and unscaled gradients.
+
+    Raises:
+        ValueError: The system densifies and the trainer uses several devices, accumulation or 16-bit precision.
+    """
+    if not system.densifies:
         return
-    if place.devices.world_size > 1:
+    if context.devices.world_size > 1:
         raise ValueError(
-            "system.geometry: its elements come and go while training, which several devices cannot follow; "
+            "system.geometry: densification changes the number of elements, which several devices do not support; "
             "use one device, or set system.geometry.densify.enabled=false"
         )
     if config.trainer.accumulate > 1:
         raise ValueError(
-            "trainer.accumulate: averaging batches divides the gradients that say where elements of system.geometry "
-            "are added; enlarge data.batch_size instead, or set system.geometry.densify.enabled=false"
+            "trainer.accumulate: averaging over batches scales down the gradients that control densification; "
+            "increase data.batch_size instead, or set system.geometry.densify.enabled=false"
         )
     if config.trainer.precision == "16-mixed":
         raise ValueError(
-            "trainer.precision: 16-mixed scales the gradients that say where elements of system.geometry are added; "
-            "use bf16-mixed or 32-true, or set system.geometry.densify.enabled=false"
+            "trainer.precision: 16-mixed scales the gradients that control densification; use bf16-mixed or 32-true, "
+            "or set system.geometry.densify.enabled=false"
         )
 
 
-def _trainer_options(system: System, config: ExperimentConfig, folder: RunFolder, place: RankContext) -> dict[str, Any]:
+def _trainer_options(
+    system: System, config: ExperimentConfig, folder: RunFolder, context: RankContext
+) -> dict[str, Any]:
+    """Keyword arguments of the Lightning trainer."""
     from pytorch_lightning.strategies import DDPStrategy
 
     from scoredist3d.training.lightning_plugins import AtomicCheckpointIO, LocalRanks
 
-    plugins: list[Any] = [AtomicCheckpointIO(), LocalRanks(place.rank, place.devices.world_size, place.port)]
+    plugins: list[Any] = [AtomicCheckpointIO(), LocalRanks(context.rank, context.devices.world_size, context.port)]
     strategy: Any = "auto"
-    if place.devices.world_size > 1:
-        # Buffers are a function of the shared random stream and of weights that are equal already.
+    if context.devices.world_size > 1:
+        # Buffers follow from the shared random stream and from weights that are equal on all ranks.
         strategy = DDPStrategy(broadcast_buffers=False, find_unused_parameters=not system.steps_everything)
     trainer = config.trainer
-    on_cpu = place.devices.kind == "cpu"
+    on_cpu = context.devices.kind == "cpu"
     return {
         "accelerator": "cpu" if on_cpu else "gpu",
-        "devices": place.devices.world_size if on_cpu else list(place.devices.indices),
+        "devices": context.devices.world_size if on_cpu else list(context.devices.indices),
         "strategy": strategy,
         "plugins": plugins,
         "max_steps": trainer.max_steps,
@@ -230,7 +242,7 @@ def _trainer_options(system: System, config: ExperimentConfig, folder: RunFolder
 
 
 def import_lightning() -> None:
-    """Import Lightning (seconds), without its advice; later imports are free."""
+    """Import Lightning, which takes seconds, without its warnings; later imports are free."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         importlib.import_module("pytorch_lightning")
@@ -238,13 +250,13 @@ def import_lightning() -> None:
 
 @contextmanager
 def _quiet_lightning() -> Iterator[None]:
-    """Lightning's banners and advice are about choices that this program has made on purpose."""
+    """Silence Lightning's banners and hints, which concern choices that this program makes on purpose."""
     loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning_fabric")]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"(pytorch_lightning|lightning_fabric)\.")
         warnings.filterwarnings("ignore", message=".*(torch\\.jit|lr_scheduler).*")
-        # Lightning wraps the module for several GPUs on a stream of its own, on purpose.
+        # Lightning deliberately wraps the module for several GPUs on a separate stream.
         warnings.filterwarnings("ignore", message="The AccumulateGrad node's stream does not match")
         for logger in loggers:
             logger.setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""Where a run keeps its files: ``<output_root>/<name>/<tag>@<YYYYmmdd-HHMMSS>/``."""
+"""Folder of a run, ``<output_root>/<name>/<tag>@<YYYYmmdd-HHMMSS>/``, and the files in it."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _UNSAFE = re.compile(r"[^\w.+-]+")
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Paths inside one run's folder; nothing is created by asking for a path."""
+    """Paths inside the folder of one run; the properties create nothing."""
 
     root: Path
 
     @classmethod
     def create(cls, output_root: str | Path, name: str, tag: str, *, now: datetime | None = None) -> RunFolder:
-        """Make the folder of a new run; a second run within the same second gets ``-2``, ``-3``, ... appended."""
+        """Create the folder of a new run; runs within the same second get the suffixes ``-2``, ``-3``, ..."""
         stamp = (now or datetime.now()).strftime("%Y%m%d-%H%M%S")
         base = Path(output_root) / slug(name) / f"{slug(tag)}@{stamp}"
         for attempt in range(1, 1000):
@@ -32,7 +32,7 @@ class RunFolder:
             with suppress(FileExistsError):
                 root.mkdir(parents=True)
                 return cls(root)
-        raise ValueError(f"{base} and 998 neighbours exist already; choose another tag")
+        raise ValueError(f"{base} and 998 folders with numbered suffixes exist already; choose another tag")
 
     @property
     def checkpoints(self) -> Path:
@@ -51,17 +51,17 @@ class RunFolder:
 
     @property
     def videos(self) -> Path:
-        """Turntable or animation."""
+        """The final video."""
         return self.root / "videos"
 
     @property
     def export(self) -> Path:
-        """The object's files."""
+        """Exported objects."""
         return self.root / "export"
 
     @property
     def code(self) -> Path:
-        """What ran."""
+        """Snapshot of the code."""
         return self.root / "code"
 
     @property
@@ -71,30 +71,30 @@ class RunFolder:
 
     @property
     def metrics(self) -> Path:
-        """One row per logging window."""
+        """Logged values, one row per logging window."""
         return self.root / "metrics.csv"
 
     @property
     def configs(self) -> Path:
-        """Resolved config and command."""
+        """Resolved config, written config and commands."""
         return self.root / "configs"
 
     @property
     def summary(self) -> Path:
-        """What came out, for programs."""
+        """Machine-readable summary of the run."""
         return self.root / SUMMARY
 
     @property
     def resolved_config(self) -> Path:
-        """Runs again by itself."""
+        """The complete config, which repeats the run."""
         return self.configs / RESOLVED_CONFIG
 
 
 def find_run(path: str | Path) -> tuple[RunFolder, Path]:
-    """The run and checkpoint meant by a run folder or by a checkpoint file inside one.
+    """Run folder and checkpoint for the path of a run folder or of a checkpoint file inside one.
 
     Raises:
-        ValueError: No such path, not a run folder, or no checkpoint in it yet.
+        ValueError: The path does not exist, is not a run folder, or contains no checkpoint yet.
     """
     path = Path(path)
     if not path.exists():
@@ -108,17 +108,17 @@ def find_run(path: str | Path) -> tuple[RunFolder, Path]:
         return folder, path
     if (path / PIPELINE_CONFIG).is_file():
         stages = ", ".join(str(found.parent.parent) for found in sorted(path.glob(f"*/configs/{RESOLVED_CONFIG}")))
-        raise ValueError(f"{path} is a pipeline; give one of its stages: {stages or 'none has begun'}")
+        raise ValueError(f"{path} is a pipeline; give one of its stages: {stages or 'none has started'}")
     folder = RunFolder(path.parent if path.name == "ckpts" else path)
     if not folder.resolved_config.is_file():
         raise ValueError(f"{path} is not a run folder: it has no configs/{RESOLVED_CONFIG}")
     if not folder.last_checkpoint.is_file():
-        raise ValueError(f"{path} has no checkpoint yet (ckpts/{LAST_CHECKPOINT} is missing); train it first")
+        raise ValueError(f"{path} has no checkpoint yet (ckpts/{LAST_CHECKPOINT} is missing); train the run first")
     return folder, folder.last_checkpoint
 
 
 def stages_begun(root: Path) -> dict[str, Path]:
-    """The resolved configs of the stages of a pipeline that can be resumed, by name."""
+    """Resolved configs of those stages of a pipeline that can be resumed, by name."""
     folders = {path.name: RunFolder(path) for path in root.iterdir() if path.is_dir()}
     return {
         name: folder.resolved_config
@@ -128,5 +128,5 @@ def stages_begun(root: Path) -> dict[str, Path]:
 
 
 def slug(text: str, *, limit: int = 60) -> str:
-    """``text`` as one path component: letters, digits and ``_ . + -``; never empty."""
+    """``text`` as one path component of letters, digits and ``_ . + -``; never empty."""
     return _UNSAFE.sub("-", text.strip()).strip("-.")[:limit].rstrip("-.") or "run"

@@ -1,4 +1,4 @@
-"""Ctrl-C (and SIGTERM) without losing work."""
+"""Graceful stop of a run after Ctrl-C or SIGTERM."""
 
 from __future__ import annotations
 
@@ -11,11 +11,15 @@ from typing import Any
 
 
 class InterruptGuard:
-    """While active, the first signal asks for a graceful stop and the second one ends the process at once.
+    """Context manager in which the first signal requests a graceful stop and the second ends the process at once.
 
-    Outside of :attr:`graceful` sections (loading, export) the first signal raises ``KeyboardInterrupt`` where it
-    arrives. Ending at once is safe: every file is written atomically. Signals can only be caught in the main thread;
-    elsewhere, and with ``active=False``, the guard does nothing.
+    Outside :attr:`graceful` sections (loading, export) the first signal raises ``KeyboardInterrupt`` immediately.
+    Ending at once is safe, because every file is written atomically. Signals can only be caught in the main thread; in
+    other threads, and with ``active=False``, the guard does nothing.
+
+    Attributes:
+        graceful: Whether a signal is handled after the current step.
+        received: Number of the received signal, or None.
     """
 
     signals = (signal.SIGINT, signal.SIGTERM)
@@ -29,7 +33,7 @@ class InterruptGuard:
 
     @property
     def requested(self) -> bool:
-        """Whether a stop was asked for."""
+        """Whether a signal has been received."""
         return self.received is not None
 
     @property
@@ -43,7 +47,7 @@ class InterruptGuard:
         return self
 
     def install(self) -> None:
-        """Catch the signals, again where another library has put its own handlers in between."""
+        """Install the signal handlers; called again after another library has replaced them."""
         if self.active:
             for number in self.signals:
                 signal.signal(number, self._handle)

@@ -1,4 +1,4 @@
-"""A system inside Lightning: automatic optimisation, learning rates and finite checks."""
+"""Lightning module around a system: automatic optimization, learning rates and finite checks."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from scoredist3d.config.experiment import TrainerConfig
 from scoredist3d.guidance.core.checks import NonFiniteError
 from scoredist3d.seeding import Rng
 from scoredist3d.systems.base import System
-from scoredist3d.systems.optimizer import build_optimizer, set_learning_rates
 from scoredist3d.training.checkpoint import load_weights
 from scoredist3d.training.metrics import MetricBuffer
+from scoredist3d.training.optimizer import build_optimizer, set_learning_rates
 
 
 class EndlessSteps:
-    """The "data" of a run: one empty batch per optimiser step, for ever; the run ends at ``max_steps``."""
+    """Endless data loader of empty batches, one per forward pass; the run ends at ``trainer.max_steps``."""
 
     def __iter__(self) -> Iterator[int]:
         batch = 0
@@ -30,10 +30,10 @@ class EndlessSteps:
 
 
 class TrainingModule(pl.LightningModule):
-    """Steps a :class:`System`; its ``state_dict`` is the system's.
+    """Trains a :class:`System`; its ``state_dict`` is that of the system.
 
-    Randomness: micro-batch ``m`` of rank ``r`` among ``R`` draws as rank ``r + m R`` would, so that accumulating over k
-    micro-batches is the same optimisation as k ranks. What all ranks must agree on (occupancy grid) draws as rank 0.
+    Randomness: micro-batch ``m`` of rank ``r`` among ``R`` ranks draws as rank ``r + m R``, so accumulating gradients
+    over k micro-batches computes the same as k ranks. State shared by all ranks (occupancy grid) draws as rank 0.
     """
 
     def __init__(self, system: System, trainer_config: TrainerConfig, rng: Rng) -> None:
@@ -43,37 +43,37 @@ class TrainingModule(pl.LightningModule):
         self.rng = rng
         self.buffer = MetricBuffer()
         self.micro_batch = 0
-        # Networks of a guidance's own get their gradients outside of DDP's backward pass.
+        # A guidance trains its own networks outside DDP's backward pass.
         grouped = {id(p) for group in system.parameter_groups() for p in group["params"]}
         ignored = [f"system.{name}" for name, p in system.named_parameters() if id(p) not in grouped]
         if trainer_config.accumulate > 1 and any(p.requires_grad and id(p) not in grouped for p in system.parameters()):
             raise ValueError(
-                "trainer.accumulate: the guidance trains a network of its own, one step per batch, so that batches "
-                "cannot be accumulated; set trainer.accumulate=1 and enlarge data.batch_size, or use several devices"
+                "trainer.accumulate: the guidance trains its own network with one update per batch, which excludes "
+                "accumulation; set trainer.accumulate=1 and increase data.batch_size, or use several devices"
             )
         self._ddp_params_and_buffers_to_ignore = ignored
         self._gradient_norms: list[tuple[int, list[str], Tensor]] = []
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
-        """The system's own, without a prefix, so that evaluation loads it without Lightning."""
+        """The system's state without a prefix, so that evaluation can load it without Lightning."""
         return self.system.state_dict(*args, **kwargs)
 
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> None:  # type: ignore[override]
-        """Load the system's weights, every one of them."""
+        """Load the system's weights; missing and unexpected names are errors."""
         load_weights(self.system, dict(state_dict))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """One optimiser over the representation's groups."""
-        # A fused step unscales 16-bit gradients inside, where they can be neither checked nor clipped.
+        """One optimizer over the system's parameter groups."""
+        # A fused step unscales 16-bit gradients internally, where they can be neither checked nor clipped.
         fused = self.trainer_config.precision != "16-mixed"
         return build_optimizer(self.system.config.optimizer, self.system.parameter_groups(), fused=fused)
 
     def on_fit_start(self) -> None:
-        """Move what Lightning does not know about."""
+        """Move the prior, which is outside the module tree, to the device."""
         self.system.to_device(self.device)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Before the first micro-batch of an optimiser step: learning rates and step-dependent state."""
+        """Set learning rates and step-dependent state before the first micro-batch of an optimizer step."""
         self.micro_batch = batch_idx % self.trainer_config.accumulate
         if self.micro_batch == 0:
             step = self.global_step
@@ -86,28 +86,28 @@ class TrainingModule(pl.LightningModule):
         result = self.system.training_step(self.global_step, Rng(self.rng.seed, rank))
         self.buffer.add(self.global_step, {"loss": result.loss.detach(), **result.scalars})
         if self.device.type == "cpu":
-            # No transfer to wait for: stop before a broken loss reaches the weights.
+            # No transfer to wait for: stop before a non-finite loss reaches the weights.
             self.buffer.fetch()
         return result.loss
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
-        """The update, after which elements come and go; all of it before any callback saves the state."""
+        """The optimizer's update and the densification that follows it, before any callback saves the state."""
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-        self.system.after_step(self.global_step, self.trainer.optimizers[0], self.rng.shared())
+        self.system.post_backward(self.global_step, self.trainer.optimizers[0], self.rng.shared())
 
     def on_after_backward(self) -> None:
-        """A parameter without gradient leaves DDP waiting for it for ever; say which one instead."""
+        """Name parameters without gradient on several devices, where DDP would wait for their gradients forever."""
         if self.trainer.world_size > 1 and self.system.steps_everything:
-            missing = [name for name, p in self._optimised() if p.grad is None]
+            missing = [name for name, p in self._optimized() if p.grad is None]
             if missing:
                 raise ValueError(
                     f"step {self.global_step}: {', '.join(missing)} got no gradient, which a run on several devices "
-                    "needs on each of them; freeze or remove that component, or run on one device"
+                    "requires; freeze or remove that component, or use one device"
                 )
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Finite check (immediate on the CPU, at the next log line elsewhere) and gradient clipping."""
-        gradients = {name: p.grad for name, p in self._optimised() if p.grad is not None}
+        """Check that gradients are finite, at once on the CPU and with the next log line on a GPU, and clip them."""
+        gradients = {name: p.grad for name, p in self._optimized() if p.grad is not None}
         norms = torch.stack([norm.float() for norm in torch._foreach_norm(list(gradients.values()))])
         total = torch.linalg.vector_norm(norms)
         self._gradient_norms.append((self.global_step, list(gradients), norms))
@@ -120,23 +120,27 @@ class TrainingModule(pl.LightningModule):
             self.buffer.add(self.global_step, {"gradient_norm": total})
 
     def check_finite(self) -> None:
-        """Fetch what is pending; called before anything is logged or saved.
+        """Evaluate all pending finite checks; called before anything is logged or saved.
 
         Raises:
-            NonFiniteError: Names step, and term or tensor.
+            NonFiniteError: Names the step and the loss term or tensor.
         """
         self.buffer.fetch()
         self.check_gradients()
         self.system.check_finite()
 
     def check_gradients(self) -> None:
-        """Look at the gradient norms collected so far (one transfer)."""
+        """Check the gradient norms collected so far, with one transfer from the device.
+
+        Raises:
+            NonFiniteError: Names the step and the parameter.
+        """
         pending, self._gradient_norms = self._gradient_norms, []
         if not pending:
             return
         scaler = self._scaler()
         if scaler is not None and scaler.get_scale() >= 1.0:
-            return  # the loss scaler looks for its scale by overflowing; it skips those steps
+            return  # The loss scaler finds its scale by overflowing and skips those steps.
         values = torch.cat([norms for _, _, norms in pending]).tolist()
         position = 0
         for step, names, norms in pending:
@@ -145,7 +149,7 @@ class TrainingModule(pl.LightningModule):
                     raise NonFiniteError(f"step {step}: the gradient of {name} has norm {value}")
             position += len(norms)
 
-    def _optimised(self) -> list[tuple[str, torch.nn.Parameter]]:
+    def _optimized(self) -> list[tuple[str, torch.nn.Parameter]]:
         ignored = set(self._ddp_params_and_buffers_to_ignore)
         return [
             (name.removeprefix("system."), p)

@@ -1,4 +1,4 @@
-"""Lightning plugins: our checkpoint files, and ranks that this program starts itself."""
+"""Lightning plugins for this program's checkpoint files and for ranks that it starts itself."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from scoredist3d.training.checkpoint import read_checkpoint, write_checkpoint
 
 
 class AtomicCheckpointIO(CheckpointIO):
-    """Lightning's checkpoints through our atomic writer and our checked, code-free reader."""
+    """Checkpoint I/O through :mod:`scoredist3d.training.checkpoint`: atomic writing, reading without code execution."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write atomically."""
+        """Write a checkpoint atomically."""
         write_checkpoint(checkpoint, path)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        """Read to the CPU."""
+        """Read a checkpoint to the CPU."""
         return read_checkpoint(path)
 
     def remove_checkpoint(self, path: Any) -> None:
-        """Delete."""
+        """Delete a checkpoint file."""
         Path(path).unlink(missing_ok=True)
 
 
 class LocalRanks(ClusterEnvironment):
-    """One process per device of this machine, started by :class:`scoredist3d.training.distributed.Workers`."""
+    """Cluster of one process per device of this machine, started by ``distributed.Workers``."""
 
     def __init__(self, rank: int, world_size: int, port: int) -> None:
         super().__init__()
@@ -35,22 +35,22 @@ class LocalRanks(ClusterEnvironment):
 
     @property
     def creates_processes_externally(self) -> bool:
-        """Lightning must not start processes."""
+        """True: Lightning must not start processes."""
         return True
 
     @property
     def main_address(self) -> str:
-        """This machine."""
+        """Address of rank 0, which is on this machine."""
         return "127.0.0.1"
 
     @property
     def main_port(self) -> int:
-        """Where the ranks meet."""
+        """TCP port at which the ranks connect."""
         return self._port
 
     @staticmethod
     def detect() -> bool:
-        """Never chosen by itself."""
+        """False: Lightning must not select this environment automatically."""
         return False
 
     def world_size(self) -> int:
@@ -58,19 +58,19 @@ class LocalRanks(ClusterEnvironment):
         return self._world_size
 
     def set_world_size(self, size: int) -> None:
-        """Fixed at construction."""
+        """Do nothing; the number of ranks is fixed at construction."""
 
     def global_rank(self) -> int:
-        """Rank of this process."""
+        """Rank of this process among all processes."""
         return self._rank
 
     def set_global_rank(self, rank: int) -> None:
-        """Fixed at construction."""
+        """Do nothing; the rank is fixed at construction."""
 
     def local_rank(self) -> int:
-        """All ranks are on this machine."""
+        """Rank on this machine, which has all ranks."""
         return self._rank
 
     def node_rank(self) -> int:
-        """The only machine."""
+        """Number of this machine, the only one."""
         return 0

@@ -1,4 +1,4 @@
-"""Scalars of a run: collected as tensors, fetched in blocks, written to ``metrics.csv`` and TensorBoard."""
+"""Logged scalars of a run: collected as tensors, fetched in blocks and written to ``metrics.csv``."""
 
 from __future__ import annotations
 
@@ -17,25 +17,27 @@ from scoredist3d.guidance.core.checks import NonFiniteError
 class MetricBuffer:
     """Per-step scalars that stay on their device until :meth:`fetch`.
 
-    ``add`` costs no device synchronisation. ``fetch`` moves everything pending in one transfer and keeps the values
-    until :meth:`mean_row` closes the window, so that a checkpoint between two rows can carry the open window.
+    ``add`` needs no device synchronization. ``fetch`` moves all pending scalars in one transfer and keeps the values
+    until :meth:`mean_row` closes the window, so that a checkpoint between two rows can store the unfinished window.
+
+    Attributes:
+        latest: The newest fetched value of every scalar.
     """
 
     def __init__(self) -> None:
         self._pending: list[tuple[int, dict[str, Tensor | float]]] = []
         self._values: dict[str, list[float]] = {}
         self.latest: dict[str, float] = {}
-        """The newest fetched value of every scalar."""
 
     def add(self, step: int, scalars: dict[str, Tensor | float]) -> None:
-        """Collect the scalars of one step; tensors must have one element and are detached."""
+        """Collect scalars of one step: numbers, or one-element tensors, which are detached."""
         self._pending.append((step, {k: v.detach() if isinstance(v, Tensor) else v for k, v in scalars.items()}))
 
     def fetch(self) -> None:
         """Move the pending scalars to the host.
 
         Raises:
-            NonFiniteError: One of them is NaN or infinite; names the first such step and term.
+            NonFiniteError: A scalar is NaN or infinite; names the first such step and scalar.
         """
         if not self._pending:
             return
@@ -51,19 +53,19 @@ class MetricBuffer:
                 self.latest[key] = number
 
     def mean_row(self) -> dict[str, float]:
-        """Close the window: the mean of every scalar over the steps that reported it."""
+        """Close the window and return the mean of every scalar over the steps that reported it."""
         self.fetch()
         row = {key: math.fsum(values) / len(values) for key, values in self._values.items()}
         self._values = {}
         return row
 
     def state_dict(self) -> dict[str, list[float]]:
-        """The open window (fetched)."""
+        """The values of the unfinished window; pending scalars are fetched first."""
         self.fetch()
         return {key: list(values) for key, values in self._values.items()}
 
     def load_state_dict(self, state: dict[str, list[float]]) -> None:
-        """Continue an open window."""
+        """Restore an unfinished window."""
         self._pending = []
         self._values = {key: list(values) for key, values in state.items()}
 
@@ -71,9 +73,9 @@ class MetricBuffer:
 class MetricsFile:
     """``metrics.csv``: one row per logging window, first column ``step``.
 
-    Rows are appended and flushed, so a killed run loses at most the row being written; opening the file for a resumed
-    run drops a torn last line and every row after the resumed step. A new scalar adds a column (the file is rewritten
-    atomically).
+    Rows are appended and flushed, so a killed run loses at most the row being written. Opening the file for a resumed
+    run drops an incomplete last line and every row after the resumed step. A new scalar adds a column, for which the
+    file is rewritten atomically.
     """
 
     def __init__(self, path: Path, *, resume_step: int | None = None) -> None:
@@ -87,7 +89,7 @@ class MetricsFile:
             self._rewrite([])
 
     def append(self, step: int, row: dict[str, float]) -> None:
-        """Write one row; values are written with all their digits."""
+        """Append one row; values are written with full precision."""
         new = [key for key in row if key not in self.columns]
         if new:
             _, rows = read_rows(self.path)
@@ -102,7 +104,7 @@ class MetricsFile:
 
 
 def read_rows(path: Path) -> tuple[list[str], list[dict[str, str]]]:
-    """Columns and rows of a metrics file; a last line without its newline was torn by a kill and is left out."""
+    """Columns and rows of a metrics file; an incomplete last line, left by a killed run, is skipped."""
     text = path.read_text(encoding="utf-8")
     text = text[: text.rfind("\n") + 1]
     reader = csv.DictReader(io.StringIO(text))

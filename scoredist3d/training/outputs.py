@@ -1,4 +1,4 @@
-"""What a run shows and hands over: preview grids, the final video, the exported object."""
+"""Files that a run produces for people: preview grids, the final video and the exported objects."""
 
 from __future__ import annotations
 
@@ -13,43 +13,36 @@ from scoredist3d import registry
 from scoredist3d.config.experiment import ExperimentConfig, PreviewConfig
 from scoredist3d.export.base import ExportResult
 from scoredist3d.export.camera_path import write_camera_path
-from scoredist3d.export.images import image_grid, save_png
+from scoredist3d.export.images import save_png
 from scoredist3d.export.video import SUFFIXES, VideoWriter
 from scoredist3d.files import new_folder, read_json, write_json
 from scoredist3d.systems.base import System
 from scoredist3d.training.checkpoint import step_of
 from scoredist3d.training.folder import RunFolder, slug
 from scoredist3d.training.replacement import Replacement
+from scoredist3d.visualization.previews import preview_grid
+from scoredist3d.visualization.turntable import final_video, video_name
 
 
-@torch.no_grad()
 def save_preview(system: System, config: PreviewConfig, folder: RunFolder, step: int, *, prefix: str = "step") -> Path:
-    """One row per quantity, one column per view: ``images/<prefix>-000200.png``."""
-    rows = system.preview(config)
-    if len(rows) == 1 and not system.label_rows:
-        grid = image_grid(next(iter(rows.values())))
-    else:
-        columns = len(next(iter(rows.values())))
-        names = [name if column == 0 else "" for name in rows for column in range(columns)]
-        images = [image for row in rows.values() for image in row]
-        grid = image_grid(images, columns, labels=names if system.label_rows else None)
-    return save_png(grid, folder.images / f"{prefix}-{step:06d}.png")
+    """Save the preview grid as ``images/<prefix>-000200.png``."""
+    return save_png(preview_grid(system, config), folder.images / f"{prefix}-{step:06d}.png")
 
 
 def latest_preview(folder: RunFolder) -> Path | None:
-    """The newest grid of the optimisation."""
+    """The newest preview grid saved during training; None if there is none."""
     return max(folder.images.glob("step-*.png"), key=step_of, default=None)
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export has written.
+    """Result of an export.
 
     Attributes:
-        results: The exporter's results, with their paths in ``export/``.
-        reports: Of each result.
-        missing: Name of each object without a file -> why.
-        remark: What was replaced, or an empty string.
+        results: Results of the exporter, with paths in ``export/``.
+        reports: Report file of each result.
+        missing: Reason for each object that could not be exported, by its name.
+        remark: Sentence on the earlier files that were replaced, or an empty string.
     """
 
     results: list[ExportResult]
@@ -58,8 +51,22 @@ class Exported:
     remark: str
 
     @property
+    def paths(self) -> dict[str, Path]:
+        """All files by label: ``glb``, ``normal texture``, ``mesh report 2``, ..."""
+        names, paths = {".png": "texture", ".mtl": "material"}, {}
+        for number, (item, report) in enumerate(zip(self.results, self.reports, strict=True), start=1):
+            label = "" if number == 1 else f" {number}"
+            own = min((path.stem for path in item.paths), key=len)
+            for path in item.paths:
+                channel = path.stem.removeprefix(own).strip("-")
+                kind = names.get(path.suffix, path.suffix.removeprefix("."))
+                paths[f"{channel} {kind}".strip() + label] = path
+            paths[f"mesh report{label}"] = report
+        return paths
+
+    @property
     def problem(self) -> str | None:
-        """Which objects have no mesh and why; None where all have one."""
+        """Sentence on the objects that could not be exported; None if all could."""
         return no_mesh(self.missing) if self.missing else None
 
 
@@ -68,7 +75,7 @@ class NoMeshError(ValueError):
 
 
 def no_mesh(missing: Mapping[str, str]) -> str:
-    """``no mesh was written of mug-2: <why>; of mug-3: <why>``."""
+    """``no mesh was written of mug-2: <reason>; of mug-3: <reason>``."""
     return "no mesh was written " + "; ".join(f"of {name}: {why}" for name, why in missing.items())
 
 
@@ -76,22 +83,25 @@ def no_mesh(missing: Mapping[str, str]) -> str:
 def write_video(
     system: System, config: ExperimentConfig, folder: RunFolder, progress: Callable[[float], None]
 ) -> tuple[Path, str]:
-    """The turntable (3D) or the animation of the optimisation (2D); its path, and what it replaced, in a sentence.
+    """Write the final video: a turntable of scenes, or an animation of the optimization of images.
 
-    The cameras of a turntable are written beside it as ``<name>-cameras.json``. An earlier video that differs is kept
+    The cameras of a turntable are written next to it as ``<name>-cameras.json``. An earlier video that differs is kept
     in ``videos/previous-<n>/``.
+
+    Returns:
+        The path of the video, and a sentence on the files that it replaced (may be empty).
     """
     snapshots = sorted(folder.images.glob("step-*.png"), key=step_of)
     expected = max(1, config.test.frames)
-    name, path_of_cameras = system.video_name, f"{system.video_name}-cameras.json"
+    name, path_of_cameras = video_name(system), f"{video_name(system)}-cameras.json"
+    content = final_video(system, config.test, snapshots)
     with new_folder(folder.root / ".videos.tmp") as staging:
         with VideoWriter(staging / f"{name}.{config.test.format}", fps=config.test.fps) as video:
-            for index, frame in enumerate(system.frames(config.test, snapshots)):
+            for index, frame in enumerate(content.frames):
                 video.add(frame)
                 progress(min(1.0, (index + 1) / expected))
-        cameras = system.video_cameras(config.test)
-        if cameras is not None:
-            write_camera_path(staging / path_of_cameras, cameras, config.test.fps)
+        if content.cameras is not None:
+            write_camera_path(staging / path_of_cameras, content.cameras, config.test.fps)
         earlier = [*(f"{name}{suffix}" for suffix in SUFFIXES), path_of_cameras]
         replacement = Replacement.plan(staging, folder.videos, earlier)
         replacement.apply()
@@ -101,18 +111,18 @@ def write_video(
 def export_objects(
     system: System, config: ExperimentConfig, folder: RunFolder, progress: Callable[[str, float], None]
 ) -> Exported:
-    """Mesh and texture files in ``export/``, with a ``report.json`` per object.
+    """Export all objects to ``export/``, with one ``report.json`` per object.
 
-    The files of an earlier export that differ are kept in ``export/previous-<n>/``, and the reports say so. Objects
-    that cannot be exported are left out.
+    Files of an earlier export that differ are kept in ``export/previous-<n>/`` and named in the reports. Objects that
+    cannot be exported are skipped.
 
     Raises:
-        NoMeshError: None could be exported; nothing has changed.
-        ValueError: The system has no object (text-to-2d).
+        NoMeshError: No object could be exported; no file has changed.
+        ValueError: The system has no 3D object (text-to-2d).
     """
     shapes = system.shapes()
     if not shapes:
-        raise ValueError(f"system.type={config.system.type} makes images, so there is no object to export")
+        raise ValueError(f"system.type={config.system.type} optimizes images, so there is no object to export")
     exporter, name = registry.build(config.exporter), slug(config.prompt)
     names = [name, *(f"{name}-{index}" for index in range(2, len(shapes) + 1))]
     results: list[ExportResult] = []
@@ -135,7 +145,7 @@ def export_objects(
 
 
 def set_export_aside(folder: RunFolder) -> str:
-    """Move the files of an earlier export to ``export/previous-<n>/``; a sentence about it, or an empty string."""
+    """Move the files of an earlier export to ``export/previous-<n>/``; returns a sentence on it, or an empty string."""
     with new_folder(folder.root / ".export.tmp") as staging:
         replacement = Replacement.plan(staging, folder.export, _exported_before(folder))
         if replacement.previous is not None:
@@ -150,7 +160,7 @@ def _replacement_entry(replacement: Replacement) -> dict[str, Any]:
 
 
 def _exported_before(folder: RunFolder) -> list[str]:
-    """Names of the files of the current export, by its reports; files of others in that folder are not in it."""
+    """Names of the current export's files according to its reports; foreign files in the folder are not included."""
     names = []
     for path in folder.export.glob("report*.json"):
         written = read_json(path).get("bytes")

@@ -1,7 +1,7 @@
-"""Run the stages of a pipeline, each in a folder of its own, and go on where an interrupted one has stopped.
+"""Pipelines: run stages one after another, each in its own folder, and resume interrupted pipelines.
 
-``<output_root>/<name>/<tag>@<time>/`` holds ``pipeline.yaml`` (what was asked for) and one run folder per stage. A
-stage is done when its ``summary.json`` says so; one that has a checkpoint is resumed, one that has none starts again.
+``<output_root>/<name>/<tag>@<time>/`` holds ``pipeline.yaml`` (the requested stages) and one run folder per stage. A
+stage is done if its ``summary.json`` says so. A stage with a checkpoint is resumed; a stage without one starts again.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from scoredist3d.training.summary import DONE, FAILED, INTERRUPTED, RUNNING, is_
 
 @dataclass
 class PipelineResult:
-    """What came out of a pipeline.
+    """Outcome of a pipeline.
 
     Attributes:
-        folder: Of all stages.
-        stages: The results of the stages that ran now, by name; those that were done before are not in it.
-        status: That of the last stage that ran; see :class:`scoredist3d.training.run.RunResult`.
-        error: Why the status is not ``done``.
+        folder: Folder of the pipeline.
+        stages: Results by name of the stages that ran in this session.
+        status: Status of the last stage that ran; see :class:`scoredist3d.training.run.RunResult`.
+        error: Reason for a status other than ``done``.
     """
 
     folder: Path
@@ -44,7 +44,7 @@ class PipelineResult:
 
     @property
     def interrupted(self) -> bool:
-        """Whether a stage was stopped by a signal; its checkpoint is saved."""
+        """Whether a signal stopped a stage; its checkpoint is saved."""
         return self.status == INTERRUPTED
 
 
@@ -56,18 +56,18 @@ def run_pipeline(
     output: Path | str | None = None,
     console: Console | None = None,
 ) -> PipelineResult:
-    """Optimise every stage in turn; only the last one is exported.
+    """Train the stages in order and export the last one.
 
     Args:
         pipeline: The validated stages.
-        devices: As for a single run.
-        resume: Folder of an earlier pipeline to go on in; stages that go on keep their schedules, as
-            :func:`scoredist3d.config.resume.resumed_stages` says.
-        output: Folder to use in place of ``<output_root>/<name>/<tag>@<time>``.
-        console: Where to print.
+        devices: As for :func:`scoredist3d.training.run.run_training`.
+        resume: Folder of an earlier pipeline to continue; for the schedules of resumed stages see
+            :func:`scoredist3d.config.resume.resumed_stages`.
+        output: Folder to use instead of ``<output_root>/<name>/<tag>@<time>``.
+        console: Prints progress and messages.
 
     Raises:
-        ValueError, NonFiniteError, KeyboardInterrupt: As for a single run; the stages done before stay.
+        ValueError, NonFiniteError, KeyboardInterrupt: As for a single run; finished stages are kept.
     """
     console = console or Console()
     _check_sources(pipeline)
@@ -80,7 +80,7 @@ def run_pipeline(
     try:
         _run_stages(pipeline, result, record, devices, console)
     except KeyboardInterrupt:
-        record.end(INTERRUPTED, "stopped by a signal, outside of the optimisation")
+        record.end(INTERRUPTED, "stopped by a signal, outside training")
         raise
     except Exception as error:
         record.end(FAILED, str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}")
@@ -94,10 +94,10 @@ def run_pipeline(
 def _run_stages(
     pipeline: Pipeline, result: PipelineResult, record: _Record, devices: DeviceSpec, console: Console
 ) -> None:
-    """Run what is not done; the outcome of the last stage that ran is that of the pipeline."""
+    """Run the stages that are not done and record their results; the last one sets the pipeline's status."""
     root, names = result.folder, list(pipeline.stages)
     resumed = resumed_stages(pipeline, stages_begun(root))
-    how = f"To go on with the pipeline: {command_name()} --train --resume {root}"
+    how = f"To continue the pipeline: {command_name()} --train --resume {root}"
     for number, (name, fresh) in enumerate(pipeline.stages.items(), start=1):
         folder, source = RunFolder(root / name), source_stage(fresh)
         anew = source in result.stages and folder.root.exists()
@@ -107,11 +107,13 @@ def _run_stages(
             config.system.init_from = str(root / source)  # type: ignore[attr-defined]
             written = merge(written, {"system": {"init_from": str(root / source)}})
         if not anew and source not in result.stages and _is_done(folder, config, name):
-            console.say(f"Stage {number} of {len(names)}, {name}: done before, in {folder.root}")
+            console.say(f"Stage {number} of {len(names)}, {name}: already done, in {folder.root}")
             continue
         console.say(f"Stage {number} of {len(names)}, {name}:")
         if anew:
-            console.say(f"{source} has changed, so {name} begins anew; what was there is in {_set_aside(folder.root)}")
+            console.say(
+                f"{source} has changed, so {name} starts again; its earlier folder is {_set_aside(folder.root)}"
+            )
         try:
             stage = run_training(
                 config,
@@ -126,7 +128,7 @@ def _run_stages(
             )
         except ConfigError as error:
             if result.stages or number > 1:
-                console.say(f"{how} (and what is to be changed)")
+                console.say(f"{how} (with the corrected options)")
             raise ConfigError(at_stage(name, str(error))) from error
         except Exception:
             console.say(f"Stage {name} failed. {how}")
@@ -138,9 +140,9 @@ def _run_stages(
 
 
 class _Record:
-    """``pipeline.yaml`` and ``summary.json`` of one session of a pipeline.
+    """Writes ``pipeline.yaml`` and ``summary.json`` of one session of a pipeline.
 
-    A resumed one begins when its first stage does, so that options that a stage refuses leave the pipeline as it was.
+    A resumed session begins with its first stage, so options that this stage rejects leave the files unchanged.
     """
 
     def __init__(self, root: Path, pipeline: Pipeline) -> None:
@@ -148,7 +150,7 @@ class _Record:
         self.begun = False
 
     def begin(self) -> None:
-        """Save what is asked for, after keeping what was asked for before."""
+        """Write ``pipeline.yaml`` and keep an earlier version of it in ``history/``; later calls do nothing."""
         if self.begun:
             return
         self.begun = True
@@ -161,18 +163,18 @@ class _Record:
         self.end(RUNNING)
 
     def end(self, status: str, error: str | None = None) -> None:
-        """Write the summary of a session that has begun."""
+        """Write the summary if the session has begun."""
         if self.begun:
             write_pipeline_summary(self.root, self.pipeline.stages, status=status, error=error)
 
 
 def _check_sources(pipeline: Pipeline) -> None:
-    """That the files of all stages are there, before the first of them runs for hours."""
+    """Check that the input files of all stages exist, before the first stage runs for hours."""
     _check_each(pipeline.stages, check_sources)
 
 
 def _check_precision(pipeline: Pipeline, devices: DeviceSpec, root: Path | None) -> None:
-    """That the devices can compute in the precision of all stages that are still to run."""
+    """Check that the devices support the precision of all stages that are not done."""
     todo = {
         name: config
         for name, config in pipeline.stages.items()
@@ -193,13 +195,13 @@ def _check_each(stages: Mapping[str, ExperimentConfig], check: Callable[[Experim
 
 
 def _set_aside(folder: Path) -> Path:
-    """Rename a stage's folder to one that does not exist yet."""
+    """Rename a stage's folder to an unused name and return it."""
     for number in range(1, 1000):
         aside = folder.with_name(f"{folder.name}-before-{number}")
         if not aside.exists():
             folder.rename(aside)
             return aside
-    raise ValueError(f"{folder} and 999 older ones exist already; remove some")
+    raise ValueError(f"{folder} and 999 earlier folders of this stage exist; remove some of them")
 
 
 def _root(first: ExperimentConfig, resume: Path | str | None, output: Path | str | None) -> Path:
@@ -212,19 +214,19 @@ def _root(first: ExperimentConfig, resume: Path | str | None, output: Path | str
 
 
 def _is_done(folder: RunFolder, config: ExperimentConfig, name: str) -> bool:
-    """Whether the stage has been closed, with these very options, at or beyond the step now asked for.
+    """Whether the stage is done with the same options and at least the requested number of steps.
 
     Raises:
-        ConfigError: It has been closed with other options.
+        ConfigError: The stage is done, but with other options.
     """
     if not is_done(folder, config.trainer.max_steps):
         return False
     then = load_experiment([folder.resolved_config])
     if hasattr(then.system, "init_from"):
-        then.system.init_from = config.system.init_from  # type: ignore[attr-defined]  # the folder may have another name now
+        then.system.init_from = config.system.init_from  # type: ignore[attr-defined]  # The folder may have been moved.
     if dump(then.system) != dump(config.system) or then.prompt != config.prompt:
         raise ConfigError(
-            f"{STAGES}.{name}: was done with other options, in {folder.root}; rename or remove that folder to run it "
-            "again, or leave its options as they were"
+            f"{STAGES}.{name}: is already done with other options, in {folder.root}; rename or remove that folder to "
+            "run the stage again, or restore its options"
         )
     return True

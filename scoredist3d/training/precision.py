@@ -1,4 +1,4 @@
-"""Which precisions suit which devices."""
+"""Checks of the floating-point precision of a run against its devices."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from scoredist3d.training.distributed import Devices, DeviceSpec
 
 
 def check_precision(config: ExperimentConfig, devices: DeviceSpec) -> None:
-    """That the devices can compute in ``trainer.precision``.
+    """Check that the devices support ``trainer.precision``.
 
     Raises:
         ConfigError: Mixed precision on a CPU.
@@ -22,17 +22,17 @@ def check_precision(config: ExperimentConfig, devices: DeviceSpec) -> None:
         else "computes in bfloat16, which is many times slower than float32 on most CPUs"
     )
     raise ConfigError(
-        f"trainer.precision: {precision} {problem}. Add trainer.precision=32-true to the command, or choose a GPU with "
+        f"trainer.precision: {precision} {problem}. Add trainer.precision=32-true to the command, or select a GPU with "
         "--gpu 0."
     )
 
 
 def slow_prior_warning(config: ExperimentConfig, devices: Devices) -> str | None:
-    """What to say about a prior in half precision on a CPU, which works and saves memory; None about any other."""
+    """Warning about a prior in half precision on a CPU, which saves memory but is slow; None in all other cases."""
     precision = getattr(config.prior, "precision", None)
     if devices.kind != "cpu" or precision not in ("fp16", "bf16"):
         return None
     return (
         f"prior.precision: {precision} halves the memory of the prior, but is many times slower than fp32 on most "
-        "CPUs; add prior.precision=fp32 to the command if the prior fits into memory in it."
+        "CPUs; add prior.precision=fp32 to the command if the prior then fits into memory."
     )

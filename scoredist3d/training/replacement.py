@@ -1,4 +1,4 @@
-"""Sets of files that replace earlier ones: the earlier set is kept, and never mixed with the new one."""
+"""Replacement of the files of a folder; the earlier set is kept in a subfolder and never mixed with the new one."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _PREVIOUS = "previous-"
 
 @dataclass(frozen=True)
 class Replacement:
-    """A folder's files on their way to their final place.
+    """Plan for replacing the current set of files in a folder.
 
     Attributes:
         staging: Folder with the new files, on the same file system as ``target``.
         target: Folder of the current set.
-        replaced: Names of files of the earlier set, all of which are kept; empty where nothing of it changes.
-        previous: Where they are kept, ``<target>/previous-<n>``.
+        replaced: Names of the files of the earlier set, all of which are kept; empty if none of them changes.
+        previous: Folder that keeps the earlier set, ``<target>/previous-<n>``; None if nothing is replaced.
     """
 
     staging: Path
@@ -35,9 +35,9 @@ class Replacement:
 
         Args:
             staging: Folder with the new files.
-            target: Folder of the current set; need not exist.
-            earlier: Names of files that belong to the earlier set, besides those that have the name of a new one.
-            reports: Names that may change without making the set another one, such as a report with times.
+            target: Folder of the current set; it need not exist.
+            earlier: Names of files of the earlier set, in addition to those with the name of a new file.
+            reports: Names of files whose changes do not count as a difference, such as a report with times.
         """
         new, reports = {path.name for path in staging.iterdir()}, set(reports)
         old = sorted(name for name in {*earlier, *new, *reports} if (target / name).is_file())
@@ -49,10 +49,10 @@ class Replacement:
         return cls(staging, target, tuple(old), target / f"{_PREVIOUS}{max(taken, default=0) + 1}")
 
     def apply(self, order: Iterable[str] = ()) -> None:
-        """Keep the earlier files and move the new ones into place, each in one go.
+        """Keep the earlier files and move each new file into place atomically.
 
         Args:
-            order: New files to move first, in this order: a file after those that it refers to.
+            order: Names of new files to move first, in this order; a file comes after the files that it refers to.
         """
         self.target.mkdir(parents=True, exist_ok=True)
         new = list(dict.fromkeys([*order, *sorted(path.name for path in self.staging.iterdir())]))
@@ -66,7 +66,7 @@ class Replacement:
             (self.target / name).unlink()
 
     def describe(self) -> str:
-        """A sentence for a person; empty where nothing was replaced."""
+        """Sentence on the replaced files; empty if nothing was replaced."""
         if self.previous is None:
             return ""
         return f"replaced {', '.join(self.replaced)}; the earlier files are in {self.previous}"

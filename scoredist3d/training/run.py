@@ -1,7 +1,7 @@
-"""The four things a run can do: train, validate, test, export. The command line and notebooks call these.
+"""Entry points of a run: train, validate, test and export; called by the command line and by notebooks.
 
-``devices`` is ``"auto"`` (first GPU, else CPU), ``"cpu"``, ``"cpu:2"`` (two processes, for trying out distributed runs)
-or a list of GPU numbers. Training uses all of them, everything else the first.
+``devices`` is ``"auto"`` (first GPU, else CPU), ``"cpu"``, ``"cpu:2"`` (two processes, to try distributed training) or
+a list of GPU numbers. Training uses all of them, everything else the first.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ from scoredist3d.training.fit import RankContext, begin, build_system, fit, impo
 from scoredist3d.training.folder import RunFolder, find_run, slug
 from scoredist3d.training.interrupt import InterruptGuard
 from scoredist3d.training.outputs import (
-    Exported,
     NoMeshError,
     export_objects,
     latest_preview,
@@ -39,20 +38,21 @@ from scoredist3d.training.outputs import (
 from scoredist3d.training.precision import check_precision, slow_prior_warning
 from scoredist3d.training.session import Session
 from scoredist3d.training.summary import DONE, FAILED, INTERRUPTED, NO_MESH, add_files, settle_export
+from scoredist3d.visualization.turntable import video_name
 
 
 @dataclass
 class RunResult:
-    """What came out of a run.
+    """Outcome of a run.
 
     Attributes:
-        folder: The run's folder.
-        step: Optimiser steps of the state that was used.
-        paths: What it is -> where it is, for everything written.
-        seconds: Stage -> wall time.
-        status: ``done``; ``interrupted`` (by a signal; the checkpoint is saved); or ``no mesh`` (not every object could
-            be exported; everything else is there).
-        error: Why the status is not ``done``.
+        folder: Folder of the run.
+        step: Optimizer steps of the state that was used.
+        paths: Everything that was written, by label.
+        seconds: Wall time of each stage of work.
+        status: ``done``; ``interrupted`` (by a signal; a checkpoint is saved); or ``no mesh`` (some object could not be
+            exported; everything else is complete).
+        error: Reason for a status other than ``done``.
         system: The system in its final state, on its device.
     """
 
@@ -66,7 +66,7 @@ class RunResult:
 
     @property
     def interrupted(self) -> bool:
-        """Whether training was stopped by a signal."""
+        """Whether a signal stopped training."""
         return self.status == INTERRUPTED
 
 
@@ -82,70 +82,61 @@ def run_training(
     begun: Callable[[], None] | None = None,
     console: Console | None = None,
 ) -> RunResult:
-    """Optimise, then write the final video and export the object.
+    """Train, then write the final video and export the object.
 
     Args:
         config: The validated run.
-        devices: See the module.
-        resume: Run folder or checkpoint to continue in place, to ``trainer.max_steps`` of ``config``;
-            :func:`scoredist3d.config.resume.load_resumed` loads a config whose schedules go on where they ended.
-        output: Folder to use in place of ``<output_root>/<name>/<tag>@<time>``.
-        source: The config as it was written, interpolations kept; saved as ``configs/config.yaml`` for resuming.
-        export: Write the object's files at the end; a stage that another one follows need not.
-        resume_from: What to tell the user to resume after an interrupt, where it is not this run's folder.
-        begun: Called once the run is under way: its folder and, where it is resumed, its checkpoint are in order.
-        console: Where to print.
+        devices: One of the forms in the module docstring.
+        resume: Run folder or checkpoint to continue in place, up to ``trainer.max_steps`` of ``config``;
+            :func:`scoredist3d.config.resume.load_resumed` loads a config whose schedules continue.
+        output: Folder to use instead of ``<output_root>/<name>/<tag>@<time>``.
+        source: The config as written, with interpolations; saved as ``configs/config.yaml`` for resuming.
+        export: Export the object at the end; not needed for a stage that is followed by another one.
+        resume_from: Path to resume from, for the message after an interrupt; by default the run's folder.
+        begun: Called once the folder exists and the checkpoint, if any, has been loaded.
+        console: Prints progress and messages.
 
     Returns:
-        The result. Its ``status`` and ``error`` report an object that could not be exported; nothing is raised.
+        The result; its ``status`` and ``error`` report an object that could not be exported.
 
     Raises:
         ValueError: A mistake in the config, the devices or the checkpoint.
-        NonFiniteError: The optimisation diverged; nothing non-finite has been saved.
-        KeyboardInterrupt: Interrupted outside of the optimisation, after saying how to go on.
+        NonFiniteError: Training diverged; no non-finite state has been saved.
+        KeyboardInterrupt: Interrupted outside training; the console says how to continue.
     """
-    console, clock = console or Console(), StageClock()
-    place = RankContext(Devices.parse(devices))
+    console, clock, context = console or Console(), StageClock(), RankContext(Devices.parse(devices))
     check_precision(config, devices)
     found = find_run(resume) if resume is not None else None
     if found is None:
         check_sources(config)
     done = 0 if found is None else _check_steps(config, *found)
     folder = _folder(config, output) if found is None else found[0]
-    checkpoint = found[1] if found else None
     session = Session(folder, config, clock, source=source, step=done, begun=begun)
     with InterruptGuard(console.say) as guard, log_to(console):
         try:
-            with clock.stage("start-up"):
-                announce(config, place.devices, folder, checkpoint, done, console)
-                slow = slow_prior_warning(config, place.devices)
-                if slow is not None:
-                    console.say(f"warning: {slow}")
-                if checkpoint is None:
-                    session.begin()
-            result = _optimise(session, place, console, guard, checkpoint)
-            if result.interrupted:
-                session.end(INTERRUPTED, result.error, step=result.step)
-                how = f"To go on: {command_name()} --train --resume {resume_from or folder.root}"
-                console.say(f"{result.error}. {how}")
-                return result
-            _finish(result, session, console, export=export)
+            result = _optimize(session, context, console, guard, found[1] if found else None)
+            if not result.interrupted:
+                _finish(result, session, console, export=export)
         except KeyboardInterrupt:
-            session.end(INTERRUPTED, f"stopped by {_name_of(guard.received)}, outside of the optimisation")
+            session.end(INTERRUPTED, f"stopped by {_name_of(guard.received)}, outside training")
             console.say(_after_interrupt(folder, resume_from))
             raise
         except Exception as error:
             session.end(FAILED, str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}")
             raise
+        if result.interrupted:
+            session.end(INTERRUPTED, result.error, step=result.step)
+            console.say(f"{result.error}. {_how_to_resume(folder, resume_from)}")
+            return result
     _close(result, session, resume_from, console)
     return result
 
 
 def check_sources(config: ExperimentConfig) -> None:
-    """That what a new run reads is there, before anything is made or written.
+    """Check that everything a new run reads exists, before anything is written.
 
     Raises:
-        ConfigError: A file or a run that the config names does not exist; one line each.
+        ConfigError: Files or runs that the config names do not exist; one line each.
     """
     problems = missing_files(config)
     start = start_of(config)
@@ -182,11 +173,12 @@ def run_test(
 def run_export(
     config: ExperimentConfig, checkpoint: Path | str, *, devices: DeviceSpec = "auto", console: Console | None = None
 ) -> RunResult:
-    """Export the object of a trained run.
+    """Export the objects of a trained run.
+
+    If only some objects can be exported, ``status`` and ``error`` of the result say so.
 
     Raises:
-        ValueError: No object could be exported; the files of an earlier export are left as they were. If only
-            some of several objects could, ``status`` and ``error`` of the result say so.
+        ValueError: No object could be exported; the files of an earlier export are unchanged.
     """
     with _evaluation(config, checkpoint, devices, console, "export") as (system, folder, result, console, clock):
         _export(system, config, folder, result, console, clock)
@@ -199,7 +191,7 @@ def run_export(
 def _evaluation(
     config: ExperimentConfig, checkpoint: Path | str, devices: DeviceSpec, console: Console | None, what: str
 ) -> Iterator[tuple[System, RunFolder, RunResult, Console, StageClock]]:
-    """Load a trained system, hand it over, and close with the list of what was written."""
+    """Context with a trained system; prints the list of written files at the end."""
     console, clock = console or Console(), StageClock()
     where = Devices.parse(devices)
     where = Devices(where.kind, where.indices[:1])
@@ -219,43 +211,55 @@ def _evaluation(
         console.say(f"error: {result.error}")
 
 
-def _optimise(
-    session: Session, place: RankContext, console: Console, guard: InterruptGuard, checkpoint: Path | None
+def _announce(session: Session, devices: Devices, console: Console, checkpoint: Path | None) -> None:
+    """Print the run's settings; a new session begins here, a resumed one once its checkpoint has been loaded."""
+    with session.clock.stage("start-up"):
+        announce(session.config, devices, session.folder, checkpoint, session.step, console)
+        slow = slow_prior_warning(session.config, devices)
+        if slow is not None:
+            console.say(f"warning: {slow}")
+        if checkpoint is None:
+            session.begin()
+
+
+def _optimize(
+    session: Session, context: RankContext, console: Console, guard: InterruptGuard, checkpoint: Path | None
 ) -> RunResult:
-    """Build the system and train it; it is then on the first device."""
+    """Build the system and train it; afterwards it is on the first device."""
     config, folder, clock = session.config, session.folder, session.clock
+    _announce(session, context.devices, console, checkpoint)
 
     def lost(message: str) -> None:
         session.end(FAILED, message)
         console.say(f"error: {message}")
 
-    with Workers(place.devices, folder.root, to_yaml(config), checkpoint, lost) as workers:
+    with Workers(context.devices, folder.root, to_yaml(config), checkpoint, lost) as workers:
         with clock.stage("start-up"):
             import_lightning()
-            place = RankContext(place.devices, port=workers.port)
-            system = _new_system(session, place, resumed=checkpoint is not None)
+            context = RankContext(context.devices, port=workers.port)
+            system = _new_system(session, context, resumed=checkpoint is not None)
         guard.graceful = True
         with clock.stage("training"):
-            outcome = fit(system, config, folder, place, console, guard, resume=checkpoint, restored=session.begin)
+            outcome = fit(system, config, folder, context, console, guard, resume=checkpoint, restored=session.begin)
         guard.graceful = False
     result = RunResult(folder.root, outcome.step, seconds=clock.seconds, system=system)
     if outcome.interrupted:
         clock.status["training"] = result.status = INTERRUPTED
         result.error = f"Stopped at step {outcome.step} of {config.trainer.max_steps}"
     else:
-        system.to_device(torch.device(place.devices.first))
+        system.to_device(torch.device(context.devices.first))
     return result
 
 
-def _new_system(session: Session, place: RankContext, *, resumed: bool) -> System:
-    """The system before its first step; a run that cannot begin leaves no folder behind.
+def _new_system(session: Session, context: RankContext, *, resumed: bool) -> System:
+    """Build and initialize the system; if that fails, the folder of a new run is removed.
 
     Raises:
-        ConfigError: Something about the config that only building it could show.
+        ConfigError: A mistake in the config that only building the system reveals.
     """
     try:
-        system = build_system(session.config, place)
-        begin(system, session.config, place, resumed=resumed)
+        system = build_system(session.config, context)
+        begin(system, session.config, context, resumed=resumed)
     except ValueError as error:
         session.discard()
         raise ConfigError(str(error)) from error
@@ -263,7 +267,7 @@ def _new_system(session: Session, place: RankContext, *, resumed: bool) -> Syste
 
 
 def _finish(result: RunResult, session: Session, console: Console, *, export: bool) -> None:
-    """Video and export after training; an empty scene loses its mesh, not the rest."""
+    """Write the video and export the object after training; a failed export is recorded in the result."""
     config, folder, clock, system = session.config, session.folder, session.clock, result.system
     assert system is not None
     _video(system, config, folder, result, console, clock)
@@ -276,7 +280,7 @@ def _finish(result: RunResult, session: Session, console: Console, *, export: bo
         _export(system, config, folder, result, console, clock)
     except NoMeshError as error:
         result.status, result.error = NO_MESH, str(error)
-        aside = set_export_aside(folder)  # it shows the state of an earlier session
+        aside = set_export_aside(folder)  # Those files show the state of an earlier session.
         if aside:
             console.say(f"export: {aside}")
     if result.error is not None:
@@ -288,13 +292,14 @@ def _video(
 ) -> None:
     def progress(fraction: float) -> None:
         if console.due():
-            console.progress(f"{system.video_name}: {fraction:.0%}")
+            console.progress(f"{name}: {fraction:.0%}")
 
-    with clock.stage(system.video_name):
+    name = video_name(system)
+    with clock.stage(name):
         path, replaced = write_video(system, config, folder, progress)
-    result.paths[system.video_name] = path
+    result.paths[name] = path
     if replaced:
-        console.say(f"{system.video_name}: {replaced}")
+        console.say(f"{name}: {replaced}")
 
 
 def _export(
@@ -306,27 +311,13 @@ def _export(
 
     with clock.stage("export"):
         exported = export_objects(system, config, folder, progress)
-    result.paths |= _labelled(exported)
+    result.paths |= exported.paths
     for item in exported.results:
         console.say(item.report.describe())
     if exported.remark:
         console.say(f"export: {exported.remark}")
     if exported.problem is not None:
         result.status, result.error = NO_MESH, exported.problem
-
-
-def _labelled(exported: Exported) -> dict[str, Path]:
-    """``glb``, ``normal texture``, ``mesh report 2``, ... -> where it is."""
-    names, paths = {".png": "texture", ".mtl": "material"}, {}
-    for number, (item, report) in enumerate(zip(exported.results, exported.reports, strict=True), start=1):
-        label = "" if number == 1 else f" {number}"
-        own = min((path.stem for path in item.paths), key=len)
-        for path in item.paths:
-            channel = path.stem.removeprefix(own).strip("-")
-            kind = names.get(path.suffix, path.suffix.removeprefix("."))
-            paths[f"{channel} {kind}".strip() + label] = path
-        paths[f"mesh report{label}"] = report
-    return paths
 
 
 def _folder(config: ExperimentConfig, output: Path | str | None) -> RunFolder:
@@ -337,10 +328,10 @@ def _folder(config: ExperimentConfig, output: Path | str | None) -> RunFolder:
 
 
 def _check_steps(config: ExperimentConfig, folder: RunFolder, checkpoint: Path) -> int:
-    """Optimiser steps of the checkpoint.
+    """Number of optimizer steps of the checkpoint.
 
     Raises:
-        ConfigError: More than the run is asked for.
+        ConfigError: The checkpoint has more steps than ``trainer.max_steps``.
     """
     done, wanted = checkpoint_step(checkpoint), config.trainer.max_steps
     if wanted >= done:
@@ -348,13 +339,12 @@ def _check_steps(config: ExperimentConfig, folder: RunFolder, checkpoint: Path) 
     earlier = [path.name for path in kept_checkpoints(folder.checkpoints) if step_of(path) <= wanted]
     instead = f", or resume from {folder.checkpoints / earlier[-1]}" if earlier else ""
     raise ConfigError(
-        f"trainer.max_steps: {wanted} is less than the {done} steps that {checkpoint} has done already; "
-        f"give {done} or more{instead}"
+        f"trainer.max_steps: {wanted} is less than the {done} steps of {checkpoint}; set it to {done} or more{instead}"
     )
 
 
 def _close(result: RunResult, session: Session, resume_from: Path | None, console: Console) -> None:
-    """Write the summary and say where everything is; what went wrong is the last line."""
+    """Write the summary and print all paths; an error, if any, is the last line."""
     folder = session.folder
     result.paths |= {
         "metrics": folder.metrics,
@@ -388,8 +378,11 @@ def _name_of(received: int | None) -> str:
     return "KeyboardInterrupt" if received is None else signal.Signals(received).name
 
 
+def _how_to_resume(folder: RunFolder, resume_from: Path | None) -> str:
+    return f"To continue: {command_name()} --train --resume {resume_from or folder.root}"
+
+
 def _after_interrupt(folder: RunFolder, resume_from: Path | None) -> str:
     if folder.last_checkpoint.is_file():
-        how = f"To go on: {command_name()} --train --resume {resume_from or folder.root}"
-        return f"Stopped; the last checkpoint is {folder.last_checkpoint}. {how}"
+        return f"Stopped; the last checkpoint is {folder.last_checkpoint}. {_how_to_resume(folder, resume_from)}"
     return "Stopped before the first checkpoint; nothing to resume."

@@ -1,4 +1,4 @@
-"""The record of one session of training: what ran, and how it ended."""
+"""Record of one session of a run: the snapshot of its inputs, and its summary."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from scoredist3d.training.summary import RUNNING, write_summary
 
 
 class Session:
-    """Writes the snapshot and the summary of one session of a run, from :meth:`begin` on.
+    """Writes the snapshot and the summary of one session of a run.
 
-    A new run begins at once. A resumed run begins when its checkpoint has been loaded, so that a config that does not
-    fit the checkpoint leaves the run as it was.
+    A new run calls :meth:`begin` at once. A resumed run calls it after loading its checkpoint, so that a config that
+    does not match the checkpoint leaves the run unchanged.
     """
 
     def __init__(
@@ -36,19 +36,19 @@ class Session:
         begun: Callable[[], None] | None = None,
     ) -> None:
         """Args:
-        folder: Of the run.
-        config: Of this session.
-        clock: Stages of work of this session.
-        source: The config as it was written, interpolations kept.
-        step: Optimiser steps done before.
-        begun: Called after the session has begun.
+        folder: Folder of the run.
+        config: Config of this session.
+        clock: Times of the stages of work.
+        source: The config as written, with interpolations.
+        step: Optimizer steps done in earlier sessions.
+        begun: Called once the session has begun.
         """
         self.folder, self.config, self.clock, self.source, self.step = folder, config, clock, source, step
         self._begun = begun
         self.number = 0
 
     def begin(self) -> None:
-        """Write the snapshot and a summary that says that the run is in progress; the second call does nothing."""
+        """Write the snapshot and a summary with status ``running``; later calls do nothing."""
         if self.number:
             return
         self.number = save_snapshot(self.folder, to_yaml(self.config), self.source, sys.argv, loaded_folders())
@@ -64,14 +64,14 @@ class Session:
         step: int | None = None,
         paths: Mapping[str, Path] | None = None,
     ) -> Path | None:
-        """Write the summary of a session that has begun; ``step`` is that of the last checkpoint where not given."""
+        """Write the summary if the session has begun; ``step`` defaults to that of the last checkpoint."""
         if not self.number:
             return None
         step = self._saved_step() if step is None else step
         return write_summary(self.folder, self.config, self.clock, status=status, error=error, step=step, paths=paths)
 
     def discard(self) -> None:
-        """Leave no trace of the first session of a run; the record of a later one stays."""
+        """Delete the record of the first session of a run; records of later sessions are kept."""
         if self.number != 1:
             return
         self.number = 0
@@ -79,9 +79,9 @@ class Session:
             shutil.rmtree(made, ignore_errors=True)
         self.folder.summary.unlink(missing_ok=True)
         with suppress(OSError):
-            self.folder.root.rmdir()  # stays where anything else is in it
+            self.folder.root.rmdir()  # Stays if it contains other files.
 
     def _saved_step(self) -> int:
-        with suppress(ValueError):  # none yet, or damaged
+        with suppress(ValueError):  # No checkpoint yet, or a damaged one.
             return checkpoint_step(self.folder.last_checkpoint)
         return self.step

@@ -1,4 +1,4 @@
-"""A record of what ran: command, configuration, code version and packages."""
+"""Snapshot of what a run consists of: command, configuration, code version and packages."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from scoredist3d.files import new_folder, write_atomically
 from scoredist3d.training.folder import RESOLVED_CONFIG, WRITTEN_CONFIG, RunFolder
 
 _SESSION = "session-"
-_LARGEST_DIFF = 5_000_000  # characters; a larger one is somebody's data, not code
+_LARGEST_DIFF = 5_000_000  # Characters; a larger difference contains data, not code.
 
 
 def save_snapshot(
     folder: RunFolder, resolved_yaml: str, source: str | None, command: Sequence[str], custom: Sequence[Path] = ()
 ) -> int:
-    """Write ``configs/`` and ``code/`` of one session of a run, and keep what earlier sessions have written.
+    """Write ``configs/`` and ``code/`` of one session of a run; files of earlier sessions are kept.
 
-    ``configs/command.txt`` gets one line per session: time, version, command. ``configs/resolved.yaml`` and
-    ``configs/config.yaml`` are those of the latest session; others go to ``configs/history/session-<n>/``, after the
-    last session that used them. ``code/`` is that of the first session: ``commit.txt`` and ``changes.diff`` where the
-    package runs from a git checkout, ``packages.txt`` (name==version, as ``pip freeze`` lists them) and a copy of the
-    user's ``custom/`` packages. A later session has ``code/session-<n>/`` if its code differs from that of the session
-    before.
+    - ``configs/command.txt``: one line per session with time, version and command.
+    - ``configs/resolved.yaml`` and ``configs/config.yaml``: configs of the latest session. Earlier, different ones are
+      in ``configs/history/session-<n>/``, where n is the last session that used them.
+    - ``code/``: code of the first session. ``commit.txt`` and ``changes.diff`` if the package runs from a git checkout,
+      ``packages.txt`` (name==version, as ``pip freeze`` lists them) and a copy of the user's ``custom/`` packages.
+      A session whose code differs from that of the previous session writes ``code/session-<n>/``.
 
     Returns:
         The number of the session, from 1.
@@ -41,17 +41,18 @@ def save_snapshot(
 
 
 def _add_command(path: Path, command: Sequence[str]) -> int:
-    """Append a line; returns its number."""
+    """Append the line of this session and return its number."""
     before = path.read_text(encoding="utf-8") if path.is_file() else ""
     time = datetime.now().astimezone().isoformat(timespec="seconds")
-    shown = shlex.join(command).replace("\n", "'$'\\n''")  # a line break inside quotes, as shells write it on one line
+    # A command with quoted line breaks stays on one line.
+    shown = shlex.join(command).replace("\n", "'$'\\n''")
     text = f"{before}{time}  scoredist3d {scoredist3d.__version__}  {shown}\n"
     write_atomically(path, text)
     return text.count("\n")
 
 
 def _save_configs(folder: RunFolder, configs: dict[str, str | None], session: int) -> None:
-    """Replace the config files by those of this session, after keeping those of the session before."""
+    """Write the configs of this session and keep those of the previous session if they differ."""
     before = {name: (folder.configs / name).read_text(encoding="utf-8") for name in _existing(folder.configs, configs)}
     if any(configs[name] not in (None, text) for name, text in before.items()):
         for name, text in before.items():
@@ -68,7 +69,7 @@ def _existing(folder: Path, names: Iterable[str]) -> list[str]:
 
 
 def _save_code(folder: RunFolder, custom: Sequence[Path], session: int) -> None:
-    """Keep the code of this session where it is not that of the session before."""
+    """Write the code of this session unless it equals that of the previous session."""
     with new_folder(folder.root / ".code.tmp") as made:
         write_atomically(made / "packages.txt", "".join(f"{line}\n" for line in installed_packages()))
         for name, text in git_state(Path(__file__).resolve().parent).items():
@@ -83,7 +84,7 @@ def _save_code(folder: RunFolder, custom: Sequence[Path], session: int) -> None:
 
 
 def latest_code(folder: RunFolder) -> Path:
-    """The code of the latest session of a run."""
+    """Folder with the code of the latest session of a run."""
     later = [path for path in folder.code.glob(f"{_SESSION}*") if path.name.removeprefix(_SESSION).isdecimal()]
     return max(later, key=lambda path: int(path.name.removeprefix(_SESSION)), default=folder.code)
 
@@ -94,26 +95,27 @@ def _same_files(first: Path, second: Path) -> bool:
 
 
 def _files(folder: Path) -> set[Path]:
-    """Relative paths of one session's files."""
+    """Relative paths of the files of one session."""
     found = {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
     return {path for path in found if not path.parts[0].startswith(_SESSION)}
 
 
 def installed_packages() -> list[str]:
     """Sorted ``name==version`` of every installed distribution."""
-    metadata = [distribution.metadata for distribution in importlib.metadata.distributions()]  # parsed at each access
+    # Read once, because each access to a distribution's metadata parses it.
+    metadata = [distribution.metadata for distribution in importlib.metadata.distributions()]
     found = {f"{entry['Name']}=={entry['Version']}" for entry in metadata if entry["Name"]}
     return sorted(found, key=str.lower)
 
 
 def git_state(folder: Path) -> dict[str, str]:
-    """``commit.txt`` and ``changes.diff`` of the repository around ``folder``; empty outside of one or without git."""
+    """Contents of ``commit.txt`` and ``changes.diff`` for the repository of ``folder``; empty if there is none."""
     commit = _git(folder, "rev-parse", "HEAD")
     if commit is None:
         return {}
     diff = _git(folder, "diff", "HEAD", "--no-color", "--no-ext-diff") or ""
     if len(diff) > _LARGEST_DIFF:
-        diff = f"(the difference to the commit has {len(diff)} characters and was left out)\n"
+        diff = f"(the difference from the commit has {len(diff)} characters and is omitted)\n"
     return {"commit.txt": commit, "changes.diff": diff}
 
 

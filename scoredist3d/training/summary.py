@@ -1,4 +1,4 @@
-"""``summary.json``: what a run or a pipeline is, how it ended, and where its files are."""
+"""``summary.json``: settings, outcome and files of a run or a pipeline."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from scoredist3d.training.folder import SUMMARY, RunFolder
 
 RUNNING, DONE, INTERRUPTED, FAILED, NO_MESH = "running", "done", "interrupted", "failed", "no mesh"
 NOT_BEGUN = "not begun"
-"""Of a pipeline's stage."""
+"""Status of a pipeline's stage that has no summary."""
 
 
 def write_summary(
@@ -30,13 +30,13 @@ def write_summary(
     """Replace the summary of a run.
 
     Args:
-        folder: Of the run.
-        config: Of the run.
-        clock: Stages of work of this session, with their times.
-        status: One of this module's words.
-        step: Optimiser steps of the saved state.
-        error: What went wrong.
-        paths: What it is -> where it is, inside ``folder``.
+        folder: Folder of the run.
+        config: Config of the run.
+        clock: Times of the stages of work of this session.
+        status: One of the status constants of this module.
+        step: Optimizer steps of the saved state.
+        error: Reason for a status other than ``done``.
+        paths: Files inside ``folder`` by label.
     """
     summary = {
         **_head(config, status, error),
@@ -51,10 +51,10 @@ def write_summary(
 
 
 def add_files(folder: RunFolder, part: Path, paths: Mapping[str, Path]) -> None:
-    """Record in an existing summary that ``paths`` have replaced the files in the sub-folder ``part``."""
+    """Replace the paths in the subfolder ``part`` by ``paths`` in an existing summary."""
     summary = read_json(folder.summary)
     if not isinstance(summary.get("paths"), dict):
-        return  # no summary, or one of an earlier version
+        return  # No summary, or one of an earlier version.
     kept = {label: path for label, path in summary["paths"].items() if not str(path).startswith(f"{part.name}/")}
     summary["paths"] = kept | {label: _relative(path, folder.root) for label, path in paths.items()}
     write_json(folder.summary, summary)
@@ -69,7 +69,7 @@ def settle_export(folder: RunFolder, step: int, problem: str | None) -> None:
 
 
 def is_done(folder: RunFolder, max_steps: int) -> bool:
-    """Whether a run has ended well, at or beyond ``max_steps``; summaries of earlier versions have no status."""
+    """Whether a run finished with at least ``max_steps`` steps; summaries of earlier versions have no status."""
     summary = read_json(folder.summary)
     return bool(summary) and summary.get("status", DONE) == DONE and int(summary.get("step", 0)) >= max_steps
 
@@ -77,9 +77,9 @@ def is_done(folder: RunFolder, max_steps: int) -> bool:
 def write_pipeline_summary(
     root: Path, stages: Mapping[str, ExperimentConfig], *, status: str, error: str | None = None
 ) -> Path:
-    """Replace the summary of a pipeline: that of each stage, in order, with totals.
+    """Replace the summary of a pipeline, which contains the summaries of its stages and totals.
 
-    The prompt, the seed and the paths are those of the last stage, whose object is the pipeline's.
+    Prompt, seed and paths are those of the last stage, which produces the pipeline's object.
     """
     summaries = {name: _stage(root / name) for name in stages}
     seconds = [float(value) for stage in summaries.values() for value in stage.get("seconds", {}).values()]

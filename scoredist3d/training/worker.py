@@ -1,4 +1,4 @@
-"""Entry of ranks 1 .. n-1 of a run on several devices, started by ``distributed.Workers``."""
+"""Main program of ranks 1 .. n-1 of a run on several devices, started by ``distributed.Workers``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from scoredist3d.custom import load_custom
 
 
 def main() -> None:
-    """Train as one rank, silently; rank 0 writes and speaks."""
+    """Train as one rank without output; rank 0 writes files and prints."""
     parser = argparse.ArgumentParser(prog="scoredist3d.training.worker")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--config", type=Path, required=True)
@@ -32,18 +32,18 @@ def main() -> None:
     from scoredist3d.training.interrupt import InterruptGuard
 
     end_with_parent(options.parent)
-    # Ctrl-C reaches every process of the terminal; rank 0 decides for all of them when to stop.
+    # Ctrl-C reaches every process of the terminal; rank 0 decides for all ranks when to stop.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    logging.getLogger("scoredist3d").setLevel(logging.CRITICAL)  # rank 0 says the same
+    logging.getLogger("scoredist3d").setLevel(logging.CRITICAL)  # Rank 0 logs the same messages.
     folder = RunFolder(options.folder)
     config = load_experiment([options.config])
     spec = options.devices if options.devices.startswith("cpu") else [int(i) for i in options.devices.split(",")]
-    place = RankContext(Devices.parse(spec), options.rank, options.port)
+    context = RankContext(Devices.parse(spec), options.rank, options.port)
     console = Console(quiet=True)
     guard = InterruptGuard(console.say, active=False)
-    system = build_system(config, place)
-    begin(system, config, place, resumed=options.resume is not None)
-    fit(system, config, folder, place, console, guard, resume=options.resume)
+    system = build_system(config, context)
+    begin(system, config, context, resumed=options.resume is not None)
+    fit(system, config, folder, context, console, guard, resume=options.resume)
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""Training of the embedded prior: networks, data pool and the three training stages (autoencoder, denoiser, probe)."""
+"""Training of the embedded prior: networks, data pool and the training stages (autoencoder, denoiser, probe)."""

@@ -1,4 +1,4 @@
-"""What the training stages share: averaging, learning-rate shape, resumable state, one log line."""
+"""Shared parts of the training stages: weight averaging, learning-rate schedule, resumable state, logging."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from scoredist3d.files import atomic_path
 
 
 class Ema:
-    """Exponential moving average of a module's parameters, warmed up so that early steps do not linger."""
+    """Exponential moving average of a module's parameters, with a lower decay in the first steps."""
 
     def __init__(self, module: nn.Module, decay: float) -> None:
         self.module: Any = copy.deepcopy(module).eval().requires_grad_(False)
@@ -25,6 +25,7 @@ class Ema:
 
     @torch.no_grad()
     def update(self, module: nn.Module) -> None:
+        """Include the current parameters of ``module`` in the average."""
         self.steps += 1
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
         averaged: list[Tensor] = [p.detach() for p in self.module.parameters()]
@@ -34,7 +35,7 @@ class Ema:
 
 
 def learning_rate(step: int, total: int, peak: float, *, warmup: int = 200, hold: float = 0.5) -> float:
-    """Linear warm-up, constant until ``hold`` of the run, then cosine to 1 % of the peak."""
+    """Learning rate: linear warm-up, constant until the fraction ``hold`` of the run, then cosine decay to 1 %."""
     if step < warmup:
         return peak * (step + 1) / warmup
     progress = max(0.0, (step / max(total, 1) - hold) / (1 - hold))
@@ -48,23 +49,27 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
 
 
 def load_state(path: Path, device: torch.device) -> dict[str, Any] | None:
-    """A stage's last training state, or None where it has not begun."""
+    """The last training state of a stage, or None if it has not started."""
     return torch.load(path, map_location=device, weights_only=True) if path.is_file() else None
 
 
 @dataclass
 class Stage:
-    """A resumable training loop over ``total`` steps: state, learning rate, log lines.
+    """State, learning rate and logging of a resumable training loop.
 
     Attributes:
-        name: File stem of the state and first word of the log lines.
-        modules: What is trained.
-        optimizer: Its optimiser.
-        emas: Averages by name; they are saved with the state.
-        total: Steps of the whole stage.
-        work: Folder of the states.
+        name: Stem of the state file and first word of the log lines.
+        modules: Trained modules by name.
+        optimizer: Optimizer of the modules.
+        emas: Weight averages by name; they are saved with the state.
+        total: Number of steps.
+        work: Folder of the state files.
         peak_lr: Highest learning rate.
-        generator: Source of batches, noise and timesteps; its position is saved, so that a resumed stage goes on drawing.
+        generator: Source of batches, noise and timesteps; its state is saved, so that a resumed stage continues with
+            the same numbers.
+        warmup: Steps of the linear warm-up.
+        save_every_s: Seconds between two saved states.
+        step: Number of finished steps.
     """
 
     name: str
@@ -82,6 +87,7 @@ class Stage:
     _logged: tuple[int, float] = (0, 0.0)
 
     def resume(self, device: torch.device) -> None:
+        """Load the last saved state, if there is one."""
         state = load_state(self.work / f"{self.name}.pt", device)
         if state is not None:
             for key, module in self.modules.items():
@@ -96,6 +102,7 @@ class Stage:
         self._logged = (self.step, time.monotonic())
 
     def save(self) -> None:
+        """Save the state."""
         save_state(
             self.work / f"{self.name}.pt",
             {
@@ -110,12 +117,18 @@ class Stage:
         self._saved_at = time.monotonic()
 
     def advance(self, loss: Tensor, *, batch: int, log_every: int) -> None:
-        """Count a finished step; save and log when due."""
+        """Count a finished step; save the state and log when due.
+
+        Raises:
+            FloatingPointError: The loss is not finite.
+        """
         self.step += 1
         if self.step % log_every == 0 or self.step == self.total:
             value = float(loss)
             if not math.isfinite(value):
-                raise FloatingPointError(f"{self.name}: loss {value} at step {self.step}")
+                raise FloatingPointError(
+                    f"{self.name}: the loss is {value} at step {self.step}; lower the learning rate"
+                )
             last_step, last_time = self._logged
             rate = (self.step - last_step) * batch / max(time.monotonic() - last_time, 1e-9)
             print(f"{self.name} {self.step}/{self.total} loss {value:.4f} {rate:,.0f} samples/s", flush=True)
@@ -124,12 +137,13 @@ class Stage:
             self.save()
 
     def fit_to(self, minutes: float, *, since: float, skipped: int) -> None:
-        """Set the length so that the stage lasts ``minutes``; the rate is that of the steps after ``skipped``."""
+        """Set the number of steps so that the stage takes ``minutes``, at the rate of the steps after ``skipped``."""
         rate = (self.step - skipped) / (time.monotonic() - since)
         self.total = max(self.step + 1, round(self.step + 60.0 * minutes * rate))
         print(f"{self.name}: {rate:.1f} steps/s, {self.total} steps in all", flush=True)
 
     def set_lr(self) -> None:
+        """Set the learning rate of the optimizer for the current step."""
         lr = learning_rate(self.step, self.total, self.peak_lr, warmup=self.warmup)
         for group in self.optimizer.param_groups:
             group["lr"] = lr

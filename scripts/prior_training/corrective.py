@@ -1,4 +1,4 @@
-"""The corrective of LMC: clean latents, held-out targets, and the regression to the one-step prediction."""
+"""Training of LMC's corrective: clean latents, held-out targets, and regression to the one-step prediction."""
 
 from __future__ import annotations
 
@@ -28,20 +28,26 @@ Network = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Recipe:
-    """A training run.
+    """Settings of a training run.
 
     Attributes:
-        steps, batch, lr, ema: Adam at this rate, falling over the second half; the decay of the average that is kept.
-        width, depth: Of the network.
-        t_min, t_max: Timesteps, drawn uniformly.
-        balance: Divide the error at each timestep by that of the identity there, so that the small errors of low
-            timesteps count as much as the large ones of high timesteps.
-        latents, holdout: Clean latents to learn from, and others to measure on.
-        evaluations: Number of measurements, evenly spaced.
-        knee, patience: Stop when the last ``patience`` measurements won less than this share of all that has been won.
-        targets: Draw this many predictions once and learn from those, for slow machines; 0 draws anew at every step.
-        sampling_steps, scale: For clean latents that the prior samples.
-        seed: Of everything.
+        steps: Largest number of steps.
+        batch: Batch size.
+        lr: Learning rate of Adam; it decays in the second half.
+        ema: Decay of the moving average of the weights, which is the result.
+        width, depth: Size of the network.
+        t_min, t_max: Range of the timesteps, which are drawn uniformly.
+        balance: Divide the error at each timestep by that of the identity, so that the small errors at low timesteps
+            have as much influence as the large ones at high timesteps.
+        latents: Number of clean latents for training.
+        holdout: Number of clean latents for evaluation.
+        evaluations: Number of evaluations, evenly spaced.
+        knee, patience: Stop when the last ``patience`` evaluations contributed less than the fraction ``knee`` of the
+            total improvement.
+        targets: Draw this number of predictions once and train on them, for slow machines; 0 draws new ones at every
+            step.
+        sampling_steps, scale: Steps and guidance scale for clean latents that are samples of the prior.
+        seed: Seed of all random numbers.
     """
 
     steps: int = 8000
@@ -66,19 +72,20 @@ class Recipe:
 
 @dataclass(frozen=True)
 class CleanLatents:
-    """(N, C, h, w) latents, and under which unconditional conditioning each is denoised (N items, or one for all)."""
+    """Clean latents (N, C, h, w) with their unconditional conditionings (N items, or one for all)."""
 
     z: Tensor
     unconditional: Conditioning
 
     def __getitem__(self, index: Tensor) -> CleanLatents:
+        """The latents at ``index`` with their conditionings."""
         one = len(self.unconditional) == 1
         return CleanLatents(self.z[index], self.unconditional if one else self.unconditional[index])
 
 
 @torch.no_grad()
 def rendered_latents(prior: Prior, count: int, generator: torch.Generator) -> CleanLatents:
-    """Encoded renders of the embedded prior's objects over white or gray, each with its camera; a fifth without."""
+    """Encoded renders of procedural objects over white or a random gray, 80 % of them with their camera."""
     device = generator.device
     parts = []
     empty = prior.embed([""])
@@ -99,7 +106,7 @@ def rendered_latents(prior: Prior, count: int, generator: torch.Generator) -> Cl
 def sampled_latents(
     prior: Prior, count: int, generator: torch.Generator, *, prompts: Sequence[str], steps: int, scale: float
 ) -> CleanLatents:
-    """Samples of the prior for random lines of ``prompts``, from random cameras where the prior takes them."""
+    """Samples of the prior for random prompts, from random cameras if the prior takes cameras."""
     device = generator.device
     parts = []
     for size in chunks(count):
@@ -114,10 +121,16 @@ def sampled_latents(
 
 @torch.no_grad()
 def pictured_latents(prior: Prior, folder: Path, device: torch.device) -> CleanLatents:
-    """Encoded pictures of a folder, cropped to squares of the prior's size, in the order of their names."""
+    """Encoded images of a folder, cropped to squares of the prior's size, in the order of their names.
+
+    Raises:
+        ValueError: The folder contains fewer than two images.
+    """
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURES)
     if len(paths) < 2:
-        raise ValueError(f"--images: {folder} holds {len(paths)} pictures ({', '.join(PICTURES)}); give it many")
+        raise ValueError(
+            f"--images: {folder} contains {len(paths)} images ({', '.join(PICTURES)}); at least two are needed"
+        )
     codes = []
     for start in range(0, len(paths), CHUNK):
         rgb = []
@@ -130,13 +143,13 @@ def pictured_latents(prior: Prior, folder: Path, device: torch.device) -> CleanL
 
 
 def chunks(count: int) -> list[int]:
-    """``count`` in parts of at most :data:`CHUNK`."""
+    """Sizes of chunks of at most :data:`CHUNK` items, ``count`` in total."""
     return [min(CHUNK, count - start) for start in range(0, count, CHUNK)]
 
 
 @torch.no_grad()
 def one_step(prior: Prior, clean: CleanLatents, t: Tensor, generator: torch.Generator) -> Tensor:
-    """x0_u(alpha z + sigma eps, t), the regression's target."""
+    """The target of the regression, x0_u(alpha z + sigma eps, t)."""
     eps = torch.randn(clean.z.shape, generator=generator, device=clean.z.device, dtype=clean.z.dtype)
     x_t = prior.schedule.add_noise(clean.z, eps, t)
     return prior.predict(x_t, t, clean.unconditional.expand(len(t))).x0
@@ -144,11 +157,14 @@ def one_step(prior: Prior, clean: CleanLatents, t: Tensor, generator: torch.Gene
 
 @dataclass(frozen=True)
 class Holdout:
-    """Fixed targets to measure on.
+    """Fixed targets for evaluation.
 
     Attributes:
-        z, t, target: (N, C, h, w) latents, (N,) timesteps and predictions from one draw of the noise.
-        floor: (BINS,), mean square of the target around its mean over the noise: no network that sees z alone has less.
+        z: (N, C, h, w), clean latents.
+        t: (N,), timesteps.
+        target: (N, C, h, w), predictions for one draw of the noise.
+        bin: (N,) int64, bin of each timestep.
+        floor: (BINS,), variance of the target over the noise, which is the lowest error of a network that sees only z.
         identity: (BINS,), error of b(z, t) = z.
     """
 
@@ -161,7 +177,7 @@ class Holdout:
 
     @classmethod
     def make(cls, prior: Prior, clean: CleanLatents, recipe: Recipe, generator: torch.Generator) -> Holdout:
-        """Timesteps evenly over the bins; two draws of the noise give the floor."""
+        """Build the targets at evenly spaced timesteps; the floor is estimated from two draws of the noise."""
         count = len(clean.z)
         share = (torch.arange(count, device=clean.z.device) + 0.5) / count
         t = prior.schedule.quantize(recipe.t_min + (recipe.t_max - recipe.t_min) * share.to(clean.z.dtype))
@@ -181,18 +197,18 @@ class Holdout:
 
     @torch.no_grad()
     def error(self, network: Network) -> Tensor:
-        """(BINS,), mean square error of a corrective."""
+        """Mean squared error of a corrective, (BINS,)."""
         parts = zip(self.z.split(CHUNK), self.t.split(CHUNK), strict=True)
         return per_bin(square(torch.cat([network(z, t) for z, t in parts]) - self.target), self.bin)
 
 
 def square(difference: Tensor) -> Tensor:
-    """(N,) mean squares."""
+    """Mean square of each item, (N,)."""
     return difference.square().flatten(1).mean(1)
 
 
 def per_bin(values: Tensor, bin_: Tensor) -> Tensor:
-    """(BINS,) means."""
+    """Mean of the values in each bin, (BINS,)."""
     total = torch.zeros(BINS, device=values.device, dtype=values.dtype)
     ones = torch.ones_like(values)
     return total.scatter_add(0, bin_, values) / total.scatter_add(0, bin_, ones).clamp_min(1.0)
@@ -200,7 +216,7 @@ def per_bin(values: Tensor, bin_: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Result:
-    """The averaged network at its best measurement, the steps made, and (BINS,) errors."""
+    """Averaged network at its best evaluation, number of training steps, and errors (BINS,)."""
 
     network: nn.Module
     steps: int
@@ -216,7 +232,11 @@ def fit(
     generator: torch.Generator,
     note: Callable[[str], None] = print,
 ) -> Result:
-    """Minimise E || b(z, t) - x0_u(alpha z + sigma eps, t) ||^2 over z, t and eps, up to the knee."""
+    """Minimize E || b(z, t) - x0_u(alpha z + sigma eps, t) ||^2 over z, t and eps, until the knee of the loss.
+
+    Raises:
+        FloatingPointError: The held-out loss is not finite.
+    """
     optimizer = torch.optim.Adam(network.parameters(), lr=recipe.lr)
     ema = Ema(network, recipe.ema)
     weight = balance(holdout, recipe)
@@ -238,7 +258,7 @@ def fit(
         measured = holdout.error(ema.module)
         values.append(float((measured * weight).mean()))
         if not math.isfinite(values[-1]):
-            raise FloatingPointError(f"held-out loss {values[-1]} at step {step}: lower --lr")
+            raise FloatingPointError(f"the held-out loss is {values[-1]} at step {step}; lower --lr")
         if values[-1] <= min(values):
             best = copy.deepcopy(ema.module)
         note(f"{step}/{recipe.steps} held-out {values[-1]:.4f}, by timestep {compact(measured)}")
@@ -253,7 +273,7 @@ def fit(
 def batches(
     prior: Prior, clean: CleanLatents, recipe: Recipe, generator: torch.Generator
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Clean latents, timesteps and targets of a batch, for ever."""
+    """Endless batches of clean latents, timesteps and targets."""
     device = clean.z.device
 
     def pick(count: int, among: int) -> Tensor:
@@ -275,24 +295,25 @@ def batches(
 
 
 def bins(t: Tensor, recipe: Recipe) -> Tensor:
-    """(N,) indices of the timesteps' bins."""
+    """Bin of each timestep, (N,)."""
     share = (t - recipe.t_min) / max(recipe.t_max - recipe.t_min, 1e-6)
     return (BINS * share).long().clamp(0, BINS - 1)
 
 
 def balance(holdout: Holdout, recipe: Recipe) -> Tensor:
-    """(BINS,) weights of the timesteps' errors."""
+    """Weight of the error in each bin, (BINS,)."""
     if not recipe.balance:
         return torch.ones_like(holdout.identity)
     return 1.0 / holdout.identity.clamp_min(1e-3 * holdout.identity.max())
 
 
 def at_knee(values: Sequence[float], recipe: Recipe) -> bool:
-    """Whether the last ``patience`` measurements won less than ``knee`` of all that was won since the first."""
+    """Whether the last ``patience`` evaluations contributed less than ``knee`` of the total improvement."""
     if len(values) <= recipe.patience:
         return False
     return values[-1 - recipe.patience] - values[-1] < recipe.knee * (values[0] - values[-1])
 
 
 def compact(values: Tensor) -> str:
+    """Values with four decimals, separated by spaces."""
     return " ".join(f"{value:.4f}" for value in values.tolist())

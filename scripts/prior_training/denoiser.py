@@ -1,6 +1,7 @@
-"""Stage 2: the denoiser and its text encoder, trained together from scratch.
+"""Stage 2: the denoiser and its text encoder, trained jointly from scratch.
 
-Plain v-prediction error, time uniform. No min-SNR weight: it would be 0.006 at -22 dB, exactly where text acts.
+The loss is the unweighted error of the v-prediction at uniform timesteps. A min-SNR weight would be 0.006 at a
+signal-to-noise ratio of -22 dB, where text has the largest effect.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from .pool import Pool
 
 
 class Denoiser(nn.Module):
-    """UNet and text encoder as one trainable module."""
+    """U-Net and text encoder as one trainable module."""
 
     def __init__(self, unet: UNet2DConditionModel, text_encoder: CLIPTextModel) -> None:
         super().__init__()
@@ -27,6 +28,7 @@ class Denoiser(nn.Module):
         self.text_encoder = text_encoder
 
     def forward(self, x_t: Tensor, t: Tensor, token_ids: Tensor, camera: Tensor) -> Tensor:
+        """The v-prediction (B, C, h, w) for noisy latents, timesteps (B,), token ids (B, L) and cameras (B, 16)."""
         text = self.text_encoder(input_ids=token_ids).last_hidden_state
         output: Tensor = self.unet(x_t, t, encoder_hidden_states=text, class_labels=camera, return_dict=False)[0]
         return output
@@ -45,27 +47,12 @@ def train_denoiser(
     minutes: float = 0.0,
     ema_decay: float = 0.999,
 ) -> Denoiser:
-    """Train and return the averaged denoiser; the pool is drawn anew ``refreshes`` times on the way.
+    """Train the denoiser and return its averaged weights; the pool is refreshed ``refreshes`` times.
 
-    With ``minutes`` the number of steps is fitted to that time after the first hundred.
+    With ``minutes``, the number of steps is set after the first 120 so that the training takes that time.
     """
     device = pool.device
-    denoiser.to(device).train()
-    if device.type == "cuda":
-        denoiser.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    fused = {"fused": True} if device.type == "cuda" else {}
-    optimizer = torch.optim.AdamW(denoiser.parameters(), lr=1e-3, betas=(0.9, 0.99), weight_decay=0.01, **fused)
-    stage = Stage(
-        "denoiser",
-        {"denoiser": denoiser},
-        optimizer,
-        {"denoiser": Ema(denoiser, ema_decay)},
-        steps,
-        work,
-        1e-3,
-        generator,
-        warmup=min(300, steps // 5),
-    )
+    stage = _stage(denoiser, steps, work, generator, device, ema_decay)
     stage.resume(device)
     alphas_bar = build_scheduler().alphas_cumprod.to(device)
     amp = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
@@ -88,17 +75,39 @@ def train_denoiser(
         t = torch.randint(0, 1000, (batch,), generator=generator, device=device)
         with amp:
             loss = step_loss(sample.latents, noise, t, sample.token_ids, sample.camera)
-        optimizer.zero_grad(set_to_none=True)
+        stage.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(denoiser.parameters(), 1.0)
-        optimizer.step()
+        stage.optimizer.step()
         stage.emas["denoiser"].update(denoiser)
         stage.advance(loss.detach(), batch=batch, log_every=max(1, steps // 50))
         if minutes and stage.step == 20:
-            float(loss)  # wait for the device: the clock starts after compilation
+            float(loss)  # synchronizes, so that the compilation is not timed
             timed_since = time.monotonic()
         elif minutes and stage.step == 120:
             float(loss)
             stage.fit_to(minutes, since=timed_since, skipped=20)
     averaged: Denoiser = stage.emas["denoiser"].module
     return averaged
+
+
+def _stage(
+    denoiser: Denoiser, steps: int, work: Path, generator: torch.Generator, device: torch.device, ema_decay: float
+) -> Stage:
+    """The training loop of a denoiser, which is moved to the device."""
+    denoiser.to(device).train()
+    if device.type == "cuda":
+        denoiser.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    fused = {"fused": True} if device.type == "cuda" else {}
+    optimizer = torch.optim.AdamW(denoiser.parameters(), lr=1e-3, betas=(0.9, 0.99), weight_decay=0.01, **fused)
+    return Stage(
+        "denoiser",
+        {"denoiser": denoiser},
+        optimizer,
+        {"denoiser": Ema(denoiser, ema_decay)},
+        steps,
+        work,
+        1e-3,
+        generator,
+        warmup=min(300, steps // 5),
+    )

@@ -1,6 +1,6 @@
-"""The embedded prior's networks, in plain diffusers format.
+"""Networks of the embedded prior, in diffusers format.
 
-Sizes are chosen for two CPU cores: one classifier-free-guided prediction of four views costs about 70 ms.
+Their sizes are chosen for two CPU cores: one prediction of four views with classifier-free guidance takes about 70 ms.
 """
 
 from __future__ import annotations
@@ -18,13 +18,16 @@ from scoredist3d.procedural import lexicon
 
 IMAGE_SIZE = 64
 LATENT_STD = 0.5
-"""Latents are scaled to this standard deviation: half the usual one shifts every timestep by -6 dB, so that text
-acts over 44 % of the time axis of the standard schedule instead of 15 %."""
+"""Standard deviation to which latents are scaled.
+
+Half the usual value lowers the signal-to-noise ratio of every timestep by 6 dB, so that text has an effect on 44 % of
+the
+time axis of the standard schedule instead of 15 %."""
 
 
 @dataclass(frozen=True)
 class PriorSizes:
-    """Widths of the networks; the defaults are the shipped model, :meth:`miniature` trains in seconds for tests."""
+    """Sizes of the networks; the defaults are those of the embedded prior."""
 
     unet_channels: tuple[int, ...] = (64, 96, 144)
     unet_heads: tuple[int, ...] = (2, 3, 4)
@@ -38,6 +41,7 @@ class PriorSizes:
 
     @classmethod
     def miniature(cls) -> PriorSizes:
+        """Sizes for tests, which train in seconds."""
         return cls(
             unet_channels=(16, 32),
             unet_heads=(1, 2),
@@ -69,7 +73,7 @@ def build_vae(sizes: PriorSizes) -> AutoencoderKL:
 
 
 def build_unet(sizes: PriorSizes, latent_size: int) -> UNet2DConditionModel:
-    """Denoiser: text by cross attention, camera (flattened 4x4 camera-to-world) added to the time embedding."""
+    """Denoiser with text as cross attention; the flattened 4x4 camera-to-world matrix adds to the time embedding."""
     stages = len(sizes.unet_channels)
     return UNet2DConditionModel(
         sample_size=latent_size,
@@ -110,7 +114,7 @@ def build_text_encoder(
 
 
 def build_scheduler() -> DDIMScheduler:
-    """Stable Diffusion's schedule with v-prediction."""
+    """The noise schedule of Stable Diffusion, with v-prediction."""
     return DDIMScheduler(
         num_train_timesteps=1000,
         beta_start=0.00085,
@@ -127,7 +131,7 @@ def build_scheduler() -> DDIMScheduler:
 def save_prior(
     folder: Path, *, vae: AutoencoderKL, unet: UNet2DConditionModel, text_encoder: CLIPTextModel, tokenizer: Path
 ) -> None:
-    """Write the diffusers folder in fp16, with a copy of the tokenizer's folder and the list of words it knows."""
+    """Write a diffusers folder in fp16, with a copy of the tokenizer's folder and the vocabulary of captions."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, module in (("vae", vae), ("unet", unet), ("text_encoder", text_encoder)):
         module.to(torch.float16).save_pretrained(folder / name, safe_serialization=True)

@@ -1,4 +1,4 @@
-"""The training data: a pool of captioned views of procedural objects, rendered on the training device."""
+"""Training data: a pool of captioned views of procedural objects, rendered on the training device."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ RENDER_BLOCK = 256
 
 @dataclass(frozen=True)
 class Targets:
-    """What the probe should read: class indices (B,), azimuth (B,) in radians, symmetry order (B,)."""
+    """Targets of the probe: class indices (B,), azimuth (B,) in radians, symmetry order (B,)."""
 
     category: Tensor
     color: Tensor
@@ -43,7 +43,7 @@ class Targets:
 
 @dataclass(frozen=True)
 class DenoiserBatch:
-    """Latents (B, C, h, w), token ids (B, L), camera embedding (B, 16)."""
+    """Batch of training data: latents (B, C, h, w), token ids (B, L), camera embeddings (B, 16)."""
 
     latents: Tensor
     token_ids: Tensor
@@ -53,7 +53,10 @@ class DenoiserBatch:
 def random_backgrounds(
     count: int, generator: torch.Generator, device: torch.device, *, white: float, gray: float
 ) -> Tensor:
-    """(count, 3, 1, 1): white with probability ``white``, a random gray with ``gray``, else a random colour."""
+    """Random background colors (count, 3, 1, 1).
+
+    They are white with probability ``white``, a random gray with probability ``gray``, else a random color.
+    """
     kind = torch.rand(count, generator=generator, device=device)[:, None]
     value = torch.rand(count, 3, generator=generator, device=device)
     shade = 0.1 + 0.9 * value[:, :1].expand(-1, 3)
@@ -62,13 +65,16 @@ def random_backgrounds(
 
 
 def composite(rgba: Tensor, background: Tensor, opacity: Tensor | float = 1.0) -> Tensor:
-    """(B, 3, H, W) in [0, 1] of straight-alpha (B, 4, H, W) over (B, 3, 1, 1)."""
+    """Composite straight-alpha images (B, 4, H, W) over colors (B, 3, 1, 1); the result is (B, 3, H, W) in [0, 1]."""
     alpha = rgba[:, 3:] * opacity
     return rgba[:, :3] * alpha + background * (1 - alpha)
 
 
 def training_cameras(count: int, size: int, generator: torch.Generator, device: torch.device) -> Cameras:
-    """The prior's cameras: any azimuth; elevation -15..60 degrees mostly, up to the zenith for three in ten."""
+    """Random cameras of the prior.
+
+    The azimuth is uniform. The elevation is uniform in [-15, 60] degrees, and for 30 % of the cameras in [30, 90].
+    """
 
     def uniform(low: float, high: float) -> Tensor:
         return low + (high - low) * torch.rand(count, generator=generator, device=device)
@@ -80,16 +86,17 @@ def training_cameras(count: int, size: int, generator: torch.Generator, device: 
 
 
 class Pool:
-    """Views of random objects: pictures (uint8 RGBA), captions as token ids, cameras, attributes, latents once encoded.
+    """Views of random objects: RGBA images, captions as token ids, cameras, attributes and, once encoded, latents.
 
     Args:
-        tokenizer: The prior's tokenizer.
-        objects, views: Objects per filling and cameras per object.
-        image_size: Pixels.
-        antialias: Samples per pixel side.
-        seed: Seed of the first filling; fillings differ.
-        device: Where everything is rendered and kept.
-        compile_: Compile the ray caster.
+        tokenizer: Tokenizer of the prior.
+        objects: Number of objects.
+        views: Number of views per object.
+        image_size: Width and height of the images in pixels.
+        antialias: Rays per pixel along each axis.
+        seed: Seed; each call of :meth:`fill` derives its own from it.
+        device: Device for rendering and storage.
+        compile_: Whether to compile the ray caster.
     """
 
     def __init__(
@@ -116,10 +123,13 @@ class Pool:
         self.empty_ids = self._tokenize([""])[0]
 
     def _tokenize(self, texts: list[str]) -> Tensor:
-        """(len(texts), L) token ids on the device, as the tokenizer pads and truncates them.
+        """Padded and truncated token ids of texts, (len(texts), L), on the device.
 
-        Every word of the grammar is one token, so each distinct word is looked up once: a hundred times faster than the
-        tokenizer on a million captions. The first texts are compared with the tokenizer's own answer.
+        Every word of the caption grammar is one token, so each distinct word is tokenized only once, which is a hundred
+        times faster for a million captions. The first 64 texts are compared with the result of the tokenizer.
+
+        Raises:
+            RuntimeError: The results differ.
         """
         limit, pad = self.tokenizer.model_max_length, self.tokenizer.pad_token_id
         begin, end = [self.tokenizer.bos_token_id], [self.tokenizer.eos_token_id]
@@ -137,11 +147,11 @@ class Pool:
         head = texts[:64]
         expected = self.tokenizer(head, padding="max_length", truncation=True, max_length=limit, return_tensors="pt")
         if not torch.equal(ids[: len(head)].long(), expected.input_ids):
-            raise RuntimeError("the tokenizer splits a word of the caption grammar: rebuild it from the lexicon")
+            raise RuntimeError("the tokenizer splits a word of the caption grammar; rebuild it with build_tokenizer")
         return ids.to(self.device)
 
     def fill(self, filling: int) -> None:
-        """Render and caption new objects; latents are dropped until :meth:`encode_with`."""
+        """Replace the content by renders and captions of new objects, which are not yet encoded."""
         generator = torch.Generator(self.device).manual_seed(self.seed * 1000 + filling)
         objects = sample_objects(self.objects, generator, self.device)
         views = objects.repeat_interleave(self.views)
@@ -178,14 +188,14 @@ class Pool:
         self.latents = None
 
     def refresh(self, filling: int) -> None:
-        """Fill anew and encode with the same autoencoder."""
+        """Replace the content by new objects and encode them with the same autoencoder."""
         self.fill(filling)
         if self.vae is not None:
             self.encode_with(self.vae)
 
     @torch.no_grad()
     def encode_with(self, vae: AutoencoderKL) -> None:
-        """Encode every picture over its own background (white for half of them, a gray for the rest)."""
+        """Encode every image over its own background: white for half of the images, a random gray for the others."""
         self.vae = vae
         codes = []
         for start in range(0, self.count, 1024):
@@ -198,21 +208,24 @@ class Pool:
         self.latents = torch.cat(codes)
 
     def random_index(self, count: int, generator: torch.Generator) -> Tensor:
+        """Random indices of views, (count,)."""
         return torch.randint(0, self.count, (count,), generator=generator, device=self.device)
 
     def rgba_at(self, index: Tensor) -> Tensor:
-        """(B, 4, H, W) in [0, 1]."""
+        """Straight-alpha images (B, 4, H, W) in [0, 1] of the views at ``index``."""
         return self.rgba[index].movedim(-1, 1).float() / 255.0
 
     def random_rgba(self, count: int, generator: torch.Generator) -> Tensor:
+        """Straight-alpha images (count, 4, H, W) in [0, 1] of random views."""
         return self.rgba_at(self.random_index(count, generator))
 
     def random_images(self, count: int, generator: torch.Generator) -> Tensor:
-        """(count, 3, H, W) in [0, 1], each over its own background."""
+        """Images (count, 3, H, W) in [0, 1] of random views, each over its own background."""
         index = self.random_index(count, generator)
         return composite(self.rgba_at(index), self.background[index, None, None, None].expand(-1, 3, 1, 1))
 
     def targets_at(self, index: Tensor) -> Targets:
+        """Targets of the probe for the views at ``index``."""
         return Targets(
             self.category[index],
             self.color[index],
@@ -223,14 +236,18 @@ class Pool:
         )
 
     def random_batch(self, count: int, generator: torch.Generator) -> DenoiserBatch:
-        """Training examples with conditioning dropped at random.
+        """Random training examples with random dropout of the conditioning.
 
-        A fifth of the cameras is dropped; those captions name the view and six in ten of them are front views, which
-        makes the same weights an ordinary, front-loving text-to-image prior where no camera is given. A tenth of the
-        captions is dropped with the camera kept (the unconditional branch of guidance), 3 % lose both.
+        The camera is dropped for 20 % of the examples. Most of their captions name the view, and 60 % of them are front
+        views, so that without a camera the prior behaves like a common text-to-image model with a bias towards front
+        views. The caption alone is dropped for 10 % of the examples, which gives the unconditional prediction of
+        classifier-free guidance; caption and camera are both dropped for 3 %.
+
+        Raises:
+            RuntimeError: The pool is not encoded.
         """
         if self.latents is None:
-            raise RuntimeError("the pool has no latents yet: call encode_with first")
+            raise RuntimeError("the pool has no latents; call encode_with first")
         device = self.device
         chance = torch.rand(5, count, generator=generator, device=device)
         index = self.random_index(count, generator)

@@ -1,4 +1,7 @@
-"""Stage 3: the probe, trained on real renders only (half of them through the autoencoder: its blur is no clue)."""
+"""Stage 3: the probe, trained on real renders only.
+
+Half of the renders pass through the autoencoder, so that the probe does not depend on sharp details.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ from .pool import Pool, Targets, composite, random_backgrounds
 
 
 def probe_loss(reading: ProbeReading, targets: Targets) -> Tensor:
-    """Cross entropies of the attributes plus 1 - cos of the azimuth error in the object's symmetry order."""
+    """Cross-entropies of the attributes, plus 1 - cos(k e) for the azimuth error e and the symmetry order k."""
     loss = functional.nll_loss(reading.category, targets.category)
     loss = loss + functional.nll_loss(reading.color, targets.color)
     loss = loss + 0.3 * functional.nll_loss(reading.second_color, targets.second_color)
@@ -34,24 +37,24 @@ def probe_loss(reading: ProbeReading, targets: Targets) -> Tensor:
 
 
 def corrupt(image: Tensor, vae: AutoencoderKL, generator: torch.Generator) -> Tensor:
-    """Real renders as distillation might show them: through the autoencoder, blurred, noisy."""
+    """Degrade renders as distillation may: by the autoencoder, blur and noise."""
     device = image.device
     chance = torch.rand(3, len(image), 1, 1, 1, generator=generator, device=device)
     decoded = 0.5 * (vae.decode(vae.encode(2.0 * image - 1.0).latent_dist.mean).sample + 1.0)
     image = torch.where(chance[0] < 0.5, decoded.clamp(0, 1).to(image.dtype), image)
     soft = functional.avg_pool2d(functional.pad(image, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
     image = torch.where(chance[1] < 0.3, soft, image)
-    timestep = 0.08 * torch.rand(len(image), 1, 1, 1, generator=generator, device=device) * (chance[2] < 0.5)
-    return (image + timestep * torch.randn(image.shape, generator=generator, device=device)).clamp(0, 1)
+    noise_std = 0.08 * torch.rand(len(image), 1, 1, 1, generator=generator, device=device) * (chance[2] < 0.5)
+    return (image + noise_std * torch.randn(image.shape, generator=generator, device=device)).clamp(0, 1)
 
 
 def train_probe(
     pool: Pool, vae: AutoencoderKL, *, steps: int, batch: int, work: Path, generator: torch.Generator, width: int = 24
 ) -> Probe:
-    """Train and return the averaged probe."""
+    """Train the probe and return its averaged weights."""
     device = pool.device
     with torch.random.fork_rng():
-        torch.manual_seed(generator.initial_seed())  # library modules draw their first weights from the global stream
+        torch.manual_seed(generator.initial_seed())  # library modules draw their initial weights from the global stream
         probe = Probe(CATEGORIES, COLORS, PATTERNS, width=width).to(device)
     optimizer = torch.optim.AdamW(probe.parameters(), lr=2e-3, betas=(0.9, 0.99), weight_decay=0.02)
     stage = Stage(
@@ -87,7 +90,7 @@ def train_probe(
 
 
 def save_probe(probe: Probe, folder: Path) -> None:
-    """Write ``config.json`` and ``probe.safetensors`` (fp16)."""
+    """Write a probe to ``config.json`` and ``probe.safetensors`` (fp16)."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: tensor.detach().half().cpu().contiguous() for name, tensor in probe.state_dict().items()}
     with atomic_path(folder / "probe.safetensors") as temporary:

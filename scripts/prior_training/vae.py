@@ -1,7 +1,7 @@
 """Stage 1: the autoencoder.
 
-Half of its pictures have coloured backgrounds, some are blurred or half transparent: during distillation the encoder
-sees fog and soft blobs long before it sees an object, and its gradient has to point the right way there too.
+40 % of its images have colored backgrounds, and some are blurred or half-transparent. In the early steps of a
+distillation the renders are fog and soft blobs, and the gradient of the encoder must be useful for them too.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ from .pool import Pool, composite, random_backgrounds
 
 
 def augmented_batch(pool: Pool, count: int, generator: torch.Generator) -> Tensor:
-    """(count, 3, H, W) in [-1, 1]: white, gray and coloured backgrounds; a third soft or faded."""
+    """Augmented images (count, 3, H, W) in [-1, 1].
+
+    Backgrounds are white, gray or colored; 20 % of the objects are half-transparent and 15 % of the images are blurred.
+    """
     rgba = pool.random_rgba(count, generator)
     device = rgba.device
     background = random_backgrounds(count, generator, device, white=0.35, gray=0.25)
@@ -43,7 +46,7 @@ def reconstruction_loss(prediction: Tensor, target: Tensor) -> Tensor:
 def train_vae(
     vae: AutoencoderKL, pool: Pool, *, steps: int, batch: int, work: Path, generator: torch.Generator, compile_: bool
 ) -> AutoencoderKL:
-    """Train and return the averaged autoencoder with its ``scaling_factor`` set."""
+    """Train the autoencoder and return its averaged weights, with ``scaling_factor`` set."""
     device = pool.device
     vae.to(device).train()
     optimizer = torch.optim.AdamW(vae.parameters(), lr=1.5e-3, betas=(0.9, 0.99), weight_decay=1e-4)
@@ -63,7 +66,7 @@ def train_vae(
 
     def loss_of(image: Tensor, noise: Tensor) -> Tensor:
         posterior = vae.encode(image).latent_dist
-        # A fixed small latent noise keeps neighbouring codes alike, which a KL weight alone does not at this size.
+        # A small constant noise keeps the decoder smooth in latent space; a KL weight alone does not at this size.
         reconstruction = vae.decode(posterior.mean + (posterior.std + 0.05) * noise).sample
         kl = 0.5 * (posterior.mean.square() + posterior.var - posterior.logvar - 1).mean()
         return reconstruction_loss(reconstruction.float(), image) + 2e-5 * kl
@@ -89,7 +92,7 @@ def train_vae(
 
 @torch.no_grad()
 def set_scaling_factor(vae: AutoencoderKL, pool: Pool, generator: torch.Generator) -> None:
-    """Scale latents of the prior's own pictures to :data:`LATENT_STD`."""
+    """Set ``scaling_factor`` so that latents of the training images have the standard deviation :data:`LATENT_STD`."""
     images = pool.random_images(min(2048, pool.count), generator)
     codes = torch.cat([vae.encode(2.0 * chunk - 1.0).latent_dist.mean for chunk in images.split(256)])
     vae.register_to_config(scaling_factor=float(LATENT_STD / codes.float().std()))
@@ -97,7 +100,7 @@ def set_scaling_factor(vae: AutoencoderKL, pool: Pool, generator: torch.Generato
 
 @torch.no_grad()
 def reconstruction_psnr(vae: AutoencoderKL, pool: Pool, generator: torch.Generator, *, background: str) -> float:
-    """PSNR in dB of encode-decode on ``white``, ``gray`` or ``rgb`` backgrounds."""
+    """Reconstruction PSNR in dB on ``white``, ``gray`` or ``rgb`` backgrounds."""
     count = min(1024, pool.count)
     rgba = pool.random_rgba(count, generator)
     shares = {"white": (1.0, 0.0), "gray": (0.0, 1.0), "rgb": (0.0, 0.0)}[background]

@@ -1,4 +1,4 @@
-"""Backgrounds: colours, randomness, learning."""
+"""Backgrounds: colors, randomness, learning."""
 
 import numpy as np
 import pytest
@@ -79,7 +79,7 @@ def test_environment_depends_on_the_direction_and_learns():
         loss.backward()
         optimiser.step()
         losses.append(loss.item())
-    # A constant colour cannot do better than the target's variance, 0.4^2 / 3.
+    # The error of the best constant color is the variance of the target, 0.4^2 / 3.
     assert losses[-1] < 0.2 * 0.4**2 / 3
 
 
@@ -120,14 +120,14 @@ def test_environment_behind_latents_is_unbounded():
 
 @pytest.mark.parametrize("name", ["solid", "random", "textured"])
 def test_colours_cannot_be_behind_latents(name):
-    with pytest.raises(ValueError, match=rf"background.type: {name} has colours.* 4 latent .*background.type=environ"):
+    with pytest.raises(ValueError, match=rf"background.type: {name} has colors.* 4 latent .*background.type=environ"):
         background(name, num_channels=4)
-    with pytest.raises(ValueError, match="evaluation_color: a colour cannot be behind 4 latent channels"):
+    with pytest.raises(ValueError, match="evaluation_color: a color does not fit 4 latent channels"):
         background("environment", num_channels=4, evaluation_color=[1.0, 1.0, 1.0])
 
 
 def test_texture_from_a_file_is_where_it_should_be(tmp_path):
-    """The left half of the image is seen on the left of a camera that looks along +x."""
+    """A camera that looks along +x sees the left half of the panorama on its left."""
     pixels = np.zeros((16, 32, 3), dtype=np.uint8)
     pixels[:, :16, 0] = 200
     pixels[:4, :, 2] = 100
@@ -165,7 +165,7 @@ def test_texture_replacement():
 
 
 def test_texture_that_is_neither_given_nor_learned_is_refused():
-    with pytest.raises(ConfigError, match="image: give a file, or set learned to true"):
+    with pytest.raises(ConfigError, match=r"image: .* give a file or set learned to true"):
         background("textured", learned=False)
     with pytest.raises(ValueError, match=r"background.image: there is no file nowhere.png"):
         background("textured", image="nowhere.png")

@@ -124,7 +124,7 @@ def test_the_newest_of_several_runs_is_taken_and_said(
     assert cli.main(["--export", "outputs/try"]) == cli.OK
     assert runs.calls[0][1][0].trainer.max_steps == 2
     message = capsys.readouterr().err
-    assert message == f"outputs/try holds 2 runs; taking the newest, {newest.relative_to(here)}\n"
+    assert message == f"outputs/try contains 2 runs; using the newest, {newest.relative_to(here)}\n"
     assert cli.main(["--export", "outputs", "seed=1"]) == cli.OK
     assert runs.calls[1][1][0].trainer.max_steps == 2
 
@@ -143,7 +143,7 @@ def test_an_override_after_an_option_that_takes_a_value_is_still_an_override(her
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("", "say what to do: one of --train, --validate, --test, --export, --list, --describe; --help shows how"),
+        ("", "no action given: add --train, --validate, --test, --export, --list or --describe; see --help for usage"),
         ("--train", "--train needs --config FILE, as in --config configs/quickstart.yaml"),
         (
             "--train --test x --config c.yaml",
@@ -155,10 +155,10 @@ def test_an_override_after_an_option_that_takes_a_value_is_still_an_override(her
         ),
         (
             "--trian --config c.yaml",
-            "unknown option --trian. Did you mean '--train' or '--version' or '--dry-run'? --help shows all of them",
+            "unknown option --trian. Did you mean '--train' or '--version' or '--dry-run'? --help lists all options",
         ),
-        ("--config c.yaml --train --gpu tpu", "--gpu wants different GPU numbers, as in 0 or 0,1, or cpu; got 'tpu'"),
-        ("--config c.yaml --train --gpu 0,0", "--gpu wants different GPU numbers, as in 0 or 0,1, or cpu; got '0,0'"),
+        ("--config c.yaml --train --gpu tpu", "--gpu must be cpu or distinct GPU numbers, such as 0 or 0,1; got 'tpu'"),
+        ("--config c.yaml --train --gpu 0,0", "--gpu must be cpu or distinct GPU numbers, such as 0 or 0,1; got '0,0'"),
         ("--config c.yaml --train --gpu", "argument --gpu: expected one argument; see --help for usage"),
         (
             "--config c.yaml --train mug",
@@ -192,12 +192,12 @@ def test_a_gpu_that_is_not_there(
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     arguments = ["--config", "c.yaml", "--train", "prompt=x", "--gpu"]
     assert cli.main([*arguments, "0,2"]) == cli.USAGE_ERROR
-    assert capsys.readouterr().err == "error: --gpu: there is no GPU 2, this machine has GPUs 0 to 1\n"
+    assert capsys.readouterr().err == "error: --gpu: GPU 2 does not exist, this machine has GPUs 0 to 1\n"
     assert cli.main([*arguments, "0,1"]) == cli.OK
     assert runs.calls[0][2]["devices"] == [0, 1]
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     assert cli.main([*arguments, "0"]) == cli.USAGE_ERROR
-    assert "no usable GPU (CUDA); use --gpu cpu" in capsys.readouterr().err
+    assert "no usable CUDA GPU; use --gpu cpu" in capsys.readouterr().err
 
 
 def test_failures_of_the_run_have_exit_code_1_and_no_traceback(
@@ -209,7 +209,7 @@ def test_failures_of_the_run_have_exit_code_1_and_no_traceback(
     assert capsys.readouterr().err == "error: no model in folder x; give another one\n"
     runs.outcome = RuntimeError("broken")
     assert cli.main(arguments) == cli.RUN_FAILED
-    assert capsys.readouterr().err == "error: RuntimeError: broken\n(--verbose shows where it happened)\n"
+    assert capsys.readouterr().err == "error: RuntimeError: broken\n(--verbose prints the traceback)\n"
     assert cli.main([*arguments, "--verbose"]) == cli.RUN_FAILED
     assert "Traceback (most recent call last)" in capsys.readouterr().err
 
@@ -325,7 +325,7 @@ def test_the_hint_says_how_a_dry_run_imports_custom(
     (here / "custom").mkdir()
     arguments = ["--config", "c.yaml", "--train", "--dry-run", "prompt=x", "system.guidance.type=mine"]
     assert cli.main(arguments) == cli.USAGE_ERROR
-    assert "add --custom custom if the name is defined there" in capsys.readouterr().err
+    assert "if the name is defined there, add --custom custom" in capsys.readouterr().err
     assert cli.main(["--list", "--custom", "nowhere"]) == cli.USAGE_ERROR
     assert capsys.readouterr().err.startswith("error: --custom: there is no folder nowhere")
 

@@ -1,4 +1,4 @@
-"""Picture statistics against closed forms."""
+"""Image statistics, compared with closed forms."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_white_noise_spreads_its_power_evenly() -> None:
     y, x = torch.fft.fftfreq(64)[:, None], torch.fft.fftfreq(64)[None, :]
     area = float(((y.square() + x.square()).sqrt() > 0.25).float().mean())
     images = normal(16, 64, 64, 3).float()
-    # 16 pictures of 4095 free frequencies: the standard error of the share is below 0.002.
+    # 16 images with 4095 free frequencies each: the standard error of the share is below 0.002.
     assert float(high_frequency_share(images).mean()) == pytest.approx(area, abs=0.008)
 
 
@@ -61,7 +61,7 @@ def test_kernel_distance_is_unbiased_and_grows_with_a_shift() -> None:
     shift = kernel_distance(normal(800, 4, seed=1), normal(800, 4, seed=2) + 1.0)
     near = kernel_distance(normal(800, 4, seed=1), normal(800, 4, seed=2) + 0.2)
     assert shift > 10 * near > 0
-    with pytest.raises(ValueError, match="two or more pictures on each side, got 1 and 3"):
+    with pytest.raises(ValueError, match="both sets need at least two images, got 1 and 3"):
         kernel_distance(normal(1, 4), normal(3, 4))
 
 
@@ -78,7 +78,7 @@ def test_kernel_distance_by_hand() -> None:
 def test_pair_distance_of_a_triangle() -> None:
     corners = torch.tensor([[0.0, 0.0], [3.0, 0.0], [0.0, 4.0]])
     assert pair_distance(corners) == pytest.approx((3 + 4 + 5) / 3)
-    with pytest.raises(ValueError, match="two or more"):
+    with pytest.raises(ValueError, match="at least two images are needed"):
         pair_distance(corners[:1])
 
 
@@ -86,7 +86,7 @@ def test_entropies() -> None:
     assert label_entropy(torch.tensor([3, 3, 3])) == 0.0
     assert label_entropy(torch.tensor([0, 1, 2, 7])) == pytest.approx(math.log(4))
     assert label_entropy(torch.tensor([0, 0, 1, 1])) == pytest.approx(math.log(2))
-    # Two draws from a fair coin differ half of the time: the mean entropy is log(2) / 2; 4000 draws, s.e. 0.0055.
+    # Two tosses of a fair coin differ with probability 1/2: the mean entropy is log(2) / 2; 4000 draws, s.e. 0.0055.
     assert expected_entropy(torch.tensor([0, 1]), 2, draws=4000) == pytest.approx(0.5 * math.log(2), abs=0.022)
     assert expected_entropy(torch.tensor([5, 5, 5]), 4) == pytest.approx(0.0, abs=1e-12)
 
@@ -96,12 +96,12 @@ def test_objects_of_a_caption_have_what_it_says_and_leave_open_what_it_does_not(
     assert len(red) == 300
     assert set(red.category.tolist()) == {CATEGORIES.index("mug")} and set(red.color.tolist()) == {COLORS.index("red")}
     assert len(set(red.pattern.tolist())) > 3 and len(set(red.second_color.tolist())) > 5
-    # A size other than the usual goes unsaid 35 times in 100: P(usual | unsaid) = 0.55 / (0.55 + 0.45 * 0.35) = 0.777,
-    # s.e. 0.024.
+    # Captions leave out an unusual size with probability 0.35: P(usual | not stated) = 0.55 / (0.55 + 0.45 * 0.35) =
+    # 0.777, s.e. 0.024.
     assert float((red.size == SIZES.index("")).float().mean()) == pytest.approx(0.777, abs=0.1)
     assert float((red.pattern == PATTERNS.index("plain")).float().mean()) > 0.5
     assert len(set(objects_of_caption("mug", None, 100).color.tolist())) == len(COLORS)
-    with pytest.raises(ValueError, match="category 'mugg' is not known"):
+    with pytest.raises(ValueError, match="category: 'mugg' does not exist"):
         objects_of_caption("mugg", None, 1)
 
 

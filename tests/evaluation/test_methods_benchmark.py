@@ -1,4 +1,4 @@
-"""The parts of benchmarks/methods.py that can be wrong without anybody seeing it."""
+"""Parts of benchmarks/methods.py whose errors would go unnoticed."""
 
 from __future__ import annotations
 

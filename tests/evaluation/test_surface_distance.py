@@ -1,4 +1,4 @@
-"""Distances between surfaces: closed forms, and points that lie where they should."""
+"""Distances between surfaces compared with closed forms, and points sampled on surfaces."""
 
 from __future__ import annotations
 
@@ -53,5 +53,5 @@ def test_visible_points_lie_on_the_object() -> None:
         torch.randn(8, len(points), 3, generator=torch.Generator().manual_seed(1)), dim=-1
     )
     around = object.occupancy((points + outward).reshape(1, -1, 3)).reshape(8, -1)
-    # Of eight small steps some lead inside and some outside.
+    # Some of eight small steps lead inside and some outside.
     assert (around.any(0) & ~around.all(0)).float().mean() > 0.97

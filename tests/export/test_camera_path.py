@@ -1,4 +1,4 @@
-"""Camera paths: known values, and a point that another convention's formulas project to the same pixel."""
+"""Camera paths: known values, and the projection of a point by the formulas of instant-ngp."""
 
 import json
 import math
@@ -10,6 +10,7 @@ import torch
 from scoredist3d.cameras import Cameras, orbit
 from scoredist3d.config.experiment import TurntableConfig
 from scoredist3d.export.camera_path import camera_path, write_camera_path
+from scoredist3d.export.images import save_png
 from scoredist3d.training.folder import RunFolder
 from scoredist3d.training.outputs import write_video
 
@@ -30,7 +31,7 @@ def test_the_file_projects_points_as_our_cameras_do(cameras, tmp_path):
     rays = cameras.rays()
     for index, frame in enumerate(data["frames"]):
         assert frame["c2w"] == frame["transform_matrix"]
-        # As instant-ngp reads transforms.json: looks along -z, y up, pixels from the top left.
+        # The convention of transforms.json in instant-ngp: view along -z, y up, pixels from the top left.
         local = torch.linalg.inv(torch.tensor(frame["transform_matrix"], dtype=torch.float64)) @ point
         x = data["cx"] + data["fl_x"] * float(local[0] / -local[2])
         y = data["cy"] - data["fl_y"] * float(local[1] / -local[2])
@@ -57,22 +58,26 @@ def test_frames_are_jsonable_and_complete(cameras):
 
 
 class TurningSystem:
-    """Shows its cameras' numbers as grey levels."""
-
-    video_name = "turntable"
+    """One scene and the cameras around it."""
 
     def __init__(self, cameras):
         self.cameras = cameras
 
-    def frames(self, config, snapshots):
-        yield from torch.linspace(0, 1, config.frames)[:, None, None, None].expand(-1, 15, 17, 3)
+    def list_scenes(self):
+        return [self]
 
-    def video_cameras(self, config):
+    def evaluation_cameras(self, azimuths, elevation, height, width):
         return self.cameras
 
 
+def gray_frames(scene, cameras):
+    for level in torch.linspace(0, 1, len(cameras)):
+        yield SimpleNamespace(rgb=level.expand(1, 15, 17, 3))
+
+
 @pytest.mark.parametrize("kind", ["gif", "webp"])
-def test_a_turntable_comes_with_its_cameras(cameras, tmp_path, kind):
+def test_a_turntable_comes_with_its_cameras(cameras, tmp_path, kind, monkeypatch):
+    monkeypatch.setattr("scoredist3d.visualization.turntable.render_views", gray_frames)
     test = TurntableConfig(frames=2, fps=12, format=kind, height=15, width=17)
     assert test.validate() == [] and TurntableConfig(height=15).validate() != []
     folder = RunFolder(tmp_path / "run")
@@ -82,5 +87,6 @@ def test_a_turntable_comes_with_its_cameras(cameras, tmp_path, kind):
     assert path == folder.videos / f"turntable.{kind}" and replaced == "" and done[-1] == 1.0
     assert len(json.loads((folder.videos / "turntable-cameras.json").read_text())["frames"]) == 2
     elsewhere = RunFolder(tmp_path / "images only")
-    path, _ = write_video(TurningSystem(None), SimpleNamespace(test=test), elsewhere, done.append)
+    save_png(torch.zeros(15, 17, 3), elsewhere.images / "step-000001.png")
+    path, _ = write_video(object(), SimpleNamespace(test=test), elsewhere, done.append)
     assert path.exists() and not list(elsewhere.videos.glob("*.json"))

@@ -17,13 +17,14 @@ from shared.export_fields import (
     torus,
     union,
 )
+from shared.exports import break_format
 
 from scoredist3d import registry
 from scoredist3d.export import exporter as exporter_module
 from scoredist3d.export.files import safe_name
 from scoredist3d.meshes.mesh import Mesh, topology
 
-# Not symmetric: longest along +x (front), a small cube on +y, flat in z.
+# An object without symmetry: longest along +x (front), with a small cube on +y, flat in z.
 BODY = union(box((0.4, 0.2, 0.1), (0.3, 0.0, 0.0)), box((0.1, 0.1, 0.1), (0.0, 0.3, 0.0)))
 
 
@@ -44,13 +45,13 @@ def exported(tmp_path_factory):
 
 
 def expected_color(points_y_up):
-    """The analytic colour at points of the file's world: (x, y, z) of ours = (z, x, y) of the file's."""
+    """The analytic color at points of the file: (x, y, z) of the world = (z, x, y) of the file."""
     return 255 * position_color(torch.from_numpy(np.asarray(points_y_up)[:, [2, 0, 1]])).numpy()
 
 
 def check_textured(geometry, texture):
     low, high = geometry.bounds
-    np.testing.assert_allclose(low, [-0.2, -0.1, -0.1], atol=0.02)  # ours: y, z, x
+    np.testing.assert_allclose(low, [-0.2, -0.1, -0.1], atol=0.02)  # world axes: y, z, x
     np.testing.assert_allclose(high, [0.4, 0.1, 0.7], atol=0.02)
     assert geometry.volume == pytest.approx(0.8 * 0.4 * 0.2 + 0.2**3, rel=0.03)
     points, face, weights = random_surface_points(geometry.vertices, geometry.faces, 5000, np.random.default_rng(2))
@@ -67,7 +68,7 @@ def test_glb_round_trip(exported):
     assert material.metallicFactor == 0.0 and material.roughnessFactor == 1.0
     assert material.baseColorFactor is None or tuple(material.baseColorFactor) == (255, 255, 255, 255)
     check_textured(geometry, np.asarray(material.baseColorTexture.convert("RGB")))
-    # Outward: vertex normals as stored in the file agree with the faces, and the front face (+x of ours) looks to +z.
+    # The vertex normals in the file agree with the faces, and the front face (+x in the world) faces +z.
     front = geometry.vertices[:, 2] > 0.69
     flat = front & (np.abs(geometry.vertices[:, 0]) < 0.15) & (np.abs(geometry.vertices[:, 1]) < 0.06)
     assert front.any() and geometry.vertex_normals[front][:, 2].mean() > 0.5
@@ -108,7 +109,7 @@ def test_obj_round_trip(exported):
     assert f"mtllib {name}.mtl" in text and f"usemtl {name}" in text and text.isascii()
     geometry = trimesh.load(folder / f"{name}.obj", process=False)
     check_textured(geometry, np.asarray(geometry.visual.material.image.convert("RGB")))
-    # In the file itself the surface is closed: seams live in the texture indices.
+    # In the file the surface is closed: seams exist only in the texture indices.
     rows = [line.split()[1:] for line in text.splitlines() if line.startswith("f ")]
     faces = np.array([[int(corner.split("/")[0]) - 1 for corner in row] for row in rows])
     vertices = np.zeros((text.count("\nv "), 3), dtype=np.float32)
@@ -118,7 +119,7 @@ def test_obj_round_trip(exported):
 def test_ply_holds_the_full_surface_with_colors(exported):
     folder, result, _ = exported
     geometry = trimesh.load(folder / "Ein-gruner-Wurfel-uber.ply", process=False)
-    assert len(geometry.faces) > result.report.faces and geometry.is_watertight and geometry.volume > 0
+    assert len(geometry.faces) > result.report.mesh.faces and geometry.is_watertight and geometry.volume > 0
     colors = np.asarray(geometry.visual.vertex_colors)[:, :3]
     assert np.abs(colors - expected_color(geometry.vertices)).max() <= 0.51
 
@@ -128,14 +129,15 @@ def test_report_and_progress(exported):
     report = result.report
     assert sorted(path.name for path in result.paths) == sorted(path.name for path in folder.iterdir())
     assert report.bytes == {path.name: path.stat().st_size for path in result.paths}
-    assert report.watertight and report.components == 1 and report.holes == 0 and report.notes == ()
-    assert 0 < report.faces <= 1500
-    assert report.density_range == (0.0, 500.0) and 0 < report.threshold < 500
+    assert report.mesh.watertight and report.mesh.components == 1 and report.mesh.holes == 0 and report.notes == ()
+    assert 0 < report.mesh.faces <= 1500
+    assert report.mesh.density_range == (0.0, 500.0) and 0 < report.mesh.threshold < 500
     assert list(report.seconds) == ["surface", "simplify", "unwrap", "texture", "write"]
     for stage in report.seconds:
         fractions = [fraction for name, fraction in stages if name == stage]
         assert fractions[0] == 0.0 and fractions[-1] == 1.0 and fractions == sorted(fractions)
-    json.dumps(report.to_dict())
+    told = json.loads(json.dumps(report.to_dict()))
+    assert {"faces", "watertight", "components", "bounds", "channels", "bytes", "gaussians"} < set(told)
 
 
 def test_the_same_field_gives_the_same_bytes(tmp_path):
@@ -148,19 +150,22 @@ def test_the_same_field_gives_the_same_bytes(tmp_path):
 def test_floaters_and_fallback_are_reported(tmp_path, caplog):
     field = AnalyticField(union(sphere(0.5), sphere(0.06, (0.0, 0.0, 0.7))))
     result = make_exporter(formats=["glb"], unwrap_timeout=0.0, max_faces=400).export(field, tmp_path, "ball")
-    assert result.report.dropped_components == 1 and result.report.components == 1
+    assert result.report.mesh.dropped_components == 1 and result.report.mesh.components == 1
     assert len(result.report.notes) == 1 and "xatlas was not used" in result.report.notes[0]
     assert [path.name for path in tmp_path.iterdir()] == ["ball.glb"]
 
 
-@pytest.mark.parametrize("broken", ["write_glb", "write_ply", "bake_textures", "decimate"])
+@pytest.mark.parametrize("broken", ["glb", "ply", "bake_textures", "decimate"])
 def test_a_failure_changes_nothing_in_the_folder(tmp_path, monkeypatch, broken):
     (tmp_path / "ball.obj").write_text("the previous export")
 
     def fail(*args, **kwargs):
         raise OSError("disk full")
 
-    monkeypatch.setattr(exporter_module, broken, fail)
+    if broken in ("glb", "ply"):
+        break_format(monkeypatch, broken)
+    else:
+        monkeypatch.setattr(exporter_module, broken, fail)
     with pytest.raises(OSError, match="disk full"):
         exporter = make_exporter(resolution=16, unwrap_timeout=0.0, max_faces=300)
         exporter.export(AnalyticField(sphere(0.5)), tmp_path, "ball")

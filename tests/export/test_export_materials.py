@@ -1,4 +1,4 @@
-"""Every material on every geometry as a GLB: lit unless the colours include the light."""
+"""GLB files of every material on every geometry: lit unless the colors include the lighting."""
 
 from pathlib import Path
 
@@ -17,12 +17,12 @@ from scoredist3d.seeding import Rng
 from scoredist3d.systems.scene import Scene, SceneShape
 
 ROOT = Path(__file__).resolve().parents[2]
-# Whether a viewer has to light the exported colours.
+# Whether viewers must light the exported colors.
 MATERIALS = {
     "diffuse": True,
     "pbr": True,
     "normal-shading": True,
-    "no-material": False,
+    "unlit": False,
     "neural-radiance": False,
     "spherical-harmonics": False,
     "latent": False,
@@ -41,7 +41,7 @@ GEOMETRIES = {
 
 
 class AveragePrior(torch.nn.Module):
-    """A prior whose latents are the mean colours of 8 x 8 blocks."""
+    """A prior whose latents are the mean colors of 8 x 8 blocks."""
 
     image_size = 32
 
@@ -144,5 +144,5 @@ def test_unlit_against_the_material_is_reported(tmp_path):
     result, file = export(made, tmp_path, unlit=True)
     assert "KHR_materials_unlit" in file.material["extensions"]
     assert any("set exporter.unlit=auto" in note for note in result.report.notes)
-    result, file = export(scene("textured-mesh", "no-material"), tmp_path / "lit", unlit=False)
+    result, file = export(scene("textured-mesh", "unlit"), tmp_path / "lit", unlit=False)
     assert "extensions" not in file.material and not any("unlit" in note for note in result.report.notes)

@@ -1,4 +1,4 @@
-"""The export benchmark in miniature: files seen through a renderer that shares no code with the package."""
+"""Small version of the export benchmark, whose renderer shares no code with the package."""
 
 from dataclasses import replace
 
@@ -20,7 +20,7 @@ def test_an_exported_file_looks_like_the_object(name):
 
 
 def test_the_ray_caster_knows_a_triangle():
-    # A triangle in the plane x = 0 seen from +x; texture red on the left (our -y side) and blue on the right.
+    # A triangle in the plane x = 0, seen from +x; its texture is red on the left (-y) and blue on the right.
     triangle = np.array([[[0, -1, -1], [0, 1, -1], [0, -1, 1]]], float)
     texture = np.zeros((2, 2, 3))
     texture[:, 0, 0] = texture[:, 1, 2] = 1.0

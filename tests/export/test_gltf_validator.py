@@ -1,4 +1,4 @@
-"""Every kind of GLB that the exporter writes, by the Khronos validator."""
+"""Validation of every kind of exported GLB by the Khronos validator."""
 
 import numpy as np
 import pytest

@@ -184,17 +184,17 @@ def test_start_from_another_object(kind, source):
 def test_what_cannot_be_started_from():
     geometry = surface()
     nothing = Mesh(np.zeros((0, 3), np.float32), np.zeros((0, 3), np.int64))
-    with pytest.raises(ValueError, match="without faces"):
+    with pytest.raises(ValueError, match="has no faces"):
         geometry.init_from(GeometryInit(nothing), Rng())
     away = icosphere(0.2)
-    with pytest.raises(ValueError, match="holds nothing"):
+    with pytest.raises(ValueError, match="does not resolve"):
         geometry.init_from(GeometryInit(Mesh(away.vertices + 5.0, away.faces)), Rng())
 
 
 @pytest.mark.parametrize("source", SOURCES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_vanished_surface(kind, source, caplog):
-    """Background is shown, all gradients are there and zero, and it is said once."""
+    """The background is shown, all gradients exist and are zero, and one warning is logged."""
     geometry = surface(kind, sdf_source=source)
     with torch.no_grad():
         (geometry.sdf if source == "vertices" else geometry.initial_sdf).fill_(0.5)
@@ -204,7 +204,7 @@ def test_a_vanished_surface(kind, source, caplog):
             render = renderer(views(0.0, size=8), step=0, needs={"normal"})
             (render.rgb.sum() + render.opacity.sum() + render.depth.sum()).backward()
     assert render.opacity.abs().max() == 0
-    assert len([r for r in caplog.records if "vanished" in r.message]) == 1
+    assert len([r for r in caplog.records if "surface is empty" in r.message]) == 1
     for name, parameter in geometry.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().max() == 0, name
     assert len(geometry.surface().faces) == 0
@@ -227,13 +227,13 @@ def test_round_trip(kind, source):
     load_weights(fresh, geometry.state_dict())
     np.testing.assert_array_equal(fresh.surface().vertices, geometry.surface().vertices)
     np.testing.assert_array_equal(fresh.surface().faces, geometry.surface().faces)
-    with pytest.raises(ValueError, match="other sizes"):
+    with pytest.raises(ValueError, match="different sizes"):
         load_weights(surface(kind, sdf_source=source, resolution=16, grid=SMALL), geometry.state_dict())
 
 
 def test_in_a_scene():
     """Groups have their names, and the shape of the scene is its surface."""
-    blocks = {"geometry": "dmtet", "material": "no-material", "background": "solid", "renderer": "mesh-rasterizer"}
+    blocks = {"geometry": "dmtet", "material": "unlit", "background": "solid", "renderer": "mesh-rasterizer"}
     options = {"geometry": {"resolution": 16, "grid": SMALL}}
     parsed = [parse_component(kind, {"type": name, **options.get(kind, {})}) for kind, name in blocks.items()]
     scene = Scene(*parsed, rng=Rng())
@@ -246,7 +246,7 @@ def test_in_a_scene():
     ("options", "said"),
     [
         ({"resolution": 15}, "even number"),
-        ({"fix_geometry": True, "fix_texture": True}, "nothing is left to train"),
+        ({"fix_geometry": True, "fix_texture": True}, "no parameters are left to train"),
         ({"shape_init": "mesh"}, "shape_init_mesh"),
         ({"grid": {"num_levels": 2, "coarse_to_fine": {"start_level": 3}}}, "start_level"),
     ],

@@ -77,7 +77,7 @@ def test_a_start_is_what_training_sees_at_every_level(kind, options):
 def test_the_error_told_is_the_one_at_step_0(kind, options):
     geometry, said = started(kind, options)
     geometry.update_step(0)
-    told = float(re.search(r"([\d.]+(?:e-\d+)?) off on average", said).group(1))
+    told = float(re.search(r"RMS error of ([\d.]+(?:e-\d+)?)", said).group(1))
     points = on_surface()
     with torch.no_grad():
         found = (geometry.features_at(points) - look(points)).square().mean().sqrt().item()

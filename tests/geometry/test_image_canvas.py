@@ -13,7 +13,6 @@ from PIL import Image
 from scoredist3d import registry
 from scoredist3d.cameras import Cameras, orbit
 from scoredist3d.config import ConfigError
-from scoredist3d.config.experiment import PreviewConfig
 from scoredist3d.config.validation import parse_component
 from scoredist3d.diffusion.samplers import denoise
 from scoredist3d.geometry.image_canvas import ImageCanvas
@@ -126,10 +125,10 @@ def test_mistakes_are_named(tmp_path: Any) -> None:
     text.write_text("no image")
     with pytest.raises(ValueError, match=r"geometry\.init_image: .*note\.png cannot be read as an image"):
         canvas(prior, init_image=str(text)).begin(prior)
-    with pytest.raises(ConfigError, match="from an image or from init_prompt, not from both"):
+    with pytest.raises(ConfigError, match="cannot be combined with init_prompt"):
         parse_component("geometry", {"type": "image-canvas", "init_image": "a.png", "init_prompt": "red"})
     path, _ = image_file(tmp_path)
-    with pytest.raises(ValueError, match=r"geometry\.size: this prior encodes images at 8 pixels"):
+    with pytest.raises(ValueError, match=r"geometry\.size: this prior encodes images of 8 pixels"):
         canvas(prior, init_image=path, size=16).begin(prior)
     with pytest.raises(ValueError, match="construct it with keep_start"):
         canvas(prior).source(prior, torch.tensor([0]))
@@ -172,7 +171,7 @@ def test_the_view_is_told_to_the_prior_and_unknown_words_to_the_user(caplog: Any
         canvas(prior, view=view, init_prompt="red gnu", init_steps=1).begin(prior)
     assert [camera is not None and camera.azimuth.item() for camera in prior.cameras] == [view.azimuth.item()] * 2
     (record,) = caplog.records
-    assert record.getMessage().startswith("geometry.init_prompt: the prior has never seen 'gnu'")
+    assert record.getMessage().startswith("geometry.init_prompt: the prior's vocabulary lacks 'gnu'")
     prior.cameras.clear()
     canvas(prior, init_prompt="", init_steps=1).begin(prior)
     assert prior.cameras == [None, None]
@@ -216,7 +215,7 @@ def test_an_editing_method_sees_the_start_also_after_resuming(kind: str) -> None
             with torch.no_grad():
                 made.canvas.values.sub_(0.1 * made.canvas.values.grad.sign())
 
-    start = whole.preview(PreviewConfig())["images"]
+    start = whole.images()
     steps(whole, range(2))
     halted = system(guidance, **geometry)
     halted.load_state_dict(whole.state_dict())
@@ -224,7 +223,7 @@ def test_an_editing_method_sees_the_start_also_after_resuming(kind: str) -> None
     steps(whole, range(2, 4))
     steps(halted, range(2, 4))
     assert torch.equal(halted.canvas.values, whole.canvas.values)
-    assert (whole.preview(PreviewConfig())["images"] - start).abs().max() > 0.1
+    assert (whole.images() - start).abs().max() > 0.1
 
 
 def test_an_edit_at_the_start_compares_equal_latents() -> None:

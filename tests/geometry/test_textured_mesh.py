@@ -29,7 +29,7 @@ ROUND = {0: 0.0, 2: 90.0, 1: 180.0, 3: 270.0}
 
 
 def textured(**options):
-    material = build("material", "no-material")
+    material = build("material", "unlit")
     options = {"texture_size": 128, "grid": SMALL} | options
     return build("geometry", "textured-mesh", {"rng": Rng(1), "material": material}, **options)
 
@@ -63,7 +63,7 @@ def test_the_upward_axis(file, up, side):
 def test_the_size_in_the_ball(file):
     assert textured(mesh=file, radius=2.0, fit_size=0.5).surface().bounds[1] == pytest.approx(1 / 3**0.5, rel=1e-5)
     assert textured(mesh=file, fit=False).surface().bounds[1] == pytest.approx(0.5)
-    with pytest.raises(ValueError, match="out of the ball"):
+    with pytest.raises(ValueError, match="outside the ball"):
         textured(mesh=file, fit=False, radius=0.5)
 
 
@@ -319,11 +319,11 @@ def test_round_trip_into_a_fresh_object(file, texture, deformable):
 
 def test_foreign_states_are_told(file):
     state = textured(mesh=file).state_dict()
-    with pytest.raises(ValueError, match="other sizes in image"):
+    with pytest.raises(ValueError, match="different sizes: image"):
         load_weights(textured(texture_size=64), state)
     with pytest.raises(ValueError, match="lacks offsets"):
         load_weights(textured(deformable=True), state)
-    with pytest.raises(ValueError, match="other sizes in vertices"):
+    with pytest.raises(ValueError, match="different sizes: vertices"):
         load_weights(textured(), state | {"vertices": torch.zeros(8, 2)})
     with pytest.raises(ValueError, match="another configuration"):
         load_weights(textured(), build("geometry", "dmtet", resolution=8, grid=SMALL).state_dict())
@@ -332,7 +332,7 @@ def test_foreign_states_are_told(file):
 def scene(**options) -> Scene:
     blocks = {
         "geometry": {"type": "textured-mesh", "texture_size": 128, **options},
-        "material": {"type": "no-material"},
+        "material": {"type": "unlit"},
         "background": {"type": "solid"},
         "renderer": {"type": "mesh-rasterizer"},
     }
@@ -371,18 +371,18 @@ def test_density_says_where_the_surface_is():
 def test_without_a_mesh_it_says_what_to_give():
     with pytest.raises(ValueError, match=r"geometry\.mesh.*init_from"):
         textured()()
-    with pytest.raises(ValueError, match="without faces"):
+    with pytest.raises(ValueError, match="has no faces"):
         textured().init_from(GeometryInit(Mesh(np.zeros((0, 3), np.float32), np.zeros((0, 3), np.int64))), Rng())
     with pytest.raises(ValueError, match="does not exist"):
         textured(mesh="nowhere.glb")
 
 
 def test_colors_that_the_material_cannot_take_over(file, caplog):
-    class Opaque(type(build("material", "no-material"))):
+    class Opaque(type(build("material", "unlit"))):
         def features_of(self, channels):
             raise ValueError("no way back")
 
-    material = Opaque(build("material", "no-material").Config())
+    material = Opaque(build("material", "unlit").Config())
     with caplog.at_level(logging.WARNING):
         options = {"mesh": file, "texture_size": 64}
         geometry = build("geometry", "textured-mesh", {"rng": Rng(), "material": material}, **options)
@@ -390,5 +390,5 @@ def test_colors_that_the_material_cannot_take_over(file, caplog):
 
 
 def test_options_that_cannot_be():
-    with pytest.raises(ConfigError, match="nothing is left to train"):
+    with pytest.raises(ConfigError, match="no parameters are left to train"):
         parse_component("geometry", {"type": "textured-mesh", "fix_texture": True})

@@ -8,14 +8,14 @@ from shared.method_cases import CountingPrior, NoiseKnowingPrior, PairPrior, gra
 
 from scoredist3d import registry
 from scoredist3d.config import Schedule
-from scoredist3d.config.experiment import PreviewConfig
+from scoredist3d.config.optimizer import OptimizerConfig
 from scoredist3d.config.validation import parse_component
 from scoredist3d.guidance.core.context import item_noise
 from scoredist3d.priors import CFGConditions, predict_each
 from scoredist3d.priors.analytic import GaussianMixturePrior, Mixture
 from scoredist3d.seeding import Rng
 from scoredist3d.systems.base import build_component
-from scoredist3d.systems.optimizer import OptimizerConfig, build_optimizer, set_learning_rates
+from scoredist3d.training.optimizer import build_optimizer, set_learning_rates
 
 
 def two_gaussians(m_source: float = 0.4, m_target: float = -0.3, std: float = 0.6) -> GaussianMixturePrior:
@@ -123,7 +123,7 @@ def test_an_edit_changes_the_colour_and_keeps_the_place_and_the_grain(name: str)
     }
     prior = registry.build(parse_component("prior", {"type": "gaussian-mixture", "image_size": 8}))
     system = build_component(parse_component("system", block), prior=prior, prompt=prompt, rng=Rng(3))
-    before = system.preview(PreviewConfig())["images"]
+    before = system.images()
     rates = OptimizerConfig(lr=Schedule.parse({"from": 0.05, "to": 0.005, "end": 120}), eps=1e-8)
     optimizer = build_optimizer(rates, system.parameter_groups())
     for step in range(120):
@@ -131,7 +131,7 @@ def test_an_edit_changes_the_colour_and_keeps_the_place_and_the_grain(name: str)
         optimizer.zero_grad()
         system.training_step(step, Rng(3)).loss.backward()
         optimizer.step()
-    after = system.preview(PreviewConfig())["images"]
+    after = system.images()
     names = list(prior._labels)
     modes = prior.decode(prior._means.float())
     was, became = (

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from scoredist3d.export.formats.gltf import to_y_up
-from scoredist3d.meshes.splats import Splats, read_points, read_splats, write_splats
+from scoredist3d.export.formats.splats import write_splats
+from scoredist3d.export.frame import to_y_up
+from scoredist3d.meshes.splats import Splats, read_points, read_splats
 from scoredist3d.ops.rotations import quaternion_product
 from scoredist3d.ops.shading.spherical_harmonics import harmonics
 

@@ -1,3 +1,5 @@
+"""Captions of procedural objects: grammar, dropout statistics, lexicon and tokenizer."""
+
 import itertools
 import random
 

@@ -1,3 +1,5 @@
+"""Ray casting and occupancy of primitives."""
+
 import pytest
 import torch
 
@@ -21,7 +23,7 @@ def _cameras(count: int, size: int = 24, seed: int = 1):
 
 
 def _single(quadric=(1.0, 1.0), taper: float = 1.0, hole_radius: float | None = None) -> torch.Tensor:
-    """One primitive of half-size 1 around the origin; optionally with an upright cylinder cut through it."""
+    """One primitive of half-size 1 around the origin, optionally with an upright cylinder cut out of it."""
     geometry = empty_geometry(NUM_SOLIDS + NUM_HOLES, "cpu")[None]
     eye = torch.eye(3).flatten()
     geometry[:, 0, :9], geometry[:, 0, 12:14] = eye, torch.tensor(quadric)
@@ -65,7 +67,7 @@ def test_misses():
         t, normal, _ = _cast_one(_single(quadric), origin, [-1.0, 0, 0])
         assert t == float("inf")
         assert normal == [0, 0, 0]
-    # Behind the origin of the ray is no hit.
+    # Surfaces behind the origin of the ray are not hit.
     assert _cast_one(_single(), [3.0, 0, 0], [1.0, 0, 0])[0] == float("inf")
 
 
@@ -73,7 +75,7 @@ def test_hole_shows_its_inner_wall_and_can_be_looked_through():
     ring = _single((0.0, 0.0), hole_radius=0.5)
     assert _cast_one(ring, [0.2, 0.1, 3.0], [0, 0, -1.0])[0] == float("inf")
     assert _cast_one(ring, [0.8, 0.0, 3.0], [0, 0, -1.0])[0] == pytest.approx(2.0)
-    # Enters through the opening and meets the far inner wall, whose normal points back to the axis.
+    # The ray enters through the opening and hits the far inner wall, whose normal points to the axis.
     t, normal, row = _cast_one(ring, [-1.0, 0.0, 2.5], [1.0, 0, -1.0])
     assert t == pytest.approx(1.5, abs=1e-5)
     assert normal == pytest.approx([-1, 0, 0], abs=1e-5)
@@ -91,7 +93,7 @@ def test_occupancy_flips_at_every_hit():
     hit = hits.t.isfinite()
     assert hit.float().mean() > 0.08
     t = torch.where(hit, hits.t, 0.0)[..., None]
-    # Free space in front. Behind, rounding leaves room at edges that the ray just grazes.
+    # The space in front of the hit is free. Behind it, rounding matters at edges that the ray grazes.
     before = objects.occupancy(origins + directions * (t - 1e-4))[hit]
     after = objects.occupancy(origins + directions * (t + 1e-4))[hit]
     assert before.float().mean() < 1e-3
@@ -112,7 +114,7 @@ def test_mask_and_depth_agree_with_marching():
         distance = torch.where(inside, chunk, float("inf")).amin(-1)
         first = torch.minimum(first, distance)
     agree = hits.t.isfinite() == first.isfinite()
-    # The march misses only pieces of rays shorter than its step.
+    # Ray marching misses only intervals shorter than its step.
     assert agree.float().mean() >= 0.999
     assert not (first.isfinite() & ~hits.t.isfinite()).any()
     both = hits.t.isfinite() & first.isfinite()
@@ -128,7 +130,7 @@ def test_normals_match_differences_of_depth():
     directions, origins = rays.directions.flatten(1, 2), cameras.origins[:, None]
     hits = cast_rays(objects.geometry, origins, directions)
     right, up = cameras.c2w[:, None, :3, 0], cameras.c2w[:, None, :3, 1]
-    step = 2e-3  # of the direction; about 6e-3 at the object, large against rounding of the depth
+    step = 2e-3  # in the direction; about 6e-3 at the object, large compared with the rounding of the depth
     points, same = [], hits.t.isfinite()
     for offset in (right, -right, up, -up):
         moved = torch.nn.functional.normalize(directions + step * offset, dim=-1)
@@ -159,7 +161,7 @@ def test_group_and_shared_origins_do_not_change_the_result():
 
 def test_fit_centres_and_scales_a_stretched_sphere():
     geometry = _single()
-    geometry[:, 0, 9:12] = torch.tensor([5.0, 0.0, 0.0])  # centre (-5, 0, 0)
+    geometry[:, 0, 9:12] = torch.tensor([5.0, 0.0, 0.0])  # center (-5, 0, 0)
     fitted = fit(geometry, 1, torch.tensor([[1.0, 1.0, 2.0]]), torch.tensor([0.9]))
     points = torch.tensor([[[0.0, 0.0, 0.89], [0.0, 0.0, 0.91], [0.44, 0.0, 0.0], [0.46, 0.0, 0.0], [0.0, -0.44, 0.0]]])
     assert occupancy(fitted, points).tolist() == [[True, False, True, False, True]]

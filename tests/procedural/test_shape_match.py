@@ -1,4 +1,4 @@
-"""Silhouettes against procedural families."""
+"""Silhouettes compared with procedural families."""
 
 from __future__ import annotations
 
@@ -26,5 +26,5 @@ def test_a_member_of_the_family_matches_itself_and_others_less() -> None:
 
 
 def test_an_unknown_family_is_named() -> None:
-    with pytest.raises(ValueError, match="no family is called 'zeppelin'; families are mug"):
+    with pytest.raises(ValueError, match="there is no family 'zeppelin'; choose one of mug"):
         best_family_iou(torch.zeros(3, 48, 48), views(), "zeppelin")

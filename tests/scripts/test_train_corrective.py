@@ -206,7 +206,7 @@ def test_pictures_are_cropped_encoded_and_must_be_there(tmp_path: Path):
     clean = pictured_latents(blobs(), tmp_path, torch.device("cpu"))
     assert clean.z.shape == (2, 3, 8, 8) and len(clean.unconditional) == 1
     assert clean.z[:, 0].mean((1, 2)).tolist() == [-1.0, 1.0]
-    with pytest.raises(ValueError, match=r"--images: .* holds 0 pictures"):
+    with pytest.raises(ValueError, match=r"--images: .* contains 0 images"):
         pictured_latents(blobs(), tmp_path / "none", torch.device("cpu"))
 
 

@@ -1,4 +1,4 @@
-"""Methods side by side: each does what it does alone, from the same start, and the sheet says which is which."""
+"""Comparison of methods: each computes what it computes alone from the same canvas, and previews are labelled."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from scoredist3d.config.loader import load
 from scoredist3d.config.validation import load_experiment, parse_component
 from scoredist3d.seeding import Rng
 from scoredist3d.systems.base import System, build_component
-from scoredist3d.systems.optimizer import build_optimizer, set_learning_rates
 from scoredist3d.training.folder import RunFolder
 from scoredist3d.training.lightning_module import TrainingModule
+from scoredist3d.training.optimizer import build_optimizer, set_learning_rates
 from scoredist3d.training.outputs import save_preview
+from scoredist3d.visualization.previews import method_rows
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted(file for file in (ROOT / "configs" / "text-to-2d").glob("*.yaml") if file.stem != "compare")
@@ -86,7 +87,7 @@ def test_a_method_that_edits_keeps_its_own_start() -> None:
     }
     system: Any = make(BOTH | {"methods": {"low": LOW, "edit": edit}})
     assert [len(method.canvas.values) for method in system.methods.values()] == [3, 1]
-    assert trained(system).preview(PreviewConfig(size=8))["edit"].shape == (3, 8, 8, 3)
+    assert method_rows(trained(system), 8)["edit"].shape == (3, 8, 8, 3)
 
 
 def test_a_resumed_run_goes_on_as_the_uninterrupted_one() -> None:
@@ -138,7 +139,7 @@ def test_what_a_method_trains_itself_is_left_to_it(monkeypatch: pytest.MonkeyPat
     system.methods["low"].guidance.phi = torch.nn.Parameter(torch.zeros(2))
     module = TrainingModule(system, TrainerConfig(), Rng())
     assert module._ddp_params_and_buffers_to_ignore == ["system.systems.0.guidance.phi"]
-    assert [name for name, _ in module._optimised()] == [f"systems.{index}.canvas.values" for index in (0, 1)]
+    assert [name for name, _ in module._optimized()] == [f"systems.{index}.canvas.values" for index in (0, 1)]
     assert "systems.0.guidance.phi" in system.state_dict()
 
 
@@ -146,7 +147,7 @@ def test_sheet_has_one_labelled_row_per_method(tmp_path: Path) -> None:
     system = make(BOTH | {"methods": {"low": LOW, "few": HIGH}})
     few: Any = system.methods["few"]  # type: ignore[index]
     few.canvas.values = torch.nn.Parameter(few.canvas.values[:1].detach())
-    rows = system.preview(PreviewConfig(size=20))
+    rows = method_rows(system, 20)
     assert {label: tuple(images.shape) for label, images in rows.items()} == dict.fromkeys(
         ("low", "few"), (3, 20, 20, 3)
     )
@@ -161,7 +162,7 @@ def test_sheet_has_one_labelled_row_per_method(tmp_path: Path) -> None:
     ("block", "message"),
     [
         (BOTH | {"only": ["lov"]}, "only: there is no method 'lov'. Did you mean 'low'"),
-        ({"methods": {"scene": {"type": "text-to-3d"}}}, "methods.scene.type: a comparison is between text-to-2d"),
+        ({"methods": {"scene": {"type": "text-to-3d"}}}, "methods.scene.type: a comparison takes text-to-2d"),
         ({"methods": {"low": LOW | {"guidance": {"typo": 1}}}}, "system.methods.low.guidance.typo: unknown key"),
     ],
 )

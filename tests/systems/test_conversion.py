@@ -1,4 +1,4 @@
-"""From one representation to another: surface and colours survive every step, and what is alike just goes on."""
+"""Conversion between representations keeps surface and colors; equal parts keep their weights."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def colors(points: torch.Tensor) -> torch.Tensor:
 
 
 def bowl() -> Mesh:
-    """An ellipsoid that is not symmetric in any two axes, off the centre."""
+    """An off-center ellipsoid with three different radii."""
     import trimesh
 
     ball = trimesh.creation.icosphere(subdivisions=4)
@@ -65,7 +65,7 @@ def bowl() -> Mesh:
 
 @pytest.fixture(scope="module")
 def nerf() -> Scene:
-    """A radiance field of the coloured ellipsoid."""
+    """A radiance field of the colored ellipsoid."""
     made = scene("nerf")
 
     def features(points: torch.Tensor) -> torch.Tensor:
@@ -77,7 +77,7 @@ def nerf() -> Scene:
 
 
 def error_of(made: Scene) -> tuple[float, float]:
-    """Chamfer distance to the ellipsoid, and mean error of the colours on it."""
+    """Chamfer distance to the ellipsoid, and mean error of the colors on it."""
     generator = np.random.default_rng(0)
     found = find_surface(SceneShape(made), 48).mesh
     truth = mesh_points(bowl(), 6000, generator)
@@ -105,11 +105,11 @@ def test_an_object_survives_its_conversions(nerf: Scene, chain: tuple[str, ...])
         convert(source, made, SETTINGS, Rng())
         made.prepare_step(0, Rng())
     distance, off = error_of(made)
-    # The points of the two samples alone are 0.01 apart; Gaussians are a shell with a thickness.
+    # Sampling alone contributes 0.01; Gaussians form a shell of finite thickness.
     assert distance < (0.05 if "gaussians" in chain else 0.03)
     assert off < 0.08
     whole, _ = drop_small_components(find_surface(SceneShape(made), 48).mesh, SETTINGS.min_component_volume)
-    # The shell that Gaussians are is thinner than the tetrahedra that follow, which tear it.
+    # The shell of Gaussians is thinner than a tetrahedron of the next grid, so it is torn.
     assert topology(whole).components == 1 or chain[0] == "gaussians"
 
 

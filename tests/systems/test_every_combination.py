@@ -1,4 +1,4 @@
-"""Every method on every representation, and with every prior, takes three steps or says in a sentence why it cannot."""
+"""Every method takes three steps with every representation and prior, or is refused with a one-line reason."""
 
 from __future__ import annotations
 
@@ -19,25 +19,26 @@ from torch import Tensor
 
 from scoredist3d import registry
 from scoredist3d.config import ConfigError
+from scoredist3d.config.optimizer import OptimizerConfig
 from scoredist3d.config.validation import parse_component
 from scoredist3d.priors import Prior
 from scoredist3d.seeding import Rng
 from scoredist3d.systems.base import GuidedSystem, build_component
-from scoredist3d.systems.optimizer import OptimizerConfig, build_optimizer
+from scoredist3d.training.optimizer import build_optimizer
 
 PRIORS: dict[str, dict[str, Any]] = {
     "gaussian-mixture": {"image_size": 8},
-    # The model that ships, on pictures of a quarter of its area: 8 x 8 latents.
+    # The embedded model at a quarter of its image area: 8 x 8 latents.
     "diffusers": {"image_size": 32},
 }
-"""Small sizes where the defaults are not."""
+"""Options that make the priors small."""
 
 TINY: dict[str, Any] = {"grid": {"num_levels": 2, "log2_hashmap_size": 6}, "network": {"hidden_width": 8}}
 
 
 @functools.cache
 def cube_file() -> Path:
-    """A mesh to paint on, in a folder of this process."""
+    """A mesh file for textured-mesh, in a temporary folder of this process."""
     folder = Path(tempfile.mkdtemp())
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return write_cube(folder)
@@ -99,10 +100,10 @@ REPRESENTATIONS: dict[str, list[dict[str, Any]]] = {
     "flexicubes": [on_surface({"type": "flexicubes", "resolution": 8, **TINY})],
     "textured-mesh": [on_surface({"type": "textured-mesh", "mesh": str(cube_file()), "texture_size": 16})],
 }
-"""Tiny systems by geometry; one that is not here is rendered with its defaults."""
+"""Tiny systems by geometry; other geometries use their defaults."""
 
 REFUSED: dict[tuple[str, str, str], str] = {}
-"""(method, prior, geometry) that cannot work together, and what the user is told."""
+"""Error message of each combination (method, prior, geometry) that cannot work."""
 
 COMBINATIONS = [
     pytest.param(method, prior, index, geometry, id=f"{method}-{prior}-{geometry}{index or ''}")
@@ -117,7 +118,7 @@ COMBINATIONS = [
 
 @functools.cache
 def prior_named(name: str) -> tuple[Prior, Tensor]:
-    """The prior, and what it answers before any method has touched it."""
+    """The prior, and its output before any method has used it."""
     prior: Prior = registry.build(parse_component("prior", {"type": name, **PRIORS.get(name, {})}))
     return prior, probe(prior)
 
@@ -138,7 +139,7 @@ def system_of(block: dict[str, Any], prior: Prior) -> GuidedSystem:
 
 
 def edited(block: dict[str, Any], prior: Prior) -> GuidedSystem:
-    """A system that edits: the scene of another run, or a sample of the prior."""
+    """A system that edits the scene of another run, or samples of the prior."""
     if block["type"] == "text-to-2d":
         return system_of(block | {"geometry": block["geometry"] | {"init_prompt": "red", "init_steps": 2}}, prior)
     source = system_of(block | {"guidance": {"type": "sds"}}, prior)
@@ -148,7 +149,7 @@ def edited(block: dict[str, Any], prior: Prior) -> GuidedSystem:
 
 
 def probe(prior: Prior) -> Tensor:
-    """The prior's answer to a fixed question."""
+    """The prior's output for a fixed input."""
     shape = (2, *prior.latent_shape(prior.image_size, prior.image_size))
     x = torch.linspace(-1, 1, math.prod(shape)).reshape(shape)
     with torch.no_grad():
@@ -211,6 +212,6 @@ def test_an_edit_of_noise_warns(method: str, caplog: pytest.LogCaptureFixture) -
 
 
 def assert_says_why(message: str) -> None:
-    """One line that names a key: ``init_from: ...``, ``guidance.phi ...``."""
+    """Check that a message is one line and names a key, as ``init_from: ...`` does."""
     assert "\n" not in message and len(message) < 400, message
     assert re.search(r"\b[a-z]+(_[a-z]+)+\b|\b[a-z_]+\.[a-z_]+\b|^[a-z_.]+:", message), message

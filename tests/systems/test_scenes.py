@@ -1,4 +1,4 @@
-"""Several scenes in one run, starting from another run, and editing: what text-to-3d does beyond one fresh scene."""
+"""Text-to-3d with several scenes, initialization from another run, and editing."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from scoredist3d.guidance import Score, StepContext
 from scoredist3d.guidance.sds import ScoreDistillationSampling
 from scoredist3d.seeding import Rng
 from scoredist3d.systems.base import build_component
+from scoredist3d.visualization.previews import scene_rows
+from scoredist3d.visualization.turntable import turntable
 
 VOLUME: dict[str, Any] = {
     "type": "text-to-3d",
@@ -41,7 +43,7 @@ def make(block: dict[str, Any], seed: int = 0) -> Any:
 
 
 class Edit(ScoreDistillationSampling):
-    """Records what it is told and pulls towards the source."""
+    """Records its inputs; its gradient points towards the source."""
 
     needs_source = True
 
@@ -96,7 +98,7 @@ def test_scenes_drawn_together_share_the_views_and_the_mean_of_their_losses() ->
     result.loss.backward()
     assert all(p.grad is not None for p in both.parameters())
     per_scene = [
-        both.losses["sparsity"](
+        both.objective.losses["sparsity"](
             both.scenes[i](both.cameras.sample(0, Rng()), step=0, rng=Rng()), both.scenes[i].geometry, 0, Rng()
         )
         for i in range(2)
@@ -108,10 +110,10 @@ def test_scenes_drawn_together_share_the_views_and_the_mean_of_their_losses() ->
 
 def test_all_scenes_are_shown_and_exported() -> None:
     system = make(VOLUME | {"particles": 2})
-    rows = system.preview(PreviewConfig(azimuths=[0.0, 90.0], size=8))
+    rows = scene_rows(system, PreviewConfig(azimuths=[0.0, 90.0], size=8))
     assert list(rows) == ["rgb", "opacity", "depth", "rgb 2"]
     assert {tuple(row.shape) for row in rows.values()} == {(2, 8, 8, 3)}
-    frames = list(system.frames(TurntableConfig(frames=2, height=8, width=10), []))
+    frames = list(turntable(system, TurntableConfig(frames=2, height=8, width=10)).frames)
     assert [tuple(frame.shape) for frame in frames] == [(8, 20, 3)] * 2
     points = torch.zeros(1, 3)
     densities = [float(field.density(points)) for field in system.shapes()]
@@ -134,7 +136,7 @@ def test_starting_from_a_run_takes_its_scene_and_its_step() -> None:
     again.prepare_step(3, Rng())
     assert again.scenes[0].step == 8
     other = make(VOLUME | {"geometry": {"grid": {"num_levels": 2, "log2_hashmap_size": 6}}})
-    with pytest.raises(ValueError, match=r"the scene there is represented otherwise"):
+    with pytest.raises(ValueError, match=r"the scene of that run has another representation"):
         other.init_from(done.state_dict())
 
 
@@ -144,7 +146,7 @@ def test_a_canvas_cannot_start_from_a_run() -> None:
 
 
 def test_an_edit_sees_the_scene_it_started_from(editing: None) -> None:
-    with pytest.raises(ConfigError, match="init_from: edit edits a scene; give the run folder that made it"):
+    with pytest.raises(ConfigError, match="init_from: edit edits a scene; give the run folder of that scene"):
         make(VOLUME | {"guidance": {"type": "edit"}})
     done = make(VOLUME, seed=1)
     done.prepare_step(9, Rng())
@@ -160,7 +162,7 @@ def test_an_edit_sees_the_scene_it_started_from(editing: None) -> None:
         optimizer.step()
     (z, first), (later, second) = system.guidance.seen
     assert first.source is not None and second.source is not None
-    # Nothing has moved at the first step; the same views without gradients are traced in chunks, to rounding.
+    # No update has been made yet; views without gradients are rendered in chunks, which changes the rounding.
     torch.testing.assert_close(z, first.source, rtol=0, atol=1e-5)
     assert float((later - second.source).abs().max()) > 1e-3
     source, started = system.source.state_dict(), done.scenes[0].state_dict()

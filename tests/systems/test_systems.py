@@ -12,11 +12,14 @@ from torch import nn
 from scoredist3d import registry
 from scoredist3d.config import ConfigError, Schedule
 from scoredist3d.config.experiment import PreviewConfig, TurntableConfig
+from scoredist3d.config.optimizer import OptimizerConfig
 from scoredist3d.config.validation import parse_component
 from scoredist3d.guidance.sds import ScoreDistillationSampling
 from scoredist3d.seeding import Rng
 from scoredist3d.systems.base import System, build_component
-from scoredist3d.systems.optimizer import OptimizerConfig, build_optimizer, learning_rate, set_learning_rates
+from scoredist3d.training.optimizer import build_optimizer, learning_rate, set_learning_rates
+from scoredist3d.visualization.previews import scene_rows
+from scoredist3d.visualization.turntable import turntable
 
 VOLUME = {
     "type": "text-to-3d",
@@ -92,12 +95,12 @@ def test_preview_and_frames_leave_the_state_alone() -> None:
     system = make(VOLUME)
     system.prepare_step(0, Rng())
     before = {name: value.clone() for name, value in system.state_dict().items()}
-    rows = system.preview(PreviewConfig(azimuths=[0.0, 120.0, 240.0], size=8))
+    rows = scene_rows(system, PreviewConfig(azimuths=[0.0, 120.0, 240.0], size=8))
     assert {name: tuple(row.shape) for name, row in rows.items()} == dict.fromkeys(
         ("rgb", "opacity", "depth"), (3, 8, 8, 3)
     )
     assert all(bool(((row >= 0) & (row <= 1)).all()) for row in rows.values())
-    frames = list(system.frames(TurntableConfig(frames=2, height=8, width=10), []))
+    frames = list(turntable(system, TurntableConfig(frames=2, height=8, width=10)).frames)
     assert [tuple(frame.shape) for frame in frames] == [(8, 10, 3)] * 2
     assert all(torch.equal(before[name], value) for name, value in system.state_dict().items())
     assert not any(p.grad is not None for p in system.parameters())
@@ -114,7 +117,7 @@ def test_export_field_is_the_geometry_and_the_unlit_colour() -> None:
 
 
 class Learning(ScoreDistillationSampling):
-    """A guidance with a trainable number and its own optimiser, as variational methods have."""
+    """A guidance with a trainable scalar and its own optimizer, as in variational methods."""
 
     @dataclass
     class Config(ScoreDistillationSampling.Config):
@@ -166,7 +169,7 @@ def test_canvas_reaches_the_mode_that_the_prompt_names(parametrisation: str) -> 
         system.training_step(step, Rng()).loss.backward()
         set_learning_rates(optimizer, OptimizerConfig(lr=Schedule.parse({"from": 0.1, "to": 0.005, "end": 120})), step)
         optimizer.step()
-    images = system.preview(PreviewConfig())["images"]
+    images = system.images()
     (mode,) = [i for i, words in enumerate(system.prior._labels) if {"red", "left"} <= words]
     target = system.prior.decode(system.prior._means[mode : mode + 1].float()).clamp(0, 1)
     # The mixture's deviation is 0.05 in [0, 1]; the next mode is another colour or side, about 0.1 away on average.
@@ -188,7 +191,7 @@ def test_particles_are_drawn_without_replacement_and_others_stay() -> None:
 def test_representation_and_system_must_fit() -> None:
     with pytest.raises(ConfigError, match=r"use system\.type=text-to-2d"):
         parse_component("system", {"type": "text-to-3d", "geometry": {"type": "image-canvas"}})
-    with pytest.raises(ConfigError, match="optimises an image-canvas, not implicit-volume"):
+    with pytest.raises(ConfigError, match="optimizes an image-canvas, not implicit-volume"):
         parse_component("system", {"type": "text-to-2d", "geometry": {"type": "implicit-volume"}})
     with pytest.raises(ConfigError, match=r"exceeds geometry\.particles"):
         parse_component("system", {"type": "text-to-2d", "geometry": {"particles": 2}, "particles_per_step": 3})
@@ -212,7 +215,7 @@ def test_unknown_group_and_nothing_trainable_are_named() -> None:
         ValueError, match=r"lr_groups\.geometri: no such parameter group.*Groups are geometry\.encoding"
     ):
         build_optimizer(OptimizerConfig(lr_groups={"geometri": Schedule.constant(1.0)}), groups)
-    with pytest.raises(ValueError, match="nothing to optimise"):
+    with pytest.raises(ValueError, match="nothing to optimize"):
         build_optimizer(OptimizerConfig(), [{"name": "a", "params": []}])
     with pytest.raises(ConfigError, match="no effect with name=adam"):
         parse_component("system", {"type": "text-to-2d", "optimizer": {"weight_decay": 0.1}})

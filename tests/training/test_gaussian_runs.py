@@ -1,4 +1,4 @@
-"""Runs whose Gaussians come and go: a checkpoint holds what the step after it needs."""
+"""Runs with densification: checkpoints hold everything that later steps need."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from shared.tiny_runs import Recorder, make, plain
 
 from scoredist3d.config.validation import validate
+from scoredist3d.materials import ShadingInputs
 from scoredist3d.systems.base import System
 from scoredist3d.training.checkpoint import read_checkpoint
 from scoredist3d.training.distributed import Devices
@@ -19,7 +20,7 @@ from scoredist3d.training.folder import RunFolder
 from scoredist3d.training.interrupt import InterruptGuard
 
 PLACE = RankContext(Devices.parse("cpu"))
-DENSIFY = {"start": 2, "every": 2, "grad_threshold": 0.0, "grow_fraction": 0.2, "opacity_reset_every": 5}
+DENSIFY = {"start": 2, "every": 2, "grad_threshold": 0.0, "densify_fraction": 0.2, "opacity_reset_every": 5}
 BLOCKS = {
     "geometry": {"type": "gaussians", "num_points": 40, "densify": DENSIFY},
     "material": {"type": "spherical-harmonics", "degree": 2, "degree_every": 3},
@@ -42,7 +43,7 @@ def trained(folder: Path, steps: int, resume: Path | None = None) -> tuple[Syste
 
 @pytest.mark.parametrize("stop", [4, 5])
 def test_a_run_resumed_around_a_densification_is_the_uninterrupted_one(tmp_path: Path, stop: int) -> None:
-    """Stopped right after steps that end in a densification (4) and in a reset of the opacities (5)."""
+    """Interrupts right after a densification (step 4) and after an opacity reset (step 5)."""
     system, whole = trained(tmp_path / "whole", 7)
     assert len(system.geometry.means) > 40  # type: ignore[operator, union-attr, arg-type]
     trained(tmp_path / "half", stop)
@@ -84,7 +85,7 @@ def test_gaussians_start_from_a_volume_and_from_other_gaussians(
     assert "40 Gaussians on its surface" in caplog.text
     cloud = clouds[0].geometry
     assert (cloud().opacities > 0.5).all() and cloud.means.norm(dim=-1).std() < 0.1
-    wanted = clouds[0].scenes[0].material.channels(cloud.features).base_color
+    wanted = clouds[0].scenes[0].material.channels(ShadingInputs(cloud.features)).base_color
     seen = volume.shapes()[0].channels(cloud.means.detach()).base_color
     torch.testing.assert_close(wanted, seen, atol=2e-3, rtol=0)
     with torch.no_grad():

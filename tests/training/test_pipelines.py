@@ -1,4 +1,4 @@
-"""Pipelines from end to end: stages follow each other, and an interrupted one goes on where it stopped."""
+"""Whole pipelines: stages run in order, and interrupted pipelines continue."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_an_interrupted_pipeline_ends_like_an_uninterrupted_one(
     (folder,) = (tmp_path / "half" / "out" / "both").iterdir()
     made = (folder / "coarse" / "ckpts" / "last.ckpt").stat().st_mtime_ns
     assert cli.main(["--train", "--resume", str(folder), "--gpu", "cpu"]) == cli.OK
-    assert "coarse: done before" in capsys.readouterr().out
+    assert "coarse: already done" in capsys.readouterr().out
     assert (folder / "coarse" / "ckpts" / "last.ckpt").stat().st_mtime_ns == made
     first, second = state(whole.folder / "refine"), state(folder / "refine")
     assert all(torch.equal(first[name], second[name]) for name in first)
@@ -95,7 +95,7 @@ def test_a_stage_whose_start_has_changed_begins_anew(tmp_path: Path, capsys: pyt
     first = state(folder / "refine")
     again = ["--train", "--resume", str(folder), "--gpu", "cpu", "stages.coarse.trainer.max_steps=3"]
     assert cli.main(again) == cli.OK
-    assert "coarse has changed, so refine begins anew" in capsys.readouterr().out
+    assert "coarse has changed, so refine starts again" in capsys.readouterr().out
     assert state(folder / "coarse")["scenes.0.steps"].tolist() == [2, 0]
     kept, second = state(folder / "refine-before-1"), state(folder / "refine")
     assert all(torch.equal(kept[name], first[name]) for name in first)
@@ -108,7 +108,7 @@ def test_done_stages_are_not_taken_for_others(tmp_path: Path, capsys: pytest.Cap
     (folder,) = (tmp_path / "out" / "both").iterdir()
     other = ["--train", "--resume", str(folder), "--gpu", "cpu", "stages.refine.system.loss.sparsity=3"]
     assert cli.main(other) == cli.USAGE_ERROR
-    assert "stages.refine: was done with other options" in capsys.readouterr().err
+    assert "stages.refine: is already done with other options" in capsys.readouterr().err
     assert cli.main(["--train", "--resume", str(folder), "--gpu", "cpu"]) == cli.OK  # the refused options are not kept
 
 
@@ -124,12 +124,12 @@ def test_an_extended_stage_keeps_its_schedules(tmp_path: Path, capsys: pytest.Ca
     assert [stage["trainer"]["max_steps"] for stage in shown] == [1, 2]
     assert shown[1]["system"]["optimizer"]["lr"]["end"] == 1
     assert cli.main([*again, "stages.refine.trainer.max_steps=2"]) == cli.OK
-    assert "end at step 1, as before; trainer.schedule_steps=2 stretches them" in capsys.readouterr().out
+    assert "still end at step 1; trainer.schedule_steps=2 stretches them" in capsys.readouterr().out
     resolved = yaml.safe_load((folder / "refine" / "configs" / "resolved.yaml").read_text())
     assert resolved["trainer"]["max_steps"] == 2 and resolved["system"]["optimizer"]["lr"]["end"] == 1
     assert "max_steps: 1" in (folder / "history" / "pipeline-1.yaml").read_text()
     assert cli.main(again) == cli.OK
-    assert "refine: done before" in capsys.readouterr().out
+    assert "refine: already done" in capsys.readouterr().out
 
 
 def test_missing_files_of_later_stages_are_found_before_the_first_one_runs(
@@ -162,7 +162,7 @@ def test_a_stage_that_cannot_begin_says_which_and_how_to_go_on(
     assert not (folder / "refine").exists()
     good = ["--train", "--resume", str(folder), "--gpu", "cpu", "stages.refine.system.conversion.threshold=auto"]
     assert cli.main(good) in (cli.OK, cli.USAGE_ERROR)  # a scene of one step may be too thin to find a surface in
-    assert "coarse: done before" in capsys.readouterr().out
+    assert "coarse: already done" in capsys.readouterr().out
 
 
 def test_a_pipeline_is_no_run_to_start_from(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -190,4 +190,4 @@ def test_a_stage_that_is_done_may_have_run_in_another_precision(tmp_path: Path) 
     later = tiny(tmp_path, "stages.coarse.trainer.precision=16-mixed")
     console = Recorder()
     run_pipeline(later, devices="cpu", resume=folder, console=console)
-    assert "Stage 2 of 2, refine: done before" in console.text
+    assert "Stage 2 of 2, refine: already done" in console.text

@@ -1,4 +1,4 @@
-"""How runs end: exit codes, ``summary.json``, and files of earlier sessions and exports."""
+"""Outcomes of runs: exit codes, ``summary.json``, and files of earlier sessions and exports."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MOVING = {"from": 0.1, "to": 0.01, "end": "${trainer.max_steps}"}
 
 
 def written(folder: Path, system: str = "text-to-3d", **changes: Any) -> Path:
-    """A config file in ``folder``; its runs go to ``folder/out``."""
+    """Write a config file to ``folder``; its runs are in ``folder/out``."""
     file = folder / "config.yaml"
     file.write_text(yaml.safe_dump({**plain(folder / "out", system, trainer={"max_steps": 1}), **changes}))
     return file
@@ -56,7 +56,7 @@ def last_line(capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def press_at(monkeypatch: pytest.MonkeyPatch, step: int, stage: str) -> None:
-    """Ctrl-C after a step of the run in a folder of that name."""
+    """Send Ctrl-C after a step of the run whose folder has the given name."""
     after_step = Checkpoints.after_step
 
     def press(self: Checkpoints, trainer: Any, module: Any, now: int) -> None:
@@ -140,7 +140,7 @@ def test_a_pipeline_fails_without_the_mesh_of_its_last_stage_only(
         ("refine", "no mesh"),
     ]
     assert again("train", folder, "exporter.threshold=auto") == cli.OK
-    assert "coarse: done before" in capsys.readouterr().out
+    assert "coarse: already done" in capsys.readouterr().out
     told = summary(folder)
     assert (told["status"], told["error"]) == ("done", None)
     assert told["paths"]["glb"] == "refine/export/red-left-blob.glb" and (folder / told["paths"]["glb"]).is_file()
@@ -233,7 +233,7 @@ def test_a_longer_run_keeps_its_schedules_and_the_records_of_earlier_sessions(
     capsys.readouterr()
     assert again("train", folder, "trainer.max_steps=3") == cli.OK
     out = capsys.readouterr().out
-    assert "end at step 2, as before; trainer.schedule_steps=3 stretches them" in out and "jump" not in out
+    assert "still end at step 2; trainer.schedule_steps=3 stretches them" in out and "jump" not in out
     assert again("train", folder, "trainer.max_steps=5") == cli.OK
     rows = read_rows(folder / "metrics.csv")[1]
     assert [float(row["lr/canvas"]) for row in rows] == pytest.approx([0.1, 0.055, 0.01, 0.01, 0.01])
@@ -241,7 +241,7 @@ def test_a_longer_run_keeps_its_schedules_and_the_records_of_earlier_sessions(
     assert again("train", folder, "trainer.max_steps=4") == cli.USAGE_ERROR
     assert "trainer.max_steps: 4 is less than the 5 steps" in capsys.readouterr().err
     assert again("train", folder, "trainer.max_steps=6", "trainer.schedule_steps=6") == cli.OK
-    assert "Values that jump at step 5: system.optimizer.lr 0.01 -> 0.025." in capsys.readouterr().out
+    assert "These values jump at step 5: system.optimizer.lr 0.01 -> 0.025." in capsys.readouterr().out
 
     lines = (folder / "configs" / "command.txt").read_text().splitlines()
     assert len(lines) == 4  # the refused session has not begun

@@ -1,4 +1,4 @@
-"""Whole runs with several scenes, and runs that start from other runs."""
+"""Whole runs with several scenes, and runs that are initialized from other runs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import torch
 from shared.tiny_runs import Recorder, make, plain
 
 from scoredist3d.config.validation import validate
-from scoredist3d.export.base import ExportReport, ExportResult
+from scoredist3d.export.base import ExportResult
+from scoredist3d.export.report import ExportReport
 from scoredist3d.seeding import Rng
 from scoredist3d.training.checkpoint import read_checkpoint
 from scoredist3d.training.distributed import Devices
@@ -43,7 +44,7 @@ def test_several_scenes_train_resume_and_leave_one_object_each(tmp_path: Path) -
 
 
 def test_two_processes_train_several_scenes(tmp_path: Path, one_thread: None) -> None:
-    """Scenes that a step does not draw have no gradient, on any rank."""
+    """Scenes that are not drawn in a step have no gradient on any rank."""
     both = run_training(several(tmp_path / "two"), devices="cpu:2", console=Recorder())
     one = run_training(several(tmp_path / "one", accumulate=2), devices="cpu", console=Recorder())
     first, second = weights(both.folder), weights(one.folder)
@@ -69,7 +70,7 @@ def test_a_missing_start_is_named_before_anything_is_written(tmp_path: Path) -> 
 
 
 class Hollow:
-    """An exporter that finds nothing solid in some of the objects."""
+    """An exporter that finds no surface in some of the objects."""
 
     def __init__(self, *empty: str) -> None:
         self.empty = empty
@@ -78,9 +79,7 @@ class Hollow:
         if name in self.empty:
             raise ValueError("nothing is solid")
         (folder / f"{name}.glb").write_bytes(name.encode())
-        nowhere = ((0.0,) * 3,) * 2
-        report = ExportReport(1, 3, True, 0, 0, 1, 0, None, None, nowhere, {f"{name}.glb": len(name)}, {}, ())
-        return ExportResult([folder / f"{name}.glb"], report)
+        return ExportResult([folder / f"{name}.glb"], ExportReport({f"{name}.glb": len(name)}, {}))
 
 
 def test_an_empty_scene_does_not_cost_the_others_their_meshes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,12 +110,12 @@ def test_an_empty_scene_does_not_cost_the_others_their_meshes(tmp_path: Path, mo
 def test_a_network_of_the_guidances_own_refuses_accumulated_batches(tmp_path: Path) -> None:
     config = plain(tmp_path, trainer={"max_steps": 2, "accumulate": 2})
     config["system"]["guidance"] = {"type": "vsd", "phi": {"network": "unet", "channels": [8]}}
-    with pytest.raises(ValueError, match=r"trainer\.accumulate: the guidance trains a network of its own"):
+    with pytest.raises(ValueError, match=r"trainer\.accumulate: the guidance trains its own network"):
         run_training(validate(config), devices="cpu", console=Recorder())
 
 
 def test_answers_of_finite_checks_are_waited_for_before_anything_is_saved(tmp_path: Path) -> None:
-    """On CUDA the last step's answers are still on their way when training ends."""
+    """On CUDA the finite checks of the last step are still pending when training ends."""
     system = build_system(make(tmp_path), RankContext(Devices.parse("cpu")))
     asked = []
     system.guidance.check_finite = lambda: asked.append("guidance")  # type: ignore[method-assign, union-attr]

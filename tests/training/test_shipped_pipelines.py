@@ -1,4 +1,4 @@
-"""The pipelines that ship, with the prior that ships, shortened: every stage trains, the last one leaves its files."""
+"""The shipped pipelines with the embedded prior, shortened: every stage trains, and the last one is exported."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SMALL = {
 
 
 def shortened(file: Path) -> list[str]:
-    """The stages' sizes, by what they optimise."""
+    """Small sizes of the stages, by representation."""
     from scoredist3d.config.pipeline import load_pipeline
 
     stages = load_pipeline([file], ["prompt=x"]).stages

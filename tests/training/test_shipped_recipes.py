@@ -1,4 +1,4 @@
-"""The recipes that ship, with the prior that ships, shortened: every part of the real path runs and repeats exactly."""
+"""The shipped recipes with the embedded prior, shortened: all parts run, and runs repeat bit by bit."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ LONG = "a red mug and a blue chair, " * 8
 
 @pytest.mark.parametrize(("recipe", "prompt"), [("text-to-2d/vsd.yaml", LONG), ("quickstart.yaml", "a red mug")])
 def test_every_line_of_a_run_is_ours(tmp_path: Path, recipe: str, prompt: str) -> None:
-    """Standard error is a terminal, for which libraries draw progress bars; nothing may arrive there."""
+    """Nothing is written to standard error, even if it is a terminal, where libraries show progress bars."""
     pty = pytest.importorskip("pty")
     reader, writer = pty.openpty()
     arguments = ["--config", f"configs/{recipe}", "--train", "--gpu", "cpu", f"prompt={prompt}"]

@@ -99,7 +99,7 @@ def test_damaged_foreign_and_missing_checkpoints_say_what_to_do(tmp_path: Path) 
     content = good.read_bytes()
     for damaged in (b"", b"not a checkpoint", content[: len(content) // 2], content[:-30]):
         broken.write_bytes(damaged)
-        with pytest.raises(ValueError, match=r"last\.ckpt is damaged.*use another one.*step-000010\.ckpt"):
+        with pytest.raises(ValueError, match=r"last\.ckpt is damaged.*use another checkpoint.*step-000010\.ckpt"):
             read_checkpoint(broken)
     torch.save({"state_dict": {}}, broken)
     with pytest.raises(ValueError, match="was not written by this program"):
@@ -112,7 +112,7 @@ def test_damaged_foreign_and_missing_checkpoints_say_what_to_do(tmp_path: Path) 
 
 
 class Trap:
-    """Unpickling this would create a file."""
+    """An object whose unpickling creates a file."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (os.mkdir, ("trap-was-sprung",))
@@ -129,7 +129,7 @@ def test_a_foreign_checkpoint_cannot_run_code(tmp_path: Path, monkeypatch: pytes
 
 def test_weights_of_another_configuration_are_refused() -> None:
     module = nn.utils.skip_init(nn.Linear, 2, 3)
-    with pytest.raises(ValueError, match="it lacks bias; it has the unknown bias2; other sizes in weight"):
+    with pytest.raises(ValueError, match="missing: bias; unexpected: bias2; different sizes: weight"):
         load_weights(module, {"weight": torch.zeros(2, 2), "bias2": torch.zeros(3)})
     load_weights(module, {"weight": torch.ones(3, 2), "bias": torch.zeros(3)})
     assert float(module.weight.detach().sum()) == 6.0

@@ -26,7 +26,7 @@ from scoredist3d.training.run import run_export, run_test, run_training, run_val
 
 
 def assert_same(first: Any, second: Any, path: str = "") -> None:
-    """Equal structure, types and bits."""
+    """Check that two states have equal structure, types and bits."""
     assert type(first) is type(second), path
     if isinstance(first, torch.Tensor):
         assert torch.equal(first, second), f"{path} differs by {(first - second).abs().max()}"
@@ -48,7 +48,7 @@ def last(folder: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any, Recorder]:
-    """A finished 3-step 3D run: result, config, what it said."""
+    """A finished 3-step 3D run: result, config and console output."""
     console = Recorder()
     config = make(tmp_path_factory.mktemp("runs"), log={"every_n_steps": 1, "tensorboard": True})
     return run_training(config, devices="cpu", console=console), config, console
@@ -210,7 +210,7 @@ def test_ctrl_c_saves_a_checkpoint_and_says_how_to_go_on(tmp_path: Path, monkeyp
     monkeypatch.setattr(sys, "stdout", said.stream)
     assert main(["--config", str(config_file), "--train", "--gpu", "cpu"]) == 130
     (run,) = tmp_path.glob("scoredist3d/*")
-    assert f"Stopped at step 2 of 50. To go on: python launch.py --train --resume {run}" in said.text
+    assert f"Stopped at step 2 of 50. To continue: python launch.py --train --resume {run}" in said.text
     assert last(run)["global_step"] == 2 and not (run / "videos").exists()
     assert signal.getsignal(signal.SIGINT) is before
 
@@ -283,9 +283,9 @@ def test_accumulated_batches_and_clipping(tmp_path: Path) -> None:
 
 
 def test_two_processes_train_one_scene_with_their_own_cameras(tmp_path: Path, one_thread: None) -> None:
-    """Two ranks equal one that accumulates the batches of both: their draws differ, their gradients are averaged.
+    """Two ranks with averaged gradients compute the same as one rank that accumulates two batches.
 
-    That the ranks' weights agree is checked by the run itself at every checkpoint.
+    The run itself checks at every checkpoint that the weights of the ranks are equal.
     """
     both = run_training(make(tmp_path / "two"), devices="cpu:2", console=Recorder())
     one = run_training(
@@ -308,7 +308,7 @@ needs_two_gpus = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs
 def test_an_error_of_the_first_rank_ends_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, devices: str | list[int]
 ) -> None:
-    """It does not wait for the other rank, which waits for it in the gradients' sum."""
+    """A failed rank ends at once, although the other rank waits for it in the sum of gradients."""
     from scoredist3d.training.lightning_module import TrainingModule
 
     step = TrainingModule.training_step

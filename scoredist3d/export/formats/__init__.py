@@ -1,1 +1,1 @@
-"""Writers of mesh files, one module per format."""
+"""Writers of file formats, one module per format, and their registry, :mod:`scoredist3d.export.formats.base`."""

@@ -1,4 +1,4 @@
-"""Binary glTF 2.0 files of one textured mesh."""
+"""GLB: one textured mesh as binary glTF 2.0, y up, in meters."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ import numpy as np
 
 from scoredist3d import __version__
 from scoredist3d.export.bake import Textures
+from scoredist3d.export.formats.base import register_format
 from scoredist3d.export.frame import to_y_up
+from scoredist3d.export.products import TexturedProduct
 from scoredist3d.meshes.mesh import Mesh
 from scoredist3d.meshes.tangents import corner_tangents, frame_groups
 
@@ -22,12 +24,14 @@ _LINEAR, _LINEAR_MIPMAP_LINEAR = 9729, 9987
 
 
 def split_seams(mesh: Mesh, *, tangents: bool = False) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """One vertex per (vertex, texture coordinate) pair, and per handedness of the tangent frame where that is wanted.
+    """Split the vertices of a mesh at the seams of its texture coordinates.
+
+    The result has one vertex per pair of vertex and texture coordinate, and with ``tangents`` also per handedness of
+    the tangent frame. Normals are those of the closed surface, so shading does not show the seams.
 
     Returns:
-        The vertices' attributes by their glTF name, in our axes: POSITION (N, 3), NORMAL (N, 3), TEXCOORD_0 (N, 2) with
-        its origin at the bottom left, TANGENT (N, 4) if asked for; and faces (F, 3). Normals are those of the closed
-        surface, so shading does not show the seams.
+        Vertex attributes by glTF name, in world axes: POSITION (N, 3), NORMAL (N, 3), TEXCOORD_0 (N, 2) with the origin
+        at the bottom left, and with ``tangents`` TANGENT (N, 4); and the faces (F, 3).
 
     Raises:
         ValueError: The mesh has no texture coordinates.
@@ -48,34 +52,26 @@ def split_seams(mesh: Mesh, *, tangents: bool = False) -> tuple[dict[str, np.nda
     return attributes, group.reshape(-1, 3)
 
 
-def write_glb(
-    path: Path,
-    mesh: Mesh,
-    textures: Textures,
-    name: str,
-    *,
-    unlit: bool = False,
-    double_sided: bool = False,
-    scale: float = 1.0,
-) -> None:
-    """Write a binary glTF with one mesh and one metallic-roughness material.
+@register_format(
+    "glb",
+    suffix=".glb",
+    needs=TexturedProduct,
+    summary="Binary glTF 2.0 with the baked textures, y up, in meters.",
+    has_unlit=True,
+)
+def write_glb(path: Path, product: TexturedProduct) -> list[Path]:
+    """Write a binary glTF file with one mesh and one metallic-roughness material, both named after the file.
 
-    The base colour texture is sRGB; occlusion, roughness and metallic share one linear texture (red, green, blue), and
-    a normal map comes with tangents. Channels that do not exist become no texture: then the material is fully rough and
-    not metallic.
+    The base color texture is sRGB. Occlusion, roughness and metallic share one linear texture (red, green, blue). A
+    normal map comes with tangents. Without roughness and metallic textures the material is fully rough and not
+    metallic. An unlit mesh declares ``KHR_materials_unlit``; viewers without that extension fall back to the material.
 
-    Args:
-        path: Written directly; stage it where atomicity matters.
-        mesh: Unwrapped, world coordinates.
-        textures: Of the mesh.
-        name: Name of the node, mesh and material.
-        unlit: Declare ``KHR_materials_unlit``: viewers show the texture as it is. The material stays as the fallback of
-            viewers that do not know the extension.
-        double_sided: Show the back of the faces too, for surfaces that are not closed.
-        scale: Metres per scene unit.
+    Raises:
+        ValueError: The mesh has no texture coordinates.
     """
-    attributes, faces = split_seams(mesh, tangents=textures.normal is not None)
-    attributes["POSITION"] = to_y_up(attributes["POSITION"]) * np.float32(scale)
+    textures, name = product.textures, path.stem
+    attributes, faces = split_seams(product.mesh, tangents=textures.normal is not None)
+    attributes["POSITION"] = to_y_up(attributes["POSITION"]) * np.float32(product.frame.scale)
     attributes["NORMAL"] = to_y_up(attributes["NORMAL"])
     attributes["TEXCOORD_0"] = attributes["TEXCOORD_0"] * np.array([1, -1], np.float32) + np.array([0, 1], np.float32)
     if "TANGENT" in attributes:
@@ -90,15 +86,19 @@ def write_glb(
     }
     file.document["meshes"] = [{"name": name, "primitives": [primitive]}]
     file.document["nodes"] = [{"name": name, "mesh": 0}]
-    file.document["materials"] = [_material(file, textures, name, double_sided)]
-    if unlit:
+    file.document["materials"] = [_material(file, textures, name, product.double_sided)]
+    if product.unlit:
         file.document["extensionsUsed"] = ["KHR_materials_unlit"]
         file.document["materials"][0]["extensions"] = {"KHR_materials_unlit": {}}
     path.write_bytes(file.glb())
+    return [path]
 
 
 def packed_surface(textures: Textures) -> np.ndarray | None:
-    """(S, S, 3) occlusion, roughness, metallic; neutral where one is missing, None where all are."""
+    """Occlusion, roughness and metallic packed into the channels of one (S, S, 3) image.
+
+    A missing map gets its neutral value; the result is None if all three are missing.
+    """
     maps = (textures.occlusion, textures.roughness, textures.metallic)
     if all(image is None for image in maps):
         return None
@@ -129,7 +129,7 @@ def _material(file: _Builder, textures: Textures, name: str, double_sided: bool)
 
 
 class _Builder:
-    """Collects the JSON document and the binary chunk of a GLB."""
+    """Builder of a GLB file: collects its JSON document and its binary chunk."""
 
     def __init__(self) -> None:
         self.document: dict[str, Any] = {
@@ -142,7 +142,7 @@ class _Builder:
         self.data = bytearray()
 
     def vertices(self, attribute: str, values: np.ndarray) -> int:
-        """Index of a new accessor of (N, C) float32 vertex data."""
+        """Add an accessor of (N, C) float32 vertex data and return its index."""
         values = np.ascontiguousarray(values, dtype="<f4")
         accessor: dict[str, Any] = {
             "bufferView": self._view(values.tobytes(), _ARRAY_BUFFER),
@@ -150,12 +150,12 @@ class _Builder:
             "count": len(values),
             "type": f"VEC{values.shape[1]}",
         }
-        if attribute == "POSITION":  # the only attribute for which bounds are compulsory
+        if attribute == "POSITION":  # the only attribute for which glTF requires bounds
             accessor |= {"min": values.min(axis=0).tolist(), "max": values.max(axis=0).tolist()}
         return self._append("accessors", accessor)
 
     def indices(self, faces: np.ndarray, count: int) -> int:
-        """Index of a new accessor of (F, 3) indices of ``count`` vertices."""
+        """Add an accessor of (F, 3) faces over ``count`` vertices and return its index."""
         kind, code = ("<u2", _UNSIGNED_SHORT) if count < 65535 else ("<u4", _UNSIGNED_INT)
         view = self._view(faces.astype(kind).tobytes(), _ELEMENT_ARRAY_BUFFER)
         return self._append(
@@ -163,7 +163,7 @@ class _Builder:
         )
 
     def texture(self, image: np.ndarray) -> int:
-        """Index of a new texture of a uint8 image."""
+        """Add a uint8 image as a PNG texture and return its index."""
         from PIL import Image
 
         buffer = io.BytesIO()
@@ -173,7 +173,7 @@ class _Builder:
         return self._append("textures", {"source": source, "sampler": 0})
 
     def glb(self) -> bytes:
-        """The whole file."""
+        """The bytes of the file."""
         self.document["buffers"] = [{"byteLength": len(self.data)}]
         text = json.dumps(self.document, separators=(",", ":")).encode("ascii")
         text += b" " * (-len(text) % 4)

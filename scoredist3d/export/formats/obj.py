@@ -1,4 +1,7 @@
-"""OBJ with its MTL and PNGs; y up by default, like the GLB, because most importers assume it."""
+"""OBJ: one textured mesh with its MTL file and PNG textures.
+
+It is y up by default, like the GLB, because most importers assume it.
+"""
 
 from __future__ import annotations
 
@@ -7,25 +10,28 @@ from pathlib import Path
 
 import numpy as np
 
-from scoredist3d.export.bake import Textures
-from scoredist3d.export.frame import Y_UP, Frame
-from scoredist3d.meshes.mesh import Mesh
+from scoredist3d.export.formats.base import register_format
+from scoredist3d.export.products import TexturedProduct
 
-# MTL keys of the PBR extension by the textures' names.
+# Keys of the PBR extension of MTL by texture name.
 _MAPS = {"roughness": "map_Pr", "metallic": "map_Pm", "normal": "norm"}
 
 
-def write_obj(folder: Path, name: str, mesh: Mesh, textures: Textures, frame: Frame = Y_UP) -> list[Path]:
-    """Write ``name.png``, ``name.mtl`` and ``name.obj``, and ``name-roughness.png`` and so on for channels that exist.
+@register_format(
+    "obj",
+    suffix=".obj",
+    needs=TexturedProduct,
+    summary="OBJ with its MTL file and the baked textures as PNG files.",
+)
+def write_obj(path: Path, product: TexturedProduct) -> list[Path]:
+    """Write ``name.obj``, ``name.mtl``, ``name.png`` and one ``name-<channel>.png`` per further texture.
 
-    The surface stays closed, seams live in the texture indices. MTL has no key for occlusion, so that stays out.
+    The surface stays closed: seams exist only in the texture indices. MTL has no key for occlusion, so that texture is
+    omitted.
 
     Args:
-        folder: Written directly; stage it where atomicity matters.
-        name: ASCII without spaces (see :func:`scoredist3d.export.files.safe_name`).
-        mesh: Unwrapped, world coordinates.
-        textures: Of the mesh.
-        frame: Axes and unit.
+        path: ``name.obj``; the name is ASCII without spaces (see :func:`scoredist3d.export.files.safe_name`).
+        product: Mesh and textures.
 
     Returns:
         The paths, each file after those it refers to.
@@ -33,6 +39,8 @@ def write_obj(folder: Path, name: str, mesh: Mesh, textures: Textures, frame: Fr
     Raises:
         ValueError: The mesh has no texture coordinates.
     """
+    mesh, textures, frame = product.mesh, product.textures, product.frame
+    folder, name = path.parent, path.stem
     if mesh.uvs is None or mesh.uv_faces is None:
         raise ValueError("the mesh has no texture coordinates: unwrap it first")
     from PIL import Image
@@ -48,20 +56,20 @@ def write_obj(folder: Path, name: str, mesh: Mesh, textures: Textures, frame: Fr
             paths.append(folder / f"{name}-{channel}.png")
             Image.fromarray(image).save(paths[-1])
             lines.append(f"{key} {paths[-1].name}")
-    material, target = folder / f"{name}.mtl", folder / f"{name}.obj"
+    material = folder / f"{name}.mtl"
     material.write_text("\n".join(lines) + "\n", encoding="ascii")
-    with target.open("w", encoding="ascii", newline="\n") as file:
+    with path.open("w", encoding="ascii", newline="\n") as file:
         file.write(f"# {frame.comment}\nmtllib {name}.mtl\no {name}\nusemtl {name}\n")
         file.write(_rows("v", frame.points(mesh.vertices), "%.7g"))
         file.write(_rows("vt", mesh.uvs, "%.7g"))
         file.write(_rows("vn", frame.directions(mesh.vertex_normals()), "%.5g"))
         corners = np.stack([mesh.faces, mesh.uv_faces, mesh.faces], axis=2).reshape(-1, 9) + 1
         file.write(_rows("f", corners, "%d/%d/%d", 3))
-    return [*paths, material, target]
+    return [*paths, material, path]
 
 
 def _rows(key: str, values: np.ndarray, item: str, items: int | None = None) -> str:
-    """One text line per row of ``values``."""
+    """Lines of text, one per row of ``values``."""
     buffer = io.StringIO()
     np.savetxt(buffer, values, fmt=f"{key} " + " ".join([item] * (items or values.shape[1])))
     return buffer.getvalue()

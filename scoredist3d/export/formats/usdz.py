@@ -1,4 +1,4 @@
-"""USDZ packages, for AR viewers; needs the optional package usd-core."""
+"""USDZ: one textured mesh for AR viewers; needs the optional package usd-core."""
 
 from __future__ import annotations
 
@@ -9,59 +9,59 @@ from typing import Any
 
 import numpy as np
 
-from scoredist3d.export.bake import Textures
+from scoredist3d.export.formats.base import register_format
 from scoredist3d.export.frame import to_y_up
+from scoredist3d.export.products import TexturedProduct
 from scoredist3d.meshes.mesh import Mesh
 
 INSTALL = "pip install usd-core"
 
 
 def usdz_problem() -> str:
-    """Why no USDZ can be written, or an empty string."""
+    """The reason why USDZ files cannot be written, or an empty string."""
     if importlib.util.find_spec("pxr") is not None:
         return ""
     return f"exporter.formats: usdz needs the package usd-core, which is not installed: {INSTALL}"
 
 
-def write_usdz(
-    path: Path, mesh: Mesh, textures: Textures, name: str, *, double_sided: bool = False, scale: float = 1.0
-) -> None:
-    """Write a USDZ with one mesh and one ``UsdPreviewSurface``, y up, in metres.
+@register_format(
+    "usdz",
+    suffix=".usdz",
+    needs=TexturedProduct,
+    summary="USDZ with the baked textures for AR viewers, y up, in meters; needs the package usd-core.",
+    problem=usdz_problem,
+)
+def write_usdz(path: Path, product: TexturedProduct) -> list[Path]:
+    """Write a USDZ file with one mesh and one ``UsdPreviewSurface``, y up, in meters.
 
-    The uncompressed archive holds a binary layer and PNG textures. A normal map is for USD's tangent frames, which,
-    like glTF's, follow +u and +v.
-
-    Args:
-        path: Written directly; stage it where atomicity matters.
-        mesh: Unwrapped, world coordinates.
-        textures: Of the mesh.
-        name: Of the layer.
-        double_sided: Show the back of the faces too.
-        scale: Metres per scene unit.
+    The uncompressed archive holds a binary layer and PNG textures. The normal map uses USD's tangent frames, which
+    follow +u and +v, as those of glTF do.
 
     Raises:
         ValueError: usd-core is missing, or the mesh has no texture coordinates.
     """
     if problem := usdz_problem():
         raise ValueError(problem)
+    mesh = product.mesh
     if mesh.uvs is None or mesh.uv_faces is None:
         raise ValueError("the mesh has no texture coordinates: unwrap it first")
     from PIL import Image
     from pxr import Sdf
 
-    images = {channel: image for channel, image in vars(textures).items() if image is not None}
+    images = {channel: image for channel, image in vars(product.textures).items() if image is not None}
     with tempfile.TemporaryDirectory(prefix="scoredist3d-usd-") as temporary:
         folder = Path(temporary)
         for channel, image in images.items():
             Image.fromarray(image).save(folder / f"{channel}.png")
-        layer = folder / f"{name}.usdc"
-        _write_layer(layer, mesh, list(images), double_sided, scale)
-        # The writer aligns the files as the format wants; the layer comes first.
+        layer = folder / f"{path.stem}.usdc"
+        _write_layer(layer, mesh, list(images), product.double_sided, product.frame.scale)
+        # The writer aligns the files as the format requires; the layer must be the first one.
         archive = Sdf.ZipFileWriter.CreateNew(str(path))
         for file in [layer, *(folder / f"{channel}.png" for channel in images)]:
             archive.AddFile(str(file), file.name)
         if not archive.Save():
             raise OSError(f"usd-core could not write {path}")
+    return [path]
 
 
 def _write_layer(path: Path, mesh: Mesh, channels: list[str], double_sided: bool, scale: float) -> None:
@@ -101,7 +101,7 @@ def _define_mesh(stage: Any, mesh: Mesh, double_sided: bool, scale: float) -> An
 
 
 def _define_material(stage: Any, channels: list[str]) -> Any:
-    """A preview surface whose inputs read ``<channel>.png``."""
+    """A preview surface whose inputs are the textures ``<channel>.png``."""
     from pxr import Sdf, UsdShade
 
     types = Sdf.ValueTypeNames

@@ -1,4 +1,4 @@
-"""3D Gaussians: the representation, its initialisation and its adaptive density control."""
+"""3D Gaussians: parameters, initialization, adaptive density control, and the field used for export."""
 
 from scoredist3d.geometry.gaussians.model import Gaussians
 

@@ -1,4 +1,4 @@
-"""Gaussians as a field in space: what their surface is found in, and what paints it."""
+"""Density and features of 3D Gaussians at arbitrary points, for surface extraction and conversion."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from torch import Tensor
 from scoredist3d.geometry.base import GaussianSet
 from scoredist3d.ops.rotations import rotation_matrices
 
-_REACH = 3.0  # deviations; exp(-9 / 2) = 0.011 is left out beyond
-_MAX_OPACITY = 0.999  # as in splatting: what is fully opaque has no finite extinction
+_REACH = 3.0  # standard deviations; the density is cut off where it falls below exp(-9 / 2) = 0.011 of its peak
+_MAX_OPACITY = 0.999  # as in splatting; an opacity of 1 has no finite extinction
 _MAX_LEVEL = 7
-_CELLS_ACROSS = 6  # of the level that a Gaussian's box is listed in
+_CELLS_ACROSS = 6  # maximum extent of a Gaussian's bounding box, in cells of its level
 _PAIRS_PER_PASS = 1 << 20
 
 
 @dataclass(frozen=True)
 class _Level:
-    """Gaussians of about one size, listed in the cells of a grid over the ball's cube.
+    """A regular grid over the ball's cube that lists, for each cell, the Gaussians of about one size near it.
 
     Attributes:
-        cells: Per axis.
-        members: (P,) Gaussians, cell by cell.
-        offsets: (cells^3 + 1,), where each cell's members begin.
+        cells: Number of cells per axis.
+        members: (P,) indices of Gaussians, ordered by cell.
+        offsets: (cells^3 + 1,), position of each cell's first entry in ``members``.
     """
 
     cells: int
@@ -35,18 +35,19 @@ class _Level:
 
 
 class GaussianField:
-    """sigma(x) = sum_i k_i exp(-d_i(x)^2 / 2), k_i = -ln(1 - o_i) / (sqrt(2 pi) s_i), within 3 deviations of each.
+    """The density sigma(x) = sum_i k_i exp(-d_i(x)^2 / 2) with k_i = -ln(1 - o_i) / (sqrt(2 pi) s_i).
 
-    d_i is the Mahalanobis distance, o_i the opacity and s_i the smallest deviation: a ray through the centre along that
-    axis is dimmed by o_i, as when the Gaussian is splatted. Deviations are at least ``smallest`` (added in squares), so
-    that flat Gaussians do not fall between the samples of a grid.
+    d_i is the Mahalanobis distance to Gaussian i, o_i its opacity and s_i its smallest standard deviation. A ray
+    through the center along the shortest axis therefore has the opacity o_i, as in splatting. The sum covers the
+    Gaussians within 3 standard deviations of x. The Gaussians are blurred with the standard deviation ``smallest``, so
+    that flat ones are not missed between the samples of a grid.
     """
 
     def __init__(self, gaussians: GaussianSet, radius: float, smallest: float) -> None:
         """Args:
-        gaussians: Not differentiated.
-        radius: Of the ball; the field is zero outside.
-        smallest: Scene units.
+        gaussians: Treated as constants; the field has no gradients.
+        radius: Radius of the ball, scene units; the density is zero outside.
+        smallest: Standard deviation of the blur, scene units.
         """
         with torch.no_grad():
             self.radius = radius
@@ -57,14 +58,14 @@ class GaussianField:
             opacities = gaussians.opacities.detach().clamp_max(_MAX_OPACITY)
             strength = -torch.log1p(-opacities) / (math.sqrt(2 * math.pi) * scales.amin(dim=-1))
             whiten = axes.transpose(1, 2) / scales[:, :, None]
-            # Side by side, since a query gathers all of them millions of times.
+            # In one tensor, because each query gathers all of these values.
             self._packed = torch.cat([whiten.flatten(1), self.means, strength[:, None]], dim=-1)
             half = _REACH * (axes * scales[:, None]).norm(dim=-1)
             self._levels = list(self._listed(half))
 
     @torch.no_grad()
     def density(self, points: Tensor) -> Tensor:
-        """(M,) extinction per scene unit at (M, 3)."""
+        """(M,) extinction per scene unit at (M, 3) points."""
         total = points.new_zeros(len(points))
         for index, _, weights in self._pairs(points):
             total.index_add_(0, index, weights)
@@ -72,26 +73,27 @@ class GaussianField:
 
     @torch.no_grad()
     def features_at(self, points: Tensor) -> Tensor:
-        """(M, F) at (M, 3): the mean of the Gaussians there, weighted with their extinctions; the nearest elsewhere."""
+        """(M, F) at (M, 3) points: mean features weighted by extinction; those of the nearest mean where that is 0."""
         total = points.new_zeros(len(points))
         mixed = points.new_zeros(len(points), self.features.shape[1])
         for index, member, weights in self._pairs(points):
             total.index_add_(0, index, weights)
             mixed.index_add_(0, index, weights[:, None] * self.features[member])
-        alone = total <= 0
-        mixed = mixed / torch.where(alone, 1.0, total)[:, None]
-        if bool(alone.any()):
-            mixed[alone] = self.features[self._nearest(points[alone])]
+        empty = total <= 0
+        mixed = mixed / torch.where(empty, 1.0, total)[:, None]
+        if bool(empty.any()):
+            mixed[empty] = self.features[self._nearest(points[empty])]
         return mixed
 
     def _nearest(self, points: Tensor) -> Tensor:
+        """(M,) index of the nearest mean to each of (M, 3) points."""
         from scipy.spatial import cKDTree
 
         _, index = cKDTree(self.means.cpu().numpy()).query(points.cpu().numpy())
         return torch.from_numpy(index).to(points.device)
 
     def _listed(self, half: Tensor) -> Iterator[_Level]:
-        """The levels that have members; ``half`` (N, 3) is half of each Gaussian's box."""
+        """The levels with at least one Gaussian; ``half`` (N, 3) is half the size of each Gaussian's bounding box."""
         widest = 2 * half.amax(dim=-1)
         depth = torch.log2(2 * self.radius * _CELLS_ACROSS / widest).floor().clamp(0, _MAX_LEVEL).long()
         inside = (self.means.abs() - half < self.radius).all(dim=-1)
@@ -109,11 +111,11 @@ class GaussianField:
             yield _Level(cells, chosen[owner][order], _offsets(counts))
 
     def _cell(self, points: Tensor, cells: int) -> Tensor:
-        """(M, 3) integer coordinates; points outside go to the nearest cell."""
+        """(M, 3) integer coordinates of the cells of (M, 3) points; points outside the cube are clamped to it."""
         return ((points + self.radius) * (0.5 * cells / self.radius)).floor().long().clamp(0, cells - 1)
 
     def _pairs(self, points: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Points (P,), Gaussians (P,) near them and the extinctions (P,) of these there."""
+        """Chunks of pairs of a point and a nearby Gaussian: indices (P,) of both, and the extinction (P,) there."""
         inside = torch.nonzero(points.norm(dim=-1) <= self.radius)[:, 0]
         for level in self._levels:
             cell = _flat(self._cell(points[inside], level.cells), level.cells)
@@ -130,6 +132,7 @@ class GaussianField:
                 begin = stop
 
     def _extinction(self, points: Tensor, member: Tensor) -> Tensor:
+        """(P,) extinction of Gaussian ``member[p]`` at point p."""
         whiten, means, strength = self._packed.index_select(0, member).split([9, 3, 1], dim=-1)
         away = torch.einsum("pij,pj->pi", whiten.unflatten(-1, (3, 3)), points - means)
         square = away.square().sum(dim=-1)
@@ -137,14 +140,16 @@ class GaussianField:
 
 
 def _flat(cell: Tensor, cells: int) -> Tensor:
+    """(M,) flat indices of cells with (M, 3) integer coordinates."""
     return (cell[:, 0] * cells + cell[:, 1]) * cells + cell[:, 2]
 
 
 def _offsets(counts: Tensor) -> Tensor:
+    """(M + 1,) start of each of M consecutive runs with the given lengths, and the end of the last."""
     return torch.nn.functional.pad(counts.cumsum(0), (1, 0))
 
 
 def _expand(counts: Tensor) -> tuple[Tensor, Tensor]:
-    """For each owner i, ``counts[i]`` entries: their owner and their number among that owner's."""
+    """``counts[i]`` entries for each i: the index i of each entry, and its position within the run of i."""
     owner = torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
     return owner, torch.arange(len(owner), device=counts.device) - _offsets(counts)[:-1][owner]

@@ -1,4 +1,4 @@
-"""Gaussians to begin with: in a ball, on a surface, or from a file of points."""
+"""Initial 3D Gaussians: in a ball, on a surface, or from a PLY file."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from scoredist3d.geometry.base import GaussianSet
+from scoredist3d.geometry.base import GaussianSet, PointFunction
 from scoredist3d.meshes.mesh import Mesh
 from scoredist3d.meshes.splats import Up, is_splats, read_points, read_points_table, read_splats
 from scoredist3d.nn.regression import points_in_ball, surface_sampler
@@ -17,32 +17,37 @@ from scoredist3d.ops.rotations import quaternions_to
 
 logger = logging.getLogger(__name__)
 
-_NEIGHBOURS = 3
-_MARGIN = 0.9  # what comes from a file reaches so far, in radii, as meshes do
-_LEAST_SCALE = 1e-4  # of the radius: points at one place have no distance
+_NEIGHBORS = 3
+_MARGIN = 0.9  # extent of objects from files, as a fraction of the radius; the same as for meshes
+_MIN_SCALE = 1e-4  # as a fraction of the radius, for coincident points
 
-Look = Callable[[Tensor], Tensor]
-"""Points (N, 3) or colours (N, 3) to features (N, F)."""
+ColorFunction = Callable[[Tensor], Tensor]
+"""Colors (N, 3) to the features (N, F) that make the material show them."""
 
 
 def gaussians_in_ball(
-    count: int, extent: float, opacity: float, paint: Look, generator: torch.Generator, radius: float
+    count: int, extent: float, opacity: float, color_features: ColorFunction, generator: torch.Generator, radius: float
 ) -> GaussianSet:
-    """Round Gaussians uniform in the ball of ``extent``, gray.
+    """Gray isotropic Gaussians, uniform in a ball around the origin.
 
     Args:
-        count: N.
-        extent: Scene units.
-        opacity: Of each.
-        paint: Colours to features.
-        generator: Draws the places.
-        radius: Of the object's ball.
+        count: Number of Gaussians.
+        extent: Radius of the ball that is filled, scene units.
+        opacity: Opacity of each Gaussian.
+        color_features: Maps colors to features.
+        generator: Draws the means.
+        radius: Radius of the object's ball, scene units.
     """
-    return round_gaussians(points_in_ball(generator, count, extent), None, opacity, paint, radius)
+    return isotropic_gaussians(points_in_ball(generator, count, extent), None, opacity, color_features, radius)
 
 
-def round_gaussians(means: Tensor, colors: Tensor | None, opacity: float, paint: Look, radius: float) -> GaussianSet:
-    """Gaussians at (N, 3) ``means``, as wide as their three nearest neighbours are far on average; gray by default."""
+def isotropic_gaussians(
+    means: Tensor, colors: Tensor | None, opacity: float, color_features: ColorFunction, radius: float
+) -> GaussianSet:
+    """Isotropic Gaussians at (N, 3) ``means``; gray without ``colors`` (N, 3).
+
+    The standard deviation is the mean distance to the three nearest neighbors.
+    """
     quaternions = means.new_zeros(len(means), 4)
     quaternions[:, 0] = 1.0
     return GaussianSet(
@@ -50,7 +55,7 @@ def round_gaussians(means: Tensor, colors: Tensor | None, opacity: float, paint:
         spacing(means, radius)[:, None].expand(-1, 3).contiguous(),
         quaternions,
         torch.full_like(means[:, 0], opacity),
-        paint(torch.full_like(means, 0.5) if colors is None else colors),
+        color_features(torch.full_like(means, 0.5) if colors is None else colors),
     )
 
 
@@ -59,27 +64,27 @@ def gaussians_on_surface(
     count: int,
     opacity: float,
     thickness: float,
-    look: Look,
+    features: PointFunction,
     generator: torch.Generator,
     radius: float,
     *,
     around: int = 0,
     distance: float = 0.0,
 ) -> GaussianSet:
-    """Flat Gaussians uniform by area on a mesh, their shortest axes along its normals.
+    """Flat Gaussians on a mesh, uniform by area, with their shortest axes along the normals.
 
     Args:
         mesh: World coordinates.
-        count: Gaussians on the surface.
-        opacity: Of each.
-        thickness: Deviation along the normal, in units of that along the surface (the mean distance to the three
-            nearest neighbours).
-        look: Points to features.
-        generator: Draws the places.
-        radius: Of the ball.
-        around: Further, round ones near the surface (GaussianDreamer, arXiv 2310.08529, grows its points so); they
-            have the features of the points that they were moved away from.
-        distance: Deviation of that move, scene units.
+        count: Number of Gaussians on the surface.
+        opacity: Opacity of each Gaussian.
+        thickness: Ratio of the standard deviation along the normal to that along the surface, which is the mean
+            distance to the three nearest neighbors.
+        features: Maps points to features.
+        generator: Draws the means.
+        radius: Radius of the object's ball, scene units.
+        around: Number of additional isotropic Gaussians near the surface, as in the point growing of GaussianDreamer
+            (arXiv 2310.08529). They have the features of the surface points that they were displaced from.
+        distance: Standard deviation of that displacement, scene units.
 
     Raises:
         ValueError: The mesh has no area.
@@ -90,74 +95,84 @@ def gaussians_on_surface(
     moved[count:] += distance * torch.randn(around, 3, generator=generator, device=points.device)
     scales = spacing(moved, radius)[:, None].repeat(1, 3)
     scales[:count, 2] *= thickness
-    return GaussianSet(moved, scales, quaternions_to(normals), torch.full_like(points[:, 0], opacity), look(points))
+    return GaussianSet(moved, scales, quaternions_to(normals), torch.full_like(points[:, 0], opacity), features(points))
 
 
 def gaussians_from_points(
-    path: str, up: Up, most: int, opacity: float, fit: bool, paint: Look, generator: torch.Generator, radius: float
+    path: str,
+    up: Up,
+    most: int,
+    opacity: float,
+    fit: bool,
+    color_features: ColorFunction,
+    generator: torch.Generator,
+    radius: float,
 ) -> GaussianSet:
-    """The Gaussians of a PLY file, or round ones at its points (some of them where there are more than ``most``).
+    """The Gaussians of a PLY file, or isotropic Gaussians at the points of a PLY point cloud.
 
-    Colours are those seen from nowhere in particular; that view-dependent parts are left out is logged.
+    View-dependent colors are dropped, which is logged.
 
     Args:
         path: A local file.
-        up: Its upward axis.
-        most: Points taken of a plain point cloud.
-        opacity: Of each, where the file holds plain points.
-        fit: Move and scale into the ball.
-        paint: Colours to features.
-        generator: Chooses points.
-        radius: Of the ball.
+        up: Upward axis of the file.
+        most: Maximum number of points of a point cloud; a random subset is taken of larger ones.
+        opacity: Opacity of each Gaussian, for a point cloud.
+        fit: Center and scale the object to the ball.
+        color_features: Maps colors to features.
+        generator: Draws the subset.
+        radius: Radius of the object's ball, scene units.
 
     Raises:
-        ValueError: The file cannot be read, or holds too few points.
+        ValueError: The file cannot be read, or has too few points.
     """
     table, _ = read_points_table(path)
     if is_splats(table):
         splats = read_splats(path, up)
-        _require_some(len(splats.means), path)
+        _require_neighbors(len(splats.means), path)
         if splats.harmonics is not None:
             logger.warning(
-                "geometry.init_file: the view-dependent colours of %s (harmonics up to degree %d) are left out; its "
-                "Gaussians start with the colours that all views share",
+                "geometry.init_file: the view-dependent colors of %s (spherical harmonics up to degree %d) are "
+                "dropped; only the view-independent colors are used",
                 Path(path).name,
                 splats.degree,
             )
         means, scale = fitted(splats.means, radius) if fit else (splats.means, 1.0)
-        features = paint(splats.colors)
+        features = color_features(splats.colors)
         return GaussianSet(means, scale * splats.scales, splats.quaternions, splats.opacities, features)
     points, colors = read_points(path, up)
-    _require_some(len(points), path)
+    _require_neighbors(len(points), path)
     chosen = torch.randperm(len(points), generator=generator)[:most].sort().values
     means = (fitted(points, radius)[0] if fit else points)[chosen]
-    return round_gaussians(means, None if colors is None else colors[chosen], opacity, paint, radius)
+    return isotropic_gaussians(means, None if colors is None else colors[chosen], opacity, color_features, radius)
 
 
 def fitted(points: Tensor, radius: float) -> tuple[Tensor, float]:
-    """Points (N, 3) with the middle of their bounds at the origin, reaching 0.9 of the radius; and their scaling.
+    """Points (N, 3), centered by their bounding box and scaled to reach 0.9 of the radius, and the scale factor.
 
     Raises:
-        ValueError: All points are at one position.
+        ValueError: All points coincide.
     """
-    centred = points - 0.5 * (points.amin(dim=0) + points.amax(dim=0))
-    reach = float(centred.norm(dim=-1).max())
+    centered = points - 0.5 * (points.amin(dim=0) + points.amax(dim=0))
+    reach = float(centered.norm(dim=-1).max())
     if not reach > 0:
-        raise ValueError("geometry.init_file: all points are at one position")
+        raise ValueError("geometry.init_file: all points coincide; use a file with at least two different points")
     scale = _MARGIN * radius / reach
-    return centred * scale, scale
+    return centered * scale, scale
 
 
 def spacing(points: Tensor, radius: float) -> Tensor:
-    """(N,) mean distances of (N, 3) points, N > 3, to their three nearest neighbours; more than 0."""
+    """(N,) mean distances of (N, 3) points, N > 3, to their three nearest neighbors, at least 1e-4 of the radius."""
     from scipy.spatial import cKDTree
 
     places = points.detach().double().cpu().numpy()
-    distances, _ = cKDTree(places).query(places, k=_NEIGHBOURS + 1)
+    distances, _ = cKDTree(places).query(places, k=_NEIGHBORS + 1)
     mean = torch.from_numpy(distances[:, 1:].mean(axis=1)).to(points)
-    return mean.clamp_min(_LEAST_SCALE * radius)
+    return mean.clamp_min(_MIN_SCALE * radius)
 
 
-def _require_some(count: int, path: str) -> None:
-    if count <= _NEIGHBOURS:
-        raise ValueError(f"geometry.init_file: {Path(path).name} holds {count} points, at least 4 are needed")
+def _require_neighbors(count: int, path: str) -> None:
+    if count <= _NEIGHBORS:
+        raise ValueError(
+            f"geometry.init_file: {Path(path).name} has {count} points, but at least {_NEIGHBORS + 1} are needed; use "
+            "a denser file"
+        )

@@ -22,6 +22,7 @@ from torch.nn import functional
 from scoredist3d.config import ComponentConfig, Schedule, option
 from scoredist3d.diffusion.prediction import Prediction
 from scoredist3d.diffusion.standard_velocity import StandardVelocity
+from scoredist3d.nn.unregistered import Unregistered
 from scoredist3d.priors.adapters import AdapterPoints
 from scoredist3d.priors.base import Prior
 from scoredist3d.priors.camera_embedding import CAMERA_EMBEDDING_SIZE, camera_embedding
@@ -144,8 +145,8 @@ class LoraScoreModel(ScoreModel):
         owns_model: Whether ``model`` belongs to this module alone and is moved with it.
         """
         super().__init__()
-        # A tuple keeps the model out of the module tree, and so out of checkpoints.
-        self._outside = (model, points)
+        self._model = Unregistered(model)
+        self._points = points
         self._owns_model = owns_model
         paths = [path.rpartition(".")[::2] for path in points.linears]
         self._places = [(points.network.get_submodule(parent), name) for parent, name in paths]
@@ -158,7 +159,7 @@ class LoraScoreModel(ScoreModel):
 
     def predict(self, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Prediction:
         """The model's prediction with the adapters attached."""
-        model, _ = self._outside
+        model = self._model.value
         camera = conditioning.camera
         inputs = conditioning if model.takes_cameras else replace(conditioning, camera=None)
         with self._attached(camera):
@@ -184,14 +185,13 @@ class LoraScoreModel(ScoreModel):
         assert self.camera is not None
         with torch.autocast(camera.device.type, enabled=False):
             added = self.camera(camera.float())
-        _, points = self._outside
-        module = points.network.get_submodule(points.time_embedding)
+        module = self._points.network.get_submodule(self._points.time_embedding)
         return module.register_forward_hook(lambda _, __, embedding: (embedding + added).to(embedding.dtype))
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
         """Apply ``fn`` also to an owned model, which is outside of the module tree."""
         if self._owns_model:
-            self._outside[0]._apply(fn, recurse)
+            self._model.value._apply(fn, recurse)
         return super()._apply(fn, recurse)
 
 

@@ -1,4 +1,4 @@
-"""The families: one function each that adds the primitives of many objects to a builder."""
+"""The families of objects: one function per family, which adds the primitives of many objects to a builder."""
 
 from collections.abc import Callable
 

@@ -11,7 +11,7 @@ _DOOR = (0.36, 0.22, 0.12)
 
 
 def house(b: Builder) -> None:
-    """Walls, a gable roof (ridge along x) or a pyramid roof, a door and windows in front, a chimney."""
+    """Walls with a gable roof (ridge along x) or a pyramid roof, a door, windows and a chimney."""
     depth, width, height = b.uniform(0.5, 0.6), b.uniform(0.52, 0.64), b.uniform(0.38, 0.48)
     peak = b.uniform(0.22, 0.28)
     b.box((0, 0, 0), (depth, width, height))

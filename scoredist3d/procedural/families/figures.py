@@ -8,7 +8,7 @@ _DARK = (0.07, 0.07, 0.08)
 
 
 def snowman(b: Builder) -> None:
-    """Two or three balls, carrot nose, eyes, buttons, a scarf and perhaps a hat."""
+    """Two or three balls with a carrot nose, eyes, buttons, a scarf and in some cases a hat."""
     three, hat = b.mode % 2 == 1, b.mode >= 2
     large, middle, head = b.uniform(0.46, 0.54), b.uniform(0.36, 0.4), b.uniform(0.28, 0.32)
     b.ball((0, 0, 0), (large, large, large * 0.92))
@@ -41,7 +41,7 @@ def snowman(b: Builder) -> None:
 
 
 def robot(b: Builder) -> None:
-    """Blocky body and limbs, a square or domed head with two eyes and an antenna."""
+    """A boxy body and limbs, and a square or domed head with two eyes and an antenna."""
     width, height = b.uniform(0.36, 0.42), b.uniform(0.36, 0.44)
     depth, head = b.uniform(0.24, 0.3), b.uniform(0.24, 0.28)
     b.box((0, 0, 0), (depth, width, height))
@@ -64,7 +64,7 @@ def robot(b: Builder) -> None:
 
 
 def teddy_bear(b: Builder) -> None:
-    """Round body and head, ears, snout, paws; sitting (legs forward) or standing."""
+    """A round body and head with ears, snout and paws; sitting (legs forward) or standing."""
     body, head = b.uniform(0.4, 0.46), b.uniform(0.34, 0.38)
     sitting = b.mode == 0
     b.ball((0, 0, 0), (body * 0.9, body, body * 1.05))

@@ -10,7 +10,7 @@ from scoredist3d.procedural.builder import ALONG_X, Builder
 
 
 def chair(b: Builder) -> None:
-    """Seat, four legs, a back behind (-x); some have arms."""
+    """A seat on four legs with a backrest (-x); some chairs have arms."""
     half, depth = b.uniform(0.42, 0.5), b.uniform(0.42, 0.5)
     leg, back, thick = b.uniform(0.32, 0.42), b.uniform(0.45, 0.6), b.uniform(0.055, 0.075)
     b.box((0, 0, 0.04), (depth, half, 0.08), paint=b.second)
@@ -54,7 +54,7 @@ def table(b: Builder) -> None:
 
 
 def bed(b: Builder) -> None:
-    """A blanket over a low frame; headboard and pillows behind (-x)."""
+    """A blanket over a low frame, with headboard and pillows at the back (-x)."""
     length, width = b.uniform(0.85, 0.95), b.uniform(0.5, 0.66)
     height, head = b.uniform(0.16, 0.2), b.uniform(0.34, 0.46)
     b.box((0.04, 0, height * 0.75), (length * 0.98, width * 0.97, height))
@@ -110,7 +110,7 @@ def lamp(b: Builder) -> None:
 
 
 def candle(b: Builder) -> None:
-    """A thick candle in a dish with a finger ring behind (-x), or three thin ones on a common dish; with flames."""
+    """A thick candle in a dish with a finger ring at the back (-x), or three thin candles on one dish; with flames."""
     radius, half = b.uniform(0.3, 0.36), b.uniform(0.55, 0.7)
     one = b.mode == 0
     flame, core, wick = b.fixed(1.0, 0.62, 0.1), b.fixed(1.0, 0.92, 0.45), b.fixed(0.12, 0.1, 0.1)

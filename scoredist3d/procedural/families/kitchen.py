@@ -48,7 +48,7 @@ def wine_glass(b: Builder) -> None:
 
 
 def bowl(b: Builder) -> None:
-    """A wide half ball or frustum, hollow, with a rim and a foot."""
+    """A wide, hollow half-ball or frustum with a rim and a foot."""
     radius, depth, cut = b.uniform(0.8, 0.9), b.uniform(0.55, 0.72), b.uniform(-0.05, 0.1)
     curved = b.mode == 0
     inner = b.ball_piece((0, 0, 0.05), (radius * 0.92, radius * 0.92, depth * 0.95), zhi=0.4, paint=b.plain)

@@ -30,16 +30,16 @@ def pine_tree(b: Builder) -> None:
 
 
 def flower(b: Builder) -> None:
-    """A head of five or eight petals that faces forward (+x) on a stem with two leaves."""
+    """A flower head of five or eight petals that faces forward (+x), on a stem with two leaves."""
     petal, middle = b.uniform(0.36, 0.4), b.uniform(0.17, 0.2)
     eight = b.mode == 1
     green = b.fixed(0.18, 0.52, 0.16)
-    tilt = b.uniform(10.0, 20.0)  # the head looks slightly upwards
+    tilt = b.uniform(10.0, 20.0)  # the head faces slightly upwards
     frame = b.turn(pitch=-tilt)
     for k in range(8):
         angle = b.select(eight, 45.0 * k, 72.0 * k + 0.0)
         turned = b.turn(roll=-angle)
-        # Petal k points away from the centre in the plane of the head.
+        # Petal k points away from the center in the plane of the head.
         rotation = frame @ turned
         center = (rotation @ torch.tensor([0.0, 0.0, 1.0], device=b.device)) * (middle + petal * 0.75)[:, None]
         width = b.select(eight, petal * 0.56, petal * 0.78)

@@ -16,7 +16,7 @@ def rocket(b: Builder) -> None:
     span, tall = b.uniform(0.3, 0.38), b.uniform(0.32, 0.4)
     three = b.mode == 0
     for k in range(4):
-        # Three fins: one behind (-x), two towards the front; four: diagonal.
+        # Of three fins, one is at the back (-x) and two point to the front; four fins are diagonal.
         yaw = b.select(three, 180.0 + 120.0 * k, 45.0 + 90.0 * k)
         cos, sin = torch.cos(torch.deg2rad(yaw)), torch.sin(torch.deg2rad(yaw))
         root = radius * 0.9
@@ -34,7 +34,7 @@ def rocket(b: Builder) -> None:
 
 
 def car(b: Builder) -> None:
-    """Body, glazed cabin with a roof, four dark wheels, headlights in front; some have a spoiler."""
+    """A body, a glazed cabin with a roof, four dark wheels and headlights; some cars have a spoiler."""
     length, width, height = b.uniform(0.85, 0.95), b.uniform(0.4, 0.48), b.uniform(0.16, 0.2)
     back, cabin = b.uniform(-0.22, -0.1), b.uniform(0.42, 0.5)
     b.box((0, 0, 0), (length, width, height))
@@ -63,7 +63,7 @@ def car(b: Builder) -> None:
 
 
 def airplane(b: Builder) -> None:
-    """Fuselage along x, wings, tail and fin, with two engines or a propeller on the nose."""
+    """A fuselage along x with wings, tail and fin, and with two engines or a propeller on the nose."""
     radius, length = b.uniform(0.17, 0.21), b.uniform(0.82, 0.92)
     b.ball((0, 0, 0), (length, radius, radius))
     b.round((-0.02, 0, 0), radius * 0.96, length * 0.5, frame=ALONG_X)
@@ -85,13 +85,13 @@ def airplane(b: Builder) -> None:
 
 
 def sailboat(b: Builder) -> None:
-    """A hull pointed in front (+x), a mast, a main sail behind it and perhaps a fore sail."""
+    """A hull with a pointed bow (+x), a mast, a mainsail behind it and in some cases a foresail."""
     length, beam, draft = b.uniform(0.78, 0.88), b.uniform(0.32, 0.38), b.uniform(0.34, 0.42)
     height = b.uniform(0.56, 0.66)
     b.ball((0, 0, 0), (length, beam, draft), zhi=0.0, paint=b.second)
     b.box((-0.42 * length, 0, 0.06), (0.2, beam * 0.5, 0.1), paint=b.second)
     b.round((0.06, 0, height), 0.035, height + 0.05, paint=b.fixed(0.45, 0.3, 0.18))
-    # The sails are swung out, as on a real boat, and so show from in front too.
+    # The sails are swung out, as on a real boat, so they are visible from the front too.
     swing = b.uniform(18.0, 30.0)
     b.box(
         (0.0, 0, height + 0.1),
@@ -112,7 +112,7 @@ def sailboat(b: Builder) -> None:
 
 
 def train_engine(b: Builder) -> None:
-    """A steam engine: boiler along x, cab behind, chimney, dome, wheels and a buffer in front."""
+    """A steam engine: a boiler along x with the cab behind it, a chimney, a dome, wheels and a buffer in front."""
     length, radius = b.uniform(0.5, 0.58), b.uniform(0.25, 0.3)
     dark = b.fixed(0.14, 0.14, 0.15)
     b.box((-0.05, 0, -radius - 0.04), (0.92, 0.33, 0.09), paint=b.plain)
@@ -128,6 +128,6 @@ def train_engine(b: Builder) -> None:
     b.ball((0.14, 0, radius), (0.12, 0.12, 0.15), paint=b.second)
     wheel, three = b.uniform(0.17, 0.2), b.mode == 1
     for k, x in enumerate((-0.6, 0.5, -0.05)):
-        # Both wheels of an axle are one cylinder: the frame hides what is between them.
+        # Both wheels of an axle are one cylinder, whose middle is hidden by the frame.
         b.round((x, 0, -radius - 0.2), wheel, 0.37, frame=ALONG_Y, on=three if k == 2 else None, paint=dark)
     b.box((0.94, 0, -radius - 0.14), (0.2, 0.3, 0.14), taper=(0.1, 1.0), xlo=0.0, paint=b.plain)

@@ -37,8 +37,8 @@ def test_all_begin_with_the_same_distances(shape, radius, tmp_path):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"shape_init": "mesh"}, "shape_init is mesh, but no file is given"),
-        ({"shape_init_mesh": "a.obj"}, "a.obj would not be used with shape_init: sphere"),
+        ({"shape_init": "mesh"}, "shape_init: mesh needs a mesh file"),
+        ({"shape_init_mesh": "a.obj"}, "a.obj is not used with shape_init: sphere"),
     ],
 )
 def test_a_file_is_needed_where_it_is_used(kind, options, said):

@@ -1,6 +1,6 @@
-"""Every representation recovers a known object from 24 posed views, to a stated PSNR and Chamfer distance.
+"""Every representation reconstructs a known object from 24 posed views to a given PSNR and Chamfer distance.
 
-Small sizes, so that the whole file takes a minute; ``benchmarks/representations.py`` has the full ones.
+The sizes are small, so the file takes about a minute; ``benchmarks/representations.py`` uses full sizes.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import torch
 from representations import CASES, parts_of, posed_views, true_object
 
 from scoredist3d import registry
+from scoredist3d.config.optimizer import OptimizerConfig
 from scoredist3d.config.validation import parse, parse_component
 from scoredist3d.evaluation.surface_distance import chamfer_distance, mesh_points, visible_points
 from scoredist3d.meshes.isosurface_extraction import find_surface
 from scoredist3d.meshes.mesh import drop_small_components
 from scoredist3d.seeding import Rng
-from scoredist3d.systems.fitting import FitSettings, PosedViews, fit_scene, view_psnr
-from scoredist3d.systems.optimizer import OptimizerConfig
 from scoredist3d.systems.scene import Scene, SceneShape
+from scoredist3d.training.reconstruction import FitSettings, PosedViews, fit_scene, view_psnr
 
 STEPS, SIZE = 120, 40
 SMALL: dict[str, dict[str, Any]] = {
@@ -56,7 +56,7 @@ def views() -> tuple[PosedViews, PosedViews]:
 
 
 def shrunk(schedule: Any) -> Any:
-    """Learning rates that fall over the fewer steps."""
+    """Learning-rate schedules shortened to the number of steps of these tests."""
     if isinstance(schedule, dict):
         return {key: STEPS if key == "end" else shrunk(value) for key, value in schedule.items()}
     return schedule

@@ -1,0 +1,1 @@
+"""Images for people: preview grids during training and the final video."""

@@ -1,0 +1,81 @@
+"""Preview grids of a system: views of its scenes, or the images that it optimizes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from scoredist3d.config.experiment import PreviewConfig
+from scoredist3d.export.images import image_grid
+from scoredist3d.systems.base import System
+from scoredist3d.systems.interfaces import HasImages, HasMethods, HasScenes
+from scoredist3d.visualization.views import depth_image, render_views
+
+
+@torch.no_grad()
+def preview_grid(system: System, config: PreviewConfig) -> np.ndarray:
+    """(H, W, 3) uint8 grid of what a system optimizes.
+
+    - Scenes: one row each for color, opacity and depth of the first scene and for the color of every further scene,
+      one column per view.
+    - Images of several methods: one labelled row per method.
+    - Images: arranged in a near-square grid.
+
+    Raises:
+        TypeError: The system implements none of the protocols of :mod:`scoredist3d.systems.interfaces`.
+    """
+    if isinstance(system, HasScenes):
+        return _grid_of_rows(scene_rows(system, config), labelled=False)
+    if isinstance(system, HasMethods):
+        return _grid_of_rows(method_rows(system, config.size), labelled=True)
+    if isinstance(system, HasImages):
+        return image_grid(system.images())
+    raise TypeError(f"{type(system).__name__} has no scenes, images or methods to show; see systems/interfaces.py")
+
+
+@torch.no_grad()
+def scene_rows(system: HasScenes, config: PreviewConfig) -> dict[str, Tensor]:
+    """Rows of a preview by name, each (views, size, size, 3) in [0, 1].
+
+    ``rgb``, ``opacity`` and ``depth`` show the first scene, ``rgb 2``, ``rgb 3``, ... the others.
+    """
+    cameras = system.evaluation_cameras(config.azimuths, config.elevation, config.size, config.size)
+    first, *others = system.list_scenes()
+    renders = list(render_views(first, cameras))
+    opacity = torch.cat([render.opacity for render in renders])
+    depth = torch.cat([render.depth for render in renders])
+    rows = {
+        "rgb": torch.cat([render.rgb for render in renders]),
+        "opacity": opacity.expand(*opacity.shape[:-1], 3),
+        "depth": depth_image(depth, opacity).expand(*depth.shape[:-1], 3),
+    }
+    for number, scene in enumerate(others, start=2):
+        rows[f"rgb {number}"] = torch.cat([render.rgb for render in render_views(scene, cameras)])
+    return rows
+
+
+@torch.no_grad()
+def method_rows(system: HasMethods, size: int) -> dict[str, Tensor]:
+    """Images of each method by its label, (columns, size, size, 3); shorter rows are filled with white."""
+    rows = {label: method.images() for label, method in system.methods.items()}
+    columns = max(len(images) for images in rows.values())
+    return {label: _resized(images, size, columns) for label, images in rows.items()}
+
+
+def _resized(images: Tensor, size: int, columns: int) -> Tensor:
+    """(N, H, W, 3) images resized and padded with white images to (columns, size, size, 3)."""
+    scaled = functional.interpolate(images.movedim(-1, 1), (size, size), mode="bilinear", antialias=True)
+    filling = scaled.new_ones(columns - len(scaled), *scaled.shape[1:])
+    return torch.cat([scaled, filling]).movedim(1, -1).clamp(0.0, 1.0)
+
+
+def _grid_of_rows(rows: Mapping[str, Tensor], *, labelled: bool) -> np.ndarray:
+    """One row of images per entry; the first image of a labelled row carries its name."""
+    columns = len(next(iter(rows.values())))
+    names = [name if column == 0 else "" for name in rows for column in range(columns)]
+    images = [image for row in rows.values() for image in row]
+    return image_grid(images, columns, labels=names if labelled else None)

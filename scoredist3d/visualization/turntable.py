@@ -1,0 +1,66 @@
+"""The final video of a run: a turntable of its scenes, or the optimization of its images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from scoredist3d.cameras import Cameras
+from scoredist3d.config.experiment import TurntableConfig
+from scoredist3d.systems.base import System
+from scoredist3d.systems.interfaces import HasScenes
+from scoredist3d.visualization.views import render_views
+
+
+@dataclass(frozen=True)
+class Video:
+    """Frames of a video.
+
+    Attributes:
+        frames: (H, W, 3) images in [0, 1].
+        cameras: One camera per frame of a turntable; None for a video without cameras.
+    """
+
+    frames: Iterator[Tensor]
+    cameras: Cameras | None = None
+
+
+def video_name(system: System) -> str:
+    """File stem of the final video: ``turntable`` of scenes, ``optimisation`` of images."""
+    return "turntable" if isinstance(system, HasScenes) else "optimisation"
+
+
+def final_video(system: System, config: TurntableConfig, snapshots: Sequence[Path]) -> Video:
+    """The final video of a system; ``snapshots`` are the preview images of the run, oldest first."""
+    if isinstance(system, HasScenes):
+        return turntable(system, config)
+    return Video(animation(snapshots, config.frames))
+
+
+def turntable(system: HasScenes, config: TurntableConfig) -> Video:
+    """One full turn around the scenes, which are shown side by side."""
+    azimuths = [360.0 * index / config.frames for index in range(config.frames)]
+    cameras = system.evaluation_cameras(azimuths, config.elevation, config.height, config.width)
+    return Video(_side_by_side(system, cameras), cameras)
+
+
+def animation(snapshots: Sequence[Path], least: int) -> Iterator[Tensor]:
+    """The preview images of a run as frames, each repeated so often that there are at least ``least`` frames."""
+    hold = -(-least // max(1, len(snapshots)))
+    for path in snapshots:
+        with Image.open(path) as image:
+            frame = torch.from_numpy(np.asarray(image.convert("RGB"), dtype=np.float32) / 255.0)
+        yield from [frame] * hold
+
+
+def _side_by_side(system: HasScenes, cameras: Cameras) -> Iterator[Tensor]:
+    """(H, scenes x W, 3), one frame per camera."""
+    turns = [render_views(scene, cameras) for scene in system.list_scenes()]
+    for renders in zip(*turns, strict=True):
+        yield torch.cat([render.rgb[0] for render in renders], dim=1)
