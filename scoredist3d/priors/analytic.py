@@ -1,7 +1,7 @@
-"""A prior whose exact denoiser is known: a mixture of Gaussians.
+"""A prior with a closed-form denoiser: a mixture of Gaussians.
 
-It is the oracle of the tests and the smallest example of a prior: text chooses modes, noise blurs them, and everything
-that a network would have to learn is three lines of algebra.
+It is the reference solution of the tests and the smallest example of a prior. The text selects components of the
+mixture, and the exact prediction replaces a network.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Mixture:
         means: (K, C, h, w).
         stds: (K, C, h, w), standard deviation of every element; may be a broadcast view of (K, 1, 1, 1).
         weights: (K,), non-negative.
-        labels: The words that name each component.
+        labels: The words that describe each component.
     """
 
     means: Tensor
@@ -52,7 +52,8 @@ class Mixture:
         count = len(self.means)
         if self.means.ndim != 4 or self.stds.ndim != 4 or len(self.stds) != count:
             raise ValueError(
-                f"means and stds must be (K, C, h, w), got {tuple(self.means.shape)} and {tuple(self.stds.shape)}"
+                f"means and stds must have shape (K, C, h, w) with equal K, got {tuple(self.means.shape)} and "
+                f"{tuple(self.stds.shape)}"
             )
         if tuple(self.weights.shape) != (count,) or len(self.labels) != count:
             raise ValueError(f"a mixture of {count} components needs {count} weights and {count} sets of labels")
@@ -60,7 +61,7 @@ class Mixture:
 
 @register("prior", "gaussian-mixture", summary="Exact denoiser of a mixture of Gaussians, conditional on words.")
 class GaussianMixturePrior(Prior):
-    """Mixture of Gaussians with the exact prediction at every timestep.
+    """A mixture of Gaussians with the exact prediction at every timestep.
 
     With x_t = alpha x_0 + sigma eps and component k = N(m_k, s_k^2), the marginal of x_t is a mixture of
     N(alpha m_k, D_k), D_k = alpha^2 s_k^2 + sigma^2. With responsibilities r_k of the components given x_t,
@@ -68,28 +69,30 @@ class GaussianMixturePrior(Prior):
         eps = sigma sum_k r_k (x_t - alpha m_k) / D_k          (minus sigma times the score)
         x_0 = sum_k r_k (m_k + alpha s_k^2 (x_t - alpha m_k) / D_k)
 
-    A prompt keeps the components that carry the largest number of its words, so "red" keeps every red one, "a red left
-    blob" one of them, and the empty prompt all. The text embedding of an item is the (1, K) row of component weights.
+    A prompt selects the components whose labels contain the largest number of its words: "red" selects all red ones,
+    "a red left blob" one of them, and the empty prompt all components. The text embedding of a prompt is the (1, K)
+    tensor of component weights.
     """
 
     @dataclass
     class Config(ComponentConfig):
-        """Which mixture, and in which parametrisation it answers."""
+        """The mixture and the parametrization of its predictions."""
 
-        preset: Literal["blobs"] = option("blobs", "blobs: discs in 4 colours at the left or right of a gray image.")
+        preset: Literal["blobs"] = option("blobs", "blobs: discs of 4 colors on the left or right of a gray image.")
         image_size: int = option(16, "Side of the images, pixels.", ge=4, le=512)
         factor: int = option(
-            1, "Side of the pixel block that is averaged into one latent; 1 works on pixels.", ge=1, le=16
+            1, "Side of the block of pixels averaged into one latent pixel; 1 means pixel space.", ge=1, le=16
         )
-        std: float = option(0.1, "Standard deviation of every component, in latents of range [-1, 1].", gt=0)
+        std: float = option(0.1, "Standard deviation of every component, in units of latents in [-1, 1].", gt=0)
         parametrization: Literal["epsilon", "sample", "v_prediction", "flow"] = option(
-            "epsilon", "What predict returns; flow uses the rectified-flow schedule, the others Stable Diffusion's."
+            "epsilon",
+            "Parametrization of predictions; flow uses the rectified-flow schedule, the others Stable Diffusion's.",
         )
 
         def validate(self) -> list[str]:
-            """Blocks must tile the image."""
+            """Check that the image size is a multiple of the block size."""
             return (
-                [f"factor: {self.factor} must divide image_size {self.image_size}"]
+                [f"factor: {self.factor} does not divide image_size, which is {self.image_size}"]
                 if self.image_size % self.factor
                 else []
             )
@@ -102,9 +105,9 @@ class GaussianMixturePrior(Prior):
         self, config: Config, *, mixture: Mixture | None = None, schedule: NoiseSchedule | None = None
     ) -> None:
         """Args:
-        config: Preset and sizes; with ``mixture`` only ``factor`` and ``parametrization`` matter.
-        mixture: Components to use in place of the preset.
-        schedule: Schedule to use in place of the parametrisation's usual one.
+        config: Preset and sizes; with ``mixture``, only ``factor`` and ``parametrization`` are used.
+        mixture: Components that replace the preset.
+        schedule: Schedule that replaces the default of the parametrization.
         """
         super().__init__()
         kind = "v_prediction" if config.parametrization == "flow" else config.parametrization
@@ -115,7 +118,7 @@ class GaussianMixturePrior(Prior):
         self.image_size = mixture.means.shape[-1] * self.factor
         self._labels = mixture.labels
         self.vocabulary = vocabulary_of(word for words in mixture.labels for word in words)
-        # float64 tables are cast to the dtype of the input, so float64 latents are answered in float64.
+        # The float64 tables are cast to the data type of the input, so float64 latents give float64 predictions.
         self.register_buffer("_means", mixture.means.double(), persistent=False)
         self.register_buffer("_variances", mixture.stds.double().square(), persistent=False)
         self.register_buffer("_weights", mixture.weights.double() / mixture.weights.sum(), persistent=False)
@@ -125,24 +128,24 @@ class GaussianMixturePrior(Prior):
         return (self._means.shape[1], height // self.factor, width // self.factor)
 
     def encode(self, rgb: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """2 rgb - 1, averaged over blocks; deterministic, so the generator is not used."""
+        """2 rgb - 1, averaged over blocks of pixels; deterministic, so ``generator`` is not used."""
         x = 2.0 * rgb.movedim(-1, 1) - 1.0
         if x.shape[-2:] != (self.image_size, self.image_size):
             x = functional.interpolate(x, (self.image_size, self.image_size), mode="bilinear", align_corners=False)
         return x if self.factor == 1 else functional.avg_pool2d(x, self.factor)
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Every latent becomes a block of pixels."""
+        """Images in which each latent pixel is a block of equal pixels."""
         x = latents.repeat_interleave(self.factor, -1).repeat_interleave(self.factor, -2)
         return (0.5 * x + 0.5).movedim(1, -1)
 
     def embed(self, prompts: Sequence[str], cameras: Cameras | None = None) -> Conditioning:
-        """The component weights of every prompt as text (B, 1, K); cameras are not used."""
+        """The component weights of each prompt as text embedding (B, 1, K); cameras are not used."""
         rows = torch.stack([self._component_weights(prompt) for prompt in prompts])
         return Conditioning(text=rows[:, None, :])
 
     def predict(self, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Prediction:
-        """The exact prediction, in the schedule's parametrisation."""
+        """The exact prediction in the schedule's parametrization."""
         x0, eps = self._posterior_means(x_t, t, conditioning.text[:, 0].to(x_t.dtype))
         schedule, kind = self.schedule, self.schedule.prediction_type
         if kind == "v_prediction":
@@ -165,14 +168,15 @@ class GaussianMixturePrior(Prior):
         return x0, eps
 
     def _component_weights(self, prompt: str) -> Tensor:
-        said = set(words_of(prompt))
-        matches = torch.tensor([len(said & words) for words in self._labels], device=self._weights.device)
+        """Normalized weights (K,) of the components that match the prompt best."""
+        prompt_words = set(words_of(prompt))
+        matches = torch.tensor([len(prompt_words & words) for words in self._labels], device=self._weights.device)
         kept = self._weights * (matches == matches.max())
         return kept / kept.sum()
 
 
 def _blobs(config: GaussianMixturePrior.Config) -> Mixture:
-    """Discs of four colours at two places, as latents of the configured size."""
+    """Discs of four colors at two positions, as latents of the configured size."""
     side = config.image_size
     centre = (torch.arange(side, dtype=torch.float64) + 0.5) / side * 2.0 - 1.0
     means, labels = [], []

@@ -1,4 +1,4 @@
-"""What a camera-conditioned denoiser is told about the camera."""
+"""Camera embedding of camera-conditioned denoisers."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ CAMERA_EMBEDDING_SIZE = 16
 
 
 def camera_embedding(cameras: Cameras) -> Tensor:
-    """(B, 16): the camera-to-world matrix, rows flattened, its translation scaled to length 1.
+    """The flattened camera-to-world matrix in row order, (B, 16), with its translation normalized to length 1.
 
-    MVDream's convention (arXiv 2308.16512): the distance is not told, only the direction. "No camera" is sixteen zeros.
+    This is the convention of MVDream (arXiv 2308.16512): the embedding contains the camera's direction, but not its
+    distance. Sixteen zeros mean "no camera".
     """
     c2w = cameras.c2w.clone()
     c2w[:, :3, 3] = functional.normalize(c2w[:, :3, 3], dim=-1)

@@ -65,7 +65,7 @@ class UNetDenoiser(DenoiserNetwork):
         )
 
 
-@register("prior", "diffusers", summary="A Stable-Diffusion-shaped model from a diffusers folder or hub id.")
+@register("prior", "diffusers", summary="UNet models (Stable Diffusion 1 and 2, DeepFloyd IF) from a folder or hub id.")
 class DiffusersPrior(PipelinePrior):
     """A UNet with one CLIP or T5 text encoder, from a diffusers pipeline.
 

@@ -1,4 +1,4 @@
-"""Silence of the model libraries during a call."""
+"""Suppression of log messages, warnings and progress bars of the model libraries."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from typing import Any
 def quiet_libraries() -> Iterator[None]:
     """Suppress log messages, warnings and progress bars of diffusers, transformers and huggingface_hub.
 
-    Loaders use it because they check what these libraries only warn about, and report it in their own words; a progress
-    bar would break the run's own output. Exceptions are still raised, and all settings are restored at the end.
+    Loaders report the problems that these libraries only warn about as errors of their own, and a progress bar would
+    interrupt the run's output. Exceptions are not suppressed, and all settings are restored at exit.
     """
     diffusers, transformers, hub = (
         importlib.import_module(f"{library}.utils.logging")
@@ -24,10 +24,10 @@ def quiet_libraries() -> Iterator[None]:
     with ExitStack() as stack, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for module in (diffusers, transformers, hub):
-            # Not ERROR: diffusers reports the search for other weight files as an error, and then loads these.
+            # Not ERROR: diffusers logs an error for each missing weight format before it loads another one.
             stack.callback(module.set_verbosity, module.get_verbosity())
             module.set_verbosity(logging.CRITICAL)
-        # In this order, because transformers switches the bars of the hub together with its own.
+        # The hub first: transformers switches the hub's progress bars together with its own.
         bars = importlib.import_module("huggingface_hub.utils")
         _switch_off(stack, not bars.are_progress_bars_disabled(), bars.enable_progress_bars, bars.disable_progress_bars)
         for module in (diffusers, transformers):
@@ -38,6 +38,6 @@ def quiet_libraries() -> Iterator[None]:
 
 
 def _switch_off(stack: ExitStack, enabled: bool, enable: Any, disable: Any) -> None:
-    """Disable now and return to the earlier state with the stack."""
+    """Disable a feature and restore its state when ``stack`` is closed."""
     disable()
     stack.callback(enable if enabled else disable)

@@ -1,4 +1,4 @@
-"""Limits on the predicted clean image while sampling from pixel-space models."""
+"""Thresholding of the predicted clean image in pixel-space models."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from scoredist3d.diffusion.schedule import per_item
 class SampleLimit:
     """Static or dynamic thresholding of x_0 (Imagen, arXiv 2205.11487, section 2.3).
 
-    Static thresholding clamps to [-maximum, maximum]. Dynamic thresholding takes the quantile s of |x_0| in each image,
-    clamps it to [1, maximum], clamps the image to [-s, s] and divides it by s.
+    Static thresholding clamps x_0 to [-maximum, maximum]. Dynamic thresholding computes the quantile s of |x_0| per
+    image, clamps s to [1, maximum], clamps the image to [-s, s] and divides it by s.
 
     Attributes:
         maximum: The largest absolute value.
@@ -29,7 +29,7 @@ class SampleLimit:
 
     @classmethod
     def from_scheduler_config(cls, config: Mapping[str, Any]) -> Self | None:
-        """The limit that a diffusers ``scheduler_config.json`` asks for; None where it asks for none."""
+        """The thresholding that a diffusers ``scheduler_config.json`` specifies; None if it specifies none."""
         if config.get("thresholding"):
             return cls(
                 float(config.get("sample_max_value", 1.0)), float(config.get("dynamic_thresholding_ratio", 0.995))
@@ -39,7 +39,7 @@ class SampleLimit:
         return None
 
     def __call__(self, x0: Tensor) -> Tensor:
-        """Apply the limit to (B, C, H, W) images."""
+        """The thresholded images (B, C, H, W)."""
         if self.quantile is None:
             return x0.clamp(-self.maximum, self.maximum)
         magnitudes = x0.abs().flatten(1).float()

@@ -1,4 +1,4 @@
-"""From a prompt and cameras to the conditionings that guidance combines."""
+"""Prompt processing: a prompt and cameras to the conditionings that guidance combines."""
 
 from scoredist3d.prompts.processor import ExtraPrompt, PromptProcessor
 

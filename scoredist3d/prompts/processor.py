@@ -1,4 +1,4 @@
-"""Text to conditioning: view words, negative prompts, Perp-Neg, each text embedded once."""
+"""View-dependent prompting, negative prompts and Perp-Neg; each text is embedded once."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ _PLAIN, _NEGATIVE, _EMPTY = range(len(VIEWS), len(VIEWS) + 3)
 
 @dataclass(frozen=True)
 class ExtraPrompt:
-    """A further text that a distillation method compares with the prompt.
+    """An additional prompt of a distillation method, e.g. the source prompt of an edit.
 
     Attributes:
-        text: The whole text.
-        view_words: Whether it gets the same view words as the prompt; the negative prompt, for one, gets none.
+        text: The whole prompt.
+        view_words: Whether the same view words are appended as to the main prompt.
     """
 
     text: str
@@ -40,71 +40,78 @@ class ExtraPrompt:
 @register(
     "prompt-processor",
     "view-dependent",
-    summary="View words by camera angle, negative prompt, optional Perp-Neg.",
+    summary="View words by camera angle, negative prompts, optional Perp-Neg and prompt debiasing.",
     arxiv="2209.14988",
 )
 class PromptProcessor:
-    """Makes the conditions of a batch of cameras; the texts are embedded once, at the first call.
+    """Computes the guidance conditions of a batch of cameras; the texts are embedded once, at the first call.
 
-    A camera looking at the front (|azimuth| below the front threshold) sees "{prompt}, front view", one beyond 180
-    degrees minus the back threshold "back view", one above the overhead threshold "overhead view", all others "side
-    view". Without cameras the prompt itself is used.
+    View words are chosen by the camera angles: "overhead view" if the elevation exceeds the overhead threshold,
+    otherwise "front view" if |azimuth| is below the front threshold, "back view" if it exceeds 180 degrees minus the
+    back threshold, and "side view" elsewhere. Without cameras the prompt is used unchanged.
     """
 
     @dataclass
     class Config(ComponentConfig):
-        """View words and their sectors."""
+        """View words, their angular sectors, Perp-Neg and prompt debiasing."""
 
         view_dependent: Literal["auto", "always", "never"] = option(
             "auto",
-            "Add view words to the prompt; auto leaves them out where the prior is conditioned on the camera itself.",
+            "Append view words to the prompt; auto omits them if the prior is conditioned on cameras.",
         )
-        front_suffix: str = option(", front view", "Added to the prompt in front views.")
-        side_suffix: str = option(", side view", "Added to the prompt in side views.")
-        back_suffix: str = option(", back view", "Added to the prompt in back views.")
-        overhead_suffix: str = option(", overhead view", "Added to the prompt in views from above.")
-        front_threshold: float = option(45.0, "Half the width of the front sector, degrees of azimuth.", ge=0, le=180)
-        back_threshold: float = option(45.0, "Half the width of the back sector, degrees of azimuth.", ge=0, le=180)
-        overhead_threshold: float = option(60.0, "Elevation above which a view is overhead, degrees.", ge=-90, le=90)
-        perp_neg: bool = option(False, "Perp-Neg: interpolate view prompts and steer away from the other views.")
+        front_suffix: str = option(", front view", "Appended to the prompt in front views.")
+        side_suffix: str = option(", side view", "Appended to the prompt in side views.")
+        back_suffix: str = option(", back view", "Appended to the prompt in back views.")
+        overhead_suffix: str = option(", overhead view", "Appended to the prompt in overhead views.")
+        front_threshold: float = option(
+            45.0, "Half the width of the front sector, in degrees of azimuth.", ge=0, le=180
+        )
+        back_threshold: float = option(45.0, "Half the width of the back sector, in degrees of azimuth.", ge=0, le=180)
+        overhead_threshold: float = option(
+            60.0, "Elevation above which a view is an overhead view, in degrees.", ge=-90, le=90
+        )
+        perp_neg: bool = option(
+            False, "Perp-Neg: interpolate view prompts and use those of other views as negative prompts."
+        )
         perp_neg_side_back: tuple[float, float, float] = option(
-            (1.0, 0.5, -0.606), "a, b, c of a exp(-b r) + c: how far views between side and back avoid the side."
+            (1.0, 0.5, -0.606),
+            "Coefficients a, b, c of a exp(-b r) + c, the weight of the side prompt between side and back.",
         )
         perp_neg_front_behind: tuple[float, float, float] = option(
-            (1.0, 0.5, 0.967), "a, b, c: how far views between side and back avoid the front."
+            (1.0, 0.5, 0.967), "Coefficients a, b, c of the weight of the front prompt between side and back."
         )
         perp_neg_front_side: tuple[float, float, float] = option(
-            (4.0, 0.5, -2.426), "a, b, c: how far views between front and side avoid the front."
+            (4.0, 0.5, -2.426), "Coefficients a, b, c of the weight of the front prompt between front and side."
         )
         perp_neg_side_front: tuple[float, float, float] = option(
-            (4.0, 0.5, -2.426), "a, b, c: how far views between front and side avoid the side."
+            (4.0, 0.5, -2.426), "Coefficients a, b, c of the weight of the side prompt between front and side."
         )
         debias_model: str | None = option(
             None,
-            "Masked language model (folder or hub id, e.g. bert-base-uncased) by which each view's prompt loses the "
-            "words that speak against the view: the prompt debiasing of D-SDS (2303.15413). Its score debiasing is a "
-            "growing guidance.grad_clip.",
+            "Masked language model (folder or hub id, e.g. bert-base-uncased) for the prompt debiasing of D-SDS "
+            "(arXiv 2303.15413), which removes words that contradict a view. The score debiasing of D-SDS is an "
+            "increasing guidance.grad_clip.",
         )
-        debias_words: list[str] | None = option(None, "The words that debiasing may leave out; all where not given.")
+        debias_words: list[str] | None = option(None, "Words that debiasing may remove; null means all.")
         debias_threshold: float = option(
             0.95,
-            "A word is left out where P(view | prompt) over its mean with and without the word is lower.",
+            "A word is removed if P(view | prompt), divided by its mean with and without the word, is below this.",
             ge=0,
             le=1,
         )
 
         def validate(self) -> list[str]:
-            """Sectors may not overlap; Perp-Neg and debiasing need view words."""
+            """Check that sectors do not overlap and that Perp-Neg and debiasing have view words."""
             problems = []
             if self.front_threshold + self.back_threshold > 180:
                 problems.append(
                     f"front_threshold: {self.front_threshold} and back_threshold {self.back_threshold} overlap; "
-                    "their sum may be at most 180"
+                    "their sum must be at most 180"
                 )
             if self.perp_neg and self.view_dependent == "never":
-                problems.append("perp_neg: works with view words; set view_dependent to always")
+                problems.append("perp_neg: requires view words; set view_dependent to always")
             if self.debias_model and self.view_dependent == "never":
-                problems.append("debias_model: works with view words; set view_dependent to always")
+                problems.append("debias_model: requires view words; set view_dependent to always")
             return problems
 
     def __init__(
@@ -117,28 +124,26 @@ class PromptProcessor:
         extra: Mapping[str, ExtraPrompt] | None = None,
     ) -> None:
         """Args:
-        config: View words and their sectors.
-        prior: Embeds the texts.
-        prompt: What to make.
-        negative_prompt: Takes the place of the empty prompt in guidance.
-        extra: Further texts of the distillation method, by name.
+        config: Options of the processor.
+        prior: The prior that embeds the texts.
+        prompt: Description of the object. Words that the prior does not know are reported in a warning.
+        negative_prompt: Replaces the empty prompt in guidance.
+        extra: Additional prompts of the distillation method, by name.
 
         Raises:
-            ValueError: An extra text has the name of one of the processor's own.
-
-        A warning names words that the prior does not know.
+            ValueError: An additional prompt has a name that the processor uses itself.
         """
         self.config = config
         self.prompt, self.negative_prompt, self.extra = prompt, negative_prompt, dict(extra or {})
         taken = sorted(self.extra.keys() & {*VIEWS, "plain", "negative", "empty"})
         if taken:
-            raise ValueError(f"an extra prompt may not be called {taken[0]!r}: the processor has one of that name")
+            raise ValueError(f"the name {taken[0]!r} of an extra prompt is reserved; choose another name")
         self._prior = prior
         self._cache: dict[str, Conditioning] = {}
         self._table: Conditioning | None = None
         if config.perp_neg and not self.uses_view_words:
             _log.warning(
-                "Perp-Neg is off: the prior is conditioned on cameras; set view_dependent to always to use both."
+                "Perp-Neg is disabled: the prior is conditioned on cameras; set view_dependent to always to use it"
             )
         self._view_prompts = self._debiased()
         for message in (unknown_words_message(prior, text) for text in (prompt, negative_prompt)):
@@ -147,13 +152,13 @@ class PromptProcessor:
 
     @property
     def uses_view_words(self) -> bool:
-        """Whether view words are added for cameras."""
+        """Whether view words are appended to prompts."""
         choice = self.config.view_dependent
         return choice == "always" or (choice == "auto" and not self._prior.takes_cameras)
 
     @property
     def texts(self) -> dict[str, str]:
-        """The distinct prompts by role, for logs and for people."""
+        """The prompts by role: each view, ``plain``, ``negative``, ``empty`` and the additional prompts."""
         config = self.config
         suffixes = (config.front_suffix, config.side_suffix, config.back_suffix, config.overhead_suffix)
         added = suffixes if self.uses_view_words else ("",) * len(VIEWS)
@@ -166,11 +171,11 @@ class PromptProcessor:
         return texts
 
     def __call__(self, cameras: Cameras | None = None, batch: int | None = None) -> CFGConditions:
-        """The conditionings of a batch.
+        """The guidance conditions of a batch.
 
         Args:
-            cameras: One per image; their values never leave their device.
-            batch: Number of images where there are no cameras (default 1).
+            cameras: One per image, without synchronization with their device.
+            batch: Number of images if ``cameras`` is None (default 1).
         """
         count = (1 if batch is None else batch) if cameras is None else len(cameras)
         table = self._embedded()
@@ -180,7 +185,7 @@ class PromptProcessor:
             return _with_camera(table[row : row + 1].expand(count), camera)
 
         plain, unconditional, empty = fixed(_PLAIN), fixed(_NEGATIVE), fixed(_EMPTY)
-        first = _EMPTY + 1  # of the rows of each extra prompt: one per view, then the text alone
+        first = _EMPTY + 1  # each extra prompt has one row per view, followed by one for the text without view words
         blocks = {name: first + index * (len(VIEWS) + 1) for index, name in enumerate(self.extra)}
         if cameras is None or not self.uses_view_words:
             extra = {name: fixed(row + len(VIEWS)) for name, row in blocks.items()}
@@ -196,7 +201,7 @@ class PromptProcessor:
         return CFGConditions(positive, unconditional, plain=plain, empty=empty, cameras=cameras, extra=extra)
 
     def embed(self, texts: Sequence[str]) -> Conditioning:
-        """Embeddings of any texts without cameras, (len(texts), L, D); a text already seen is not encoded again."""
+        """The conditioning of any texts without cameras, (len(texts), L, D); embeddings are cached by text."""
         new = [text for text in dict.fromkeys(texts) if text not in self._cache]
         if new:
             encoded = self._prior.embed(new)
@@ -205,7 +210,7 @@ class PromptProcessor:
         return Conditioning.cat([self._cache[text] for text in texts])
 
     def view_indices(self, cameras: Cameras) -> Tensor:
-        """(B,) indices into :data:`VIEWS`."""
+        """Indices (B,) into :data:`VIEWS`, one view per camera."""
         azimuth, elevation = _degrees(cameras)
         view = torch.full_like(azimuth, _SIDE, dtype=torch.long)
         view = torch.where(azimuth < self.config.front_threshold, _FRONT, view)
@@ -213,15 +218,15 @@ class PromptProcessor:
         return torch.where(elevation > self.config.overhead_threshold, _OVERHEAD, view)
 
     def perp_neg_weights(self, cameras: Cameras) -> tuple[Tensor, Tensor, Tensor]:
-        """Perp-Neg by view (arXiv 2304.04968, as in the reference framework).
+        """Interpolation and weights of the view prompts in Perp-Neg (arXiv 2304.04968).
 
-        With f(r) = a exp(-b r) + c, for |azimuth| below 90 degrees r = 1 - |azimuth| / 90, the positive prompt is r
-        front + (1 - r) side, and the weights are -f_front_side(r) and -f_side_front(1 - r); beyond, r = 2 - |azimuth| /
-        90, the prompt is r side + (1 - r) back, and the weights are -f_front_behind(r) and -f_side_back(r). Overhead
-        views avoid none.
+        Let f(r) = a exp(-b r) + c. For |azimuth| below 90 degrees, r = 1 - |azimuth| / 90, the positive prompt is
+        r front + (1 - r) side, and the weights are -f_front_side(r) and -f_side_front(1 - r). For larger angles,
+        r = 2 - |azimuth| / 90, the positive prompt is r side + (1 - r) back, and the weights are -f_front_behind(r) and
+        -f_side_back(r). Overhead views have zero weights.
 
         Returns:
-            Interpolation rows (B, 4) over :data:`VIEWS`, and the (B,) weights of the front and the side prompt.
+            Interpolation coefficients (B, 4) over :data:`VIEWS`, and the (B,) weights of the front and the side prompt.
         """
         config = self.config
         azimuth, elevation = _degrees(cameras)
@@ -238,13 +243,14 @@ class PromptProcessor:
         return rows, torch.where(overhead, zero, front), torch.where(overhead, zero, side)
 
     def _debiased(self) -> dict[str, str]:
-        """The prompt of each view before its view word is added."""
+        """The prompt of each view before its view word is appended, debiased if configured."""
         config = self.config
         if config.debias_model is None:
             return dict.fromkeys(VIEWS, self.prompt)
         if not self.uses_view_words:
             _log.warning(
-                "Prompt debiasing is off: the prior is conditioned on cameras; set view_dependent to always to use it."
+                "prompt debiasing is disabled: the prior is conditioned on cameras; set view_dependent to always to "
+                "use it"
             )
             return dict.fromkeys(VIEWS, self.prompt)
         model = MaskedLanguageModel(config.debias_model)
@@ -256,6 +262,7 @@ class PromptProcessor:
     def _perp_neg(
         self, cameras: Cameras, table: Conditioning, camera: Tensor | None
     ) -> tuple[Conditioning, tuple[tuple[Conditioning, Tensor], ...]]:
+        """The interpolated positive prompt, and the front and side prompts with their weights."""
         rows, front, side = (part.to(table.text) for part in self.perp_neg_weights(cameras))
         views = table[: len(VIEWS)]
         pooled = None if views.pooled is None else rows.to(views.pooled.dtype) @ views.pooled
@@ -266,26 +273,26 @@ class PromptProcessor:
         )
 
     def _embedded(self) -> Conditioning:
-        """The embeddings of :attr:`texts` in order, on the device the prior was on at the first call."""
+        """The embeddings of :attr:`texts` in order, on the prior's device at the first call."""
         if self._table is None:
             self._table = self.embed(list(self.texts.values()))
         return self._table
 
 
 def unknown_words_message(prior: Prior, prompt: str) -> str | None:
-    """A sentence for people about words the prior has never seen, or None."""
+    """A warning that names words the prior was not trained on; None if there are none."""
     unknown = prior.unknown_words(prompt)
     if not unknown or prior.vocabulary is None:
         return None
     words = ", ".join(repr(word) for word in unknown)
     return (
-        f"The prior has never seen the word{'s' if len(unknown) > 1 else ''} {words}, so the result may ignore "
-        f"{'them' if len(unknown) > 1 else 'it'}. It knows: {', '.join(sorted(prior.vocabulary))}."
+        f"The prior was not trained on the word{'s' if len(unknown) > 1 else ''} {words}, so the result may ignore "
+        f"{'them' if len(unknown) > 1 else 'it'}. Known words: {', '.join(sorted(prior.vocabulary))}."
     )
 
 
 def _degrees(cameras: Cameras) -> tuple[Tensor, Tensor]:
-    """|azimuth| in [0, 180] and elevation, degrees."""
+    """|azimuth| in [0, 180] and elevation of the cameras, (B,) each, in degrees."""
     azimuth = torch.remainder(torch.rad2deg(cameras.azimuth) + 180.0, 360.0) - 180.0
     return azimuth.abs(), torch.rad2deg(cameras.elevation)
 

@@ -1,4 +1,4 @@
-"""The noise schedule against diffusers' schedulers, and its own identities in float64."""
+"""Noise schedules compared with diffusers' schedulers, and their identities in float64."""
 
 import json
 from itertools import pairwise
@@ -107,7 +107,7 @@ CHAINS = {
 
 @pytest.mark.parametrize("loaded", [False, True])
 @pytest.mark.parametrize("name", CHAINS)
-def test_final_level_is_that_of_a_ddim_scheduler_of_the_same_configuration(name, loaded):
+def test_final_timestep_is_that_of_a_ddim_scheduler_of_the_same_configuration(name, loaded):
     scheduler = CHAINS[name]
     config = scheduler.config if loaded else json.loads(scheduler.to_json_string())  # scheduler_config.json
     ours = NoiseSchedule.from_config(config)
@@ -118,7 +118,7 @@ def test_final_level_is_that_of_a_ddim_scheduler_of_the_same_configuration(name,
         assert (ours.final_timestep == CLEAN) == (expected == 1.0)
 
 
-def test_final_level_of_stable_diffusion_is_the_lowest_and_a_flow_ends_clean():
+def test_final_timestep_of_stable_diffusion_is_the_lowest_and_a_flow_ends_clean():
     assert VPSchedule.stable_diffusion().final_timestep == 0.0
     assert FlowSchedule().final_timestep == CLEAN
 
@@ -140,7 +140,7 @@ def test_ancestral_step_agrees_with_ddim():
 
 @pytest.mark.parametrize("steps", [1, 7, 10, 25, 30])
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
-def test_levels_are_diffusers_trailing_timesteps(steps, prediction_type):
+def test_timesteps_are_diffusers_trailing_ones(steps, prediction_type):
     scheduler = DDIMScheduler(**SD, timestep_spacing="trailing", prediction_type=prediction_type)
     scheduler.set_timesteps(steps)
     ours = NoiseSchedule.from_config(scheduler.config)
@@ -274,7 +274,7 @@ def test_velocity_models_are_finite_without_signal():
     assert schedule.lambda_(t).item() == float("inf") and schedule.log_snr(t).item() == -float("inf")
 
 
-def test_times_snap_to_timesteps_in_every_dtype():
+def test_timesteps_are_quantized_in_every_dtype():
     schedule = VPSchedule.stable_diffusion()
     for dtype in (torch.float32, torch.float64):
         t = torch.arange(1000, dtype=dtype) / 1000
@@ -318,7 +318,7 @@ def test_ancestral_variance_is_that_of_the_forward_chain(schedule: NoiseSchedule
 
 @pytest.mark.parametrize("steps", [4, 10, 15])
 @pytest.mark.parametrize("start", [0.0, 0.002, 0.006])
-def test_trajectories_from_low_levels_stay_on_the_chain(steps: int, start: float) -> None:
+def test_trajectories_from_low_timesteps_stay_on_the_chain(steps: int, start: float) -> None:
     timesteps = VPSchedule.stable_diffusion().timesteps(steps, start)
     assert len(timesteps) == steps + 1 and timesteps[-1] == CLEAN
     assert all(0.0 <= later <= timestep <= start for timestep, later in pairwise(timesteps[:-1]))

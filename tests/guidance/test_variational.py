@@ -1,4 +1,4 @@
-"""The networks of the variational methods: adapters that leave their base alone, and a small network from scratch."""
+"""Score models of the variational methods: adapters on an unchanged network, and a small UNet."""
 
 from dataclasses import replace
 
@@ -35,25 +35,25 @@ def tiny(tmp_path_factory):
 
 def query(prior, batch: int = 2) -> tuple[torch.Tensor, torch.Tensor, Conditioning]:
     """x_t, t and a conditioning with cameras."""
-    told = replace(prior.embed(["a red mug"] * batch), camera=latents((batch, 16), seed=9).float())
-    return latents((batch, 4, 16, 16)).float(), torch.tensor([0.3, 0.8])[:batch], told
+    conditioning = replace(prior.embed(["a red mug"] * batch), camera=latents((batch, 16), seed=9).float())
+    return latents((batch, 4, 16, 16)).float(), torch.tensor([0.3, 0.8])[:batch], conditioning
 
 
-def base_output(prior, x_t, t, told) -> torch.Tensor:
-    return prior.predict(x_t, t, told if prior.takes_cameras else replace(told, camera=None)).output
+def base_output(prior, x_t, t, conditioning) -> torch.Tensor:
+    return prior.predict(x_t, t, conditioning if prior.takes_cameras else replace(conditioning, camera=None)).output
 
 
-def train_a_little(phi, x_t, t, told, steps: int = 2) -> None:
+def train_a_little(phi, x_t, t, conditioning, steps: int = 2) -> None:
     optimizer = torch.optim.AdamW(phi.parameters(), lr=1e-2)
     for _ in range(steps):
         optimizer.zero_grad()
-        phi.predict(x_t, t, told).output.square().mean().backward()
+        phi.predict(x_t, t, conditioning).output.square().mean().backward()
         optimizer.step()
 
 
 @pytest.fixture(params=["embedded", "tiny"])
 def prior(request):
-    """One with cameras of its own and one without."""
+    """A prior with camera conditioning and one without."""
     return request.getfixturevalue(request.param)
 
 
@@ -72,7 +72,7 @@ def test_adapters_start_as_the_base_and_never_change_it(prior):
     assert all(p.grad is None and not p.requires_grad for p in prior.parameters())
 
 
-def test_several_phis_on_one_network_do_not_meet(tiny):
+def test_several_phis_on_one_network_are_independent(tiny):
     question = query(tiny)
     first, second = (build_score_model(ScoreModelConfig(rank=rank), tiny, Rng()) for rank in (2, 3))
     train_a_little(first, *question)
@@ -85,9 +85,9 @@ def test_several_phis_on_one_network_do_not_meet(tiny):
 
 def test_a_failing_call_leaves_the_network_its_own_layers(tiny):
     phi = build_score_model(ScoreModelConfig(), tiny, Rng())
-    x_t, t, told = query(tiny)
+    x_t, t, conditioning = query(tiny)
     with pytest.raises(RuntimeError):
-        phi.predict(x_t[:, :3], t, told)
+        phi.predict(x_t[:, :3], t, conditioning)
     assert not any("lora" in name for name, _ in tiny.named_modules())
     assert not tiny.denoiser.network.time_embedding._forward_hooks
 
@@ -102,9 +102,9 @@ def test_only_the_adapters_are_parameters_and_they_stay_in_single_precision(tmp_
     assert {name.split(".")[0] for name in phi.state_dict()} == {"down", "up", "camera"}
     prior.denoiser.network.to(torch.bfloat16)
     assert {p.dtype for p in phi.parameters()} == {torch.float32}
-    x_t, t, told = query(prior)
-    assert phi.predict(x_t, t, told).output.dtype == x_t.dtype
-    train_a_little(phi, x_t, t, told)
+    x_t, t, conditioning = query(prior)
+    assert phi.predict(x_t, t, conditioning).output.dtype == x_t.dtype
+    train_a_little(phi, x_t, t, conditioning)
     assert {p.grad.dtype for p in phi.parameters()} == {torch.float32}
     assert {p.dtype for p in prior.denoiser.network.parameters()} == {torch.bfloat16}
 
@@ -119,35 +119,37 @@ def test_initialisation_depends_on_the_seed_alone(tiny):
 
 def test_the_camera_reaches_a_network_without_cameras_through_its_time_embedding(tiny):
     phi = build_score_model(ScoreModelConfig(), tiny, Rng())
-    x_t, t, told = query(tiny)
+    x_t, t, conditioning = query(tiny)
     with torch.no_grad():
         phi.camera[-1].bias.fill_(0.5)
     handle = tiny.denoiser.network.time_embedding.register_forward_hook(lambda _, __, output: output + 0.5)
-    expected = base_output(tiny, x_t, t, told)
+    expected = base_output(tiny, x_t, t, conditioning)
     handle.remove()
-    torch.testing.assert_close(phi.predict(x_t, t, told.without_camera()).output, expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(phi.predict(x_t, t, conditioning.without_camera()).output, expected, rtol=0, atol=1e-6)
     # The last weights are still zero.
-    pair = (phi.predict(x_t, t, c).output for c in (told, told.without_camera()))
+    pair = (phi.predict(x_t, t, c).output for c in (conditioning, conditioning.without_camera()))
     torch.testing.assert_close(*pair, rtol=0, atol=1e-5)
     with torch.no_grad():
         phi.camera[-1].weight.normal_(generator=torch.Generator().manual_seed(0))
-    assert not torch.allclose(phi.predict(x_t, t, told).output, phi.predict(x_t, t, told.without_camera()).output)
+    assert not torch.allclose(
+        phi.predict(x_t, t, conditioning).output, phi.predict(x_t, t, conditioning.without_camera()).output
+    )
 
 
 @pytest.mark.parametrize(("side", "resolutions"), [(2, 1), (5, 1), (8, 2), (12, 2), (16, 3), (64, 4)])
-def test_small_latents_are_halved_less_often(side, resolutions):
+def test_small_latents_have_fewer_resolutions(side, resolutions):
     mixture = blobs() if side == 8 else GaussianMixturePrior(GaussianMixturePrior.Config(image_size=max(side, 4)))
     mixture.image_size = side
     phi = build_score_model(ScoreModelConfig(channels=[4, 8, 8, 8]), mixture, Rng())
     assert isinstance(phi, UNetScoreModel) and len(phi.network.down_blocks) == resolutions
     x_t, t = latents((2, 3, side, side)), torch.tensor([0.2, 0.7], dtype=torch.float64)
-    told = Conditioning(torch.zeros(2, 1, 1), camera=torch.ones(2, 16))
-    # Untrained it is the exact denoiser of standard normal latents.
+    conditioning = Conditioning(torch.zeros(2, 1, 1), camera=torch.ones(2, 16))
+    # Initially it is the exact denoiser of standard normal latents.
     sigma = mixture.schedule.sigma(t)[:, None, None, None]
-    torch.testing.assert_close(phi.predict(x_t, t, told).eps, sigma * x_t, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(phi.predict(x_t, t, conditioning).eps, sigma * x_t, rtol=1e-12, atol=1e-12)
     with torch.no_grad():
         phi.network.conv_out.weight.normal_(generator=torch.Generator().manual_seed(0))
-    assert phi.predict(x_t[..., :-1], t, told).output.shape == (2, 3, side, side - 1)
+    assert phi.predict(x_t[..., :-1], t, conditioning).output.shape == (2, 3, side, side - 1)
 
 
 def test_standard_velocity_means_the_same_for_every_parametrisation():
@@ -176,7 +178,7 @@ def test_training_targets_are_in_the_networks_own_parametrisation(kind, schedule
     torch.testing.assert_close(meant.x0, x0, rtol=0, atol=1e-12)
 
 
-def test_phi_is_told_the_plain_prompt_and_the_camera(embedded):
+def test_phi_is_conditioned_on_the_plain_prompt_and_the_camera(embedded):
     front, plain, empty = (embedded.embed([text]) for text in ("a mug, front view", "a mug", ""))
     b = CFGConditions(front, empty, plain=plain)
     assert torch.equal(phi_conditioning(b, 3).text, plain.text.expand(3, -1, -1))
@@ -184,19 +186,19 @@ def test_phi_is_told_the_plain_prompt_and_the_camera(embedded):
     blind = replace(plain, camera=None)
     angle, one = torch.zeros(2), torch.ones(2)
     cameras = orbit(angle + torch.tensor([0.0, 90.0]), angle, 3 * one, 40 * one, 8, 8)
-    told = phi_conditioning(CFGConditions(front, empty, plain=blind, cameras=cameras), 2).camera
-    torch.testing.assert_close(told, embedded.camera_condition(cameras, 2), rtol=0, atol=0)
+    camera = phi_conditioning(CFGConditions(front, empty, plain=blind, cameras=cameras), 2).camera
+    torch.testing.assert_close(camera, embedded.camera_condition(cameras, 2), rtol=0, atol=0)
     assert not phi_conditioning(CFGConditions(front, empty, plain=blind), 2).camera.any()
 
 
 def test_phi_may_adapt_a_sibling_of_the_prior(tiny, tmp_path):
     sibling = tiny_folder(tmp_path / "sibling", kind="v_prediction")
     phi = build_score_model(ScoreModelConfig(model=str(sibling)), tiny, Rng())
-    x_t, t, told = query(tiny)
+    x_t, t, conditioning = query(tiny)
     # The same random UNet, read as a velocity.
-    prediction = phi.predict(x_t, t, told)
+    prediction = phi.predict(x_t, t, conditioning)
     assert prediction.kind == "v_prediction"
-    torch.testing.assert_close(prediction.output, base_output(tiny, x_t, t, told), rtol=0, atol=1e-5)
+    torch.testing.assert_close(prediction.output, base_output(tiny, x_t, t, conditioning), rtol=0, atol=1e-5)
     assert not any("unet" in name for name in phi.state_dict())
     phi.to("meta")  # stands for any device
     devices = {name: value.device.type for name, value in phi._points.network.state_dict().items()}
@@ -230,9 +232,9 @@ def test_on_a_gpu_the_adapters_stay_in_single_precision_and_train():
     phi.to("cuda")
     assert prior.denoiser.network.dtype == torch.float16
     assert same_state({name: value.cpu() for name, value in state_of(phi).items()}, before)
-    x_t, t, told = query(prior)
-    x_t, t, told = x_t.to("cuda"), t.to("cuda"), replace(told, camera=told.camera.to("cuda"))
-    pair = (phi.predict(x_t, t, told).output, base_output(prior, x_t, t, told))
+    x_t, t, conditioning = query(prior)
+    x_t, t, conditioning = x_t.to("cuda"), t.to("cuda"), replace(conditioning, camera=conditioning.camera.to("cuda"))
+    pair = (phi.predict(x_t, t, conditioning).output, base_output(prior, x_t, t, conditioning))
     torch.testing.assert_close(*pair, rtol=1e-2, atol=1e-2)  # half precision
-    train_a_little(phi, x_t, t, told)
+    train_a_little(phi, x_t, t, conditioning)
     assert all(p.dtype == torch.float32 and p.grad.isfinite().all() for p in phi.parameters())

@@ -1,4 +1,4 @@
-"""A tiny, randomly initialised Stable-Diffusion-shaped folder, built in code."""
+"""A tiny, randomly initialised pipeline folder in the layout of Stable Diffusion, built in code."""
 
 import json
 from collections.abc import Callable
@@ -108,7 +108,7 @@ def _build_folder(folder: Path, camera: bool, vae: str | None, out_channels: int
 
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Builds each variant once; tests that break a folder copy it first."""
+    """A function that builds each variant once; tests that change a folder copy it first."""
     root, built = tmp_path_factory.mktemp("priors"), {}
 
     def get(*, camera: bool = True, vae: str | None = "kl", out_channels: int | None = None) -> Path:

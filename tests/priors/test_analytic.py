@@ -1,4 +1,4 @@
-"""The Gaussian-mixture prior: exact in every parametrisation, conditional on words."""
+"""The Gaussian-mixture prior: exact in every parametrization, conditional on words."""
 
 import pytest
 import torch
@@ -122,7 +122,7 @@ def test_bad_mixtures_and_configs_are_named():
         Mixture(good.means, good.stds, torch.ones(2), good.labels)
     with pytest.raises(ValueError, match=r"\(K, C, h, w\)"):
         Mixture(good.means[0], good.stds, good.weights, good.labels)
-    assert GaussianMixturePrior.Config(image_size=9, factor=2).validate()[0].startswith("factor: 2 must divide")
+    assert GaussianMixturePrior.Config(image_size=9, factor=2).validate()[0].startswith("factor: 2 does not divide")
     assert GaussianMixturePrior.Config().validate() == []
 
 

@@ -30,7 +30,7 @@ def load(folder: Path, **options) -> DiffusersPrior:
 
 
 def reference(folder: Path) -> IFPipeline:
-    """The pipeline with the deterministic sampler that ours corresponds to, and the model's own thresholding."""
+    """The pipeline with a DDIM sampler and the thresholding of its own scheduler."""
     with torch.random.fork_rng(devices=[]):  # networks draw their first weights before they load those of the files
         pipeline = IFPipeline.from_pretrained(folder)
     options = {"timestep_spacing": "trailing", "set_alpha_to_one": True}
@@ -40,20 +40,20 @@ def reference(folder: Path) -> IFPipeline:
     return pipeline
 
 
-def branches_of(prior: DiffusersPrior) -> CFGConditions:
+def conditions_of(prior: DiffusersPrior) -> CFGConditions:
     return CFGConditions(prior.embed(PROMPTS), prior.embed([""] * len(PROMPTS)))
 
 
 def test_text_embeddings_are_the_pipelines(folder):
     prior, pipeline = load(folder), reference(folder)
     positive, unconditional = pipeline.encode_prompt(PROMPTS)
-    conditions = branches_of(prior)
+    conditions = conditions_of(prior)
     assert conditions.positive.text.shape == (2, 77, TEXT_WIDTH)
     torch.testing.assert_close(conditions.positive.text, positive)
     torch.testing.assert_close(conditions.unconditional.text, unconditional)
 
 
-def test_the_end_of_a_long_prompt_is_named(folder, caplog):
+def test_truncation_of_a_long_prompt_is_reported(folder, caplog):
     prior = load(folder)
     with caplog.at_level(logging.WARNING):
         prior.embed(PROMPTS)
@@ -67,7 +67,7 @@ def test_prediction_and_guidance_are_the_pipelines(folder):
     with torch.no_grad():
         output = pipeline.unet(torch.cat([x, x]), 700, torch.cat([unconditional, positive])).sample
     eps_u, eps_c = output[:, :3].chunk(2)
-    conditions = branches_of(prior)
+    conditions = conditions_of(prior)
     torch.testing.assert_close(prior.predict(x, t, conditions.positive).eps, eps_c)
     guided = guided_prediction(prior, x, t, conditions, 7.0)
     torch.testing.assert_close(guided.eps, eps_u + 7.0 * (eps_c - eps_u), rtol=1e-4, atol=1e-4)
@@ -87,7 +87,7 @@ def test_samples_are_the_pipelines(tmp_path, thresholding):
         generator=torch.Generator().manual_seed(3),
     ).images
     drawn = sample(
-        prior, branches_of(prior), steps=STEPS, scale=7.0, generator=torch.Generator().manual_seed(3), batch=2
+        prior, conditions_of(prior), steps=STEPS, scale=7.0, generator=torch.Generator().manual_seed(3), batch=2
     )
     torch.testing.assert_close(drawn, expected, rtol=1e-3, atol=1e-3)
     assert prior.image_size == 16 and prior.decode(drawn).shape == (2, 16, 16, 3)

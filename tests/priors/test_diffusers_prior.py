@@ -1,4 +1,4 @@
-"""Loading a Stable-Diffusion-shaped folder and predicting with it."""
+"""The UNet family: loading, encoding, text conditioning and prediction, with tiny random models."""
 
 import json
 import shutil
@@ -177,7 +177,7 @@ def test_sampling_is_seeded_and_guided(folders):
     assert not torch.allclose(draws[0], other)
 
 
-def test_guidance_runs_one_forward_pass_of_the_needed_branches(folders):
+def test_guidance_runs_one_forward_pass_over_the_needed_conditions(folders):
     prior = load(folders())
     sizes = []
     prior.denoiser.network.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))

@@ -1,4 +1,4 @@
-"""The prior that ships: complete, small, and it draws what it is told."""
+"""The embedded prior: complete, small, and its samples show the object of the caption."""
 
 from __future__ import annotations
 
@@ -50,9 +50,7 @@ def test_unknown_words_get_a_warning_that_names_them(prior: DiffusersPrior, capl
     assert conditions.positive.text.isfinite().all()
 
 
-def test_the_end_of_a_long_prompt_is_not_lost_in_silence(
-    prior: DiffusersPrior, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_truncation_of_a_long_prompt_is_reported(prior: DiffusersPrior, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, logger="scoredist3d"):
         prior.embed(["a mug " * 12 + "red"])
     assert "longer than the prior's 24 tokens" in caplog.text and "red" in caplog.text
@@ -62,7 +60,7 @@ def test_the_end_of_a_long_prompt_is_not_lost_in_silence(
 
 
 @pytest.mark.parametrize(("category", "color"), [("mug", "red"), ("house", "yellow")])
-def test_samples_are_what_the_caption_says(prior: DiffusersPrior, category: str, color: str) -> None:
+def test_samples_show_the_captions_object(prior: DiffusersPrior, category: str, color: str) -> None:
     views = 4
     azimuth = torch.tensor([0.0, 90.0, 180.0, 270.0])
     elevation = torch.full((views,), 20.0)
@@ -76,8 +74,8 @@ def test_samples_are_what_the_caption_says(prior: DiffusersPrior, category: str,
     assert (reading.color.argmax(-1) == COLORS.index(color)).sum() >= 3
 
 
-def test_the_autoencoder_keeps_pictures(prior: DiffusersPrior) -> None:
-    """Renders over white come back; 26 dB is far from a blank page (about 12) and below the 29.9 dB of its card."""
+def test_the_autoencoder_reconstructs_renders(prior: DiffusersPrior) -> None:
+    """Reconstructions of renders: 26 dB is far above a blank image (about 12) and below the measured 29.9 dB."""
     objects = sample_objects(6, torch.Generator().manual_seed(1))
     angles = torch.arange(6) * 60.0
     constant = torch.ones(6)

@@ -1,4 +1,4 @@
-"""Loading is silent whatever the folder holds, and faults that the libraries only warn about are errors."""
+"""Loading prints nothing, and problems that the libraries only warn about are errors."""
 
 import json
 import logging
@@ -32,7 +32,7 @@ class Collector(logging.Handler):
 
 @pytest.fixture
 def messages() -> Iterator[list[str]]:
-    """What the libraries log."""
+    """Messages that the model libraries log."""
     handler = Collector()
     loggers = [logging.getLogger(name) for name in ("diffusers", "transformers", "huggingface_hub")]
     for logger in loggers:
@@ -47,7 +47,7 @@ def load(folder: Path, **options) -> DiffusersPrior:
 
 
 def with_key(file: str) -> Callable[[Path], None]:
-    """Add a weight that no network has."""
+    """A change that adds an unknown weight."""
 
     def change(folder: Path) -> None:
         save_file({**load_file(folder / file), "unknown": torch.zeros(2)}, folder / file, metadata={"format": "pt"})
@@ -56,7 +56,7 @@ def with_key(file: str) -> Callable[[Path], None]:
 
 
 def with_option(part: str) -> Callable[[Path], None]:
-    """Add an option that no network has."""
+    """A change that adds an unknown option."""
 
     def change(folder: Path) -> None:
         path = folder / part / "config.json"
@@ -101,8 +101,8 @@ def test_missing_and_misshapen_weights_are_reported_once(folders, tmp_path, mess
 def test_settings_of_the_libraries_are_restored(messages):
     def settings() -> list[object]:
         bars = [module.is_progress_bar_enabled() for module in (diffusers_logging, transformers_logging)]
-        timesteps = [module.get_verbosity() for module in (diffusers_logging, transformers_logging, hub.logging)]
-        return [*bars, hub.are_progress_bars_disabled(), *timesteps, list(warnings.filters)]
+        levels = [module.get_verbosity() for module in (diffusers_logging, transformers_logging, hub.logging)]
+        return [*bars, hub.are_progress_bars_disabled(), *levels, list(warnings.filters)]
 
     before = settings()
     with pytest.raises(ValueError, match="inside"), quiet_libraries():

@@ -1,4 +1,4 @@
-"""Prompt debiasing: the rule on made-up probabilities, and a tiny masked language model end to end."""
+"""Prompt debiasing: the rule on given probabilities, and a tiny masked language model end to end."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def smiling() -> Scripted:
     return Scripted(a_smiling_dog=whole, a_dog=[0.65, 0.1, 0.15, 0.1], a_smiling=whole, smiling_dog=whole)
 
 
-def test_words_that_make_a_view_unlikely_leave_its_prompt():
+def test_words_that_make_a_view_less_likely_are_removed():
     model = smiling()
     texts = debiased_prompts("a smiling dog", model)
     # back: 0.05 / (0.5 * 0.15 + 0.5 * 0.05) = 0.5; overhead: 0.05 / 0.075 = 0.67; front: 0.8 / 0.725 = 1.1; side: 1.
@@ -63,13 +63,13 @@ def test_the_ratio_at_the_threshold_keeps_the_word():
     assert debiased_prompts("two words", model, threshold=0.8001)["front"] == "words"
 
 
-def test_only_the_named_words_may_go_and_must_be_there():
+def test_only_the_given_words_are_removed_and_must_exist():
     assert debiased_prompts("a smiling dog", smiling(), removable=["dog"])["back"] == "a smiling dog"
     model = smiling()
     assert debiased_prompts("a smiling dog", model, removable=["smiling"])["back"] == "a dog"
     assert model.asked == ["a smiling dog", "a dog"]
     assert debiased_prompts("a smiling dog", smiling(), removable=[])["back"] == "a smiling dog"
-    with pytest.raises(ValueError, match="debias_words: the prompt 'a smiling dog' has no word 'cat'"):
+    with pytest.raises(ValueError, match="debias_words: the prompt 'a smiling dog' does not contain 'cat'"):
         debiased_prompts("a smiling dog", smiling(), removable=["dog", "cat"])
 
 
@@ -81,7 +81,7 @@ def test_a_view_never_loses_its_whole_prompt():
 
 @pytest.fixture(scope="module")
 def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random masked language model that knows the template's words."""
+    """A randomly initialized masked language model whose vocabulary has the template's words."""
     import transformers
 
     folder = tmp_path_factory.mktemp("bert")
@@ -144,16 +144,16 @@ def test_the_processor_adds_view_words_to_what_is_left(tiny_bert: Path, caplog: 
 def test_debiasing_without_view_words_is_named(tiny_bert: Path, caplog: pytest.LogCaptureFixture):
     with caplog.at_level(logging.WARNING):
         texts = processor(prior(takes_cameras=True), debias_model="no model is loaded").texts
-    assert "Prompt debiasing is off" in caplog.text and texts["back"] == "a smiling dog"
+    assert "prompt debiasing is disabled" in caplog.text and texts["back"] == "a smiling dog"
     problems = PromptProcessor.Config(debias_model="x", view_dependent="never").validate()
-    assert problems == ["debias_model: works with view words; set view_dependent to always"]
+    assert problems == ["debias_model: requires view words; set view_dependent to always"]
 
 
 def test_models_that_do_not_fit_are_refused_in_one_sentence(tiny_bert: Path, tmp_path: Path):
     import transformers
 
     with pytest.raises(
-        ValueError, match=r"prompt_processor\.debias_model: '.*nothing' is no folder or hub id"
+        ValueError, match=r"prompt_processor\.debias_model: no masked language model can be loaded from .*nothing'"
     ) as error:
         processor(prior(), debias_model=str(tmp_path / "nothing"))
     assert "\n" not in str(error.value)

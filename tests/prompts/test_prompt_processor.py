@@ -14,7 +14,7 @@ from scoredist3d.prompts import ExtraPrompt, PromptProcessor
 
 
 class RecordingPrior(GaussianMixturePrior):
-    """Embeds a text as a distinct one-hot-like row and records what it was asked for."""
+    """A prior that embeds each text as a distinct row and records the texts."""
 
     def __init__(self, takes_cameras: bool = False) -> None:
         super().__init__(GaussianMixturePrior.Config(image_size=8))
@@ -77,7 +77,7 @@ def test_sectors_wrap_and_overhead_wins():
     assert p.view_indices(views([0.0], elevation=59.0)).tolist() == [0]
 
 
-def test_branches_carry_negative_plain_and_empty():
+def test_conditions_include_negative_plain_and_empty():
     conditions = processor(negative="ugly")(views([0.0, 90.0]))
     assert conditions.positive.text[:, 0, 0].tolist() == [value("a cat, front view"), value("a cat, side view")]
     assert conditions.unconditional.text[:, 0, 0].tolist() == [value("ugly")] * 2
@@ -97,7 +97,7 @@ def test_every_distinct_text_is_embedded_once():
     assert prior.asked == [*texts, "a dog"]
 
 
-def test_camera_priors_get_the_camera_in_every_branch_and_no_view_words():
+def test_camera_priors_get_the_camera_in_every_condition_and_no_view_words():
     cameras = views([0.0, 100.0])
     p = processor(RecordingPrior(takes_cameras=True))
     conditions = p(cameras)
@@ -131,12 +131,12 @@ def test_perp_neg_check_values(azimuth, rows, front, side):
     assert got_front.item() == pytest.approx(front, abs=1e-3) and got_side.item() == pytest.approx(side, abs=1e-3)
 
 
-def test_perp_neg_overhead_avoids_nothing():
+def test_perp_neg_weights_are_zero_overhead():
     rows, front, side = processor(perp_neg=True).perp_neg_weights(views([10.0], elevation=75.0))
     assert rows.tolist() == [[0, 0, 0, 1]] and front.item() == side.item() == 0.0
 
 
-def test_perp_neg_branches_interpolate_embeddings_and_guide():
+def test_perp_neg_conditions_interpolate_embeddings_and_guide():
     cameras = views([30.0, 120.0])
     conditions = processor(perp_neg=True)(cameras)
     front, side, back = (value(f"a cat, {view} view") for view in ("front", "side", "back"))
@@ -162,8 +162,8 @@ def test_unknown_words_are_warned_about_in_plain_words(caplog):
         processor(prior, prompt="a red teapot", negative="green", view_dependent="never")
     (record,) = caplog.records
     assert record.getMessage() == (
-        "The prior has never seen the words 'a', 'teapot', so the result may ignore them. "
-        "It knows: blob, blue, green, left, red, right, yellow."
+        "The prior was not trained on the words 'a', 'teapot', so the result may ignore them. "
+        "Known words: blob, blue, green, left, red, right, yellow."
     )
 
 
@@ -173,11 +173,11 @@ def test_options_that_cannot_act_are_named(caplog):
     assert "perp_neg" in PromptProcessor.Config(perp_neg=True, view_dependent="never").validate()[0]
     with caplog.at_level(logging.WARNING):
         conditions = processor(RecordingPrior(takes_cameras=True), perp_neg=True)(views([0.0]))
-    assert "Perp-Neg is off" in caplog.text and conditions.negatives == ()
+    assert "Perp-Neg is disabled" in caplog.text and conditions.negatives == ()
 
 
 @pytest.mark.parametrize("perp_neg", [False, True])
-def test_extra_prompts_get_the_same_view_words_unless_they_want_none(perp_neg: bool):
+def test_extra_prompts_get_the_same_view_words_unless_disabled(perp_neg: bool):
     extra = {"source": ExtraPrompt("a dog"), "bad": ExtraPrompt("blurry", view_words=False)}
     p = PromptProcessor(PromptProcessor.Config(perp_neg=perp_neg), prior=RecordingPrior(), prompt="a cat", extra=extra)
     conditions = p(views([0, 90, 180]))
@@ -203,7 +203,7 @@ def test_extra_prompts_see_the_camera():
 
 @pytest.mark.parametrize("name", ["front", "plain", "negative", "empty"])
 def test_extra_prompts_may_not_take_the_names_of_others(name: str):
-    with pytest.raises(ValueError, match=f"an extra prompt may not be called '{name}'"):
+    with pytest.raises(ValueError, match=f"the name '{name}' of an extra prompt is reserved"):
         PromptProcessor(
             PromptProcessor.Config(), prior=RecordingPrior(), prompt="a cat", extra={name: ExtraPrompt("a dog")}
         )

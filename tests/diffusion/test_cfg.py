@@ -1,11 +1,11 @@
-"""Predictions, conditionings and their guided combinations, with exact denoisers in float64."""
+"""Classifier-free guidance, Perp-Neg and rescaling with exact denoisers in float64."""
 
 import pytest
 import torch
 
 from scoredist3d.diffusion.cfg import perpendicular
 from scoredist3d.diffusion.schedule import FlowSchedule, VPSchedule
-from scoredist3d.priors import CFGConditions, Conditioning, guided_prediction, predict_each
+from scoredist3d.priors import CFGConditions, guided_prediction, predict_each
 from scoredist3d.priors.analytic import GaussianMixturePrior
 
 KINDS = ["epsilon", "sample", "v_prediction", "flow"]
@@ -30,12 +30,12 @@ def conditions(prior: GaussianMixturePrior, negatives: bool = False) -> CFGCondi
     return CFGConditions(prior.embed(["red"]), prior.embed([""]), others)
 
 
-def test_scales_zero_and_one_are_the_single_branches():
+def test_scales_zero_and_one_are_the_single_conditions():
     prior = blobs()
     x, t = state()
     b = conditions(prior)
     positive, unconditional = predict_each(prior, x, t, [b.positive, b.unconditional])
-    # Alone, and as half of a batch of both: equal to rounding.
+    # Evaluated alone and in a batch of both: equal up to rounding.
     for scale, branch in ((1.0, positive), (0.0, unconditional)):
         torch.testing.assert_close(guided_prediction(prior, x, t, b, scale).output, branch.output, rtol=0, atol=1e-12)
     assert not torch.allclose(positive.output, unconditional.output)
@@ -68,7 +68,7 @@ def test_every_parametrisation_gives_the_same_guided_noise(kind, negatives, resc
 
 
 def test_flow_and_variance_preserving_predictions_agree_at_equal_noise_to_signal():
-    # At equal lambda the two x_t differ by a factor only, so both models know the same about x_0 and eps.
+    # At equal lambda the two x_t differ by a factor only, so both models have the same prediction of x_0 and eps.
     vp = GaussianMixturePrior(GaussianMixturePrior.Config(image_size=8), schedule=VPSchedule.stable_diffusion())
     flow = GaussianMixturePrior(
         GaussianMixturePrior.Config(image_size=8, parametrization="flow"), schedule=FlowSchedule()
@@ -132,16 +132,3 @@ def test_rescale_restores_the_conditional_contrast():
     prior.views = 3
     joint = guided_prediction(prior, x, t, b, 50.0, rescale=1.0).x0
     torch.testing.assert_close(joint.std(), guided_prediction(prior, x, t, b, 1.0).x0.std(), rtol=1e-10, atol=0)
-
-
-def test_conditionings_select_join_and_expand():
-    text, camera = torch.arange(12.0).reshape(3, 2, 2), torch.ones(3, 16)
-    conditioning = Conditioning(text, camera)
-    assert len(conditioning[1:]) == 2 and torch.equal(conditioning[torch.tensor([2])].text, text[2:])
-    joined = Conditioning.cat([conditioning, conditioning[:1]])
-    assert len(joined) == 4 and torch.equal(joined.camera, torch.ones(4, 16)) and joined.pooled is None
-    assert conditioning[:1].expand(5).text.shape == (5, 2, 2) and conditioning.expand(3) is conditioning
-    with pytest.raises(ValueError, match="3 items cannot be used for a batch of 2"):
-        conditioning.expand(2)
-    with pytest.raises(ValueError, match="camera is given in some and missing in others"):
-        Conditioning.cat([conditioning, Conditioning(text)])
