@@ -45,7 +45,7 @@ class GridSurface(Surface):
         initial_sdf: (V,), distances of the initial shape; only with ``sdf_source: network``.
     """
 
-    # They affect only the initial shape, which is part of the state, and the choice of trained parameters.
+    # These options affect only the initial shape, which is part of the state, and the choice of trained parameters.
     free_options = FREE_OPTIONS | {
         "shape_init",
         "shape_init_size",

@@ -55,7 +55,7 @@ class TexturedMesh(Surface):
         authored: (), bool, whether the mesh comes from a user's file.
     """
 
-    # They affect only the initial mesh, which is part of the state, and the choice of trained parameters.
+    # These options affect only the initial mesh, which is part of the state, and the choice of trained parameters.
     free_options = FREE_OPTIONS | {
         "mesh",
         "up",

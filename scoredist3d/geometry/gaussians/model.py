@@ -61,7 +61,7 @@ class Gaussians(GaussianParameters):
     conversion.
     """
 
-    # They affect only the initial Gaussians, which are part of the state, and their later number.
+    # These options affect only the initial Gaussians, which are part of the state, and their later number.
     free_options = frozenset(
         {"num_points", "init", "init_file", "init_up", "init_fit", "init_radius", "init_opacity", "surface", "densify"}
     )
