@@ -45,7 +45,7 @@ class GridSurface(Surface):
         initial_sdf: (V,), distances of the initial shape; only with ``sdf_source: network``.
     """
 
-    # These options only decide the initial shape, which the state holds, and which parameters are trained.
+    # These options affect only the initial shape, which is part of the state, and the choice of trained parameters.
     free_options = FREE_OPTIONS | {
         "shape_init",
         "shape_init_size",
@@ -223,8 +223,8 @@ class GridSurface(Surface):
         if not len(mesh.faces) and not self._was_empty:
             logger.warning(
                 "the surface is empty: no signed distance on the grid of %d cells is negative, so renders show only "
-                "the background; lower the learning rates of geometry.sdf and geometry.deform, or the weights of losses "
-                "that shrink the object",
+                "the background; lower the learning rates of geometry.sdf and geometry.deform, or the weights of "
+                "losses that shrink the object",
                 self.config.resolution,
             )
         self._was_empty = not len(mesh.faces)

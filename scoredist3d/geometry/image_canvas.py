@@ -62,7 +62,7 @@ class ImageCanvas(nn.Module):
         )
         init_prompt: str | None = option(
             None,
-            "Prompt of the samples that initialize the particles, one sample each; an empty text samples without a prompt.",
+            "Prompt of the samples that initialize the particles; an empty text samples unconditionally.",
         )
         init_steps: int = option(25, "Number of denoising steps of those samples.", ge=1)
         init_scale: float = option(5.0, "Guidance scale of those samples.")

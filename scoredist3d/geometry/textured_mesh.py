@@ -55,7 +55,7 @@ class TexturedMesh(Surface):
         authored: (), bool, whether the mesh comes from a user's file.
     """
 
-    # These options only decide the mesh, which the state holds, and which parameters are trained.
+    # These options affect only the initial mesh, which is part of the state, and the choice of trained parameters.
     free_options = FREE_OPTIONS | {
         "mesh",
         "up",
@@ -91,7 +91,7 @@ class TexturedMesh(Surface):
         max_faces: int | None = option(
             None,
             "Simplify the mesh to this many faces and make new texture coordinates. By default, the mesh of a file "
-            f"keeps all its faces, and one of an earlier stage is simplified to {DEFAULT_FACES} if it has to be unwrapped.",
+            f"keeps all its faces, and one of an earlier stage is simplified to {DEFAULT_FACES} if it needs new ones.",
             ge=16,
         )
         padding: int = option(4, "Texels between the charts of the texture.", ge=0, le=64)

@@ -1,4 +1,4 @@
-"""Small fully connected networks with seeded initialisation."""
+"""Small fully connected networks with seeded initialization."""
 
 from __future__ import annotations
 

@@ -83,12 +83,12 @@ def colors(points: torch.Tensor) -> torch.Tensor:
     return 0.5 + 0.3 * torch.sin(2.0 * points + points.new_tensor([0.3, 1.1, 2.3]))
 
 
-def check_object(made: Scene) -> None:
-    """Shape and colors are those of the ellipsoid."""
+def check_object(made: Scene, fits: int) -> None:
+    """Shape and colors are those of the ellipsoid after ``fits`` fits of a tri-plane."""
     shape, truth = SceneShape(made), mesh_points(ellipsoid(), 3000, np.random.default_rng(0))
     found = mesh_points(find_surface(shape, 48).mesh, 3000, np.random.default_rng(1))
-    # Two samples of one surface are 0.015 apart; the texels of the planes are 0.065 wide.
-    assert chamfer_distance(found, truth) < 0.05
+    # Two samples of one surface are 0.015 apart. A fit shifts the surface by up to half a texel (0.032).
+    assert chamfer_distance(found, truth) < 0.015 + 0.032 * fits
     points = torch.from_numpy(truth[:1000]).float()
     assert (shape.channels(points).base_color - colors(points)).abs().mean() < 0.08
 
@@ -116,11 +116,11 @@ def test_it_is_the_target_and_the_source_of_conversions() -> None:
     source = GeometryInit(ellipsoid(), features=lambda points: torch.logit(colors(points)))
     assert isinstance(first.geometry, Initializable)
     assert "RMS error" in first.geometry.init_from(source, Rng())
-    check_object(first)
+    check_object(first, 1)
     convert(first, between, settings, Rng())
-    check_object(between)
+    check_object(between, 1)
     convert(between, second, settings, Rng())
-    check_object(second)
+    check_object(second, 2)
 
 
 def test_normals_point_outwards(extension: Any) -> None:

@@ -134,7 +134,7 @@ def test_resizing_while_an_earlier_graph_is_alive():
 
 
 def test_statistics_are_gradients_per_normalised_coordinate():
-    """The same image at twice the size, and twice the cameras, give the same numbers."""
+    """The same image at twice the size gives the same statistics."""
     geometry = gaussians(num_points=40, densify={"start": 50})
     with torch.no_grad():
         geometry.log_scales.fill_(math.log(0.15))
@@ -151,7 +151,7 @@ def test_statistics_are_gradients_per_normalised_coordinate():
         torch.testing.assert_close(geometry.gradient_sum, expected)
         assert (geometry.views_seen == projected.count).all() and (geometry.views_seen == 2).all()
         found.append(geometry.gradient_sum.clone())
-    # Not exactly: the pixel's footprint is smaller.
+    # Only approximately, because the footprint of a pixel is smaller.
     torch.testing.assert_close(found[0], found[1], rtol=0.1, atol=0.05 * float(found[1].max()))
 
 
@@ -207,7 +207,7 @@ def test_densification_is_seeded():
 
 @pytest.mark.parametrize("several", [False, True])
 def test_a_resumed_run_is_the_uninterrupted_one(several):
-    """Saved in the middle of the statistics, after a densification, and loaded into fresh objects."""
+    """A state saved after a densification, with partly accumulated statistics, is loaded into new objects."""
     whole = gaussians(num_points=40, densify=BUSY)
     optimizer = optimizer_of(whole, several=several)
     train(whole, optimizer, range(7))

@@ -1,4 +1,4 @@
-"""Surfaces on grids: analytic starts, gradients from silhouettes, starts from other objects, round trips."""
+"""Surfaces on grids: analytic initial shapes, silhouette gradients, initialization from other objects, saved states."""
 
 import logging
 import math
@@ -134,7 +134,7 @@ def test_silhouettes_fit_a_bigger_sphere(kind, source):
 
 
 def test_features_alone():
-    """The faces stay the very same tensor, the surface has no gradient, and a texture is found from its images."""
+    """The faces are one cached tensor, the surface gets no gradient, and the texture is recovered from its images."""
     geometry = surface(fix_geometry=True)
     assert not geometry.sdf.requires_grad and not geometry.deform.requires_grad
     renderer, cameras = renderer_of(geometry), around(6, size=48)
@@ -223,7 +223,7 @@ def test_round_trip(kind, source):
     geometry = surface(kind, sdf_source=source)
     geometry.init_from(GeometryInit(cube(0.45), features=look), Rng())
     fresh = surface(kind, sdf_source=source)
-    fresh.surface()  # what is kept must not outlive its parameters
+    fresh.surface()  # fills the cache, which loading must invalidate
     load_weights(fresh, geometry.state_dict())
     np.testing.assert_array_equal(fresh.surface().vertices, geometry.surface().vertices)
     np.testing.assert_array_equal(fresh.surface().faces, geometry.surface().faces)
@@ -232,7 +232,7 @@ def test_round_trip(kind, source):
 
 
 def test_in_a_scene():
-    """Groups have their names, and the shape of the scene is its surface."""
+    """Parameter groups have the documented names, and the scene exports the surface."""
     blocks = {"geometry": "dmtet", "material": "unlit", "background": "solid", "renderer": "mesh-rasterizer"}
     options = {"geometry": {"resolution": 16, "grid": SMALL}}
     parsed = [parse_component(kind, {"type": name, **options.get(kind, {})}) for kind, name in blocks.items()]

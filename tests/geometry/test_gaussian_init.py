@@ -29,7 +29,7 @@ def test_a_ball_of_seeded_gray_gaussians():
     cloud = first()
     distance = torch.cat([first.means, other.means]).norm(dim=-1)
     assert distance.max() <= 0.5 + 1e-6
-    # Half of a ball's volume: five standard errors of a share of 1000 draws.
+    # Half of the ball's volume; the tolerance is five standard errors of a fraction of 1000 draws.
     assert (distance > 0.5 * 0.5 ** (1 / 3)).float().mean() == pytest.approx(0.5, abs=0.08)
     near, _ = cKDTree(first.means.detach().numpy()).query(first.means.detach().numpy(), k=4)
     torch.testing.assert_close(cloud.scales[:, 0], torch.from_numpy(near[:, 1:].mean(1)).float())
@@ -80,7 +80,7 @@ def test_further_gaussians_around_a_surface():
     assert len(geometry) == 1500
     away = (geometry.means.detach().norm(dim=-1) - 0.6).abs()
     assert away[:1000].max() < 0.01
-    # N(0, 0.1^2) along each axis, so along the radius too.
+    # N(0, 0.1^2) along each axis, hence also along the radius.
     assert away[1000:].square().mean().sqrt() == pytest.approx(0.1, rel=0.15)
     torch.testing.assert_close(
         geometry.features.detach()[1000:].norm(dim=-1), torch.full((500,), 0.6), atol=0.01, rtol=0

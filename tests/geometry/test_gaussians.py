@@ -67,7 +67,7 @@ class Shaped:
 
 
 def test_the_extinction_dims_a_ray_as_the_gaussian_does():
-    """Along the shortest axis through the centre: 1 - exp(-integral) = opacity, up to what is cut off."""
+    """Along the shortest axis through the center, 1 - exp(-integral) equals the opacity, up to the cutoff."""
     cloud = GaussianSet(
         torch.tensor([[0.1, 0.0, 0.0]]),
         torch.tensor([[0.2, 0.05, 0.3]]),
@@ -83,7 +83,7 @@ def test_the_extinction_dims_a_ray_as_the_gaussian_does():
 
 
 def test_the_field_is_the_sum_over_all_gaussians():
-    """Lists by cell against every pair, for sizes of all levels; nothing outside of the ball."""
+    """The lists by cell agree with the sum over all pairs, for Gaussians of all levels; 0 outside the ball."""
     generator = torch.Generator().manual_seed(0)
     count = 300
     cloud = GaussianSet(
@@ -116,7 +116,7 @@ def test_the_surface_of_a_shell_is_a_closed_sphere():
     found = find_surface(Shaped(geometry), 64)
     radius = np.linalg.norm(found.mesh.vertices, axis=1)
     assert topology(found.mesh).watertight and topology(found.mesh).components == 1
-    # The shell is as thick as its Gaussians, and seen from outside.
+    # The shell is as thick as its Gaussians, and its outer surface is found.
     assert radius.min() > 0.56 and radius.max() < 0.66 and 0.6 < radius.mean() < 0.64 and found.mesh.volume > 0
     points = torch.from_numpy(found.mesh.vertices)
     features = geometry.features_at(points)

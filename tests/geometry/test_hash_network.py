@@ -1,4 +1,4 @@
-"""What hash-grid fields and textures share: parameters and their names, coarse to fine, starts that training sees."""
+"""Parts shared by hash-grid fields and textures: parameters and their names, coarse to fine, regression."""
 
 import re
 
@@ -28,7 +28,7 @@ def geometry_of(kind: str, **options) -> Geometry:
 
 
 def look(points: Tensor) -> Tensor:
-    """Smooth enough for two coarse levels, and not constant."""
+    """A smooth function that two coarse levels can represent."""
     return 3.0 * torch.sin(3.0 * points)
 
 
@@ -42,7 +42,7 @@ def on_surface(count: int = 2000) -> Tensor:
 
 
 def test_a_field_and_a_texture_are_one_network():
-    """From one generator the same parameters, the same values, and the names that states have had."""
+    """Equal generators give equal parameters and values; the names in the state are those of earlier versions."""
     volume = geometry_of("implicit-volume", num_features=2)
     config = volume.config
     texture = PointField(config.grid, config.network, num_outputs=3, radius=1.0, generator=Rng(1)("geometry"))
@@ -61,7 +61,7 @@ def test_a_field_and_a_texture_are_one_network():
 
 @pytest.mark.parametrize(("kind", "options"), STARTS)
 def test_a_start_is_what_training_sees_at_every_level(kind, options):
-    """The fit is good with the levels of step 0, and those switched on later change nothing by themselves."""
+    """The fit uses the levels of step 0, and activating the other levels does not change the values."""
     geometry, _ = started(kind, options)
     points = on_surface()
     with torch.no_grad():

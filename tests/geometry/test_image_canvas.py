@@ -1,4 +1,4 @@
-"""The canvas: its starts, what is differentiable, what is saved, and how text-to-2d hands it to a method."""
+"""The image canvas: initialization, gradients, saved states, and its use by text-to-2d."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SIZE = 8
 
 
 class Watched(GaussianMixturePrior):
-    """Two pixels per latent; notes the rows of every prediction and the cameras of every text."""
+    """A prior with two pixels per latent that records the rows of every prediction and the cameras of every text."""
 
     def __init__(self) -> None:
         super().__init__(GaussianMixturePrior.Config(image_size=SIZE, factor=2))
@@ -67,7 +67,7 @@ def test_noise_by_default_gray_without_deviation(kind: str) -> None:
     noise = canvas(parametrisation=kind, particles=64)
     middle, deviation = (0.0, 1.0) if kind == "latents" else (0.5, 0.5)
     count = noise.values.numel()
-    # Standard errors of the mean s / sqrt(n) and of the deviation s / sqrt(2 n).
+    # Standard errors of the mean s / sqrt(n) and of the standard deviation s / sqrt(2 n).
     assert abs(noise.values.mean().item() - middle) < 4 * deviation / count**0.5
     assert abs(noise.values.std().item() - deviation) < 4 * deviation / (2 * count) ** 0.5
     assert torch.equal(canvas(parametrisation=kind, particles=64).values, noise.values)
@@ -137,7 +137,7 @@ def test_mistakes_are_named(tmp_path: Any) -> None:
 def test_particles_start_as_samples_of_a_text_each_from_its_own_noise() -> None:
     prior = Watched()
     made = canvas(prior, init_prompt="red left blob", init_steps=10, init_scale=2.0)
-    assert prior.rows == [] and made.starts_from_images  # nothing is sampled before it is needed
+    assert prior.rows == [] and made.starts_from_images  # nothing is sampled before the first access
     values = everything(made, prior)
     assert prior.rows == [6] * 10
     noise = torch.stack([torch.randn(3, 4, 4, generator=Rng()(f"canvas/start/{particle}")) for particle in range(3)])
@@ -145,10 +145,12 @@ def test_particles_start_as_samples_of_a_text_each_from_its_own_noise() -> None:
     expected = denoise(prior, noise, 1.0, conditions, steps=10, scale=2.0)
     torch.testing.assert_close(values, expected, rtol=0, atol=1e-5)
     (mode,) = [i for i, words in enumerate(prior._labels) if {"red", "left"} <= words]
-    assert (values - prior._means[mode].float()).square().mean().sqrt() < 0.2  # the mixture's deviation is 0.1
+    assert (
+        values - prior._means[mode].float()
+    ).square().mean().sqrt() < 0.2  # the standard deviation of the mixture is 0.1
     assert (values[0] - values[1]).abs().max() > 0.05
     everything(made, prior)
-    assert len(prior.rows) == 20  # ten here, ten above: a canvas is started once
+    assert len(prior.rows) == 20  # ten here and ten above: each canvas is initialized once
 
 
 def test_a_start_depends_on_the_seed_and_the_particle_not_on_their_number_nor_the_kind() -> None:
@@ -227,7 +229,7 @@ def test_an_editing_method_sees_the_start_also_after_resuming(kind: str) -> None
 
 
 def test_an_edit_at_the_start_compares_equal_latents() -> None:
-    """Also through an encoder that draws: both sides get the same draw."""
+    """A stochastic encoder gets the same random numbers for both images."""
 
     class Drawing(Watched):
         def encode(self, rgb: Any, generator: Any = None) -> Any:

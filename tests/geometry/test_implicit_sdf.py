@@ -1,4 +1,4 @@
-"""The hash-grid signed distance: starts, extinction, gradients, taking over another object."""
+"""The hash-grid signed distance field: initial shapes, extinction, gradients, initialization from another object."""
 
 import math
 
@@ -28,7 +28,7 @@ def field(kind: str = "implicit-sdf", **options) -> ImplicitSDF:
 
 
 def rough(geometry: ImplicitSDF, scale: float = 0.3) -> ImplicitSDF:
-    """The same field with a network that matters."""
+    """The same field with a nonzero network."""
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         geometry.table.uniform_(-scale, scale, generator=generator)
@@ -111,7 +111,7 @@ def test_exported_surface_is_the_zero_level():
 
 
 class Exported:
-    """A geometry as exporters see it."""
+    """Adapter that exposes a geometry to the surface extraction."""
 
     def __init__(self, geometry):
         self.geometry = geometry
@@ -203,13 +203,13 @@ def test_state_keeps_the_base():
 
 
 def painted(points: torch.Tensor) -> torch.Tensor:
-    """Features that differ from face to face."""
+    """Different features on each face."""
     return 3.0 * torch.tanh(8.0 * points)
 
 
 @pytest.mark.parametrize("kind", ["implicit-sdf", "implicit-volume"])
 def test_another_object_is_taken_over(kind):
-    """Surface and features of a painted box; twice gives the same; the look is asked at a bounded number of points."""
+    """Surface and features of a colored box are recovered, deterministically and with a bounded number of queries."""
     results = []
     for _ in range(2):
         geometry, asked = field(kind), []
@@ -258,12 +258,12 @@ def test_points_near_a_mesh_are_uniform_by_area():
     share = 0.4 * 0.3 / (0.6 * 0.4 + 0.6 * 0.3 + 0.4 * 0.3)
     assert on_x == pytest.approx(share, abs=0.01)
     moved = points_near(box(), 0.05, torch.zeros(()))(torch.Generator().manual_seed(0), 20_000)
-    # Close to a face the deviation from it is the spread's; edges pull it down a little.
+    # Close to a face, the standard deviation of the distance is the spread; edges reduce it slightly.
     assert box_distance(moved).square().mean().sqrt().item() == pytest.approx(0.05, rel=0.1)
 
 
 def test_points_on_a_mesh_come_with_the_normals_of_their_faces():
-    """Faces without an area are never met; a mesh of nothing else has no points."""
+    """Degenerate faces are never sampled, and a mesh with only degenerate faces is rejected."""
     whole = box(0.6, 0.4, 0.3)
     flat = Mesh(whole.vertices, np.concatenate([[[0, 0, 1]], whole.faces, [[2, 2, 2]]]))
     generators = [torch.Generator().manual_seed(0) for _ in range(2)]

@@ -1,4 +1,4 @@
-"""The hash-grid volume: blobs, scale, normals, gradients, coarse to fine."""
+"""The hash-grid density field: blobs, scale, normals, gradients, coarse to fine."""
 
 import math
 
@@ -26,14 +26,14 @@ def ball_points(count: int, radius: float = 1.0, dtype: torch.dtype = torch.floa
 
 
 def silenced(geometry: ImplicitVolume) -> ImplicitVolume:
-    """The same volume with a network that says 0 everywhere, so that the blob alone is left."""
+    """The same field with a network that is 0 everywhere, so that only the blob remains."""
     with torch.no_grad():
         geometry.network.weights[-1].zero_()
     return geometry
 
 
 def rough(geometry: ImplicitVolume, scale: float = 0.5) -> ImplicitVolume:
-    """The same volume with table entries that matter."""
+    """The same field with large table entries."""
     with torch.no_grad():
         geometry.table.uniform_(-scale, scale, generator=torch.Generator().manual_seed(5))
     return geometry
@@ -86,7 +86,7 @@ def test_density_is_zero_outside_the_ball():
 
 
 def test_radius_is_a_change_of_units():
-    """Twice the radius: the same field at twice the coordinates, half as dense, so as opaque as before."""
+    """At twice the radius, the field has half the density at twice the coordinates, and thus the same opacity."""
     small, large = rough(volume(radius=1.0)), rough(volume(radius=2.0))
     points = ball_points(100)
     a, b = small(points, with_normal=True), large(2 * points, with_normal=True)

@@ -26,7 +26,7 @@ def test_initialisation_is_seeded_and_keeps_the_scale():
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
     assert not torch.equal(first.weights[0], other.weights[0])
     x = torch.randn(512, 64, generator=torch.Generator().manual_seed(0))
-    # He initialisation keeps the second moment through ReLU layers and doubles it in the linear last one.
+    # He initialization preserves the second moment through ReLU layers and doubles it in the last, linear one.
     assert 1.0 < first(x).square().mean() < 4.0
 
 

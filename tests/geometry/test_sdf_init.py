@@ -1,4 +1,4 @@
-"""The shape to begin with: one set of options, one formula and one file for every signed distance."""
+"""Initial shapes: the same options give the same shape in every geometry with signed distances."""
 
 import numpy as np
 import pytest
@@ -47,7 +47,7 @@ def test_a_file_is_needed_where_it_is_used(kind, options, said):
 
 
 def test_the_ellipsoid_s_formula():
-    """Exact for a sphere, first order in general, finite with finite gradients in its centre."""
+    """Exact for a sphere, first order in general, and finite with finite gradients at the center."""
     points = torch.randn(100, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(ellipsoid_sdf(points, (0.4, 0.4, 0.4)), points.norm(dim=-1) - 0.4)
     centre = torch.zeros(1, 3, dtype=torch.float64, requires_grad=True)

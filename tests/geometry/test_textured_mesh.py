@@ -1,4 +1,4 @@
-"""Meshes from files and stages: known pixels, textures from images, moved vertices, what survives."""
+"""Textured meshes from files and stages: known pixels, textures from images, moved vertices, saved states."""
 
 import logging
 
@@ -55,7 +55,7 @@ def test_a_cube_from_a_file_renders_its_colors(file, texture):
 
 @pytest.mark.parametrize(("up", "side"), [("z", 0), ("y", 4), ("auto", 0)])
 def test_the_upward_axis(file, up, side):
-    """y up turns the file's +z, front by custom, into our front +x; the file says that it is z up."""
+    """With y up, the front of the file (+z) becomes the front of the scene (+x); the format itself is z up."""
     render = renderer_of(textured(mesh=file, up=up))(views(0.0, size=33), step=0)
     np.testing.assert_allclose(255 * render.rgb[0, 16, 16].detach(), SIDE_COLORS[side], atol=1.5)
 
@@ -146,7 +146,7 @@ def test_silhouettes_move_vertices_within_limits():
 
 @pytest.mark.parametrize("texture", ["image", "field"])
 def test_start_from_another_object(texture):
-    """Its mesh exactly, its own texture coordinates, and its colours."""
+    """The mesh, its texture coordinates and its colors are taken over."""
     geometry = textured(texture=texture, deformable=True)
     start = cube(0.45)
     said = geometry.init_from(GeometryInit(start, features=look), Rng())
@@ -178,7 +178,7 @@ def test_meshes_without_coordinates_are_simplified_and_unwrapped():
 
 @pytest.fixture(scope="module")
 def ball_file(tmp_path_factory):
-    """A ball of 20,480 faces in a file without texture coordinates: more than earlier stages' meshes may have."""
+    """A file with a ball of 20,480 faces without texture coordinates, above the limit for meshes of earlier stages."""
     import trimesh
 
     ball = icosphere(0.5, 5)
@@ -233,7 +233,7 @@ def load_into(geometry, state):
 
 
 def write_obj(folder, uvs, *, material="", objects=1):
-    """The cube with other texture coordinates (None: without), as an OBJ file of several objects."""
+    """An OBJ file of several objects with the cube and the given texture coordinates (None for none)."""
     mesh = cube()
     lines = ["# z up", *(["mtllib cube.mtl"] if material else [])]
     lines += [f"v {x} {y} {z}" for x, y, z in mesh.vertices]
@@ -300,7 +300,7 @@ def test_coordinates_outside_of_the_image_are_replaced():
 @pytest.mark.parametrize("texture", ["image", "field"])
 @pytest.mark.parametrize("deformable", [False, True])
 def test_round_trip_into_a_fresh_object(file, texture, deformable):
-    """Sizes come with the state: the fresh object has never seen the file."""
+    """Sizes come from the state; the new object does not read the file."""
     options = {"texture": texture, "deformable": deformable}
     geometry, fresh = textured(mesh=file, **options), textured(**options)
     if deformable:
@@ -340,7 +340,7 @@ def scene(**options) -> Scene:
 
 
 def test_from_scene_to_scene(file):
-    """A stage takes mesh, coordinates and colours from the one before, in its own representation or another."""
+    """A stage takes over mesh, texture coordinates and colors of the previous stage, in either representation."""
     source, target = scene(mesh=file), scene(deformable=True)
     convert(source, target, ConversionConfig(), Rng())
     np.testing.assert_array_equal(target.geometry.surface().uvs, source.geometry.surface().uvs)

@@ -49,7 +49,7 @@ def optimizer_of(geometry: Gaussians, name: str = "adam", *, several: bool = Fal
 
 
 def view(geometry: Gaussians, size: int = 24) -> tuple[ProjectedGaussians, Tensor]:
-    """The projected Gaussians and their image (2, H, W, 3), seen from +x and +y at distance 3; before a backward."""
+    """The projected Gaussians and their image (2, H, W, 3) from cameras on +x and +y at distance 3."""
     right = torch.tensor([[[0.0, 1, 0], [0, 0, 1], [1, 0, 0]], [[-1.0, 0, 0], [0, 0, 1], [0, 1, 0]]])
     w2c = torch.eye(4).repeat(2, 1, 1)
     w2c[:, :3, :3] = right

@@ -20,8 +20,8 @@ class DensifyConfig:
     """Schedule and thresholds of adaptive density control, in optimizer steps of the run."""
 
     enabled: bool = option(True, "Add and remove Gaussians during training; not possible on several devices.")
-    start: int = option(500, "Step of the first densification.", ge=0)
-    end: int = option(15000, "Step of the last densification.", ge=0)
+    start: int = option(500, "Step at which densification starts.", ge=0)
+    end: int = option(15000, "Step after which the number of Gaussians is fixed.", ge=0)
     every: int = option(100, "Steps between two densifications.", ge=1)
     grad_threshold: float = option(
         2e-4,

@@ -61,7 +61,7 @@ class Gaussians(GaussianParameters):
     conversion.
     """
 
-    # These options only decide the initial Gaussians and their number, which the state holds.
+    # These options affect only the initial Gaussians, which are part of the state, and their later number.
     free_options = frozenset(
         {"num_points", "init", "init_file", "init_up", "init_fit", "init_radius", "init_opacity", "surface", "densify"}
     )
