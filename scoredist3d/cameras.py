@@ -1,8 +1,9 @@
-"""Cameras and rays; the one place that knows the conventions.
+"""Cameras, rays and their conventions.
 
-World: right-handed, z up. Camera (OpenGL): x right, y up, looks along -z; ``c2w`` maps camera to world coordinates.
-Azimuth 0 looks at the object's front from +x and grows counter-clockwise seen from above (90 degrees: from +y);
-elevation grows upwards. Pixel (row i, column j) has its centre at (j + 0.5, i + 0.5) from the top left corner.
+The world is right-handed with z up. Cameras follow OpenGL: x right, y up, view along -z; ``c2w`` maps camera to world
+coordinates. A camera at azimuth 0 is at +x and sees the front of the object. The azimuth increases counter-clockwise
+seen from above (90 degrees is +y), the elevation upwards. The center of the pixel in row i and column j is at
+(j + 0.5, i + 0.5) from the top left corner of the image.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ class Rays:
     Attributes:
         origins: (B, H, W, 3), world.
         directions: (B, H, W, 3), world, unit length.
-        cosines: (B, H, W), cosine between each ray and its camera's viewing axis; distance along the ray times this is
-            z-depth.
+        cosines: (B, H, W), cosine between each ray and the viewing axis of its camera. The z-depth is the distance along
+            the ray times this cosine.
     """
 
     origins: Tensor
@@ -41,8 +42,8 @@ class Cameras:
         fovy: (B,), vertical field of view in radians.
         azimuth: (B,), radians in [-pi, pi).
         elevation: (B,), radians in [-pi/2, pi/2].
-        distance: (B,), scene units from the point looked at.
-        height, width: pixels.
+        distance: (B,), scene units from the target point.
+        height, width: Image size in pixels.
     """
 
     c2w: Tensor
@@ -66,7 +67,7 @@ class Cameras:
         return self.c2w.shape[0]
 
     def __getitem__(self, index: slice | Tensor | int) -> Cameras:
-        """Select cameras by slice, index tensor or integer; the result keeps its batch dimension."""
+        """Select cameras by slice, index tensor or integer. An integer keeps the batch dimension, with size 1."""
         if isinstance(index, int):
             index = slice(index, index + 1 or None)
         return self._map(lambda tensor: tensor[index])
@@ -76,15 +77,19 @@ class Cameras:
         return self._map(lambda tensor: tensor.to(device))
 
     def with_size(self, height: int, width: int) -> Cameras:
-        """The same cameras with another image size (the vertical field of view is kept)."""
+        """The same cameras with another image size and the same vertical field of view."""
         return replace(self, height=height, width=width)
 
     @classmethod
     def cat(cls, batches: list[Cameras]) -> Cameras:
-        """Join batches of one image size."""
+        """Concatenate batches with equal image sizes.
+
+        Raises:
+            ValueError: The image sizes differ.
+        """
         sizes = {(batch.height, batch.width) for batch in batches}
         if len(sizes) != 1:
-            raise ValueError(f"cameras of different image sizes cannot be joined: {sorted(sizes)}")
+            raise ValueError(f"cameras to concatenate must have one image size, got {sorted(sizes)}; use with_size")
         tensors: dict[str, Any] = {
             f.name: torch.cat([getattr(b, f.name) for b in batches]) for f in fields(cls) if f.name not in _SIZE
         }
@@ -92,7 +97,7 @@ class Cameras:
 
     @property
     def origins(self) -> Tensor:
-        """(B, 3), camera centres in the world."""
+        """(B, 3), camera centers in the world."""
         return self.c2w[:, :3, 3]
 
     @property
@@ -101,13 +106,13 @@ class Cameras:
         rotation, position = self.c2w[:, :3, :3], self.c2w[:, :3, 3:]
         w2c = torch.zeros_like(self.c2w)
         w2c[:, :3, :3] = rotation.transpose(1, 2)
-        # A product of matrices would lose digits where autocast is on.
+        # Elementwise, because autocast would reduce the precision of a matrix product.
         w2c[:, :3, 3] = -(rotation * position).sum(dim=1)
         w2c[:, 3, 3] = 1.0
         return w2c
 
     def projection(self, near: float = 0.1, far: float = 100.0) -> Tensor:
-        """(B, 4, 4), OpenGL clip-space projection (y up, z in [-w, w])."""
+        """(B, 4, 4), OpenGL projection from camera to clip space (y up, z in [-w, w])."""
         cot = 1.0 / torch.tan(self.fovy / 2)
         matrix = torch.zeros_like(self.c2w)
         matrix[:, 0, 0] = cot * self.height / self.width
@@ -118,7 +123,7 @@ class Cameras:
         return matrix
 
     def rays(self) -> Rays:
-        """Rays through all pixel centres, in the dtype of ``c2w`` whether or not autocast is on."""
+        """Rays through all pixel centers, in the dtype of ``c2w`` even under autocast."""
         device, dtype = self.c2w.device, self.c2w.dtype
         focal = 0.5 * self.height / torch.tan(self.fovy / 2)  # pixels
         x = torch.arange(self.width, device=device, dtype=dtype) + 0.5 - self.width / 2
@@ -126,13 +131,14 @@ class Cameras:
         x = (x / focal[:, None])[:, None, :, None]
         y = (y / focal[:, None])[:, :, None, None]
         cosines = (x.square() + y.square() + 1.0).rsqrt()
-        # Products of numbers, not of matrices, which autocast would round: at 512 pixels by several of them.
+        # Elementwise, because a matrix product under autocast would be off by several pixels at a size of 512.
         right, up, backward = self.c2w[:, None, None, :3, :3].unbind(dim=-1)
         directions = (x * right + y * up - backward) * cosines
         origins = self.origins[:, None, None, :].expand_as(directions)
         return Rays(origins=origins, directions=directions, cosines=cosines[..., 0])
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Cameras:
+        """The cameras with ``function`` applied to all tensors."""
         tensors: dict[str, Any] = {f.name: function(getattr(self, f.name)) for f in fields(self) if f.name not in _SIZE}
         return replace(self, **tensors)
 
@@ -144,8 +150,8 @@ def look_at(position: Tensor, target: Tensor, up: Tensor) -> Tensor:
     """(B, 4, 4) ``c2w`` of OpenGL cameras at ``position`` looking at ``target``.
 
     Args:
-        position, target, up: (B, 3), world. Where the view is parallel to ``up`` (straight down), the image's up is the
-            limit reached from azimuth 0 (world -x looking down, +x looking up).
+        position, target, up: (B, 3), world. If the viewing direction is parallel to ``up``, the camera's up direction
+            is the limit for azimuth 0: world -x for a view straight down, +x for a view straight up.
     """
     backward = torch.nn.functional.normalize(position - target, dim=-1)
     right = torch.linalg.cross(up, backward, dim=-1)
@@ -162,7 +168,7 @@ def look_at(position: Tensor, target: Tensor, up: Tensor) -> Tensor:
 
 
 def spherical(azimuth: Tensor, elevation: Tensor, distance: Tensor) -> Tensor:
-    """(B, 3) positions from angles in radians and distances."""
+    """(B, 3) positions of (B,) azimuths and elevations in radians and distances."""
     return distance[:, None] * torch.stack(
         [elevation.cos() * azimuth.cos(), elevation.cos() * azimuth.sin(), elevation.sin()], dim=-1
     )
@@ -180,13 +186,13 @@ def orbit(
     target: Tensor | None = None,
     up: Tensor | None = None,
 ) -> Cameras:
-    """Cameras on spheres around the origin, looking inwards.
+    """Cameras on spheres around the origin.
 
     Args:
-        azimuth_deg, elevation_deg, distance, fovy_deg: (B,).
-        height, width: pixels.
-        offset: (B, 3), added to the positions (camera perturbation).
-        target: (B, 3), looked-at points; the origin by default.
+        azimuth_deg, elevation_deg, distance, fovy_deg: (B,); distances in scene units.
+        height, width: Image size in pixels.
+        offset: (B, 3), perturbations added to the positions.
+        target: (B, 3), points in the image center; the origin by default.
         up: (B, 3), up directions; world z by default.
     """
     azimuth, elevation = torch.deg2rad(azimuth_deg), torch.deg2rad(elevation_deg)
@@ -196,7 +202,7 @@ def orbit(
     target = torch.zeros_like(position) if target is None else target
     up = position.new_tensor([0.0, 0.0, 1.0]).expand_as(position) if up is None else up
     if up.shape == position.shape and offset is None:
-        # Straight up or down the image's "up" depends on the azimuth: take its limit, the cross product degenerates.
+        # At the poles the cross product with the up direction vanishes; use its limit for the given azimuth.
         pole = elevation.cos().abs()[:, None] < 1e-4
         limit = (
             torch.stack([-azimuth.cos(), -azimuth.sin(), torch.zeros_like(azimuth)], -1)

@@ -1,4 +1,4 @@
-"""Backgrounds: the colour behind the object."""
+"""Backgrounds: the colors behind the object."""
 
 from scoredist3d.backgrounds.base import Background
 

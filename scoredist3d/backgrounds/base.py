@@ -1,4 +1,4 @@
-"""What every background offers to renderers."""
+"""Interface of backgrounds."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from scoredist3d.config import ComponentConfig
 
 
 class Background(nn.Module, ABC):
-    """Colour of the light that reaches the camera from infinitely far away.
+    """Base class of backgrounds, which give the color of rays that do not hit the object.
 
     Attributes:
-        any_channels: Latents can be rendered over it, not colours alone.
-        free_options: Options that may change when another run goes on with the state, see
+        any_channels: Whether the background also provides latents, for materials that output latents.
+        free_options: Options that may differ between a run and a later run that continues from its state, see
             :class:`~scoredist3d.geometry.base.Geometry`.
     """
 
     @dataclass
     class Config(ComponentConfig):
-        """Options of every background (none)."""
+        """Options shared by all backgrounds (none)."""
 
     any_channels: bool = False
     free_options: frozenset[str] = frozenset()
@@ -31,32 +31,33 @@ class Background(nn.Module, ABC):
     def __init__(self, config: Config, *, num_channels: int = 3) -> None:
         """Args:
         config: Options.
-        num_channels: Channels of what is rendered over it: 3, or those of the prior's latents.
+        num_channels: Channels of the render: 3, or the number of the prior's latent channels.
 
         Raises:
-            ValueError: This background has colours only.
+            ValueError: ``num_channels`` is not 3, and this background has colors only.
         """
         super().__init__()
         if num_channels != 3 and not self.any_channels:
             raise ValueError(
-                f"background.type: {config.type or type(self).__name__} has colours, but the material renders "
+                f"background.type: {config.type or type(self).__name__} has colors only, but the material outputs "
                 f"{num_channels} latent channels; use background.type=environment"
             )
         self.num_channels = num_channels
 
     @abstractmethod
     def forward(self, directions: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-        """Colours behind ``B`` images.
+        """Colors behind ``B`` images.
 
         Args:
             directions: (B, H, W, 3) unit ray directions, world.
-            generator: Of this step, on the device of ``directions``; ``None`` in evaluation, which must not be random.
+            generator: Random generator of the step, on the device of ``directions``; None in evaluation, which is
+                deterministic.
 
         Returns:
-            (B, H, W, num_channels), colours in [0, 1] or latents of any size.
+            (B, H, W, num_channels), colors in [0, 1] or unbounded latents.
         """
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Optimiser groups ``{"name", "params"}``; empty for a background without parameters."""
+        """Optimizer groups ``{"name", "params"}``; empty for a background without parameters."""
         params = list(self.parameters())
         return [{"name": "background", "params": params}] if params else []

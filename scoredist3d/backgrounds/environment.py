@@ -1,4 +1,4 @@
-"""A learned environment map."""
+"""Learned environment background."""
 
 from __future__ import annotations
 
@@ -14,28 +14,32 @@ from scoredist3d.nn.mlp import MLP
 from scoredist3d.registry import register
 from scoredist3d.seeding import Rng
 
-# Directions evaluated at once without gradients: bounds memory at high resolutions.
+# Directions per chunk without gradients; bounds the memory at high resolutions.
 _CHUNK = 1 << 17
 
 
-@register("background", "environment", summary="A learned colour for each direction.", arxiv="2209.14988")
+@register(
+    "background", "environment", summary="Learned color of each direction, from a small network.", arxiv="2209.14988"
+)
 class Environment(Background):
     """rgb(d) = sigmoid(MLP(d, sin(2^k pi d), cos(2^k pi d))), k < ``num_frequencies``.
 
-    With some probability a training image gets a random uniform colour instead, so that the environment cannot take
-    over what the object should show. Behind latents there is no sigmoid, and random ones are drawn from N(0, I).
+    With ``random_probability``, a training image gets a random constant color instead, which prevents the background
+    from depicting the object. For latents, the sigmoid is omitted and random values are drawn from N(0, I).
     """
 
     @dataclass
     class Config(Background.Config):
-        """Options of the environment."""
+        """Options of the environment background."""
 
-        num_frequencies: int = option(3, "Octaves of the direction's encoding; more gives sharper detail.", ge=0, le=10)
+        num_frequencies: int = option(3, "Octaves of the frequency encoding; more give finer detail.", ge=0, le=10)
         hidden_width: int = option(16, "Units per hidden layer.", ge=1)
         hidden_layers: int = option(2, "Hidden layers.", ge=1, le=8)
-        random_probability: float = option(0.5, "How often a training image gets a random colour instead.", ge=0, le=1)
+        random_probability: float = option(
+            0.5, "Probability of a random constant color in a training image.", ge=0, le=1
+        )
         evaluation_color: tuple[float, float, float] | None = option(
-            None, "RGB in evaluation instead of the environment; null shows the environment.", ge=0, le=1
+            None, "Constant RGB color in evaluation; null uses the environment.", ge=0, le=1
         )
 
     any_channels = True
@@ -44,16 +48,16 @@ class Environment(Background):
     def __init__(self, config: Config, *, rng: Rng | None = None, num_channels: int = 3) -> None:
         """Args:
         config: Options.
-        rng: Draws the starting values.
-        num_channels: 3 for colours, anything else for latents.
+        rng: Random streams of the initial weights.
+        num_channels: 3 for colors, any other number for latents.
 
         Raises:
-            ValueError: A fixed colour for evaluation behind latents.
+            ValueError: ``evaluation_color`` is set for latents.
         """
         super().__init__(config, num_channels=num_channels)
         if num_channels != 3 and config.evaluation_color is not None:
             raise ValueError(
-                f"background.evaluation_color: a colour cannot be behind {num_channels} latent channels; set it to null"
+                f"background.evaluation_color: a color does not fit {num_channels} latent channels; set it to null"
             )
         self.config = config
         inputs = 3 + 6 * config.num_frequencies
@@ -61,7 +65,7 @@ class Environment(Background):
         self.network = MLP([inputs, *[config.hidden_width] * config.hidden_layers, num_channels], generator)
 
     def forward(self, directions: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-        """(B, H, W, num_channels) of the environment, or in some training images one random colour."""
+        """(B, H, W, num_channels), the environment or, in some training images, a random constant color."""
         if generator is None:
             if self.config.evaluation_color is not None:
                 return directions.new_tensor(self.config.evaluation_color).expand_as(directions)
@@ -71,18 +75,19 @@ class Environment(Background):
         return torch.where(replaced < self.config.random_probability, colors, self._environment(directions))
 
     def _random(self, batch: int, generator: torch.Generator, device: torch.device) -> Tensor:
-        """(B, 1, 1, num_channels)."""
+        """(B, 1, 1, num_channels) random colors in [0, 1], or latents from N(0, I)."""
         draw = torch.rand if self._bounded else torch.randn
         return draw(batch, 1, 1, self.num_channels, generator=generator, device=device)
 
     def _environment(self, directions: Tensor) -> Tensor:
+        """(B, H, W, num_channels) in chunks, or at once if gradients are recorded."""
         flat, shape = directions.reshape(-1, 3), (*directions.shape[:-1], self.num_channels)
         if torch.is_grad_enabled():
             return self._colors(flat).view(shape)
         return torch.cat([self._colors(chunk) for chunk in flat.split(_CHUNK)]).view(shape)
 
     def _colors(self, directions: Tensor) -> Tensor:
-        """(N, 3) unit directions -> (N, num_channels)."""
+        """(N, num_channels) at (N, 3) unit directions."""
         octaves = [directions * (2.0**k * math.pi) for k in range(self.config.num_frequencies)]
         waves = [wave for angle in octaves for wave in (angle.sin(), angle.cos())]
         values = self.network(torch.cat([directions, *waves], dim=-1))
@@ -90,5 +95,5 @@ class Environment(Background):
 
     @property
     def _bounded(self) -> bool:
-        """Whether values are colours."""
+        """Whether the values are colors in [0, 1], not latents."""
         return self.num_channels == 3

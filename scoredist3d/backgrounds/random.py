@@ -1,4 +1,4 @@
-"""A new uniform colour for every training image."""
+"""Random constant background colors."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from scoredist3d.config import option
 from scoredist3d.registry import register
 
 
-@register("background", "random", summary="A random gray or colour per training image, a fixed colour in evaluation.")
+@register("background", "random", summary="Random constant color per training image; fixed color in evaluation.")
 class Random(Background):
-    """Uniform colours that change from image to image.
+    """A constant color per image, drawn anew for each training image.
 
-    An object cannot hide in, or be painted onto, a background that changes all the time. The mixture should be the one
-    the prior was trained on: backgrounds it never saw make it change the object instead.
+    With a changing background, the object cannot blend into the background. The distribution of colors should match
+    the training images of the prior, since an unfamiliar background affects its predictions for the object.
     """
 
     @dataclass
     class Config(Background.Config):
         """Options of the random background."""
 
-        mode: Literal["gray", "rgb"] = option("gray", "Draw one gray level, or three channels, per image.")
-        value_range: tuple[float, float] = option((0.0, 1.0), "Drawn values lie between these two.", ge=0, le=1)
-        white_probability: float = option(0.5, "How often an image gets plain white instead.", ge=0, le=1)
+        mode: Literal["gray", "rgb"] = option("gray", "Draw one gray value or three independent channels per image.")
+        value_range: tuple[float, float] = option((0.0, 1.0), "Smallest and largest random value.", ge=0, le=1)
+        white_probability: float = option(0.5, "Probability of white instead.", ge=0, le=1)
         evaluation_color: tuple[float, float, float] = option((1.0, 1.0, 1.0), "RGB in evaluation.", ge=0, le=1)
 
         def validate(self) -> list[str]:
-            """The range must be ordered."""
+            """Check that the range is ordered."""
             low, high = self.value_range
             if low > high:
                 return [
@@ -50,7 +50,7 @@ class Random(Background):
             return directions.new_tensor(self.config.evaluation_color).expand_as(directions)
         batch, device = directions.shape[0], directions.device
         low, high = self.config.value_range
-        # Always three values, so that both modes leave the generator in the same state.
+        # Both modes draw three values, so that they leave the generator in the same state.
         values = low + (high - low) * torch.rand(batch, 3, generator=generator, device=device)
         colors = values if self.config.mode == "rgb" else values[:, :1].expand(batch, 3)
         white = torch.rand(batch, 1, generator=generator, device=device) < self.config.white_probability

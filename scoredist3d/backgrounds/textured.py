@@ -1,4 +1,4 @@
-"""A picture of all directions."""
+"""Panorama background."""
 
 from __future__ import annotations
 
@@ -18,13 +18,12 @@ from scoredist3d.registry import register
 _MARGIN = 1e-3  # keeps the logits of black and white finite
 
 
-@register("background", "textured", summary="An image around the object, learned or from a file.")
+@register("background", "textured", summary="Equirectangular image, learned or from a file.")
 class Textured(Background):
-    """rgb(d) = bilinear samples of sigmoid(texture), an equirectangular image whose centre is seen looking along +x.
+    """rgb(d) = bilinear sample of sigmoid(texture) at d, an equirectangular image centered at +x.
 
-    Sharper than ``environment``, whose network joins neighbouring directions, and without its limit on detail. With
-    some probability a training image gets a random uniform colour instead, so that the background cannot take over
-    what the object should show.
+    Each texel is independent, so the image can be sharper than with ``environment``. With ``random_probability``, a
+    training image gets a random constant color instead, which prevents the background from depicting the object.
     """
 
     @dataclass
@@ -35,17 +34,21 @@ class Textured(Background):
         width: int = option(128, "Columns of the texture.", ge=2, le=8192)
         image: str | None = option(
             None,
-            "Equirectangular .hdr or 8-bit image to start from; null starts mid gray. Radiance above 1 is white.",
+            "Initial equirectangular .hdr or 8-bit image; null is mid gray. Radiance is clamped to 1.",
             file=True,
         )
-        learned: bool = option(True, "Optimise the texture.")
-        random_probability: float = option(0.5, "How often a training image gets a random colour instead.", ge=0, le=1)
+        learned: bool = option(True, "Optimize the texture.")
+        random_probability: float = option(
+            0.5, "Probability of a random constant color in a training image.", ge=0, le=1
+        )
 
         def validate(self) -> list[str]:
-            """What is not learned must be given."""
+            """Check that a texture that is not learned comes from a file."""
             problems = super().validate()
             if not self.learned and self.image is None:
-                problems.append("image: give a file, or set learned to true; a texture that is neither is plain gray")
+                problems.append(
+                    "image: a texture that is not learned needs an image; give a file or set learned to true"
+                )
             return problems
 
     def __init__(self, config: Config, *, num_channels: int = 3) -> None:
@@ -58,7 +61,7 @@ class Textured(Background):
         self.texture = nn.Parameter(torch.logit(colors, eps=_MARGIN), requires_grad=config.learned)
 
     def forward(self, directions: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-        """(B, H, W, 3) of the image, or in some training images one random colour."""
+        """(B, H, W, 3), the panorama or, in some training images, a random constant color."""
         shown = sample_panorama(self.texture.sigmoid(), directions.reshape(-1, 3)).view_as(directions)
         if generator is None:
             return shown
@@ -68,5 +71,5 @@ class Textured(Background):
         return torch.where(replaced, colors, shown)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """The texture, where it is learned."""
+        """The texture, if it is learned."""
         return super().parameter_groups() if self.config.learned else []

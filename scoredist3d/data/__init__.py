@@ -1,1 +1,1 @@
-"""Data: cameras to train and evaluate from, and procedural objects to learn from."""
+"""Data: samplers of the cameras for training and evaluation."""

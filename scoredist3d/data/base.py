@@ -1,4 +1,4 @@
-"""What every source of cameras offers."""
+"""Interface of camera samplers."""
 
 from __future__ import annotations
 
@@ -12,20 +12,23 @@ from scoredist3d.seeding import Rng
 
 
 class CameraSampler(ABC):
-    """Chooses the views of each training step and those of evaluation."""
+    """Base class of samplers of the cameras for training steps and evaluation."""
 
     @dataclass
     class Config(ComponentConfig):
-        """Options of every camera source (none)."""
+        """Options shared by all camera samplers (none)."""
 
     def __init__(self, config: Config, *, world_size: int = 1) -> None:
-        """``world_size``: number of ranks that sample for the same step, each with its own ``Rng.rank``."""
+        """Args:
+        config: Options.
+        world_size: Number of ranks that sample for the same step, each with its own ``Rng.rank``.
+        """
         self.world_size = world_size
 
     @abstractmethod
     def sample(self, step: int, rng: Rng) -> Cameras:
-        """The cameras of one rank at an optimiser step; on the CPU."""
+        """The cameras of rank ``rng.rank`` at an optimizer step, on the CPU."""
 
     @abstractmethod
     def evaluation(self, azimuths: Sequence[float], elevation: float, height: int, width: int) -> Cameras:
-        """Cameras to look at the object with, angles in degrees; on the CPU."""
+        """Evaluation cameras at the given angles in degrees and image size in pixels, on the CPU."""

@@ -22,21 +22,23 @@ Range = tuple[float, float]
 
 @dataclass
 class EvaluationConfig:
-    """Distance and lens of the views that are shown; their angles and sizes are in ``preview`` and ``test``."""
+    """Distance and field of view of evaluation views; ``preview`` and ``test`` set their angles and sizes."""
 
-    distance: float = option(3.2, "From the origin; scaled as the training distances are.", gt=0)
+    distance: float = option(
+        3.2, "Distance from the origin, scene units; divided like the training distances by relative_distance.", gt=0
+    )
     fovy: float = option(40.0, "Vertical field of view, degrees.", gt=0, lt=180)
 
 
 @register(
-    "data", "random-camera", summary="Random views around the object, evenly spread in azimuth.", arxiv="2209.14988"
+    "data", "random-camera", summary="Random cameras around the object, evenly spaced in azimuth.", arxiv="2209.14988"
 )
 class RandomCamera(CameraSampler):
-    """Azimuth, elevation, distance and field of view drawn from ranges; optional jitter of position, target and up.
+    """Cameras with azimuth, elevation, distance and field of view drawn from ranges, and optional jitter.
 
-    With ``batch_uniform_azimuth`` the N views of a step, over all ranks, are spaced evenly, at (i + u) / N of the range
-    with one u ~ U(0, 1) per step: every step sees the object from all sides. Elevation is uniform over the sphere's
-    area with probability ``area_probability`` (its sine is uniform), else uniform in the angle.
+    With ``batch_uniform_azimuth``, the N views of a step over all ranks are at fractions (i + u) / N of the azimuth
+    range, with one u ~ U(0, 1) per step, so each step covers the whole range. With probability ``area_probability``,
+    the elevation is uniform over the area of the sphere (its sine is uniform), otherwise it is uniform in the angle.
     """
 
     @dataclass
@@ -44,30 +46,30 @@ class RandomCamera(CameraSampler):
         """Options of the random cameras."""
 
         batch_size: int | list[int] = option(
-            4, "Views per step and rank; a list gives one value per milestone stage.", ge=1
+            4, "Views per step and rank; a list has one value per stage of resolution_milestones.", ge=1
         )
-        height: int | list[int] = option(64, "Pixels; a list gives one value per milestone stage.", ge=1)
-        width: int | list[int] = option(64, "Pixels; a list gives one value per milestone stage.", ge=1)
-        resolution_milestones: list[int] = option([], "Steps at which the next values of the lists begin.", ge=1)
+        height: int | list[int] = option(64, "Image height in pixels; a list has one value per stage.", ge=1)
+        width: int | list[int] = option(64, "Image width in pixels; a list has one value per stage.", ge=1)
+        resolution_milestones: list[int] = option([], "Steps at which the next stage begins.", ge=1)
         azimuth_range: Range = option((-180.0, 180.0), "Degrees; 0 is the front.", ge=-360, le=360)
         elevation_range: Range = option((-10.0, 60.0), "Degrees above the horizon.", ge=-90, le=90)
         distance_range: Range = option((3.04, 3.36), "Distance from the origin, scene units.", gt=0)
         fovy_range: Range = option((40.0, 40.0), "Vertical field of view, degrees.", gt=0, lt=180)
         relative_distance: bool = option(
             False,
-            "Divide distances by tan(fovy / 2): the object keeps its size in the image whatever the field of view.",
+            "Divide distances by tan(fovy / 2), so that the image size of the object does not depend on the field of view.",
         )
         batch_uniform_azimuth: bool = option(True, "Space the views of a step evenly in azimuth.")
-        area_probability: float = option(0.5, "How often elevation is uniform in area, not in angle.", ge=0, le=1)
-        position_jitter: float = option(0.0, "Positions move by U(-j, j) per axis, scene units.", ge=0)
-        target_jitter: float = option(0.0, "Deviation of the point looked at, scene units.", ge=0)
-        up_jitter: float = option(0.0, "Deviation of the up vector.", ge=0)
+        area_probability: float = option(0.5, "Probability of an elevation uniform in area, not in angle.", ge=0, le=1)
+        position_jitter: float = option(0.0, "Position noise U(-j, j) per axis, scene units.", ge=0)
+        target_jitter: float = option(0.0, "Standard deviation of the target point, scene units.", ge=0)
+        up_jitter: float = option(0.0, "Standard deviation of the up vector.", ge=0)
         evaluation: EvaluationConfig = field(
-            default_factory=EvaluationConfig, metadata={"help": "Distance and lens of the views that are shown."}
+            default_factory=EvaluationConfig, metadata={"help": "Distance and field of view of evaluation views."}
         )
 
         def validate(self) -> list[str]:
-            """Ordered ranges, and as many listed values as stages."""
+            """Check that ranges are ordered and that lists have one value per stage."""
             problems = super().validate()
             for name in ("azimuth_range", "elevation_range", "distance_range", "fovy_range"):
                 low, high = getattr(self, name)
@@ -90,7 +92,7 @@ class RandomCamera(CameraSampler):
         self.config = config
 
     def sample(self, step: int, rng: Rng) -> Cameras:
-        """The cameras of ``rng.rank`` at an optimiser step."""
+        """The cameras of rank ``rng.rank`` at an optimizer step."""
         config = self.config
         stage = bisect.bisect_right(config.resolution_milestones, step)
         batch, height, width = (_at(values, stage) for values in (config.batch_size, config.height, config.width))
@@ -124,7 +126,7 @@ class RandomCamera(CameraSampler):
         if not self.config.batch_uniform_azimuth:
             return _uniform(self.config.azimuth_range, batch, generator)
         offset = torch.rand(1, generator=rng.shared()("azimuth", step))
-        # Ranks interleave: each has the whole range, and together they have it N times as densely.
+        # The views of the ranks interleave, so that each rank covers the whole range.
         index = torch.arange(batch) * self.world_size + rng.rank
         return low + (high - low) * (index + offset) / (batch * self.world_size)
 
@@ -137,12 +139,13 @@ class RandomCamera(CameraSampler):
         return torch.where(torch.rand(batch, generator=generator) < self.config.area_probability, by_area, by_angle)
 
     def _distance(self, distance: Tensor, fovy_deg: Tensor) -> Tensor:
+        """(B,) distances in scene units, with ``relative_distance`` applied."""
         if not self.config.relative_distance:
             return distance
         return distance / torch.tan(torch.deg2rad(fovy_deg) / 2)
 
     def _jitter(self, batch: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """Perturbations for :func:`orbit`; those that are switched off are left out."""
+        """The enabled perturbations as arguments of :func:`orbit`."""
         config = self.config
         offset = _uniform((-config.position_jitter, config.position_jitter), (batch, 3), generator)
         target = config.target_jitter * torch.randn(batch, 3, generator=generator)
@@ -153,10 +156,12 @@ class RandomCamera(CameraSampler):
 
 
 def _at(values: int | list[int], stage: int) -> int:
+    """The value of a stage."""
     return values[stage] if isinstance(values, list) else values
 
 
 def _uniform(bounds: Range, size: int | tuple[int, int], generator: torch.Generator) -> Tensor:
+    """Uniform samples of the given size within ``bounds``."""
     low, high = bounds
     shape = (size,) if isinstance(size, int) else size
     return low + (high - low) * torch.rand(*shape, generator=generator)

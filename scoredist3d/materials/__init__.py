@@ -1,5 +1,5 @@
-"""Materials: features of a point and the light on it, to colour."""
+"""Materials: map geometry features and light to colors."""
 
-from scoredist3d.materials.base import Light, Material
+from scoredist3d.materials.base import Light, Material, ShadingInputs
 
-__all__ = ["Light", "Material"]
+__all__ = ["Light", "Material", "ShadingInputs"]

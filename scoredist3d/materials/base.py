@@ -1,4 +1,4 @@
-"""What every material offers to renderers and exporters."""
+"""Interface of materials, and the inputs that they shade."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from scoredist3d.config import ComponentConfig
 from scoredist3d.meshes.exportable import SurfaceChannels
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Light:
-    """One point light with ambient light for each of ``N`` images or points.
+    """A point light and an ambient light for each of ``N`` images or points.
 
     Attributes:
         position: (N, 3), world.
-        ambient: (N,), strength of the light that comes from everywhere.
+        ambient: (N,), strength of the ambient light.
         diffuse: (N,), strength of the point light.
         textureless: (N,), 1 where the albedo is replaced by white, else 0.
-        rotation: (N,) radians that the environment is turned by, counter-clockwise seen from above; None where the
-            material has no environment.
+        rotation: (N,) radians by which the environment is rotated, counter-clockwise seen from above; None for
+            materials without an environment.
     """
 
     position: Tensor
@@ -33,34 +33,53 @@ class Light:
     textureless: Tensor
     rotation: Tensor | None = None
 
-    def __getitem__(self, index: Tensor) -> Light:
-        """The lights at (M,) indices, e.g. of the image that each sample point belongs to."""
+    def __getitem__(self, index: Tensor | slice) -> Light:
+        """The lights at a slice or at (M,) indices, such as the image index of each sample point."""
         rotation = None if self.rotation is None else self.rotation[index]
         return Light(self.position[index], self.ambient[index], self.diffuse[index], self.textureless[index], rotation)
 
 
+@dataclass(frozen=True, slots=True)
+class ShadingInputs:
+    """``N`` points to be shaded. Renderers set the optional values that the material requires.
+
+    Attributes:
+        features: (N, num_features), features of the geometry.
+        points: (N, 3), world.
+        normals: (N, 3), unit, outward; set where the points are lit or ``Material.needs_normal`` is true.
+        view_dirs: (N, 3), unit, from the camera to the point; set where ``Material.needs_view_dirs`` is true.
+        light: One light per point; None for the unlit color.
+    """
+
+    features: Tensor
+    points: Tensor | None = None
+    normals: Tensor | None = None
+    view_dirs: Tensor | None = None
+    light: Light | None = None
+
+
 class Material(nn.Module, ABC):
-    """Turns geometry features into colours in [0, 1].
+    """Base class of materials, which map geometry features to colors in [0, 1].
 
     Attributes:
         num_features: Feature channels expected from the geometry.
-        num_channels: Channels of what :meth:`forward` returns: 3, or those of the prior's latents.
-        makes_latents: Renders are latents that go to the guidance as they are, not images that the prior encodes.
-        needs_normal: :meth:`forward` needs normals at every step, whether there is a light or not.
-        needs_view_dirs: :meth:`forward` needs the directions of view.
-        baked_lighting: The base colour of :meth:`channels` includes light and shade, so a viewer must not light it
-            again. False for a material whose colours are shaded by a light.
-        free_options: Options that may change when another run goes on with the state, see
+        num_channels: Channels returned by :meth:`forward`: 3, or the number of the prior's latent channels.
+        outputs_latents: Whether renders are latents, which the guidance uses without the prior's encoder.
+        needs_normal: Whether :meth:`forward` needs normals even without a light.
+        needs_view_dirs: Whether :meth:`forward` needs view directions.
+        baked_lighting: Whether the base color of :meth:`channels` includes lighting, so that viewers must not light it
+            again. False for a material that shades its colors with a light.
+        free_options: Options that may differ between a run and a later run that continues from its state, see
             :class:`~scoredist3d.geometry.base.Geometry`.
     """
 
     @dataclass
     class Config(ComponentConfig):
-        """Options of every material (none)."""
+        """Options shared by all materials (none)."""
 
     num_features: int = 3
     num_channels: int = 3
-    makes_latents: bool = False
+    outputs_latents: bool = False
     needs_normal: bool = False
     needs_view_dirs: bool = False
     baked_lighting: bool = False
@@ -70,75 +89,66 @@ class Material(nn.Module, ABC):
         super().__init__()
 
     @abstractmethod
-    def forward(
-        self,
-        features: Tensor,
-        *,
-        normals: Tensor | None = None,
-        view_dirs: Tensor | None = None,
-        points: Tensor | None = None,
-        light: Light | None = None,
-    ) -> Tensor:
-        """Colours of ``N`` points.
+    def forward(self, inputs: ShadingInputs) -> Tensor:
+        """Shaded colors.
 
         Args:
-            features: (N, num_features).
-            normals: (N, 3) unit, outward; given where ``sample_light`` returned a light or ``needs_normal`` is set.
-            view_dirs: (N, 3) unit, from the camera to the point; given where ``needs_view_dirs`` is set.
-            points: (N, 3), world.
-            light: One per point, or ``None`` for the colour without what ``sample_light`` may add.
+            inputs: N points.
 
         Returns:
-            (N, num_channels), colours in [0, 1] unless the material makes latents.
+            (N, num_channels), colors in [0, 1], or latents where ``outputs_latents`` is true.
         """
 
     @abstractmethod
-    def channels(
-        self, features: Tensor, *, points: Tensor | None = None, normals: Tensor | None = None
-    ) -> SurfaceChannels:
-        """How the surface looks without any light, as exported textures hold it.
+    def channels(self, inputs: ShadingInputs) -> SurfaceChannels:
+        """Unlit appearance of the surface, as stored in exported textures.
 
         Args:
-            features: (N, num_features).
-            points: (N, 3), world.
-            normals: (N, 3), unit, outward; where given, the shading normals can be told.
+            inputs: N points. View directions and light are ignored; normals are needed for shading normals only.
         """
 
     def harmonics(self, features: Tensor) -> Tensor | None:
-        """(N, K, 3) coefficients of the view-dependent part of the colour, as splat files hold it; None without one."""
+        """(N, K, 3) spherical harmonics of degrees 1 and above, as stored in splat files; None without them.
+
+        Args:
+            features: (N, num_features).
+        """
         return None
 
     def update_step(self, step: int) -> None:
-        """Set everything that depends on the optimiser step, from ``step`` alone, so that resuming needs no state."""
+        """Set all step-dependent values from the optimizer step alone, so that a resumed run needs no further state."""
 
     def display(self, values: Tensor) -> Tensor:
-        """(..., 3) in [0, 1] to look at, of (..., num_channels) rendered values."""
+        """(..., 3) displayable colors in [0, 1] of (..., num_channels) rendered values."""
         return values
 
     def features_of(self, channels: SurfaceChannels) -> Tensor:
-        """(N, num_features) features that :meth:`channels` turns into ``channels``, as well as this material can.
+        """(N, num_features) features for which :meth:`channels` approximates ``channels`` best.
 
         Raises:
-            ValueError: The material's colours are no function of single points' features.
+            ValueError: The colors of this material are not a function of the features of single points.
         """
-        raise ValueError(f"material.type: {type(self).__name__} cannot take over the colours of another object")
+        raise ValueError(
+            f"material.type: {type(self).__name__} cannot start from the colors of another object; "
+            "choose another material"
+        )
 
     def sample_light(self, cameras: Cameras, step: int, generator: torch.Generator | None) -> Light | None:
-        """The light of each image of a step; ``None`` where the material needs none, and so no normals either.
+        """The light of each image of a step; None where the images are unlit.
 
         Args:
             cameras: (B).
-            step: Optimiser step.
-            generator: Of this step; ``None`` in evaluation, which must not be random.
+            step: Optimizer step.
+            generator: Random generator of the step; None in evaluation, which is deterministic.
         """
         return None
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Optimiser groups ``{"name", "params"}``; empty for a material without parameters."""
+        """Optimizer groups ``{"name", "params"}``; empty for a material without parameters."""
         params = list(self.parameters())
         return [{"name": "material", "params": params}] if params else []
 
 
 def logit(colors: Tensor, margin: float = 1e-3) -> Tensor:
-    """Inverse of the sigmoid for values in [0, 1], kept ``margin`` away from both ends so that it stays finite."""
+    """Inverse of the sigmoid for values in [0, 1], clamped to [margin, 1 - margin] to stay finite."""
     return torch.logit(colors, eps=margin)

@@ -11,20 +11,23 @@ from torch.nn import functional as F
 
 from scoredist3d.cameras import Cameras
 from scoredist3d.config import option
-from scoredist3d.materials.base import Light, Material, logit
+from scoredist3d.materials.base import Light, Material, ShadingInputs, logit
 from scoredist3d.meshes.exportable import SurfaceChannels
 from scoredist3d.registry import register
 
 
-@register("material", "diffuse", summary="Albedo under ambient and diffuse light near the camera.", arxiv="2209.14988")
+@register(
+    "material", "diffuse", summary="Lambertian shading by a random point light and ambient light.", arxiv="2209.14988"
+)
 class Diffuse(Material):
     """rgb = albedo * (ambient + diffuse max(0, n . l)), with l the unit vector from the point to the light.
 
-    Light that makes the surface's look depend on its shape rules out flat, painted-on objects. Each image of a step
-    draws its phase: unlit until ``ambient_only_steps``, then lit with probability ``diffuse_probability``, of which
-    with white albedo (shape alone must explain the image) with ``textureless_probability``. The light's direction is
-    drawn around the camera's from N(camera / |camera|, I) and its distance uniformly, in units of the camera's. With
-    ``soft_shading`` each lit image draws its own share of the point light, between none and all.
+    Shading makes the image depend on the shape, which discourages flat objects with a painted texture. The shading
+    mode is drawn for each image of a step. Images are unlit during the first ``ambient_only_steps``. After that, an
+    image is lit with probability ``diffuse_probability``, and a lit image has a white albedo with probability
+    ``textureless_probability``. The direction of the light is drawn from N(c / |c|, light_spread^2 I), with c the
+    position of the camera, and normalized. Its distance is uniform in ``light_distance_range``, in units of |c|. With
+    ``soft_shading``, the strength of the point light is uniform in [0, 1] and the ambient light has the rest.
     """
 
     @dataclass
@@ -33,22 +36,27 @@ class Diffuse(Material):
 
         ambient: float = option(0.1, "Strength of the ambient light in lit images.", ge=0, le=1)
         diffuse: float = option(0.9, "Strength of the point light in lit images.", ge=0, le=1)
-        ambient_only_steps: int = option(1000, "Steps without light at the start.", ge=0)
-        diffuse_probability: float = option(0.75, "How often an image is lit afterwards.", ge=0, le=1)
-        textureless_probability: float = option(0.5, "How often a lit image has white albedo.", ge=0, le=1)
-        light_spread: float = option(1.0, "Deviation of the light's direction around the camera's.", ge=0)
+        ambient_only_steps: int = option(1000, "Steps at the start in which all images are unlit.", ge=0)
+        diffuse_probability: float = option(
+            0.75, "Probability that an image is lit after ambient_only_steps.", ge=0, le=1
+        )
+        textureless_probability: float = option(0.5, "Probability that a lit image has a white albedo.", ge=0, le=1)
+        light_spread: float = option(
+            1.0, "Standard deviation of the direction of the light around that of the camera.", ge=0
+        )
         light_distance_range: tuple[float, float] = option(
-            (0.8, 1.5), "Distance of the light from the origin, in units of the camera's.", gt=0
+            (0.8, 1.5), "Distance of the light from the origin, in units of the camera distance.", gt=0
         )
         soft_shading: bool = option(
-            False, "Lit images draw the strength of the point light from [0, 1] and have the rest as ambient light."
+            False, "Draw the strength of the point light from U(0, 1) in lit images; the rest is ambient light."
         )
         evaluation: Literal["albedo", "diffuse", "textureless"] = option(
-            "albedo", "What evaluation images show: the colour alone, it lit from the camera, or white lit so."
+            "albedo",
+            "What evaluation images show: the unlit albedo, or the albedo or a white surface lit from the camera.",
         )
 
         def validate(self) -> list[str]:
-            """The range must be ordered, and light must not exceed white."""
+            """Check that the range is ordered and that the light does not exceed 1."""
             problems = super().validate()
             low, high = self.light_distance_range
             if low > high:
@@ -66,43 +74,35 @@ class Diffuse(Material):
         super().__init__(config)
         self.config = config
 
-    def forward(
-        self,
-        features: Tensor,
-        *,
-        normals: Tensor | None = None,
-        view_dirs: Tensor | None = None,
-        points: Tensor | None = None,
-        light: Light | None = None,
-    ) -> Tensor:
-        """(N, 3) shaded colours.
+    def forward(self, inputs: ShadingInputs) -> Tensor:
+        """(N, 3) shaded colors.
 
         Raises:
-            ValueError: A light without normals and points.
+            ValueError: The inputs have a light, but no normals or no points.
         """
-        albedo = features.sigmoid()
+        albedo, light = inputs.features.sigmoid(), inputs.light
         if light is None:
             return albedo
-        if normals is None or points is None:
-            raise ValueError("the diffuse material needs normals and points to apply a light")
-        to_light = F.normalize(light.position - points, dim=-1)
-        lambert = (normals * to_light).sum(-1).clamp_min(0.0)
+        if inputs.normals is None or inputs.points is None:
+            raise ValueError(
+                "the diffuse material needs normals and points to apply a light; set ShadingInputs.normals and .points"
+            )
+        to_light = F.normalize(light.position - inputs.points, dim=-1)
+        lambert = (inputs.normals * to_light).sum(-1).clamp_min(0.0)
         shading = light.ambient + light.diffuse * lambert
         textureless = light.textureless[:, None]
         return (albedo * (1.0 - textureless) + textureless) * shading[:, None]
 
-    def channels(
-        self, features: Tensor, *, points: Tensor | None = None, normals: Tensor | None = None
-    ) -> SurfaceChannels:
-        """The albedo alone."""
-        return SurfaceChannels(features.sigmoid())
+    def channels(self, inputs: ShadingInputs) -> SurfaceChannels:
+        """The albedo as base color."""
+        return SurfaceChannels(inputs.features.sigmoid())
 
     def features_of(self, channels: SurfaceChannels) -> Tensor:
-        """(N, 3): the logit of the base colour."""
+        """(N, 3): the logit of the base color."""
         return logit(channels.base_color)
 
     def sample_light(self, cameras: Cameras, step: int, generator: torch.Generator | None) -> Light | None:
-        """Phases and light positions of a step; ``None`` where no image of it is lit."""
+        """The random light of each image of a step; None if all images are unlit."""
         if generator is None:
             return None if self.config.evaluation == "albedo" else self._headlight(cameras)
         if step < self.config.ambient_only_steps or self.config.diffuse_probability == 0:
@@ -129,6 +129,7 @@ class Diffuse(Material):
         )
 
     def _headlight(self, cameras: Cameras) -> Light:
+        """A light at each camera, for evaluation."""
         ones = torch.ones_like(cameras.distance)
         textureless = float(self.config.evaluation == "textureless") * ones
         return Light(cameras.origins, self.config.ambient * ones, self.config.diffuse * ones, textureless)

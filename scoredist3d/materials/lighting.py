@@ -1,4 +1,4 @@
-"""The environment that lights a physically based material, and the reflection of its light."""
+"""Image-based lighting for physically based materials."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from scoredist3d.ops.shading.environment import (
 )
 
 DIELECTRIC_F0 = 0.04
-"""Reflectance of non-metals seen from the front."""
+"""Reflectance of non-metals at normal incidence."""
 
-_DARKEST = 1e-3  # radiance below which a learned map does not start, so that its logarithm can still be moved
+_DARKEST = 1e-3  # least initial radiance of a learned map, whose logarithm must be finite
 
 
 def studio_panorama(height: int) -> Tensor:
-    """(H, 2 H, 3) linear radiance of a bright room: sky and floor, a large key light in front, a fill and a rim light.
+    """(H, 2 H, 3) linear radiance of a bright studio with a sky-to-floor gradient, a key, a fill and a rim light.
 
-    White surfaces stay within [0.25, 1]: the irradiance divided by pi is about 1 towards the key light.
+    The irradiance divided by pi, which is the radiance of a white diffuse surface, lies between 0.25 and about 1.
     """
     directions = texel_directions(height, 2 * height)
     up = 0.5 + 0.5 * directions[..., 2:]
     radiance = 0.25 + 0.35 * up * up * torch.tensor([0.97, 1.0, 1.05])
     lights = (
-        # azimuth and elevation (degrees), concentration, radiance of red, green and blue
+        # azimuth and elevation (degrees), concentration, RGB radiance
         (35.0, 45.0, 24.0, (5.2, 5.0, 4.7)),
         (-60.0, 20.0, 12.0, (0.75, 0.8, 0.9)),
         (160.0, 35.0, 30.0, (2.0, 2.0, 2.1)),
@@ -50,10 +50,10 @@ def studio_panorama(height: int) -> Tensor:
 
 
 class EnvironmentLight(nn.Module):
-    """Light from all directions, prefiltered for diffuse and glossy reflection.
+    """An environment map, prefiltered for diffuse and glossy reflection.
 
-    :mod:`scoredist3d.ops.shading.environment` has the directions and the filters. A map that is learned is stored as
-    the logarithm of its radiance, and prefiltered anew at each look-up.
+    The directions and filters are those of :mod:`scoredist3d.ops.shading.environment`. A learned map is stored as
+    log-radiance and is prefiltered again at each call.
     """
 
     _specular: Tensor
@@ -64,8 +64,8 @@ class EnvironmentLight(nn.Module):
     def __init__(self, panorama: Tensor, *, levels: int, learned: bool) -> None:
         """Args:
         panorama: (H, W, 3), linear radiance, >= 0.
-        levels: Roughnesses that it is prefiltered for, evenly spread over [0, 1].
-        learned: Optimise it.
+        levels: Number of roughness values, evenly spaced in [0, 1], for which the map is prefiltered.
+        learned: Whether the map is optimized.
         """
         super().__init__()
         self._levels = levels
@@ -82,7 +82,7 @@ class EnvironmentLight(nn.Module):
 
     @staticmethod
     def read(path: str | None, height: int, *, key: str) -> Tensor:
-        """(H, 2 H, 3) linear radiance of an image file, or of the built-in studio.
+        """(H, 2 H, 3) linear radiance of an image file; the built-in studio if ``path`` is None.
 
         Raises:
             ValueError: The file cannot be read.
@@ -92,15 +92,15 @@ class EnvironmentLight(nn.Module):
         return resize_panorama(load_radiance(path, key=key), height, 2 * height)
 
     def diffuse(self, normals: Tensor) -> Tensor:
-        """(N, 3) irradiance / pi of surfaces with (N, 3) normals."""
+        """(N, 3) irradiance / pi at surfaces with (N, 3) unit normals."""
         return sample_padded(self._maps()[1], normals)
 
     def forward(self, normals: Tensor, reflected: Tensor, roughness: Tensor) -> tuple[Tensor, Tensor]:
-        """Irradiance / pi and glossy light, (N, 3) each, linear.
+        """Irradiance / pi and prefiltered glossy radiance, (N, 3) each, linear.
 
         Args:
             normals: (N, 3), unit.
-            reflected: (N, 3) unit, the view mirrored by the normal.
+            reflected: (N, 3), unit, the view direction mirrored at the surface.
             roughness: (N,), perceptual roughness in [0, 1].
         """
         specular, irradiance = self._maps()
@@ -108,23 +108,24 @@ class EnvironmentLight(nn.Module):
         return sample_padded(irradiance, normals), sample_padded_levels(specular, toward, roughness)
 
     def reflectance(self, cosine: Tensor, roughness: Tensor) -> tuple[Tensor, Tensor]:
-        """(N,) A and B of the reflectance F_0 A + B under uniform light."""
+        """(N,) A and B of the specular reflectance F_0 A + B under uniform light."""
         return sample_table(self._table, cosine, roughness)
 
     def _maps(self) -> tuple[Tensor, Tensor]:
-        """Padded and channels-first: glossy light (3, L, H + 2, W + 2) and irradiance / pi (3, H + 2, W + 2)."""
+        """Padded glossy radiance (3, L, H + 2, W + 2) and irradiance / pi (3, H + 2, W + 2)."""
         if not self._learned:
             return self._specular, self._irradiance
         return _padded(FilterBank(self._spectra, self._levels)(self.log_radiance.exp()))
 
 
 def _padded(maps: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Glossy radiance and irradiance, padded and channels-first."""
     specular, irradiance = (pad_panorama(part).movedim(-1, 0).contiguous() for part in maps)
     return specular, irradiance
 
 
-def turned(directions: Tensor, angle: Tensor | float) -> Tensor:
-    """(N, 3) directions in the frame of an environment turned by ``angle`` (N,) radians about the z axis."""
+def to_environment_frame(directions: Tensor, angle: Tensor | float) -> Tensor:
+    """(N, 3) world directions in the frame of an environment rotated by ``angle`` (N,) radians about the z axis."""
     angle = torch.as_tensor(angle, dtype=directions.dtype, device=directions.device)
     cosine, sine = angle.cos(), angle.sin()
     x, y, z = directions.unbind(-1)

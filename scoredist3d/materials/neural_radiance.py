@@ -1,4 +1,4 @@
-"""Colour from a small network that sees the direction of view (NeRF, arXiv 2003.08934)."""
+"""View-dependent color from a small network (NeRF, arXiv 2003.08934)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from scoredist3d.config import option
-from scoredist3d.materials.base import Light, Material, logit
+from scoredist3d.materials.base import Material, ShadingInputs, logit
 from scoredist3d.meshes.exportable import SurfaceChannels
 from scoredist3d.nn.mlp import MLP
 from scoredist3d.ops.shading.spherical_harmonics import MAX_DEGREE, harmonics, num_coefficients
@@ -17,25 +17,26 @@ from scoredist3d.registry import register
 from scoredist3d.seeding import Rng
 
 _AXES = torch.cat([torch.eye(3), -torch.eye(3)])
-"""Directions that a colour without direction is the mean of."""
+"""View directions over which the view-independent color is averaged."""
 
 
-@register(
-    "material", "neural-radiance", summary="A small network of features and direction of view.", arxiv="2003.08934"
-)
+@register("material", "neural-radiance", summary="View-dependent color from a small network.", arxiv="2003.08934")
 class NeuralRadiance(Material):
     """rgb = sigmoid(f[:3] + MLP(f, Y(d))), Y the spherical harmonics of the direction d from the camera to the point.
 
-    The network's last layer starts at zero: the colour starts without dependence on the direction, and features of a
-    known colour are its logit.
+    The last layer of the network is initialized to zero, so the initial color is sigmoid(f[:3]) in all directions.
     """
 
     @dataclass
     class Config(Material.Config):
         """Options of the network."""
 
-        num_features: int = option(16, "Features of each point, of which three are the colour's start.", ge=3, le=256)
-        degree: int = option(3, "Highest degree of the harmonics that encode the direction.", ge=0, le=MAX_DEGREE)
+        num_features: int = option(
+            16, "Features of each point; the first three are the logit of the initial color.", ge=3, le=256
+        )
+        degree: int = option(
+            3, "Highest degree of the spherical harmonics that encode the view direction.", ge=0, le=MAX_DEGREE
+        )
         hidden_width: int = option(32, "Units per hidden layer.", ge=1)
         hidden_layers: int = option(2, "Hidden layers.", ge=1, le=8)
 
@@ -50,40 +51,32 @@ class NeuralRadiance(Material):
         self.network = MLP([inputs, *[config.hidden_width] * config.hidden_layers, 3], generator)
         torch.nn.init.zeros_(self.network.weights[-1])
 
-    def forward(
-        self,
-        features: Tensor,
-        *,
-        normals: Tensor | None = None,
-        view_dirs: Tensor | None = None,
-        points: Tensor | None = None,
-        light: Light | None = None,
-    ) -> Tensor:
-        """(N, 3) colours.
+    def forward(self, inputs: ShadingInputs) -> Tensor:
+        """(N, 3) colors.
 
         Raises:
-            ValueError: No directions of view.
+            ValueError: The inputs have no view directions.
         """
-        if view_dirs is None:
-            raise ValueError("the neural-radiance material needs directions of view")
-        return self._colors(features, view_dirs)
+        if inputs.view_dirs is None:
+            raise ValueError("the neural-radiance material needs view directions; set ShadingInputs.view_dirs")
+        return self._colors(inputs.features, inputs.view_dirs)
 
-    def channels(
-        self, features: Tensor, *, points: Tensor | None = None, normals: Tensor | None = None
-    ) -> SurfaceChannels:
-        """The mean colour over the six directions of the axes; with normals, over those that can see the surface."""
+    def channels(self, inputs: ShadingInputs) -> SurfaceChannels:
+        """The mean color over the six axis directions; with normals, over those from which the surface is visible."""
+        features = inputs.features
         axes = _AXES.to(features)
         colors = torch.stack([self._colors(features, axis.expand(len(features), 3)) for axis in axes])
         weights = torch.ones(len(axes), len(features)).to(features)
-        if normals is not None:
-            weights = (-axes @ normals.T).clamp_min(0.0) + 1e-6
+        if inputs.normals is not None:
+            weights = (-axes @ inputs.normals.T).clamp_min(0.0) + 1e-6
         weights = weights / weights.sum(0)
         return SurfaceChannels((colors * weights[..., None]).sum(0).clamp(0.0, 1.0))
 
     def features_of(self, channels: SurfaceChannels) -> Tensor:
-        """(N, F): the base colour's logit, zeros behind it; exact for an untrained network."""
+        """(N, F): the logit of the base color, followed by zeros; exact for an untrained network."""
         return F.pad(logit(channels.base_color), (0, self.num_features - 3))
 
     def _colors(self, features: Tensor, view_dirs: Tensor) -> Tensor:
+        """(N, 3) colors of (N, F) features seen along (N, 3) directions."""
         encoded = harmonics(view_dirs, self.degree).to(features.dtype)
         return (features[:, :3] + self.network(torch.cat([features, encoded], dim=-1))).sigmoid()

@@ -1,4 +1,4 @@
-"""The surface's direction as its colour (the geometry stage of Fantasia3D, arXiv 2303.13873)."""
+"""Normals as colors (the geometry stage of Fantasia3D, arXiv 2303.13873)."""
 
 from __future__ import annotations
 
@@ -8,23 +8,26 @@ import torch
 from torch import Tensor
 
 from scoredist3d.config import option
-from scoredist3d.materials.base import Light, Material
+from scoredist3d.materials.base import Material, ShadingInputs
 from scoredist3d.meshes.exportable import SurfaceChannels
 from scoredist3d.registry import register
 
 
 @register(
-    "material", "normal-shading", summary="World normals as colours, to optimise shape alone.", arxiv="2303.13873"
+    "material", "normal-shading", summary="World normals as colors, to optimize the shape alone.", arxiv="2303.13873"
 )
 class NormalShading(Material):
-    """rgb = (n + 1) / 2 with the world normal n: the prior judges the shape, and nothing can be painted on it."""
+    """rgb = (n + 1) / 2 with the world normal n, so that the image depends on the shape alone."""
 
     @dataclass
     class Config(Material.Config):
         """Options of normal shading."""
 
         num_features: int = option(
-            3, "Features of the geometry, which are ignored; set those of the material that follows.", ge=1, le=256
+            3,
+            "Features of the geometry. They are ignored; set the number that the material of the next stage expects.",
+            ge=1,
+            le=256,
         )
 
     needs_normal = True
@@ -33,30 +36,20 @@ class NormalShading(Material):
         super().__init__(config)
         self.num_features = config.num_features
 
-    def forward(
-        self,
-        features: Tensor,
-        *,
-        normals: Tensor | None = None,
-        view_dirs: Tensor | None = None,
-        points: Tensor | None = None,
-        light: Light | None = None,
-    ) -> Tensor:
-        """(N, 3) colours of the normals; the features are ignored.
+    def forward(self, inputs: ShadingInputs) -> Tensor:
+        """(N, 3) colors.
 
         Raises:
-            ValueError: No normals.
+            ValueError: The inputs have no normals.
         """
-        if normals is None:
-            raise ValueError("the normal-shading material needs normals")
-        return 0.5 + 0.5 * normals
+        if inputs.normals is None:
+            raise ValueError("the normal-shading material needs normals; set ShadingInputs.normals")
+        return 0.5 + 0.5 * inputs.normals
 
-    def channels(
-        self, features: Tensor, *, points: Tensor | None = None, normals: Tensor | None = None
-    ) -> SurfaceChannels:
+    def channels(self, inputs: ShadingInputs) -> SurfaceChannels:
         """Mid gray."""
-        return SurfaceChannels(torch.full_like(features[:, :1], 0.5).expand(-1, 3))
+        return SurfaceChannels(torch.full_like(inputs.features[:, :1], 0.5).expand(-1, 3))
 
     def features_of(self, channels: SurfaceChannels) -> Tensor:
-        """(N, num_features) zeros: this material has no colour to keep."""
+        """(N, num_features) zeros, since this material has no color."""
         return channels.base_color.new_zeros(len(channels.base_color), self.num_features)

@@ -1,4 +1,4 @@
-"""Renderers: cameras and a representation, to images."""
+"""Renderers: render images of a representation from cameras."""
 
 from scoredist3d.renderers.base import Render, Renderer
 

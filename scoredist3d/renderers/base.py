@@ -1,4 +1,4 @@
-"""What every renderer takes and returns."""
+"""Interface of renderers, and the images that they return."""
 
 from __future__ import annotations
 
@@ -15,32 +15,30 @@ from scoredist3d.cameras import Cameras
 from scoredist3d.config import ComponentConfig
 from scoredist3d.geometry.base import Geometry, SurfaceMesh
 from scoredist3d.materials.base import Material
+from scoredist3d.nn.unregistered import Unregistered
 from scoredist3d.seeding import Rng
-
-NOTHING: frozenset[str] = frozenset()
-"""No maps beyond colour, opacity and depth."""
 
 
 @dataclass(frozen=True)
 class Render:
-    """``B`` images of the scene.
+    """``B`` rendered images of a scene.
 
-    Maps that default to ``None`` are made only where they are asked for by their name (``needs``).
+    Maps with the default None are rendered only if ``needs`` names them.
 
     Attributes:
-        rgb: (B, H, W, 3) in [0, 1], over the background; (B, H, W, C) latents where the material makes those.
+        rgb: (B, H, W, 3) in [0, 1], composited over the background; (B, H, W, C) for a material that outputs latents.
         opacity: (B, H, W, 1) in [0, 1].
-        depth: (B, H, W, 1), mean distance along the ray of what the pixel shows, scene units; 0 where it shows nothing.
-        background: (B, H, W, 3), what is behind (C channels where ``rgb`` has them).
-        normal: (B, H, W, 3), unit world normals, zero where nothing is seen.
-        position: (B, H, W, 3), the world point at ``depth``, not differentiated; means something where something is.
+        depth: (B, H, W, 1), weighted mean distance of the samples along the ray, scene units; 0 where the opacity is 0.
+        background: (B, H, W, 3), or C channels like ``rgb``.
+        normal: (B, H, W, 3), unit world normals; zero where the opacity is 0.
+        position: (B, H, W, 3), the world point at ``depth``, detached; undefined where the opacity is 0.
         depth_variance: (B, H, W, 1), sum_i w_i (t_i - depth)^2 / opacity over the samples of each ray, scene units^2.
-        orientation: (B, H, W, 1), sum_i sg(w_i) max(0, n_i . v)^2, n_i the samples' outward normals and v the ray's
-            direction: 0 where all that is seen faces the camera.
-        distortion: (B, H, W, 1), sum_ij w_i w_j |t_i - t_j| / (2 radius) + sum_i w_i^2 dt_i / (6 radius), how far the
-            weights are spread (mip-NeRF 360, arXiv 2111.12077, equation 15).
-        auxiliary: Scalars that train the renderer's own parameters and nothing else; to be added to the objective.
-        mesh: What a rasteriser has shown, for losses on it.
+        orientation: (B, H, W, 1), sum_i sg(w_i) max(0, n_i . v)^2, with n_i the outward normals of the samples and v
+            the ray direction; 0 where all visible surfaces face the camera.
+        distortion: (B, H, W, 1), sum_ij w_i w_j |t_i - t_j| / (2 radius) + sum_i w_i^2 dt_i / (6 radius), the spread of
+            the weights along the ray (mip-NeRF 360, arXiv 2111.12077, equation 15).
+        auxiliary_losses: Scalar losses for the parameters of the renderer itself, to be added to the objective.
+        mesh: The rasterized mesh, for losses on it; None for other renderers.
     """
 
     rgb: Tensor
@@ -52,29 +50,30 @@ class Render:
     depth_variance: Tensor | None = None
     orientation: Tensor | None = None
     distortion: Tensor | None = None
-    auxiliary: Mapping[str, Tensor] = field(default_factory=dict)
+    auxiliary_losses: Mapping[str, Tensor] = field(default_factory=dict)
     mesh: SurfaceMesh | None = None
 
     def get(self, name: str) -> Tensor:
         """The map called ``name``.
 
         Raises:
-            ValueError: It was not asked for, or this renderer makes none.
+            ValueError: The map was not rendered.
         """
         found: Tensor | None = getattr(self, name)
         if found is None:
-            raise ValueError(f"the render holds no {name}; ask the renderer for it with needs={{'{name}'}}")
+            raise ValueError(f"the render has no map {name!r}; call the renderer with needs={{'{name}'}}")
         return found
 
 
 class Renderer(nn.Module, ABC):
-    """Renders a geometry with a material over a background.
+    """Base class of renderers, which render a geometry with a material over a background.
 
-    The three parts are used, not owned: they are no sub-modules, so their parameters appear once in the system's state.
+    These three modules are not sub-modules of the renderer, so a ``state_dict`` that includes the renderer contains
+    their parameters only once.
 
     Attributes:
-        supports: The kind of geometry that it takes.
-        outputs: Names of the maps of :class:`Render` that can be asked of it.
+        supports: Type of geometry that the renderer accepts.
+        outputs: Names of the optional maps of :class:`Render` that the renderer provides.
     """
 
     supports: type[Geometry] = Geometry  # type: ignore[type-abstract]
@@ -82,68 +81,76 @@ class Renderer(nn.Module, ABC):
 
     @dataclass
     class Config(ComponentConfig):
-        """Options of every renderer (none)."""
+        """Options shared by all renderers (none)."""
 
     def __init__(self, config: Config, *, geometry: Geometry, material: Material, background: Background) -> None:
         super().__init__()
         if not isinstance(geometry, self.supports):
-            raise ValueError(f"renderer.type: {type(self).__name__} cannot render {type(geometry).__name__}")
+            raise ValueError(
+                f"renderer.type: {type(self).__name__} cannot render {type(geometry).__name__}; it needs a "
+                f"{self.supports.__name__}"
+            )
         if geometry.num_features != material.num_features:
             raise ValueError(
                 f"geometry.num_features is {geometry.num_features}, but the material takes {material.num_features}; "
                 f"set geometry.num_features={material.num_features}"
             )
-        self._parts = (geometry, material, background)  # in a tuple, nn.Module does not register them
+        self._geometry = Unregistered(geometry)
+        self._material = Unregistered(material)
+        self._background = Unregistered(background)
 
     @property
     def geometry(self) -> Geometry:
-        """Where the density and the features come from."""
-        return self._parts[0]
+        """The rendered geometry."""
+        return self._geometry.value
 
     @property
     def material(self) -> Material:
-        """What turns features into colour."""
-        return self._parts[1]
+        """The material of the geometry."""
+        return self._material.value
 
     @property
     def background(self) -> Background:
-        """What is behind the object."""
-        return self._parts[2]
+        """The background of the images."""
+        return self._background.value
 
     @abstractmethod
-    def forward(self, cameras: Cameras, *, step: int, rng: Rng | None = None, needs: Set[str] = NOTHING) -> Render:
+    def forward(self, cameras: Cameras, *, step: int, rng: Rng | None = None, needs: Set[str] = frozenset()) -> Render:
         """Render ``B`` images.
 
         Args:
             cameras: (B), on the device of the geometry.
-            step: Optimiser step.
-            rng: Source of the training randomness (jitter, background, light); ``None`` renders for evaluation.
-            needs: Names of the maps of :class:`Render` to make beside colour, opacity and depth.
+            step: Optimizer step.
+            rng: Random streams for training (jitter, background, light); None renders for evaluation.
+            needs: Names of the optional maps of :class:`Render` to render as well.
         """
 
     def update_step(self, step: int, rng: Rng) -> None:
-        """To be called before every training step: sets what depends on the step, here and in the parts."""
+        """Set all step-dependent values of the renderer, geometry and material; called before each training step."""
         self.geometry.update_step(step)
         self.material.update_step(step)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Optimiser groups of the renderer's own parameters (usually none)."""
+        """Optimizer groups of the renderer's own parameters; usually empty."""
         params = list(self.parameters())
         return [{"name": "renderer", "params": params}] if params else []
 
-    def __call__(self, cameras: Cameras, *, step: int, rng: Rng | None = None, needs: Set[str] = NOTHING) -> Render:
-        """See :meth:`forward`.
+    def __call__(self, cameras: Cameras, *, step: int, rng: Rng | None = None, needs: Set[str] = frozenset()) -> Render:
+        """Check ``needs`` and call :meth:`forward`.
 
         Raises:
-            ValueError: ``needs`` names a map that this renderer does not make.
+            ValueError: ``needs`` names a map that the renderer does not provide.
         """
         if not needs <= self.outputs:
-            lacking, known = (", ".join(sorted(names)) for names in (needs - self.outputs, self.outputs))
-            raise ValueError(f"renderer.type: {type(self).__name__} makes no {lacking}, only {known or 'colour'}")
+            missing, known = (", ".join(sorted(names)) for names in (needs - self.outputs, self.outputs))
+            raise ValueError(
+                f"renderer.type: {type(self).__name__} does not provide the maps {missing}; it provides "
+                f"{known or 'color, opacity and depth only'}"
+            )
         render: Render = super().__call__(cameras, step=step, rng=rng, needs=needs)
         return render
 
 
 def over(rgb: Tensor, opacity: Tensor, background: Tensor) -> Tensor:
-    """Premultiplied ``rgb`` (..., 3) with ``opacity`` (..., 1) over ``background`` (..., 3)."""
+    """Composite premultiplied ``rgb`` (..., C) with ``opacity`` (..., 1) over ``background`` (..., C)."""
     return torch.addcmul(rgb + background, opacity, background, value=-1.0)

@@ -14,27 +14,27 @@ from scoredist3d.backgrounds.base import Background
 from scoredist3d.cameras import Cameras
 from scoredist3d.config import option
 from scoredist3d.geometry.base import GaussianCloud, GaussianSet
-from scoredist3d.materials.base import Light, Material
+from scoredist3d.materials.base import Light, Material, ShadingInputs
 from scoredist3d.ops.rotations import rotation_matrices
 from scoredist3d.ops.splatting.splat import MAX_CHANNELS, Splats, project, splat
 from scoredist3d.registry import register
-from scoredist3d.renderers.base import NOTHING, Render, Renderer, over
+from scoredist3d.renderers.base import Render, Renderer, over
 from scoredist3d.seeding import Rng
 
-_MOST_FURTHER = 5  # channels beside the colour: normal and the two moments of the depth
+_MAX_EXTRA_CHANNELS = 5  # normal and two moments of the depth
 
 
 @register(
     "renderer",
     "gaussian-splatting",
-    summary="Gaussians projected to the image plane and composited from the front.",
+    summary="Rasterization of 3D Gaussians.",
     arxiv="2308.04079",
 )
 class GaussianSplatting(Renderer):
-    """C = sum_i w_i c_i + (1 - sum_i w_i) C_bg over the Gaussians from the front; see :mod:`scoredist3d.ops.splatting`.
+    """C = sum_i w_i c_i + (1 - sum_i w_i) C_bg over depth-sorted Gaussians; see :mod:`scoredist3d.ops.splatting`.
 
-    Each Gaussian has one colour per camera: the material's at its mean. Its normal is its shortest axis, turned to the
-    camera; depth and normal are blended as the colours are.
+    The material is evaluated at the mean of each Gaussian, once per camera. The normal of a Gaussian is its shortest
+    axis, oriented towards the camera. Depth and normals are blended with the same weights as colors.
     """
 
     @dataclass
@@ -42,13 +42,14 @@ class GaussianSplatting(Renderer):
         """Options of Gaussian splatting."""
 
         antialiased: bool = option(
-            False, "Dim Gaussians smaller than a pixel, so that no image size shows them too bright (Mip-Splatting)."
+            False,
+            "Reduce the opacity of Gaussians smaller than a pixel to compensate for the dilation (Mip-Splatting).",
         )
-        dilation: float = option(0.3, "Variance of the pixel's own footprint, square pixels.", ge=0)
-        near: float = option(0.05, "Gaussians nearer to the camera than this are not shown, scene units.", gt=0)
+        dilation: float = option(0.3, "Variance added to each projected Gaussian, square pixels.", ge=0)
+        near: float = option(0.05, "Near plane; closer Gaussians are culled, scene units.", gt=0)
         backend: Literal["auto", "torch", "native", "triton", "gsplat"] = option(
             "auto",
-            "Implementation of projection and compositing; gsplat needs its package and compiles it at first use.",
+            "Implementation of projection and compositing. gsplat is an optional package that compiles at first use.",
         )
 
     supports = GaussianCloud
@@ -56,19 +57,20 @@ class GaussianSplatting(Renderer):
 
     def __init__(self, config: Config, *, geometry: GaussianCloud, material: Material, background: Background) -> None:
         super().__init__(config, geometry=geometry, material=material, background=background)
-        if material.num_channels + _MOST_FURTHER > MAX_CHANNELS:
+        limit = MAX_CHANNELS - _MAX_EXTRA_CHANNELS
+        if material.num_channels > limit:
             raise ValueError(
-                f"renderer.type: gaussian-splatting blends at most {MAX_CHANNELS - _MOST_FURTHER} channels of colour, "
-                f"the material has {material.num_channels}"
+                f"renderer.type: gaussian-splatting renders at most {limit} color channels, but the material has "
+                f"{material.num_channels}; use another renderer"
             )
         self.config = config
 
     @property
     def geometry(self) -> GaussianCloud:
-        """What is rendered."""
+        """The rendered Gaussians."""
         return cast(GaussianCloud, super().geometry)
 
-    def forward(self, cameras: Cameras, *, step: int, rng: Rng | None = None, needs: Set[str] = NOTHING) -> Render:
+    def forward(self, cameras: Cameras, *, step: int, rng: Rng | None = None, needs: Set[str] = frozenset()) -> Render:
         """Render ``B`` images."""
         rays = cameras.rays()
         device = rays.directions.device
@@ -76,19 +78,19 @@ class GaussianSplatting(Renderer):
         background = self.background(
             rays.directions, generator=None if rng is None else rng("background", step, device)
         )
-        # Positions in the image need more digits than autocast leaves.
+        # Half precision is too coarse for positions in the image.
         with torch.autocast(device.type, enabled=False):
-            image, further = self._splatted(cameras, light, needs)
+            image, sums = self._splatted(cameras, light, needs)
         shown, cosines = image.opacity.clamp_min(1e-6), rays.cosines[..., None]
         depth = image.depth / shown / cosines
         color = image.color[..., : self.material.num_channels]
         maps: dict[str, Tensor] = {}
         if "normal" in needs:
-            maps["normal"] = F.normalize(further["normal"], dim=-1)
+            maps["normal"] = F.normalize(sums["normal"], dim=-1)
         if "position" in needs:
             maps["position"] = (rays.origins + depth * rays.directions).detach()
         if "depth_variance" in needs:
-            mean, square = (further["moments"] / shown).split(1, dim=-1)
+            mean, square = (sums["moments"] / shown).split(1, dim=-1)
             maps["depth_variance"] = (square - mean.square()).clamp_min(0.0) / cosines.square()
         return Render(
             rgb=over(color, image.opacity, background),
@@ -99,7 +101,7 @@ class GaussianSplatting(Renderer):
         )
 
     def _splatted(self, cameras: Cameras, light: Light | None, needs: Set[str]) -> tuple[Splats, dict[str, Tensor]]:
-        """The splatted Gaussians, colours first, and the sums of further values by their names, (B, H, W, .)."""
+        """The splatted Gaussians, and the (B, H, W, C) blended values by name: color, normal and depth moments."""
         height, width = cameras.height, cameras.width
         gaussians = self.geometry()
         projected = project(
@@ -123,7 +125,7 @@ class GaussianSplatting(Renderer):
         if "normal" in needs and normals is not None:
             values["normal"] = normals
         if "depth_variance" in needs:
-            # Around the object's distance, where a square costs the fewest digits.
+            # Relative to the distance of the origin, so that squaring loses few digits.
             offset = projected.depth - cameras.origins.norm(dim=-1)[:, None]
             values["moments"] = torch.stack([offset, offset.square()], dim=-1)
         if len(values) > 1:
@@ -134,27 +136,28 @@ class GaussianSplatting(Renderer):
         return image, dict(zip(values, sums, strict=True))
 
     def _colors(self, gaussians: GaussianSet, toward: Tensor, normals: Tensor | None, light: Light | None) -> Tensor:
-        """(N, C) colours, or (B, N, C) where they depend on the camera."""
+        """(N, C) colors, or (B, N, C) if they depend on the camera."""
         material, (batch, count) = self.material, toward.shape[:2]
         if normals is None and not material.needs_view_dirs:
-            return material(gaussians.features, points=gaussians.means)
+            return material(ShadingInputs(gaussians.features, gaussians.means))
 
         def for_each(values: Tensor) -> Tensor:
             return values.expand(batch, *values.shape).flatten(0, 1)
 
         camera = torch.arange(batch, device=toward.device).repeat_interleave(count)
-        colors: Tensor = material(
-            for_each(gaussians.features),
+        inputs = ShadingInputs(
+            features=for_each(gaussians.features),
+            points=for_each(gaussians.means),
             normals=None if normals is None else normals.flatten(0, 1),
             view_dirs=toward.flatten(0, 1),
-            points=for_each(gaussians.means),
             light=None if light is None else light[camera],
         )
+        colors: Tensor = material(inputs)
         return colors.view(batch, count, -1).to(toward.dtype)
 
 
 def facing_normals(gaussians: GaussianSet, toward: Tensor) -> Tensor:
-    """(B, N, 3) unit shortest axes of the Gaussians, turned against the (B, N, 3) directions of view."""
+    """(B, N, 3) shortest unit axes of the Gaussians, oriented against the (B, N, 3) view directions ``toward``."""
     shortest = gaussians.scales.argmin(dim=-1)
     axes = rotation_matrices(gaussians.quaternions)
     axis = axes.gather(2, shortest[:, None, None].expand(-1, 3, 1))[..., 0]

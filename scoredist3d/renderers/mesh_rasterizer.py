@@ -1,4 +1,4 @@
-"""Rasterisation of triangle meshes with antialiased silhouettes (nvdiffrast, arXiv 2011.03277)."""
+"""Rasterization of triangle meshes with antialiased silhouettes (nvdiffrast, arXiv 2011.03277)."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from scoredist3d.cameras import Cameras
 from scoredist3d.config import option
 from scoredist3d.geometry.base import Surface, SurfaceMesh, SurfacePoints
 from scoredist3d.geometry.face_cache import FaceCache
-from scoredist3d.materials.base import Light, Material
+from scoredist3d.materials.base import Light, Material, ShadingInputs
 from scoredist3d.ops.gather import gather_rows
 from scoredist3d.ops.mesh.regularizers import face_normals, vertex_normals
 from scoredist3d.ops.rasterization.fragments import Fragments
 from scoredist3d.ops.rasterization.rasterize import antialias, interpolate, mesh_edges, rasterize
 from scoredist3d.registry import register
-from scoredist3d.renderers.base import NOTHING, Render, Renderer, over
+from scoredist3d.renderers.base import Render, Renderer, over
 from scoredist3d.seeding import Rng
 
 _edges_of = FaceCache(mesh_edges)
@@ -29,38 +29,41 @@ _edges_of = FaceCache(mesh_edges)
 
 @dataclass(frozen=True)
 class _Hits:
-    """The pixels that show the mesh, and the surface there."""
+    """The P pixels covered by the mesh, and the surface points visible in them."""
 
-    pixels: Tensor  # (P,) flat indices over (B, H, W)
-    images: Tensor  # (P,)
+    pixels: Tensor  # (P,) flat indices into (B, H, W)
+    images: Tensor  # (P,) image indices
     points: Tensor  # (P, 3)
     normals: Tensor | None  # (P, 3)
     uv: Tensor | None  # (P, 2)
 
 
-@register("renderer", "mesh-rasterizer", summary="Triangle meshes with antialiased silhouettes.", arxiv="2011.03277")
+@register(
+    "renderer",
+    "mesh-rasterizer",
+    summary="Rasterization of triangle meshes with antialiased silhouettes.",
+    arxiv="2011.03277",
+)
 class MeshRasterizer(Renderer):
-    """The nearest triangle of each pixel is shaded at the pixel's centre; silhouettes are blended with what is behind.
+    """The nearest triangle of each pixel is shaded at the pixel center, and silhouettes are antialiased.
 
-    The shaded point is a differentiable function of the vertices, which moves texture and shading with them. Visibility
-    itself has no derivative; the antialiasing has: where a silhouette passes between two pixel centres, the colours
-    and opacities of both are mixed by how far it reaches into them, and so images pull on silhouettes.
+    The shaded point is a differentiable function of the vertices. Visibility is not differentiable, but antialiasing
+    is: where a silhouette passes between two pixel centers, the colors and opacities of both pixels are blended by the
+    position of the silhouette, so images give gradients to silhouettes.
     """
 
     @dataclass
     class Config(Renderer.Config):
-        """Options of the mesh rasteriser."""
+        """Options of the mesh rasterizer."""
 
         normals: Literal["smooth", "flat"] = option(
-            "smooth", "Shade with normals interpolated between the vertices, or with those of the faces."
+            "smooth", "Shading normals: interpolated vertex normals (smooth) or face normals (flat)."
         )
-        antialias: bool = option(True, "Blend silhouettes; without it no image moves them.")
-        supersample: Literal[1, 2] = option(
-            1, "Pixels rasterised and shaded along each side of an image's pixel, then averaged."
-        )
-        evaluation_chunk: int = option(4, "Images rendered at once in evaluation; bounds the memory.", ge=1)
+        antialias: bool = option(True, "Antialias silhouettes; without it, images give them no gradient.")
+        supersample: Literal[1, 2] = option(1, "Samples per pixel along each axis, which are averaged.")
+        evaluation_chunk: int = option(4, "Images per chunk in evaluation; bounds the memory.", ge=1)
         backend: Literal["auto", "torch", "native", "triton", "nvdiffrast"] = option(
-            "auto", "Implementation of the rasteriser."
+            "auto", "Implementation of the rasterizer."
         )
 
     supports = Surface
@@ -70,13 +73,14 @@ class MeshRasterizer(Renderer):
         super().__init__(config, geometry=geometry, material=material, background=background)
         self.config = config
 
-    def forward(self, cameras: Cameras, *, step: int, rng: Rng | None = None, needs: Set[str] = NOTHING) -> Render:
-        """Render ``B`` images; without gradients a few images at a time, with the same result."""
-        # Positions in the image need more digits than autocast leaves.
+    def forward(self, cameras: Cameras, *, step: int, rng: Rng | None = None, needs: Set[str] = frozenset()) -> Render:
+        """Render ``B`` images. Evaluation renders in chunks of images, with the same result."""
+        # Half precision is too coarse for positions in the image.
         with torch.autocast(cameras.c2w.device.type, enabled=False):
             return self._render(cameras, step, rng, needs)
 
     def _render(self, cameras: Cameras, step: int, rng: Rng | None, needs: Set[str]) -> Render:
+        """:meth:`forward` in full precision."""
         with_normal = "normal" in needs
         directions = cameras.rays().directions
         device = directions.device
@@ -86,8 +90,8 @@ class MeshRasterizer(Renderer):
         chunk = len(cameras) if torch.is_grad_enabled() else self.config.evaluation_chunk
         images = torch.cat(
             [
-                self._draw(mesh, cameras[first : first + chunk], _part(light, first, chunk), with_normal)
-                for first in range(0, len(cameras), chunk)
+                self._draw(mesh, cameras[part], None if light is None else light[part], with_normal)
+                for part in (slice(first, first + chunk) for first in range(0, len(cameras), chunk))
             ]
         )
         rgb, opacity, depth, normal = images.split([self.material.num_channels, 1, 1, 3 if with_normal else 0], dim=-1)
@@ -95,8 +99,8 @@ class MeshRasterizer(Renderer):
         depth = depth / opacity.clamp_min(1e-6)
         origins = cameras.origins[:, None, None]
         return Render(
-            # Where silhouettes of different colours meet in a pixel, their shares can add up to more than white.
-            rgb=rgb if self.material.makes_latents else rgb.clamp(0.0, 1.0),
+            # In a pixel with several silhouettes, the antialiased color can exceed 1.
+            rgb=rgb if self.material.outputs_latents else rgb.clamp(0.0, 1.0),
             opacity=opacity,
             depth=depth,
             background=background,
@@ -106,32 +110,32 @@ class MeshRasterizer(Renderer):
         )
 
     def _draw(self, mesh: SurfaceMesh, cameras: Cameras, light: Light | None, with_normal: bool) -> Tensor:
-        """(B, H, W, K): colour, opacity, depth and, if asked for, normal; all but the opacity multiplied by it."""
+        """(B, H, W, K): color, opacity, depth and, if requested, normal; all premultiplied by the opacity."""
         factor = self.config.supersample
         cameras = cameras.with_size(factor * cameras.height, factor * cameras.width)
         clip = clip_positions(mesh.vertices, cameras, self.geometry.radius)
-        faces = mesh.faces.to(torch.int32)  # once for all that takes them as such
+        faces = mesh.faces.to(torch.int32)
         fragments = self._find(clip, faces, cameras)
         needs_normal = with_normal or light is not None or self.material.needs_normal
         hits = self._hits(mesh, fragments, needs_normal)
         towards = hits.points - cameras.origins[hits.images]
         distance = towards.norm(dim=-1, keepdim=True)
         features = cast(Surface, self.geometry).features(SurfacePoints(hits.points, hits.uv))
-        rgb = self.material(
-            features,
+        inputs = ShadingInputs(
+            features=features,
+            points=hits.points,
             normals=hits.normals,
             view_dirs=towards / distance if self.material.needs_view_dirs else None,
-            points=hits.points,
             light=None if light is None else light[hits.images],
         )
-        values = [rgb, torch.ones_like(distance), distance]
+        values = [self.material(inputs), torch.ones_like(distance), distance]
         if with_normal and hits.normals is not None:
             values.append(hits.normals)
         flat = torch.cat(values, dim=-1)
         images = flat.new_zeros(fragments.triangle.numel(), flat.shape[1]).index_copy(0, hits.pixels, flat)
         images = images.view(*fragments.triangle.shape, -1)
         if self.config.antialias and len(mesh.faces):
-            # Finding silhouettes is ours in any case: nvdiffrast's own antialiasing has another first row.
+            # nvdiffrast stores images bottom-up, so its antialiasing does not fit; use a built-in backend.
             backend = "auto" if self.config.backend == "nvdiffrast" else self.config.backend
             topology = _edges_of(mesh.faces)
             images = antialias(images, fragments, clip, faces, topology=topology, backend=backend)
@@ -139,7 +143,7 @@ class MeshRasterizer(Renderer):
         return _average(images, factor)
 
     def _find(self, clip: Tensor, faces: Tensor, cameras: Cameras) -> Fragments:
-        """The visible triangles; none where the mesh has no faces."""
+        """The visible triangles; empty for a mesh without faces."""
         height, width = cameras.height, cameras.width
         if len(faces):
             return rasterize(clip, faces, height, width, backend=self.config.backend)
@@ -147,7 +151,7 @@ class MeshRasterizer(Renderer):
         return Fragments(nothing, clip.new_zeros(*nothing.shape, 2), torch.ones_like(nothing, dtype=clip.dtype))
 
     def _hits(self, mesh: SurfaceMesh, fragments: Fragments, needs_normal: bool) -> _Hits:
-        """The surface at the pixels that show it; counting them is all that a GPU is waited for here."""
+        """The visible surface points. Counting the covered pixels is the only GPU synchronization."""
         smooth = needs_normal and self.config.normals == "smooth"
         attributes = [mesh.vertices, vertex_normals(mesh.vertices, mesh.faces)] if smooth else [mesh.vertices]
         at_hits = self._at_hits(torch.cat(attributes, dim=-1), fragments, mesh.faces)
@@ -161,7 +165,7 @@ class MeshRasterizer(Renderer):
         return _Hits(fragments.hit_pixels, fragments.hit_images, at_hits[:, :3], normals, uv)
 
     def _at_hits(self, attributes: Tensor, fragments: Fragments, corners: Tensor) -> Tensor:
-        """Attributes (V, C) of ``corners`` (F, 3), interpolated at the pixels that show the mesh: (P, C)."""
+        """(P, C) attributes at the covered pixels, interpolated from (V, C) values by the (F, 3) indices ``corners``."""
         backend = "auto" if self.config.backend == "nvdiffrast" else self.config.backend
         image = interpolate(attributes, fragments, corners, backend=backend)
         return gather_rows(image.reshape(-1, image.shape[-1]), fragments.hit_pixels)
@@ -170,29 +174,24 @@ class MeshRasterizer(Renderer):
 def clip_positions(vertices: Tensor, cameras: Cameras, radius: float) -> Tensor:
     """(B, V, 4) OpenGL clip-space positions of (V, 3) world points.
 
-    The planes enclose what of twice the ball of ``radius`` is in sight: the near one is a tenth as far as the ball,
-    since planes cut along the viewing axis, on which a point at the side of a wide image is nearer than it is.
+    The clip planes enclose the visible part of a ball of twice the ``radius``. The near plane is at a tenth of the
+    distance to the ball, because it is measured along the viewing axis, where points at the side of a wide image are
+    nearer than along their rays.
     """
     nearest, furthest = cameras.origins.norm(dim=-1).aminmax()
     near, far = (0.1 * (nearest - radius)).clamp_min(0.01 * radius), furthest + 2 * radius
     projection = cameras.projection()
-    projection[:, 2, 2:] = torch.stack([-(far + near), -2 * far * near]) / (far - near)  # stays on the device
+    projection[:, 2, 2:] = torch.stack([-(far + near), -2 * far * near]) / (
+        far - near
+    )  # without a device synchronization
     matrix = projection @ cameras.w2c
     return vertices @ matrix[:, :, :3].transpose(1, 2) + matrix[:, None, :, 3]
 
 
-def _part(light: Light | None, first: int, count: int) -> Light | None:
-    """The lights of images ``first`` to ``first + count``."""
-    if light is None:
-        return None
-    last = min(first + count, len(light.ambient))
-    return light[torch.arange(first, last, device=light.ambient.device)]
-
-
 def _covered_once(images: Tensor, channel: int) -> Tensor:
-    """Bring ``channel``, the opacity of (B, H, W, K), back into [0, 1], and the others with it.
+    """Scale (B, H, W, K) pixels whose opacity, at index ``channel``, is outside [0, 1] to an opacity of 1 or 0.
 
-    A pixel that several silhouettes reach into can gain or lose more than all of it.
+    Antialiasing adds the contributions of all silhouettes in a pixel, so its opacity can leave the range.
     """
     opacity = images[..., channel : channel + 1]
     proper = (opacity >= 0) & (opacity <= 1)
@@ -200,7 +199,7 @@ def _covered_once(images: Tensor, channel: int) -> Tensor:
 
 
 def _average(images: Tensor, factor: int) -> Tensor:
-    """Means over ``factor`` x ``factor`` pixels of (B, H, W, K)."""
+    """(B, H / factor, W / factor, K) means over blocks of (B, H, W, K) pixels."""
     if factor == 1:
         return images
     batch, height, width, channels = images.shape

@@ -1,4 +1,4 @@
-"""Volume rendering of signed distances without a bias of the surface (NeuS, arXiv 2106.10689)."""
+"""Unbiased volume rendering of signed distance fields (NeuS, arXiv 2106.10689)."""
 
 from __future__ import annotations
 
@@ -17,29 +17,32 @@ from scoredist3d.materials.base import Material
 from scoredist3d.ops.volume_rendering.compositing import transmittance
 from scoredist3d.ops.volume_rendering.ray_marching import RaySamples
 from scoredist3d.registry import register
-from scoredist3d.renderers.volume import VolumeRenderer, _Request
+from scoredist3d.renderers.volume import RenderRequest, VolumeRenderer
 from scoredist3d.seeding import Rng
 
 
-@register("renderer", "neus-volume", summary="Signed distances, opaque where a ray crosses zero.", arxiv="2106.10689")
+@register("renderer", "neus-volume", summary="Unbiased volume rendering of signed distance fields.", arxiv="2106.10689")
 class NeuSRenderer(VolumeRenderer):
     """alpha_i = max(0, 1 - Phi(sdf_{i+1}) / Phi(sdf_i)), with Phi(x) = 1 / (1 + exp(-s x)) and s learned (equation 13).
 
-    sdf_i and sdf_{i+1} are those at the interval's ends, continued from its middle along the ray with the slope
-    g = grad sdf . v. It is not taken for the cosine n . v, so that surfaces stay where they are when grad sdf is not of
-    length 1. In place of alpha the optical depth log Phi(sdf_i) - log Phi(sdf_{i+1}) is handed on, which is the
-    same, exact where alpha is close to 1, and makes everything else the volume renderer's.
+    sdf_i and sdf_{i+1} are the distances at the ends of an interval, extrapolated from its midpoint with the slope
+    g = grad sdf . v along the ray. The slope is not the cosine n . v, so a gradient whose norm differs from 1 does not
+    shift the surface. The samples are composited by the equivalent optical depth log Phi(sdf_i) - log Phi(sdf_{i+1}),
+    which is accurate for alpha close to 1 and allows the code of the volume renderer to be used.
 
-    The slope is min(0, g), but that gives no gradient to surfaces that face away; until ``cos_anneal_steps`` it is
-    mixed with -(|grad sdf| - g) / 2 (as in the authors' code, with 1 for the length there), which is never less steep.
+    The slope is min(0, g), which gives no gradient to surfaces that face away from the camera. Until
+    ``cos_anneal_steps``, it is therefore interpolated with -(|grad sdf| - g) / 2, which is at least as steep (the
+    authors' code uses 1 in place of |grad sdf|).
     """
 
     @dataclass
     class Config(VolumeRenderer.Config):
         """Options of NeuS."""
 
-        inv_std: float = option(20.0, "s at the start, in units of 1 / radius; larger is sharper.", gt=0)
-        cos_anneal_steps: int = option(1000, "Steps until only surfaces that face the camera count.", ge=0)
+        inv_std: float = option(
+            20.0, "Initial value of s in units of 1 / radius; larger values give sharper surfaces.", gt=0
+        )
+        cos_anneal_steps: int = option(1000, "Steps until surfaces that face away from the camera are ignored.", ge=0)
 
     config: Config
     supports = SignedDistanceField
@@ -59,7 +62,7 @@ class NeuSRenderer(VolumeRenderer):
 
     @property
     def geometry(self) -> SignedDistanceField:
-        """What is rendered."""
+        """The rendered signed distance field."""
         return cast(SignedDistanceField, super().geometry)
 
     @property
@@ -68,23 +71,30 @@ class NeuSRenderer(VolumeRenderer):
         return self.log_inv_std.exp() / self.geometry.radius
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """``inv_std``, and ``proposal`` where there is one."""
+        """The group ``inv_std``, and ``proposal`` with the estimator ``proposal``."""
         return [*super().parameter_groups(), {"name": "inv_std", "params": [self.log_inv_std]}]
 
-    def _needs_normal(self, request: _Request) -> bool:
+    def _needs_normal(self, request: RenderRequest) -> bool:
         return True
 
-    def _needs_view_dirs(self, request: _Request) -> bool:
+    def _needs_view_dirs(self, request: RenderRequest) -> bool:
         return True
 
     def _extinction_at(self, points: Tensor) -> Tensor:
-        """-d log Phi / d sdf = s (1 - Phi): the extinction of a surface that is seen from the front."""
+        """d log Phi / d sdf = s (1 - Phi), the extinction along a ray that hits the surface head-on."""
         return self.inv_std * torch.sigmoid(-self.inv_std * self.geometry.sdf(points))
 
     def _extinction(self, values: GeometryOutput, samples: RaySamples, view_dirs: Tensor | None, step: int) -> Tensor:
-        """(M,): (log Phi(sdf at the start) - log Phi(sdf at the end)) / length."""
+        """(M,): (log Phi(sdf_i) - log Phi(sdf_{i+1})) / length of the interval.
+
+        Raises:
+            ValueError: The geometry returned no signed distances or gradients.
+        """
         if values.sdf is None or values.gradient is None or view_dirs is None:
-            raise ValueError("neus-volume needs signed distances, gradients and directions of view at every sample")
+            raise ValueError(
+                "renderer.type: neus-volume needs a geometry that returns signed distances and their gradients; "
+                "use renderer.type=volume"
+            )
         along = (values.gradient * view_dirs).sum(-1)
         steps = self.config.cos_anneal_steps
         done = min(1.0, step / steps) if steps > 0 else 1.0
@@ -98,9 +108,9 @@ class NeuSRenderer(VolumeRenderer):
         return depth.clamp_min(0.0) / samples.lengths.clamp_min(1e-12)
 
     def _transmittance(self, samples: RaySamples, points: Tensor) -> Tensor:
-        """From middle to middle, so that the distances alone tell: what has been lost before the interval before."""
+        """(M,) upper bounds of the transmittance, from the signed distances at the midpoints alone."""
         before = F.softplus(-self.inv_std * self.geometry.sdf(points))
         lost = (before[1:] - before[:-1]).clamp_min(0.0) * (samples.ray_indices[1:] == samples.ray_indices[:-1])
-        # Entry i is what is lost on the way to the middle of i, which counts for the intervals after i.
+        # Entry i is the optical depth up to the midpoint of i; it is applied from interval i + 1 on.
         lost = F.pad(lost, (1, 0))
         return transmittance(lost / samples.lengths.clamp_min(1e-12), samples)

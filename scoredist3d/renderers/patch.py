@@ -1,4 +1,4 @@
-"""A whole view at low resolution without gradients, and one full-resolution patch of it with them."""
+"""Training on patches: a full-resolution patch with gradients inside a low-resolution view without gradients."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from scoredist3d.seeding import Rng
 
 @dataclass
 class PatchConfig:
-    """Train on a random part of each view; the rest only shows the prior what it belongs to."""
+    """Options of training on a random patch of each view. The rest of the view gives the prior its context."""
 
     size: int | None = option(
-        None, "Pixels per side of the part that gets gradients; the whole view where not given.", ge=1
+        None, "Pixels per side of the patch that receives gradients; null is the whole view.", ge=1
     )
-    downsample: int = option(4, "Pixels of the view along each axis to one ray outside of the patch.", ge=1, le=64)
+    downsample: int = option(4, "Downsampling factor per axis outside of the patch.", ge=1, le=64)
 
 
 @dataclass(frozen=True)
 class Patch:
-    """A square of pixels, cut off at the image's borders, at one place in all images of a batch."""
+    """A rectangle of pixels at the same position in all images of a batch."""
 
     top: int
     left: int
@@ -34,16 +34,15 @@ class Patch:
     width: int
 
     def cut(self, images: Tensor) -> Tensor:
-        """(B, h, w, C) of (B, H, W, C)."""
+        """The patch (B, h, w, C) of images (B, H, W, C)."""
         return images[:, self.top : self.top + self.height, self.left : self.left + self.width]
 
     def paste(self, patch: Tensor, coarse: Tensor, height: int, width: int) -> Tensor:
-        """(B, height, width, C): ``coarse`` (B, h, w, C) scaled up, with ``patch`` over it.
+        """(B, height, width, C): ``coarse`` (B, h, w, C) upsampled, with ``patch`` pasted into it.
 
-        ``patch`` gets its gradient times the number of pixels of the image to one of its own. As places are random,
-        it then stands for that of the whole image: the gradient of a mean over the image's pixels is that of the mean
-        over the patch's. So the weights of terms on images mean the same for patches of any size, next to each other,
-        to the guidance and to terms on the geometry itself.
+        The gradient of ``patch`` is multiplied by the ratio of image pixels to patch pixels. At random positions, it
+        is then an unbiased estimate of the gradient of the whole image, so the weights of losses keep their meaning
+        for any patch size.
         """
         size = (height, width)
         patch = _amplified(patch, height * width / (self.height * self.width))
@@ -54,33 +53,32 @@ class Patch:
 
 
 def draw_patch(config: PatchConfig, cameras: Cameras, rng: Rng | None, step: int) -> Patch | None:
-    """A patch at a random place, the same on every device, or None where it would be the whole image.
-
-    Without ``rng`` it is in the middle.
-    """
+    """A patch at a random position, or at the center without ``rng``; None if it would cover the whole image."""
     if config.size is None or config.size >= max(cameras.height, cameras.width):
         return None
     height, width = min(config.size, cameras.height), min(config.size, cameras.width)
     free = torch.tensor([cameras.height - height, cameras.width - width])
     place = torch.tensor([0.5, 0.5])
     if rng is not None:
-        place = torch.rand(2, generator=rng("patch", step))  # on the host, which would have to wait for a device's
+        place = torch.rand(2, generator=rng("patch", step))  # on the CPU, to avoid a device synchronization
     top, left = (place * (free + 1)).long().minimum(free).tolist()
     return Patch(top, left, height, width)
 
 
 def low_resolution(config: PatchConfig, cameras: Cameras) -> Cameras:
-    """The same views with fewer pixels."""
+    """The same cameras at the resolution used outside of the patch."""
     return cameras.with_size(max(1, cameras.height // config.downsample), max(1, cameras.width // config.downsample))
 
 
 def _amplified(values: Tensor, factor: float) -> Tensor:
-    """``values``, with a gradient that is ``factor`` times as large."""
+    """``values``, with a gradient multiplied by ``factor``."""
     amplified: Tensor = _Amplified.apply(values, factor)
     return amplified
 
 
 class _Amplified(torch.autograd.Function):
+    """Identity whose gradient is multiplied by a factor."""
+
     @staticmethod
     def forward(ctx: Any, values: Tensor, factor: float) -> Tensor:
         ctx.factor = factor

@@ -1,4 +1,4 @@
-"""Emission-absorption volume rendering (NeRF, arXiv 2003.08934) of occupied, resampled or proposed parts of rays."""
+"""Emission-absorption volume rendering (NeRF, arXiv 2003.08934) with three kinds of ray samples."""
 
 from __future__ import annotations
 
@@ -15,61 +15,59 @@ from scoredist3d.cameras import Cameras
 from scoredist3d.config import option
 from scoredist3d.geometry.base import Field, GeometryOutput
 from scoredist3d.geometry.implicit_volume import ImplicitVolume
-from scoredist3d.materials.base import Light, Material
+from scoredist3d.materials.base import Light, Material, ShadingInputs
 from scoredist3d.nn.hash_network import HashGridConfig, NetworkConfig
 from scoredist3d.ops.volume_rendering.compositing import accumulate, render_weights, transmittance
 from scoredist3d.ops.volume_rendering.occupancy import OccupancyGrid
 from scoredist3d.ops.volume_rendering.ray_marching import RaySamples, march_rays
 from scoredist3d.registry import register
 from scoredist3d.renderers import volume_maps
-from scoredist3d.renderers.base import NOTHING, Render, Renderer, over
+from scoredist3d.renderers.base import Render, Renderer, over
 from scoredist3d.renderers.patch import Patch, PatchConfig, draw_patch, low_resolution
 from scoredist3d.renderers.volume_deferred import Maps, deferred, in_chunks
-from scoredist3d.renderers.volume_sampling import Bins, Rays, interlevel, resample, uniform_bins
+from scoredist3d.renderers.volume_sampling import Bins, RayBatch, interlevel, resample, uniform_bins
 from scoredist3d.seeding import Rng
 
 
 @dataclass
 class OccupancyConfig:
-    """Which parts of space are skipped."""
+    """Options of empty-space skipping."""
 
-    enabled: bool = option(True, "Skip cells that hold no density.")
-    resolution: int = option(32, "Cells per axis over the ball's cube.", ge=1, le=512)
-    every: int = option(16, "Steps between two updates.", ge=1)
-    threshold: float = option(0.01, "Least optical depth of one ray step for a cell to count as occupied.", ge=0)
-    decay: float = option(0.95, "Factor on a cell's remembered density at each update.", gt=0, le=1)
+    enabled: bool = option(True, "Skip cells without density.")
+    resolution: int = option(32, "Cells per axis of the cube around the ball.", ge=1, le=512)
+    every: int = option(16, "Steps between updates of the grid.", ge=1)
+    threshold: float = option(0.01, "Smallest optical depth of one ray step at which a cell counts as occupied.", ge=0)
+    decay: float = option(0.95, "Factor on the stored density of each cell at an update.", gt=0, le=1)
 
 
 @dataclass
 class ResamplingConfig:
-    """Coarse bins of the estimators ``importance`` and ``proposal``."""
+    """Coarse pass of the estimators ``importance`` and ``proposal``."""
 
-    coarse_samples: int = option(64, "Bins of each ray's chord of the ball that are looked at first.", ge=2, le=4096)
-    padding: float = option(
-        0.01, "Share of the samples spread evenly over the chord, whatever the coarse weights are.", ge=0
-    )
+    coarse_samples: int = option(64, "Bins of each ray inside the ball in the coarse pass.", ge=2, le=4096)
+    padding: float = option(0.01, "Weight spread evenly over all bins, relative to a sum of coarse weights of 1.", ge=0)
 
 
 @dataclass
 class ProposalConfig:
-    """The small density field of the estimator ``proposal``."""
+    """Options of the proposal field, a small density field for the estimator ``proposal``."""
 
-    num_levels: int = option(5, "Resolution levels of its hash grid.", ge=1, le=32)
-    log2_hashmap_size: int = option(13, "log2 of the entries per level.", ge=4, le=24)
+    num_levels: int = option(5, "Levels of its hash grid.", ge=1, le=32)
+    log2_hashmap_size: int = option(13, "log2 of the number of entries per level.", ge=4, le=24)
     base_resolution: int = option(8, "Vertices per axis of the coarsest level.", ge=2)
-    per_level_scale: float = option(1.5, "Growth of the resolution from level to level.", ge=1)
+    per_level_scale: float = option(1.5, "Ratio of the resolutions of consecutive levels.", ge=1)
     hidden_width: int = option(16, "Units of its hidden layer.", ge=1)
 
 
 @dataclass(frozen=True)
-class _Request:
-    """What a render is to be made of, beside its rays.
+class RenderRequest:
+    """Settings of a call of the renderer that apply to all of its rays.
 
     Attributes:
-        needs: Maps beside colour, opacity and depth.
-        training: For gradients: leave out what they would hardly reach, and compare proposals.
-        step: Optimiser step.
-        light: One light per image, or ``None``.
+        needs: Names of the optional maps to render.
+        training: Whether gradients are recorded. If so, hidden samples are dropped and the proposal loss is computed.
+        step: Optimizer step.
+        light: One light per image, or None.
     """
 
     needs: Set[str]
@@ -80,24 +78,24 @@ class _Request:
 
 @dataclass(frozen=True)
 class _Proposal:
-    """What a proposal field has said about rays."""
+    """Bins of rays and their weights by the proposal field."""
 
     bins: Bins
     weights: Tensor  # (H, K)
 
 
-@register("renderer", "volume", summary="Volume rendering by ray marching through occupied space.", arxiv="2003.08934")
+@register("renderer", "volume", summary="Volume rendering of density fields.", arxiv="2003.08934")
 class VolumeRenderer(Renderer):
     """C = sum_i w_i c_i + (1 - sum_i w_i) C_bg, w_i = T_i (1 - exp(-sigma_i dt_i)), T_i = exp(-sum_{j<i} sigma_j dt_j).
 
-    Where samples lie is up to the ``estimator``. ``occupancy`` cuts the ball into steps of its diameter /
-    ``num_samples`` and leaves out those in cells without density. ``importance`` looks at coarse bins of each ray
-    first and puts ``num_samples`` intervals where these have weight (NeRF, section 5.2). ``proposal`` does the same
-    with the density of a small field of its own, which learns to enclose the weights of the object (mip-NeRF 360). In
-    training each ray's steps are shifted by a random fraction, so that nothing can hide between samples.
+    The ``estimator`` chooses the samples. ``occupancy`` marches through the ball with a step of its diameter /
+    ``num_samples`` and skips cells without density. ``importance`` evaluates the density in coarse bins and places
+    ``num_samples`` intervals by the weights of these bins (NeRF, section 5.2). ``proposal`` takes the weights from a
+    small density field instead, which is trained to bound the weights of the object from above (mip-NeRF 360). In
+    training, the steps of each ray are shifted by a random fraction of a step, so that all depths are sampled.
 
-    Where gradients or normals make a sample expensive, those that less than ``min_transmittance`` of the light reaches
-    are left out: a first pass for the density alone finds them, which pays as soon as the object hides its inside.
+    With gradients or normals, samples whose transmittance is below ``min_transmittance`` are dropped. A first pass
+    without gradients evaluates their density. It saves time once the surface hides the inside of the object.
     """
 
     @dataclass
@@ -106,40 +104,40 @@ class VolumeRenderer(Renderer):
 
         num_samples: int = option(
             96,
-            "Steps across the ball's diameter; with importance and proposal, intervals of each ray.",
+            "Steps across the diameter of the ball (occupancy), or intervals per ray (importance, proposal).",
             ge=2,
             le=4096,
         )
         estimator: Literal["occupancy", "importance", "proposal"] = option(
             "occupancy",
-            "Where samples lie: in occupied cells, where a coarse pass sees something, or where a small field says.",
+            "Placement of samples: in occupied cells, or by the weights of a coarse pass or of a proposal field.",
         )
-        jitter: bool = option(True, "Shift each training ray's steps by a random fraction of one.")
+        jitter: bool = option(True, "Shift the steps of each training ray by a random fraction of a step.")
         min_transmittance: float = option(
             1e-3,
-            "Training samples that less of the light reaches are left out; 0 keeps all and skips the first pass.",
+            "Training samples with a lower transmittance are dropped; 0 keeps all samples and skips the first pass.",
             ge=0,
             lt=1,
         )
         occupancy: OccupancyConfig = field(
-            default_factory=OccupancyConfig, metadata={"help": "Which parts of space are skipped (occupancy)."}
+            default_factory=OccupancyConfig, metadata={"help": "Empty-space skipping (estimator occupancy)."}
         )
         resampling: ResamplingConfig = field(
-            default_factory=ResamplingConfig, metadata={"help": "The coarse pass (importance, proposal)."}
+            default_factory=ResamplingConfig, metadata={"help": "The coarse pass (estimators importance and proposal)."}
         )
         proposal: ProposalConfig = field(
-            default_factory=ProposalConfig, metadata={"help": "The small density field (proposal)."}
+            default_factory=ProposalConfig, metadata={"help": "The proposal field (estimator proposal)."}
         )
         patch: PatchConfig = field(
-            default_factory=PatchConfig, metadata={"help": "The part of each view that gets gradients."}
+            default_factory=PatchConfig, metadata={"help": "Training on a random patch of each view."}
         )
         training_chunk: int | None = option(
             None,
-            "Rays whose samples are kept at once in training: the backward pass computes each chunk again, for twice "
-            "the time and a bounded memory; all at once where not given.",
+            "Rays per chunk in training. The backward pass renders each chunk again, which bounds the memory and "
+            "doubles the time. Null renders all rays at once.",
             ge=1,
         )
-        evaluation_chunk: int = option(8192, "Rays rendered at once in evaluation; bounds the memory.", ge=1)
+        evaluation_chunk: int = option(8192, "Rays per chunk in evaluation; bounds the memory.", ge=1)
         backend: Literal["auto", "torch", "native", "triton", "nerfacc"] = option(
             "auto", "Implementation of ray marching and compositing."
         )
@@ -173,31 +171,31 @@ class VolumeRenderer(Renderer):
 
     @property
     def geometry(self) -> Field:
-        """What is rendered."""
+        """The rendered field."""
         return cast(Field, super().geometry)
 
     def update_step(self, step: int, rng: Rng) -> None:
-        """Coarse to fine in the geometry, and the occupancy grid where it is due (the same on every rank)."""
+        """Update the geometry, the material and, every few steps, the occupancy grid; equal on all ranks."""
         super().update_step(step, rng)
         if self.occupancy is not None and step % self.config.occupancy.every == 0:
             generator = rng.shared()("occupancy", step, self.occupancy.density.device)
             self.occupancy.update(self._extinction_at, generator, decay=self.config.occupancy.decay)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """``proposal`` where there is one."""
+        """The group ``proposal`` with the estimator ``proposal``; else empty."""
         if self.proposal is None:
             return []
         return [{"name": "proposal", "params": list(self.proposal.parameters())}]
 
-    def forward(self, cameras: Cameras, *, step: int, rng: Rng | None = None, needs: Set[str] = NOTHING) -> Render:
-        """Render ``B`` images; without gradients in chunks of rays, with the same result."""
+    def forward(self, cameras: Cameras, *, step: int, rng: Rng | None = None, needs: Set[str] = frozenset()) -> Render:
+        """Render ``B`` images. Evaluation renders in chunks of rays, with the same result."""
         rays = cameras.rays()
         shape, device = rays.directions.shape[:-1], rays.directions.device
         light = self.material.sample_light(cameras, step, None if rng is None else rng("light", step, device))
         background = self.background(
             rays.directions, generator=None if rng is None else rng("background", step, device)
         )
-        request = _Request(frozenset(needs), torch.is_grad_enabled(), step, light)
+        request = RenderRequest(frozenset(needs), torch.is_grad_enabled(), step, light)
         patch = draw_patch(self.config.patch, cameras, rng, step)
         if patch is None or not request.training:
             maps = self._images(rays.origins, rays.directions, request, rng)
@@ -215,29 +213,29 @@ class VolumeRenderer(Renderer):
             depth_variance=maps.get("depth_variance"),
             orientation=maps.get("orientation"),
             distortion=maps.get("distortion"),
-            auxiliary={"interlevel": maps["interlevel"].mean()} if "interlevel" in maps else {},
+            auxiliary_losses={"interlevel": maps["interlevel"].mean()} if "interlevel" in maps else {},
         )
 
     def _images(
-        self, origins: Tensor, directions: Tensor, request: _Request, rng: Rng | None, stream: str = "jitter"
+        self, origins: Tensor, directions: Tensor, request: RenderRequest, rng: Rng | None, stream: str = "jitter"
     ) -> Maps:
-        """(B, H, W, C) maps of rays (B, H, W, 3)."""
+        """(B, H, W, C) maps along (B, H, W, 3) rays, jittered by the random ``stream``."""
         shape, device = directions.shape[:-1], directions.device
         count = directions[..., 0].numel()
         jitter = None
         if rng is not None and self.config.jitter:
             jitter = torch.rand(count, generator=rng(stream, request.step, device), device=device).to(directions)
         images = torch.arange(shape[0], device=device).repeat_interleave(count // shape[0])
-        rays = Rays(origins.reshape(-1, 3), directions.reshape(-1, 3), images, jitter)
+        rays = RayBatch(origins.reshape(-1, 3), directions.reshape(-1, 3), images, jitter)
         maps = self._all_rays(rays, request)
         return {name: values.view(*shape, values.shape[-1]) for name, values in maps.items()}
 
-    def _patched(self, patch: Patch, cameras: Cameras, request: _Request, rng: Rng | None) -> Maps:
-        """Maps of whole images, of which only the patch has gradients; see :meth:`Patch.paste` for their scale."""
+    def _patched(self, patch: Patch, cameras: Cameras, request: RenderRequest, rng: Rng | None) -> Maps:
+        """Maps of whole images in which only the patch has gradients, scaled as in :meth:`Patch.paste`."""
         coarse_rays, rays = low_resolution(self.config.patch, cameras).rays(), cameras.rays()
         with torch.no_grad():
-            unseen = _Request(request.needs, False, request.step, request.light)
-            coarse = self._images(coarse_rays.origins, coarse_rays.directions, unseen, rng, "jitter-coarse")
+            evaluation = RenderRequest(request.needs, False, request.step, request.light)
+            coarse = self._images(coarse_rays.origins, coarse_rays.directions, evaluation, rng, "jitter-coarse")
         fine = self._images(patch.cut(rays.origins), patch.cut(rays.directions), request, rng)
         size = (cameras.height, cameras.width)
         return {
@@ -245,10 +243,10 @@ class VolumeRenderer(Renderer):
             for name, values in fine.items()
         }
 
-    def _all_rays(self, rays: Rays, request: _Request) -> Maps:
-        """(R, C) maps, with as many rays at a time as the memory is to hold."""
+    def _all_rays(self, rays: RayBatch, request: RenderRequest) -> Maps:
+        """(R, C) maps of all rays, in chunks of the configured size."""
 
-        def trace(part: Rays) -> Maps:
+        def trace(part: RayBatch) -> Maps:
             return self._trace(part, request)
 
         if not request.training:
@@ -260,8 +258,8 @@ class VolumeRenderer(Renderer):
         parameters = [parameter for part in parts for parameter in part.parameters() if parameter.requires_grad]
         return deferred(trace, rays, chunk, parameters)
 
-    def _trace(self, rays: Rays, request: _Request) -> Maps:
-        """Find samples, query and composite them: (R, C) maps, colour, depth and normal weighted by the opacity."""
+    def _trace(self, rays: RayBatch, request: RenderRequest) -> Maps:
+        """Sample, shade and composite: (R, C) maps; color, depth and normal are premultiplied by the opacity."""
         backend, needs = self.config.backend, request.needs
         samples, proposal = self._place(rays, request)
         points = samples.positions(rays.origins, rays.directions)
@@ -273,7 +271,7 @@ class VolumeRenderer(Renderer):
         if self._needs_view_dirs(request):
             view_dirs = rays.directions.index_select(0, samples.ray_indices)
         light = None if request.light is None else request.light[rays.images[samples.ray_indices]]
-        rgb = self.material(values.features, normals=values.normal, view_dirs=view_dirs, points=points, light=light)
+        rgb = self.material(ShadingInputs(values.features, points, values.normal, view_dirs, light))
         weights = render_weights(self._extinction(values, samples, view_dirs, request.step), samples, backend=backend)
         columns = [rgb, samples.midpoints[:, None]]
         if "normal" in needs and values.normal is not None:
@@ -300,17 +298,17 @@ class VolumeRenderer(Renderer):
             maps["interlevel"] = interlevel(proposal.bins, proposal.weights, samples, weights)
         return maps
 
-    def _needs_normal(self, request: _Request) -> bool:
-        """Whether samples need normals."""
-        asked = not request.needs.isdisjoint({"normal", "orientation"})
-        return asked or request.light is not None or self.material.needs_normal
+    def _needs_normal(self, request: RenderRequest) -> bool:
+        """Whether the samples need normals."""
+        for_maps = not request.needs.isdisjoint({"normal", "orientation"})
+        return for_maps or request.light is not None or self.material.needs_normal
 
-    def _needs_view_dirs(self, request: _Request) -> bool:
-        """Whether samples need the direction that they are seen along."""
+    def _needs_view_dirs(self, request: RenderRequest) -> bool:
+        """Whether the samples need view directions."""
         return self.material.needs_view_dirs or "orientation" in request.needs
 
-    def _place(self, rays: Rays, request: _Request) -> tuple[RaySamples, _Proposal | None]:
-        """Where to look along rays, and what a proposal field has said about it, for its training."""
+    def _place(self, rays: RayBatch, request: RenderRequest) -> tuple[RaySamples, _Proposal | None]:
+        """The samples of rays by the estimator, and the proposal to be trained; None if there is none."""
         if self.config.estimator == "occupancy":
             return self._march(rays), None
         bins = uniform_bins(rays, self.geometry.radius, self.config.resampling.coarse_samples)
@@ -325,8 +323,8 @@ class VolumeRenderer(Renderer):
         learns = self.proposal is not None and request.training
         return samples, _Proposal(bins, weights) if learns else None
 
-    def _march(self, rays: Rays) -> RaySamples:
-        """Steps through occupied cells."""
+    def _march(self, rays: RayBatch) -> RaySamples:
+        """March through the occupied cells."""
         return march_rays(
             rays.origins,
             rays.directions,
@@ -338,20 +336,20 @@ class VolumeRenderer(Renderer):
         )
 
     def _extinction_at(self, points: Tensor) -> Tensor:
-        """(N,) at (N, 3), per scene unit, seen from nowhere in particular: what decides where to look closer."""
+        """(N,) view-independent extinctions at (N, 3) points, per scene unit, by which samples are placed."""
         return self.geometry.extinction(points)
 
     def _extinction(self, values: GeometryOutput, samples: RaySamples, view_dirs: Tensor | None, step: int) -> Tensor:
-        """(M,) mean extinctions of the samples' intervals, per scene unit."""
+        """(M,) mean extinctions over the intervals of the samples, per scene unit."""
         return values.density
 
     def _transmittance(self, samples: RaySamples, points: Tensor) -> Tensor:
-        """(M,), at least the share of the light that reaches each interval's start."""
+        """(M,) upper bounds of the transmittance up to the start of each interval."""
         return transmittance(self.geometry.extinction(points), samples)
 
     @torch.no_grad()
     def _drop_hidden(self, samples: RaySamples, points: Tensor) -> tuple[RaySamples, Tensor]:
-        """Leave out the samples that less than ``min_transmittance`` of the light reaches."""
+        """Drop samples with a transmittance of at most ``min_transmittance``."""
         if self.config.min_transmittance == 0 or len(samples) == 0:
             return samples, points
         reached = self._transmittance(samples, points) > self.config.min_transmittance
@@ -359,7 +357,7 @@ class VolumeRenderer(Renderer):
 
 
 def _proposal_field(config: ProposalConfig, radius: float, rng: Rng) -> ImplicitVolume:
-    """A small density volume; it starts as the same ball as a large one, with a single feature that nobody reads."""
+    """A small density volume with the initial ball of the default volume; its single feature is unused."""
     grid = HashGridConfig(
         num_levels=config.num_levels,
         log2_hashmap_size=config.log2_hashmap_size,

@@ -1,4 +1,4 @@
-"""Deferred back-propagation: images whose samples would not fit into memory (ARF, arXiv 2206.06360, section 4.2)."""
+"""Deferred back-propagation, to train on images whose samples exceed the memory (ARF, arXiv 2206.06360, sec. 4.2)."""
 
 from __future__ import annotations
 
@@ -9,33 +9,35 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from scoredist3d.renderers.volume_sampling import Rays
+from scoredist3d.renderers.volume_sampling import RayBatch
 
 Maps = dict[str, Tensor]
-"""(R, C) values of R rays, by name."""
+"""(R, C) maps of R rays, by name."""
 
 
-def in_chunks(compute: Callable[[Rays], Maps], rays: Rays, size: int) -> Maps:
-    """``compute`` of all rays, ``size`` of them at a time."""
+def in_chunks(compute: Callable[[RayBatch], Maps], rays: RayBatch, size: int) -> Maps:
+    """``compute`` applied to all rays in chunks of ``size``."""
     parts = [compute(rays[first : first + size]) for first in range(0, len(rays), size)]
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
-def deferred(compute: Callable[[Rays], Maps], rays: Rays, size: int, parameters: Sequence[nn.Parameter]) -> Maps:
-    """:func:`in_chunks` with gradients, of which only one chunk's graph is alive at any time.
+def deferred(
+    compute: Callable[[RayBatch], Maps], rays: RayBatch, size: int, parameters: Sequence[nn.Parameter]
+) -> Maps:
+    """:func:`in_chunks` with gradients, for which only the graph of one chunk is in memory at a time.
 
-    The forward pass keeps the maps alone. The backward pass computes each chunk again, with a graph, and adds its
-    gradients: twice the work, a bounded memory, the same numbers.
+    The forward pass stores only the maps. The backward pass computes each chunk again with a graph and accumulates the
+    gradients. The results are those of a single pass, for twice the work.
 
     Args:
-        compute: A function of the rays and of ``parameters`` that gives the same values whenever it is called.
+        compute: A deterministic function of the rays and ``parameters``.
         rays: R rays.
-        size: Rays of a chunk.
-        parameters: Everything that is to get a gradient.
+        size: Rays per chunk.
+        parameters: All parameters that receive gradients.
     """
     names: list[str] = []
 
-    def values(part: Rays) -> Maps:
+    def values(part: RayBatch) -> Maps:
         maps = compute(part)
         names[:] = maps
         return maps
@@ -45,11 +47,11 @@ def deferred(compute: Callable[[Rays], Maps], rays: Rays, size: int, parameters:
 
 
 class _Deferred(torch.autograd.Function):
-    """Maps of rays as a function of parameters."""
+    """Autograd function from parameters to the maps of rays."""
 
     @staticmethod
     def forward(
-        ctx: Any, compute: Callable[[Rays], Maps], rays: Rays, size: int, *parameters: nn.Parameter
+        ctx: Any, compute: Callable[[RayBatch], Maps], rays: RayBatch, size: int, *parameters: nn.Parameter
     ) -> tuple[Tensor, ...]:
         ctx.compute, ctx.rays, ctx.size, ctx.parameters = compute, rays, size, parameters
         device = rays.origins.device.type
@@ -70,8 +72,10 @@ class _Deferred(torch.autograd.Function):
 
 
 def _gradients(ctx: Any, part: slice, gradients: Sequence[Tensor]) -> Sequence[Tensor | None]:
-    """Of one chunk, by each parameter."""
-    device, dtype, enabled = ctx.precision  # of the forward pass; the backward pass runs outside of autocast
+    """Gradients of one chunk with respect to each parameter; empty if no map depends on them."""
+    device, dtype, enabled = (
+        ctx.precision
+    )  # autocast state of the forward pass; the backward pass runs without autocast
     with torch.enable_grad(), torch.autocast(device, dtype, enabled):
         maps = ctx.compute(ctx.rays[part]).values()
     pairs = [(value, grad[part]) for value, grad in zip(maps, gradients, strict=True) if value.requires_grad]

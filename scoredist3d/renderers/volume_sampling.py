@@ -1,4 +1,4 @@
-"""Where along a ray to look: coarse bins, resampling by their weights, and the loss of a learned proposal."""
+"""Placement of samples along rays: coarse bins, importance resampling, and the loss of a proposal field."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from scoredist3d.ops.volume_rendering.ray_marching import RaySamples, ball_inter
 
 
 @dataclass(frozen=True)
-class Rays:
-    """R rays of a batch of images.
+class RayBatch:
+    """R rays of a batch of images, flattened.
 
     Attributes:
         origins: (R, 3), world.
         directions: (R, 3), unit.
-        images: (R,) int64, the image that each belongs to.
-        jitter: (R,) in [0, 1), by how much of a step samples are moved, or ``None`` for no motion.
+        images: (R,) int64, index of the image of each ray.
+        jitter: (R,) in [0, 1), shift of the samples as a fraction of a step; None for no shift.
     """
 
     origins: Tensor
@@ -30,22 +30,22 @@ class Rays:
     def __len__(self) -> int:
         return len(self.origins)
 
-    def __getitem__(self, part: slice) -> Rays:
-        """A run of the rays."""
+    def __getitem__(self, part: slice) -> RayBatch:
+        """The rays of a slice."""
         jitter = None if self.jitter is None else self.jitter[part]
-        return Rays(self.origins[part], self.directions[part], self.images[part], jitter)
+        return RayBatch(self.origins[part], self.directions[part], self.images[part], jitter)
 
 
 @dataclass(frozen=True)
 class Bins:
-    """K intervals of one length on each of the H rays that hit the ball, from where it is entered to where it is left.
+    """K intervals of equal length on each of the H rays that hit the ball, from its entry to its exit.
 
     Attributes:
-        rays: (H,) int64, the rays that hit.
-        near: (H, 1), distance at which each enters the ball, scene units.
-        width: (H, 1), length of each of its intervals.
+        rays: (H,) int64, indices of the rays that hit the ball.
+        near: (H, 1), distance at which each ray enters the ball, scene units.
+        width: (H, 1), length of the intervals of each ray, scene units.
         count: K.
-        num_rays: R, rays that miss included.
+        num_rays: R, including the rays that miss the ball.
     """
 
     rays: Tensor
@@ -54,8 +54,8 @@ class Bins:
     count: int
     num_rays: int
 
-    def points(self, rays: Rays) -> Tensor:
-        """(H * K, 3), a point in each interval: its middle, or as far along as the ray's jitter says."""
+    def points(self, rays: RayBatch) -> Tensor:
+        """(H * K, 3), one point per interval: its midpoint, or the fraction given by the jitter of the ray."""
         shift = 0.5 if rays.jitter is None else rays.jitter[self.rays, None]
         index = torch.arange(self.count, device=self.near.device)
         distance = self.near + (index + shift) * self.width
@@ -63,15 +63,15 @@ class Bins:
         return (origins + directions * distance[..., None]).reshape(-1, 3)
 
     def weights(self, extinction: Tensor) -> Tensor:
-        """(H, K) weights of emission and absorption, for extinctions (H * K,)."""
+        """(H, K) emission-absorption weights for (H * K,) extinctions."""
         depth = extinction.view(-1, self.count) * self.width
         before = depth.cumsum(-1) - depth
         return torch.exp(-before) * -torch.expm1(-depth)
 
 
 @torch.no_grad()
-def uniform_bins(rays: Rays, radius: float, count: int) -> Bins:
-    """``count`` intervals on each ray's chord of the ball of ``radius``."""
+def uniform_bins(rays: RayBatch, radius: float, count: int) -> Bins:
+    """``count`` equal intervals on each ray inside the ball of ``radius`` around the origin."""
     near, far = ball_intersection(rays.origins, rays.directions, radius)
     hit = (far - near > 1e-6 * radius).nonzero()[:, 0]
     near, far = near[hit, None], far[hit, None]
@@ -80,18 +80,18 @@ def uniform_bins(rays: Rays, radius: float, count: int) -> Bins:
 
 @torch.no_grad()
 def resample(bins: Bins, weights: Tensor, count: int, *, jitter: Tensor | None, padding: float) -> RaySamples:
-    """``count`` intervals on each ray that share its chord so that each holds the same weight.
+    """``count`` intervals per ray that cover the bins of the ray and have equal weight.
 
-    Their borders are quantiles of the weights by the inverse distribution function (NeRF, arXiv 2003.08934, section
-    5.2). As an interval was looked at in one point only, its weight is first shared with its neighbours (mip-NeRF,
-    arXiv 2103.13415, equation 18), and ``padding`` is spread evenly over the chord.
+    The interval boundaries are quantiles of the weights, by inverse transform sampling (NeRF, arXiv 2003.08934,
+    section 5.2). Each weight comes from a single point of its bin, so the weights are first blurred over neighboring
+    bins (mip-NeRF, arXiv 2103.13415, equation 18), and ``padding`` is spread evenly over all bins.
 
     Args:
         bins: The coarse intervals.
-        weights: (H, K), not negative.
-        count: N, intervals of each ray that hits the ball.
-        jitter: (R,) in [0, 1): borders move by this fraction of a quantile, less a half; None moves nothing.
-        padding: Relative to weights that sum to 1.
+        weights: (H, K), non-negative weights of the bins.
+        count: N, intervals per ray that hits the ball.
+        jitter: (R,) in [0, 1). Inner boundaries shift by (jitter - 0.5) / N in cumulative weight; None for no shift.
+        padding: Total weight that is spread evenly, relative to weights that sum to 1.
     """
     wide = torch.cat([weights[:, :1], weights, weights[:, -1:]], dim=-1)
     larger = torch.maximum(wide[:, :-1], wide[:, 1:])
@@ -113,9 +113,14 @@ def resample(bins: Bins, weights: Tensor, count: int, *, jitter: Tensor | None, 
 
 
 def quantiles(mass: Tensor, levels: Tensor) -> Tensor:
-    """(H, N) positions in [0, K], in units of bins, below which ``levels`` (H, N) of each row's mass (H, K) lies.
+    """Quantiles of a piecewise constant distribution over K bins per row.
 
-    Mass is even within a bin; rows without any are even throughout.
+    Args:
+        mass: (H, K), non-negative mass of each bin; a row of zeros stands for a uniform distribution.
+        levels: (H, N) in [0, 1], cumulative probabilities.
+
+    Returns:
+        (H, N) positions in [0, K], in units of bins.
     """
     total = mass.sum(-1, keepdim=True)
     share = torch.where(total > 0, mass / total.clamp_min(1e-30), 1.0 / mass.shape[-1])
@@ -128,21 +133,21 @@ def quantiles(mass: Tensor, levels: Tensor) -> Tensor:
 def interlevel(bins: Bins, proposed: Tensor, samples: RaySamples, weights: Tensor) -> Tensor:
     """(R, 1): sum_i max(0, w_i - bound_i)^2 / w_i (mip-NeRF 360, arXiv 2111.12077, equation 13).
 
-    bound_i is the proposed weight of all bins that touch sample i: no histogram that agrees with the samples' weights
-    could exceed it anywhere. The weights are not differentiated: the proposal follows them, not they the proposal.
+    bound_i is the total proposed weight of the bins that overlap sample i, an upper bound of w_i for a consistent
+    proposal. The weights w are detached, so the loss trains the proposal alone.
 
     Args:
         bins: The bins of the proposal.
-        proposed: (H, K), its weights.
-        samples: Intervals within the bins' rays.
-        weights: (M,), theirs.
+        proposed: (H, K), weights of the bins.
+        samples: M intervals on the rays of the bins.
+        weights: (M,), weights of the samples.
     """
     weights = weights.detach()
     row = torch.zeros(bins.num_rays, dtype=torch.int64, device=weights.device)
     row[bins.rays] = torch.arange(len(bins.rays), device=weights.device)
     rows = row[samples.ray_indices]
     near, width = bins.near[rows, 0], bins.width[rows, 0]
-    # A border on a bin's border may fall on either side; a thousandth of a bin keeps rounding from widening the bound.
+    # A tolerance of a thousandth of a bin: rounding at a shared boundary must not add a bin to the bound.
     first = ((samples.t_starts - near) / width + 1e-3).floor().long().clamp(0, bins.count - 1)
     last = ((samples.t_ends - near) / width - 1e-3).ceil().long().clamp(1, bins.count)
     below = torch.nn.functional.pad(proposed.cumsum(-1), (1, 0))

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from scoredist3d import registry
 from scoredist3d.config import ComponentConfig, component
 from scoredist3d.guidance.core.base import Guidance
+from scoredist3d.nn.unregistered import Unregistered
 from scoredist3d.priors.base import CFGConditions
 from scoredist3d.seeding import Rng
 from scoredist3d.systems.optimizer import OptimizerConfig
@@ -63,12 +64,12 @@ class System(nn.Module, ABC):
         super().__init__()
         self.config = config
         prior.requires_grad_(False).eval()
-        self._outside_the_tree = (prior,)
+        self._prior = Unregistered(prior)
 
     @property
     def prior(self) -> Any:
         """The frozen diffusion model."""
-        return self._outside_the_tree[0]
+        return self._prior.value
 
     @abstractmethod
     def training_step(self, step: int, rng: Rng) -> TrainingStep:

@@ -91,7 +91,7 @@ def fit_scene(
         render = scene(seen.cameras, step=scene.step, rng=rng, needs=needs)
         total = functional.mse_loss(render.rgb, seen.over(render.background))
         total = total + settings.mask_weight * functional.mse_loss(render.opacity, seen.alpha)
-        for term in render.auxiliary.values():
+        for term in render.auxiliary_losses.values():
             total = total + term
         for loss in active.values():
             total = total + loss.weight(step) * loss(render, scene.geometry, step, rng)

@@ -15,7 +15,7 @@ from scoredist3d.materials.base import Material
 from scoredist3d.meshes.exportable import SurfaceChannels
 from scoredist3d.meshes.mesh import Mesh
 from scoredist3d.meshes.splats import Splats
-from scoredist3d.renderers.base import NOTHING, Render
+from scoredist3d.renderers.base import Render
 from scoredist3d.seeding import Rng
 from scoredist3d.systems.base import build_component, named_groups
 
@@ -68,7 +68,7 @@ class Scene(nn.Module):
             own = str(error).startswith(f"{name}.")
             raise ValueError(f"system.{error}" if own else f"system.{name}: {error}") from error
 
-    def forward(self, cameras: Cameras, *, step: int, rng: Rng | None, needs: Set[str] = NOTHING) -> Render:
+    def forward(self, cameras: Cameras, *, step: int, rng: Rng | None, needs: Set[str] = frozenset()) -> Render:
         """See :class:`~scoredist3d.renderers.base.Renderer`."""
         render: Render = self.renderer(cameras, step=step, rng=rng, needs=needs)
         return render

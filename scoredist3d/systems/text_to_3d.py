@@ -19,7 +19,7 @@ from scoredist3d.config import ComponentConfig, Schedule, component, component_m
 from scoredist3d.geometry.base import Geometry
 from scoredist3d.losses.base import Loss
 from scoredist3d.registry import register
-from scoredist3d.renderers.base import NOTHING, Render
+from scoredist3d.renderers.base import Render
 from scoredist3d.seeding import Rng
 from scoredist3d.systems.base import GuidedSystem, TrainingStep, build_component
 from scoredist3d.systems.conversion import ConversionConfig, convert, means_the_same
@@ -45,7 +45,7 @@ class TextTo3D(GuidedSystem):
         """Blocks of the representation and the regularisers."""
 
         geometry: ComponentConfig = component("geometry", "implicit-volume", "Density and features of the object.")
-        material: ComponentConfig = component("material", "no-material", "From features to colour.")
+        material: ComponentConfig = component("material", "unlit", "From features to colour.")
         background: ComponentConfig = component("background", "random", "What is behind the object.")
         renderer: ComponentConfig = component("renderer", "volume", "From scene and cameras to images.")
         loss: dict[str, ComponentConfig] = component_map("loss", "Regularisers and their weights.")
@@ -135,10 +135,10 @@ class TextTo3D(GuidedSystem):
         return self.scenes[0].geometry  # type: ignore[return-value]
 
     @property
-    def makes_latents(self) -> bool:
+    def outputs_latents(self) -> bool:
         """Whether renders are latents."""
         material: Any = self.scenes[0].material
-        return bool(material.makes_latents)
+        return bool(material.outputs_latents)
 
     @property
     def steps_everything(self) -> bool:
@@ -150,7 +150,7 @@ class TextTo3D(GuidedSystem):
         losses = {name: loss for name, loss in self.losses.items() if loss.weight(step) != 0.0}
         drawn = self._draw(step, rng.shared())
         cameras = self.cameras.sample(step, rng).to(self.device)
-        needs = NOTHING.union(*(loss.needs for loss in losses.values()))
+        needs: frozenset[str] = frozenset().union(*(loss.needs for loss in losses.values()))
         renders = [self._render(self.scenes[index], cameras, rng, needs) for index in drawn]
         rgb, opacity = (torch.cat([getattr(render, name) for render in renders]) for name in ("rgb", "opacity"))
         latents = self._latents(rgb, step, rng)
@@ -159,7 +159,7 @@ class TextTo3D(GuidedSystem):
             self.prompts(Cameras.cat([cameras] * len(drawn))),
             step,
             rng,
-            rgb=None if self.makes_latents else rgb,
+            rgb=None if self.outputs_latents else rgb,
             opacity=opacity,
             particles=[index for index in drawn for _ in range(len(cameras))],
             source=self._source_latents(cameras, step, rng, len(drawn)),
@@ -285,7 +285,7 @@ class TextTo3D(GuidedSystem):
     def _frozen_copy(self) -> nn.Module:
         return copy.deepcopy(self.scenes[0]).requires_grad_(False)
 
-    def _render(self, scene: Any, cameras: Cameras, rng: Rng, needs: Set[str] = NOTHING) -> Render:
+    def _render(self, scene: Any, cameras: Cameras, rng: Rng, needs: Set[str] = frozenset()) -> Render:
         """A training view; schedules of a scene that another run began go on where that one ended."""
         render: Render = scene(cameras, step=self.scenes[0].step, rng=rng, needs=needs)
         return render
@@ -300,7 +300,7 @@ class TextTo3D(GuidedSystem):
 
     def _latents(self, rgb: Tensor, step: int, rng: Rng) -> Tensor:
         """(B, C, h, w) of renders, which are images that the prior encodes, or latents already."""
-        if not self.makes_latents:
+        if not self.outputs_latents:
             return self.prior.encode(rgb, rng("encode", step, self.device))
         size = self.prior.latent_shape(self.prior.image_size, self.prior.image_size)[1:]
         latents = rgb.movedim(-1, 1)
@@ -317,8 +317,8 @@ class TextTo3D(GuidedSystem):
         """
         total = guided
         scalars: dict[str, Tensor | float] = {}
-        for name in next(iter(renders.values())).auxiliary:
-            value = torch.stack([render.auxiliary[name] for render in renders.values()]).mean()
+        for name in next(iter(renders.values())).auxiliary_losses:
+            value = torch.stack([render.auxiliary_losses[name] for render in renders.values()]).mean()
             total = total + value
             scalars[f"loss/{name}"] = value.detach()
         for name, loss in losses.items():

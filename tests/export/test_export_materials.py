@@ -22,7 +22,7 @@ MATERIALS = {
     "diffuse": True,
     "pbr": True,
     "normal-shading": True,
-    "no-material": False,
+    "unlit": False,
     "neural-radiance": False,
     "spherical-harmonics": False,
     "latent": False,
@@ -144,5 +144,5 @@ def test_unlit_against_the_material_is_reported(tmp_path):
     result, file = export(made, tmp_path, unlit=True)
     assert "KHR_materials_unlit" in file.material["extensions"]
     assert any("set exporter.unlit=auto" in note for note in result.report.notes)
-    result, file = export(scene("textured-mesh", "no-material"), tmp_path / "lit", unlit=False)
+    result, file = export(scene("textured-mesh", "unlit"), tmp_path / "lit", unlit=False)
     assert "extensions" not in file.material and not any("unlit" in note for note in result.report.notes)

@@ -233,7 +233,7 @@ def test_round_trip(kind, source):
 
 def test_in_a_scene():
     """Groups have their names, and the shape of the scene is its surface."""
-    blocks = {"geometry": "dmtet", "material": "no-material", "background": "solid", "renderer": "mesh-rasterizer"}
+    blocks = {"geometry": "dmtet", "material": "unlit", "background": "solid", "renderer": "mesh-rasterizer"}
     options = {"geometry": {"resolution": 16, "grid": SMALL}}
     parsed = [parse_component(kind, {"type": name, **options.get(kind, {})}) for kind, name in blocks.items()]
     scene = Scene(*parsed, rng=Rng())

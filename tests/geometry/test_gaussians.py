@@ -38,7 +38,7 @@ def gaussians(*, rng: Rng | None = None, material: Any = None, **options: Any) -
     )
 
 
-def material(name: str = "no-material", **options: Any) -> Any:
+def material(name: str = "unlit", **options: Any) -> Any:
     return registry.build(parse_component("material", {"type": name, **options}))
 
 

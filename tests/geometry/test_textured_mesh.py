@@ -29,7 +29,7 @@ ROUND = {0: 0.0, 2: 90.0, 1: 180.0, 3: 270.0}
 
 
 def textured(**options):
-    material = build("material", "no-material")
+    material = build("material", "unlit")
     options = {"texture_size": 128, "grid": SMALL} | options
     return build("geometry", "textured-mesh", {"rng": Rng(1), "material": material}, **options)
 
@@ -332,7 +332,7 @@ def test_foreign_states_are_told(file):
 def scene(**options) -> Scene:
     blocks = {
         "geometry": {"type": "textured-mesh", "texture_size": 128, **options},
-        "material": {"type": "no-material"},
+        "material": {"type": "unlit"},
         "background": {"type": "solid"},
         "renderer": {"type": "mesh-rasterizer"},
     }
@@ -378,11 +378,11 @@ def test_without_a_mesh_it_says_what_to_give():
 
 
 def test_colors_that_the_material_cannot_take_over(file, caplog):
-    class Opaque(type(build("material", "no-material"))):
+    class Opaque(type(build("material", "unlit"))):
         def features_of(self, channels):
             raise ValueError("no way back")
 
-    material = Opaque(build("material", "no-material").Config())
+    material = Opaque(build("material", "unlit").Config())
     with caplog.at_level(logging.WARNING):
         options = {"mesh": file, "texture_size": 64}
         geometry = build("geometry", "textured-mesh", {"rng": Rng(), "material": material}, **options)

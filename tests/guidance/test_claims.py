@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from scoredist3d.diffusion.schedule import per_item
 from scoredist3d.guidance import Guidance
+from scoredist3d.nn.unregistered import Unregistered
 from scoredist3d.priors import CFGConditions, Conditioning, Prediction
 from scoredist3d.priors.analytic import GaussianMixturePrior, Mixture
 from scoredist3d.prompts.processor import PromptProcessor
@@ -390,7 +391,7 @@ def test_stein_particles_keep_the_spread_that_repulsion_gives_them(repulsion: An
     z = normal(48)[:, :, :1, :1]
     narrow = mixture(thing=(M, S))
     narrow._means, narrow._variances = narrow._means[..., :1, :1], narrow._variances[..., :1, :1]
-    guidance._outside = (narrow,)
+    guidance._prior = Unregistered(narrow)
     z = descend(guidance, 0.5 * z, 300, lambda p: 1.0 - 0.9 * p, between(narrow, "thing"))
     assert low * S <= z.std().item() < high * S
     assert abs(z.mean().item() - M) < 3 * S / 48**0.5  # three standard errors of a mean of 48

@@ -199,7 +199,7 @@ def test_phi_may_adapt_a_sibling_of_the_prior(tiny, tmp_path):
     torch.testing.assert_close(prediction.output, base_output(tiny, x_t, t, told), rtol=0, atol=1e-5)
     assert not any("unet" in name for name in phi.state_dict())
     phi.to("meta")  # stands for any device
-    devices = {name: value.device.type for name, value in phi._outside[1].network.state_dict().items()}
+    devices = {name: value.device.type for name, value in phi._points.network.state_dict().items()}
     assert set(devices.values()) == {"meta"} and tiny.device.type == "cpu"
 
 

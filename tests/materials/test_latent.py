@@ -42,7 +42,7 @@ def colors(count: int = 50) -> torch.Tensor:
 def test_the_map_is_the_inverse_of_the_encoder(channels):
     prior = LinearPrior(channels)
     built = latent(prior)
-    assert (built.num_features, built.num_channels, built.makes_latents) == (channels, channels, True)
+    assert (built.num_features, built.num_channels, built.outputs_latents) == (channels, channels, True)
     latents = colors() @ prior.mix + prior.shift
     torch.testing.assert_close(built.channels(latents).base_color, colors(), atol=0.02, rtol=0)
     torch.testing.assert_close(built.display(latents.view(5, 10, -1)), colors().view(5, 10, 3), atol=0.02, rtol=0)
@@ -80,7 +80,7 @@ def test_a_scene_goes_on_in_colour_with_the_same_weights():
     with torch.no_grad():
         first.bias += 0.1
     second.load_state_dict(first.state_dict())  # strict: the same names and shapes
-    assert (second.num_features, second.num_channels, second.makes_latents) == (4, 3, False)
+    assert (second.num_features, second.num_channels, second.outputs_latents) == (4, 3, False)
     features = torch.randn(9, 4, generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(second(features), first.display(features))
     (group,) = second.parameter_groups()

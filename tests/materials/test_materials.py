@@ -32,7 +32,7 @@ def light(ambient: float, diffuse: float, textureless: float = 0.0) -> Light:
     return Light(torch.tensor([[0.0, 0.0, 2.0]]), *(torch.tensor([value]) for value in (ambient, diffuse, textureless)))
 
 
-@pytest.mark.parametrize("name", ["no-material", "diffuse"])
+@pytest.mark.parametrize("name", ["unlit", "diffuse"])
 def test_unlit_colour_is_the_sigmoid_of_the_features(name):
     built = material(name)
     torch.testing.assert_close(built(FEATURES), ALBEDO)

@@ -30,7 +30,7 @@ def renderer(geometry: Gaussians, *, material: Any = None, background: Any = Non
     return registry.build(
         parse_component("renderer", {"type": "gaussian-splatting", **options}),
         geometry=geometry,
-        material=material or build("material", "no-material"),
+        material=material or build("material", "unlit"),
         background=background or build("background", "solid"),
     )
 
@@ -162,7 +162,7 @@ def test_each_camera_sees_its_own_colour():
         torch.testing.assert_close(seen, 0.9 * color, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["no-material", "diffuse", "spherical-harmonics"])
+@pytest.mark.parametrize("name", ["unlit", "diffuse", "spherical-harmonics"])
 def test_a_batch_is_its_cameras_one_by_one(name):
     material = build("material", name, **({"evaluation": "diffuse"} if name == "diffuse" else {}))
     material.update_step(5000)
@@ -196,7 +196,7 @@ def test_training_draws_as_the_volume_renderer_does():
     other = registry.build(
         parse_component("renderer", {"type": "volume", "num_samples": 8}),
         geometry=geometry,
-        material=build("material", "no-material"),
+        material=build("material", "unlit"),
         background=background,
     )
     shown = renderer(scattered(), background=background)
@@ -282,7 +282,7 @@ class FourChannels(Material):
     """Latents that are the features."""
 
     num_features = num_channels = 4
-    makes_latents = True
+    outputs_latents = True
 
     def forward(self, features: Tensor, **_: Any) -> Tensor:
         return features
@@ -324,7 +324,7 @@ def test_gaussians_fit_a_coloured_sphere():
     """300 of them, growing, from 6 views; seen from another one."""
     densify = {"start": 30, "every": 30, "end": 120, "grad_threshold": 5e-5, "size_threshold": 0.06, "max_points": 600}
     densify |= {"opacity_reset_every": 0, "prune_opacity": 0.02}
-    material, background = build("material", "no-material"), build("background", "solid", color=[0.0, 0.0, 0.0])
+    material, background = build("material", "unlit"), build("background", "solid", color=[0.0, 0.0, 0.0])
     geometry = registry.build(
         parse_component("geometry", {"type": "gaussians", "num_points": 300, "init_radius": 0.7, "densify": densify}),
         rng=Rng(),

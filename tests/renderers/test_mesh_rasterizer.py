@@ -28,7 +28,7 @@ class Seen(Material):
     def __init__(self, num_channels: int = 3) -> None:
         super().__init__(Material.Config())
         self.num_features = self.num_channels = num_channels
-        self.makes_latents = num_channels != 3
+        self.outputs_latents = num_channels != 3
 
     def forward(self, features, *, normals=None, view_dirs=None, points=None, light=None):
         self.normals, self.view_dirs, self.points = normals, view_dirs, points

@@ -46,7 +46,7 @@ def renderer(geometry: Field, *, material: Any = None, background: Any = None, *
     return registry.build(
         parse_component("renderer", {"type": "volume", **options}),
         geometry=geometry,
-        material=material or build("material", "no-material"),
+        material=material or build("material", "unlit"),
         background=background or build("background", "solid"),
     )
 

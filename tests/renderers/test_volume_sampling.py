@@ -150,7 +150,7 @@ def test_the_proposal_learns_to_enclose_the_object():
     cameras, losses = orbits(0.0, 120.0, size=12), []
     for step in range(40):
         render = draw(cameras, step=step, rng=Rng())
-        loss = render.auxiliary["interlevel"]
+        loss = render.auxiliary_losses["interlevel"]
         optimizer.zero_grad()
         loss.backward(retain_graph=step == 0)
         assert geometry.level.grad is None
@@ -163,7 +163,7 @@ def test_the_proposal_learns_to_enclose_the_object():
         losses.append(loss.item())
     assert losses[-1] < 0.2 * losses[0]
     with torch.no_grad():
-        assert draw(cameras, step=0).auxiliary == {}
+        assert draw(cameras, step=0).auxiliary_losses == {}
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)

@@ -21,7 +21,7 @@ DOUBLE = {"backend": "torch", "num_samples": 24}
 
 def images_of(render: Render) -> dict[str, Tensor]:
     names = ("rgb", "opacity", "depth", *sorted(MAPS))
-    return {name: render.get(name) for name in names} | dict(render.auxiliary)
+    return {name: render.get(name) for name in names} | dict(render.auxiliary_losses)
 
 
 def functional(render: Render) -> Tensor:

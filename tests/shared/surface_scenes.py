@@ -29,7 +29,7 @@ def build(kind: str, name: str, runtime: dict[str, Any] | None = None, **options
 def renderer_of(geometry: Surface, *, material: Any = None, background: Any = None, **options: Any) -> Any:
     parts = {
         "geometry": geometry,
-        "material": material or build("material", "no-material"),
+        "material": material or build("material", "unlit"),
         "background": background or build("background", "solid", color=[0.0, 0.0, 0.0]),
     }
     return build("renderer", "mesh-rasterizer", parts, **options)

@@ -61,7 +61,7 @@ def renderer_of(geometry: Any, kind: str = "volume", *, material: Any = None, **
     result: VolumeRenderer = registry.build(
         parse_component("renderer", {"type": kind, **options}),
         geometry=geometry,
-        material=material or build("material", "no-material"),
+        material=material or build("material", "unlit"),
         background=build("background", "solid"),
     )
     return result

@@ -15,6 +15,7 @@ from scoredist3d.diffusion.schedule import NoiseSchedule, per_item
 from scoredist3d.guidance.core.checks import FiniteCheck
 from scoredist3d.guidance.core.context import StepContext, select, timestep_tensor
 from scoredist3d.guidance.core.dreamtime import DreamTime, DreamTimeConfig
+from scoredist3d.nn.unregistered import Unregistered
 from scoredist3d.priors.base import CFGConditions, Prediction, Prior, guided_prediction
 from scoredist3d.priors.sampling import denoise
 from scoredist3d.prompts.processor import ExtraPrompt
@@ -135,8 +136,7 @@ class Guidance(nn.Module, ABC):
         super().__init__()
         self.config = config
         self.rng = (rng or Rng()).shared()
-        # Outside of the module tree: the frozen prior belongs in no state_dict.
-        self._outside: tuple[Prior] = (prior,)
+        self._prior = Unregistered(prior)
         self._check = FiniteCheck()
         falls = config.dreamtime.steps > 0
         ends = config.t_min.start_value, config.t_max.start_value
@@ -145,7 +145,7 @@ class Guidance(nn.Module, ABC):
     @property
     def prior(self) -> Prior:
         """The frozen diffusion model."""
-        return self._outside[0]
+        return self._prior.value
 
     @property
     def schedule(self) -> NoiseSchedule:

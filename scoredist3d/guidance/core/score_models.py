@@ -20,6 +20,7 @@ from torch.nn import functional
 
 from scoredist3d.config import ComponentConfig, Schedule, option
 from scoredist3d.diffusion.schedule import NoiseSchedule
+from scoredist3d.nn.unregistered import Unregistered
 from scoredist3d.priors.base import AdapterPoints, CFGConditions, Conditioning, Prediction, Prior
 from scoredist3d.priors.camera_embedding import CAMERA_EMBEDDING_SIZE, camera_embedding
 from scoredist3d.priors.diffusers_prior import DiffusersPrior
@@ -137,8 +138,8 @@ class LoraScoreModel(ScoreModel):
         owns_model: Nobody else has the model, so it is moved along.
         """
         super().__init__()
-        # Outside of the module tree, like the prior of a guidance.
-        self._outside = (model, points)
+        self._model = Unregistered(model)
+        self._points = points
         self._owns_model = owns_model
         paths = [path.rpartition(".")[::2] for path in points.linears]
         self._places = [(points.network.get_submodule(parent), name) for parent, name in paths]
@@ -151,7 +152,7 @@ class LoraScoreModel(ScoreModel):
 
     def predict(self, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Prediction:
         """The model's prediction with the adapters on."""
-        model, _ = self._outside
+        model = self._model.value
         camera = conditioning.camera
         told = conditioning if model.takes_cameras else replace(conditioning, camera=None)
         with self._attached(camera):
@@ -176,14 +177,13 @@ class LoraScoreModel(ScoreModel):
         assert self.camera is not None
         with torch.autocast(camera.device.type, enabled=False):
             added = self.camera(camera.float())
-        _, points = self._outside
-        module = points.network.get_submodule(points.time_embedding)
+        module = self._points.network.get_submodule(self._points.time_embedding)
         return module.register_forward_hook(lambda _, __, embedding: (embedding + added).to(embedding.dtype))
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
         """Take along a model of its own."""
         if self._owns_model:
-            self._outside[0]._apply(fn, recurse)
+            self._model.value._apply(fn, recurse)
         return super()._apply(fn, recurse)
 
 
