@@ -24,8 +24,8 @@ class Rays:
     Attributes:
         origins: (B, H, W, 3), world.
         directions: (B, H, W, 3), world, unit length.
-        cosines: (B, H, W), cosine between each ray and the viewing axis of its camera. The z-depth is the distance along
-            the ray times this cosine.
+        cosines: (B, H, W), cosine between each ray and the viewing axis of its camera. The z-depth is the distance
+            along the ray times this cosine.
     """
 
     origins: Tensor

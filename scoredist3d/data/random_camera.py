@@ -24,9 +24,7 @@ Range = tuple[float, float]
 class EvaluationConfig:
     """Distance and field of view of evaluation views; ``preview`` and ``test`` set their angles and sizes."""
 
-    distance: float = option(
-        3.2, "Distance from the origin, scene units; divided like the training distances by relative_distance.", gt=0
-    )
+    distance: float = option(3.2, "Distance from the origin, scene units; relative_distance applies to it too.", gt=0)
     fovy: float = option(40.0, "Vertical field of view, degrees.", gt=0, lt=180)
 
 
@@ -57,7 +55,7 @@ class RandomCamera(CameraSampler):
         fovy_range: Range = option((40.0, 40.0), "Vertical field of view, degrees.", gt=0, lt=180)
         relative_distance: bool = option(
             False,
-            "Divide distances by tan(fovy / 2), so that the image size of the object does not depend on the field of view.",
+            "Divide distances by tan(fovy / 2), so that the field of view does not change the size of the object.",
         )
         batch_uniform_azimuth: bool = option(True, "Space the views of a step evenly in azimuth.")
         area_probability: float = option(0.5, "Probability of an elevation uniform in area, not in angle.", ge=0, le=1)

@@ -93,7 +93,7 @@ class TexturedMeshExporter(Exporter):
         unlit: Literal["auto"] | bool = option(
             "auto",
             "Mark the GLB as unlit: viewers then show the colours as they are and add no light of their own. auto does "
-            "so where the material's colours include the light (no-material, neural-radiance, spherical-harmonics, "
+            "so where the material's colours include the light (unlit, neural-radiance, spherical-harmonics, "
             "latent).",
         )
         scale: float = option(1.0, "Metres per scene unit.", gt=0)

@@ -1,4 +1,4 @@
-"""Regularisers: small terms on renders and geometry, each with its own weight."""
+"""Losses: weighted regularization terms on renders and geometry."""
 
 from scoredist3d.losses.base import Loss
 

@@ -1,4 +1,4 @@
-"""What every regulariser offers to the training step."""
+"""Interface of losses."""
 
 from __future__ import annotations
 
@@ -14,37 +14,41 @@ from scoredist3d.seeding import Rng
 
 
 class Loss(ABC):
-    """One term of the objective; its value is unweighted, so that a log line means the same under every weight.
+    """Base class of losses, which are regularization terms of the objective.
+
+    The value of a loss is unweighted, so logged values are comparable between weights.
 
     Attributes:
-        needs: Names of the maps that renders must carry while the term's weight is not zero
-            (see :class:`~scoredist3d.renderers.base.Render`).
-        applies_to: The kind of geometry that the term is for.
+        config: Options.
+        needs: Names of the optional maps of :class:`~scoredist3d.renderers.base.Render` that the loss reads. They are
+            rendered while the weight is not 0.
+        applies_to: Type of geometry for which the loss is defined.
     """
 
     @dataclass
     class Config(ComponentConfig):
-        """Options of every loss."""
+        """Options shared by all losses."""
 
-        weight: Schedule = option(1.0, "Factor of the term in the objective; the term is skipped while it is 0.", ge=0)
+        weight: Schedule = option(1.0, "Weight of the loss in the objective; the loss is skipped while it is 0.", ge=0)
 
+    config: Config
     needs: frozenset[str] = frozenset()
     applies_to: type[Geometry] = Geometry  # type: ignore[type-abstract]
 
     def __init__(self, config: Config) -> None:
-        self._weight = config.weight
+        self.config = config
 
     def weight(self, step: int) -> float:
-        """The factor at an optimiser step."""
-        return self._weight(step)
+        """The weight at an optimizer step."""
+        return self.config.weight(step)
 
     @abstractmethod
     def __call__(self, render: Render, geometry: Geometry, step: int, rng: Rng) -> Tensor:
-        """The term's value, a scalar that may be differentiated.
+        """The unweighted value, a differentiable scalar.
 
         Args:
-            render: The views of this step.
-            geometry: What they show.
-            step: Optimiser step.
-            rng: Source of the term's own randomness, e.g. points to look at.
+            render: The views of the step.
+            geometry: The rendered geometry.
+            step: Optimizer step.
+            rng: Random streams, for losses that sample points.
         """

@@ -1,4 +1,4 @@
-"""Penalty on weights that are spread along the ray."""
+"""Distortion loss: penalizes weights that are spread along the ray."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from scoredist3d.renderers.base import Render
 from scoredist3d.seeding import Rng
 
 
-@register("loss", "distortion", summary="Compact weights along each ray: no floaters, no fog.", arxiv="2111.12077")
+@register(
+    "loss", "distortion", summary="Spread of the weights along each ray; reduces floaters and fog.", arxiv="2111.12077"
+)
 class Distortion(Loss):
     """mean over pixels of sum_ij w_i w_j |s_i - s_j| + sum_i w_i^2 ds_i / 3 (mip-NeRF 360, equation 15).
 
-    s is the distance along the ray in units of the ball's diameter. Unlike the variance of the depth it also acts on
-    half-transparent pixels, whose weights it makes smaller.
+    s is the distance along the ray in units of the ball's diameter. Unlike the depth variance, the loss also reduces
+    the weights of half-transparent pixels.
     """
 
     @dataclass
@@ -31,6 +33,6 @@ class Distortion(Loss):
         """The mean over all pixels.
 
         Raises:
-            ValueError: A render without ``distortion``.
+            ValueError: The render has no map ``distortion``.
         """
         return render.get("distortion").mean()

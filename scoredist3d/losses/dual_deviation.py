@@ -1,4 +1,4 @@
-"""Penalty on dual vertices that are nearer to one side of their cell's surface than to another."""
+"""Dual deviation loss: penalizes dual vertices at unequal distances from their edge crossings."""
 
 from __future__ import annotations
 
@@ -13,11 +13,16 @@ from scoredist3d.ops.mesh.topology import EdgeFaces
 from scoredist3d.registry import register
 
 
-@register("loss", "dual-deviation", summary="Keeps the weights of FlexiCubes from going astray.", arxiv="2308.05371")
+@register(
+    "loss",
+    "dual-deviation",
+    summary="Deviation of the distances between FlexiCubes vertices and edge crossings.",
+    arxiv="2308.05371",
+)
 class DualDeviation(MeshLoss):
-    """mean over dual vertices v of MAD_e |v - u_e| / radius, u_e the crossings that v is a mean of (L_dev).
+    """mean over dual vertices v of MAD_e |v - u_e| / radius, u_e the edge crossings whose weighted mean is v (L_dev).
 
-    MAD is the mean absolute deviation from the mean; it vanishes where v is equally far from all of them.
+    MAD is the mean absolute deviation from the mean. It is 0 where v has the same distance from all crossings.
     """
 
     @dataclass
@@ -25,13 +30,13 @@ class DualDeviation(MeshLoss):
         """No further options."""
 
     def of_mesh(self, mesh: SurfaceMesh, adjacency: EdgeFaces, radius: float) -> Tensor:
-        """The mean.
+        """The mean over the dual vertices.
 
         Raises:
-            ValueError: The mesh is no dual surface.
+            ValueError: The mesh was not extracted by FlexiCubes.
         """
         if mesh.deviation is None:
-            raise ValueError("system.loss: dual-deviation is for geometry.type=flexicubes; remove the term")
+            raise ValueError("system.loss.dual-deviation: the loss needs geometry.type=flexicubes; remove the loss")
         if not len(mesh.deviation):
             return mesh.vertices.sum() * 0
         return mesh.deviation.mean() / radius

@@ -1,4 +1,4 @@
-"""Penalty on long or uneven edges."""
+"""Edge length loss: penalizes long or uneven edges of a mesh."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from scoredist3d.ops.mesh.topology import EdgeFaces
 from scoredist3d.registry import register
 
 
-@register("loss", "edge-length", summary="Mesh edges should be short, or of one length.")
+@register("loss", "edge-length", summary="Squared deviation of mesh edge lengths from a target length.")
 class EdgeLength(MeshLoss):
     """mean over edges of (|e| - target)^2 / radius^2."""
 
@@ -23,12 +23,10 @@ class EdgeLength(MeshLoss):
     class Config(Loss.Config):
         """Options of the edge length loss."""
 
-        target: float = option(0.0, "Length that costs nothing, as a fraction of the radius.", ge=0)
+        target: float = option(0.0, "Target edge length, as a fraction of the radius.", ge=0)
 
-    def __init__(self, config: Config) -> None:
-        super().__init__(config)
-        self.target = config.target
+    config: Config
 
     def of_mesh(self, mesh: SurfaceMesh, adjacency: EdgeFaces, radius: float) -> Tensor:
         """The mean over the edges."""
-        return edge_length(mesh.vertices / radius, mesh.faces, target=self.target, adjacency=adjacency)
+        return edge_length(mesh.vertices / radius, mesh.faces, target=self.config.target, adjacency=adjacency)

@@ -1,4 +1,4 @@
-"""Penalty on signed distances that are none."""
+"""Eikonal loss: penalizes deviations of the gradient norm of a signed distance field from 1."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from scoredist3d.renderers.base import Render
 from scoredist3d.seeding import Rng
 
 
-@register("loss", "eikonal", summary="Gradients of a signed distance have length 1.", arxiv="2002.10099")
+@register("loss", "eikonal", summary="Deviation of the SDF gradient norm from 1.", arxiv="2002.10099")
 class Eikonal(Loss):
     """mean over points of (|grad sdf| - 1)^2 (Gropp et al. 2020).
 
-    Half of the points are uniform in the ball, half are surface points of the step's views, moved by a normal
-    deviation; where the views show nothing, all are uniform.
+    Half of the points are uniform in the ball. The other half are visible surface points of the step with Gaussian
+    noise; if no surface is visible, they are uniform too.
     """
 
     @dataclass
@@ -30,35 +30,33 @@ class Eikonal(Loss):
 
         points: int = option(2048, "Points per step.", ge=2)
         spread: float = option(
-            0.02, "Deviation of the points around the visible surface, as a fraction of the radius.", ge=0
+            0.02, "Standard deviation of the noise on surface points, as a fraction of the radius.", ge=0
         )
 
     needs = frozenset({"position"})
     applies_to = SignedDistanceField
 
-    def __init__(self, config: Config) -> None:
-        super().__init__(config)
-        self.config = config
+    config: Config
 
     def __call__(self, render: Render, geometry: Geometry, step: int, rng: Rng) -> Tensor:
         """The mean over the points.
 
         Raises:
-            ValueError: A geometry without a signed distance, or a render without ``position``.
+            ValueError: The geometry has no signed distance, or the render has no map ``position``.
         """
         if not isinstance(geometry, SignedDistanceField):
-            raise ValueError(f"system.loss.eikonal: {type(geometry).__name__} has no signed distance; remove the term")
+            raise ValueError(f"system.loss.eikonal: {type(geometry).__name__} has no signed distance; remove the loss")
         generator = rng("eikonal", step, render.opacity.device)
         points = self._points(render, geometry.radius, generator)
         return (geometry.sdf_gradient(points).norm(dim=-1) - 1.0).square().mean()
 
     def _points(self, render: Render, radius: float, generator: torch.Generator) -> Tensor:
-        """(N, 3) in the ball."""
+        """(N, 3) sample points in the ball."""
         position = render.get("position").reshape(-1, 3)
         points = points_in_ball(generator, self.config.points, radius).to(position)
         near = self.config.points // 2
-        # The k-th pixel that shows something is the first up to which k + 1 do: so drawn, the host need not know how
-        # many there are, and does not wait for the device.
+        # Draw covered pixels by searching in the cumulative count of covered pixels. Unlike nonzero(), this does not
+        # synchronize with the device.
         count = (render.opacity.reshape(-1) > 0.5).cumsum(0)
         draw = torch.rand(near, generator=generator, device=count.device, dtype=torch.float64)
         chosen = torch.searchsorted(count, (draw * count[-1]).long(), right=True).clamp_max(len(count) - 1)

@@ -1,4 +1,4 @@
-"""Penalty on vertices that leave the middle of their neighbours."""
+"""Laplacian loss: penalizes offsets of mesh vertices from the mean of their neighbors."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from scoredist3d.ops.mesh.topology import EdgeFaces
 from scoredist3d.registry import register
 
 
-@register("loss", "laplacian", summary="Mesh vertices should lie in the middle of their neighbours.")
+@register("loss", "laplacian", summary="Offsets of mesh vertices from the mean of their neighbors.")
 class Laplacian(MeshLoss):
-    """mean over vertices of |L x|^2 / radius^2, with (L x)_i = (mean of x over i's neighbours) - x_i.
+    """mean over vertices of |L x|^2 / radius^2, with (L x)_i = (mean of x over the neighbors of i) - x_i.
 
-    With ``relative`` it is |L (x - x_0)|^2 where the mesh remembers where its vertices began, x_0: what was curved at
-    the start may stay so, and only uneven displacements cost.
+    With ``relative`` it is |L (x - x_0)|^2, with x_0 the initial vertices if the mesh stores them. The loss is then
+    zero for the initial shape and penalizes only non-smooth displacements.
     """
 
     @dataclass
@@ -28,16 +28,15 @@ class Laplacian(MeshLoss):
         """Options of the Laplacian loss."""
 
         relative: bool = option(
-            False, "Measure the displacement from the starting mesh; no effect where the faces change while training."
+            False,
+            "Apply the Laplacian to displacements from the initial mesh; no effect if the faces change in training.",
         )
 
-    def __init__(self, config: Config) -> None:
-        super().__init__(config)
-        self.relative = config.relative
+    config: Config
 
     def of_mesh(self, mesh: SurfaceMesh, adjacency: EdgeFaces, radius: float) -> Tensor:
-        """The mean over the vertices of faces."""
+        """The mean over the vertices that belong to a face."""
         moved = mesh.vertices
-        if self.relative and mesh.rest is not None:
+        if self.config.relative and mesh.rest is not None:
             moved = moved - mesh.rest
         return laplacian(moved / radius, mesh.faces, adjacency=adjacency)

@@ -1,4 +1,4 @@
-"""What the regularisers on a rasterised mesh share."""
+"""Base class of losses on meshes."""
 
 from __future__ import annotations
 
@@ -17,24 +17,30 @@ adjacency_of = FaceCache(edge_faces)
 
 
 class MeshLoss(Loss):
-    """A term on the mesh that a rasteriser has shown. Lengths are in units of the object's radius."""
+    """A loss on the rasterized mesh. Lengths are relative to the radius of the ball that holds the object."""
 
     applies_to = Surface
 
     def __call__(self, render: Render, geometry: Geometry, step: int, rng: Rng) -> Tensor:
-        """The term's value on ``render.mesh``; zero for a mesh without faces.
+        """The value of the loss for ``render.mesh``.
 
         Raises:
-            ValueError: The render shows no mesh.
+            ValueError: The render has no mesh.
         """
         mesh = render.mesh
         if mesh is None:
             raise ValueError(
-                f"system.loss: {type(self).__name__} needs a mesh, which this renderer does not show; remove the term "
-                "or use a mesh geometry with renderer.type=mesh-rasterizer"
+                f"system.loss: {type(self).__name__} needs renders of a mesh; remove the loss, or use a mesh "
+                "geometry with renderer.type=mesh-rasterizer"
             )
         return self.of_mesh(mesh, adjacency_of(mesh.faces), geometry.radius)
 
     @abstractmethod
     def of_mesh(self, mesh: SurfaceMesh, adjacency: EdgeFaces, radius: float) -> Tensor:
-        """The term of a mesh with the edges ``adjacency`` in a ball of ``radius``."""
+        """The unweighted value, a differentiable scalar; 0 for a mesh without faces.
+
+        Args:
+            mesh: The rasterized mesh.
+            adjacency: Its edges and the faces at each edge.
+            radius: Radius of the ball that holds the object, scene units.
+        """

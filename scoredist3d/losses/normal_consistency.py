@@ -1,4 +1,4 @@
-"""Penalty on creases."""
+"""Normal consistency loss: penalizes angles between adjacent faces of a mesh."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from scoredist3d.ops.mesh.topology import EdgeFaces
 from scoredist3d.registry import register
 
 
-@register("loss", "normal-consistency", summary="Neighbouring faces of a mesh should point the same way.")
+@register("loss", "normal-consistency", summary="Angles between the normals of adjacent mesh faces.")
 class NormalConsistency(MeshLoss):
-    """mean over pairs of faces with a common edge of 1 - n_a . n_b: 0 for a plane, at most 2."""
+    """mean over pairs of faces with a common edge of 1 - n_a . n_b, in [0, 2]; 0 for a plane."""
 
     @dataclass
     class Config(Loss.Config):
         """No further options."""
 
     def of_mesh(self, mesh: SurfaceMesh, adjacency: EdgeFaces, radius: float) -> Tensor:
-        """The mean over the edges inside the surface."""
+        """The mean over the edges with two faces."""
         return normal_consistency(mesh.vertices, mesh.faces, adjacency=adjacency)

@@ -1,4 +1,4 @@
-"""Penalty on half-transparent pixels."""
+"""Opaque loss: penalizes half-transparent pixels."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from scoredist3d.renderers.base import Render
 from scoredist3d.seeding import Rng
 
 
-@register("loss", "opaque", summary="Entropy of the opacity: pixels should be empty or solid.")
+@register("loss", "opaque", summary="Entropy of the opacity; favors empty or opaque pixels.")
 class Opaque(Loss):
     """mean over pixels of -O log O - (1 - O) log(1 - O), with O clamped to [margin, 1 - margin]."""
 
@@ -23,16 +23,14 @@ class Opaque(Loss):
     class Config(Loss.Config):
         """Options of the opaque loss."""
 
-        margin: float = option(1e-3, "Opacities this close to 0 or 1 are left alone.", gt=0, lt=0.5)
+        margin: float = option(1e-3, "Opacities within this distance of 0 or 1 get no gradient.", gt=0, lt=0.5)
 
-    def __init__(self, config: Config) -> None:
-        super().__init__(config)
-        self.margin = config.margin
+    config: Config
 
     def __call__(self, render: Render, geometry: Geometry, step: int, rng: Rng) -> Tensor:
         """The mean over all pixels, in nats."""
         opacity = render.opacity
         if opacity.dtype in (torch.float16, torch.bfloat16):
-            opacity = opacity.float()  # 1 - margin has to be a number
-        opacity = opacity.clamp(self.margin, 1.0 - self.margin)
+            opacity = opacity.float()  # 1 - margin would round to 1
+        opacity = opacity.clamp(self.config.margin, 1.0 - self.config.margin)
         return -(torch.xlogy(opacity, opacity) + torch.xlogy(1.0 - opacity, 1.0 - opacity)).mean()

@@ -1,4 +1,4 @@
-"""Penalty on visible surfaces that face away from the camera."""
+"""Orientation loss: penalizes visible normals that face away from the camera."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from scoredist3d.renderers.base import Render
 from scoredist3d.seeding import Rng
 
 
-@register("loss", "orientation", summary="Visible normals should face the camera.", arxiv="2112.03907")
+@register("loss", "orientation", summary="Visible normals that face away from the camera.", arxiv="2112.03907")
 class Orientation(Loss):
     """mean over rays of sum_i sg(w_i) max(0, n_i . v)^2 (Ref-NeRF, equation 11; DreamFusion, appendix).
 
-    v is the ray's direction, w_i and n_i weight and outward normal of its sample i. The weights are not differentiated,
-    so that the term turns surfaces instead of making them transparent. The mean is over the rays that see anything, so
-    that the weight does not depend on how much of the image the object fills.
+    v is the direction of the ray, and w_i and n_i are the weight and the outward normal of its sample i. The weights
+    are detached, so the loss rotates normals instead of making surfaces transparent. Only rays with an opacity above 0
+    count, so the effect of the loss weight does not depend on the size of the object in the image.
     """
 
     @dataclass
@@ -32,7 +32,7 @@ class Orientation(Loss):
         """The mean over rays with an opacity above 0.
 
         Raises:
-            ValueError: A render without ``orientation``.
+            ValueError: The render has no map ``orientation``.
         """
         rays = (render.opacity > 0).sum().clamp_min(1)
         return render.get("orientation").sum() / rays

@@ -1,4 +1,4 @@
-"""Penalty on changes of sign between neighbours of a grid."""
+"""Sign change loss: penalizes sign changes between neighboring vertices of a signed distance grid."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from scoredist3d.seeding import Rng
 @register(
     "loss",
     "sdf-sign-change",
-    summary="Signed distances of neighbours on a grid agree in sign: no pieces that nobody sees.",
+    summary="Sign changes between neighbors of an SDF grid; removes floaters and cavities.",
     arxiv="2111.12503",
 )
 class SdfSignChange(Loss):
     """mean of H(sigmoid(s_a), sign s_b) + H(sigmoid(s_b), sign s_a) over the grid's edges (a, b) that change sign.
 
     H is the binary cross entropy and s the signed distance in units of the radius (Munkberg et al. 2022, equation 2).
-    Floating pieces and cavities vanish, which no image shows; where images hold the surface in place it stays.
+    The loss removes floaters and cavities, which are invisible in the images.
     """
 
     @dataclass
@@ -35,14 +35,13 @@ class SdfSignChange(Loss):
     applies_to = GridSurface
 
     def __call__(self, render: Render, geometry: Geometry, step: int, rng: Rng) -> Tensor:
-        """The mean; zero where no sign changes.
+        """The mean over the edges; 0 without sign changes.
 
         Raises:
-            ValueError: A geometry whose distances are not those of a grid.
+            ValueError: The geometry has no signed distance grid.
         """
         if not isinstance(geometry, GridSurface):
             raise ValueError(
-                f"system.loss.sdf-sign-change: {type(geometry).__name__} has no signed distances on a grid; remove "
-                "the term"
+                f"system.loss.sdf-sign-change: {type(geometry).__name__} has no signed distance grid; remove the loss"
             )
         return sign_change_loss(geometry.signed_distances() / geometry.radius, geometry.grid_edges())

@@ -1,4 +1,4 @@
-"""A rough mesh that says where the object is (Latent-NeRF, arXiv 2211.07600)."""
+"""Sketch-shape loss: a coarse mesh guides the shape of a field (Latent-NeRF, arXiv 2211.07600)."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ from scoredist3d.registry import register
 from scoredist3d.renderers.base import Render
 from scoredist3d.seeding import Rng
 
-_POOL = 2**15  # points whose distance to the mesh is found once
-_MIN_DEPTH = 1e-5  # keeps the slope of -log(occupancy) finite where there is no density
+_POOL = 2**15  # points whose distance to the mesh is computed once
+_MIN_DEPTH = 1e-5  # keeps the gradient of -log(occupancy) finite at zero density
 
 
 @dataclass(frozen=True)
 class _Pool:
-    """Points around the mesh: half near its surface, half anywhere in the ball."""
+    """Sample points: half near the surface of the mesh, half uniform in the ball."""
 
     points: Tensor  # (P, 3)
-    inside: Tensor  # (P,) bool
-    weights: Tensor  # (P,)
+    inside: Tensor  # (P,) bool, inside the mesh
+    weights: Tensor  # (P,) in [0, 1], small near the surface
 
 
 @register(
     "loss",
     "sketch-shape",
-    summary="The field is dense inside of a given mesh, away from its surface.",
+    summary="Agreement of the field's occupancy with a coarse mesh, away from its surface.",
     arxiv="2211.07600",
 )
 class SketchShape(Loss):
     """mean over points of (1 - exp(-d^2 / (2 sigma^2))) CE(o, inside), o = 1 - exp(-extinction * step) (section 3.3).
 
-    d is the distance to the mesh: far from its surface the field must agree with the mesh about in and out, close to it
-    the guidance is free to change the shape. In and out are told by the mesh's winding number.
+    d is the distance to the mesh. Far from its surface, the occupancy of the field must match the mesh; near the
+    surface, the guidance can change the shape. The winding number of the mesh determines which points are inside.
     """
 
     @dataclass
@@ -50,30 +50,32 @@ class SketchShape(Loss):
         """Options of the sketch-shape loss."""
 
         mesh: str = option(
-            help="Mesh file (.glb, .obj, .ply, .stl), scaled to fit into the ball.", example="chair.obj", file=True
+            help="Mesh file (.glb, .obj, .ply, .stl); it is scaled to the given size.", example="chair.obj", file=True
         )
-        size: float = option(0.7, "Reach of the scaled mesh, as a fraction of the radius.", gt=0, le=1)
-        sigma: float = option(0.3, "Distance at which the mesh begins to bind, as a fraction of the radius.", gt=0)
+        size: float = option(0.7, "Radius of the scaled mesh, as a fraction of the radius of the ball.", gt=0, le=1)
+        sigma: float = option(
+            0.3, "Distance from the mesh surface within which the loss is weak, as a fraction of the radius.", gt=0
+        )
         step_length: float = option(
-            0.2, "Length of the piece of ray whose opacity is compared, as a fraction of the radius.", gt=0
+            0.2, "Ray length over which the occupancy is computed, as a fraction of the radius.", gt=0
         )
         points: int = option(4096, "Points per step.", ge=2, le=_POOL)
 
+    config: Config
     applies_to = Field
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
-        self.config = config
         self._pool: Callable[[float, int, torch.device], _Pool] = cache(self._make_pool)
 
     def __call__(self, render: Render, geometry: Geometry, step: int, rng: Rng) -> Tensor:
-        """The weighted mean over this step's points.
+        """The weighted mean over the points of the step.
 
         Raises:
-            ValueError: A geometry without an extinction, or a mesh that cannot be read.
+            ValueError: The geometry is not a field, or the mesh file cannot be read.
         """
         if not isinstance(geometry, Field):
-            raise ValueError(f"system.loss.sketch-shape: {type(geometry).__name__} is no field; remove the term")
+            raise ValueError(f"system.loss.sketch-shape: {type(geometry).__name__} is not a field; remove the loss")
         pool = self._pool(geometry.radius, rng.seed, render.opacity.device)
         generator = rng("sketch-shape", step, render.opacity.device)
         chosen = torch.randint(_POOL, (self.config.points,), generator=generator, device=render.opacity.device)
@@ -83,7 +85,7 @@ class SketchShape(Loss):
         return (pool.weights[chosen] * cost).mean()
 
     def _make_pool(self, radius: float, seed: int, device: torch.device) -> _Pool:
-        """The same points in every process of a run."""
+        """The sample points, equal in all processes of a run."""
         mesh = fit_into(load_mesh(self.config.mesh).mesh, radius * self.config.size, margin=1.0)
         generator = Rng(seed)("sketch-shape-pool")
         sigma = self.config.sigma * radius

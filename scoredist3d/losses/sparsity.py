@@ -1,4 +1,4 @@
-"""Penalty on opaque pixels."""
+"""Sparsity loss: penalizes opacity."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from scoredist3d.renderers.base import Render
 from scoredist3d.seeding import Rng
 
 
-@register("loss", "sparsity", summary="Mean of sqrt(opacity^2 + epsilon): less fog.", arxiv="2209.14988")
+@register("loss", "sparsity", summary="Mean of sqrt(opacity^2 + epsilon); reduces fog.", arxiv="2209.14988")
 class Sparsity(Loss):
     """mean over pixels of sqrt(O^2 + epsilon), O the opacity (DreamFusion, appendix).
 
-    Close to |O|, so it drives unneeded density to exactly nothing; epsilon keeps the gradient smooth at O = 0.
+    The value is close to |O|, so unneeded density decays to zero. epsilon keeps the gradient smooth at O = 0.
     """
 
     @dataclass
@@ -27,10 +27,8 @@ class Sparsity(Loss):
 
         epsilon: float = option(0.01, "Added under the square root.", gt=0)
 
-    def __init__(self, config: Config) -> None:
-        super().__init__(config)
-        self.epsilon = config.epsilon
+    config: Config
 
     def __call__(self, render: Render, geometry: Geometry, step: int, rng: Rng) -> Tensor:
         """The mean over all pixels."""
-        return (render.opacity.square() + self.epsilon).sqrt().mean()
+        return (render.opacity.square() + self.config.epsilon).sqrt().mean()

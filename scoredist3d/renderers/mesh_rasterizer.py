@@ -165,7 +165,7 @@ class MeshRasterizer(Renderer):
         return _Hits(fragments.hit_pixels, fragments.hit_images, at_hits[:, :3], normals, uv)
 
     def _at_hits(self, attributes: Tensor, fragments: Fragments, corners: Tensor) -> Tensor:
-        """(P, C) attributes at the covered pixels, interpolated from (V, C) values by the (F, 3) indices ``corners``."""
+        """(P, C) attributes at the covered pixels, from (V, C) vertex attributes and (F, 3) indices ``corners``."""
         backend = "auto" if self.config.backend == "nvdiffrast" else self.config.backend
         image = interpolate(attributes, fragments, corners, backend=backend)
         return gather_rows(image.reshape(-1, image.shape[-1]), fragments.hit_pixels)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from scoredist3d.cameras import Cameras
 from scoredist3d.config import ComponentConfig
 from scoredist3d.geometry.base import Geometry, fits
-from scoredist3d.materials.base import Material
+from scoredist3d.materials.base import Material, ShadingInputs
 from scoredist3d.meshes.exportable import SurfaceChannels
 from scoredist3d.meshes.mesh import Mesh
 from scoredist3d.meshes.splats import Splats
@@ -148,7 +148,7 @@ class SceneShape:
     @torch.no_grad()
     def channels(self, points: Tensor, normals: Tensor | None = None) -> SurfaceChannels:
         """At (N, 3), where the surface has unit ``normals`` (N, 3)."""
-        return self._material.channels(self._geometry.features_at(points), points=points, normals=normals)
+        return self._material.channels(ShadingInputs(self._geometry.features_at(points), points, normals))
 
     @torch.no_grad()
     def surface(self) -> Mesh | None:
@@ -159,7 +159,7 @@ class SceneShape:
     def splats(self) -> Splats | None:
         """The geometry's Gaussians, if it is made of them."""
         return self._geometry.splats(
-            lambda features: self._material.channels(features).base_color, self._material.harmonics
+            lambda features: self._material.channels(ShadingInputs(features)).base_color, self._material.harmonics
         )
 
 

@@ -156,7 +156,7 @@ def test_selection_and_joining_keep_the_batch_dimension():
     assert len(cameras[-1]) == 1 and torch.equal(cameras[-1].c2w[0], cameras.c2w[3])
     joined = Cameras.cat([cameras[:1], cameras[1:]])
     assert torch.equal(joined.c2w, cameras.c2w) and torch.equal(joined.distance, cameras.distance)
-    with pytest.raises(ValueError, match="different image sizes"):
+    with pytest.raises(ValueError, match="must have one image size"):
         Cameras.cat([cameras, cameras.with_size(3, 3)])
 
 

@@ -20,6 +20,7 @@ from scoredist3d.geometry.base import GaussianSet, GeometryInit, prepare_loading
 from scoredist3d.geometry.gaussians.density_control import DensifyConfig, choose_growth, resize_rows, split_means
 from scoredist3d.geometry.gaussians.field import GaussianField
 from scoredist3d.geometry.gaussians.model import Gaussians
+from scoredist3d.materials import ShadingInputs
 from scoredist3d.meshes.isosurface_extraction import find_surface
 from scoredist3d.meshes.mesh import Mesh, topology
 from scoredist3d.meshes.splats import Splats, write_splats
@@ -113,7 +114,7 @@ def test_features_are_those_of_the_material():
     built = material("spherical-harmonics", degree=1)
     geometry = gaussians(num_points=10, material=built)
     assert geometry.features.shape == (10, 12)
-    torch.testing.assert_close(built.channels(geometry.features).base_color, torch.full((10, 3), 0.5))
+    torch.testing.assert_close(built.channels(ShadingInputs(geometry.features)).base_color, torch.full((10, 3), 0.5))
 
 
 def test_a_start_on_a_surface_is_flat_and_aligned():
@@ -576,7 +577,7 @@ def test_splats_hold_the_gaussians():
     with torch.no_grad():
         geometry.features.normal_(std=0.1, generator=torch.Generator().manual_seed(0))
         geometry.quaternions.mul_(3.0)
-    splats = geometry.splats(lambda features: built.channels(features).base_color, built.harmonics)
+    splats = geometry.splats(lambda features: built.channels(ShadingInputs(features)).base_color, built.harmonics)
     assert isinstance(splats, Splats) and splats.harmonics.shape == (20, 8, 3)
     torch.testing.assert_close(splats.quaternions.norm(dim=-1), torch.ones(20))
     torch.testing.assert_close(splats.colors, 0.5 + 0.28209479 * geometry.features[:, :3])

@@ -139,7 +139,7 @@ def test_orientation_by_hand():
 )
 def test_terms_say_which_map_they_need(name, lacking):
     assert loss(name).needs == {lacking} and loss("sparsity").needs == set()
-    with pytest.raises(ValueError, match=rf"holds no {lacking}; ask the renderer for it with needs=\{{'{lacking}'\}}"):
+    with pytest.raises(ValueError, match=rf"has no map '{lacking}'; call the renderer with needs=\{{'{lacking}'\}}"):
         value(name, image(torch.ones(3)))
 
 

@@ -71,7 +71,7 @@ def test_a_mesh_without_faces_costs_nothing(name):
 def test_a_render_without_a_mesh_is_refused():
     geometry = FixedMesh(cube())
     render = replace(renderer_of(geometry)(views(0.0, size=8), step=0), mesh=None)
-    with pytest.raises(ValueError, match="needs a mesh"):
+    with pytest.raises(ValueError, match="needs renders of a mesh"):
         build("loss", "laplacian")(render, geometry, 0, Rng())
 
 

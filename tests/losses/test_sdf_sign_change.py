@@ -82,7 +82,7 @@ def test_distances_of_a_network_learn():
 
 
 def test_what_it_is_for():
-    with pytest.raises(ValueError, match="FixedMesh has no signed distances on a grid"):
+    with pytest.raises(ValueError, match="FixedMesh has no signed distance grid"):
         value_of(FixedMesh(cube()))
     block = {"type": "text-to-3d", "guidance": {"type": "sds"}, "loss": {"sdf-sign-change": 0.1}}
     for geometry, renderer in (("dmtet", "mesh-rasterizer"), ("flexicubes", "mesh-rasterizer")):

@@ -6,6 +6,7 @@ from torch.nn import functional
 
 from scoredist3d import registry
 from scoredist3d.config.validation import parse_component
+from scoredist3d.materials import ShadingInputs
 from scoredist3d.materials import latent as latent_module
 from scoredist3d.meshes.exportable import SurfaceChannels
 from scoredist3d.seeding import Rng
@@ -44,7 +45,7 @@ def test_the_map_is_the_inverse_of_the_encoder(channels):
     built = latent(prior)
     assert (built.num_features, built.num_channels, built.outputs_latents) == (channels, channels, True)
     latents = colors() @ prior.mix + prior.shift
-    torch.testing.assert_close(built.channels(latents).base_color, colors(), atol=0.02, rtol=0)
+    torch.testing.assert_close(built.channels(ShadingInputs(latents)).base_color, colors(), atol=0.02, rtol=0)
     torch.testing.assert_close(built.display(latents.view(5, 10, -1)), colors().view(5, 10, 3), atol=0.02, rtol=0)
 
 
@@ -69,7 +70,7 @@ def test_embedded_prior_is_shown_closely(embedded):
 def test_latents_pass_unchanged_and_their_map_is_not_trained():
     built = latent(LinearPrior(4))
     features = 5 * torch.randn(7, 4, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(built(features), features)
+    assert torch.equal(built(ShadingInputs(features)), features)
     assert built.parameter_groups() == [] and not any(p.requires_grad for p in built.parameters())
     assert built.display(features).min() >= 0 and built.display(features).max() <= 1
 
@@ -82,10 +83,10 @@ def test_a_scene_goes_on_in_colour_with_the_same_weights():
     second.load_state_dict(first.state_dict())  # strict: the same names and shapes
     assert (second.num_features, second.num_channels, second.outputs_latents) == (4, 3, False)
     features = torch.randn(9, 4, generator=torch.Generator().manual_seed(1))
-    torch.testing.assert_close(second(features), first.display(features))
+    torch.testing.assert_close(second(ShadingInputs(features)), first.display(features))
     (group,) = second.parameter_groups()
     assert {id(p) for p in group["params"]} == {id(second.weights), id(second.bias)}
-    values = second(features)
+    values = second(ShadingInputs(features))
     assert torch.equal(second.display(values), values)
 
 
@@ -126,11 +127,11 @@ def test_a_run_in_latents_and_the_run_in_colour_after_it(embedded):
 def test_colours_outside_the_range_come_back():
     built = latent(LinearPrior(4), "rgb")
     features = (6 * torch.randn(30, 4, generator=torch.Generator().manual_seed(0))).requires_grad_()
-    assert ((built(features) == 0) | (built(features) == 1)).any()
+    assert ((built(ShadingInputs(features)) == 0) | (built(ShadingInputs(features)) == 1)).any()
     optimiser = torch.optim.Adam([features], lr=0.3)
     for _ in range(200):
         optimiser.zero_grad()
-        loss = (built(features) - 0.5).square().mean()
+        loss = (built(ShadingInputs(features)) - 0.5).square().mean()
         loss.backward()
         optimiser.step()
     assert loss < 1e-3
@@ -140,7 +141,7 @@ def test_colours_outside_the_range_come_back():
 def test_features_of_colours(output):
     built = latent(LinearPrior(4), output)
     features = built.features_of(SurfaceChannels(colors()))
-    torch.testing.assert_close(built.channels(features).base_color, colors(), atol=1e-4, rtol=0)
+    torch.testing.assert_close(built.channels(ShadingInputs(features)).base_color, colors(), atol=1e-4, rtol=0)
 
 
 def test_one_fit_for_all_scenes_of_a_run_without_global_randomness():
@@ -154,5 +155,5 @@ def test_one_fit_for_all_scenes_of_a_run_without_global_randomness():
 
 
 def test_without_a_prior_it_is_refused():
-    with pytest.raises(ValueError, match=r"material.type: latent needs the prior"):
+    with pytest.raises(ValueError, match=r"material.type: latent needs a prior"):
         registry.build(parse_component("material", {"type": "latent"}))

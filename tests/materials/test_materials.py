@@ -7,7 +7,7 @@ from scoredist3d import registry
 from scoredist3d.cameras import orbit
 from scoredist3d.config.fields import ConfigError
 from scoredist3d.config.validation import parse_component
-from scoredist3d.materials import Light, Material
+from scoredist3d.materials import Light, Material, ShadingInputs
 
 FEATURES = torch.tensor([[0.0, 2.0, -2.0]])
 ALBEDO = torch.tensor([[0.5, 0.880797, 0.119203]])  # 1 / (1 + exp(-x))
@@ -35,9 +35,13 @@ def light(ambient: float, diffuse: float, textureless: float = 0.0) -> Light:
 @pytest.mark.parametrize("name", ["unlit", "diffuse"])
 def test_unlit_colour_is_the_sigmoid_of_the_features(name):
     built = material(name)
-    torch.testing.assert_close(built(FEATURES), ALBEDO)
-    torch.testing.assert_close(built.channels(FEATURES).base_color, ALBEDO)
+    torch.testing.assert_close(built(ShadingInputs(FEATURES)), ALBEDO)
+    torch.testing.assert_close(built.channels(ShadingInputs(FEATURES)).base_color, ALBEDO)
     assert built.parameter_groups() == []
+
+
+def test_no_material_is_an_alias_of_unlit():
+    assert type(material("no-material")) is type(material("unlit"))
 
 
 def test_lambert_shading_by_hand():
@@ -45,17 +49,17 @@ def test_lambert_shading_by_hand():
     normal = torch.tensor([[0.0, 3**0.5 / 2, 0.5]])
     point = torch.tensor([[0.0, 0.0, 1.0]])
     built = material("diffuse")
-    shaded = built(FEATURES, normals=normal, points=point, light=light(0.1, 0.9))
+    shaded = built(ShadingInputs(FEATURES, normals=normal, points=point, light=light(0.1, 0.9)))
     torch.testing.assert_close(shaded, ALBEDO * (0.1 + 0.9 * 0.5))
-    behind = built(FEATURES, normals=-normal, points=point, light=light(0.1, 0.9))
+    behind = built(ShadingInputs(FEATURES, normals=-normal, points=point, light=light(0.1, 0.9)))
     torch.testing.assert_close(behind, ALBEDO * 0.1)
-    white = built(FEATURES, normals=normal, points=point, light=light(0.1, 0.9, textureless=1.0))
+    white = built(ShadingInputs(FEATURES, normals=normal, points=point, light=light(0.1, 0.9, textureless=1.0)))
     torch.testing.assert_close(white, torch.full((1, 3), 0.55))
 
 
 def test_shading_without_normals_is_refused():
     with pytest.raises(ValueError, match="needs normals"):
-        material("diffuse")(FEATURES, light=light(0.1, 0.9))
+        material("diffuse")(ShadingInputs(FEATURES, light=light(0.1, 0.9)))
 
 
 def test_phases_follow_the_schedule():

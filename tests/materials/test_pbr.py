@@ -1,6 +1,7 @@
 """Physically based shading against closed forms and integrals of the rendering equation."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,8 @@ from scoredist3d import registry
 from scoredist3d.cameras import orbit
 from scoredist3d.config.fields import ConfigError
 from scoredist3d.config.validation import parse_component
-from scoredist3d.materials.lighting import EnvironmentLight, studio_panorama, turned
+from scoredist3d.materials import ShadingInputs
+from scoredist3d.materials.lighting import EnvironmentLight, studio_panorama, to_environment_frame
 from scoredist3d.meshes.exportable import SurfaceChannels
 from scoredist3d.ops.shading.color import linear_to_srgb, srgb_to_linear
 from scoredist3d.ops.shading.environment import texel_directions
@@ -145,20 +147,23 @@ def test_the_light_turns_with_its_rotation():
     normals, dirs = views(50)
     quarter = torch.full((50,), math.pi / 2)
     features = torch.zeros(50, 5)
-    args = {"features": features, "normals": normals, "view_dirs": dirs}
-    turned_back = {"features": features, "normals": turned(normals, quarter), "view_dirs": turned(dirs, quarter)}
+    inputs = ShadingInputs(features, normals=normals, view_dirs=dirs)
+    rotated_back = replace(
+        inputs, normals=to_environment_frame(normals, quarter), view_dirs=to_environment_frame(dirs, quarter)
+    )
     cameras = orbit(*(torch.ones(2) * v for v in (0.0, 20.0, 3.0, 40.0)), 4, 4)
     light = pbr(random_rotation=True).sample_light(cameras, 0, torch.Generator().manual_seed(0))
     index = torch.zeros(50, dtype=torch.long)
     light = light[index]
     plain = pbr()
-    expected = plain(**turned_back)
-    torch.testing.assert_close(pbr(rotation=90.0)(**args), expected, atol=1e-5, rtol=0)
-    torch.testing.assert_close(
-        plain(**args, light=type(light)(**{**vars(light), "rotation": quarter})), expected, atol=1e-5, rtol=0
-    )
+    expected = plain(rotated_back)
+    torch.testing.assert_close(pbr(rotation=90.0)(inputs), expected, atol=1e-5, rtol=0)
+    lit = replace(inputs, light=replace(light, rotation=quarter))
+    torch.testing.assert_close(plain(lit), expected, atol=1e-5, rtol=0)
     # +x turned by a quarter is +y: light from +x then comes from +y.
-    torch.testing.assert_close(turned(torch.tensor([[0.0, 1, 0]]), math.pi / 2), torch.tensor([[1.0, 0, 0]]))
+    torch.testing.assert_close(
+        to_environment_frame(torch.tensor([[0.0, 1, 0]]), math.pi / 2), torch.tensor([[1.0, 0, 0]])
+    )
 
 
 def test_random_rotation_is_of_training_images_and_of_the_given_generator():
@@ -176,10 +181,10 @@ def test_colour_is_the_display_curve_of_the_clamped_radiance():
     normals, dirs = views(30)
     features = torch.randn(30, 5, generator=torch.Generator().manual_seed(0))
     built = pbr(UNIFORM, intensity=1.3)
-    found = built.channels(features)
+    found = built.channels(ShadingInputs(features))
     radiance = built.reflected(srgb_to_linear(found.base_color), found.roughness, found.metallic, normals, dirs)
     expected = linear_to_srgb(radiance.clamp(0, 1))
-    torch.testing.assert_close(built(features, normals=normals, view_dirs=dirs), expected)
+    torch.testing.assert_close(built(ShadingInputs(features, normals=normals, view_dirs=dirs)), expected)
     # A white matt surface under light of radiance 1 is white, one of linear albedo 0.5 is display gray 0.735.
     gray = linear_to_srgb(shaded(pbr(UNIFORM), 0.5, 1.0, 0.0)).mean().item()
     assert gray == pytest.approx(0.735, abs=0.02)
@@ -191,12 +196,12 @@ def test_features_of_channels():
     channels = SurfaceChannels(torch.stack([count, 1 - count, 0.5 + 0 * count], -1), count, 0.9 * count)
     features = built.features_of(channels)
     assert features.shape == (20, built.num_features)
-    again = built.channels(features, normals=views(20)[0])
+    again = built.channels(ShadingInputs(features, normals=views(20)[0]))
     torch.testing.assert_close(again.base_color, channels.base_color, atol=1e-5, rtol=0)
     torch.testing.assert_close(again.roughness, channels.roughness, atol=1e-5, rtol=0)
     torch.testing.assert_close(again.metallic, channels.metallic, atol=1e-5, rtol=0)
     torch.testing.assert_close(again.normal, views(20)[0])  # no offset
-    plain = built.channels(built.features_of(SurfaceChannels(channels.base_color)))
+    plain = built.channels(ShadingInputs(built.features_of(SurfaceChannels(channels.base_color))))
     assert (plain.metallic < 0.1).all() and (plain.roughness - 0.5).abs().max() < 0.1
 
 
@@ -204,16 +209,20 @@ def test_ranges_and_normals():
     built = pbr(albedo_range=[0.2, 0.6], roughness_range=[0.5, 0.5], metallic_range=[0.0, 0.0], normal_strength=0.5)
     features = 50 * torch.randn(100, 8, generator=torch.Generator().manual_seed(0))
     normals, dirs = views(100)
-    found = built.channels(features, normals=normals)
+    found = built.channels(ShadingInputs(features, normals=normals))
     assert found.base_color.min() == pytest.approx(0.2) and found.base_color.max() == pytest.approx(0.6)
     assert (found.roughness == 0.5).all() and (found.metallic == 0).all()
     assert built.features_of(found).isfinite().all()
     torch.testing.assert_close(found.normal.norm(dim=-1), torch.ones(100))
     # |offset| <= 0.5 sqrt(3), so the angle is at most asin(0.5 sqrt(3)) = 60 degrees.
     assert ((found.normal * normals).sum(-1) > 0.5 - 1e-5).all() and not torch.allclose(found.normal, normals)
-    assert built.channels(features).normal is None and pbr().channels(features, normals=normals).normal is None
+    assert (
+        built.channels(ShadingInputs(features)).normal is None
+        and pbr().channels(ShadingInputs(features, normals=normals)).normal is None
+    )
     assert not torch.allclose(
-        built(features, normals=normals, view_dirs=dirs), built(features * 1.0 - 60, normals=normals, view_dirs=dirs)
+        built(ShadingInputs(features, normals=normals, view_dirs=dirs)),
+        built(ShadingInputs(features * 1.0 - 60, normals=normals, view_dirs=dirs)),
     )
 
 
@@ -224,8 +233,8 @@ def test_gradients_of_map_roughness_and_all_else():
 
     def shade(features, log_radiance, normals):
         replaced = {"environment.log_radiance": log_radiance}
-        inputs = {"features": features, "normals": normals, "view_dirs": dirs}
-        return torch.func.functional_call(built, replaced, kwargs=inputs)
+        inputs = ShadingInputs(features, normals=normals, view_dirs=dirs)
+        return torch.func.functional_call(built, replaced, (inputs,))
 
     start = built.environment.log_radiance.detach().clamp(-3, -1)  # nothing is clamped, so that all is smooth
     inputs = (features.requires_grad_(), start.requires_grad_(), normals.requires_grad_())
@@ -244,8 +253,8 @@ def test_a_learned_map_finds_the_light():
     losses = []
     for _ in range(60):
         optimiser.zero_grad()
-        goal = target(features, normals=normals, view_dirs=dirs)
-        loss = (built(features, normals=normals, view_dirs=dirs) - goal).square().mean()
+        goal = target(ShadingInputs(features, normals=normals, view_dirs=dirs))
+        loss = (built(ShadingInputs(features, normals=normals, view_dirs=dirs)) - goal).square().mean()
         loss.backward()
         optimiser.step()
         losses.append(loss.item())
@@ -268,9 +277,9 @@ def test_mixed_precision_shades_in_single_precision():
     built = pbr(learned=True, environment_resolution=8, environment_levels=3)
     normals, dirs = views(20)
     features = torch.randn(20, 5, generator=torch.Generator().manual_seed(0)).bfloat16()
-    expected = built(features.float(), normals=normals, view_dirs=dirs)
+    expected = built(ShadingInputs(features.float(), normals=normals, view_dirs=dirs))
     with torch.autocast("cpu", torch.bfloat16):
-        mixed = built(features, normals=normals, view_dirs=dirs)
+        mixed = built(ShadingInputs(features, normals=normals, view_dirs=dirs))
     assert mixed.dtype == torch.float32
     torch.testing.assert_close(mixed, expected)
 
@@ -279,14 +288,14 @@ def test_back_facing_and_degenerate_normals_stay_finite():
     normals = torch.tensor([[0.0, 0, 1], [0, 0, -1], [1, 0, 0], [0, 0, 0]], requires_grad=True)
     dirs = torch.tensor([[0.0, 0, -1], [0, 0, -1], [0, 0, -1], [0, 0, -1]])
     features = torch.zeros(4, 5, requires_grad=True)
-    color = pbr()(features, normals=normals, view_dirs=dirs)
+    color = pbr()(ShadingInputs(features, normals=normals, view_dirs=dirs))
     color.sum().backward()
     assert color.isfinite().all() and normals.grad.isfinite().all() and features.grad.isfinite().all()
 
 
 def test_what_cannot_be_is_refused():
-    with pytest.raises(ValueError, match="needs normals and directions of view"):
-        pbr()(torch.zeros(1, 5), normals=torch.ones(1, 3))
+    with pytest.raises(ValueError, match="needs normals and view directions"):
+        pbr()(ShadingInputs(torch.zeros(1, 5), normals=torch.ones(1, 3)))
     with pytest.raises(ValueError, match=r"material.environment_map: there is no file .*nowhere.hdr"):
         pbr(environment_map="nowhere.hdr")
     with pytest.raises(ConfigError, match="roughness_range: the first value must not exceed"):

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from scoredist3d import registry
 from scoredist3d.config.validation import parse_component
-from scoredist3d.materials import Material
+from scoredist3d.materials import Material, ShadingInputs
 from scoredist3d.meshes.exportable import SurfaceChannels
 from scoredist3d.seeding import Rng
 from scoredist3d.systems.base import build_component
@@ -34,25 +34,25 @@ def trained_radiance() -> Material:
 def test_radiance_starts_as_the_sigmoid_of_three_features():
     built = material("neural-radiance", num_features=6)
     f = features(10, 6)
-    torch.testing.assert_close(built(f, view_dirs=unit(10)), f[:, :3].sigmoid())
-    torch.testing.assert_close(built.channels(f).base_color, f[:, :3].sigmoid())
+    torch.testing.assert_close(built(ShadingInputs(f, view_dirs=unit(10))), f[:, :3].sigmoid())
+    torch.testing.assert_close(built.channels(ShadingInputs(f)).base_color, f[:, :3].sigmoid())
     colors = 0.1 + 0.8 * torch.rand(10, 3, generator=torch.Generator().manual_seed(0))
-    again = built.channels(built.features_of(SurfaceChannels(colors))).base_color
+    again = built.channels(ShadingInputs(built.features_of(SurfaceChannels(colors)))).base_color
     torch.testing.assert_close(again, colors)
 
 
 def test_radiance_depends_on_the_direction_once_trained():
     built = trained_radiance()
     f = features(10, 5)
-    one, other = built(f, view_dirs=unit(10)), built(f, view_dirs=-unit(10))
+    one, other = built(ShadingInputs(f, view_dirs=unit(10))), built(ShadingInputs(f, view_dirs=-unit(10)))
     assert (one - other).abs().max() > 0.05 and one.min() >= 0 and one.max() <= 1
     axes = torch.cat([torch.eye(3), -torch.eye(3)])
-    mean = torch.stack([built(f, view_dirs=axis.expand(10, 3)) for axis in axes]).mean(0)
-    torch.testing.assert_close(built.channels(f).base_color, mean)
+    mean = torch.stack([built(ShadingInputs(f, view_dirs=axis.expand(10, 3))) for axis in axes]).mean(0)
+    torch.testing.assert_close(built.channels(ShadingInputs(f)).base_color, mean)
     # A surface that looks along +x is seen by views that go along -x alone.
     facing = torch.tensor([[1.0, 0, 0]]).expand(10, 3)
-    seen = built.channels(f, normals=facing).base_color
-    torch.testing.assert_close(seen, built(f, view_dirs=-facing), atol=1e-4, rtol=0)
+    seen = built.channels(ShadingInputs(f, normals=facing)).base_color
+    torch.testing.assert_close(seen, built(ShadingInputs(f, view_dirs=-facing)), atol=1e-4, rtol=0)
 
 
 def test_radiance_learns_a_highlight():
@@ -63,7 +63,7 @@ def test_radiance_learns_a_highlight():
     optimiser = torch.optim.Adam(group["params"], lr=0.01)
     for _ in range(150):
         optimiser.zero_grad()
-        loss = (built(torch.zeros(200, 4), view_dirs=dirs) - target).square().mean()
+        loss = (built(ShadingInputs(torch.zeros(200, 4), view_dirs=dirs)) - target).square().mean()
         loss.backward()
         optimiser.step()
     assert loss < 0.3 * target.var()  # what a colour without direction leaves is the variance
@@ -78,21 +78,23 @@ def test_normals_as_colours():
     built = material("normal-shading", num_features=5)
     normals = torch.tensor([[0.0, 0, 1], [-1, 0, 0]])
     f = features(2, 5).requires_grad_()
-    colors = built(f, normals=normals.requires_grad_())
+    colors = built(ShadingInputs(f, normals=normals.requires_grad_()))
     assert colors.tolist() == [[0.5, 0.5, 1.0], [0.0, 0.5, 0.5]]
     colors.sum().backward()
     assert f.grad is None and normals.grad is not None
-    assert (built.channels(f).base_color == 0.5).all() and built.channels(f).base_color.shape == (2, 3)
+    assert (built.channels(ShadingInputs(f)).base_color == 0.5).all() and built.channels(
+        ShadingInputs(f)
+    ).base_color.shape == (2, 3)
     assert built.features_of(SurfaceChannels(features(4, 3))).shape == (4, 5)
 
 
 @pytest.mark.parametrize(
-    ("name", "message"), [("normal-shading", "needs normals"), ("neural-radiance", "needs directions of view")]
+    ("name", "message"), [("normal-shading", "needs normals"), ("neural-radiance", "needs view directions")]
 )
 def test_what_is_missing_is_said(name, message):
     built = material(name)
     with pytest.raises(ValueError, match=message):
-        built(torch.zeros(2, built.num_features))
+        built(ShadingInputs(torch.zeros(2, built.num_features)))
 
 
 OPTIONS = {

@@ -9,6 +9,7 @@ from scipy.special import sph_harm_y
 
 from scoredist3d import registry
 from scoredist3d.config.validation import parse_component
+from scoredist3d.materials import ShadingInputs
 from scoredist3d.materials.spherical_harmonics import SphericalHarmonics
 from scoredist3d.meshes.exportable import SurfaceChannels
 from scoredist3d.ops.shading.spherical_harmonics import DC, harmonics, rotation_of
@@ -85,7 +86,7 @@ def test_colour_by_hand():
     features = torch.zeros(1, 12)
     features[0, :3] = torch.tensor([0.2, 0.0, -0.2])
     features[0, 9:] = torch.tensor([0.1, 0.2, 0.3])
-    color = built(features, view_dirs=torch.tensor([[1.0, 0.0, 0.0]]))
+    color = built(ShadingInputs(features, view_dirs=torch.tensor([[1.0, 0.0, 0.0]])))
     slope = math.sqrt(3 / (4 * math.pi))
     expected = [0.5 + DC * 0.2 - slope * 0.1, 0.5 - slope * 0.2, 0.5 - DC * 0.2 - slope * 0.3]
     torch.testing.assert_close(color, torch.tensor([expected]))
@@ -101,15 +102,15 @@ def test_degrees_are_switched_on_while_training():
         degrees[step] = built.active_degree
     assert degrees == {0: 0, 9: 0, 10: 1, 25: 2, 1000: 2}
     built.update_step(0)
-    torch.testing.assert_close(built(features), built.channels(features).base_color)
+    torch.testing.assert_close(built(ShadingInputs(features)), built.channels(ShadingInputs(features)).base_color)
     assert (built.harmonics(features) == 0).all() and built.harmonics(features).shape == (5, 8, 3)
     built.update_step(10)
-    with pytest.raises(ValueError, match="needs the directions of view"):
-        built(features)
-    lower = built(features, view_dirs=view)
+    with pytest.raises(ValueError, match="needs view directions"):
+        built(ShadingInputs(features))
+    lower = built(ShadingInputs(features, view_dirs=view))
     changed = features.clone()
     changed[:, 12:] += 1.0
-    torch.testing.assert_close(built(changed, view_dirs=view), lower)
+    torch.testing.assert_close(built(ShadingInputs(changed, view_dirs=view)), lower)
     assert material(degree_every=0).active_degree == 3
     assert not material(degree=0).needs_view_dirs and material(degree=0).harmonics(features[:, :3]) is None
 
@@ -119,17 +120,17 @@ def test_features_of_a_colour_give_it_back_from_everywhere():
     color = torch.rand(20, 3, generator=torch.Generator().manual_seed(0))
     features = built.features_of(SurfaceChannels(color))
     assert features.shape == (20, 48) and (features[:, 3:] == 0).all()
-    torch.testing.assert_close(built(features, view_dirs=directions(20).float()), color)
-    torch.testing.assert_close(built.channels(features).base_color, color)
+    torch.testing.assert_close(built(ShadingInputs(features, view_dirs=directions(20).float())), color)
+    torch.testing.assert_close(built.channels(ShadingInputs(features)).base_color, color)
 
 
 def test_the_mean_over_all_directions_is_the_exported_colour():
     built = material(degree=3, degree_every=0)
     points, weights = quadrature()
     features = 0.05 * torch.randn(1, 48, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    seen = built(features.expand(len(points), -1), view_dirs=points)
+    seen = built(ShadingInputs(features.expand(len(points), -1), view_dirs=points))
     mean = (weights[:, None] * seen).sum(0, keepdim=True) / (4 * math.pi)
-    torch.testing.assert_close(mean, built.channels(features).base_color, atol=1e-12, rtol=0)
+    torch.testing.assert_close(mean, built.channels(ShadingInputs(features)).base_color, atol=1e-12, rtol=0)
 
 
 def test_gradients_inside_and_beyond_the_range():
@@ -138,12 +139,12 @@ def test_gradients_inside_and_beyond_the_range():
         0.1 * torch.randn(4, 27, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     ).requires_grad_()
     view = directions(4)
-    assert torch.autograd.gradcheck(lambda value: built(value, view_dirs=view), features)
+    assert torch.autograd.gradcheck(lambda value: built(ShadingInputs(value, view_dirs=view)), features)
     # One colour too bright, one too dark; the loss wants both up: only the dark one may follow.
     beyond = torch.zeros(1, 27, dtype=torch.float64)
     beyond[0, 0], beyond[0, 1] = 5.0, -5.0
     beyond.requires_grad_()
-    color = built(beyond, view_dirs=view[:1])
+    color = built(ShadingInputs(beyond, view_dirs=view[:1]))
     assert color[0, 0] == 1.0 and color[0, 1] == 0.0
     (-color).sum().backward()
     assert beyond.grad[0, 0] == 0.0 and beyond.grad[0, 1] < 0.0

@@ -14,7 +14,7 @@ from scoredist3d.backgrounds.base import Background
 from scoredist3d.cameras import Cameras, orbit
 from scoredist3d.config.validation import parse_component
 from scoredist3d.geometry.gaussians.model import Gaussians
-from scoredist3d.materials import Material
+from scoredist3d.materials import Material, ShadingInputs
 from scoredist3d.meshes.exportable import SurfaceChannels
 from scoredist3d.ops.rotations import quaternions_to, rotation_matrices
 from scoredist3d.renderers.gaussian_splatting import GaussianSplatting
@@ -117,7 +117,7 @@ def test_positions_and_depth_variance_by_hand():
     torch.testing.assert_close(render.depth_variance[0, 8, 8, 0], variance)
     torch.testing.assert_close(render.position[0, 8, 8], torch.tensor([3.0 - mean, 0.0, 0.0]), atol=1e-6, rtol=0)
     assert not render.position.requires_grad
-    with pytest.raises(ValueError, match="GaussianSplatting makes no distortion"):
+    with pytest.raises(ValueError, match="GaussianSplatting does not provide the maps distortion"):
         renderer(geometry)(views(0.0), step=0, needs={"distortion"})
 
 
@@ -157,7 +157,7 @@ def test_each_camera_sees_its_own_colour():
     geometry = cloud([[0.0, 0.0, 0.0]], material=material)
     render = renderer(geometry, material=material)(views(0.0, 90.0), step=0)
     for view, direction in ((0, [-1.0, 0, 0]), (1, [0, -1.0, 0])):
-        color = material(geometry.features, view_dirs=torch.tensor([direction]))[0]
+        color = material(ShadingInputs(geometry.features, view_dirs=torch.tensor([direction])))[0]
         seen = render.rgb[view, 8, 8] - (1 - render.opacity[view, 8, 8]) * render.background[view, 8, 8]
         torch.testing.assert_close(seen, 0.9 * color, atol=1e-5, rtol=1e-5)
 
@@ -284,11 +284,11 @@ class FourChannels(Material):
     num_features = num_channels = 4
     outputs_latents = True
 
-    def forward(self, features: Tensor, **_: Any) -> Tensor:
-        return features
+    def forward(self, inputs: ShadingInputs) -> Tensor:
+        return inputs.features
 
-    def channels(self, features: Tensor, **_: Any) -> SurfaceChannels:
-        return SurfaceChannels(features[:, :3])
+    def channels(self, inputs: ShadingInputs) -> SurfaceChannels:
+        return SurfaceChannels(inputs.features[:, :3])
 
     def features_of(self, channels: SurfaceChannels) -> Tensor:
         return torch.nn.functional.pad(channels.base_color, (0, 1))

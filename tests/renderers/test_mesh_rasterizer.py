@@ -30,12 +30,12 @@ class Seen(Material):
         self.num_features = self.num_channels = num_channels
         self.outputs_latents = num_channels != 3
 
-    def forward(self, features, *, normals=None, view_dirs=None, points=None, light=None):
-        self.normals, self.view_dirs, self.points = normals, view_dirs, points
-        return features
+    def forward(self, inputs):
+        self.normals, self.view_dirs, self.points = inputs.normals, inputs.view_dirs, inputs.points
+        return inputs.features
 
-    def channels(self, features, *, points=None, normals=None):
-        return SurfaceChannels(features)
+    def channels(self, inputs):
+        return SurfaceChannels(inputs.features)
 
 
 def rgb_of_sides(points) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from shared.volume_scenes import FogBall, impact, orbits, renderer_of, rough_volume
 
 from scoredist3d.ops.volume_rendering.ray_marching import RaySamples
-from scoredist3d.renderers.volume_sampling import Bins, Rays, interlevel, quantiles, resample, uniform_bins
+from scoredist3d.renderers.volume_sampling import Bins, RayBatch, interlevel, quantiles, resample, uniform_bins
 from scoredist3d.seeding import Rng
 
 ESTIMATORS = ("occupancy", "importance", "proposal")
@@ -68,7 +68,7 @@ def test_resampled_intervals_cover_the_chord_and_share_the_weight(jitter):
 
 def test_bins_know_which_rays_hit():
     origins = torch.tensor([[3.0, 0.0, 0.0], [3.0, 0.0, 2.0], [3.0, 0.6, 0.0]])
-    rays = Rays(origins, torch.tensor([[-1.0, 0.0, 0.0]]).expand(3, 3), torch.zeros(3, dtype=torch.long))
+    rays = RayBatch(origins, torch.tensor([[-1.0, 0.0, 0.0]]).expand(3, 3), torch.zeros(3, dtype=torch.long))
     bins = uniform_bins(rays, 1.0, 4)
     assert bins.rays.tolist() == [0, 2]
     torch.testing.assert_close(bins.near[:, 0], torch.tensor([2.0, 2.2]))

@@ -271,10 +271,11 @@ class Directions(Material):
     needs_normal = True
     needs_view_dirs = True
 
-    def forward(self, features, *, normals=None, view_dirs=None, points=None, light=None):
-        return torch.cat([view_dirs, (normals * view_dirs).sum(-1, keepdim=True)], dim=-1)
+    def forward(self, inputs):
+        along = (inputs.normals * inputs.view_dirs).sum(-1, keepdim=True)
+        return torch.cat([inputs.view_dirs, along], dim=-1)
 
-    def channels(self, features, *, points=None, normals=None):
+    def channels(self, inputs):
         raise NotImplementedError
 
 
@@ -295,7 +296,7 @@ def test_materials_get_what_they_need_and_keep_their_channels(estimator):
 
 
 def test_unknown_maps_are_refused_in_a_sentence():
-    with pytest.raises(ValueError, match="makes no sharpness, only depth_variance, distortion"):
+    with pytest.raises(ValueError, match="does not provide the maps sharpness; it provides depth_variance, distortion"):
         renderer_of(rough_volume())(orbits(0.0), step=0, needs={"sharpness"})
 
 

@@ -11,6 +11,7 @@ import torch
 from shared.tiny_runs import Recorder, make, plain
 
 from scoredist3d.config.validation import validate
+from scoredist3d.materials import ShadingInputs
 from scoredist3d.systems.base import System
 from scoredist3d.training.checkpoint import read_checkpoint
 from scoredist3d.training.distributed import Devices
@@ -84,7 +85,7 @@ def test_gaussians_start_from_a_volume_and_from_other_gaussians(
     assert "40 Gaussians on its surface" in caplog.text
     cloud = clouds[0].geometry
     assert (cloud().opacities > 0.5).all() and cloud.means.norm(dim=-1).std() < 0.1
-    wanted = clouds[0].scenes[0].material.channels(cloud.features).base_color
+    wanted = clouds[0].scenes[0].material.channels(ShadingInputs(cloud.features)).base_color
     seen = volume.shapes()[0].channels(cloud.means.detach()).base_color
     torch.testing.assert_close(wanted, seen, atol=2e-3, rtol=0)
     with torch.no_grad():
