@@ -22,7 +22,7 @@ _CHUNK = 1 << 17
     "background", "environment", summary="Learned color of each direction, from a small network.", arxiv="2209.14988"
 )
 class Environment(Background):
-    """rgb(d) = sigmoid(MLP(d, sin(2^k pi d), cos(2^k pi d))), k < ``num_frequencies``.
+    """Environment color rgb(d) = sigmoid(MLP(d, sin(2^k pi d), cos(2^k pi d))), k < ``num_frequencies``.
 
     With ``random_probability``, a training image gets a random constant color instead, which prevents the background
     from depicting the object. For latents, the sigmoid is omitted and random values are drawn from N(0, I).

@@ -20,10 +20,11 @@ _MARGIN = 1e-3  # keeps the logits of black and white finite
 
 @register("background", "textured", summary="Equirectangular image, learned or from a file.")
 class Textured(Background):
-    """rgb(d) = bilinear sample of sigmoid(texture) at d, an equirectangular image centered at +x.
+    """Panorama color rgb(d), a bilinear sample of sigmoid(texture) at direction d.
 
-    Each texel is independent, so the image can be sharper than with ``environment``. With ``random_probability``, a
-    training image gets a random constant color instead, which prevents the background from depicting the object.
+    The texture is an equirectangular image centered at +x. Each texel is independent, so the image can be sharper than
+    with ``environment``. With ``random_probability``, a training image gets a random constant color instead, which
+    prevents the background from depicting the object.
     """
 
     @dataclass

@@ -75,13 +75,13 @@ class RandomCamera(CameraSampler):
                     problems.append(f"{name}: the first value must not exceed the second, got [{low:g}, {high:g}]")
             milestones = self.resolution_milestones
             if any(later <= earlier for earlier, later in itertools.pairwise(milestones)):
-                problems.append(f"resolution_milestones: must increase, got {milestones}")
+                problems.append(f"resolution_milestones: must increase, got {milestones}; sort the steps")
             stages = len(milestones) + 1
             for name in ("batch_size", "height", "width"):
                 values = getattr(self, name)
                 if isinstance(values, list) and len(values) != stages:
                     problems.append(
-                        f"{name}: needs {stages} values, one more than resolution_milestones has, got {len(values)}"
+                        f"{name}: needs {stages} values, one per stage of resolution_milestones, got {len(values)}"
                     )
             return problems
 
@@ -119,7 +119,7 @@ class RandomCamera(CameraSampler):
         return orbit(azimuth, elevation * constant, distance, fovy, height, width)
 
     def _azimuth(self, batch: int, step: int, rng: Rng, generator: torch.Generator) -> Tensor:
-        """(batch,) degrees."""
+        """(batch,) azimuths in degrees."""
         low, high = self.config.azimuth_range
         if not self.config.batch_uniform_azimuth:
             return _uniform(self.config.azimuth_range, batch, generator)
@@ -129,7 +129,7 @@ class RandomCamera(CameraSampler):
         return low + (high - low) * (index + offset) / (batch * self.world_size)
 
     def _elevation(self, batch: int, generator: torch.Generator) -> Tensor:
-        """(batch,) degrees."""
+        """(batch,) elevations in degrees."""
         low, high = self.config.elevation_range
         by_angle = _uniform((low, high), batch, generator)
         sines = (math.sin(math.radians(low)), math.sin(math.radians(high)))

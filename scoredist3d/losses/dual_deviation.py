@@ -20,7 +20,7 @@ from scoredist3d.registry import register
     arxiv="2308.05371",
 )
 class DualDeviation(MeshLoss):
-    """mean over dual vertices v of MAD_e |v - u_e| / radius, u_e the edge crossings whose weighted mean is v (L_dev).
+    """Mean over dual vertices v of MAD_e |v - u_e| / radius, u_e the edge crossings whose weighted mean is v (L_dev).
 
     MAD is the mean absolute deviation from the mean. It is 0 where v has the same distance from all crossings.
     """

@@ -17,7 +17,7 @@ from scoredist3d.registry import register
 
 @register("loss", "edge-length", summary="Squared deviation of mesh edge lengths from a target length.")
 class EdgeLength(MeshLoss):
-    """mean over edges of (|e| - target)^2 / radius^2."""
+    """Mean over edges of (|e| - target)^2 / radius^2."""
 
     @dataclass
     class Config(Loss.Config):

@@ -18,7 +18,7 @@ from scoredist3d.seeding import Rng
 
 @register("loss", "eikonal", summary="Deviation of the SDF gradient norm from 1.", arxiv="2002.10099")
 class Eikonal(Loss):
-    """mean over points of (|grad sdf| - 1)^2 (Gropp et al. 2020).
+    """Mean over points of (|grad sdf| - 1)^2 (Gropp et al. 2020).
 
     Half of the points are uniform in the ball. The other half are visible surface points of the step with Gaussian
     noise; if no surface is visible, they are uniform too.

@@ -17,7 +17,7 @@ from scoredist3d.registry import register
 
 @register("loss", "laplacian", summary="Offsets of mesh vertices from the mean of their neighbors.")
 class Laplacian(MeshLoss):
-    """mean over vertices of |L x|^2 / radius^2, with (L x)_i = (mean of x over the neighbors of i) - x_i.
+    """Mean over vertices of |L x|^2 / radius^2, with (L x)_i = (mean of x over the neighbors of i) - x_i.
 
     With ``relative`` it is |L (x - x_0)|^2, with x_0 the initial vertices if the mesh stores them. The loss is then
     zero for the initial shape and penalizes only non-smooth displacements.

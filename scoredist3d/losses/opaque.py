@@ -17,7 +17,7 @@ from scoredist3d.seeding import Rng
 
 @register("loss", "opaque", summary="Entropy of the opacity; favors empty or opaque pixels.")
 class Opaque(Loss):
-    """mean over pixels of -O log O - (1 - O) log(1 - O), with O clamped to [margin, 1 - margin]."""
+    """Mean over pixels of -O log O - (1 - O) log(1 - O), with O clamped to [margin, 1 - margin]."""
 
     @dataclass
     class Config(Loss.Config):

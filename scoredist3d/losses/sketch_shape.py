@@ -39,7 +39,7 @@ class _Pool:
     arxiv="2211.07600",
 )
 class SketchShape(Loss):
-    """mean over points of (1 - exp(-d^2 / (2 sigma^2))) CE(o, inside), o = 1 - exp(-extinction * step) (section 3.3).
+    """Mean over points of (1 - exp(-d^2 / (2 sigma^2))) CE(o, inside), o = 1 - exp(-extinction * step) (section 3.3).
 
     d is the distance to the mesh. Far from its surface, the occupancy of the field must match the mesh; near the
     surface, the guidance can change the shape. The winding number of the mesh determines which points are inside.

@@ -16,7 +16,7 @@ from scoredist3d.seeding import Rng
 
 @register("loss", "sparsity", summary="Mean of sqrt(opacity^2 + epsilon); reduces fog.", arxiv="2209.14988")
 class Sparsity(Loss):
-    """mean over pixels of sqrt(O^2 + epsilon), O the opacity (DreamFusion, appendix).
+    """Mean over pixels of sqrt(O^2 + epsilon), O the opacity (DreamFusion, appendix).
 
     The value is close to |O|, so unneeded density decays to zero. epsilon keeps the gradient smooth at O = 0.
     """

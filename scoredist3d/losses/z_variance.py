@@ -16,7 +16,7 @@ from scoredist3d.seeding import Rng
 
 @register("loss", "z-variance", summary="Variance of the depth along each ray; sharpens surfaces.", arxiv="2305.18766")
 class ZVariance(Loss):
-    """mean over rays of sum_i w_i (t_i - d)^2 / (O radius^2), with d = sum_i w_i t_i / O the ray's depth (HiFA).
+    """Mean over rays of sum_i w_i (t_i - d)^2 / (O radius^2), with d = sum_i w_i t_i / O the ray's depth (HiFA).
 
     Lengths are relative to the radius of the ball, so the loss does not depend on the scale of the scene. Only rays
     with an opacity O above ``min_opacity`` count, because the depth of other rays is unreliable.
@@ -33,7 +33,7 @@ class ZVariance(Loss):
     config: Config
 
     def __call__(self, render: Render, geometry: Geometry, step: int, rng: Rng) -> Tensor:
-        """The mean over the rays that count.
+        """The mean over the rays with an opacity above ``min_opacity``.
 
         Raises:
             ValueError: The render has no map ``depth_variance``.

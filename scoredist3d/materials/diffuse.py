@@ -20,7 +20,7 @@ from scoredist3d.registry import register
     "material", "diffuse", summary="Lambertian shading by a random point light and ambient light.", arxiv="2209.14988"
 )
 class Diffuse(Material):
-    """rgb = albedo * (ambient + diffuse max(0, n . l)), with l the unit vector from the point to the light.
+    """Lambertian material: rgb = albedo * (ambient + diffuse max(0, n . l)), with l the unit vector to the light.
 
     Shading makes the image depend on the shape, which discourages flat objects with a painted texture. The shading
     mode is drawn for each image of a step. Images are unlit during the first ``ambient_only_steps``. After that, an
@@ -65,7 +65,7 @@ class Diffuse(Material):
                 )
             if self.ambient + self.diffuse > 1.0 + 1e-6:
                 problems.append(
-                    f"ambient: ambient + diffuse must be at most 1 so that colours stay in [0, 1], "
+                    f"ambient: ambient + diffuse must be at most 1 so that colors stay in [0, 1], "
                     f"got {self.ambient} + {self.diffuse}"
                 )
             return problems

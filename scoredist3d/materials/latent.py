@@ -30,7 +30,7 @@ _fits: weakref.WeakKeyDictionary[Any, tuple[Tensor, Tensor]] = weakref.WeakKeyDi
     arxiv="2211.07600",
 )
 class Latent(Material):
-    """Latents l = features, and their colors rgb = clamp(l W + b) with W (C, 3).
+    """Latent features l with colors rgb = clamp(l W + b), W (C, 3).
 
     With ``output: latents``, renders are latents, and the guidance skips the encoder of the prior and its gradient. One
     ray per latent pixel is enough. With ``output: rgb``, features are converted to colors by the linear map, which is
@@ -99,7 +99,7 @@ class Latent(Material):
 
 @torch.no_grad()
 def latent_colors(prior: Any) -> tuple[Tensor, Tensor]:
-    """W (C, 3) and b (3) of the least-squares linear map from the latents of a prior to colors, on the CPU.
+    """Least-squares linear map from the latents of a prior to colors: W (C, 3) and b (3), on the CPU.
 
     The fit uses smooth random images with a fixed seed, so the result depends on the prior alone.
     """

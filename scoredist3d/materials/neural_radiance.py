@@ -22,9 +22,10 @@ _AXES = torch.cat([torch.eye(3), -torch.eye(3)])
 
 @register("material", "neural-radiance", summary="View-dependent color from a small network.", arxiv="2003.08934")
 class NeuralRadiance(Material):
-    """rgb = sigmoid(f[:3] + MLP(f, Y(d))), Y the spherical harmonics of the direction d from the camera to the point.
+    """View-dependent color of a small network: rgb = sigmoid(f[:3] + MLP(f, Y(d))).
 
-    The last layer of the network is initialized to zero, so the initial color is sigmoid(f[:3]) in all directions.
+    Y are the spherical harmonics of the direction d from the camera to the point. The last layer of the network is
+    initialized to zero, so the initial color is sigmoid(f[:3]) in all directions.
     """
 
     @dataclass

@@ -17,7 +17,7 @@ from scoredist3d.registry import register
     "material", "normal-shading", summary="World normals as colors, to optimize the shape alone.", arxiv="2303.13873"
 )
 class NormalShading(Material):
-    """rgb = (n + 1) / 2 with the world normal n, so that the image depends on the shape alone."""
+    """World normals n as colors: rgb = (n + 1) / 2, so that the image depends on the shape alone."""
 
     @dataclass
     class Config(Material.Config):

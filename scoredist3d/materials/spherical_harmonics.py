@@ -17,7 +17,7 @@ from scoredist3d.registry import register
 
 @register("material", "spherical-harmonics", summary="View-dependent color as spherical harmonics.", arxiv="2308.04079")
 class SphericalHarmonics(Material):
-    """rgb = clamp(1/2 + sum_k Y_k(d) f_k, 0, 1), with d the unit direction from the camera to the point.
+    """View-dependent color rgb = clamp(1/2 + sum_k Y_k(d) f_k, 0, 1), d the unit direction from camera to point.
 
     The features are the RGB coefficients f_k in ascending order, the constant one first. Degrees are enabled one by
     one, because view-dependent colors can otherwise compensate for a wrong shape early in training. Outside [0, 1], the

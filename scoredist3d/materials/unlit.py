@@ -13,7 +13,7 @@ from scoredist3d.registry import register
 
 @register("material", "unlit", summary="Sigmoid of the features, without shading.", aliases=("no-material",))
 class Unlit(Material):
-    """rgb = sigmoid(features). Light and shade, if any, are part of the learned color."""
+    """Unshaded color: rgb = sigmoid(features). Light and shade, if any, are part of the learned color."""
 
     baked_lighting = True
 

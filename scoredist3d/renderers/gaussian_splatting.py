@@ -31,10 +31,11 @@ _MAX_EXTRA_CHANNELS = 5  # normal and two moments of the depth
     arxiv="2308.04079",
 )
 class GaussianSplatting(Renderer):
-    """C = sum_i w_i c_i + (1 - sum_i w_i) C_bg over depth-sorted Gaussians; see :mod:`scoredist3d.ops.splatting`.
+    """Renderer of 3D Gaussians: C = sum_i w_i c_i + (1 - sum_i w_i) C_bg over depth-sorted Gaussians i.
 
-    The material is evaluated at the mean of each Gaussian, once per camera. The normal of a Gaussian is its shortest
-    axis, oriented towards the camera. Depth and normals are blended with the same weights as colors.
+    The weights w_i are those of :mod:`scoredist3d.ops.splatting`. The material is evaluated at the mean of each
+    Gaussian, once per camera. The normal of a Gaussian is its shortest axis, oriented towards the camera. Depth and
+    normals are blended with the same weights as colors.
     """
 
     @dataclass

@@ -45,7 +45,7 @@ class _Hits:
     arxiv="2011.03277",
 )
 class MeshRasterizer(Renderer):
-    """The nearest triangle of each pixel is shaded at the pixel center, and silhouettes are antialiased.
+    """Renderer of triangle meshes, which shades the nearest triangle at each pixel center and antialiases silhouettes.
 
     The shaded point is a differentiable function of the vertices. Visibility is not differentiable, but antialiasing
     is: where a silhouette passes between two pixel centers, the colors and opacities of both pixels are blended by the

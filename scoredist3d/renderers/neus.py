@@ -23,12 +23,13 @@ from scoredist3d.seeding import Rng
 
 @register("renderer", "neus-volume", summary="Unbiased volume rendering of signed distance fields.", arxiv="2106.10689")
 class NeuSRenderer(VolumeRenderer):
-    """alpha_i = max(0, 1 - Phi(sdf_{i+1}) / Phi(sdf_i)), with Phi(x) = 1 / (1 + exp(-s x)) and s learned (equation 13).
+    """Volume renderer of signed distances with alpha_i = max(0, 1 - Phi(sdf_{i+1}) / Phi(sdf_i)) (equation 13).
 
-    sdf_i and sdf_{i+1} are the distances at the ends of an interval, extrapolated from its midpoint with the slope
-    g = grad sdf . v along the ray. The slope is not the cosine n . v, so a gradient whose norm differs from 1 does not
-    shift the surface. The samples are composited by the equivalent optical depth log Phi(sdf_i) - log Phi(sdf_{i+1}),
-    which is accurate for alpha close to 1 and allows the code of the volume renderer to be used.
+    Phi(x) is 1 / (1 + exp(-s x)), with a learned s. sdf_i and sdf_{i+1} are the distances at the ends of an interval,
+    extrapolated from its midpoint with the slope g = grad sdf . v along the ray. The slope is not the cosine n . v, so
+    a gradient whose norm differs from 1 does not shift the surface. The samples are composited by the equivalent
+    optical depth log Phi(sdf_i) - log Phi(sdf_{i+1}), which is accurate for alpha close to 1 and allows the code of the
+    volume renderer to be used.
 
     The slope is min(0, g), which gives no gradient to surfaces that face away from the camera. Until
     ``cos_anneal_steps``, it is therefore interpolated with -(|grad sdf| - g) / 2, which is at least as steep (the

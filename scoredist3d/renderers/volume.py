@@ -45,7 +45,9 @@ class ResamplingConfig:
     """Coarse pass of the estimators ``importance`` and ``proposal``."""
 
     coarse_samples: int = option(64, "Bins of each ray inside the ball in the coarse pass.", ge=2, le=4096)
-    padding: float = option(0.01, "Weight spread evenly over all bins, relative to a sum of coarse weights of 1.", ge=0)
+    padding: float = option(
+        0.01, "Total weight spread evenly over all bins, relative to coarse weights that sum to 1.", ge=0
+    )
 
 
 @dataclass
@@ -86,13 +88,14 @@ class _Proposal:
 
 @register("renderer", "volume", summary="Volume rendering of density fields.", arxiv="2003.08934")
 class VolumeRenderer(Renderer):
-    """C = sum_i w_i c_i + (1 - sum_i w_i) C_bg, w_i = T_i (1 - exp(-sigma_i dt_i)), T_i = exp(-sum_{j<i} sigma_j dt_j).
+    """Volume renderer of density fields: C = sum_i w_i c_i + (1 - sum_i w_i) C_bg over the samples i of each ray.
 
-    The ``estimator`` chooses the samples. ``occupancy`` marches through the ball with a step of its diameter /
-    ``num_samples`` and skips cells without density. ``importance`` evaluates the density in coarse bins and places
-    ``num_samples`` intervals by the weights of these bins (NeRF, section 5.2). ``proposal`` takes the weights from a
-    small density field instead, which is trained to bound the weights of the object from above (mip-NeRF 360). In
-    training, the steps of each ray are shifted by a random fraction of a step, so that all depths are sampled.
+    The weights are w_i = T_i (1 - exp(-sigma_i dt_i)) with T_i = exp(-sum_{j<i} sigma_j dt_j). The ``estimator``
+    chooses the samples. ``occupancy`` marches through the ball with a step of its diameter / ``num_samples`` and skips
+    cells without density. ``importance`` evaluates the density in coarse bins and places ``num_samples`` intervals by
+    the weights of these bins (NeRF, section 5.2). ``proposal`` takes the weights from a small density field instead,
+    which is trained to bound the weights of the object from above (mip-NeRF 360). In training, the steps of each ray
+    are shifted by a random fraction of a step, so that all depths are sampled.
 
     With gradients or normals, samples whose transmittance is below ``min_transmittance`` are dropped. A first pass
     without gradients evaluates their density. It saves time once the surface hides the inside of the object.
@@ -244,7 +247,7 @@ class VolumeRenderer(Renderer):
         }
 
     def _all_rays(self, rays: RayBatch, request: RenderRequest) -> Maps:
-        """(R, C) maps of all rays, in chunks of the configured size."""
+        """(R, C) maps of all rays, computed in chunks of the configured size."""
 
         def trace(part: RayBatch) -> Maps:
             return self._trace(part, request)
@@ -259,7 +262,7 @@ class VolumeRenderer(Renderer):
         return deferred(trace, rays, chunk, parameters)
 
     def _trace(self, rays: RayBatch, request: RenderRequest) -> Maps:
-        """Sample, shade and composite: (R, C) maps; color, depth and normal are premultiplied by the opacity."""
+        """(R, C) maps of the sampled and shaded rays; color, depth and normal are premultiplied by the opacity."""
         backend, needs = self.config.backend, request.needs
         samples, proposal = self._place(rays, request)
         points = samples.positions(rays.origins, rays.directions)
@@ -308,7 +311,7 @@ class VolumeRenderer(Renderer):
         return self.material.needs_view_dirs or "orientation" in request.needs
 
     def _place(self, rays: RayBatch, request: RenderRequest) -> tuple[RaySamples, _Proposal | None]:
-        """The samples of rays by the estimator, and the proposal to be trained; None if there is none."""
+        """The samples of the rays, and the proposal if it is to be trained, else None."""
         if self.config.estimator == "occupancy":
             return self._march(rays), None
         bins = uniform_bins(rays, self.geometry.radius, self.config.resampling.coarse_samples)

@@ -12,7 +12,7 @@ from scoredist3d.ops.volume_rendering.ray_marching import RaySamples
 def depth_variance(
     weights: Tensor, samples: RaySamples, depth: Tensor, opacity: Tensor, *, backend: str = "auto"
 ) -> Tensor:
-    """(R, 1): sum_i w_i (t_i - depth)^2 / opacity; 0 for rays with opacity 0.
+    """Depth variance (R, 1): sum_i w_i (t_i - depth)^2 / opacity; 0 for rays with opacity 0.
 
     Args:
         weights: (M,), weights of the samples.
@@ -28,7 +28,7 @@ def depth_variance(
 def orientation(
     weights: Tensor, samples: RaySamples, normals: Tensor, view_dirs: Tensor, *, backend: str = "auto"
 ) -> Tensor:
-    """(R, 1): sum_i sg(w_i) max(0, n_i . v_i)^2 (Ref-NeRF, arXiv 2112.03907, equation 11).
+    """Orientation penalty (R, 1): sum_i sg(w_i) max(0, n_i . v_i)^2 (Ref-NeRF, arXiv 2112.03907, equation 11).
 
     ``normals`` and ``view_dirs`` are (M, 3). The weights are detached, so the gradients change the normals alone.
     """
@@ -37,10 +37,10 @@ def orientation(
 
 
 def distortion(weights: Tensor, samples: RaySamples, diameter: float) -> Tensor:
-    """(R, 1): sum_ij w_i w_j |s_i - s_j| + sum_i w_i^2 ds_i / 3, s = t / diameter (mip-NeRF 360, equation 15).
+    """Distortion (R, 1): sum_ij w_i w_j |s_i - s_j| + sum_i w_i^2 ds_i / 3 (mip-NeRF 360, equation 15).
 
-    The double sum takes linear time. The distances t_i are sorted along each ray, so it is 2 sum_i w_i (t_i W_i - M_i),
-    with W_i and M_i the sums of w_j and w_j t_j over the samples j before i.
+    s is t / diameter. The double sum takes linear time. The distances t_i are sorted along each ray, so it is 2 sum_i
+    w_i (t_i W_i - M_i), with W_i and M_i the sums of w_j and w_j t_j over the samples j before i.
     """
     middle = samples.midpoints
     moments = torch.stack([weights, weights * middle], dim=1)

@@ -131,7 +131,7 @@ def quantiles(mass: Tensor, levels: Tensor) -> Tensor:
 
 
 def interlevel(bins: Bins, proposed: Tensor, samples: RaySamples, weights: Tensor) -> Tensor:
-    """(R, 1): sum_i max(0, w_i - bound_i)^2 / w_i (mip-NeRF 360, arXiv 2111.12077, equation 13).
+    """Proposal loss (R, 1): sum_i max(0, w_i - bound_i)^2 / w_i (mip-NeRF 360, arXiv 2111.12077, equation 13).
 
     bound_i is the total proposed weight of the bins that overlap sample i, an upper bound of w_i for a consistent
     proposal. The weights w are detached, so the loss trains the proposal alone.

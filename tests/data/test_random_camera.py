@@ -126,7 +126,7 @@ def test_evaluation_cameras():
         ({"elevation_range": [50, 10]}, r"elevation_range: the first value must not exceed the second, got \[50, 10\]"),
         ({"fovy_range": [40, 200]}, "fovy_range"),
         ({"resolution_milestones": [200, 100]}, "resolution_milestones: must increase"),
-        ({"height": [32, 64]}, "height: needs 1 values, one more than resolution_milestones has, got 2"),
+        ({"height": [32, 64]}, "height: needs 1 values, one per stage of resolution_milestones, got 2"),
         ({"batch_size": 0}, "batch_size"),
         ({"area_probability": 1.5}, "area_probability"),
     ],
