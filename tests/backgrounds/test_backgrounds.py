@@ -1,4 +1,4 @@
-"""Backgrounds: colours, randomness, learning."""
+"""Backgrounds: colors, randomness, learning."""
 
 import numpy as np
 import pytest
@@ -79,7 +79,7 @@ def test_environment_depends_on_the_direction_and_learns():
         loss.backward()
         optimiser.step()
         losses.append(loss.item())
-    # A constant colour cannot do better than the target's variance, 0.4^2 / 3.
+    # The error of the best constant color is the variance of the target, 0.4^2 / 3.
     assert losses[-1] < 0.2 * 0.4**2 / 3
 
 
@@ -127,7 +127,7 @@ def test_colours_cannot_be_behind_latents(name):
 
 
 def test_texture_from_a_file_is_where_it_should_be(tmp_path):
-    """The left half of the image is seen on the left of a camera that looks along +x."""
+    """A camera that looks along +x sees the left half of the panorama on its left."""
     pixels = np.zeros((16, 32, 3), dtype=np.uint8)
     pixels[:, :16, 0] = 200
     pixels[:4, :, 2] = 100

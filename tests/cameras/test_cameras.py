@@ -1,4 +1,4 @@
-"""Conventions of scoredist3d.cameras against values worked out by hand."""
+"""Conventions of scoredist3d.cameras against hand-computed values."""
 
 import math
 
@@ -21,7 +21,7 @@ def random_cameras(count: int = 6, height: int = 5, width: int = 8) -> Cameras:
 
 
 def test_front_view_rays():
-    """From +x the object's left hand, +y, is on the image's right; fovy 90 and 2 pixels give half-pixel offsets 0.5."""
+    """From +x, +y is on the right of the image; with fovy 90 and 2 pixels, pixel centers have offsets of 0.5."""
     rays = one(0.0, 0.0).rays()
     assert torch.equal(rays.origins[0, 0, 0], torch.tensor([3.0, 0.0, 0.0]))
     expected = torch.tensor(
@@ -88,7 +88,7 @@ def test_c2w_is_a_right_handed_rigid_motion_and_w2c_its_inverse():
 
 
 def test_projection_agrees_with_rays():
-    """A point on the ray of pixel (i, j) projects to the centre of pixel (i, j), and to the depth of its z."""
+    """A point on the ray of pixel (i, j) projects to the center of that pixel with its z-depth."""
     cameras = random_cameras()
     rays, near, far = cameras.rays(), 0.5, 20.0
     distance = 2.5
@@ -108,7 +108,7 @@ def test_projection_agrees_with_rays():
 
 @pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
 def test_autocast_does_not_round_rays_and_matrices(half):
-    """Bit by bit the same: in half precision a ray at 512 pixels would be off by several of them."""
+    """Rays are bit-equal under autocast; in half precision, they would be off by several pixels at a size of 512."""
     cameras = orbit(*(torch.tensor([value, value + 1.5]) for value in (33.0, 20.0, 2.7, 45.0)), 64, 64)
 
     def everything() -> list[torch.Tensor]:
@@ -139,7 +139,9 @@ def test_fovy_spans_the_height():
     camera = one(0.0, 0.0, fovy=60.0, size=1001)
     directions = camera.rays().directions[0, :, 500]
     angle = torch.acos((directions[0] * directions[-1]).sum())
-    torch.testing.assert_close(math.degrees(angle), 60.0, atol=0.1, rtol=0)  # a pixel's height less than the whole
+    torch.testing.assert_close(
+        math.degrees(angle), 60.0, atol=0.1, rtol=0
+    )  # one pixel less than the whole image height
 
 
 def test_offset_target_and_up_move_the_camera():

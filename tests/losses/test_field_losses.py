@@ -1,4 +1,4 @@
-"""Terms on fields: eikonal and sketch-shape, and which terms fit which system."""
+"""Losses on fields (eikonal, sketch-shape), and the refusal of losses that do not fit a system."""
 
 import math
 import warnings
@@ -24,7 +24,7 @@ def build(kind: str, name: str, **options):
 
 
 def views(opacity: float, position: Tensor | None = None) -> Render:
-    """4 x 4 pixels of one opacity at one place."""
+    """4 x 4 pixels with one opacity and one position."""
     place = torch.zeros(3) if position is None else position
     black = torch.zeros(1, 4, 4, 3)
     alpha = torch.full((1, 4, 4, 1), opacity)
@@ -48,13 +48,13 @@ def test_eikonal_by_hand():
     u = (torch.arange(10_000) + 0.5) / 5_000 - 1
     expected = ((1.25 + u).sqrt() - 1).square().mean()
     assert term(views(0.0), geometry, 0, Rng()).item() == pytest.approx(expected.item(), rel=0.03)
-    # Where the views show the place (0.5, 0, 0), half of the points are there: |gradient| = 1.5.
+    # Half of the points are at the visible position (0.5, 0, 0), where |gradient| = 1.5.
     seen = term(views(1.0, torch.tensor([0.5, 0.0, 0.0])), geometry, 0, Rng())
     assert seen.item() == pytest.approx(0.5 * expected.item() + 0.5 * 0.25, rel=0.03)
 
 
 def two_places(seen: Tensor) -> Render:
-    """8 pixels, of which ``seen`` (8,) show something; the i-th at (i / 10, 0, 0)."""
+    """8 pixels; pixel i is at (i / 10, 0, 0) and covered if ``seen`` (8,) is true."""
     place = torch.zeros(1, 2, 4, 3)
     place[..., 0] = torch.arange(8.0).view(1, 2, 4) / 10
     alpha = seen.float().view(1, 2, 4, 1)
@@ -69,7 +69,7 @@ def test_eikonal_points_are_at_every_visible_pixel_alike():
     assert len(points) == 8000 and torch.equal(points[:4000, 1:], torch.zeros(4000, 2))
     counts = near.bincount(minlength=8)
     assert (counts[~seen] == 0).all() and ((counts[seen] - 1000).abs() < 5 * math.sqrt(750)).all()
-    # Beyond, and where nothing is seen, they are uniform in the ball: the mean of |x|^3 is 1/2.
+    # All other points are uniform in the ball, where the mean of |x|^3 is 1/2.
     nothing = term._points(two_places(torch.zeros(8)), 1.0, torch.Generator().manual_seed(0))
     for uniform in (points[4000:], nothing):
         assert uniform.norm(dim=-1).pow(3).mean().item() == pytest.approx(0.5, abs=0.03)
@@ -77,7 +77,7 @@ def test_eikonal_points_are_at_every_visible_pixel_alike():
 
 
 def test_eikonal_does_not_wait_for_the_device():
-    """Nothing whose size or value the host would have to learn: no index by booleans, no item."""
+    """The loss does not synchronize with the device: no boolean indexing, no item()."""
     waits = []
 
     class Watch(TorchDispatchMode):
@@ -100,7 +100,7 @@ def test_eikonal_points_without_a_synchronisation():
     assert render.position is not None
     moved = replace(render, opacity=render.opacity.cuda(), position=render.position.cuda())
     term, generator = build("loss", "eikonal"), Rng()("eikonal", 0, "cuda")
-    term._points(moved, 1.0, generator)  # whatever is made at the first call
+    term._points(moved, 1.0, generator)  # initialize caches
     before = torch.cuda.get_sync_debug_mode()
     try:
         with warnings.catch_warnings():
@@ -130,7 +130,7 @@ def test_eikonal_trains_the_field():
 
 
 class Levels(Field):
-    """One extinction inside of a cube with half sides of ``half``, another one outside."""
+    """A field with one extinction inside of a cube of half width ``half`` and another one outside."""
 
     def __init__(self, inside: float, outside: float, half: float) -> None:
         super().__init__(Field.Config())
@@ -146,7 +146,7 @@ class Levels(Field):
 
 @pytest.fixture
 def cube(tmp_path) -> Loss:
-    """The term of a cube that reaches 0.6 from the origin, whose half sides are 0.6 / sqrt(3)."""
+    """The loss for a cube whose corners are at distance 0.6, with half width 0.6 / sqrt(3)."""
     trimesh.creation.box((1.0, 1.0, 1.0)).export(tmp_path / "cube.obj")
     return build("loss", "sketch-shape", mesh=str(tmp_path / "cube.obj"), size=0.6, sigma=0.1, points=20_000)
 
@@ -155,7 +155,7 @@ HALF = 0.6 / math.sqrt(3)
 
 
 def test_sketch_shape_by_hand(cube):
-    """Empty space costs nothing outside and -log(1e-5) inside; solid matter the other way round."""
+    """Empty space costs 0 outside and -log(1e-5) inside; for dense space it is the reverse."""
     points, inside, weights = (getattr(cube._pool(1.0, 0, torch.device("cpu")), name) for name in POOL)
     assert torch.equal(inside, points.abs().amax(-1) < HALF) or (inside != (points.abs().amax(-1) < HALF)).sum() < 5
     beyond = points.abs() - HALF

@@ -1,4 +1,4 @@
-"""Regularisers against values worked out by hand."""
+"""Losses against hand-computed values."""
 
 import math
 from dataclasses import replace
@@ -23,7 +23,7 @@ def loss(name: str, **options) -> Loss:
 
 
 class Ball(Geometry):
-    """Nothing but a radius."""
+    """A geometry with a radius only."""
 
     def density(self, points: Tensor) -> Tensor:
         raise AssertionError("terms on pixels do not look at the object")
@@ -39,7 +39,7 @@ REQUIRED: dict[str, dict[str, Any]] = {"sketch-shape": {"mesh": "chair.obj"}}
 
 
 def image(opacity: Tensor, **maps: Tensor) -> Render:
-    """One row of pixels."""
+    """A render with one row of pixels."""
     opacity = opacity.view(1, 1, -1, 1)
     black = torch.zeros(1, 1, opacity.shape[2], 3)
     maps = {name: values.view(1, 1, opacity.shape[2], -1) for name, values in maps.items()}
@@ -90,14 +90,14 @@ def test_opaque_pushes_away_from_one_half_and_leaves_the_ends():
 
 @pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
 def test_opaque_is_computed_in_float32(half):
-    """In bfloat16 the largest opacity, 0.999, would be 1, of infinite cost."""
+    """In bfloat16, the largest opacity 0.999 would round to 1, and log(1 - O) would be infinite."""
     opacity = torch.tensor([0.5, 0.0, 1.0])
     found = value("opaque", image(opacity.to(half)))
     assert found.dtype == torch.float32 and torch.equal(found, value("opaque", image(opacity)))
 
 
 def test_opaque_needs_nothing_that_autocast_forbids():
-    """torch refuses binary_cross_entropy under autocast on CUDA."""
+    """The loss works under autocast on CUDA, where binary_cross_entropy raises an error."""
     called = []
 
     class Watch(TorchFunctionMode):
@@ -125,7 +125,7 @@ def test_papers_are_the_right_ones():
 
 
 def test_orientation_by_hand():
-    """The mean is over the two of three rays that see something."""
+    """The mean is over the two of three rays with an opacity above 0."""
     away = torch.tensor([0.25 * 0.36, 0.0, 0.1], requires_grad=True)
     result = value("orientation", image(torch.tensor([0.75, 0.0, 0.1]), orientation=away))
     assert result.item() == pytest.approx((0.25 * 0.36 + 0.1) / 2)
@@ -157,7 +157,7 @@ def test_z_variance_by_hand():
 
 
 def test_z_variance_does_not_depend_on_the_size_of_the_scene():
-    """Twice the radius and all distances, four times the variance: the same term."""
+    """Doubling the radius and all distances does not change the loss."""
     small, large = (
         value("z-variance", image(torch.ones(2), depth_variance=scale**2 * torch.tensor([0.1, 0.3])), radius=scale)
         for scale in (1.0, 2.0)

@@ -1,4 +1,4 @@
-"""Regularisers of meshes against their values on a cube."""
+"""Losses on meshes against their values on a cube."""
 
 from dataclasses import replace
 
@@ -22,7 +22,7 @@ def value_of(name, geometry, mesh=None, **options):
 
 @pytest.mark.parametrize("radius", [1.0, 2.5])
 def test_values_on_a_cube(radius):
-    """12 edges of the cube meet at right angles, 6 diagonals lie in its sides; lengths are in units of the radius."""
+    """The cube has 12 edges with right angles and 6 diagonals in its sides; lengths are relative to the radius."""
     geometry = FixedMesh(cube(0.4 * radius), radius=radius)
     assert value_of("normal-consistency", geometry).item() == pytest.approx(12 / 18)
     assert value_of("edge-length", geometry).item() == pytest.approx(24 / 18 * 0.8**2)
@@ -53,7 +53,7 @@ def test_gradients_smooth_a_dented_sphere(name):
     before = value_of(name, geometry)
     before.backward()
     inwards = -geometry.vertices.grad[0] @ geometry.vertices.detach()[0]
-    if name != "edge-length":  # which shrinks everything
+    if name != "edge-length":  # this loss shrinks the whole mesh
         assert inwards > 0, "the dent is to be pushed out"
     with torch.no_grad():
         geometry.vertices -= 1e-3 * geometry.vertices.grad / geometry.vertices.grad.norm()
@@ -88,7 +88,7 @@ def test_edges_are_found_once_for_faces_that_stay():
 
 
 def test_the_deviation_of_dual_vertices():
-    """Unequal weights pull dual vertices aside, in units of the radius; other meshes have none."""
+    """Unequal weights shift dual vertices, which the loss measures relative to the radius; other meshes are refused."""
     values = []
     for radius in (1.0, 3.0):
         grid = {"num_levels": 1, "log2_hashmap_size": 4}

@@ -1,4 +1,4 @@
-"""The term on changes of sign: its value by hand, what it removes, what it is for."""
+"""The sign change loss: hand-computed values, removal of cavities, and supported geometry."""
 
 import math
 
@@ -40,7 +40,7 @@ def test_edges_join_each_pair_of_neighbours_once(kind):
 @pytest.mark.parametrize("radius", [1.0, 2.5])
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_vertex_inside_by_hand(kind, radius):
-    """s = -0.2 R in the middle, 0.1 R around: softplus(0.1)'s and softplus(0.2)'s, whatever the radius."""
+    """For s = -0.2 R at one vertex and 0.1 R elsewhere, the value is softplus(0.1) + softplus(0.2) for any radius R."""
     geometry = surface(kind, radius=radius)
     middle = geometry.vertices.norm(dim=-1).argmin()
     with torch.no_grad():
@@ -60,7 +60,7 @@ def test_one_vertex_inside_by_hand(kind, radius):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_inner_floater_disappears(kind):
-    """A cavity within a ball, which no view can see: only this term can close it, and the ball stays."""
+    """The loss closes an invisible cavity within a ball and keeps the outer surface."""
     geometry = surface(kind, shape_init_size=0.7)
     volume = geometry.surface().volume
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Latents as features: the linear map to colours, and going on in colour."""
+"""The latent material: its linear map to colors, and continuation of a run in color."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ from scoredist3d.systems.base import build_component
 
 
 class LinearPrior(torch.nn.Module):
-    """Latents are an affine map of 4 x 4 blocks' mean colours: the truth that the fit must find."""
+    """A prior whose latents are an affine map of the mean colors of 4 x 4 blocks, which the fit must invert."""
 
     image_size = 64
 
@@ -51,12 +51,12 @@ def test_the_map_is_the_inverse_of_the_encoder(channels):
 
 @pytest.fixture(scope="module")
 def embedded():
-    """The shipped model on small pictures: 8 x 8 latents of four channels."""
+    """The embedded model on small images: 8 x 8 latents with four channels."""
     return registry.build(parse_component("prior", {"type": "diffusers", "image_size": 32}))
 
 
 def test_embedded_prior_is_shown_closely(embedded):
-    """A smooth picture that the fit has not seen, encoded by the shipped model and shown through the map."""
+    """A smooth image outside of the fit, encoded by the embedded model and converted to colors by the map."""
     built = latent(embedded)
     row = torch.linspace(0.1, 0.9, 32)
     picture = torch.stack([row[None].expand(32, 32), row[:, None].expand(32, 32), 1 - row[None].expand(32, 32)], -1)
@@ -109,7 +109,7 @@ def system(prior, output: str, seed: int):
 
 
 def test_a_run_in_latents_and_the_run_in_colour_after_it(embedded):
-    """The background has another number of channels then; everything else goes on as it was."""
+    """Only the background has another number of channels and starts anew."""
     first, second = system(embedded, "latents", 1), system(embedded, "rgb", 2)
     first.prepare_step(0, Rng(1))
     first.training_step(0, Rng(1)).loss.backward()

@@ -119,7 +119,7 @@ def test_soft_shading_draws_the_share_of_the_point_light():
 
 
 def test_hard_shading_draws_what_it_always_drew():
-    """Position and phases come from the generator alone, whatever the option that adds a draw after them."""
+    """Soft shading draws after the position and the modes, so it does not change them."""
     built = [material("diffuse", soft_shading=soft, ambient_only_steps=0) for soft in (False, True)]
     first, second = (m.sample_light(cameras(), 0, torch.Generator().manual_seed(1)) for m in built)
     assert torch.equal(first.position, second.position) and torch.equal(first.textureless, second.textureless)

@@ -19,7 +19,7 @@ from scoredist3d.ops.shading.environment import texel_directions
 
 
 def pbr(panorama: torch.Tensor | None = None, **options):
-    """The material, under a panorama where one is given."""
+    """The material, with an optional panorama in place of its own."""
     built = registry.build(parse_component("material", {"type": "pbr", **options}))
     if panorama is not None:
         built.environment = EnvironmentLight(
@@ -29,7 +29,7 @@ def pbr(panorama: torch.Tensor | None = None, **options):
 
 
 def views(count: int = 64, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Normals and directions of view that see them."""
+    """Random normals, and view directions that see their front."""
     generator = torch.Generator().manual_seed(seed)
     normals, dirs = (F.normalize(torch.randn(count, 3, generator=generator), dim=-1) for _ in range(2))
     return normals, torch.where((normals * dirs).sum(-1, keepdim=True) > 0, -dirs, dirs)
@@ -42,7 +42,7 @@ def shaded(built, albedo: float, roughness: float, metallic: float, count: int =
 
 
 def gradient(directions: torch.Tensor) -> torch.Tensor:
-    """Smooth light: (..., 3) radiance of directions."""
+    """Smooth test light: (..., 3) radiance from (..., 3) directions."""
     x, y, z = directions.unbind(-1)
     return torch.stack([1 + 0.6 * z, 1 + 0.4 * x - 0.3 * z, 0.7 + 0.5 * x * y + 0.2 * y], dim=-1)
 
@@ -54,7 +54,7 @@ UNIFORM = torch.full((64, 128, 3), 1.0)
 @pytest.mark.parametrize("metallic", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("roughness", [0.08, 0.4, 1.0])
 def test_white_furnace(metallic, roughness):
-    """A white surface cannot be told from uniform light around it, a darker one is darker, none is brighter."""
+    """Under uniform light, a white surface is as bright as the light, and a darker one is darker."""
     built = pbr(UNIFORM)
     white = shaded(built, 1.0, roughness, metallic)
     assert white.max() <= 1 + 1e-4
@@ -91,8 +91,8 @@ def reference(normal: torch.Tensor, view: torch.Tensor, roughness: float, f0: fl
     return (gradient(light) * weight[..., None]).mean((0, 1))
 
 
-# (roughness, cosine of the view's angle) -> what split-sum may be off by, as a share of the reflectance, under light
-# that changes by half of its mean: exact from the front, worst from the side, where the lobe is no longer round.
+# (roughness, cosine of the view angle) -> relative error allowed for the split-sum approximation, under light
+# that varies by half of its mean. It is exact at normal incidence and worst at grazing angles.
 ERRORS = {
     (0.15, 0.999): 2e-3,
     (0.5, 0.999): 4e-3,
@@ -122,7 +122,7 @@ def test_glossy_light_against_the_rendering_equation(roughness, cosine):
 
 
 def test_diffuse_light_is_the_irradiance():
-    """Black metal aside, F_0 = 0.04: what enters is scattered by the albedo under E / pi, in closed form."""
+    """The diffuse term of a non-metal is albedo * E / pi times the share of light not reflected; E has a closed form."""
     normals, dirs = views(40)
     built = pbr(SMOOTH)
     half, rough = torch.full((40, 3), 0.5), torch.ones(40)
@@ -143,7 +143,7 @@ def test_a_mirror_shows_what_is_in_the_mirrored_direction():
 
 
 def test_the_light_turns_with_its_rotation():
-    """A quarter turn of the light is a quarter turn of object and camera the other way."""
+    """Rotating the light by 90 degrees equals rotating object and camera by -90 degrees."""
     normals, dirs = views(50)
     quarter = torch.full((50,), math.pi / 2)
     features = torch.zeros(50, 5)
@@ -160,7 +160,7 @@ def test_the_light_turns_with_its_rotation():
     torch.testing.assert_close(pbr(rotation=90.0)(inputs), expected, atol=1e-5, rtol=0)
     lit = replace(inputs, light=replace(light, rotation=quarter))
     torch.testing.assert_close(plain(lit), expected, atol=1e-5, rtol=0)
-    # +x turned by a quarter is +y: light from +x then comes from +y.
+    # +x rotated by 90 degrees is +y.
     torch.testing.assert_close(
         to_environment_frame(torch.tensor([[0.0, 1, 0]]), math.pi / 2), torch.tensor([[1.0, 0, 0]])
     )
@@ -185,7 +185,7 @@ def test_colour_is_the_display_curve_of_the_clamped_radiance():
     radiance = built.reflected(srgb_to_linear(found.base_color), found.roughness, found.metallic, normals, dirs)
     expected = linear_to_srgb(radiance.clamp(0, 1))
     torch.testing.assert_close(built(ShadingInputs(features, normals=normals, view_dirs=dirs)), expected)
-    # A white matt surface under light of radiance 1 is white, one of linear albedo 0.5 is display gray 0.735.
+    # A white diffuse surface under radiance 1 is white; linear albedo 0.5 is display gray 0.735.
     gray = linear_to_srgb(shaded(pbr(UNIFORM), 0.5, 1.0, 0.0)).mean().item()
     assert gray == pytest.approx(0.735, abs=0.02)
 
@@ -236,13 +236,13 @@ def test_gradients_of_map_roughness_and_all_else():
         inputs = ShadingInputs(features, normals=normals, view_dirs=dirs)
         return torch.func.functional_call(built, replaced, (inputs,))
 
-    start = built.environment.log_radiance.detach().clamp(-3, -1)  # nothing is clamped, so that all is smooth
+    start = built.environment.log_radiance.detach().clamp(-3, -1)  # no value is clamped, so the function is smooth
     inputs = (features.requires_grad_(), start.requires_grad_(), normals.requires_grad_())
     assert torch.autograd.gradcheck(shade, inputs, fast_mode=True)
 
 
 def test_a_learned_map_finds_the_light():
-    """Seen on a matt and on a smooth object, a dark map takes the colour of the light."""
+    """A dark map learns the color of the light from a rough and a smooth object."""
     target = pbr(SMOOTH * 0.5, environment_resolution=8)
     built = pbr(torch.full((8, 16, 3), 0.1), environment_resolution=8, learned=True)
     (group,) = built.parameter_groups()

@@ -49,7 +49,7 @@ def test_radiance_depends_on_the_direction_once_trained():
     axes = torch.cat([torch.eye(3), -torch.eye(3)])
     mean = torch.stack([built(ShadingInputs(f, view_dirs=axis.expand(10, 3))) for axis in axes]).mean(0)
     torch.testing.assert_close(built.channels(ShadingInputs(f)).base_color, mean)
-    # A surface that looks along +x is seen by views that go along -x alone.
+    # Only views along -x see a surface with normal +x.
     facing = torch.tensor([[1.0, 0, 0]]).expand(10, 3)
     seen = built.channels(ShadingInputs(f, normals=facing)).base_color
     torch.testing.assert_close(seen, built(ShadingInputs(f, view_dirs=-facing)), atol=1e-4, rtol=0)
@@ -66,7 +66,7 @@ def test_radiance_learns_a_highlight():
         loss = (built(ShadingInputs(torch.zeros(200, 4), view_dirs=dirs)) - target).square().mean()
         loss.backward()
         optimiser.step()
-    assert loss < 0.3 * target.var()  # what a colour without direction leaves is the variance
+    assert loss < 0.3 * target.var()  # the variance is the error of the best view-independent color
 
 
 def test_radiance_is_seeded():

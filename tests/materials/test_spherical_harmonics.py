@@ -1,4 +1,4 @@
-"""Spherical harmonics: the basis, its rotation, and the material made of it."""
+"""Spherical harmonics: the basis, its rotation, and the material."""
 
 import math
 
@@ -50,7 +50,7 @@ def test_the_basis_is_orthonormal(degree):
 
 
 def test_order_and_signs_are_those_of_the_complex_harmonics():
-    """With the phase (-1)^m: sqrt 2 Im Y_l|m| for m < 0, sqrt 2 Re Y_lm for m > 0, of the complex ones of scipy."""
+    """Real harmonics from complex ones of scipy: sqrt 2 (-1)^m Im Y_l|m| for m < 0, sqrt 2 (-1)^m Re Y_lm for m > 0."""
     points = directions(50)
     theta, phi = torch.acos(points[:, 2]).numpy(), torch.atan2(points[:, 1], points[:, 0]).numpy()
     values = harmonics(points, 3)
@@ -74,7 +74,7 @@ def test_rotated_coefficients_give_the_rotated_function(degree):
     matrix = rotation_of(turn, degree)
     there = harmonics(points @ turn.T, degree) @ (matrix @ coefficients)
     torch.testing.assert_close(there, harmonics(points, degree) @ coefficients, atol=1e-12, rtol=0)
-    # The constant stays, degrees do not mix, and lengths are kept.
+    # Rotation keeps the constant, does not mix degrees, and preserves norms.
     torch.testing.assert_close(matrix[0], torch.eye((degree + 1) ** 2, dtype=torch.float64)[0], atol=1e-12, rtol=0)
     torch.testing.assert_close(matrix @ matrix.T, torch.eye(len(matrix), dtype=torch.float64), atol=1e-12, rtol=0)
 
@@ -140,7 +140,7 @@ def test_gradients_inside_and_beyond_the_range():
     ).requires_grad_()
     view = directions(4)
     assert torch.autograd.gradcheck(lambda value: built(ShadingInputs(value, view_dirs=view)), features)
-    # One colour too bright, one too dark; the loss wants both up: only the dark one may follow.
+    # The loss increases both colors; only the one below the range may get a gradient.
     beyond = torch.zeros(1, 27, dtype=torch.float64)
     beyond[0, 0], beyond[0, 1] = 5.0, -5.0
     beyond.requires_grad_()

@@ -1,4 +1,4 @@
-"""The Gaussian renderer against single Gaussians worked out by hand, itself, and a fit with densification."""
+"""The Gaussian renderer against hand-computed Gaussians and finite differences, and in a fit with densification."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def cloud(
     material: Any = None,
     **options: Any,
 ) -> Gaussians:
-    """Gaussians at given places, of different colours."""
+    """Gaussians at given positions with different colors."""
     config = parse_component("geometry", {"type": "gaussians", "num_points": 4, **options})
     geometry: Gaussians = registry.build(config, rng=Rng(), material=material)
     count = len(means)
@@ -83,7 +83,7 @@ def views(
 
 
 def test_one_gaussian_by_hand():
-    """The centre pixel has its opacity and its colour over the background; the depth is its distance."""
+    """The center pixel has the color of the Gaussian over the background, and its distance as depth."""
     geometry = cloud([[0.2, 0.0, 0.0]], opacities=0.8)
     render = renderer(geometry)(views(0.0, 180.0), step=0)
     color = geometry.features.sigmoid()[0]
@@ -98,7 +98,7 @@ def test_one_gaussian_by_hand():
 
 
 def test_depth_is_along_the_ray():
-    """A Gaussian far off the axis: at its pixel the depth is its distance, not its depth along the viewing axis."""
+    """For a Gaussian off the axis, the depth is the distance along the ray, not along the viewing axis."""
     cameras = views(0.0, size=32, width=64, fovy=60.0)
     rays = cameras.rays()
     point = rays.origins[0, 4, 60] + 2.5 * rays.directions[0, 4, 60]
@@ -143,7 +143,7 @@ def test_normals_are_shortest_axes_that_face_the_camera():
 
 
 def test_lit_gaussians_by_hand():
-    """A headlight on a disc turned by 60 degrees: ambient + diffuse cos 60."""
+    """A headlight on a disk rotated by 60 degrees: ambient + diffuse cos 60."""
     material = build("material", "diffuse", evaluation="diffuse")
     normal = torch.tensor([[0.5, math.sqrt(0.75), 0.0]])
     geometry = cloud([[0.0] * 3], scales=[[0.2, 0.2, 0.01]], quaternions=quaternions_to(normal), material=material)
@@ -172,7 +172,7 @@ def test_a_batch_is_its_cameras_one_by_one(name):
     for index in range(3):
         alone = shown(cameras[index], step=5000, needs={"normal"})
         for field in ("rgb", "opacity", "depth", "normal"):
-            # Depths and normals are quotients by the opacity, so they have ten times its rounding at the rims.
+            # Depths and normals are divided by the opacity, which amplifies rounding where it is small.
             torch.testing.assert_close(getattr(together, field)[index], getattr(alone, field)[0], atol=1e-4, rtol=1e-5)
 
 
@@ -190,7 +190,7 @@ def test_evaluation_needs_no_gradients_and_no_randomness():
 
 
 def test_training_draws_as_the_volume_renderer_does():
-    """Backgrounds and lights of a step are those of other renderers, whatever the representation."""
+    """All renderers draw the same backgrounds and lights in a step."""
     background, cameras = build("background", "random"), views(0.0, 60.0, size=8)
     geometry = build("geometry", "implicit-volume", grid={"num_levels": 2, "log2_hashmap_size": 6})
     other = registry.build(
@@ -208,7 +208,7 @@ def test_training_draws_as_the_volume_renderer_does():
 
 
 def test_small_gaussians_are_dimmed_where_asked():
-    """Far smaller than a pixel, a Gaussian covers little of it; dilation alone would show all its opacity."""
+    """A Gaussian far smaller than a pixel has a small opacity with antialiasing, but its full opacity without."""
     geometry, cameras = cloud([[0.0, 0.0, 0.0]], scales=0.03), views(0.0)
     bright = renderer(geometry)(cameras, step=0).opacity[0, 8, 8]
     dim = renderer(geometry, antialiased=True)(cameras, step=0).opacity[0, 8, 8]
@@ -238,7 +238,7 @@ def test_backends_show_the_same(backend):
 
 
 def test_gradients_match_finite_differences():
-    """Directional derivatives of a random functional of everything rendered, for every parameter, in float64."""
+    """Directional derivatives of a random functional of all outputs by each parameter, in float64."""
     material = build("material", "spherical-harmonics", degree=2, degree_every=0)
     geometry = scattered(8, material=material).double()
     with torch.no_grad():
@@ -253,7 +253,7 @@ def test_gradients_match_finite_differences():
 
     def functional() -> Tensor:
         render = shown(cameras, step=0, needs={"normal"})
-        # Depth and normal are quotients: weigh them by what is there, so that nothing is compared where nothing is.
+        # Depth and normal are undefined at opacity 0, so weight them by the opacity.
         values = [render.rgb, render.opacity, render.depth * render.opacity, render.normal * render.opacity]
         return (torch.cat(values, dim=-1) * mix).sum()
 
@@ -272,14 +272,14 @@ def test_gradients_match_finite_differences():
 
 
 class FourGrays(Background):
-    """Latents of one value."""
+    """A background of constant latents."""
 
     def forward(self, directions: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         return torch.full_like(directions[..., :1], 0.3).expand(*directions.shape[:-1], 4)
 
 
 class FourChannels(Material):
-    """Latents that are the features."""
+    """A material whose latents are the features."""
 
     num_features = num_channels = 4
     outputs_latents = True
@@ -311,7 +311,7 @@ def test_other_geometries_are_refused():
 
 
 def sphere_views(cameras: Cameras) -> tuple[Tensor, Tensor]:
-    """Images (B, H, W, 3) over black and masks of a sphere of radius 0.6 whose colour is 0.5 + 0.4 n."""
+    """(B, H, W, 3) images over black, and masks, of a sphere of radius 0.6 with the color 0.5 + 0.4 n."""
     rays = cameras.rays()
     along = (rays.origins * rays.directions).sum(-1)
     root = along.square() - rays.origins.square().sum(-1) + 0.6**2
@@ -321,7 +321,7 @@ def sphere_views(cameras: Cameras) -> tuple[Tensor, Tensor]:
 
 
 def test_gaussians_fit_a_coloured_sphere():
-    """300 of them, growing, from 6 views; seen from another one."""
+    """300 Gaussians with densification fit 6 views; a further view is compared."""
     densify = {"start": 30, "every": 30, "end": 120, "grad_threshold": 5e-5, "size_threshold": 0.06, "max_points": 600}
     densify |= {"opacity_reset_every": 0, "prune_opacity": 0.02}
     material, background = build("material", "unlit"), build("background", "solid", color=[0.0, 0.0, 0.0])

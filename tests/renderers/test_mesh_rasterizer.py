@@ -1,4 +1,4 @@
-"""Rasterised meshes against what a pinhole camera must show of them."""
+"""Rasterized meshes against the geometry of a pinhole camera."""
 
 import math
 
@@ -20,7 +20,7 @@ NOTHING = Mesh(np.zeros((0, 3), np.float32), np.zeros((0, 3), np.int64))
 
 
 class Seen(Material):
-    """Remembers what it is given; the colours are the features."""
+    """A material that records its inputs and returns the features."""
 
     needs_normal = True
     needs_view_dirs = True
@@ -39,13 +39,13 @@ class Seen(Material):
 
 
 def rgb_of_sides(points) -> Tensor:
-    """Red, green and blue features by the axis that the cube's side looks along."""
+    """Red, green and blue features for cube faces along x, y and z."""
     side = points.points.abs().argmax(dim=-1)
     return 20.0 * torch.eye(3)[side] - 10.0
 
 
 def test_pixels_of_a_cube():
-    """Seen from +x the front is a square of half width (0.5 / 2.5) / tan(20 degrees) of the image's."""
+    """From +x, the half width of the front face is (0.5 / 2.5) / tan(20 degrees) of half the image width."""
     render: Render = renderer_of(FixedMesh(cube(HALF), rgb_of_sides))(views(0.0, size=64), step=0)
     assert render.rgb[0, 32, 32].tolist() == pytest.approx([1.0, 0.0, 0.0], abs=1e-3)
     assert render.rgb[0, 2, 2].tolist() == [0.0, 0.0, 0.0]
@@ -136,7 +136,7 @@ def test_evaluation_in_chunks_is_the_same(supersample):
 
 
 def test_supersampling_counts_parts_of_pixels():
-    """Without antialiasing, coverage comes in quarters."""
+    """With 2 x 2 samples and no antialiasing, the opacity is a multiple of 1/4."""
     cameras = views(20.0, size=32)
     render = renderer_of(FixedMesh(icosphere(0.5)), supersample=2, antialias=False)(cameras, step=0)
     quarters = render.opacity * 4
@@ -146,7 +146,7 @@ def test_supersampling_counts_parts_of_pixels():
 
 
 def test_silhouettes_pull_on_vertices():
-    """The derivative of the covered area by the scale of a cube, against renders at other scales."""
+    """The derivative of the covered area with respect to the scale of a cube, against finite differences."""
     geometry = FixedMesh(cube(HALF))
     renderer = renderer_of(geometry)
     cameras = views(0.0, 33.0, elevation=20.0, size=96)
@@ -195,7 +195,7 @@ def test_the_mesh_is_handed_to_losses():
 
 @pytest.mark.parametrize("radius", [0.01, 50.0])
 def test_any_scale_of_the_scene(radius):
-    """Near and far planes follow the ball."""
+    """The near and far planes depend on the distance and radius of the ball."""
     small = cube(HALF * radius)
     render = renderer_of(FixedMesh(small, radius=radius))(views(0.0, size=32, distance=3.0 * radius), step=0)
     width = HALF / 2.5 / math.tan(math.radians(20.0)) * 32
@@ -205,7 +205,7 @@ def test_any_scale_of_the_scene(radius):
 @pytest.mark.gpu
 @pytest.mark.parametrize("kind", ["dmtet", "flexicubes", "textured-mesh"])
 def test_the_device_renders_what_the_processor_renders(kind):
-    """Images and every gradient, through geometry, rasteriser and antialiasing."""
+    """Images and gradients of all parameters, through geometry, rasterizer and antialiasing."""
     found = []
     for device in ("cpu", "cuda"):
         options = {"texture_size": 64, "deformable": True} if kind == "textured-mesh" else {"resolution": 16}
@@ -230,7 +230,7 @@ def test_the_device_renders_what_the_processor_renders(kind):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_mixed_precision_moves_no_silhouette(dtype):
-    """Clip positions in half precision would be off by pixels."""
+    """Autocast does not change the image; half-precision clip positions would be off by pixels."""
     renderer = renderer_of(FixedMesh(cube(HALF)))
     exact = renderer(around(2, size=96), step=0)
     with torch.autocast("cpu", dtype):

@@ -28,13 +28,13 @@ def test_alpha_is_that_of_the_paper():
     alpha = ((phi[:-1] - phi[1:]) / phi[:-1]).clamp_min(0.0)
     torch.testing.assert_close(1 - torch.exp(-depth), alpha, atol=1e-5, rtol=1e-4)
     weights = render_weights(depth / samples.lengths, samples)
-    # The product of all 1 - alpha telescopes: what passes the front is Phi(-1/2) / Phi(1/2).
+    # The product of all 1 - alpha telescopes to Phi(-1/2) / Phi(1/2) for the front surface.
     assert weights.sum().item() == pytest.approx(1 - math.exp(-15.0), abs=1e-5)
 
 
 @pytest.mark.parametrize("inv_std", [20.0, 100.0, 1000.0])
 def test_depth_of_a_sphere_has_no_bias(inv_std):
-    """The weight's maximum lies on the surface, and so does its mean, up to the curvature of a soft one."""
+    """The maximum and the mean of the weights lie on the surface, up to the effect of curvature at low sharpness."""
     cameras = orbits(0.0, 120.0, size=9, fovy=15.0)
     draw = renderer_of(SolidSphere(0.5), "neus-volume", inv_std=inv_std, num_samples=800, **DENSE)
     render = draw(cameras, step=0)
@@ -44,7 +44,7 @@ def test_depth_of_a_sphere_has_no_bias(inv_std):
     hit = distance < 0.4
     expected = middle - (0.25 - distance.square()).clamp_min(0).sqrt()
     cosine = (0.25 - distance.square()).clamp_min(0).sqrt() / 0.5
-    # Steps of 2 / 800; across the surface the logistic density has the deviation 1.8 / (s cos).
+    # Steps of 2 / 800; the logistic density has a standard deviation of 1.8 / (s cos) along the ray.
     tolerance = 0.002 + 1.5 / (inv_std * cosine) ** 2 + 0.1 / inv_std
     assert hit.sum() > 20
     assert ((render.depth[..., 0] - expected).abs() < tolerance)[hit].all()
@@ -55,8 +55,8 @@ def test_depth_of_a_sphere_has_no_bias(inv_std):
 @pytest.mark.parametrize("steps", [0, 1000])
 @pytest.mark.parametrize("slope", [0.25, 1.0, 4.0])
 def test_a_field_that_is_no_distance_shows_its_surface_where_it_is(slope, steps):
-    """The distances alone place the surface: what stands for alpha is a difference of Phi's, with grad sdf not of 1."""
-    # The same deviation of the visible surface in all cases.
+    """A gradient norm other than 1 does not shift the surface."""
+    # The same sharpness along the ray in all cases.
     options = DENSE | {"inv_std": 40.0 / slope, "num_samples": 800, "cos_anneal_steps": steps}
     render = renderer_of(SolidSphere(0.5, slope), "neus-volume", **options)(orbits(0.0, size=1), step=0)
     assert render.depth.item() == pytest.approx(2.5, abs=0.003)
@@ -66,7 +66,7 @@ def test_a_field_that_is_no_distance_shows_its_surface_where_it_is(slope, steps)
 @pytest.mark.parametrize("slope", [0.25, 4.0])
 @pytest.mark.parametrize("step", [0, 50, 100])
 def test_hidden_samples_of_such_a_field_do_not_change_the_image(slope, step):
-    """What has passed by the distances alone is never less than what has passed by the slopes."""
+    """The transmittance from distances alone is an upper bound of that from the slopes."""
     cameras, options = orbits(0.0, 100.0, size=12), DENSE | {"inv_std": 60.0 / slope, "cos_anneal_steps": 100}
     every, reached = (
         renderer_of(SolidSphere(0.5, slope), "neus-volume", min_transmittance=limit, **options)(
@@ -79,7 +79,7 @@ def test_hidden_samples_of_such_a_field_do_not_change_the_image(slope, step):
 
 
 def test_what_has_passed_is_not_underestimated():
-    """Sample by sample, for a straight ray through the front of the sphere, at every stage of the annealing."""
+    """The bound holds for each sample of a ray through the sphere at all annealing stages."""
     edges = torch.linspace(2.0, 2.9, 41)
     samples = RaySamples(torch.zeros(40, dtype=torch.long), edges[:-1], edges[1:], torch.tensor([0, 40]), 1)
     points = torch.stack([3.0 - samples.midpoints, *[torch.zeros(40)] * 2], dim=1)
@@ -94,7 +94,7 @@ def test_what_has_passed_is_not_underestimated():
 
 
 def test_the_slope_is_annealed():
-    """At first surfaces count half wherever they face; in the end only those that face the camera."""
+    """At the start, surfaces have half weight at any orientation; at the end, only front faces count."""
     draw = renderer_of(SolidSphere(0.5), "neus-volume", inv_std=10.0, cos_anneal_steps=100)
     points = torch.tensor([[0.5, 0.0, 0.0], [-0.5, 0.0, 0.0], [0.0, 0.5, 0.0]])
     samples = RaySamples(torch.arange(3), torch.full((3,), 1.0), torch.full((3,), 1.1), torch.arange(4), 3)
@@ -108,7 +108,7 @@ def test_the_slope_is_annealed():
 
 
 def test_hidden_samples_do_not_change_the_image():
-    """Also with an edge so sharp that a single interval holds all of the surface."""
+    """This also holds for an edge so sharp that a single interval contains it."""
     cameras = orbits(0.0, 100.0, size=12)
     for inv_std in (20.0, 3000.0):
         every, reached = (

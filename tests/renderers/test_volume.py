@@ -1,4 +1,4 @@
-"""The whole volume renderer against analytic integrals, finite differences and itself."""
+"""The volume renderer against analytic integrals, finite differences and other settings of its own."""
 
 import math
 from typing import Any
@@ -20,7 +20,7 @@ DENSE = {"occupancy": {"enabled": False}, "min_transmittance": 0.0}
 
 
 class Ball(Field):
-    """A ball of constant density, with another density and other features where x < 0 if asked for."""
+    """A ball of constant density; density and features for x < 0 can differ."""
 
     def __init__(self, front: float, back: float | None = None, radius: float = 1.0) -> None:
         super().__init__(Field.Config(radius=radius))
@@ -67,40 +67,40 @@ def views(*azimuths: float, size: int = 16, fovy: float = 40.0, elevation: float
 
 
 def centre(images: Tensor) -> Tensor:
-    """The middle pixel of images of odd size."""
+    """The center pixel of images with odd sizes."""
     return images[:, images.shape[1] // 2, images.shape[2] // 2]
 
 
 @pytest.mark.parametrize("radius", [1.0, 0.5])
 @pytest.mark.parametrize("sigma", [0.3, 2.0, 50.0])
 def test_constant_ball(sigma, radius):
-    """Centre ray: O = 1 - exp(-2 sigma r), mean depth t_near + 1 / sigma - 2 r exp(-2 sigma r) / O."""
+    """Center ray: O = 1 - exp(-2 sigma r), mean depth t_near + 1 / sigma - 2 r exp(-2 sigma r) / O."""
     num_samples, length = 200, 2 * radius
     render = renderer(Ball(sigma, radius=radius), num_samples=num_samples, **DENSE)(views(30.0, size=1), step=0)
     opacity = 1 - math.exp(-sigma * length)
     depth = 3.0 - radius + 1 / sigma - length * math.exp(-sigma * length) / opacity
     # A step of 0.005 or more is exact to 2e-7 (float32 at distance 3), so optical depth to 5e-5; tau e^-tau < 0.37.
     assert render.opacity.item() == pytest.approx(opacity, abs=2e-5)
-    # Light counts as absorbed at the middle of a step: off by sigma * step^2 / 12.
+    # Light is absorbed at the midpoint of a step, an error of sigma * step^2 / 12.
     assert render.depth.item() == pytest.approx(depth, abs=sigma * (length / num_samples) ** 2 / 12 + 5e-5)
     assert (render.rgb[..., 2]).item() == pytest.approx(0.5 * opacity + (1 - opacity), abs=1e-5)
 
 
 def test_chords_of_a_ball():
-    """O = 1 - exp(-sigma c) with the chord c = 2 sqrt(1 - b^2) of a ray that passes the centre at distance b."""
+    """O = 1 - exp(-sigma c) with the chord c = 2 sqrt(1 - b^2) of a ray at distance b from the center."""
     cameras, sigma, num_samples = views(10.0, 200.0, size=9, elevation=20.0), 0.7, 1000
     render = renderer(Ball(sigma), num_samples=num_samples, **DENSE)(cameras, step=0)
     rays = cameras.rays()
     squared = torch.linalg.cross(rays.origins, rays.directions).square().sum(-1)
     chord = 2 * (1 - squared).clamp_min(0).sqrt()
-    assert ((chord > 0).float().mean() - 0.7).abs() < 0.2  # some rays hit, some miss
-    # A chord is a whole number of steps, half a step of 0.002 off at most.
+    assert ((chord > 0).float().mean() - 0.7).abs() < 0.2  # some rays hit and some miss the ball
+    # A chord is rounded to whole steps, an error of at most half a step of 0.002.
     torch.testing.assert_close(render.opacity[..., 0], 1 - torch.exp(-sigma * chord), atol=sigma * 0.001 + 1e-5, rtol=0)
     assert (render.opacity[chord == 0] == 0).all() and (render.depth[chord == 0] == 0).all()
 
 
 def test_two_media_hide_each_other_in_order():
-    """From the front, red comes first: C = (1 - e^-a) red + e^-a (1 - e^-b) green + e^-(a+b) background."""
+    """From the front, red is in front of green: C = (1 - e^-a) red + e^-a (1 - e^-b) green + e^-(a+b) background."""
     a, b = 1.5, 0.4
     background = build("background", "solid", color=[0.0, 0.0, 1.0])
     render = renderer(Ball(a, b), background=background, **DENSE)(views(0.0, 180.0, size=1), step=0)
@@ -118,7 +118,7 @@ def test_normals_of_an_opaque_ball_face_the_camera():
     render = renderer(Ball(200.0), num_samples=500, **DENSE)(cameras, step=0, needs={"normal"})
     toward = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
     torch.testing.assert_close(centre(render.normal), toward, atol=1e-3, rtol=0)
-    # The image's right half of the front view shows normals leaning to +y, its upper half to +z.
+    # In the front view, normals in the right half lean to +y and normals in the upper half to +z.
     assert render.normal[0, 4, 7, 1] > 0.3 and render.normal[0, 1, 4, 2] > 0.3
     lengths = render.normal.norm(dim=-1)[render.opacity[..., 0] > 0.5]
     torch.testing.assert_close(lengths, torch.ones_like(lengths))
@@ -152,7 +152,7 @@ def test_image_gradient_matches_finite_differences():
 
 
 def test_fast_backends_give_the_torch_image_and_gradients():
-    """Whatever ``auto`` chooses here (native code where a C compiler is found)."""
+    """The backend ``auto`` (native code if a C compiler is available) against torch."""
     results = []
     for backend in ("torch", "auto"):
         geometry = volume(grid={"backend": backend})
@@ -172,12 +172,12 @@ def test_cuda_gives_the_cpu_image():
         render = draw(views(0.0, 100.0).to(device), step=0, needs={"normal"})
         images.append({name: value.cpu() for name, value in fields_of(render).items()})
     for name, image in images[1].items():
-        # A sample at a cell's or the ball's border may fall on either side: a few pixels differ by one sample's share.
+        # Rounding can move samples across borders of cells, so a few pixels differ by the weight of one sample.
         assert ((image - images[0][name]).abs() > 1e-3).float().mean() < 0.01, name
 
 
 def test_a_ball_is_learned_from_its_views():
-    """Two-coloured views of a ball over random backgrounds pull the blob to its shape and colours."""
+    """A density blob is fitted to two-colored views of a ball over random backgrounds."""
     truth = renderer(Ball(20.0, radius=0.5), num_samples=48, **DENSE)
     geometry = volume(scale=1e-4)
     draw = renderer(geometry, num_samples=48, background=build("background", "random"))
@@ -202,7 +202,7 @@ def test_a_ball_is_learned_from_its_views():
 
 
 def counted(draw: VolumeRenderer, cameras: Cameras) -> tuple[Render, int]:
-    """A render with gradients, and how many samples the field was asked for with features."""
+    """A render with gradients, and the number of samples with features."""
     seen: list[int] = []
     with draw.geometry.register_forward_hook(lambda _, arguments, __: seen.append(len(arguments[0]))):
         return draw(cameras, step=0), sum(seen)
@@ -218,7 +218,7 @@ def test_occupancy_does_not_change_the_image():
     assert sparse.occupancy.occupied.float().mean() < 0.25
     (expected, every), (result, occupied) = (counted(draw, cameras) for draw in (dense, sparse))
     assert occupied < 0.4 * every
-    # What is left out has an optical depth below 0.01 per step, at most five steps of a ray at the object's fringe.
+    # Skipped cells have an optical depth below 0.01 per step, in at most five steps per ray.
     torch.testing.assert_close(result.rgb, expected.rgb, atol=0.05, rtol=0)
     assert (result.rgb - expected.rgb).abs().mean() < 3e-3
 
@@ -229,7 +229,7 @@ def test_hidden_samples_do_not_change_the_image():
     every, total = counted(renderer(geometry, **DENSE), cameras)
     reached, kept = counted(renderer(geometry, occupancy={"enabled": False}, min_transmittance=1e-3), cameras)
     assert kept < 0.8 * total
-    # What lies behind a transmittance of 1e-3 is left out, and sums are rounded.
+    # Samples with a transmittance below 1e-3 are dropped, and sums are rounded.
     torch.testing.assert_close(reached.rgb, every.rgb, atol=1.02e-3, rtol=0)
     torch.testing.assert_close(reached.opacity, every.opacity, atol=1.02e-3, rtol=0)
 
@@ -242,7 +242,7 @@ def fields_of(render: Render) -> dict[str, Tensor | None]:
 @pytest.mark.parametrize("lit", [False, True])
 @pytest.mark.parametrize("rng", [None, Rng(4)])
 def test_chunks_and_gradients_do_not_change_the_image(lit, rng):
-    """In training, in evaluation at once and in evaluation in odd chunks; the light goes with its image."""
+    """Training and evaluation in any chunk size give the same lit image."""
     geometry = volume()
     material = build("material", "diffuse", ambient_only_steps=0, evaluation="diffuse" if lit else "albedo")
     cameras = views(0.0, 100.0, 200.0, size=8, elevation=30.0)

@@ -56,7 +56,7 @@ def test_resampled_intervals_cover_the_chord_and_share_the_weight(jitter):
     assert (starts[:, 0] == 2.0).all() and torch.allclose(ends[:, -1], torch.full((2,), 4.0))
     assert torch.equal(starts[:, 1:], ends[:, :-1]) and (samples.lengths >= 0).all()
     if jitter is None:
-        # Each weight is shared with its neighbours: max filters of width 2, then a mean of width 2.
+        # The blur is a max filter of width 2, followed by a mean of width 2.
         mass = torch.tensor([0, 0.05, 0.3, 0.5, 0.35, 0.1, 0, 0]) + 0.02 / 8
         below = torch.nn.functional.pad(mass.cumsum(0), (1, 0)) / mass.sum()
         place = (ends[0] - 2.0) / 0.25
@@ -81,10 +81,10 @@ def test_bins_know_which_rays_hit():
 
 
 def test_interlevel_loss_is_zero_where_the_proposal_bounds_the_weights():
-    bins = bins_of(4)  # of length 0.5, from 2 to 4
+    bins = bins_of(4)  # bins of length 0.5, from 2 to 4
     samples = intervals([2.0, 2.25, 2.75, 3.0, 4.0])
     weights = torch.tensor([0.1, 0.3, 0.2, 0.4])
-    # The second sample touches the first two bins, the last one the last two.
+    # The second sample overlaps the first two bins, and the last one the last two.
     enclosing = torch.tensor([[0.1, 0.2, 0.15, 0.25]])
     assert interlevel(bins, enclosing, samples, weights).item() < 1e-12
     short = torch.tensor([[0.05, 0.2, 0.15, 0.25]], requires_grad=True)
@@ -97,7 +97,7 @@ def test_interlevel_loss_is_zero_where_the_proposal_bounds_the_weights():
 
 
 def test_a_histogram_bounds_what_was_sampled_from_it():
-    """Weights of a medium at one resolution are bounded by its weights at a coarser one."""
+    """The weights of a medium are bounded by its weights at a coarser resolution, so the loss is 0."""
     generator = torch.Generator().manual_seed(1)
     fine = torch.rand(8, generator=generator) * 3
     samples = intervals([2.0 + 0.25 * index for index in range(9)])
@@ -129,7 +129,7 @@ def test_every_estimator_shows_the_opacity_of_a_ball(estimator, extinction):
 
 
 def test_importance_spends_its_samples_on_the_object():
-    """A thin shell's depth is found with a tenth of the samples that even steps would need."""
+    """Resampling needs a tenth of the samples of uniform steps for the depth of a thin shell."""
     cameras = orbits(0.0, size=1)
     even, near = (
         renderer_of(FogBall(60.0, size=0.3), estimator=kind, num_samples=24, occupancy={"enabled": False})
@@ -141,7 +141,7 @@ def test_importance_spends_its_samples_on_the_object():
 
 
 def test_the_proposal_learns_to_enclose_the_object():
-    """The interlevel loss falls, and trains nothing but the proposal, which nothing else trains."""
+    """The proposal loss decreases. It trains only the proposal, and only it trains the proposal."""
     geometry = FogBall(30.0, size=0.35)
     draw = renderer_of(geometry, estimator="proposal", num_samples=32)
     (group,) = draw.parameter_groups()
@@ -168,7 +168,7 @@ def test_the_proposal_learns_to_enclose_the_object():
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_estimators_agree_on_a_rough_field(estimator):
-    """Many samples of either kind show the same image, in chunks too."""
+    """With many samples, all estimators give the same image, also in chunks."""
     geometry = rough_volume(density_blob_strength=20.0)
     cameras = orbits(0.0, 100.0)
     truth = renderer_of(geometry, num_samples=600, occupancy={"enabled": False}, min_transmittance=0.0)

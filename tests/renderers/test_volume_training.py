@@ -1,4 +1,4 @@
-"""Bounded memory, patches, maps for losses, and materials with other needs."""
+"""Deferred back-propagation, patches, maps for losses, and the inputs of materials."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ def images_of(render: Render) -> dict[str, Tensor]:
 
 
 def functional(render: Render) -> Tensor:
-    """A mix of everything that a render holds, the same for each of its shape."""
+    """A fixed random functional of all maps of a render."""
     generator = torch.Generator().manual_seed(0)
     total = torch.zeros((), dtype=torch.float64)
     for values in images_of(render).values():
@@ -36,7 +36,7 @@ def functional(render: Render) -> Tensor:
 @pytest.mark.parametrize("estimator", ["occupancy", "proposal"])
 @pytest.mark.parametrize("normal", ["analytic", "finite-difference"])
 def test_deferred_gradients_are_the_direct_ones(estimator, normal):
-    """Image, maps and the gradient of every parameter, whatever the size of the chunks."""
+    """Images, maps and gradients of all parameters do not depend on the chunk size."""
     cameras = orbits(0.0, 100.0, dtype=torch.float64)
     results = []
     for chunk in (None, 1000, 50, 7):
@@ -54,7 +54,7 @@ def test_deferred_gradients_are_the_direct_ones(estimator, normal):
 
 
 def live_samples(draw: VolumeRenderer, cameras: Cameras) -> tuple[int, int]:
-    """Most samples whose graph was alive at any time of a step, and all that were looked at with a graph."""
+    """The largest number of samples in a graph at one time of a step, and the total number of samples in graphs."""
     alive, most, total = 0, 0, 0
 
     def freed(count: int) -> None:
@@ -93,12 +93,12 @@ def test_live_samples_are_bounded_by_the_chunk():
     options = {"num_samples": 32, "occupancy": {"enabled": False}, "min_transmittance": 0.0}
     whole = live_samples(renderer_of(rough_volume(), **options), cameras)
     chunked = live_samples(renderer_of(rough_volume(), training_chunk=32, **options), cameras)
-    assert whole[0] == whole[1] == chunked[1]  # the same samples in all
+    assert whole[0] == whole[1] == chunked[1]  # the same total
     assert chunked[0] <= 32 * 33 < whole[0] / 4
 
 
 def test_a_patch_is_that_part_of_the_image_and_the_rest_has_no_gradient():
-    """In the middle of an evaluation rng, at random places in training; outside, the coarse view scaled up."""
+    """The patch is at the center without a random stream and at random positions in training, inside a coarse view."""
     geometry, cameras = rough_volume(), orbits(0.0, 100.0, size=16)
     options = {"jitter": False, "num_samples": 48}
     whole = renderer_of(geometry, **options)(cameras, step=0, rng=Rng(), needs=MAPS)
@@ -121,14 +121,14 @@ def test_a_patch_is_that_part_of_the_image_and_the_rest_has_no_gradient():
         outside = render.opacity[:, ~inside].sum()
         (nothing,) = torch.autograd.grad(outside, geometry.network.biases[-1], allow_unused=True)
         assert nothing is None or float(nothing.abs().max()) == 0
-        # Far from the patch the picture is the same object.
+        # The coarse view shows the same object.
         assert (render.opacity - whole.opacity).abs().mean() < 0.1
     assert len(places) > 1
 
 
 @pytest.mark.parametrize("name", ["sparsity", "opaque", "distortion", "rgb"])
 def test_the_gradient_of_a_mean_over_pixels_is_that_over_the_patch(name):
-    """So a term's weight does not shrink with the part of the image that can follow it."""
+    """The mean gradient does not depend on the patch size, so loss weights keep their meaning."""
     cameras = orbits(0.0, 100.0, size=12, dtype=torch.float64)
 
     def gradient(place: Patch | None, **options) -> Tensor:
@@ -143,13 +143,13 @@ def test_the_gradient_of_a_mean_over_pixels_is_that_over_the_patch(name):
         return found
 
     pasted = gradient(None, patch={"size": 4, "downsample": 3})
-    expected = gradient(Patch(4, 4, 4, 4))  # the middle, which is chosen without a source of randomness
+    expected = gradient(Patch(4, 4, 4, 4))  # the center, without a random stream
     assert float(expected.abs().max()) > 0
     torch.testing.assert_close(pasted, expected, atol=1e-12, rtol=1e-8)
 
 
 def test_pasting_keeps_values_and_makes_up_for_the_patchs_share():
-    """Of 48 pixels the patch has 6."""
+    """The patch has 6 of 48 pixels."""
     patch, values = Patch(1, 2, 2, 3), torch.arange(12.0).view(1, 2, 3, 2).requires_grad_()
     pasted = patch.paste(values, torch.zeros(1, 2, 2, 2), 6, 8)
     assert torch.equal(patch.cut(pasted), values) and pasted.sum() == values.sum()
@@ -158,7 +158,7 @@ def test_pasting_keeps_values_and_makes_up_for_the_patchs_share():
 
 
 def test_the_place_of_a_patch_is_drawn_on_the_host():
-    """The same on every device, and there is none to wait for: a meta device has no values at all."""
+    """The position is drawn on the CPU: it is also known for cameras on the meta device, which have no values."""
     config, cameras = PatchConfig(size=3), orbits(0.0, size=16)
     found = [draw_patch(config, where, Rng(5), step) for step in range(6) for where in (cameras, cameras.to("meta"))]
     assert found[::2] == found[1::2] and len({(patch.top, patch.left) for patch in found if patch}) > 3
@@ -166,7 +166,7 @@ def test_the_place_of_a_patch_is_drawn_on_the_host():
 
 
 def find_square(images: Tensor, whole: Tensor, size: int) -> tuple[int, int]:
-    """Where a square of pixels agrees best with the whole image."""
+    """The position at which a square of pixels matches the whole image best."""
     difference = (images - whole).abs().sum(dim=(0, 3))[None]
     cost = torch.nn.functional.avg_pool2d(difference, size, stride=1)[0]
     return divmod(int(cost.argmin()), cost.shape[1])
@@ -232,7 +232,7 @@ def test_depth_variance_by_hand():
 
 
 def test_facing_away_by_hand():
-    """Ray 0 (towards -x): one normal faces the camera (0), one leans away with n . v = 0.6; ray 2: n . v = 1."""
+    """Ray 0 (towards -x): one normal faces the camera (0), one faces away with n . v = 0.6; ray 2: n . v = 1."""
     starts = torch.tensor([0.95, 1.95, 2.95])
     samples = RaySamples(torch.tensor([0, 0, 2]), starts, starts + 0.1, torch.tensor([0, 2, 2, 3]), 3)
     weights = torch.tensor([0.5, 0.25, 0.1], requires_grad=True)
@@ -241,20 +241,20 @@ def test_facing_away_by_hand():
     result = volume_maps.orientation(weights, samples, normals, view_dirs)
     torch.testing.assert_close(result[:, 0], torch.tensor([0.25 * 0.36, 0.0, 0.1]))
     result.sum().backward()
-    assert weights.grad is None  # only the normals are asked to change
+    assert weights.grad is None  # only the normals get a gradient
     # The gradient is 2 w (n . v) v: sample 1 has v = -x, sample 2 has v = -z.
     torch.testing.assert_close(normals.grad, torch.tensor([[0.0, 0.0, 0.0], [-0.3, 0.0, 0.0], [0.0, 0.0, -0.2]]))
 
 
 def test_maps_of_a_ball_of_fog():
-    """Centre ray: exponential absorption of rate s over the length 2; what is seen faces the camera."""
+    """Center ray: exponential absorption with rate s over the length 2; the visible normals face the camera."""
     draw = renderer_of(FogBall(3.0), num_samples=400, occupancy={"enabled": False})
     render = draw(orbits(0.0, size=1), step=0, needs=draw.outputs)
     t = (torch.arange(400_000) + 0.5) * (2.0 / 400_000)
     w = 3.0 * torch.exp(-3.0 * t.double()) * (2.0 / 400_000)
     mean = (w * t).sum() / w.sum()
     assert render.depth_variance.item() == pytest.approx(float((w * (t - mean) ** 2).sum() / w.sum()), rel=2e-3)
-    # The second half of the ray sees normals along the ray.
+    # Normals in the second half of the ray point along the ray.
     assert render.orientation.item() == pytest.approx(float(w[200_000:].sum()), rel=1e-2)
     before, moment = w.cumsum(0) - w, (w * t).cumsum(0) - w * t
     pairs = 2 * (w * (t * before - moment)).sum() / 2.0
@@ -265,7 +265,7 @@ def test_maps_of_a_ball_of_fog():
 
 
 class Directions(Material):
-    """Four channels: the direction of view and the normal's share of it."""
+    """A material with four channels: the view direction v, and n . v."""
 
     num_channels = 4
     needs_normal = True
