@@ -139,9 +139,7 @@ def test_fovy_spans_the_height():
     camera = one(0.0, 0.0, fovy=60.0, size=1001)
     directions = camera.rays().directions[0, :, 500]
     angle = torch.acos((directions[0] * directions[-1]).sum())
-    torch.testing.assert_close(
-        math.degrees(angle), 60.0, atol=0.1, rtol=0
-    )  # one pixel less than the whole image height
+    torch.testing.assert_close(math.degrees(angle), 60.0, atol=0.1, rtol=0)  # one pixel less than the height
 
 
 def test_offset_target_and_up_move_the_camera():

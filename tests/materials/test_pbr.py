@@ -122,7 +122,7 @@ def test_glossy_light_against_the_rendering_equation(roughness, cosine):
 
 
 def test_diffuse_light_is_the_irradiance():
-    """The diffuse term of a non-metal is albedo * E / pi times the share of light not reflected; E has a closed form."""
+    """The diffuse term of a non-metal is albedo * E / pi times the share of light not reflected, with E known."""
     normals, dirs = views(40)
     built = pbr(SMOOTH)
     half, rough = torch.full((40, 3), 0.5), torch.ones(40)
