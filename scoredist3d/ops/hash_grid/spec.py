@@ -1,4 +1,4 @@
-"""Shape of a multiresolution hash grid: resolutions, table sizes and layout of its levels."""
+"""Parameters of a multiresolution hash grid, and the layout of its levels that follows from them."""
 
 from __future__ import annotations
 
