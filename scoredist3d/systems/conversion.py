@@ -55,14 +55,14 @@ def convert(source: Scene, target: Scene, config: ConversionConfig, rng: Rng) ->
         ValueError: The source has no surface, or the target's geometry or material cannot be initialized from it.
     """
     learning = ("material", "background", "geometry")
-    alike = {name for name in learning if means_the_same(target.blocks[name], source.blocks[name])}
+    alike = {name for name in learning if weights_compatible(target.blocks[name], source.blocks[name])}
     lines = [
         f"{name}: continued"
         for name in learning[:2]
-        if name in alike and _take_over(getattr(source, name), getattr(target, name))
+        if name in alike and _copy_weights(getattr(source, name), getattr(target, name))
     ]
-    if "geometry" in alike and _take_over(source.geometry, target.geometry):
-        _take_over(source.renderer, target.renderer)
+    if "geometry" in alike and _copy_weights(source.geometry, target.geometry):
+        _copy_weights(source.renderer, target.renderer)
         target.continue_at(source.clock.scene_step)
         lines.append("geometry: continued")
     else:
@@ -103,7 +103,7 @@ def _initialize_geometry(source: Scene, target: Scene, config: ConversionConfig,
     return [*lines, report] if report else lines
 
 
-def means_the_same(ours: ComponentConfig, theirs: ComponentConfig | None) -> bool:
+def weights_compatible(ours: ComponentConfig, theirs: ComponentConfig | None) -> bool:
     """Whether weights trained under one block can be used under the other.
 
     Equal names and shapes of tensors are not enough: the entries of a hash grid depend on the radius and on the growth
@@ -128,7 +128,7 @@ def _without(block: dict[str, Any], options: Iterable[str]) -> dict[str, Any]:
     return kept
 
 
-def _take_over(source: nn.Module, target: nn.Module) -> bool:
+def _copy_weights(source: nn.Module, target: nn.Module) -> bool:
     """Load the weights of a part if names and shapes agree; returns whether any were loaded."""
     state = source.state_dict()
     if not state or not fits(target, state):

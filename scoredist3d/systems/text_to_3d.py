@@ -24,7 +24,7 @@ from scoredist3d.renderers.base import Render
 from scoredist3d.seeding import Rng
 from scoredist3d.systems.base import GuidedSystem, TrainingStep
 from scoredist3d.systems.clock import Clock
-from scoredist3d.systems.conversion import ConversionConfig, convert, means_the_same
+from scoredist3d.systems.conversion import ConversionConfig, convert, weights_compatible
 from scoredist3d.systems.modules import TypedModuleList
 from scoredist3d.systems.objective import Objective
 from scoredist3d.systems.scene import Scene, SceneShape, merged_groups
@@ -180,7 +180,7 @@ class TextTo3D(GuidedSystem):
         weights = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
         first = self.scenes[0]
         alike = system is None or all(
-            means_the_same(getattr(self.settings, name), getattr(system, name, None))
+            weights_compatible(getattr(self.settings, name), getattr(system, name, None))
             for name in ("geometry", "material", "background")
         )
         if not (alike and first.fits(weights)):

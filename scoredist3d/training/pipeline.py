@@ -100,17 +100,17 @@ def _run_stages(
     how = f"To continue the pipeline: {command_name()} --train --resume {root}"
     for number, (name, fresh) in enumerate(pipeline.stages.items(), start=1):
         folder, source = RunFolder(root / name), source_stage(fresh)
-        anew = source in result.stages and folder.root.exists()
-        written = pipeline.written[STAGES][name] if anew else resumed[name]
+        restart = source in result.stages and folder.root.exists()
+        written = pipeline.written[STAGES][name] if restart else resumed[name]
         config = fresh if written is pipeline.written[STAGES][name] else load_plain(written)
         if source is not None:
             config.system.init_from = str(root / source)  # type: ignore[attr-defined]
             written = merge(written, {"system": {"init_from": str(root / source)}})
-        if not anew and source not in result.stages and _is_done(folder, config, name):
+        if not restart and source not in result.stages and _is_done(folder, config, name):
             console.say(f"Stage {number} of {len(names)}, {name}: already done, in {folder.root}")
             continue
         console.say(f"Stage {number} of {len(names)}, {name}:")
-        if anew:
+        if restart:
             console.say(
                 f"{source} has changed, so {name} starts again; its earlier folder is {_set_aside(folder.root)}"
             )

@@ -22,7 +22,7 @@ def check_precision(config: ExperimentConfig, devices: DeviceSpec) -> None:
         else "computes in bfloat16, which is many times slower than float32 on most CPUs"
     )
     raise ConfigError(
-        f"trainer.precision: {precision} {problem}. Add trainer.precision=32-true to the command, or select a GPU with "
+        f"trainer.precision: {precision} {problem}. Add trainer.precision=32-true to the command, or choose a GPU with "
         "--gpu 0."
     )
 

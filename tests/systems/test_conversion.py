@@ -19,7 +19,7 @@ from scoredist3d.meshes.mesh import Mesh, drop_small_components, topology
 from scoredist3d.meshes.sampling import mesh_points
 from scoredist3d.seeding import Rng
 from scoredist3d.systems.base import build_component
-from scoredist3d.systems.conversion import ConversionConfig, convert, means_the_same
+from scoredist3d.systems.conversion import ConversionConfig, convert, weights_compatible
 from scoredist3d.systems.scene import Scene, SceneShape
 
 GRID: dict[str, Any] = {"grid": {"num_levels": 5, "log2_hashmap_size": 12}, "network": {"hidden_width": 16}}
@@ -187,7 +187,7 @@ def test_an_empty_field_cannot_be_converted() -> None:
 def test_equal_shapes_do_not_make_equal_meanings(changes: dict[str, Any], alike: bool) -> None:
     ours = parse_component("geometry", BLOCKS["nerf"]["geometry"])
     theirs = parse_component("geometry", {**BLOCKS["nerf"]["geometry"], **changes})
-    assert means_the_same(ours, theirs) is alike
+    assert weights_compatible(ours, theirs) is alike
 
 
 @pytest.mark.parametrize(
@@ -200,4 +200,4 @@ def test_free_options_exist(kind: str, name: str) -> None:
     ):
         return
     block = parse_component(kind, {"type": name})
-    assert means_the_same(block, block)
+    assert weights_compatible(block, block)

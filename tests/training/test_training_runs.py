@@ -264,7 +264,7 @@ def test_mismatched_and_unreadable_checkpoints_are_one_sentence(trained: Any, tm
     other = make(tmp_path, "text-to-2d")
     with pytest.raises(ValueError, match="belongs to another configuration"):
         run_training(other, devices="cpu", resume=result.folder, console=Recorder())
-    with pytest.raises(ValueError, match="GPU numbers as in"):
+    with pytest.raises(ValueError, match="GPU numbers such as"):
         run_training(config, devices="tpu", console=Recorder())
 
 
