@@ -19,9 +19,10 @@ from scoredist3d.seeding import Rng
 
 @register(
     "guidance",
-    "collaborative-csd",
+    "collaborative-sd",
     summary="Share SDS directions between similar images of a batch, by Stein variational gradient descent.",
     arxiv="2307.04787",
+    aliases=("collaborative-csd",),
 )
 class CollaborativeScoreDistillation(Guidance):
     """G_i = w(t) / N (sum_j k(x_j, x_i) (eps_hat(x_j; t, y_j) - eps_j) + s R_i), for the N items of a batch.

@@ -14,7 +14,11 @@ from scoredist3d.registry import register
 
 
 @register(
-    "guidance", "delta-denoising", summary="Edit: the prompt's SDS less the source's, same noise.", arxiv="2304.07090"
+    "guidance",
+    "dds",
+    summary="Edit: the prompt's SDS less the source's, same noise.",
+    arxiv="2304.07090",
+    aliases=("delta-denoising",),
 )
 class DeltaDenoising(EditingGuidance):
     """G = w(t) (eps_hat(alpha z + sigma eps, t, y) - eps_hat(alpha z_src + sigma eps, t, y_src)).

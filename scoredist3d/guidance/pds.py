@@ -19,9 +19,10 @@ from scoredist3d.registry import register
 
 @register(
     "guidance",
-    "posterior-distillation",
+    "pds",
     summary="Edit: match the source's stochastic latents, which adds a pull towards the source.",
     arxiv="2311.13831",
+    aliases=("posterior-distillation",),
 )
 class PosteriorDistillation(EditingGuidance):
     """G = psi_t (z - z_src) + chi_t (eps_hat(x_t, y) - eps_hat(x_t_src, y_src)).

@@ -54,8 +54,8 @@ def run(command: str, *further: str) -> int:
     return cli.main([*arguments, *further])
 
 
-def test_the_method_is_short() -> None:
-    assert len(METHOD.splitlines()) < 40
+def test_a_complete_method_is_at_most_40_lines() -> None:
+    assert len(METHOD.splitlines()) <= 40
 
 
 def test_it_is_listed_and_described(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:

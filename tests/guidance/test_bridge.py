@@ -65,7 +65,7 @@ def test_an_empty_source_is_the_classifier_score_and_the_missing_part_of_sds() -
     bridge = gradient(method("bridge", CountingPrior(), **STAGE_TWO | options), z)
     plain = method("sds", CountingPrior(), guidance_scale=3.0)
     empty = CFGConditions(plain.prior.embed(["red"]), plain.prior.embed([""]))
-    classifier = gradient(method("classifier-sd", CountingPrior()), z, conditions=empty)
+    classifier = gradient(method("csd", CountingPrior()), z, conditions=empty)
     torch.testing.assert_close(bridge, 3.0 * classifier, rtol=0, atol=1e-12)
     unconditional = gradient(method("sds", CountingPrior(), guidance_scale=0.0), z, conditions=empty)
     torch.testing.assert_close(gradient(plain, z, conditions=empty), bridge + unconditional, rtol=0, atol=1e-11)

@@ -384,7 +384,7 @@ def test_stein_particles_keep_the_spread_that_repulsion_gives_them(repulsion: An
     data (a standard deviation of 48 has an error of 10 %), without it they share their directions and meet."""
     prior = gaussian()
     guidance = method(
-        "collaborative-csd", prior, guidance_scale=1.0, repulsion_scale=repulsion, noise_sharing="shared",
+        "collaborative-sd", prior, guidance_scale=1.0, repulsion_scale=repulsion, noise_sharing="shared",
         weighting="uniform", t_min=0.1, t_max=0.1,
     )  # fmt: skip
     z = normal(48)[:, :, :1, :1]
@@ -413,7 +413,7 @@ def test_a_bridge_between_equal_spreads_drifts_without_end() -> None:
         torch.testing.assert_close(g, torch.full_like(g, drift), rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("name", ["delta-denoising", "posterior-distillation", "bridge"])
+@pytest.mark.parametrize("name", ["dds", "pds", "bridge"])
 def test_the_same_prompt_on_both_sides_changes_nothing(name: str) -> None:
     """Edits of the source to itself, and a render described as what it should be."""
     prior = CountingPrior()
@@ -429,7 +429,7 @@ def test_posterior_distillation_of_neighbouring_levels_is_weighted_delta_denoisi
     """At stride 1 psi is 0 and chi = sqrt(beta_t / (alpha_t^step (1 - abar_{t-1}))) is all that differs."""
     prior = CountingPrior()
     options = {"guidance_scale": 3.0, "source_prompt": "green", "t_min": 0.5, "t_max": 0.5}
-    pds, dds = method("posterior-distillation", prior, stride=1, **options), method("delta-denoising", prior, **options)
+    pds, dds = method("pds", prior, stride=1, **options), method("dds", prior, **options)
     abar, before = (coefficients(prior, timestep)[0] ** 2 for timestep in (0.5, 0.499))
     chi = math.sqrt((1 - abar / before) / (abar / before * (1 - before)))
     z, source = latents(2), latents(2, seed=8)
@@ -449,7 +449,7 @@ LIMITS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     # One timestep for the whole batch.
     "sdi": ({"kappa": "random", "weighting": "lambda", **LEVEL}, {"weighting": "lambda", **LEVEL}),
     "lmc": ({"corrective": "identity"}, {}),
-    "classifier-sd": ({"c_y": 3.0, "c_0": -2.0, "c_eps": -1.0}, {}),
+    "csd": ({"c_y": 3.0, "c_0": -2.0, "c_eps": -1.0}, {}),
     "bridge": ({"stage_two_start_step": 9, "target_modifier": ""}, {}),
     "sjc": ({"t_min": 0.02, "t_max": 0.98}, {"weighting": "uniform"}),
     "hifa": (
@@ -481,7 +481,7 @@ def test_equals_score_distillation_in_its_limit(name: str, kind: str) -> None:
 
 def test_one_collaborator_works_alone() -> None:
     prior = CountingPrior()
-    alone, sds = (method(name, prior, guidance_scale=3.0) for name in ("collaborative-csd", "sds"))
+    alone, sds = (method(name, prior, guidance_scale=3.0) for name in ("collaborative-sd", "sds"))
     g = [gradient(each, latents(1), 2, conditions=told(each)) for each in (alone, sds)]
     torch.testing.assert_close(g[0], g[1], rtol=0, atol=1e-12)
 
@@ -501,7 +501,7 @@ def test_noise_free_distillation_without_a_negative_prompt_is_a_classifier() -> 
     """Above the threshold timestep e_0 - e_n vanishes and gamma (e_y - e_0) is left."""
     prior = CountingPrior()
     nfsd = method("nfsd", prior, guidance_scale=3.0, negative_prompt="", t_min=0.3)
-    classifier = method("classifier-sd", prior, c_y=3.0, c_0=-3.0, t_min=0.3)
+    classifier = method("csd", prior, c_y=3.0, c_0=-3.0, t_min=0.3)
     g = [gradient(each, latents(2), 1, conditions=told(each)) for each in (nfsd, classifier)]
     torch.testing.assert_close(g[0], g[1], rtol=0, atol=1e-11)
 

@@ -66,7 +66,7 @@ def close(a: Tensor, b: Tensor, tolerance: float = 1e-11) -> None:
 
 
 def test_is_registered_with_its_paper():
-    entry = registry.lookup("guidance", "collaborative-csd")
+    entry = registry.lookup("guidance", "collaborative-sd")
     assert entry.cls is CollaborativeScoreDistillation and entry.arxiv == "2307.04787"
 
 

@@ -66,7 +66,7 @@ def test_an_empty_negative_prompt_makes_the_classifier_score_above_the_threshold
     z = latents(2)
     for timestep, equal in ((0.2, True), (0.6, True), (0.1, False)):
         guidance = at(timestep, negative_prompt="")
-        classifier = method("classifier-sd", CountingPrior(), t_min=timestep, t_max=timestep)
+        classifier = method("csd", CountingPrior(), t_min=timestep, t_max=timestep)
         wanted = 7.5 * gradient(classifier, z, conditions=prompted(classifier))
         close = torch.allclose(gradient(guidance, z), wanted, rtol=0, atol=1e-12)
         assert close == equal

@@ -19,7 +19,7 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 
 def pds(kind: str = "vp-epsilon", **options):
-    return method("posterior-distillation", CountingPrior(kind), **options)
+    return method("pds", CountingPrior(kind), **options)
 
 
 def timestep_grid(*numbers: int) -> torch.Tensor:
@@ -32,11 +32,11 @@ def guided(prior, x_t, t, text: str, scale: float):
 
 
 @pytest.mark.parametrize(
-    "values", [{}, load([CONFIGS / "guidance" / "posterior-distillation.yaml"])["system"]["guidance"]]
+    "values", [{}, load([CONFIGS / "guidance" / "pds.yaml"])["system"]["guidance"]]
 )
 def test_class_and_fragment_hold_the_released_settings(values: dict) -> None:
     """500 steps on 1000 timesteps are a stride of 2; the fragment adds nothing to the class but the scale."""
-    config = parse_component("guidance", {"type": "posterior-distillation"} | values)
+    config = parse_component("guidance", {"type": "pds"} | values)
     for step in (0, 29999):
         assert (config.t_min(step), config.t_max(step), config.guidance_scale(step)) == (0.02, 0.98, 100.0)
         assert (config.weight(step), config.identity_weight(step)) == (1.0, 1.0)
@@ -77,7 +77,7 @@ def test_it_is_the_difference_of_the_stochastic_latents(stride: int) -> None:
 def test_one_step_down_it_is_weighted_dds() -> None:
     z, z_source = latents(3), latents(3, seed=6)
     options = {"guidance_scale": 7.5, "t_min": 0.02, "t_max": 0.98}
-    one, dds = pds(stride=1, **options), method("delta-denoising", CountingPrior(), **options)
+    one, dds = pds(stride=1, **options), method("dds", CountingPrior(), **options)
     timesteps = torch.tensor(one.sample_timesteps(3, 0, Rng()), dtype=torch.float64)
     psi, chi = one.coefficients(timesteps)
     assert psi.abs().max() < 1e-11
@@ -134,7 +134,7 @@ def test_the_pull_to_the_source_vanishes_there_and_has_a_factor() -> None:
 def test_dreamcatalysts_weights() -> None:
     z, z_source = latents(3), latents(3, seed=6)
     guidance = pds(form="dreamcatalyst", guidance_scale=7.5)
-    dds = method("delta-denoising", CountingPrior(), guidance_scale=7.5, t_min=0.02, t_max=0.98)
+    dds = method("dds", CountingPrior(), guidance_scale=7.5, t_min=0.02, t_max=0.98)
     difference = gradient(dds, z, source=z_source)
     expected = []
     for item, tau in enumerate(guidance.sample_timesteps(3, 0, Rng())):

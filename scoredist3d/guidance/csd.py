@@ -17,7 +17,11 @@ _NETWORK = ("c_y", "c_n", "c_0")
 
 
 @register(
-    "guidance", "classifier-sd", summary="Follow the implicit classifier eps_y - eps_0 alone.", arxiv="2310.19415"
+    "guidance",
+    "csd",
+    summary="Follow the implicit classifier eps_y - eps_0 alone.",
+    arxiv="2310.19415",
+    aliases=("classifier-sd",),
 )
 class ClassifierScoreDistillation(Guidance):
     """G = w(t) (c_y eps_y + c_n eps_neg + c_0 eps_0 + c_eps eps), all four coefficients schedules.
