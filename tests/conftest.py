@@ -23,8 +23,8 @@ os.environ["COLUMNS"] = "120"  # what is printed must not depend on the width of
 # Child processes import these sources, wherever the tests were started.
 _ROOT = str(Path(__file__).resolve().parents[1])
 os.environ["PYTHONPATH"] = os.pathsep.join([_ROOT, *filter(None, [os.environ.get("PYTHONPATH")])])
-# Lightning imports rich where it is installed, and rich.style draws from ``random`` once, at its first import. That must
-# not happen inside of the first test that trains.
+# Lightning imports rich where it is installed, and rich.style draws from ``random`` when it is first imported. This
+# import keeps that draw out of the first test that trains.
 with contextlib.suppress(ImportError):
     import rich.style  # noqa: F401
 

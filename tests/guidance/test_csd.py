@@ -121,6 +121,4 @@ def test_without_a_negative_prompt_the_negative_branch_is_the_empty_one() -> Non
     prior = CountingPrior()
     bare = CFGConditions(prior.embed(["red"]), prior.embed([""]))
     both = gradient(method("csd", prior, c_n=-0.5, c_0=-0.5), latents(2), conditions=bare)
-    torch.testing.assert_close(
-        both, gradient(method("csd", prior), latents(2), conditions=bare), rtol=0, atol=1e-13
-    )
+    torch.testing.assert_close(both, gradient(method("csd", prior), latents(2), conditions=bare), rtol=0, atol=1e-13)

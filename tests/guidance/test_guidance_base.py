@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from scoredist3d.guidance import Guidance, Score, StepContext
-from scoredist3d.guidance.core.base import surrogate_loss
 from scoredist3d.guidance.core.checks import NonFiniteError
 from scoredist3d.guidance.core.context import item_noise
+from scoredist3d.guidance.core.outputs import surrogate_loss
 from scoredist3d.priors import CFGConditions
 from scoredist3d.priors.analytic import GaussianMixturePrior
 from scoredist3d.seeding import Rng

@@ -6,9 +6,8 @@ from diffusers import DDIMScheduler
 from shared.method_cases import SIZE, CountingPrior, gradient, latents, method, prompted
 
 from scoredist3d.diffusion.schedule import FlowSchedule, VPSchedule
-from scoredist3d.guidance.core.base import WEIGHTINGS
 from scoredist3d.guidance.core.context import item_noise
-from scoredist3d.guidance.core.image_space import regression_weight
+from scoredist3d.guidance.core.weighting import WEIGHTINGS, regression_weight
 from scoredist3d.priors.base import guided_prediction
 from scoredist3d.seeding import Rng
 

@@ -31,9 +31,7 @@ def guided(prior, x_t, t, text: str, scale: float):
     return e_u + scale * (e_y - e_u)
 
 
-@pytest.mark.parametrize(
-    "values", [{}, load([CONFIGS / "guidance" / "pds.yaml"])["system"]["guidance"]]
-)
+@pytest.mark.parametrize("values", [{}, load([CONFIGS / "guidance" / "pds.yaml"])["system"]["guidance"]])
 def test_class_and_fragment_hold_the_released_settings(values: dict) -> None:
     """500 steps on 1000 timesteps are a stride of 2; the fragment adds nothing to the class but the scale."""
     config = parse_component("guidance", {"type": "pds"} | values)

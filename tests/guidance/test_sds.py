@@ -5,8 +5,8 @@ import torch
 
 from scoredist3d import registry
 from scoredist3d.diffusion.schedule import FlowSchedule, VPSchedule
-from scoredist3d.guidance.core.base import WEIGHTINGS
 from scoredist3d.guidance.core.context import item_noise
+from scoredist3d.guidance.core.weighting import WEIGHTINGS
 from scoredist3d.guidance.sds import ScoreDistillationSampling as SDS
 from scoredist3d.priors import CFGConditions, Prediction, predict_each, sample
 from scoredist3d.priors.analytic import GaussianMixturePrior, Mixture

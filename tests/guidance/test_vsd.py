@@ -26,10 +26,10 @@ from torch import distributed
 from scoredist3d import registry
 from scoredist3d.cameras import orbit
 from scoredist3d.config.validation import parse_component
-from scoredist3d.guidance.core.base import WEIGHTINGS
 from scoredist3d.guidance.core.checks import NonFiniteError
 from scoredist3d.guidance.core.context import item_noise
 from scoredist3d.guidance.core.score_models import LoraScoreModel, ScoreModelConfig
+from scoredist3d.guidance.core.weighting import WEIGHTINGS
 from scoredist3d.guidance.sds import ScoreDistillationSampling as SDS
 from scoredist3d.guidance.vsd import VariationalScoreDistillation as VSD
 from scoredist3d.priors import CFGConditions, predict_each
