@@ -197,7 +197,7 @@ def test_asd_target_is_the_released_codes_up_to_the_image_of_the_velocity(phi_ki
 def test_asd_refuses_what_has_no_meaning():
     with pytest.raises(ValueError, match="gamma"):
         parse_component("guidance", {"type": "asd", "gamma": -1.5})
-    assert ASD.Config(phi=replace(SMALL, replay=4)).validate() == ["phi.replay: works with gamma 0 only; set it to 0"]
+    assert ASD.Config(phi=replace(SMALL, replay=4)).validate() == ["phi.replay: needs gamma: 0; set phi.replay to 0"]
     assert ASD.Config(phi=replace(SMALL, replay=4), gamma=0.0).validate() == []
 
 

@@ -107,7 +107,7 @@ def test_jointly_denoised_views_stay_pairs_on_both_sides() -> None:
 
 def test_the_source_is_required() -> None:
     guidance = method("dds", CountingPrior())
-    with pytest.raises(ValueError, match="dds edits something: it needs the source's latents"):
+    with pytest.raises(ValueError, match="guidance dds edits a source: pass the latents of the source"):
         gradient(guidance, latents(1), source=None)
 
 

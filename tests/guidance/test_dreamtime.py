@@ -84,7 +84,7 @@ def test_mistakes_are_named():
     base = {"type": "sds", "dreamtime": {"steps": 10}}
     falling = {"from": 0.98, "to": 0.3, "end": 9}
     for wrong in ({"t_max": falling}, {"t_min": falling, "t_max": falling}, {"t_min": 0.5, "t_max": 0.4}):
-        with pytest.raises(ValueError, match="dreamtime: anneals by itself"):
+        with pytest.raises(ValueError, match="dreamtime: needs a constant timestep range"):
             parse_component("guidance", {**base, **wrong})
     with pytest.raises(ValueError, match=r"dreamtime\.m2: 0\.9 must not exceed m1, which is 0\.8"):
         parse_component("guidance", {"type": "sds", "dreamtime": {"steps": 10, "m2": 0.9}})

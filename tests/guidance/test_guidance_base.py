@@ -143,7 +143,7 @@ def test_own_state_is_trained_saved_and_free_of_the_prior():
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_non_finite_values_stop_with_step_and_term(bad):
     g = method(gradient=bad)
-    with pytest.raises(NonFiniteError, match="step 12: the gradient of Constant holds NaN or infinity"):
+    with pytest.raises(NonFiniteError, match="step 12: the gradient of Constant contains NaN or infinity"):
         g(latents(2), conditions(g.prior), 12, Rng())
     z = latents(2).detach()
     z[1, 0, 0, 0] = bad
@@ -165,9 +165,9 @@ def test_non_finite_values_are_reported_at_the_next_step_on_cuda():
 def test_empty_level_ranges_are_named():
     assert Guidance.Config().validate() == []
     assert Guidance.Config(t_min=0.5, t_max=[0, 0.98, 0.3, 10]).validate() == [
-        "t_min: 0.5 is above t_max 0.3 at step 10"
+        "t_min: 0.5 is above t_max 0.3 at step 10; lower t_min or raise t_max"
     ]
-    with pytest.raises(ValueError, match=r"t_min is 0\.6 at step 0, above t_max 0\.4"):
+    with pytest.raises(ValueError, match=r"t_min: 0\.6 is above t_max 0\.4 at step 0"):
         method(t_min=0.6, t_max=0.4).sample_timesteps(1, 0, Rng())
 
 

@@ -332,18 +332,18 @@ def test_a_saved_corrective_comes_back_frozen_in_half_precision_and_quietly(save
 
 
 def test_a_corrective_of_another_prior_is_refused(saved):
-    with pytest.raises(ValueError, match=r"another prior \(another noise schedule\); train one.*train_corrective\.py"):
+    with pytest.raises(ValueError, match=r"another prior \(a different noise schedule\); train a.*train_corrective\.py"):
         load_corrective(str(saved), blobs(schedule=FlowSchedule()))
     larger = GaussianMixturePrior(GaussianMixturePrior.Config(image_size=16, std=0.5))
     with pytest.raises(ValueError, match=r"latents of shape \(3, 8, 8\), not \(3, 16, 16\)"):
         load_corrective(str(saved), larger)
     other = blobs()
     other._means *= 1.1
-    with pytest.raises(ValueError, match="other weights"):
+    with pytest.raises(ValueError, match="different weights"):
         load_corrective(str(saved), other)
     wider = blobs()
     wider.register_buffer("_more", torch.ones(4), persistent=False)
-    with pytest.raises(ValueError, match="another network"):
+    with pytest.raises(ValueError, match="a different network"):
         load_corrective(str(saved), wider)
     rounded = blobs()
     rounded._means.copy_(rounded._means.bfloat16())
@@ -355,11 +355,11 @@ def test_choices_that_name_no_corrective_say_what_to_do(saved, tmp_path):
     with pytest.raises(ValueError, match=r"guidance\.corrective: auto .*scripts/train_corrective\.py") as error:
         load_corrective("auto", blobs())
     assert "\n" not in str(error.value)
-    with pytest.raises(ValueError, match=r"nowhere holds no config\.json and corrective\.safetensors"):
+    with pytest.raises(ValueError, match=r"nowhere does not contain config\.json and corrective\.safetensors"):
         load_corrective(str(tmp_path / "nowhere"), blobs())
     weights = load_file(saved / "corrective.safetensors")
     save_file({name: value for name, value in weights.items() if name != "last.bias"}, saved / "corrective.safetensors")
-    with pytest.raises(ValueError, match="holds no corrective") as error:
+    with pytest.raises(ValueError, match="cannot read a corrective from") as error:
         load_corrective(str(saved), blobs())
     assert "\n" not in str(error.value)
     assert load_corrective("identity", blobs()) is None

@@ -99,7 +99,7 @@ def test_the_papers_words_are_the_default_and_a_prior_that_does_not_know_them_is
     guidance = at(0.5, negative_prompt=words)
     assert guidance.extra_prompts("red")["undesired"].text == words == type(guidance).Config().negative_prompt
     (message,) = {record.getMessage() for record in caplog.records}
-    assert message.startswith("guidance.negative_prompt: the prior has never seen 'unrealistic', 'blurry', 'low'")
+    assert message.startswith("guidance.negative_prompt: the prior was not trained on 'unrealistic', 'blurry', 'low'")
 
 
 def test_rows_are_those_that_the_levels_and_the_scale_need() -> None:

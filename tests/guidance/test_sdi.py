@@ -296,7 +296,7 @@ def test_cached_form_serves_particles_that_come_and_go():
 
 def test_cached_form_refuses_views_of_one_object():
     guidance = sdi(CountingPrior(), kappa="cached", **falling(0.98, 0.1, 9))
-    with pytest.raises(ValueError, match="several views of one object share this batch; use kappa: inversion"):
+    with pytest.raises(ValueError, match="this batch has several views of one object; use kappa: inversion"):
         gradient(guidance, latents(2), particles=(0, 0))
     cameras = views(2)
     gradient(guidance, latents(1), 0, conditions=prompted(guidance, cameras=cameras[0]), particles=(0,))
@@ -402,7 +402,7 @@ def test_impossible_options_are_named():
 
     assert problems() == []
     assert problems(kappa="cached", weighting="sds") == [
-        "weighting: kappa: cached moves to the predicted image, which is lambda"
+        "weighting: must be lambda with kappa: cached, which moves to the predicted image"
     ]
     assert problems(reference_quirk=True, kappa="random") == [
         "reference_quirk: needs kappa: inversion and weighting: lambda"

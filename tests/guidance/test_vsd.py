@@ -286,7 +286,7 @@ def test_replay_is_refused_on_several_devices(monkeypatch):
     guidance = vsd(prior, phi=replace(SMALL, replay=5))
     monkeypatch.setattr(distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(distributed, "get_world_size", lambda: 2)
-    with pytest.raises(ValueError, match=r"guidance\.phi\.replay: works on one device only"):
+    with pytest.raises(ValueError, match=r"guidance\.phi\.replay: not supported with several devices"):
         guidance(latents((2, 3, 8, 8)), conditions(prior), 0, Rng())
 
 
@@ -294,7 +294,7 @@ def test_non_finite_training_stops_with_its_name():
     guidance = vsd(blobs())
     guidance.phi.network.conv_out.weight.data.fill_(float("inf"))
     z = latents()
-    with pytest.raises(NonFiniteError, match="step 7: the gradient of phi holds NaN or infinity"):
+    with pytest.raises(NonFiniteError, match="step 7: the gradient of phi contains NaN or infinity"):
         guidance.update(z, conditions(guidance.prior), guidance.begin(z, 7, Rng()))
 
 
