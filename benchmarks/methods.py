@@ -12,8 +12,8 @@ another color if the prompt names one, otherwise of another category. There are 
 caption, which give the floor of every figure, and DDIM samples of the prior.
 
 Arguments of the form key=value are config overrides for all runs. Runs found in ``--out`` are reused unless their
-recipe has changed. The benchmark writes ``methods.md``, ``methods.json``, ``*.svg`` and ``sheet-*.png``, and exits with 1 if a
-run failed.
+recipe has changed. The benchmark writes ``methods.md``, ``methods.json``, ``*.svg`` and ``sheet-*.png``, and exits with
+1 if a run failed.
 """
 
 from __future__ import annotations

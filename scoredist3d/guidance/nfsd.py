@@ -52,7 +52,9 @@ class NoiseFreeScoreDistillation(Guidance):
         text = self.config.negative_prompt
         if text is None:
             return {}
-        warn_of_unknown_words(self.prior, "negative_prompt", text, "set it to words that the prior knows, or to ''")
+        warn_of_unknown_words(
+            self.prior, "negative_prompt", text, "set it to words that the prior knows, or to an empty text"
+        )
         return {"undesired": ExtraPrompt(text, view_words=False)}
 
     def nfe(self, conditions: CFGConditions, ctx: StepContext) -> NFE:

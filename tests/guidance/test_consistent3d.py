@@ -140,4 +140,6 @@ def test_network_rows(perp_neg, rows, share, predictions):
 def test_impossible_intervals_are_named():
     assert CDS.Config().validate() == []
     assert CDS.Config(interval=(0.3, 0.1)).validate() == ["interval: 0.3 is above 0.1; give the shorter interval first"]
-    assert CDS.Config(interval=(0.5, 0.6), t_limit=0.4).validate() == ["interval: 0.5 must be below t_limit 0.4; lower it or raise t_limit"]
+    assert CDS.Config(interval=(0.5, 0.6), t_limit=0.4).validate() == [
+        "interval: 0.5 must be below t_limit 0.4; lower it or raise t_limit"
+    ]

@@ -90,5 +90,5 @@ def test_mistakes_are_named():
         parse_component("guidance", {"type": "sds", "dreamtime": {"steps": 10, "m2": 0.9}})
     with pytest.raises(ValueError, match="lower t_max below the timestep without signal"):
         dreamtime(10, FlowSchedule(), high=1.0, kind="snr")
-    with pytest.raises(ValueError, match="widen the widths"):
+    with pytest.raises(ValueError, match="or increase the widths"):
         dreamtime(10, low=0.02, high=0.03, kind="plateau", s2=0.001)

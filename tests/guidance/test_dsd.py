@@ -303,10 +303,10 @@ def test_impossible_options_are_named():
 
     assert problems() == [] and star(CountingPrior(), 7.5, 0.98, 0.02, 9).config.validate() == []
     assert problems(exact=True) == [
-        "exact: needs weighting: lambda",
-        "exact: needs one scale; set ode_guidance_scale and sub_guidance_scale to null",
+        "exact: needs weighting: lambda; set it, or set exact: false",
+        "exact: needs equal scales; set ode_guidance_scale and sub_guidance_scale to null",
     ]
     free = problems(exact=True, weighting="lambda", sub_guidance_scale=None, t_min=0.1, t_max=0.9)
-    assert free == ["exact: needs t_min and t_max to be the same falling schedule"]
+    assert free == ["exact: needs one decreasing schedule; set t_min and t_max to the same schedule"]
     with pytest.raises(ValueError, match=r"guidance\.weighting: lambda is infinite at t = 1, where"):
         gradient(dsd(CountingPrior("rf-v_prediction"), weighting="lambda", **at(1.0)), latents(1))

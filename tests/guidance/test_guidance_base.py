@@ -143,12 +143,12 @@ def test_own_state_is_trained_saved_and_free_of_the_prior():
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_non_finite_values_stop_with_step_and_term(bad):
     g = method(gradient=bad)
-    with pytest.raises(NonFiniteError, match="step 12: the gradient of Constant contains NaN or infinity"):
+    with pytest.raises(NonFiniteError, match="step 12: NaN or infinity in the gradient of Constant"):
         g(latents(2), conditions(g.prior), 12, Rng())
     z = latents(2).detach()
     z[1, 0, 0, 0] = bad
     g = method()
-    with pytest.raises(NonFiniteError, match="step 3: the latents of the render hold"):
+    with pytest.raises(NonFiniteError, match="step 3: NaN or infinity in the latents of the render"):
         g(z.requires_grad_(), conditions(g.prior), 3, Rng())
 
 
@@ -158,7 +158,7 @@ def test_non_finite_values_are_reported_at_the_next_step_on_cuda():
     g.prior.to("cuda")
     z = latents(2, False).to("cuda").requires_grad_()
     g(z, conditions(g.prior), 12, Rng())
-    with pytest.raises(NonFiniteError, match="step 12: the gradient"):
+    with pytest.raises(NonFiniteError, match="step 12: NaN or infinity in the gradient"):
         g(z, conditions(g.prior), 13, Rng())
 
 

@@ -235,7 +235,9 @@ def test_gaussian_data_is_left_where_sampling_would_leave_it():
 
 
 def test_levels_without_image_are_refused():
-    with pytest.raises(ValueError, match=r"lambda is infinite at t = 1, where the noisy input of this prior contains no signal"):
+    with pytest.raises(
+        ValueError, match=r"lambda is infinite at t = 1, where the noisy input of this prior contains no signal"
+    ):
         gradient(ism(CountingPrior("rf-v_prediction"), **at(1.0)), latents(1))
     uniform = ism(CountingPrior("rf-v_prediction"), weighting="uniform", **at(1.0))
     assert gradient(uniform, latents(1)).isfinite().all()

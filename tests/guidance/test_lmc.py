@@ -332,7 +332,9 @@ def test_a_saved_corrective_comes_back_frozen_in_half_precision_and_quietly(save
 
 
 def test_a_corrective_of_another_prior_is_refused(saved):
-    with pytest.raises(ValueError, match=r"another prior \(a different noise schedule\); train a.*train_corrective\.py"):
+    with pytest.raises(
+        ValueError, match=r"another prior \(a different noise schedule\); train a.*train_corrective\.py"
+    ):
         load_corrective(str(saved), blobs(schedule=FlowSchedule()))
     larger = GaussianMixturePrior(GaussianMixturePrior.Config(image_size=16, std=0.5))
     with pytest.raises(ValueError, match=r"latents of shape \(3, 8, 8\), not \(3, 16, 16\)"):

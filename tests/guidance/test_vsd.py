@@ -294,7 +294,7 @@ def test_non_finite_training_stops_with_its_name():
     guidance = vsd(blobs())
     guidance.phi.network.conv_out.weight.data.fill_(float("inf"))
     z = latents()
-    with pytest.raises(NonFiniteError, match="step 7: the gradient of phi contains NaN or infinity"):
+    with pytest.raises(NonFiniteError, match="step 7: NaN or infinity in the gradient of phi"):
         guidance.update(z, conditions(guidance.prior), guidance.begin(z, 7, Rng()))
 
 

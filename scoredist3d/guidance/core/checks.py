@@ -62,6 +62,6 @@ class FiniteCheck:
 def _require(step: int, term: str, finite: bool) -> None:
     if not finite:
         raise NonFiniteError(
-            f"step {step}: {term} contains NaN or infinity. Lower the learning rate, set prior.precision=fp32 to rule "
+            f"step {step}: NaN or infinity in {term}. Lower the learning rate, set prior.precision=fp32 to rule "
             "out 16-bit overflow, or lower guidance.t_max if the noisy input has no signal there."
         )
