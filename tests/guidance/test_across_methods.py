@@ -1,4 +1,4 @@
-"""What must hold for every registered distillation method, on an exact denoiser; a new method is covered at once."""
+"""Properties of every registered distillation method, tested with an exact denoiser; new methods are included."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_an_item_does_not_depend_on_its_company(name: str) -> None:
     def of_company(count: int) -> list[Tensor]:
         guidance = method(name, CountingPrior())
         conditions = prompted(guidance, cameras=cameras[:count])
-        # A network that has been trained on other images answers differently, so it is asked only once.
+        # A trained network depends on the images of earlier steps, so only the first step is compared.
         steps = range(1 if owns(guidance) else 2)
         return [gradient(guidance, latents(count), step, conditions=conditions) for step in steps]
 
@@ -121,7 +121,7 @@ def test_steps_and_seeds_draw_their_own_noise(name: str) -> None:
 @every_method
 def test_the_prior_is_only_read(name: str) -> None:
     class Scaled(CountingPrior):
-        """A denoiser with a weight."""
+        """Denoiser with one trainable weight."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -143,7 +143,7 @@ def test_the_prior_is_only_read(name: str) -> None:
 @pytest.mark.parametrize("kind", ["vp-epsilon", "vp-zero", "rf-v_prediction"])
 @pytest.mark.parametrize("timestep", [0.0, 1.0, None], ids=["clean", "noise", "whole range"])
 def test_the_ends_of_the_schedule_stay_finite_or_are_refused(name: str, kind: str, timestep: float | None) -> None:
-    """The last timestep of a flow or of a zero-SNR chain holds no image at all (alpha 0)."""
+    """At the last timestep of a flow or of a zero-SNR chain the noisy input has no signal (alpha is 0)."""
     low, high = (0.0, 1.0) if timestep is None else (timestep, timestep)
     guidance = method(name, CountingPrior(kind), t_min=low, t_max=high)
     try:
@@ -191,7 +191,7 @@ def test_a_resumed_run_goes_on_as_if_nothing_had_happened(name: str) -> None:
 
 @every_method
 def test_jointly_denoised_views_stay_together(name: str) -> None:
-    """Pairs do not depend on each other, and inside of a pair they do."""
+    """Different pairs are independent; the two items of a pair are not."""
     four, two = (method(name, PairPrior()) for _ in range(2))
     cameras = views(4)
     z = latents(4)
@@ -256,18 +256,18 @@ def test_an_editing_method_says_that_it_needs_a_source(name: str) -> None:
 
 
 def opaque(batch: int, dtype: torch.dtype) -> Tensor:
-    """(B, 8, 8, 1), opaque on the left, empty on the right."""
+    """Opacity (B, 8, 8, 1): 1 in the left half, 0 in the right half."""
     half = torch.cat([torch.ones(8, 4), torch.zeros(8, 4)], dim=1).to(dtype)
     return half[None, :, :, None].expand(batch, -1, -1, -1)
 
 
 def owns(guidance: Guidance) -> bool:
-    """Whether the method trains something."""
+    """Whether the method trains a network."""
     return bool(list(guidance.parameters()))
 
 
 def flat(state: Any, prefix: str = "") -> dict[str, Tensor]:
-    """Every tensor and number of nested state by its path."""
+    """Tensors and numbers of a nested state by their paths."""
     if isinstance(state, dict):
         return {k: v for key, value in state.items() for k, v in flat(value, f"{prefix}/{key}").items()}
     if isinstance(state, (list, tuple)):

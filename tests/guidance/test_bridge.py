@@ -1,4 +1,4 @@
-"""The bridge's two stages and its full path against SDS, the classifier score and Gaussian closed forms."""
+"""Both stages of SDS-Bridge and its full path against SDS, the classifier score and Gaussian closed forms."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ M_SOURCE, M_TARGET, STD = 0.4, -0.3, 0.6
 
 
 def two_gaussians(std_source: float = STD, std_target: float = STD) -> GaussianMixturePrior:
-    """N(m, s^2) per element under "source" and another under "target"."""
+    """Prior with one N(m, s^2) per element under "source" and another one under "target"."""
     mixture = Mixture(
         torch.tensor([M_SOURCE, M_TARGET], dtype=torch.float64).view(2, 1, 1, 1).expand(2, 1, 2, 2),
         torch.tensor([std_source, std_target], dtype=torch.float64).view(2, 1, 1, 1),
@@ -46,7 +46,7 @@ def small(seed: int = 1) -> torch.Tensor:
 
 
 def coefficients(guidance, like, step=0, rng=None):
-    """(alpha, sigma) of the step, shaped to multiply, and its noise."""
+    """alpha and sigma of the step, in a shape that broadcasts, and its noise."""
     rng = rng or Rng()
     t = torch.tensor(guidance.sample_timesteps(len(like), step, rng), dtype=torch.float64)
     alpha, sigma = (c[:, None, None, None] for c in guidance.schedule.coefficients(t))
@@ -55,7 +55,7 @@ def coefficients(guidance, like, step=0, rng=None):
 
 def test_equal_texts_give_exactly_zero() -> None:
     guidance = method("bridge", CountingPrior(), **STAGE_TWO, source_prompt="red")
-    # The two predictions are rows of one batch, so their difference is zero to rounding.
+    # Both predictions are items of one batch, so their difference is zero up to rounding.
     assert gradient(guidance, latents(3)).abs().max() < 1e-11
 
 
@@ -136,7 +136,7 @@ def full(prior, **options):
 
 
 def test_the_full_path_moves_a_gaussian_onto_the_other() -> None:
-    """The ODE of N(m, s^2) keeps (x - alpha m) / sqrt(alpha^2 s^2 + sigma^2); descent goes to where that leads."""
+    """The ODE of N(m, s^2) keeps (x - alpha m) / sqrt(alpha^2 s^2 + sigma^2), and descent converges to its end."""
     guidance = full(two_gaussians(0.6, 0.3), t_min=0.8, t_max=0.8, path_steps=400)
     z = small()
     alpha, sigma, _ = coefficients(guidance, z)
@@ -187,7 +187,7 @@ def test_items_of_several_levels_walk_the_full_path_as_if_alone() -> None:
     [({"stage_two_start_step": 1}, [2, 2]), ({}, [2, 2]), ({"path": "full", "path_steps": 4}, [8] * 8)],
     ids=["stage one", "one step", "full path"],
 )
-def test_cost(options, rows) -> None:
+def test_nfe(options, rows) -> None:
     prior = CountingPrior()
     options = {"guidance_scale": 7.5, "source_prompt": "green"} | options
     guidance = method("bridge", prior, **STAGE_TWO | options, t_min=0.5, t_max=0.5)

@@ -33,13 +33,13 @@ class Exploding:
         return sigma / alpha
 
     def predictions(self, y: torch.Tensor, timestep: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """The guided prediction and the prompt's."""
+        """Guided prediction, and the prediction under the prompt."""
         t = torch.full((len(y),), timestep, dtype=torch.float64)
         x = y / (1 + self.ratio(timestep) ** 2) ** 0.5
         return tuple(guided_prediction(self.prior, x, t, self.b, scale).eps for scale in (self.scale, 1.0))
 
     def rescaled(self, y, timestep: float, guided, prompted_, share: float):
-        """The noise that the rescaled image implies."""
+        """Noise prediction that corresponds to the rescaled image."""
         image, plain = (y - self.ratio(timestep) * e for e in (guided, prompted_))
         factor = plain.std((1, 2, 3), keepdim=True) / image.std((1, 2, 3), keepdim=True)
         image = share * image * factor + (1 - share) * image

@@ -1,4 +1,4 @@
-"""Classifier score distillation: its coefficients' limits are SDS, the pure form and the paper's."""
+"""Classifier score distillation: coefficients that give SDS, the pure form and the form of the paper."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from scoredist3d.seeding import Rng
 
 
 def conditions(prior) -> CFGConditions:
-    """Prompt, negative prompt and empty prompt, all different."""
+    """CFG conditions with different prompt, negative prompt and empty prompt."""
     return CFGConditions(prior.embed(["red"]), prior.embed(["blue"]), empty=prior.embed([""]))
 
 
 def parts(guidance, z, step=0):
-    """w, and the predictions for prompt, negative and empty prompt, and the noise."""
+    """w, the predictions under the prompt, the negative and the empty prompt, and the noise."""
     t = torch.tensor(guidance.sample_timesteps(len(z), step, Rng()), dtype=torch.float64)
     eps = item_noise(Rng(), "noise", step, z)
     x_t = guidance.schedule.add_noise(z, eps, t)
@@ -62,7 +62,7 @@ def test_sds_is_a_setting_of_the_coefficients(gamma: float, perp_neg: bool) -> N
     guidance = method("csd", CountingPrior(), c_y=gamma, c_0=1.0 - gamma, c_eps=-1.0, perp_neg_weight=gamma)
     sds = method("sds", guidance.prior, guidance_scale=gamma)
     seen = prompted(guidance, cameras=views(3), perp_neg=perp_neg)
-    # SDS takes the negative prompt for its unconditional branch; here both are the empty one.
+    # The unconditional branch of SDS is the negative prompt; here both are the empty prompt.
     seen = CFGConditions(seen.positive, seen.empty, seen.negatives, empty=seen.empty)
     found = gradient(guidance, latents(3), conditions=seen)
     torch.testing.assert_close(found, gradient(sds, latents(3), conditions=seen), rtol=0, atol=1e-13 * gamma * 10)
@@ -87,7 +87,7 @@ def test_perp_neg_is_added_to_the_sum_and_can_be_switched_off() -> None:
     torch.testing.assert_close(three - off, 3.0 * (one - off), rtol=0, atol=1e-12)
     plain = CFGConditions(seen.positive, seen.unconditional, empty=seen.empty)
     torch.testing.assert_close(off, gradient(method("csd", prior), latents(2), conditions=plain))
-    # What is added is orthogonal to the prompt's direction from the negative prompt, item by item.
+    # The Perp-Neg term of each item is orthogonal to the direction from the negative prompt to the prompt.
     pure = gradient(method("csd", prior, c_n=-1.0, c_0=0.0, perp_neg_weight=0.0), latents(2), conditions=seen)
     along = ((one - off) * pure).sum((1, 2, 3)) / (one - off).flatten(1).norm(dim=1) / pure.flatten(1).norm(dim=1)
     assert (one - off).abs().max() > 1e-3 and along.abs().max() < 1e-9

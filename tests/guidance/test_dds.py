@@ -1,4 +1,4 @@
-"""Delta denoising against its definition and Gaussian closed forms, and as an editor of images."""
+"""DDS against its definition and Gaussian closed forms, and for editing images."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_one_forward_pass_for_both_sides() -> None:
 
 
 def test_jointly_denoised_views_stay_pairs_on_both_sides() -> None:
-    """The prior itself refuses a batch that splits a pair."""
+    """The prior rejects a batch that splits a pair of jointly denoised views."""
     guidance = method("dds", PairPrior(), source_prompt="red")
     seen = prompted(guidance, cameras=views(4))
     assert gradient(guidance, latents(4), conditions=seen, source=latents(4)).abs().max() < 1e-13
@@ -113,7 +113,7 @@ def test_the_source_is_required() -> None:
 
 @pytest.mark.parametrize("name", ["dds", "pds"])
 def test_an_edit_changes_the_colour_and_keeps_the_place_and_the_grain(name: str) -> None:
-    """Every red disc becomes blue where it is, and the noise of the source around it stays the same noise."""
+    """Every red disc becomes blue in its place, and the noise of the source around it does not change."""
     scale = {"dds": 2.0, "pds": 5.0}[name]
     source_prompt, prompt = "red left blob", "blue left blob"
     block = {
@@ -139,7 +139,7 @@ def test_an_edit_changes_the_colour_and_keeps_the_place_and_the_grain(name: str)
         for images in (before, after)
     )
     assert set(was) == {frozenset({"red", "left", "blob"})} and set(became) == {frozenset({"blue", "left", "blob"})}
-    # Arrived at the mode: its deviation is 0.05 in RGB. What was beside the disc, noise of 0.05, is still there.
+    # The edit reaches the mode, whose standard deviation is 0.05 in RGB. The noise of 0.05 beside the disc is kept.
     assert (after - modes[[names.index(words) for words in became]]).square().mean().sqrt() < 0.1
     still = (modes[:, :, :, 0] - 0.5).abs().amax(0) < 0.01  # pixels that are gray in every mode
     kept = torch.stack([before[:, still].flatten() - 0.5, after[:, still].flatten() - 0.5])

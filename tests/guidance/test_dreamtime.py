@@ -1,4 +1,4 @@
-"""DreamTime: the schedule t(i) against its definition, and as an option of every method."""
+"""DreamTime: the schedule t(i) against its definition, and its use as an option of methods."""
 
 import math
 from itertools import pairwise
@@ -35,7 +35,7 @@ def test_is_the_papers_argmin_starts_at_the_top_and_never_rises(kind, family):
         reached = gap[(grid - timesteps[step]).abs().argmin()]
         assert reached <= gap.min() + 1e-12
     assert timesteps[0] == 0.98 and all(a >= b for a, b in pairwise(timesteps))
-    # The last steps share the timesteps whose weight is left; the end is the lowest timestep (or weighs nothing above it).
+    # The run ends at the lowest timestep, or at a timestep below which the weights vanish.
     assert timesteps[-1] == timesteps[steps] and p[: round(timesteps[steps] * 1000) - 20].sum() < 1e-9
 
 
@@ -53,7 +53,7 @@ def test_uniform_weights_fall_linearly():
     steps = 500
     fall = dreamtime(steps, kind="uniform")
     worst = max(abs(fall(step) - (0.98 - 0.96 * step / steps)) for step in range(steps + 1))
-    assert worst < 1.6e-3  # the first timestep has its share too, and half a timestep of rounding
+    assert worst < 1.6e-3  # the weight of the first timestep, and rounding by half a timestep
 
 
 def test_levels_get_their_share_of_the_steps():

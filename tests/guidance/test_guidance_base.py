@@ -1,4 +1,4 @@
-"""What every method inherits: timesteps, noise, surrogate loss, checks, previews, own state."""
+"""Base class of guidance: timesteps, noise, surrogate loss, finite checks, previews and state."""
 
 import math
 
@@ -15,7 +15,7 @@ from scoredist3d.seeding import Rng
 
 
 class Constant(Guidance):
-    """A method whose gradient is given; it owns one trainable number and its optimiser."""
+    """Method with a given gradient, one trainable parameter and its optimizer."""
 
     def __init__(self, config, *, prior, gradient=1.0) -> None:
         super().__init__(config, prior=prior)
@@ -120,7 +120,7 @@ def test_items_do_not_depend_on_the_batch_nor_on_earlier_calls():
     assert abs(big.mean()) < 4 * 0.036 and abs(big.var() - 1) < 4 * 0.051
 
 
-def test_what_a_method_is_told():
+def test_the_context_of_a_step():
     g = method()
     particles = [4, 1]
     g(latents(2), conditions(g.prior), 9, Rng(), opacity=torch.ones(2, 8, 8, 1), particles=particles)
@@ -162,7 +162,7 @@ def test_non_finite_values_are_reported_at_the_next_step_on_cuda():
         g(z, conditions(g.prior), 13, Rng())
 
 
-def test_empty_level_ranges_are_named():
+def test_empty_timestep_ranges_are_rejected():
     assert Guidance.Config().validate() == []
     assert Guidance.Config(t_min=0.5, t_max=[0, 0.98, 0.3, 10]).validate() == [
         "t_min: 0.5 is above t_max 0.3 at step 10; lower t_min or raise t_max"
@@ -184,7 +184,7 @@ def test_previews_show_what_the_step_saw():
     one_step = g.prior.predict(x_t, t, b.positive.expand(2)).x0
     torch.testing.assert_close(images["one_step"], g.prior.decode(one_step).clamp(0, 1))
     assert torch.equal(images["denoised"], g.preview(z, b, 4, rng, denoise_steps=20)["denoised"])
-    # Full denoising ends at one of the two red modes, whose spread is 0.05 in RGB; these inputs are far from both.
+    # Full denoising converges to one of the two red modes, whose spread is 0.05 in RGB; the inputs are far from both.
     modes = g.prior.decode(g.prior._means[:2])
     distance = [(image[:, None] - modes).square().mean((2, 3, 4)).sqrt().amin(1).max() for image in images.values()]
     assert distance[2] < 0.08 < 0.2 < distance[0]

@@ -1,4 +1,4 @@
-"""HiFA's two terms: SDS in one step, DDPM's chain in several, the same pull on latents and pixels."""
+"""Both terms of HiFA: SDS for one step, the DDPM chain for several steps, and equal gradients in latents and pixels."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ ANNEALED = {"t_min": 0.7, "t_max": 0.7}
 
 
 class Blocks(CountingPrior):
-    """Latents of 4 x 4 pixels each, and a decoder that is not linear."""
+    """Prior with latents of 4 x 4 pixels each and a nonlinear decoder."""
 
     def decode(self, z):
         x = (0.5 * z.tanh() + 0.5).repeat_interleave(2, -1).repeat_interleave(2, -2)
@@ -58,7 +58,7 @@ def test_several_steps_are_ddim_with_full_noise():
     for index, timestep in enumerate(timesteps[:-1]):
         eps = guided_prediction(prior, x, torch.full((2,), timestep, dtype=torch.float64), b, 7.5).eps
         timestep, following = round(timestep * 1000), round(timesteps[index + 1] * 1000) if index < 3 else -1
-        # The scheduler steps by a constant stride, here that of this step.
+        # The scheduler has a constant stride, which is set to that of this step.
         scheduler.config.num_train_timesteps, scheduler.num_inference_steps = timestep - following, 1
         noise = item_noise(rng, f"hifa/{index}", 5, z)
         x = scheduler.step(eps, timestep, x, eta=1.0, variance_noise=noise).prev_sample
@@ -131,7 +131,7 @@ def test_all_terms_stay_finite_at_a_level_without_signal(name, weighting):
     z, rgb = latents(2).requires_grad_(), image(2).requires_grad_()
     both = torch.autograd.grad(guidance(z, prompted(guidance), 0, Rng(), rgb=rgb).loss, (z, rgb))
     assert all(g.isfinite().all() for g in both)
-    assert both[1].abs().sum() > 0 or weighting in ("sds", "uniform", "fantasia3d")  # whose weight is 0 there
+    assert both[1].abs().sum() > 0 or weighting in ("sds", "uniform", "fantasia3d")  # their weight is 0 there
 
 
 def test_cost_is_a_guided_prediction_per_denoising_step():

@@ -1,4 +1,4 @@
-"""LMC: what is exact algebra, on exact denoisers; the corrective's file and the shipped one."""
+"""LMC: its identities with exact denoisers, the files of a corrective, and the shipped corrective."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def untrained_network(seed: int = 0) -> Corrective:
 
 
 def random_network(seed: int = 0) -> Corrective:
-    """A trained-looking corrective: its last layer is not zero."""
+    """Corrective whose last layer is not zero, as after training."""
     network = untrained_network(seed)
     generator = torch.Generator().manual_seed(seed)
     nn.init.normal_(network.last.weight, std=0.1, generator=generator)
@@ -85,7 +85,7 @@ def random_network(seed: int = 0) -> Corrective:
 
 
 class Given(nn.Module):
-    """A corrective that is a formula."""
+    """Corrective given by a formula."""
 
     def __init__(self, formula) -> None:
         super().__init__()
@@ -96,7 +96,7 @@ class Given(nn.Module):
 
 
 def parts(prior, z: Tensor, guidance, step: int = 0):
-    """(t, alpha/sigma, w, eps_c, eps_u, x0_u) of a step with fresh noise, the coefficients ready to multiply."""
+    """(t, alpha/sigma, w, eps_c, eps_u, x0_u) of a step with fresh noise; the coefficients broadcast."""
     rng = Rng()
     t = torch.tensor(guidance.sample_timesteps(len(z), step, rng), dtype=torch.float64)
     alpha, sigma = (c[:, None, None, None] for c in prior.schedule.coefficients(t))
@@ -232,7 +232,7 @@ def wiener(prior) -> Given:
 
 
 class Signed(StepContext):
-    """A step whose noise has a sign."""
+    """Step context whose noise is multiplied by a sign."""
 
     sign = 1.0
 
@@ -241,13 +241,13 @@ class Signed(StepContext):
 
 
 class Mirrored(Signed):
-    """The other half of an antithetic pair."""
+    """Noise of the other half of an antithetic pair."""
 
     sign = -1.0
 
 
 def mean_pull(guidance, z: Tensor) -> Tensor:
-    """The gradient's mean over the noise, exact for Gaussian data (affine in eps), with the prompt equal to none."""
+    """Mean of the gradient over the noise, exact for Gaussian data (affine in eps), under the empty prompt."""
     b = CFGConditions(guidance.prior.embed([""]), guidance.prior.embed([""]))
     context = guidance.begin(z, 0, Rng())
     with torch.no_grad():
@@ -374,7 +374,7 @@ def test_the_shipped_corrective_is_the_embedded_priors_and_small():
     network = load_corrective("auto", prior)
     assert network is not None and sum(file.stat().st_size for file in SHIPPED_FOLDER.iterdir()) < 2 * 2**20
     assert Fingerprint.of(prior.half()).differs_from(read_corrective(SHIPPED_FOLDER)[1]) is None
-    # It blurs: from noise, which no image is, it takes away the more the higher the timestep.
+    # It blurs: the higher the timestep, the more of pure noise it removes.
     z = torch.randn(4, *prior.latent_shape(64, 64), generator=torch.Generator().manual_seed(0)) * 0.5
     change = [(network(z, torch.full((4,), t)) - z).square().mean().item() for t in (0.05, 0.4, 0.8)]
     assert change == sorted(change) and change[-1] > 0.05

@@ -1,4 +1,4 @@
-"""Posterior distillation against its definition by stochastic latents, and the weights of its forms."""
+"""PDS against its definition by stochastic latents, and the weights of its forms."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def guided(prior, x_t, t, text: str, scale: float):
 
 @pytest.mark.parametrize("values", [{}, load([CONFIGS / "guidance" / "pds.yaml"])["system"]["guidance"]])
 def test_class_and_fragment_hold_the_released_settings(values: dict) -> None:
-    """500 steps on 1000 timesteps are a stride of 2; the fragment adds nothing to the class but the scale."""
+    """500 steps on 1000 timesteps are a stride of 2; the fragment only sets the scale."""
     config = parse_component("guidance", {"type": "pds"} | values)
     for step in (0, 29999):
         assert (config.t_min(step), config.t_max(step), config.guidance_scale(step)) == (0.02, 0.98, 100.0)
@@ -84,7 +84,7 @@ def test_one_step_down_it_is_weighted_dds() -> None:
 
 
 def test_chi_on_stable_diffusions_schedule() -> None:
-    """sqrt(beta_t / (alpha_t (1 - abar_{t-1}))) with one step's alpha_t: 0.226 at the lowest timestep, 0.081 at least."""
+    """chi = sqrt(beta_t / (alpha_t (1 - abar_{t-1}))) is 0.226 at the lowest timestep and at least 0.081."""
     ts = timestep_grid(*range(21, 980))
     _, chi = pds(stride=1).coefficients(ts)
     abar = schedule_of("vp-epsilon").alpha(timestep_grid(*range(1000))) ** 2

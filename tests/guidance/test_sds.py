@@ -51,7 +51,7 @@ def gradient_of(guidance: SDS, z: torch.Tensor, step: int = 0, rng: Rng | None =
 
 
 class Fixed(GaussianMixturePrior):
-    """A denoiser that answers what it is told to."""
+    """Denoiser with a given output."""
 
     answer: torch.Tensor
 
@@ -206,7 +206,7 @@ def test_expected_gradient_on_gaussian_data(timestep):
         x_t = prior.schedule.add_noise(z, noise, context.t)
         pair.append(guidance.weighted(guidance.guided(x_t, conditions(prior, ""), context), z, noise))
     torch.testing.assert_close(0.5 * (pair[0] + pair[1]), exact, rtol=0, atol=1e-12)
-    # And the whole path by Monte Carlo: per element std w |1 - sigma^2 / D| of G.
+    # Monte Carlo check of the whole method: per element G has the std w |1 - sigma^2 / D|.
     count = 400
     mean = torch.cat([gradient_of(guidance, z, step, b=conditions(prior, "")) for step in range(count)]).mean(0)
     error = sigma**2 * abs(1 - sigma**2 / spread) / count**0.5

@@ -1,4 +1,4 @@
-"""Variational score distillation: identities with exact phis, and the training of real ones."""
+"""Variational score distillation: identities with an exact phi, and the training of phi."""
 
 import copy
 from dataclasses import replace
@@ -37,7 +37,7 @@ from scoredist3d.seeding import Rng
 
 
 def vsd(prior, exact=None, *, phi: ScoreModelConfig = SMALL, **options) -> VSD:
-    """With ``exact`` in place of the network."""
+    """VSD with ``exact`` in place of the score model."""
     guidance = VSD(VSD.Config(phi=phi, **options), prior=prior)
     if exact is not None:
         guidance.phi = exact
@@ -50,7 +50,7 @@ def tiny(tmp_path_factory):
 
 
 def around(prior, batch: int = 3) -> CFGConditions:
-    """CFGConditions with cameras on all sides."""
+    """CFG conditions with cameras on all sides."""
     angle, one = torch.arange(batch) * 100.0, torch.ones(batch)
     return replace(conditions(prior), cameras=orbit(angle, 20 * one, 3 * one, 40 * one, 8, 8))
 
@@ -77,7 +77,7 @@ def test_phi_of_a_single_point_is_sds(weighting):
     gradient = gradient_of(vsd(prior, dirac, weighting=weighting), z, 4, rng)
     sds = gradient_of(SDS(SDS.Config(guidance_scale=7.5, weighting=weighting), prior=prior), z, 4, rng)
     torch.testing.assert_close(gradient, sds, rtol=0, atol=1e-11 * sds.abs().max())
-    # The score of a point mass is that, up to rounding.
+    # The exact score of a point mass, up to rounding.
     exact = ExactPhi(prior.schedule, z, torch.zeros((), dtype=torch.float64))
     again = gradient_of(vsd(prior, exact, weighting=weighting), z, 4, rng)
     torch.testing.assert_close(again, sds, rtol=0, atol=1e-10 * sds.abs().max())
@@ -224,7 +224,7 @@ def test_phi_trains_on_all_levels_with_noise_of_its_own_and_some_cameras_dropped
     dropped = torch.cat([c.camera for _, _, c in training]).abs().sum(1).eq(0).double().mean()
     assert abs(dropped - 0.3) < 4 * 0.019
     noises = torch.cat([(x - a * z.repeat(25, 1, 1, 1)) / s for x, a, s in map(_mixed(prior), training)])
-    assert len({round(value, 9) for value in noises[:, 0, 0, 0].tolist()}) == 600  # every row draws anew
+    assert len({round(value, 9) for value in noises[:, 0, 0, 0].tolist()}) == 600  # every evaluation has its own noise
     assert abs(noises.std() - 1) < 4 / (2 * noises.numel()) ** 0.5
 
 
@@ -323,7 +323,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one(network, tiny, tmp_path):
     forgotten = vsd(tiny, phi=config)
     forgotten.load_state_dict({**torch.load(tmp_path / "state"), "_extra_state": forgotten.get_extra_state()})
     run(forgotten, range(2, 4), halfway)
-    assert not same_state(state_of(forgotten), state_of(first))  # the optimiser's state matters
+    assert not same_state(state_of(forgotten), state_of(first))  # the optimizer's state matters
 
 
 def test_moving_keeps_the_optimisers_state(tiny):
@@ -360,7 +360,7 @@ def test_ranks_train_phi_on_the_mean_of_their_gradients(monkeypatch):
 
     own, others = gradients(0), gradients(1)
     assert not torch.equal(own, others)
-    # They are exchanged as sums over the elements.
+    # The gradients are exchanged as sums over the elements.
     both = gradients(0, exchange=lambda flat: flat.add_(others * z.numel()))
     torch.testing.assert_close(both, 0.5 * (own + others), rtol=1e-5, atol=1e-9)
 
