@@ -27,10 +27,27 @@ from shared.method_cases import (
 )
 from torch import Tensor
 
+from scoredist3d import registry
+from scoredist3d.config.validation import parse_component
 from scoredist3d.guidance import Guidance
 from scoredist3d.seeding import Rng
 
 every_method = pytest.mark.parametrize("name", VARIANTS)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("classifier-sd", "csd"),
+        ("collaborative-csd", "collaborative-sd"),
+        ("delta-denoising", "dds"),
+        ("posterior-distillation", "pds"),
+    ],
+)
+def test_earlier_names_select_the_same_method(old: str, new: str) -> None:
+    assert registry.lookup("guidance", old) is registry.lookup("guidance", new)
+    assert parse_component("guidance", {"type": old}).type == new
+    assert old not in METHODS
 
 
 def test_the_table_names_registered_methods() -> None:
@@ -44,9 +61,9 @@ def test_the_table_names_registered_methods() -> None:
 def test_the_gradient_does_not_depend_on_what_the_network_predicts(
     name: str, kinds: tuple[str, ...], batch: int, dtype: torch.dtype
 ) -> None:
-    """Conversions between outputs divide by alpha and sigma, both 0.02 at worst at t, and by a flow's sigma of 0.001
-    where an inversion starts; the scale of 7.5 enlarges what they round: 7.5 / 0.001 = 1e4 roundings of 1e-16 or 6e-8
-    in one prediction, several in a trajectory."""
+    """Conversions between outputs divide by alpha and sigma, both at least 0.02 at t, and by a flow's sigma of 0.001 at
+    the start of an inversion. With the scale of 7.5 the rounding error of one prediction is therefore about
+    7.5 / 0.001 = 1e4 times 1e-16 or 6e-8; a trajectory has several predictions."""
     tolerance = {torch.float64: 1e-10, torch.float32: 2e-2}[dtype]
     at_step = []
     for kind in kinds:
@@ -111,7 +128,7 @@ def test_runs_repeat_and_leave_global_randomness_alone(name: str) -> None:
 
 @every_method
 def test_steps_and_seeds_draw_their_own_noise(name: str) -> None:
-    """At one timestep. A method that repeats itself over steps still differs between seeds, unless it draws nothing."""
+    """At one timestep, gradients are equal at different steps exactly for the methods marked with ``repeats``."""
     guidance = method(name, CountingPrior(), t_min=0.5, t_max=0.5)
     here, there = (gradient(guidance, latents(2), step) for step in (3, 4))
     if not owns(guidance):
@@ -278,5 +295,5 @@ def flat(state: Any, prefix: str = "") -> dict[str, Tensor]:
 
 
 def assert_one_sentence(message: str) -> None:
-    """A refusal is for a person: one line, not a trace of shapes."""
+    """Require a one-line message for the user, without a traceback."""
     assert message and "\n" not in message and len(message) < 300, message
