@@ -60,7 +60,7 @@ class AdversarialScoreDistillation(VariationalGuidance):
     config: Config
 
     def camera_scale(self, step: int) -> float:
-        """1: phi is always conditioned on the camera."""
+        """Camera scale 1: phi is always conditioned on the camera."""
         return 1.0
 
     def phi_loss(self, prediction: Prediction, z: Tensor, eps: Tensor, conditions: CFGConditions, step: int) -> Tensor:

@@ -114,7 +114,7 @@ class Bridge(Guidance):
         source = conditions.extra["source"]
         weight = self._value("stage_two_weight", ctx.step)
         if self.config.path == "full":
-            return Score(weight * (z - self._across(z, source, conditions.positive, ctx)))
+            return Score(weight * (z - self._transported(z, source, conditions.positive, ctx)))
         x_t, _ = self.noised(z, ctx)
         target, origin = predict_each(self.prior, x_t, ctx.t, [conditions.positive, source])
         w2 = time_weight(self.config.stage_two_weighting, self.schedule, ctx.t)
@@ -123,7 +123,7 @@ class Bridge(Guidance):
     def _in_stage_one(self, ctx: StepContext) -> bool:
         return ctx.step < self.config.stage_two_start_step
 
-    def _across(self, z: Tensor, source: Conditioning, target: Conditioning, ctx: StepContext) -> Tensor:
+    def _transported(self, z: Tensor, source: Conditioning, target: Conditioning, ctx: StepContext) -> Tensor:
         """z inverted under the source text to each item's timestep, then sampled under the target text."""
         ends = []
         for items, timestep in ctx.runs():

@@ -94,7 +94,7 @@ class CollaborativeScoreDistillation(Guidance):
         return self.schedule.add_noise(z, eps, ctx.t), eps
 
     def _repulsion_weight(self, t: Tensor) -> Tensor:
-        """(B,), the weight w(t) s of the repulsion."""
+        """Weight w(t) s (B,) of the repulsion."""
         weight = self.time_weight(t)
         if self.config.repulsion_scale != "sigma":
             return weight

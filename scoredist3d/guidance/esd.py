@@ -37,5 +37,5 @@ class EntropicScoreDistillation(VariationalGuidance):
     config: Config
 
     def camera_scale(self, step: int) -> float:
-        """1 - lambda at a step."""
+        """Camera scale 1 - lambda at a step."""
         return 1.0 - self.config.entropy(step)

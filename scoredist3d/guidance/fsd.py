@@ -88,6 +88,7 @@ class FlowScoreDistillation(Guidance):
     config: Config
 
     def __init__(self, config: Config, *, prior: Prior, rng: Rng | None = None) -> None:
+        """Create the method; for the arguments see :class:`Guidance`."""
         super().__init__(config, prior=prior, rng=rng)
         self._persistent = PersistentNoise(config.sde_rate)
 
@@ -127,7 +128,7 @@ class FlowScoreDistillation(Guidance):
         return torch.where(covered(ctx.opacity, z), n, self._persistent(ctx, z, "fsd/background"))
 
     def _lambda_step(self, prediction: Prediction, z: Tensor, ctx: StepContext) -> Tensor:
-        """(lambda_t - lambda_s) (eps_hat - n), where s is the timestep of the next step."""
+        """Gradient (lambda_t - lambda_s) (eps_hat - n), where s is the timestep of the next step."""
         timestep, following = ctx.timesteps[0], self.sample_timesteps(1, ctx.step + 1, ctx.rng)[0]
         if following == timestep:
             return torch.zeros_like(z)

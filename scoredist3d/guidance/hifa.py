@@ -61,7 +61,7 @@ class HiFA(Guidance):
     config: Config
 
     def score_gradient(self, z: Tensor, conditions: CFGConditions, ctx: StepContext) -> Score:
-        """c (z - z_hat), and the gradient of the image term."""
+        """Latent gradient c (z - z_hat), and the gradient of the image term."""
         target = self.target(self.noised(z, ctx)[0], conditions, ctx)
         c = regression_weight(self.config.weighting, self.schedule, ctx.t)
         score = Score(self._value("latent_weight", ctx.step) * per_item(c, z) * (z - target))

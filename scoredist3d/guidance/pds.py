@@ -82,7 +82,7 @@ class PosteriorDistillation(EditingGuidance):
         return psi, factor * self.schedule.lambda_(timesteps)
 
     def _posterior(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
-        """(psi, chi / lambda) of ``form: posterior``.
+        """Coefficients (psi, chi / lambda) of ``form: posterior``.
 
         With a = alpha_t / alpha_s and beta = sigma_t^2 - a^2 sigma_s^2, the posterior q(x_s | x_t, x_0) has the mean
         (alpha_s beta x_0 + a sigma_s^2 x_t) / sigma_t^2 and the variance beta sigma_s^2 / sigma_t^2. This is the

@@ -68,7 +68,7 @@ class RectifiedFlowDistillation(Guidance):
     config: Config
 
     def score_gradient(self, z: Tensor, conditions: CFGConditions, ctx: StepContext) -> Score:
-        """Weighted v_hat - v for fresh or coupled noise."""
+        """Weighted difference v_hat - v for fresh or coupled noise."""
         eps = self._coupled_noise(z, conditions, ctx)
         prediction = self.guided(self.schedule.add_noise(z, eps, ctx.t), conditions, ctx)
         gradient = self.weighted(prediction, z, eps)

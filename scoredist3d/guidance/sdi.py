@@ -127,7 +127,7 @@ class ScoreDistillationViaInversion(TrajectoryGuidance):
         self._conditionings: dict[int, list[Tensor]] = {}
 
     def score_gradient(self, z: Tensor, conditions: CFGConditions, ctx: StepContext) -> Score:
-        """w(t) (eps_hat - kappa), which is z - x0_hat for the weighting lambda."""
+        """Gradient w(t) (eps_hat - kappa), which is z - x0_hat for the weighting lambda."""
         if self.config.kappa == "cached":
             return Score(z - self._targets(z, conditions, ctx))
         x_t, kappa = self.noised(z, ctx) if self.config.kappa != "inversion" else self.inverted(z, conditions, ctx)

@@ -45,7 +45,7 @@ class ScoreDistillationSampling(Guidance):
     config: Config
 
     def score_gradient(self, z: Tensor, conditions: CFGConditions, ctx: StepContext) -> Score:
-        """w(t) (eps_hat - eps), and the gradient of HiFA's image-space term."""
+        """Gradient w(t) (eps_hat - eps), and the gradient of HiFA's image-space term."""
         x_t, eps = self.noised(z, ctx)
         prediction = self.guided(x_t, conditions, ctx)
         score = Score(self.weighted(prediction, z, eps))

@@ -79,7 +79,7 @@ class ScoreJacobianChaining(Guidance):
                 )
 
     def score_gradient(self, z: Tensor, conditions: CFGConditions, ctx: StepContext) -> Score:
-        """w(t) (eps_hat - n), or w(t) eps_hat without variance reduction."""
+        """Gradient w(t) (eps_hat - n), or w(t) eps_hat without variance reduction."""
         x_t, n = self.noised(z, ctx)
         prediction = self.guided(x_t, conditions, ctx)
         if self.config.variance_reduction:

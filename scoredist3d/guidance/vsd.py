@@ -36,5 +36,5 @@ class VariationalScoreDistillation(VariationalGuidance):
     config: Config
 
     def camera_scale(self, step: int) -> float:
-        """The configured ``gamma_phi``."""
+        """The configured ``gamma_phi`` at a step."""
         return self.config.gamma_phi(step)

@@ -97,9 +97,9 @@ class Guidance(nn.Module, ABC):
         # In a tuple, so that the frozen prior is not a submodule and does not enter the state_dict.
         self._outside: tuple[Prior] = (prior,)
         self._check = FiniteCheck()
-        falls = config.dreamtime.steps > 0
+        anneals = config.dreamtime.steps > 0
         ends = config.t_min.start_value, config.t_max.start_value
-        self._dreamtime = DreamTime(config.dreamtime, prior.schedule, *ends) if falls else None
+        self._dreamtime = DreamTime(config.dreamtime, prior.schedule, *ends) if anneals else None
 
     @property
     def prior(self) -> Prior:
@@ -262,11 +262,11 @@ class Guidance(nn.Module, ABC):
         return self.noised(z, ctx)[0]
 
     def time_weight(self, t: Tensor) -> Tensor:
-        """(B,), w(t) of the configured weighting."""
+        """Weight w(t) (B,) of the configured weighting."""
         return time_weight(self.config.weighting, self.schedule, t)
 
     def weighted(self, prediction: Prediction, z: Tensor, eps: Tensor) -> Tensor:
-        """w(t) (eps_hat - eps) for x_t = alpha z + sigma eps, with the configured weighting."""
+        """Weighted noise difference w(t) (eps_hat - eps) for x_t = alpha z + sigma eps."""
         return weighted_difference(self.config.weighting, self.schedule, prediction, z, eps)
 
     @torch.no_grad()

@@ -73,7 +73,7 @@ class DreamTime:
 
     @staticmethod
     def timesteps_between(schedule: NoiseSchedule, low: float, high: float) -> Tensor:
-        """(K,) float64, the timesteps of the schedule from ``low`` to ``high``, in ascending order."""
+        """Timesteps (K,) of the schedule from ``low`` to ``high``, float64 and ascending."""
         count = schedule.num_train_timesteps
         grid = schedule.quantize(torch.linspace(0.0, 1.0, count + 1, dtype=torch.float64)).unique()
         ends = schedule.quantize(torch.tensor([low, high], dtype=torch.float64))
@@ -89,7 +89,7 @@ class DreamTime:
 
 
 def time_prior(config: DreamTimeConfig, schedule: NoiseSchedule, t: Tensor) -> Tensor:
-    """(K,), weights W(t) of :class:`DreamTimeConfig`, not normalized."""
+    """Weights W(t) (K,) of :class:`DreamTimeConfig`, not normalized."""
     if config.kind == "uniform":
         return torch.ones_like(t)
     if config.kind == "snr":

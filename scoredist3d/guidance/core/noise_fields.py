@@ -65,7 +65,7 @@ class PersistentNoise:
                 high, x_high = middle, x_middle
 
     def _log_correlation(self, low: int, high: int) -> float:
-        """log of the product of sqrt(1 - g_k) over low <= k < high."""
+        """Logarithm of the product of sqrt(1 - g_k) over low <= k < high."""
 
         def log_kept(step: int) -> float:
             last = len(self._log_kept) - 1
@@ -88,7 +88,7 @@ class PersistentNoise:
 
 
 def world_map_shape(height: int, width: int, angle: float) -> tuple[int, int]:
-    """(rows, columns) of a world map whose ``height`` x ``width`` windows span ``angle`` degrees of azimuth.
+    """Size (rows, columns) of a world map whose ``height`` x ``width`` windows span ``angle`` degrees of azimuth.
 
     The columns cover the full circle. The rows have room for a window centered on each pole.
     """

@@ -11,7 +11,7 @@ from scoredist3d.seeding import Rng
 
 
 def uniform_draws(rng: Rng, stream: str, step: int, batch: int, views: int) -> Tensor:
-    """(G,) float64 draws from [0, 1), one for each group of ``views`` images that the prior denoises jointly.
+    """Uniform float64 draws (G,) from [0, 1), one for each group of ``views`` images that the prior denoises jointly.
 
     Group g depends on (seed, stream, step, g) only, not on the batch size. G is batch / views, rounded up.
     """
@@ -28,7 +28,7 @@ def per_image(timesteps: Tensor, batch: int, views: int) -> list[float]:
 
 
 def timestep_tensor(timesteps: Sequence[float], like: Tensor) -> Tensor:
-    """(B,) timesteps in the dtype and on the device of ``like``; equal timesteps need no transfer to the device."""
+    """Timesteps (B,) in the dtype and on the device of ``like``; equal timesteps need no transfer to the device."""
     if len(set(timesteps)) == 1:
         return like.new_full((len(timesteps),), timesteps[0])
     return torch.tensor(timesteps, dtype=like.dtype).to(like.device)

@@ -85,7 +85,7 @@ class TrajectoryGuidance(Guidance):
         return x
 
     def weight_at(self, timestep: float) -> float:
-        """w(t) of the configured weighting at one timestep.
+        """Weight w(t) of the configured weighting at one timestep.
 
         Raises:
             ValueError: The weight is infinite because the noisy input has no signal.

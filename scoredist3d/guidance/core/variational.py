@@ -53,6 +53,7 @@ class VariationalGuidance(Guidance):
     phi: Any
 
     def __init__(self, config: Config, *, prior: Prior, rng: Rng | None = None) -> None:
+        """Create the method and its score model; for the arguments see :class:`Guidance`."""
         super().__init__(config, prior=prior, rng=rng)
         self.phi = build_score_model(config.phi, prior, self.rng)
         self._optimizer: torch.optim.AdamW | None = None
@@ -61,10 +62,10 @@ class VariationalGuidance(Guidance):
 
     @abstractmethod
     def camera_scale(self, step: int) -> float:
-        """gamma_phi at a step, in eps_phi(no camera) + gamma_phi (eps_phi(camera) - eps_phi(no camera))."""
+        """Camera scale gamma_phi, in eps_phi(no camera) + gamma_phi (eps_phi(camera) - eps_phi(no camera))."""
 
     def score_gradient(self, z: Tensor, conditions: CFGConditions, ctx: StepContext) -> Score:
-        """w(t) (eps_hat - eps_phi) at the same x_t."""
+        """Gradient w(t) (eps_hat - eps_phi), with both predictions at the same x_t."""
         x_t, _ = self.noised(z, ctx)
         phi = self.phi_prediction(x_t, ctx, conditions)
         return Score(self.weighted(self.guided(x_t, conditions, ctx), phi.x0, phi.eps))

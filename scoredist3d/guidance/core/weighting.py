@@ -31,12 +31,12 @@ WEIGHTINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 def time_weight(weighting: Weighting, schedule: NoiseSchedule, t: Tensor) -> Tensor:
-    """(B,), w at the timesteps ``t`` (B,); infinite for ``lambda`` and ``flow`` where alpha is 0."""
+    """Weight w (B,) at the timesteps ``t`` (B,); infinite for ``lambda`` and ``flow`` where alpha is 0."""
     return WEIGHTINGS[weighting](*schedule.coefficients(t))
 
 
 def finite_weight(weighting: Weighting, schedule: NoiseSchedule, timestep: float) -> float:
-    """w at one timestep, computed in float64 on the CPU, where reading it does not wait for the device.
+    """Weight w at one timestep, computed in float64 on the CPU, where reading it does not wait for the device.
 
     Raises:
         ValueError: w is infinite because alpha is 0.
@@ -53,7 +53,7 @@ def finite_weight(weighting: Weighting, schedule: NoiseSchedule, timestep: float
 def weighted_difference(
     weighting: Weighting, schedule: NoiseSchedule, prediction: Prediction, z: Tensor, eps: Tensor
 ) -> Tensor:
-    """w(t) (eps_hat - eps) for x_t = alpha z + sigma eps.
+    """Weighted noise difference w(t) (eps_hat - eps) for x_t = alpha z + sigma eps.
 
     ``lambda`` is computed as z - x0_hat and ``flow`` as v_hat - v; both forms are finite where alpha is 0.
     """
@@ -65,7 +65,7 @@ def weighted_difference(
 
 
 def regression_weight(weighting: Weighting, schedule: NoiseSchedule, t: Tensor) -> Tensor:
-    """(B,), c(t) with c (z - x0_hat) = w(t) (eps_hat - eps): c = w alpha / sigma, finite where alpha is 0."""
+    """Weight c(t) (B,) with c (z - x0_hat) = w(t) (eps_hat - eps): c = w alpha / sigma, finite where alpha is 0."""
     alpha, sigma = schedule.coefficients(t)
     return {
         "sds": alpha * sigma,
