@@ -194,7 +194,7 @@ def test_asd_target_is_the_released_codes_up_to_the_image_of_the_velocity(phi_ki
     torch.testing.assert_close(*gradients, rtol=0, atol=1e-9 * gradients[1].abs().max().item())
 
 
-def test_asd_refuses_what_has_no_meaning():
+def test_asd_rejects_invalid_options():
     with pytest.raises(ValueError, match="gamma"):
         parse_component("guidance", {"type": "asd", "gamma": -1.5})
     assert ASD.Config(phi=replace(SMALL, replay=4)).validate() == ["phi.replay: needs gamma: 0; set phi.replay to 0"]
@@ -203,21 +203,21 @@ def test_asd_refuses_what_has_no_meaning():
 
 @pytest.mark.parametrize("gamma", [-0.75, 0.0])
 @pytest.mark.parametrize("negatives", [(), (("blue", -0.5), ("left", -0.3))])
-def test_asd_asks_the_prior_for_every_row_it_trains_on(gamma, negatives):
+def test_asd_evaluates_the_prior_for_every_training_item(gamma, negatives):
     prior, z = blobs(), latents()
     guidance = ASD(ASD.Config(phi=replace(SMALL, steps=2, repeats=2), gamma=gamma), prior=prior)
     b = pushed_away(seen_from_around(prior, 3), prior, *negatives)
-    cost = guidance.nfe(b, guidance.begin(z, 0, Rng()))
+    nfe = guidance.nfe(b, guidance.begin(z, 0, Rng()))
     texts = 1 + len(negatives)
-    assert (cost.prior, cost.own) == (1 + texts + (4 * texts if gamma else 0), 1 + 4)
-    assert counted_evaluations(guidance, b, z) == {"prior": 3 * cost.prior, "own": 3 * cost.own}
+    assert (nfe.prior, nfe.own) == (1 + texts + (4 * texts if gamma else 0), 1 + 4)
+    assert counted_evaluations(guidance, b, z) == {"prior": 3 * nfe.prior, "own": 3 * nfe.own}
 
 
 # ESD
 
 
 @pytest.mark.parametrize(("entropy", "own"), [(0.0, 2), (0.5, 3), (1.0, 2)])
-def test_esd_costs_one_more_call_of_phi_between_the_ends(entropy, own):
+def test_esd_needs_one_more_evaluation_of_phi_between_the_ends(entropy, own):
     prior, z = blobs(), latents()
     guidance = ESD(ESD.Config(phi=SMALL, entropy=entropy), prior=prior)
     b = seen_from_around(prior, 3)

@@ -174,7 +174,7 @@ def test_one_jump_each_way_from_a_shared_point_is_the_one_step_form() -> None:
     torch.testing.assert_close(gradient(guidance, z, conditions=between(prior)), z - end, rtol=0, atol=1e-13)
 
 
-def test_items_of_several_levels_walk_the_full_path_as_if_alone() -> None:
+def test_items_at_several_timesteps_follow_the_full_path_independently() -> None:
     guidance = full(CountingPrior(), source_prompt="green", path_steps=4)
     z = latents(3)
     together = gradient(guidance, z, conditions=prompted(guidance, cameras=views(3)))
@@ -229,7 +229,7 @@ def test_the_fragment_holds_the_settings_released_for_radiance_fields(step, t_ma
     assert texts["target"].text == ", ".join(["a hamburger", "."])
 
 
-def test_the_recipe_of_the_embedded_prior_keeps_its_falling_timesteps() -> None:
+def test_the_recipe_of_the_embedded_prior_keeps_its_decreasing_timesteps() -> None:
     recipe = load([CONFIGS / "text-to-3d" / "bridge.yaml"], ["prompt=a mug"])
     t_max = parse_component("guidance", recipe["system"]["guidance"]).t_max
     assert [t_max(step) for step in (0, 160, 320)] == pytest.approx([0.98, 0.665, 0.35])

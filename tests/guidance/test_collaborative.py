@@ -256,7 +256,7 @@ def settled(count: int, timestep: float, **options) -> Tensor:
 def test_exact_stein_descent_keeps_mean_and_variance_of_the_data(space):
     """The fixed point of alpha z under the score of p_t is p_t itself, of variance s^2 + (sigma / alpha)^2 in z.
 
-    N particles with a finite kernel are narrower; the error falls as N grows.
+    N particles with a finite kernel are narrower; the error decreases as N grows.
     """
     timestep = 0.3
     t = torch.tensor([timestep], dtype=torch.float64)
@@ -291,7 +291,7 @@ def test_subtracting_independent_noise_adds_sigma_times_the_repulsion():
     assert (from_noise.mean(0).abs() > 8 * error)[[0, 2]].all()
 
 
-def test_levels_are_shared_and_cost_is_that_of_sds():
+def test_timesteps_are_shared_and_nfe_is_that_of_sds():
     prior = blobs()
     guidance = collaborative(prior)
     timesteps = guidance.sample_timesteps(5, 3, Rng())
@@ -304,8 +304,8 @@ def test_levels_are_shared_and_cost_is_that_of_sds():
         calls.clear()
         guidance = collaborative(prior, guidance_scale=scale)
         gradient_of(guidance, latents())
-        cost = guidance.nfe(conditions(prior), guidance.begin(latents(), 0, Rng()))
-        assert calls == [4 * rows] and (cost.prior, cost.own) == (rows, 0)
+        nfe = guidance.nfe(conditions(prior), guidance.begin(latents(), 0, Rng()))
+        assert calls == [4 * rows] and (nfe.prior, nfe.own) == (rows, 0)
 
 
 @pytest.mark.parametrize("other", ["sample", "v_prediction"])

@@ -105,7 +105,7 @@ def test_one_noise_for_the_particles_whole_run():
     assert not torch.allclose(gradient(fresh, z, 0, conditions=b), gradient(fresh, z, 8, conditions=b))
 
 
-def test_levels_follow_the_released_schedule():
+def test_timesteps_follow_the_released_schedule():
     guidance = CDS(CDS.Config(), prior=CountingPrior())
     for step, expected in ((0, 0.7), (750, 0.4), (3000, 0.1), (9000, 0.1)):
         above, below = guidance.interval_timesteps(guidance.begin(latents(200), step, Rng()))
@@ -128,7 +128,7 @@ def test_views_seen_jointly_share_the_interval():
 
 @pytest.mark.parametrize(("perp_neg", "rows"), [(False, 2), (True, 4)])
 @pytest.mark.parametrize(("share", "predictions"), [(0.0, 2), (0.5, 3)])
-def test_network_rows(perp_neg, rows, share, predictions):
+def test_nfe(perp_neg, rows, share, predictions):
     prior = CountingPrior()
     guidance = cds(prior, guidance_scale=7.5, guidance_rescale=share)
     b = prompted(guidance, cameras=views(3), perp_neg=perp_neg)

@@ -36,7 +36,7 @@ def texts(guidance, prompt: str) -> CFGConditions:
     return CFGConditions(guidance.prior.embed([prompt]), guidance.prior.embed([""]))
 
 
-def test_it_is_the_guided_predictions_difference_at_one_noise_and_level() -> None:
+def test_gradient_is_the_difference_of_guided_predictions_at_equal_noise_and_timestep() -> None:
     prior = CountingPrior()
     guidance = method("dds", prior)
     z, z_source = latents(3), latents(3, seed=6)

@@ -56,7 +56,7 @@ def test_uniform_weights_fall_linearly():
     assert worst < 1.6e-3  # the weight of the first timestep, and rounding by half a timestep
 
 
-def test_levels_get_their_share_of_the_steps():
+def test_timesteps_get_their_share_of_the_steps():
     steps = 20000
     config = DreamTimeConfig(steps=steps)
     fall = DreamTime(config, VP, 0.02, 0.98)

@@ -199,8 +199,8 @@ def test_the_cache_notices_other_views_and_other_scales():
         b = prompted(cached, cameras=cameras[camera])
         one, other = (gradient(guidance, latents(1), step, conditions=b) for guidance in (cached, simulated))
         torch.testing.assert_close(one, other, rtol=0, atol=1e-11)
-        costs = [guidance.nfe(b, guidance.begin(latents(1), step, Rng())).prior for guidance in (cached, simulated)]
-        assert costs[0] == costs[1]  # the cache is empty at the first step, and off once the views differ
+        nfes = [guidance.nfe(b, guidance.begin(latents(1), step, Rng())).prior for guidance in (cached, simulated)]
+        assert nfes[0] == nfes[1]  # the cache is empty at the first step, and off once the views differ
     scales = {"from": 3.0, "to": 5.0, "start": 1, "end": 2}
     changing, simulated = (
         dsd(CountingPrior(), ode_guidance_scale=scales, cache_trajectory=cache, **timesteps)
@@ -236,7 +236,7 @@ def test_nfe_of_a_simulated_step(timestep, above, perp_neg, rows):
     assert guidance.nfe(b, guidance.begin(latents(2), 0, Rng())).prior == (above + 1) * guided + rows
 
 
-def test_levels_follow_the_released_schedule():
+def test_timesteps_follow_the_released_schedule():
     guidance = dsd(CountingPrior())
     for step, expected in ((0, 0.98), (2500, 0.65), (10000, 0.32), (20000, 0.32)):
         assert guidance.sample_timesteps(3, step, Rng()) == [pytest.approx(expected, abs=5.1e-4)] * 3
@@ -254,7 +254,7 @@ def test_levels_follow_the_released_schedule():
 
 @pytest.mark.parametrize("shape", ["linear", "sqrt"])
 @pytest.mark.parametrize("start", [0.98, 0.02])
-def test_the_upper_level_keeps_off_the_lowest_timesteps_late_in_the_run(shape, start):
+def test_the_upper_timestep_avoids_the_lowest_ones_late_in_the_run(shape, start):
     timesteps = {"from": start, "to": 0.0, "end": 400, "shape": shape}
     guidance = dsd(CountingPrior(), interval=0.0, t_min=timesteps, t_max=timesteps)
     seen = set()
@@ -270,7 +270,7 @@ def test_the_upper_level_keeps_off_the_lowest_timesteps_late_in_the_run(shape, s
     assert start > 0.02 or guidance.sample_timesteps(1, 240 if shape == "linear" else 150, Rng())[0] < 0.01  # and early
 
 
-def test_the_upper_level_of_a_level_that_is_not_annealed_is_at_least_one():
+def test_the_upper_timestep_without_annealing_is_at_least_one():
     for timesteps in (at(0.003), {"t_min": 0.0, "t_max": {"from": 0.98, "to": 0.002, "end": 1}}, at(0.0)):
         guidance = dsd(CountingPrior(), interval=0.0, **timesteps)
         step = guidance.begin(latents(1), 50, Rng())

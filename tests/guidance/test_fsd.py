@@ -263,7 +263,7 @@ def test_cost_and_previews():
     torch.testing.assert_close(images["noisy"], prior.decode(x_t).clamp(0, 1), rtol=0, atol=1e-12)
 
 
-def test_steps_in_lambda_need_levels_that_fall():
+def test_steps_in_lambda_need_decreasing_timesteps():
     with pytest.raises(ValueError, match="weighting: lambda-step needs one timestep per step"):
         parse_component("guidance", {"type": "fsd", "weighting": "lambda-step"})
     block = {"type": "fsd", "weighting": "lambda-step", "dreamtime": {"steps": 10}}

@@ -82,7 +82,7 @@ def test_image_gradient_reaches_the_render_only_through_rgb():
     assert torch.equal(torch.autograd.grad(loss, rgb)[0], torch.full_like(rgb, 2.0 / 2))
 
 
-def test_levels_stay_in_range_are_snapped_and_cover_it():
+def test_timesteps_are_quantized_and_cover_their_range():
     g = method(t_min=0.2, t_max=0.6)
     timesteps = [timestep for step in range(300) for timestep in g.sample_timesteps(2, step, Rng(1))]
     assert 0.2 <= min(timesteps) < 0.21 and 0.59 < max(timesteps) <= 0.6
@@ -91,7 +91,7 @@ def test_levels_stay_in_range_are_snapped_and_cover_it():
     assert abs(sum(timesteps) / 600 - 0.4) < 4 * 0.0047
 
 
-def test_annealed_levels_are_deterministic_and_follow_the_schedule():
+def test_annealed_timesteps_are_deterministic_and_follow_the_schedule():
     hifa = {"from": 0.98, "to": 0.3, "end": 100, "shape": "sqrt"}
     g = method(t_min=hifa, t_max=hifa)
     for step in (0, 25, 60, 200):
@@ -99,7 +99,7 @@ def test_annealed_levels_are_deterministic_and_follow_the_schedule():
         assert g.sample_timesteps(3, step, Rng(step)) == [pytest.approx(expected, abs=5.1e-4)] * 3
 
 
-def test_views_seen_jointly_share_a_level():
+def test_jointly_denoised_views_share_a_timestep():
     g = method()
     g.prior.views = 2
     a, b, c, d = g.sample_timesteps(4, 0, Rng())

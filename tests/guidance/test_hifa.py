@@ -78,7 +78,7 @@ def test_without_fresh_noise_the_target_is_the_samplers():
     torch.testing.assert_close(gradient(guidance, z, conditions=b), z - x, rtol=0, atol=1e-12)
 
 
-def test_items_at_different_levels_walk_their_own_way():
+def test_items_at_different_timesteps_are_independent():
     guidance = method("hifa", CountingPrior(), **LATENT_ONLY)
     assert len(set(guidance.sample_timesteps(3, 2, Rng()))) == 3
     torch.testing.assert_close(
@@ -123,7 +123,7 @@ def test_image_term_goes_through_the_decoder_where_latents_are_optimised(name):
 
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
 @pytest.mark.parametrize("name", ["hifa", "sds"])
-def test_all_terms_stay_finite_at_a_level_without_signal(name, weighting):
+def test_all_terms_stay_finite_at_a_timestep_without_signal(name, weighting):
     guidance = method(
         name, CountingPrior("rf-v_prediction"), weighting=weighting, image_weight=0.1, t_min=1.0, t_max=1.0
     )

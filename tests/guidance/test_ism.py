@@ -94,7 +94,7 @@ def test_timesteps_are_those_of_the_samplers_grid(index, step, interval):
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-10 * expected.abs().max().item())
 
 
-def test_levels_stay_on_the_samplers_grid():
+def test_timesteps_stay_on_the_samplers_grid():
     prior = CountingPrior()
     prior.schedule = NoiseSchedule.from_config(SD_CONFIG)
     guidance = ism(prior, **at(0.0))
@@ -234,7 +234,7 @@ def test_gaussian_data_is_left_where_sampling_would_leave_it():
     )
 
 
-def test_levels_without_image_are_refused():
+def test_timesteps_without_signal_are_rejected():
     with pytest.raises(
         ValueError, match=r"lambda is infinite at t = 1, where the noisy input of this prior contains no signal"
     ):

@@ -297,8 +297,8 @@ def test_cost_is_both_branches_and_a_row_of_the_corrective():
         guidance, b = lmc(prior, random_network(), guidance_scale=scale, beta=ramp), conditions(prior, negatives)
         calls.clear()
         gradient_of(guidance, latents(), 15, b=b)
-        cost = guidance.nfe(b, guidance.begin(latents(), 15, Rng()))
-        assert calls == [3 * cost.prior] and cost.prior == 2 + len(b.negatives) and cost.own == 1
+        nfe = guidance.nfe(b, guidance.begin(latents(), 15, Rng()))
+        assert calls == [3 * nfe.prior] and nfe.prior == 2 + len(b.negatives) and nfe.own == 1
         assert guidance.nfe(b, guidance.begin(latents(), 10, Rng())).own == 0
         assert lmc(prior, guidance_scale=scale).nfe(b, guidance.begin(latents(), 15, Rng())).own == 0
 

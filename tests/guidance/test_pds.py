@@ -143,7 +143,7 @@ def test_dreamcatalysts_weights() -> None:
 
 @pytest.mark.parametrize("kind", ["vp-epsilon", "rf-v_prediction"])
 @pytest.mark.parametrize("stride", [1, 2])
-def test_levels_without_a_noisy_level_below_keep_finite_weights(kind: str, stride: int) -> None:
+def test_the_lowest_timesteps_have_finite_weights(kind: str, stride: int) -> None:
     ends = timestep_grid(0, 1, 2, 3, 999) if kind == "vp-epsilon" else timestep_grid(1, 2, 3, 999, 1000)
     psi, factor = pds(kind, stride=stride)._posterior(ends)
     assert psi.isfinite().all() and factor.isfinite().all() and (factor > 0).all()

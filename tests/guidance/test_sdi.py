@@ -269,8 +269,8 @@ def test_cached_form_evaluates_once_per_target_and_resumes_exactly():
         straight.prior.rows.clear()
         z = descend(straight, z, b, range(step, step + 1), rate=0.3)[0]
         whole.append(z)
-        cost = straight.nfe(b, straight.begin(z, step, Rng(), particles=(0, 1, 2))).prior
-        assert cost == (2 if step % 3 == 0 else 0) and sum(straight.prior.rows) == 3 * cost
+        nfe = straight.nfe(b, straight.begin(z, step, Rng(), particles=(0, 1, 2))).prior
+        assert nfe == (2 if step % 3 == 0 else 0) and sum(straight.prior.rows) == 3 * nfe
     stopped = fresh()
     middle = descend(stopped, latents(3), b, range(5), rate=0.3)[-1]  # inside of a block
     file = io.BytesIO()

@@ -304,7 +304,7 @@ def test_image_term_is_hifas_pull_on_the_decoded_prediction():
     torch.testing.assert_close(both - latent_only, expected.detach(), rtol=0, atol=1e-12)
 
 
-def test_distillation_differs_from_ddim_even_with_falling_timesteps():
+def test_distillation_differs_from_ddim_even_with_decreasing_timesteps():
     prior = gaussian()
     timesteps = prior.schedule.timesteps(10)
     noise = latents((1, 1, 2, 2))

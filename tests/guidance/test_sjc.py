@@ -56,7 +56,7 @@ def test_plain_form_has_the_same_mean_and_more_variance():
     assert (difference.abs() < 4.5 * (plain - reduced).std((0, 1)) / 800**0.5).all()
 
 
-def test_default_levels_leave_out_the_papers_ends_and_one_prediction_is_its_cost():
+def test_default_timesteps_omit_the_papers_ends_and_nfe_is_one_prediction():
     prior = CountingPrior()
     guidance = method("sjc", prior)
     timesteps = [guidance.sample_timesteps(1, step, Rng())[0] for step in range(2000)]

@@ -205,7 +205,7 @@ def test_particles_and_phi_do_not_train_each_other(tiny):
     assert same_state(state_of(guidance), trained) and same_state(state_of(tiny), frozen)
 
 
-def test_phi_trains_on_all_levels_with_noise_of_its_own_and_some_cameras_dropped():
+def test_phi_trains_on_all_timesteps_with_fresh_noise_and_some_cameras_dropped():
     prior, z = blobs(), latents()
     config = replace(SMALL, channels=[4], steps=2, repeats=25, camera_dropout=0.3)
     guidance = vsd(prior, phi=config, t_min=0.4, t_max=0.4)
@@ -252,7 +252,7 @@ def test_the_levels_of_phi_are_equally_likely(kind):
     assert lowest <= min(steps) <= lowest + 4 and highest - 4 <= max(steps) <= highest
 
 
-def test_learning_rate_follows_its_schedule_and_the_loss_falls(tiny):
+def test_learning_rate_follows_its_schedule_and_the_loss_decreases(tiny):
     guidance = vsd(tiny, phi=ScoreModelConfig(lr={"from": 0.0, "to": 1e-2, "end": 1, "shape": "step"}))
     z, b = 0.5 * latents((2, 4, 16, 16)).float(), around(tiny, 2)
     before = state_of(guidance.phi)
@@ -385,8 +385,8 @@ def test_cost_counts_every_row(options):
         network.predict = counted
     b, z = conditions(prior), latents()
     guidance(z, b, 0, Rng())
-    cost = guidance.nfe(b, guidance.begin(z, 0, Rng()))
-    assert (cost.prior * 3, cost.own * 3) == (rows["prior"], rows["own"])
+    nfe = guidance.nfe(b, guidance.begin(z, 0, Rng()))
+    assert (nfe.prior * 3, nfe.own * 3) == (rows["prior"], rows["own"])
     assert guidance.nfe(b, guidance.begin(z, 0, Rng())).own == (2 if options.get("gamma_phi") == 0.5 else 1) + 6
 
 
