@@ -1,19 +1,19 @@
 #!/usr/bin/env python
-"""Every distillation method on the embedded prior: quality, diversity, colour, detail, and what it costs.
+"""Benchmark of all distillation methods on the embedded prior: quality, diversity, color, detail, NFE and time.
 
     python benchmarks/methods.py --out outputs/methods --gpu 0 --jobs 12
     python benchmarks/methods.py --out outputs/methods --only-2d --methods sds vsd --prompts "a red mug" "a chair"
     python benchmarks/methods.py --out outputs/methods --docs docs/images/methods
 
 The methods are the recipes ``configs/text-to-2d/*.yaml`` and ``configs/text-to-3d/*.yaml``. In 2D the seeds of a prompt
-are the particles of one run (methods that couple particles do so: VSD's share one phi); in 3D each seed is a run of its
-own, seen from 8 held-back views. Methods that edit start from samples (in 3D: from an object made by SDS) of another
-colour where the prompt names one, else of another category. Beside the methods stand two references: real renders of
-the caption, the floor of every figure, and DDIM samples of the prior.
+are the particles of one run (methods that couple particles do so: the particles of VSD share one phi). In 3D each seed
+is a separate run, seen from 8 held-out views. Editing methods start from samples (in 3D: from an object made by SDS) of
+another color if the prompt names one, otherwise of another category. There are two references: real renders of the
+caption, which give the floor of every figure, and DDIM samples of the prior.
 
-Arguments of the form key=value are config overrides for all runs. Runs found in ``--out`` are not made again unless
-their recipe has changed. Writes ``methods.md``, ``methods.json``, ``*.svg`` and ``sheet-*.png``; exits with 1 where a
-run failed.
+Arguments of the form key=value are config overrides for all runs. Runs found in ``--out`` are reused unless their
+recipe has changed. The benchmark writes ``methods.md``, ``methods.json``, ``*.svg`` and ``sheet-*.png``, and exits with
+1 if a run failed.
 """
 
 from __future__ import annotations
@@ -51,19 +51,19 @@ PROMPTS_2D = (
 )
 PROMPTS_3D = ("a red mug", "a blue chair")
 TASKS_PER_JOB = {"2d": 5, "3d": 2}
-"""Tasks of one process: starting one takes as long as some steps, and the last one should not run alone for long."""
+"""Tasks per process: few, so that processes end at similar times, but more than one to share the start-up time."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one process ended."""
+    """Result of one worker process."""
 
     job: Job
     failed: bool
 
 
 def jobs_of(arguments: argparse.Namespace, overrides: list[str]) -> list[Job]:
-    """What is still to be made, as one process each: the references first, they are the longest on a CPU."""
+    """Jobs that are not finished yet; the references come first, because they take longest on a CPU."""
     wanted: list[Job] = []
     for dimension in chosen_dimensions(arguments):
         prompts = arguments.prompts if dimension == "2d" else arguments.prompts_3d
@@ -79,13 +79,13 @@ def jobs_of(arguments: argparse.Namespace, overrides: list[str]) -> list[Job]:
 
 
 def chosen_dimensions(arguments: argparse.Namespace) -> tuple[str, ...]:
-    """``2d``, ``3d`` or both."""
+    """Dimensions to run: ``2d``, ``3d`` or both."""
     left_out = {"3d"} if arguments.only_2d else {"2d"} if arguments.only_3d else set()
     return tuple(dimension for dimension in DIMENSIONS if dimension not in left_out)
 
 
 def run_process(arguments: argparse.Namespace, what: list[str], log: Path, overrides: list[str]) -> bool:
-    """One worker in its own process; whether it failed."""
+    """Run a worker in its own process; returns whether it failed."""
     command = [sys.executable, __file__, "--out", str(arguments.out), "--gpu", arguments.gpu, *what, *overrides]
     environment = dict(os.environ, OMP_NUM_THREADS=str(arguments.threads))
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -95,7 +95,7 @@ def run_process(arguments: argparse.Namespace, what: list[str], log: Path, overr
 
 
 def run_job(arguments: argparse.Namespace, number: int, job: Job, overrides: list[str]) -> Outcome:
-    """Make the assets of one job."""
+    """Run one job and report its outcome."""
     log = arguments.out / "logs" / f"{job.dimension}-{job.method}-{number}.txt"
     failed = run_process(arguments, ["--worker", job.to_text()], log, overrides)
     print(f"{job.dimension} {job.method} ({len(job.tasks)}): {f'FAILED, see {log}' if failed else 'done'}", flush=True)
@@ -105,23 +105,28 @@ def run_job(arguments: argparse.Namespace, number: int, job: Job, overrides: lis
 def main(argv: list[str] | None = None) -> int:
     """Run the benchmark; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="results; finished runs found here are not made again")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the results; finished runs in it are reused")
     parser.add_argument("--methods", nargs="+", default=[], help="recipes to run; all of them by default")
     parser.add_argument(
-        "--prompts", nargs="+", default=list(PROMPTS_2D), help='2D, "a COLOUR CATEGORY" or "a CATEGORY"'
+        "--prompts", nargs="+", default=list(PROMPTS_2D), help='2D prompts, "a COLOR CATEGORY" or "a CATEGORY"'
     )
     parser.add_argument("--prompts-3d", nargs="+", default=list(PROMPTS_3D))
-    parser.add_argument("--seeds", type=int, default=4, help="particles of each 2D run, 2 or more")
-    parser.add_argument("--seeds-3d", type=int, default=2, help="3D runs of each prompt")
+    parser.add_argument("--seeds", type=int, default=4, help="number of particles of each 2D run, 2 or more")
+    parser.add_argument("--seeds-3d", type=int, default=2, help="number of 3D runs per prompt")
     parser.add_argument("--only-2d", action="store_true")
     parser.add_argument("--only-3d", action="store_true")
-    parser.add_argument("--timing-steps", type=int, default=30, help="2D steps timed alone, per method; 0 for none")
+    parser.add_argument(
+        "--timing-steps",
+        type=int,
+        default=30,
+        help="2D steps per method that are timed with nothing else running; 0 for none",
+    )
     parser.add_argument("--gpu", default="cpu", help="'cpu' or a GPU number")
     parser.add_argument(
-        "--jobs", type=int, default=1, help="processes at the same time, each one method x some prompts"
+        "--jobs", type=int, default=1, help="number of parallel processes, each for one method and some prompts"
     )
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads of each process")
-    parser.add_argument("--docs", type=Path, help="also write one small picture per method and dimension here")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads per process")
+    parser.add_argument("--docs", type=Path, help="folder for one small image per method and dimension")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--time", nargs="+", help=argparse.SUPPRESS)
     given = sys.argv[1:] if argv is None else argv
@@ -134,7 +139,7 @@ def main(argv: list[str] | None = None) -> int:
             arguments.time, arguments.timing_steps, arguments.seeds, arguments.out, arguments.gpu, overrides
         )
     if arguments.seeds < 2:
-        parser.error("--seeds must be 2 or more: diversity is measured between the seeds of a prompt")
+        parser.error("--seeds must be 2 or more, because diversity is measured between the seeds of a prompt")
     jobs = jobs_of(arguments, overrides)
     with ThreadPoolExecutor(arguments.jobs) as pool:
         outcomes = list(pool.map(lambda n: run_job(arguments, n, jobs[n], overrides), range(len(jobs))))

@@ -1,4 +1,4 @@
-"""Two small plots as SVG, without a plotting library."""
+"""Scatter plot and bar chart as SVG, without a plotting library."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ INK, FAINT, FIRST, SECOND = "#222", "#ddd", "#3b6ea5", "#e08a3c"
 
 
 def scatter(points: Sequence[tuple[str, float, float]], x_label: str, y_label: str) -> str:
-    """Named points over linear axes; lower and further right is better."""
+    """Scatter plot of named points on linear axes; lower and further right is better."""
     height, bottom, top = 420, 50, 20
     x_low, x_high = _range([x for _, x, _ in points] + [0.0, 1.0])
     y_low, y_high = _range([y for _, _, y in points] + [0.0])
@@ -33,7 +33,7 @@ def scatter(points: Sequence[tuple[str, float, float]], x_label: str, y_label: s
     for name, x, y in sorted(points, key=lambda point: point[2]):
         across, down = place(x, y)
         label = down + 4
-        while any(abs(across - other) < 110 and abs(label - timestep) < 11 for other, timestep in taken):
+        while any(abs(across - other) < 110 and abs(label - baseline) < 11 for other, baseline in taken):
             label -= 11
         taken.append((across, label))
         parts.append(f'<circle cx="{across:.1f}" cy="{down:.1f}" r="4" fill="{FIRST}"/>')
@@ -45,7 +45,7 @@ def scatter(points: Sequence[tuple[str, float, float]], x_label: str, y_label: s
 
 
 def bars(rows: Sequence[tuple[str, float, float]], title: str) -> str:
-    """One bar per row, of two stacked parts."""
+    """Bar chart with one bar of two stacked parts per row (name, first part, second part)."""
     line, top = 20, 34
     left = 170
     longest = max([first + second for _, first, second in rows], default=1.0) or 1.0
@@ -68,7 +68,7 @@ def _range(values: Sequence[float]) -> tuple[float, float]:
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """About five round numbers."""
+    """About five round numbers between ``low`` and ``high``."""
     raw = (high - low) / 5
     power = 10.0 ** math.floor(math.log10(raw))
     step = power * min((1, 2, 5, 10), key=lambda factor: abs(factor * power - raw))

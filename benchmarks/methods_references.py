@@ -1,4 +1,4 @@
-"""What the methods of ``methods.py`` are compared with: real renders of a caption, and samples of the prior."""
+"""References of the benchmark ``methods.py``: real renders of a caption, and samples of the prior."""
 
 from __future__ import annotations
 
@@ -15,27 +15,29 @@ from scoredist3d.priors.conditioning import CFGConditions
 from scoredist3d.procedural import CATEGORIES, COLORS, simple_caption
 
 REFERENCES = ("real renders", "DDIM samples")
-REAL_2D, REAL_3D = 256, 32  # real renders that a prompt's pictures are compared with: pictures, objects of 8 views
+REAL_2D, REAL_3D = 256, 32  # real renders per prompt: images in 2D, objects with 8 views each in 3D
 ELEVATION_2D = 20.0
 DDIM_STEPS, DDIM_SCALE = 25, 5.0
 
 
 def caption_of(prompt: str) -> tuple[str, str | None]:
-    """(category, colour or None) of "a COLOUR CATEGORY" or "a CATEGORY".
+    """(category, color or None) of the prompt "a COLOR CATEGORY" or "a CATEGORY".
 
     Raises:
-        ValueError: Another form, or words that the procedural objects do not have.
+        ValueError: The prompt has another form, or the procedural objects have no such category.
     """
     _, _, rest = prompt.partition(" ")
     first, _, others = rest.partition(" ")
     category, color = (others, first) if first in COLORS else (rest, None)
     if category not in CATEGORIES:
-        raise ValueError(f"prompt {prompt!r} is not 'a COLOUR CATEGORY'; categories are {', '.join(CATEGORIES)}")
+        raise ValueError(
+            f"prompt {prompt!r} must be 'a COLOR CATEGORY' or 'a CATEGORY'; categories are {', '.join(CATEGORIES)}"
+        )
     return category, color
 
 
 def source_prompt(prompt: str) -> str:
-    """What methods that edit start from: another colour where the prompt names one, else another category."""
+    """Prompt of the source for editing methods: another color if the prompt names one, otherwise another category."""
     category, color = caption_of(prompt)
     if color is None:
         return simple_caption(CATEGORIES[(CATEGORIES.index(category) + 1) % len(CATEGORIES)])
@@ -43,18 +45,18 @@ def source_prompt(prompt: str) -> str:
 
 
 def held_back() -> Cameras:
-    """The 8 cameras that 3D assets are seen from, between those of the previews."""
+    """The 8 held-out cameras for 3D assets, with azimuths between those of the previews."""
     azimuths = [22.5 + 45.0 * index for index in range(NUM_VIEWS)]
     return ring(azimuths, [5.0, 25.0, 40.0], 64, torch.device("cpu"))
 
 
 def front(count: int) -> Cameras:
-    """The one view of the 2D recipes."""
+    """The single view of the 2D recipes, ``count`` times."""
     return ring([0.0] * count, [ELEVATION_2D], 64, torch.device("cpu"))
 
 
 def real(dimension: str, prompt: str, seed: int) -> Tensor:
-    """Real renders of the caption: those that methods are compared with, and after them as many as a method makes."""
+    """Real renders of the caption: first the reference set, then as many as a method makes, as a row of the table."""
     category, color = caption_of(prompt)
     if dimension == "2d":
         count = REAL_2D + seed
@@ -68,7 +70,7 @@ def real(dimension: str, prompt: str, seed: int) -> Tensor:
 
 @torch.no_grad()
 def ddim(dimension: str, prompt: str, seed: int, device: torch.device) -> Tensor:
-    """Samples of the prior from the same cameras; those of different views are different objects."""
+    """DDIM samples of the prior for the same cameras; different views show different objects."""
     block = {"type": "diffusers", "pretrained_model_name_or_path": "embedded"}
     prior = registry.build(parse_component("prior", block)).to(device)
     cameras = (front(seed) if dimension == "2d" else held_back()).to(device)

@@ -1,4 +1,4 @@
-"""Turns what ``methods_runs.py`` made into a table, plots and picture sheets."""
+"""Report of the benchmark ``methods.py``: tables, plots and image sheets from the results of ``methods_runs.py``."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ from scoredist3d.procedural import CATEGORIES, COLORS
 from scoredist3d.procedural.probe import Probe
 
 NUM_REAL = {"2d": REAL_2D, "3d": REAL_3D}
-OPEN = ("color", "second_color", "pattern")  # what the probe reads and a caption may leave open
+OPEN = ("color", "second_color", "pattern")  # labels of the probe that a caption may leave open
 DOCS_COLUMNS = 8
 
 
 @dataclass(frozen=True)
 class Seen:
-    """Pictures of one prompt as the probe reads them; A assets, V views of each.
+    """Images of one prompt and the probe's outputs for them; A assets with V views each.
 
     Attributes:
         images: (A, V, H, W, 3).
         features: (A, V, F).
-        category, color: (A, V), the indices read from each picture.
-        labels: Attribute -> (A,), read from the mean over each asset's views.
+        category, color: (A, V), the index recognized in each image.
+        labels: Attribute -> (A,), recognized from the mean over the views of each asset.
     """
 
     images: Tensor
@@ -53,7 +53,7 @@ class Seen:
 
 @torch.no_grad()
 def read(probe: Any, images: Tensor) -> Seen:
-    """Read (A, V, H, W, 3)."""
+    """Apply the probe to images (A, V, H, W, 3) in [0, 1]."""
     assets, views = images.shape[:2]
     readings = [probe(part) for part in images.flatten(0, 1).split(128)]
 
@@ -65,18 +65,18 @@ def read(probe: Any, images: Tensor) -> Seen:
 
 
 def spread(features: Tensor) -> float:
-    """Mean distance between (A, V, F) assets in the same view, two or more of them."""
+    """Mean feature distance between two or more assets in the same view; ``features`` is (A, V, F)."""
     return statistics.fmean(pair_distance(features[:, view]) for view in range(features.shape[1]))
 
 
 def measure(prompt: str, made: Seen, real: Seen, unit: float) -> dict[str, float]:
-    """Figures of one prompt; where ``x`` is shown as a ratio, ``real_x`` is its value for real renders.
+    """Measures of one prompt; ``real_x`` is the value of ``x`` for real renders, for measures shown as ratios.
 
     Args:
-        prompt: Says what is right.
-        made: Pictures of the method.
+        prompt: Prompt that gives the correct category and color.
+        made: Images of the method.
         real: Real renders of the caption from the same cameras.
-        unit: Of the features whose distance is measured.
+        unit: Root mean square of the features, by which they are divided for the distance.
     """
     category, color = caption_of(prompt)
     pictures, real_pictures = made.images.flatten(0, 1), real.images.flatten(0, 1)
@@ -100,7 +100,7 @@ def measure(prompt: str, made: Seen, real: Seen, unit: float) -> dict[str, float
 
 
 def collect(out: Path, dimension: str) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Tensor]]]:
-    """Figures by method, and pictures by method and prompt; the references first.
+    """Measures by method, and images by method and prompt; the references come first.
 
     Raises:
         ValueError: There are no real renders to compare with.
@@ -110,7 +110,7 @@ def collect(out: Path, dimension: str) -> tuple[dict[str, dict[str, Any]], dict[
     references = [folder_of(out, dimension, name).name for name in REFERENCES]
     real_name = references[0]
     if real_name not in folders:
-        raise ValueError(f"there are no real renders in {out / dimension}: see its logs")
+        raise ValueError(f"{out / dimension} contains no real renders; see its logs for the failed run")
     order = [name for name in references if name in folders] + [name for name in folders if name not in references]
     real = {prompt: read(probe, parts[0][:limit]) for prompt, parts in parts_of(folders[real_name]).items()}
     unit = float(torch.cat([seen.features.flatten(0, 1) for seen in real.values()]).square().mean().sqrt())
@@ -126,7 +126,7 @@ def collect(out: Path, dimension: str) -> tuple[dict[str, dict[str, Any]], dict[
 
 
 def parts_of(folder: Path) -> dict[str, list[Tensor]]:
-    """Pictures (A, V, H, W, 3) in [0, 1] of each task, by prompt."""
+    """Images (A, V, H, W, 3) in [0, 1] of each task, by prompt."""
     parts: dict[str, list[Tensor]] = {}
     for path in sorted(folder.glob("*.json")):
         images = torch.load(path.with_suffix(".pt"), weights_only=True).float() / 255.0
@@ -135,7 +135,7 @@ def parts_of(folder: Path) -> dict[str, list[Tensor]]:
 
 
 def means(rows: list[dict[str, float]]) -> dict[str, Any]:
-    """Means over the prompts that have a value, ratios of such means, and the standard error of the distance."""
+    """Means over the prompts with a value, their ratios to real renders, and the standard error of the distance."""
     keys = {key: None for row in rows for key in row}
     result: dict[str, Any] = {key: statistics.fmean(row[key] for row in rows if key in row) for key in keys}
     for name in ("saturation", "detail", "spread", "labels"):
@@ -148,21 +148,21 @@ def means(rows: list[dict[str, float]]) -> dict[str, Any]:
 
 
 def costs(folder: Path) -> dict[str, float]:
-    """Means over a method's runs; empty for references."""
+    """Mean time, memory and NFE over a method's runs; empty for references."""
     runs = [json.loads(path.read_text()) for path in folder.glob("*.json")]
-    keys = ("seconds", "steps", "memory_mib", "prior_rows", "declared_rows", "own_rows")
+    keys = ("seconds", "steps", "memory_mib", "prior_nfe", "declared_nfe", "own_nfe")
     return {key: statistics.fmean(run[key] for run in runs) for key in keys if all(key in run for run in runs)}
 
 
 def write(out: Path, command: str, dimensions: tuple[str, ...], docs: Path | None) -> bool:
-    """Everything into ``out``, pictures also into ``docs``; whether there was anything."""
+    """Write the report to ``out`` and small images to ``docs``; returns whether there was anything to report."""
     timing_file = out / "timing.json"
     timing = json.loads(timing_file.read_text()) if timing_file.is_file() else {}
     results = [json.loads(path.read_text()) for d in dimensions for path in out.glob(f"{d}/*/*.json")]
-    # References have no run to tell of: where they were rendered says nothing about the methods.
+    # References are not training runs; the device that rendered them is not reported.
     made_on = {result["device"] for result in [*results, *timing.values()] if "device" in result and "steps" in result}
     device = "; ".join(sorted(made_on))
-    lines = ["Made by", "", "```sh", command, "```", "", f"on {device}.", ""]
+    lines = ["Produced by", "", "```sh", command, "```", "", f"on {device}.", ""]
     tables: dict[str, Any] = {}
     for dimension in (d for d in DIMENSIONS if d in dimensions and (out / d).is_dir()):
         table, pictures = collect(out, dimension)
@@ -182,7 +182,7 @@ def write(out: Path, command: str, dimensions: tuple[str, ...], docs: Path | Non
                 "distance to real renders (KID style)",
             ),
             f"cost-{dimension}.svg": bars(
-                [(n, r["prior_rows"], r["own_rows"]) for n, r in table.items() if "prior_rows" in r],
+                [(n, r["prior_nfe"], r["own_nfe"]) for n, r in table.items() if "prior_nfe" in r],
                 "network evaluations per image and step: prior, and the method's own",
             ),
         }
@@ -200,10 +200,10 @@ def write(out: Path, command: str, dimensions: tuple[str, ...], docs: Path | Non
 
 
 def markdown(dimension: str, table: dict[str, dict[str, Any]]) -> list[str]:
-    """The table of one dimension, with what its columns mean."""
+    """Markdown table of one dimension, with an explanation of its columns."""
     flat = dimension == "2d"
-    head = ["", "category", "colour", "spread", *(["open labels"] if flat else []), "saturation", "detail", "distance"]
-    head += ["evaluations", "own", "steps", *(["ms per step"] if flat else []), "s per run", "MiB"]
+    head = ["", "category", "color", "spread", *(["open labels"] if flat else []), "saturation", "detail", "distance"]
+    head += ["NFE", "own", "steps", *(["ms per step"] if flat else []), "s per run", "MiB"]
     lines = [f"## {dimension.upper()}", "", "| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
     for name, row in table.items():
         error = f" ± {shown(row['distance_error'], 3)}" if "distance_error" in row else ""
@@ -213,7 +213,7 @@ def markdown(dimension: str, table: dict[str, dict[str, Any]]) -> list[str]:
         cells += [shown(row.get("labels_ratio"))] if flat else []
         cells += [shown(row.get("saturation_ratio")), shown(row.get("detail_ratio"))]
         cells += [shown(row.get("distance"), 3) + error]
-        cells += [shown(row.get("prior_rows"), 1), shown(row.get("own_rows"), 1), shown(row.get("steps"), 0)]
+        cells += [shown(row.get("prior_nfe"), 1), shown(row.get("own_nfe"), 1), shown(row.get("steps"), 0)]
         cells += [shown(alone, 1)] if flat else []
         cells += [shown(seconds, 1), shown(row.get("alone_memory_mib", row.get("memory_mib")), 0)]
         lines.append("| " + " | ".join(cells) + " |")
@@ -221,30 +221,32 @@ def markdown(dimension: str, table: dict[str, dict[str, Any]]) -> list[str]:
 
 
 def notes(flat: bool) -> list[str]:
-    """What the columns mean."""
-    asset, timed = ("picture", "one process alone, all seeds of a prompt") if flat else ("view", "while other jobs ran")
-    labels = "- open labels: entropy of colour, second colour and pattern as read, where the prompt leaves them open."
+    """Explanation of the columns."""
+    asset, timed = ("image", "one process alone, all seeds of a prompt") if flat else ("view", "while other jobs ran")
+    labels = (
+        "- open labels: entropy of color, second color and pattern in the probe's output, where the prompt is silent."
+    )
     return [
-        f"- category, colour: share of {asset}s in which the probe reads what the prompt says (colour: where it does).",
+        f"- category, color: fraction of {asset}s in which the probe recognizes those of the prompt.",
         "- spread: mean distance between the probe's features of two seeds.",
         *([labels] if flat else []),
-        "- saturation: mean HSV S. detail: share of the power above half of Nyquist.",
+        "- saturation: mean HSV S. detail: fraction of the spectral power above half of the Nyquist frequency.",
         "- These are relative to real renders of the caption from the same cameras (entropy: of as many as seeds).",
         "- distance: unbiased squared MMD (cubic kernel, as in KID) of the probe's features to those real renders;",
         "  features in units of their root mean square; mean and standard error over prompts.",
-        "- evaluations: rows of the prior per image and step, counted. own: rows of networks that the method trains,",
-        "  as it declares them.",
+        "- NFE: evaluations of the prior per image and step, counted. own: evaluations of networks that the method",
+        "  owns, as it declares them.",
         f"- s per run, MiB: {timed}.",
     ]
 
 
 def shown(value: float | None, digits: int = 2) -> str:
-    """A cell."""
+    """A number as a table cell; empty for None."""
     return "" if value is None else f"{value:.{digits}f}"
 
 
 def write_sheets(out: Path, docs: Path | None, dimension: str, pictures: dict[str, dict[str, Tensor]]) -> None:
-    """One row per method (first seed of every prompt; in 3D four views of it), and the small ones for the docs."""
+    """Write a sheet with one row per method (first seed of every prompt; in 3D four views), and images for the docs."""
     rows = {}
     for name, by_prompt in pictures.items():
         firsts = [views_of(images[0], dimension) for images in by_prompt.values()]
@@ -264,12 +266,12 @@ def write_sheets(out: Path, docs: Path | None, dimension: str, pictures: dict[st
 
 
 def views_of(asset: Tensor, dimension: str) -> Tensor:
-    """The pictures that stand for an asset: itself, or every second of its views."""
+    """Images shown for an asset: the image itself in 2D, every second view in 3D."""
     return asset if dimension == "2d" else asset[::2]
 
 
 def labelled_rows(rows: dict[str, Tensor], strip: int = 14) -> np.ndarray:
-    """One row of pictures each under its name, (H, W, 3) uint8."""
+    """Sheet (H, W, 3) uint8 with one row of images per method, below the method's name."""
     grids = {name: image_grid(images, len(images)) for name, images in rows.items()}
     width = max(grid.shape[1] for grid in grids.values())
     sheet = Image.new("RGB", (width, sum(grid.shape[0] + strip for grid in grids.values())), "white")

@@ -1,4 +1,4 @@
-"""Makes the assets of ``methods.py``: one process per job, images and costs into files."""
+"""Runs of the benchmark ``methods.py``: each job is a process that writes images and measurements to files."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import platform
 import shutil
 import time
 import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from methods_counter import Counter
 from methods_references import (
     DDIM_SCALE,
     DDIM_STEPS,
@@ -42,41 +42,41 @@ QUICK = (
 
 @dataclass(frozen=True)
 class Task:
-    """One run: in 2D ``seed`` is the number of particles, in 3D the run's seed."""
+    """One run; ``seed`` is the number of particles in 2D and the seed of the run in 3D."""
 
     prompt: str
     seed: int
 
     @property
     def name(self) -> str:
-        """Stem of its files."""
+        """Stem of the run's files."""
         return f"{self.prompt.replace(' ', '-')}-{self.seed}"
 
 
 @dataclass(frozen=True)
 class Job:
-    """One process: some tasks of one method."""
+    """Tasks of one method that one process runs."""
 
     dimension: str
     method: str
     tasks: tuple[Task, ...]
 
     def to_text(self) -> str:
-        """One command-line argument."""
+        """The job as one command-line argument."""
         return json.dumps(asdict(self))
 
     @classmethod
     def from_text(cls, text: str) -> Job:
-        """The inverse of :meth:`to_text`."""
+        """Job from the output of :meth:`to_text`."""
         values = json.loads(text)
         return cls(values["dimension"], values["method"], tuple(Task(**task) for task in values["tasks"]))
 
 
 def recipes(dimension: str, only: Sequence[str]) -> list[str]:
-    """Names of the recipes, all or those asked for.
+    """Names of the recipes of a dimension: all of them, or those in ``only``.
 
     Raises:
-        ValueError: A name that has no recipe in either dimension.
+        ValueError: ``only`` contains a name without a recipe in either dimension.
     """
     known = {
         d: sorted(p.stem for p in (ROOT / "configs" / f"text-to-{d}").glob("*.yaml") if p.stem not in NOT_A_METHOD)
@@ -84,12 +84,12 @@ def recipes(dimension: str, only: Sequence[str]) -> list[str]:
     }
     unknown = [name for name in only if not any(name in names for names in known.values())]
     if unknown:
-        raise ValueError(f"there is no recipe {unknown[0]!r}; recipes are {', '.join(known['2d'])}")
+        raise ValueError(f"no recipe is called {unknown[0]!r}; recipes are {', '.join(known['2d'])}")
     return [name for name in known[dimension] if not only or name in only]
 
 
 def configured(dimension: str, method: str, prompt: str, overrides: Sequence[str]) -> Any:
-    """The typed config of one run."""
+    """Typed config of one run."""
     from scoredist3d.config.validation import load_experiment
 
     file = ROOT / "configs" / f"text-to-{dimension}" / f"{method}.yaml"
@@ -97,7 +97,7 @@ def configured(dimension: str, method: str, prompt: str, overrides: Sequence[str
 
 
 def edits(dimension: str, method: str) -> bool:
-    """Whether a recipe's guidance changes something that is there."""
+    """Whether a recipe's guidance edits a source."""
     from scoredist3d import registry
     from scoredist3d.config.loader import load
 
@@ -107,7 +107,7 @@ def edits(dimension: str, method: str) -> bool:
 
 
 def fingerprint(dimension: str, method: str, overrides: Sequence[str]) -> str:
-    """Changes when the recipe, or what it includes, does."""
+    """Hash of a recipe with everything it includes, for detecting changed recipes."""
     from scoredist3d.config.loader import load
 
     if method in REFERENCES:
@@ -118,18 +118,18 @@ def fingerprint(dimension: str, method: str, overrides: Sequence[str]) -> str:
 
 
 def folder_of(out: Path, dimension: str, method: str) -> Path:
-    """Where a method's results are."""
+    """Folder of a method's results."""
     return out / dimension / method.replace(" ", "-")
 
 
 def is_done(out: Path, dimension: str, method: str, task: Task, recipe: str) -> bool:
-    """Whether this very run has been made."""
+    """Whether results of this run with the same recipe exist."""
     path = folder_of(out, dimension, method) / f"{task.name}.json"
     return path.is_file() and json.loads(path.read_text())["recipe"] == recipe
 
 
 def work(job: Job, out: Path, gpu: str, overrides: list[str]) -> int:
-    """Make every task of a job; a failed one is told and does not keep the others from being made."""
+    """Run every task of a job; a failure is reported and the next task runs. Returns the exit code."""
     from scoredist3d.custom import custom_folders, load_custom
 
     load_custom(custom_folders(builds=True))
@@ -139,7 +139,7 @@ def work(job: Job, out: Path, gpu: str, overrides: list[str]) -> int:
             images, figures = make(job, task, out, gpu, overrides)
             figures = {"recipe": recipe, "device": device_name(gpu), **figures}
             save(folder_of(out, job.dimension, job.method), task, images, figures)
-        # A measuring harness: any method may fail in any way, and the others are still wanted.
+        # Any method may fail in any way, and the results of the others are still needed.
         except Exception:
             traceback.print_exc()
             print(f"FAILED: {job.dimension} {job.method} {task.prompt!r}", flush=True)
@@ -148,7 +148,7 @@ def work(job: Job, out: Path, gpu: str, overrides: list[str]) -> int:
 
 
 def save(folder: Path, task: Task, images: Tensor, figures: dict[str, Any]) -> None:
-    """``<task>.pt`` (8-bit pictures) and then ``<task>.json``, whose presence says that both are there."""
+    """Write ``<task>.pt`` (8-bit images), then ``<task>.json``, whose presence marks the task as finished."""
     folder.mkdir(parents=True, exist_ok=True)
     torch.save((images.clamp(0, 1) * 255).round().to(torch.uint8).cpu(), folder / f"{task.name}.pt")
     text = json.dumps({"prompt": task.prompt, "seed": task.seed, **figures}, indent=2)
@@ -156,7 +156,7 @@ def save(folder: Path, task: Task, images: Tensor, figures: dict[str, Any]) -> N
 
 
 def make(job: Job, task: Task, out: Path, gpu: str, overrides: list[str]) -> tuple[Tensor, dict[str, Any]]:
-    """Pictures (assets, views, H, W, 3) of a task, and its figures."""
+    """Images (assets, views, H, W, 3) of a task, and its measurements."""
     if job.method == "real renders":
         return real(job.dimension, task.prompt, task.seed), {}
     if job.method == "DDIM samples":
@@ -170,28 +170,28 @@ def make(job: Job, task: Task, out: Path, gpu: str, overrides: list[str]) -> tup
     run = folder_of(out, job.dimension, job.method) / "runs" / task.name
     system, figures = train(config, run, gpu)
     images = pictures_of(system, job.dimension)
-    shutil.rmtree(run / "ckpts")  # large, and of no use once the pictures are made
+    shutil.rmtree(run / "ckpts")  # large, and not needed after rendering
     return images, figures
 
 
 def editing_overrides(dimension: str, task: Task, out: Path, gpu: str, overrides: list[str]) -> list[str]:
-    """Start from another thing and say what it is; in 3D it is made here, by SDS."""
+    """Overrides that give an editing method its source; in 3D the source is trained here with SDS."""
     source = source_prompt(task.prompt)
-    said = f"system.guidance.source_prompt={source}"
+    described = f"system.guidance.source_prompt={source}"
     if dimension == "2d":
-        return [said, f"system.geometry.init_prompt={source}"]
+        return [described, f"system.geometry.init_prompt={source}"]
     folder = out / f"{Task(source, task.seed).name}-{time.time_ns()}"
     train(configured("3d", "sds", source, [*overrides, f"seed={task.seed}"]), folder, gpu)
-    return [said, f"system.init_from={folder}"]
+    return [described, f"system.init_from={folder}"]
 
 
 def device_of(gpu: str) -> torch.device:
-    """``cpu`` or the GPU of that number."""
+    """Device ``cpu``, or the GPU with that number."""
     return torch.device("cpu" if gpu == "cpu" else f"cuda:{gpu}")
 
 
 def train(config: Any, folder: Path, gpu: str) -> tuple[Any, dict[str, Any]]:
-    """Optimise without video and export; the system, and what it took."""
+    """Train without video and export; returns the system and the measurements."""
     from scoredist3d.config.validation import to_yaml
     from scoredist3d.files import write_atomically
     from scoredist3d.training.console import Console
@@ -209,7 +209,7 @@ def train(config: Any, folder: Path, gpu: str) -> tuple[Any, dict[str, Any]]:
     with InterruptGuard(console.say) as guard, Counter(system).counting() as counter:
         began = time.perf_counter()
         outcome = fit(system, config, run, place, console, guard)
-        synchronise(device_of(gpu))
+        synchronize(device_of(gpu))
         seconds = time.perf_counter() - began
     if outcome.interrupted:
         raise KeyboardInterrupt
@@ -222,82 +222,9 @@ def train(config: Any, folder: Path, gpu: str) -> tuple[Any, dict[str, Any]]:
     }
 
 
-@dataclass
-class Counter:
-    """Counts rows of the prior, and asks the method for those of its own network.
-
-    Attributes:
-        prior: Rows that the frozen denoiser was asked for.
-        declared: Rows that the method's ``cost`` declares, those of its own networks apart.
-        own: Rows of its own networks, as declared.
-        images: Images that were judged.
-    """
-
-    system: Any
-    prior: int = 0
-    declared: int = 0
-    own: int = 0
-    images: int = 0
-
-    @contextmanager
-    def counting(self) -> Iterator[Counter]:
-        """Count what the guidance does inside of the block."""
-        prior, guidance = self.system.prior, self.system.guidance
-        predict, forward, score_gradient = prior.predict, guidance.forward, guidance.score_gradient
-        phi = getattr(guidance, "phi", None)
-        phi_predict = getattr(phi, "predict", None)
-        inside = False
-
-        def counted(x_t: Tensor, t: Tensor, conditioning: Any) -> Any:
-            self.prior += inside * len(x_t)
-            return predict(x_t, t, conditioning)
-
-        def entered(*args: Any, **kwargs: Any) -> Any:
-            nonlocal inside  # samples that a run starts from are none of the method's
-            inside = True
-            try:
-                return forward(*args, **kwargs)
-            finally:
-                inside = False
-
-        def own_network(*args: Any) -> Any:
-            nonlocal inside  # adapters of a method call the prior's own network; their rows are declared as own
-            outer, inside = inside, False
-            try:
-                return phi_predict(*args)  # type: ignore[misc]
-            finally:
-                inside = outer
-
-        def asked(z: Tensor, conditions: Any, step: Any) -> Any:
-            cost = guidance.nfe(conditions, step)
-            self.declared += cost.prior * len(z)
-            self.own += cost.own * len(z)
-            self.images += len(z)
-            return score_gradient(z, conditions, step)
-
-        prior.predict, guidance.forward, guidance.score_gradient = counted, entered, asked
-        if phi is not None:
-            phi.predict = own_network
-        try:
-            yield self
-        finally:
-            del prior.predict, guidance.forward, guidance.score_gradient
-            if phi is not None:
-                del phi.predict
-
-    def per_image(self) -> dict[str, float]:
-        """Mean rows per image and step."""
-        images = max(1, self.images)
-        return {
-            "prior_rows": self.prior / images,
-            "declared_rows": self.declared / images,
-            "own_rows": self.own / images,
-        }
-
-
 @torch.no_grad()
 def pictures_of(system: Any, dimension: str) -> Tensor:
-    """(assets, views, H, W, 3): particles in 2D, the held-back views of every scene in 3D."""
+    """Images (assets, views, H, W, 3): the particles in 2D, the held-out views of every scene in 3D."""
     if dimension == "2d":
         images: Tensor = system.canvas.images(system.prior)
         return images[:, None]
@@ -311,7 +238,7 @@ def pictures_of(system: Any, dimension: str) -> Tensor:
 
 
 def untimed(out: Path, only: Sequence[str], overrides: Sequence[str]) -> list[str]:
-    """2D recipes whose steps have not been timed as they are now."""
+    """2D recipes that have not been timed in their present form."""
     path = out / "timing.json"
     known = json.loads(path.read_text()) if path.is_file() else {}
     return [
@@ -320,7 +247,7 @@ def untimed(out: Path, only: Sequence[str], overrides: Sequence[str]) -> list[st
 
 
 def time_methods(methods: list[str], steps: int, particles: int, out: Path, gpu: str, overrides: list[str]) -> int:
-    """Milliseconds of single steps, spread over the whole schedule, with nothing else running; into ``timing.json``."""
+    """Time single steps spread over the schedule, with nothing else running, and write them to ``timing.json``."""
     from scoredist3d.custom import custom_folders, load_custom
 
     load_custom(custom_folders(builds=True))
@@ -331,7 +258,7 @@ def time_methods(methods: list[str], steps: int, particles: int, out: Path, gpu:
             figures = time_method(method, steps, particles, gpu, overrides)
             recipe = fingerprint("2d", method, overrides)
             known[method] = {"recipe": recipe, "device": device_name(gpu), **figures}
-        # As in work(): one broken method must not hide the others.
+        # As in work(): a failure of one method must not hide the others.
         except Exception:
             traceback.print_exc()
             print(f"FAILED: timing of {method}", flush=True)
@@ -341,7 +268,7 @@ def time_methods(methods: list[str], steps: int, particles: int, out: Path, gpu:
 
 
 def time_method(method: str, steps: int, particles: int, gpu: str, overrides: list[str]) -> dict[str, float]:
-    """Mean milliseconds of a 2D step, the optimiser's included, and peak memory."""
+    """Mean milliseconds of a 2D step, including the optimizer, and peak memory."""
     options = [*overrides, f"system.geometry.particles={particles}"]
     if edits("2d", method):
         options += editing_overrides("2d", Task("a red mug", 0), Path(), gpu, overrides)
@@ -353,7 +280,7 @@ def time_method(method: str, steps: int, particles: int, gpu: str, overrides: li
 
 
 def time_steps(config: Any, warm_up: Sequence[int], timed: Sequence[int], gpu: str) -> tuple[float, float]:
-    """Mean seconds of single steps of a fresh system, the optimiser's included, and peak memory in MiB."""
+    """Mean seconds of single steps of a new system, including the optimizer, and peak memory in MiB."""
     from scoredist3d.seeding import Rng
     from scoredist3d.training.distributed import Devices
     from scoredist3d.training.fit import RankContext, build_system
@@ -367,38 +294,38 @@ def time_steps(config: Any, warm_up: Sequence[int], timed: Sequence[int], gpu: s
     began = 0.0
     for index, step in enumerate([*warm_up, *timed]):
         if index == len(warm_up):
-            synchronise(device)
+            synchronize(device)
             began = time.perf_counter()
         set_learning_rates(optimizer, system.config.optimizer, step)
         system.prepare_step(step, Rng())
         optimizer.zero_grad()
         system.training_step(step, Rng()).loss.backward()
         optimizer.step()
-    synchronise(device)
+    synchronize(device)
     return (time.perf_counter() - began) / len(timed), peak_memory(device)
 
 
 def device_name(gpu: str) -> str:
-    """What ran, and with which torch."""
+    """Name of the device, and the version of torch."""
     name = torch.cuda.get_device_name(int(gpu)) if gpu != "cpu" else platform.processor() or platform.machine()
     return f"{name}, torch {torch.__version__}"
 
 
-def synchronise(device: torch.device) -> None:
-    """Wait for a GPU."""
+def synchronize(device: torch.device) -> None:
+    """Wait for pending work of a GPU."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def start_memory(device: torch.device) -> None:
-    """Begin a new peak on a GPU; a process keeps its own for life."""
+    """Reset the peak memory of a GPU; the peak of a process cannot be reset."""
     if device.type == "cuda":
         torch.cuda.init()
         torch.cuda.reset_peak_memory_stats(device)
 
 
 def peak_memory(device: torch.device) -> float:
-    """MiB: allocated on the GPU, or resident in the process."""
+    """Peak memory in MiB: allocated on the GPU, or resident in the process."""
     from scoredist3d.training.console import peak_memory_gib
 
     return torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else 1024 * peak_memory_gib()

@@ -1,11 +1,11 @@
 #!/usr/bin/env python
-"""Seconds that the optimisation of each method's recipe takes, from single steps spread over its schedule.
+"""Optimization time of each method's recipe in seconds, estimated from single steps spread over its schedule.
 
     python benchmarks/methods_steps.py                              # all recipes, 2D and 3D, on the CPU
     python benchmarks/methods_steps.py --methods sds vsd --gpu 0
 
-The mean of the steps (after one that warms up) times the recipe's number of steps; start-up, video and export are not
-in it. In 3D the scene is a fresh one, so the figure is a rough one. Prints a table.
+The estimate is the mean time of the steps (after one warm-up step) times the recipe's number of steps; start-up, video
+and export are not included. In 3D the scene is newly initialized, so the estimate is rough. Prints a table.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from methods_runs import DIMENSIONS
 
 
 def seconds(dimension: str, method: str, points: int, gpu: str) -> float:
-    """Seconds of a recipe's whole optimisation."""
-    # A scene that is edited may as well be a fresh one, as far as time goes.
+    """Estimated seconds of a recipe's whole optimization."""
+    # Editing a newly initialized scene takes as long as editing a finished one.
     start = ["system.init_from=outputs/source"] if dimension == "3d" and methods_runs.edits("3d", method) else []
     config = methods_runs.configured(dimension, method, "a red mug", start)
     last = config.trainer.max_steps
@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the benchmark; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="+", default=[], help="recipes to time; all of them by default")
-    parser.add_argument("--points", type=int, default=8, help="steps that are timed")
+    parser.add_argument("--points", type=int, default=8, help="number of timed steps")
     parser.add_argument("--gpu", default="cpu", help="'cpu' or a GPU number")
     arguments = parser.parse_args(argv)
     rows = {d: methods_runs.recipes(d, arguments.methods) for d in DIMENSIONS}

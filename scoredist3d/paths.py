@@ -11,6 +11,19 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent
 
+_RENAMED_METHODS = {
+    "classifier-sd": "csd",
+    "collaborative-csd": "collaborative-sd",
+    "delta-denoising": "dds",
+    "posterior-distillation": "pds",
+}
+CONFIG_ALIASES: dict[str, str] = {
+    f"{folder}/{old}.yaml": f"{folder}/{new}.yaml"
+    for folder in ("guidance", "text-to-2d", "text-to-3d")
+    for old, new in _RENAMED_METHODS.items()
+}
+"""Earlier paths of shipped recipes, relative to ``configs/``, and their present ones."""
+
 
 def checkout_root() -> Path | None:
     """The folder that holds ``launch.py``, ``configs/`` and ``custom/``; None where a wheel is installed."""
@@ -31,6 +44,13 @@ def find_shipped(path: str | Path) -> Path | None:
     path = Path(path)
     inside = PACKAGE.joinpath(*path.parts[1:]) if path.parts[:1] == (PACKAGE.name,) else shipped_root() / path
     return next((place for place in (Path.cwd() / path, inside) if place.is_file()), None)
+
+
+def renamed_config(path: str | Path) -> Path | None:
+    """The present path of a shipped recipe that was renamed, or None where ``path`` is not one of its earlier names."""
+    path = Path(path)
+    new = CONFIG_ALIASES.get("/".join(path.parts[-2:]))
+    return None if new is None else Path(*path.parts[:-2], new)
 
 
 def command_name() -> str:

@@ -8,6 +8,7 @@ of other libraries that can draw from nothing else (the initial weights of ``tor
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 from collections.abc import Generator
@@ -22,6 +23,10 @@ os.environ["COLUMNS"] = "120"  # what is printed must not depend on the width of
 # Child processes import these sources, wherever the tests were started.
 _ROOT = str(Path(__file__).resolve().parents[1])
 os.environ["PYTHONPATH"] = os.pathsep.join([_ROOT, *filter(None, [os.environ.get("PYTHONPATH")])])
+# Lightning imports rich where it is installed, and rich.style draws from ``random`` when it is first imported. This
+# import keeps that draw out of the first test that trains.
+with contextlib.suppress(ImportError):
+    import rich.style  # noqa: F401
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -19,8 +19,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 
 from scoredist3d.config.fields import ConfigError
-from scoredist3d.paths import shipped_root
-from scoredist3d.registry import near_matches
+from scoredist3d.paths import renamed_config, shipped_root
+from scoredist3d.registry import near_matches, report_alias
 
 MISSING_MARK = "???"
 STAGES = "stages"
@@ -69,6 +69,10 @@ def find_config(file: str | Path) -> Path:
     for place in places:
         if (place / file).is_file():
             return place / file
+    renamed = renamed_config(file)
+    if renamed is not None:
+        report_alias(f"config file {file}", str(renamed))
+        return find_config(renamed)
     raise ConfigError(f"config file {file} does not exist.{_similar_files(file)}")
 
 
@@ -222,6 +226,10 @@ def _find_include(name: str, including: Path, chain: tuple[Path, ...]) -> Path:
     for place in (including.parent, Path.cwd() / "configs", shipped_root() / "configs"):
         if (place / name).is_file():
             return place / name
+    renamed = renamed_config(name)
+    if renamed is not None:
+        report_alias(f"included file {name}", str(renamed))
+        return _find_include(str(renamed), including, chain)
     trail = " -> ".join([*(_short(link) for link in (*chain, including)), name])
     raise ConfigError(
         f"{_short(including)}: included file {name} does not exist, neither beside it nor in configs/ "

@@ -13,8 +13,11 @@ from scoredist3d.config import Schedule, option
 from scoredist3d.diffusion.cfg import predict_each
 from scoredist3d.diffusion.samplers import solve_ode
 from scoredist3d.diffusion.schedule import per_item
-from scoredist3d.guidance.core.base import NFE, WEIGHTINGS, Guidance, Score, StepContext, Weighting
+from scoredist3d.guidance.core.base import Guidance
+from scoredist3d.guidance.core.context import StepContext
+from scoredist3d.guidance.core.outputs import NFE, Score
 from scoredist3d.guidance.core.prompting import warn_of_unknown_words
+from scoredist3d.guidance.core.weighting import Weighting, time_weight
 from scoredist3d.priors.conditioning import CFGConditions, Conditioning
 from scoredist3d.prompts.processor import ExtraPrompt
 from scoredist3d.registry import register
@@ -23,67 +26,67 @@ from scoredist3d.registry import register
 @register(
     "guidance",
     "bridge",
-    summary="SDS first, then from a description of the render's defects towards the prompt.",
+    summary="SDS first, then the direction from a description of the render's defects to the prompt.",
     arxiv="2406.09417",
 )
 class Bridge(Guidance):
-    """Stage one is SDS towards the prompt; stage two, from ``stage_two_start_step`` on, is
+    """SDS-Bridge: stage one is SDS towards the prompt; stage two, from ``stage_two_start_step`` on, is
 
         G = w2(t) w (eps_hat(x_t, y_target) - eps_hat(x_t, y_source)),
 
-    without guidance formula and without the injected noise. It is the one-step form of a dual diffusion bridge that
-    leads from what renders look like after stage one, said in words, to good images of the prompt. Texts are
+    without classifier-free guidance and without the injected noise. It is the one-step form of a dual diffusion bridge
+    from the appearance of the renders after stage one, described in words, to good images of the prompt. The texts are
 
         y_target = prompt + target_modifier,    y_source = source_prompt, or prompt + source_modifier.
 
-    For two Gaussians of equal spread G is a constant drift: stage two has no fixed point of its own and must end.
-    ``path: full`` walks the bridge instead (arXiv 2203.08382): z is inverted to timestep t with the source text and
-    sampled back with the target text to z', and G = w (z - z'); meant for the end of an optimisation, with falling
+    For two Gaussians of equal spread G is a constant drift. Stage two therefore has no fixed point and must be short.
+    ``path: full`` solves the whole bridge (arXiv 2203.08382): z is inverted to timestep t under the source text and
+    sampled back under the target text to z', and G = w (z - z'). Use it at the end of an optimization, with decreasing
     timesteps. To edit an image, start from it with ``stage_two_start_step: 0`` and describe it as the source.
     """
 
     @dataclass
     class Config(Guidance.Config):
-        """Options of the bridge; defaults are those of the authors' code for radiance fields."""
+        """Options of SDS-Bridge; the defaults are those of the authors' code for radiance fields."""
 
-        guidance_scale: Schedule = option(100.0, "gamma of stage one, SDS; the authors take 100 in 3D and 40 in 2D.")
+        guidance_scale: Schedule = option(100.0, "gamma of stage one, SDS; the authors use 100 in 3D and 40 in 2D.")
         stage_two_start_step: int = option(
             20000,
-            "First step of stage two; 0 leaves stage one out. The paper has 20000 of 25000, in 2D 500 of 2500.",
+            "First step of stage two; 0 skips stage one. The paper uses 20000 of 25000 in 3D, and 500 of 2500 in 2D.",
             ge=0,
         )
-        stage_two_weight: Schedule = option(1.0, "w of stage two; the paper takes 1 in 3D and 25 in 2D.", ge=0)
+        stage_two_weight: Schedule = option(1.0, "w of stage two; the paper uses 1 in 3D and 25 in 2D.", ge=0)
         stage_two_weighting: Weighting = option(
-            "uniform", "w2(t) of stage two, see weighting; the authors' 2D code has sds."
+            "uniform", "w2(t) of stage two, with the choices of weighting; the authors' 2D code uses sds."
         )
         target_modifier: str = option(
             ", .",
-            "Added to the prompt, in both stages; the authors' 2D code adds ', detailed high resolution, high quality, "
-            "sharp', in stage two only.",
+            "Text appended to the prompt in both stages; the authors' 2D code appends ', detailed high resolution, "
+            "high quality, sharp' in stage two only.",
         )
         source_modifier: str = option(
             ", oversaturated, smooth, pixelated, cartoon, foggy, hazy, blurry, bad structure, noisy, malformed",
-            "Added to the prompt to describe what stage one makes of it.",
+            "Text appended to the prompt to describe the result of stage one.",
         )
-        source_modifier_only: bool = option(False, "Leave the prompt out of the source text.")
-        source_prompt: str | None = option(None, "The whole source text, in place of prompt and source_modifier.")
-        path: Literal["one-step", "full"] = option("one-step", "Form of stage two.")
-        path_steps: int = option(10, "Steps of each half of the full path.", ge=1)
+        source_modifier_only: bool = option(False, "Use source_modifier alone as the source text, without the prompt.")
+        source_prompt: str | None = option(None, "Complete source text, which replaces the prompt and source_modifier.")
+        path: Literal["one-step", "full"] = option(
+            "one-step", "Form of stage two: one-step, or the full bridge with inversion and sampling."
+        )
+        path_steps: int = option(10, "ODE steps of the inversion and of the sampling, for path=full.", ge=1)
 
         def validate(self) -> list[str]:
-            """One way to say what the source is."""
+            """Reject two conflicting descriptions of the source."""
             problems = super().validate()
             if self.source_prompt is not None and self.source_modifier_only:
-                problems.append(
-                    "source_modifier_only: has no effect with source_prompt, which is the whole source text"
-                )
+                problems.append("source_modifier_only: has no effect with source_prompt; remove one of the two")
             return problems
 
     config: Config
 
     def extra_prompts(self, prompt: str) -> dict[str, ExtraPrompt]:
-        """``source``, and ``target`` where it is more than the prompt; both with the prompt's view words."""
-        advice = "set source_prompt or source_modifier to words that it knows"
+        """The text ``source``, and ``target`` if it differs from the prompt; both with the prompt's view words."""
+        advice = "set source_prompt or source_modifier to words that the prior knows"
         source = self.config.source_prompt
         if source is None:
             source = self.config.source_modifier
@@ -93,19 +96,19 @@ class Bridge(Guidance):
             warn_of_unknown_words(self.prior, "source_prompt", source, advice)
         texts = {"source": ExtraPrompt(source)}
         if self.config.target_modifier:
-            advice = "set it to words that it knows, or to an empty text"
+            advice = "set it to words that the prior knows, or to an empty text"
             warn_of_unknown_words(self.prior, "target_modifier", self.config.target_modifier, advice)
             texts["target"] = ExtraPrompt(prompt + self.config.target_modifier)
         return texts
 
     def nfe(self, conditions: CFGConditions, ctx: StepContext) -> NFE:
-        """That of SDS; on the full path one row per step of each half."""
+        """In stage one as SDS; in stage two two evaluations, or one per ODE step on the full path."""
         if self._in_stage_one(ctx):
             return super().nfe(conditions, ctx)
         return NFE(2 if self.config.path == "one-step" else 2 * self.config.path_steps)
 
     def score_gradient(self, z: Tensor, conditions: CFGConditions, ctx: StepContext) -> Score:
-        """The stage is a function of the step alone, so a resumed run is in the right one."""
+        """SDS in stage one, the bridge in stage two; the stage depends on the step only."""
         conditions = replace(conditions, positive=conditions.extra.get("target", conditions.positive))
         if self._in_stage_one(ctx):
             x_t, eps = self.noised(z, ctx)
@@ -113,23 +116,23 @@ class Bridge(Guidance):
         source = conditions.extra["source"]
         weight = self._value("stage_two_weight", ctx.step)
         if self.config.path == "full":
-            return Score(weight * (z - self._across(z, source, conditions.positive, ctx)))
+            return Score(weight * (z - self._transported(z, source, conditions.positive, ctx)))
         x_t, _ = self.noised(z, ctx)
-        to, off = predict_each(self.prior, x_t, ctx.t, [conditions.positive, source])
-        w2 = WEIGHTINGS[self.config.stage_two_weighting](*self.schedule.coefficients(ctx.t))
-        return Score(weight * per_item(w2, z) * (to.eps - off.eps))
+        target, origin = predict_each(self.prior, x_t, ctx.t, [conditions.positive, source])
+        w2 = time_weight(self.config.stage_two_weighting, self.schedule, ctx.t)
+        return Score(weight * per_item(w2, z) * (target.eps - origin.eps))
 
     def _in_stage_one(self, ctx: StepContext) -> bool:
         return ctx.step < self.config.stage_two_start_step
 
-    def _across(self, z: Tensor, source: Conditioning, target: Conditioning, ctx: StepContext) -> Tensor:
-        """z inverted with the source text to each item's timestep, and sampled from there with the target text."""
+    def _transported(self, z: Tensor, source: Conditioning, target: Conditioning, ctx: StepContext) -> Tensor:
+        """z inverted under the source text to each item's timestep, then sampled under the target text."""
         ends = []
         for items, timestep in ctx.runs():
             under_source, under_target = (self._under(text, items, len(z)) for text in (source, target))
             down = self.schedule.timesteps(self.config.path_steps, start=timestep)
             up = down[-2::-1]
-            # Of a clean image no prediction knows the noise: the first step takes that of the timestep it leads to.
+            # At the clean image a noise prediction is undefined: the first step uses the one at its end.
             lowest = z.new_full((len(z[items]),), up[0])
             eps, _ = under_source(per_item(self.schedule.alpha(lowest), z) * z[items], lowest)
             noisy = solve_ode(self.schedule, under_source, self.schedule.add_noise(z[items], eps, lowest), up)
@@ -137,7 +140,7 @@ class Bridge(Guidance):
         return torch.cat(ends)
 
     def _under(self, text: Conditioning, items: slice, batch: int) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """The plain prediction under a text, for some items of the batch."""
+        """Function (x_t, t) -> (eps, x_0): the unguided prediction under a text, for some items of the batch."""
         chosen = text.expand(batch)[items]
 
         def predict(x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:

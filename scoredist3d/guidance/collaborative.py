@@ -1,4 +1,4 @@
-"""Collaborative score distillation: the images of a batch as particles of Stein variational gradient descent."""
+"""Collaborative score distillation, with the images of a batch as particles of Stein variational gradient descent."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from torch import Tensor
 
 from scoredist3d.config import Schedule, option
 from scoredist3d.diffusion.schedule import per_item
-from scoredist3d.guidance.core.base import Guidance, Score, StepContext
+from scoredist3d.guidance.core.base import Guidance
+from scoredist3d.guidance.core.context import StepContext
+from scoredist3d.guidance.core.outputs import Score
 from scoredist3d.priors.conditioning import CFGConditions
 from scoredist3d.registry import register
 from scoredist3d.seeding import Rng
@@ -19,26 +21,30 @@ from scoredist3d.seeding import Rng
 
 @register(
     "guidance",
-    "collaborative-csd",
-    summary="Share SDS directions between similar images of a batch, by Stein variational gradient descent.",
+    "collaborative-sd",
+    summary="Share SDS directions between similar images of a batch by Stein variational gradient descent.",
     arxiv="2307.04787",
+    aliases=("collaborative-csd",),
 )
 class CollaborativeScoreDistillation(Guidance):
-    """G_i = w(t) / N (sum_j k(x_j, x_i) (eps_hat(x_j; t, y_j) - eps_j) + s R_i), for the N items of a batch.
+    """Collaborative SD for the N items of a batch, which share a timestep:
 
-    All items share a timestep. k(a, b) = exp(-||a - b||^2 / h) on the noised latents, with h = median / log(N + 1) over
-    the squared distances of different items (the authors' code also counts the zeros of the diagonal, which makes h
-    zero for two items), and
+        G_i = w(t) / N (sum_j k(x_j, x_i) (eps_hat(x_j; t, y_j) - eps_j) + s R_i).
 
-        R_i = sum_j grad_{x_i} k(x_i, x_j) = -(2 / h) sum_j k_ij (x_i - x_j),
+    The kernel is k(a, b) = exp(-||a - b||^2 / h) on the noisy latents, with h = median / log(N + 1) over the squared
+    distances of distinct items. (The authors' code includes the zeros of the diagonal, which makes h zero for two
+    items.) The repulsion is
 
-    which descent turns into repulsion, as in the authors' code; the sign printed in eq. 8 attracts. One item is
-    SDS, and N items take its step divided by N.
+        R_i = sum_j grad_{x_i} k(x_i, x_j) = -(2 / h) sum_j k_ij (x_i - x_j).
 
-    With independent noise the distances are mostly noise, so k is near 1 / (N + 1) for all pairs whatever they show
-    (``noise_sharing: shared`` or ``kernel_space: z`` make it reflect the images), and subtracting eps_j under a kernel
-    that contains it adds sigma R_i on average, by Stein's identity, on top of ``repulsion_scale``. Editing with an
-    image-conditioned model (CSD-Edit), windows of a panorama and the LPIPS kernel are not covered.
+    Its sign is that of the authors' code, with which descent repels; the sign printed in eq. 8 attracts. One item gives
+    SDS, and N items divide its step by N.
+
+    With independent noise the distances are dominated by the noise, and k is near 1 / (N + 1) for all pairs, whatever
+    the images are; ``noise_sharing: shared`` or ``kernel_space: z`` makes it depend on the images. Subtracting eps_j
+    under a kernel that depends on it adds sigma R_i on average, by Stein's identity, in addition to
+    ``repulsion_scale``. Editing with an image-conditioned model (CSD-Edit), windows of a panorama and the LPIPS kernel
+    are not implemented.
     """
 
     @dataclass
@@ -46,25 +52,27 @@ class CollaborativeScoreDistillation(Guidance):
         """Options of collaborative score distillation."""
 
         guidance_scale: Schedule = option(
-            20.0, "gamma of eps_u + gamma (eps_c - eps_u); the paper's text-to-3D uses 20 on a pixel model."
+            20.0, "gamma in eps_u + gamma (eps_c - eps_u); the paper uses 20 for text-to-3D with a pixel-space model."
         )
         repulsion_scale: Literal[0, 1, "sigma"] = option(
-            1, "s: 1 as in the paper, 0 for none; sigma is exact SVGD (sigma / alpha where the kernel lives on z)."
+            1, "s: 1 as in the paper; 0 no repulsion; sigma exact SVGD (sigma / alpha for kernel_space=z)."
         )
-        kernel_space: Literal["xt", "z"] = option("xt", "Compare noised (as in the paper) or clean latents.")
+        kernel_space: Literal["xt", "z"] = option(
+            "xt", "Latents that the kernel compares: xt noisy, as in the paper; z clean."
+        )
         noise_sharing: Literal["independent", "shared"] = option(
-            "independent", "A noise for each item (as in the authors' code), or one for all."
+            "independent", "Noise of the items: independent, as in the authors' code, or shared by all items."
         )
-        bandwidth: float | None = option(None, "A fixed h instead of the median's.", gt=0)
+        bandwidth: float | None = option(None, "Bandwidth h of the kernel; null uses the median rule.", gt=0)
 
     config: Config
 
     def sample_timesteps(self, batch: int, step: int, rng: Rng) -> list[float]:
-        """One timestep for all: the kernel compares items."""
+        """One timestep for the whole batch, because the kernel compares its items."""
         return super().sample_timesteps(1, step, rng) * batch
 
     def score_gradient(self, z: Tensor, conditions: CFGConditions, ctx: StepContext) -> Score:
-        """The kernel's average of the items' SDS directions, and the repulsion."""
+        """Kernel-weighted average of the items' SDS directions, plus the repulsion."""
         x_t, eps = self.noised(z, ctx)
         direction = self.weighted(self.guided(x_t, conditions, ctx), z, eps)
         if len(z) == 1:
@@ -79,14 +87,14 @@ class CollaborativeScoreDistillation(Guidance):
         return Score(gradient / len(z), diagnostics={"kernel": off_diagonal, "bandwidth": h})
 
     def noised(self, z: Tensor, ctx: StepContext) -> tuple[Tensor, Tensor]:
-        """(x_t, eps) with a noise for each item or the first item's for all."""
+        """Noisy latents x_t and their noise eps, which is independent for each item or shared."""
         if self.config.noise_sharing == "independent":
             return super().noised(z, ctx)
         eps = ctx.noise(z[:1]).expand_as(z)
         return self.schedule.add_noise(z, eps, ctx.t), eps
 
     def _repulsion_weight(self, t: Tensor) -> Tensor:
-        """(B,), w(t) s."""
+        """Weight w(t) s (B,) of the repulsion."""
         weight = self.time_weight(t)
         if self.config.repulsion_scale != "sigma":
             return weight
@@ -95,16 +103,16 @@ class CollaborativeScoreDistillation(Guidance):
 
 
 def stein_kernel(points: Tensor, bandwidth: float | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """Radial kernel of N >= 2 points and the sum of its gradients.
+    """Radial kernel of N >= 2 points, and the sums of its gradients.
 
     Args:
         points: (N, ...), compared in fp32 or better.
-        bandwidth: h; None takes the median of the squared distances between different points over log(N + 1), so that
-            points at equal distances have k = 1 / (N + 1).
+        bandwidth: h; None uses the median squared distance of distinct points over log(N + 1), with which points at
+            equal distances have k = 1 / (N + 1).
 
     Returns:
-        k (N, N); R in the shape of ``points``, R_i = sum_j grad_{x_i} k(x_i, x_j); and the scalar h. Points that
-        coincide have k = 1 and R = 0.
+        k (N, N); R with R_i = sum_j grad_{x_i} k(x_i, x_j), in the shape of ``points``; and the scalar h. Coincident
+        points have k = 1 and do not repel each other.
     """
     count = len(points)
     flat = points.flatten(1)
@@ -117,6 +125,6 @@ def stein_kernel(points: Tensor, bandwidth: float | None = None) -> tuple[Tensor
     else:
         h = flat.new_tensor(bandwidth)
     kernel = torch.exp(-squared / h)
-    # Differences first: with a tiny h nothing but an exact zero may be left of points that coincide.
+    # Differences are taken first: with a tiny h, coincident points must contribute an exact zero.
     away = torch.stack([row @ (point - flat) for row, point in zip(kernel, flat, strict=True)])
     return kernel, (-2.0 / h * away).view(points.shape), h

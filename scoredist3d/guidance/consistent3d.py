@@ -1,4 +1,4 @@
-"""Consistency Distillation Sampling (Consistent3D)."""
+"""Consistency distillation sampling (Consistent3D)."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from torch import Tensor
 from scoredist3d.config import Schedule, option
 from scoredist3d.diffusion.cfg import guided_prediction
 from scoredist3d.diffusion.schedule import per_item
-from scoredist3d.guidance.core.base import NFE, Score, StepContext, Weighting
-from scoredist3d.guidance.core.context import timestep_tensor
+from scoredist3d.guidance.core.context import StepContext
+from scoredist3d.guidance.core.outputs import NFE, Score
+from scoredist3d.guidance.core.timesteps import timestep_tensor
 from scoredist3d.guidance.core.trajectory import TrajectoryGuidance
+from scoredist3d.guidance.core.weighting import Weighting
 from scoredist3d.priors.conditioning import CFGConditions
 from scoredist3d.registry import register
 
@@ -22,77 +24,81 @@ _SQRT = {"from": 0.7, "to": 0.1, "end": 3000, "shape": "sqrt"}
 @register(
     "guidance",
     "consistent3d",
-    summary="Compare guided predictions at two neighbouring points of the ODE through the render and a fixed noise.",
+    summary="Compare guided predictions at two nearby points of the ODE through the render with a fixed noise.",
     arxiv="2401.09050",
 )
 class ConsistencyDistillationSampling(TrajectoryGuidance):
-    """G = w(t) [eps(x_t, t, y) - eps(x_s, s, y)], x_t = alpha_t z + sigma_t n, x_s one ODE step below, n fixed.
+    """CDS: G = w(t) [eps(x_t, t, y) - eps(x_s, s, y)] with x_t = alpha_t z + sigma_t n for a fixed noise n.
 
-    In predicted images x0 = (x - sigma eps) / alpha this is w(t) (x0(x_s) - x0(x_t)) / lambda_s: with the sign of the
-    authors' code, which pulls z along the guided prediction at the noisier timestep, as ISM does (their paper writes a
-    distance between the two images).
+    x_s is one ODE step below x_t. In predicted images x0 = (x - sigma eps) / alpha, G is
+    w(t) (x0(x_s) - x0(x_t)) / lambda_s. The sign is that of the authors' code, which moves z towards the guided
+    prediction at the noisier timestep, as ISM does; the paper writes a distance between the two images.
 
-    The timestep of a step is s, and t = s + U(interval). ``guidance_rescale`` is the code's recon_std_rescale: the step to
-    s then follows the rescaled image, and x0(x_t) stays as predicted.
+    The timestep of a step is s, and t = s + U(interval). ``guidance_rescale`` corresponds to recon_std_rescale in the
+    authors' code: the step to s follows the rescaled image, and x0(x_t) is not rescaled.
     """
 
     @dataclass
     class Config(TrajectoryGuidance.Config):
-        """Options of consistency distillation sampling; defaults as in the authors' code."""
+        """Options of CDS; the defaults are those of the authors' code."""
 
         guidance_scale: Schedule = option(
-            {"from": 101.0, "to": 51.0, "end": 3000}, "gamma of eps_u + gamma (eps_c - eps_u), at both timesteps."
+            {"from": 101.0, "to": 51.0, "end": 3000}, "gamma in eps_u + gamma (eps_c - eps_u), at both timesteps."
         )
-        weighting: Weighting = option("uniform", "w(t), at the noisier timestep.")
-        t_min: Schedule = option(_SQRT, "Lowest timestep s, as a share of the model's.", ge=0, le=1)
+        weighting: Weighting = option("uniform", "w(t) at the noisier timestep t, with the choices of sds.")
+        t_min: Schedule = option(_SQRT, "Lowest timestep s, as a fraction of the prior's range.", ge=0, le=1)
         t_max: Schedule = option(
-            _SQRT, "Highest timestep s; the same schedule as t_min anneals a single one.", ge=0, le=1
+            _SQRT, "Highest timestep s; the same schedule as t_min anneals one timestep.", ge=0, le=1
         )
-        interval: tuple[float, float] = option((0.1, 0.3), "t - s is drawn uniformly between these.", gt=0, le=1)
+        interval: tuple[float, float] = option(
+            (0.1, 0.3), "Shortest and longest t - s, between which it is drawn uniformly.", gt=0, le=1
+        )
         t_limit: float = option(
             0.98, "Highest timestep t; s stays below it by at least the shortest interval.", gt=0, le=1
         )
         grad_clip: Schedule | None = option(
-            {"from": 2.0, "to": 8.0, "end": 3000}, "Clamp every element of the gradient to +- this value.", gt=0
+            {"from": 2.0, "to": 8.0, "end": 3000}, "Clamp every element of the gradient to [-value, value].", gt=0
         )
         fixed_noise: bool = option(
-            True, "One noise per particle for the whole run; drawn anew at every step otherwise."
+            True, "Use one noise per particle for the whole run instead of fresh noise at every step."
         )
 
         def validate(self) -> list[str]:
-            """Intervals are ordered and fit below the limit."""
+            """Require ordered intervals that fit below ``t_limit``."""
             problems = super().validate()
             shortest, longest = self.interval
             if shortest > longest:
-                problems.append(f"interval: {shortest:g} is above {longest:g}; give the shortest first")
+                problems.append(f"interval: {shortest:g} is above {longest:g}; give the shorter interval first")
             if shortest >= self.t_limit:
-                problems.append(f"interval: {shortest:g} does not fit below t_limit {self.t_limit:g}")
+                problems.append(
+                    f"interval: {shortest:g} must be below t_limit {self.t_limit:g}; lower it or raise t_limit"
+                )
             return problems
 
     config: Config
 
     def score_gradient(self, z: Tensor, conditions: CFGConditions, ctx: StepContext) -> Score:
-        """w(t) times the prediction at t minus the one a step below."""
+        """w(t) times the difference of the predictions at t and at s."""
         above, below = self.interval_timesteps(ctx)
         weight = timestep_tensor([self.weight_at(timestep) for timestep in above], z)
         t, s = timestep_tensor(above, z), timestep_tensor(below, z)
         scale, share = self._value("guidance_scale", ctx.step), self.config.guidance_rescale
         x_t = self.schedule.add_noise(z, self._noise(z, ctx), t)
         upper = guided_prediction(self.prior, x_t, t, conditions, scale)
-        bent = guided_prediction(self.prior, x_t, t, conditions, scale, rescale=share) if share > 0.0 else upper
-        x_s = self.schedule.ddim_step(bent.eps, bent.x0, t, s)
-        difference = bent.eps - guided_prediction(self.prior, x_s, s, conditions, scale).eps
+        rescaled = guided_prediction(self.prior, x_t, t, conditions, scale, rescale=share) if share > 0.0 else upper
+        x_s = self.schedule.ddim_step(rescaled.eps, rescaled.x0, t, s)
+        difference = rescaled.eps - guided_prediction(self.prior, x_s, s, conditions, scale).eps
         if share > 0.0:
-            difference = difference + (bent.x0 - upper.x0) / per_item(self.schedule.lambda_(s), z)
+            difference = difference + (rescaled.x0 - upper.x0) / per_item(self.schedule.lambda_(s), z)
         return Score(per_item(weight, z) * difference, diagnostics={"t_upper": t.mean()})
 
     def nfe(self, conditions: CFGConditions, ctx: StepContext) -> NFE:
-        """Two guided predictions, three where the first is also taken rescaled."""
+        """Two guided predictions; three with ``guidance_rescale``, which evaluates the first one twice."""
         predictions = 3 if self.config.guidance_rescale > 0.0 else 2
         return NFE(predictions * self.guided_nfe(conditions, self._value("guidance_scale", ctx.step)))
 
     def interval_timesteps(self, ctx: StepContext) -> tuple[list[float], list[float]]:
-        """Each item's t and s; views that the prior denoises jointly share the draw."""
+        """Timesteps t and s of each item; views that the prior denoises jointly share the draw."""
         grid = self.grid
         shortest, longest, limit = (grid.index(share) for share in (*self.config.interval, self.config.t_limit))
         limit = min(limit, grid.highest)

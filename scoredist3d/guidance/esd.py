@@ -5,22 +5,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from scoredist3d.config import Schedule, option
-from scoredist3d.guidance.vsd import VariationalGuidance
+from scoredist3d.guidance.core.variational import VariationalGuidance
 from scoredist3d.registry import register
 
 
 @register(
     "guidance",
     "esd",
-    summary="VSD with a bonus for views that differ: its second network is told less of the camera.",
+    summary="VSD with an entropy term over views: its second network is partly conditioned on no camera.",
     arxiv="2401.00909",
 )
 class EntropicScoreDistillation(VariationalGuidance):
-    """G = w(t) (eps_hat(x_t, t, y) - lambda eps_phi(x_t, t, y) - (1 - lambda) eps_phi(x_t, t, c, y)).
+    """ESD: G = w(t) (eps_hat(x_t, t, y) - lambda eps_phi(x_t, t, y) - (1 - lambda) eps_phi(x_t, t, c, y)).
 
-    The first phi is told no camera and so knows the renders from all around together; pushing them away from it
-    maximises their entropy over cameras, against one face on every side. lambda = 0 is VSD; it is the camera scale
-    1 - lambda of phi.
+    Without a camera, eps_phi is the score of the renders of all views together. Moving away from it maximizes the
+    entropy of the renders over the cameras, which counteracts the Janus problem. This is VSD with the camera scale
+    1 - lambda; lambda = 0 is VSD itself.
     """
 
     @dataclass
@@ -29,7 +29,7 @@ class EntropicScoreDistillation(VariationalGuidance):
 
         entropy: Schedule = option(
             0.5,
-            "lambda, the share of phi that is told no camera; 0 is VSD, which takes one call of phi less.",
+            "lambda, weight of phi without a camera; 0 is VSD, which saves one evaluation of phi.",
             ge=0,
             le=1,
         )
@@ -37,5 +37,5 @@ class EntropicScoreDistillation(VariationalGuidance):
     config: Config
 
     def camera_scale(self, step: int) -> float:
-        """1 - lambda."""
+        """Camera scale 1 - lambda at a step."""
         return 1.0 - self.config.entropy(step)

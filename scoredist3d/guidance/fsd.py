@@ -1,4 +1,4 @@
-"""Flow Score Distillation."""
+"""Flow score distillation."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ from torch import Tensor
 from scoredist3d.config import Schedule, option
 from scoredist3d.diffusion.prediction import Prediction
 from scoredist3d.diffusion.schedule import per_item
-from scoredist3d.guidance.core.base import Guidance, Score
-from scoredist3d.guidance.core.context import StepContext, timestep_tensor
+from scoredist3d.guidance.core.base import Guidance
+from scoredist3d.guidance.core.context import StepContext
 from scoredist3d.guidance.core.noise_fields import PersistentNoise, covered, world_map_crop, world_map_shape
+from scoredist3d.guidance.core.outputs import Score
+from scoredist3d.guidance.core.timesteps import timestep_tensor
+from scoredist3d.guidance.core.weighting import ode_step_weight
 from scoredist3d.priors.base import Prior
 from scoredist3d.priors.conditioning import CFGConditions
 from scoredist3d.registry import register
@@ -21,19 +24,22 @@ from scoredist3d.seeding import Rng
 
 
 @register(
-    "guidance", "fsd", summary="SDS along one falling timestep with noise fixed to the object.", arxiv="2405.10988"
+    "guidance",
+    "fsd",
+    summary="SDS with one decreasing timestep and with noise that is fixed to the object.",
+    arxiv="2405.10988",
 )
 class FlowScoreDistillation(Guidance):
-    """G = w(t) (eps_hat(alpha_t z + sigma_t n(c), t, y) - n(c)) with noise n(c) fixed by the seed and the camera c.
+    """FSD: G = w(t) (eps_hat(alpha_t z + sigma_t n(c), t, y) - n(c)), with noise n(c) fixed by the seed and camera c.
 
-    With x_t = alpha_t z + sigma_t n and fixed n the probability-flow ODE reads dz / d lambda = eps_hat - n, lambda =
-    sigma / alpha (proposition 1). So with one timestep that falls with the step (the same schedule for t_min and t_max, or
-    ``dreamtime``), plain SGD of rate 1 and ``weighting: lambda-step`` this is DDIM (for flow models: Euler) on z, step
-    by step. Fresh noise in its place is annealed SDS, which forgets where it was heading and loses variety.
+    With x_t = alpha_t z + sigma_t n and fixed n, the probability-flow ODE is dz / d lambda = eps_hat - n, where
+    lambda = sigma / alpha (proposition 1). With one decreasing timestep (the same schedule for t_min and t_max, or
+    ``dreamtime``), plain SGD at learning rate 1 and ``weighting: lambda-step``, the run is therefore DDIM (for flow
+    models: Euler) on z. Fresh noise instead gives annealed SDS, which has less variety.
 
-    In 3D one noise image for all views leaves holes, so n is a window of a map around the object that turns with the
-    camera, and a fixed image behind it. The map is the form of the authors' later code (arXiv 2501.05445); the paper's
-    own w(t) is not known to us, ``lambda`` is that code's up to its factor 2.
+    In 3D one noise image for all views leaves holes. n is therefore a window of a world map that turns with the camera,
+    in front of a fixed background noise. The map follows the authors' later code (arXiv 2501.05445). The w(t) of the
+    paper is not known to us; ``lambda`` is that of the later code up to a factor of 2.
     """
 
     @dataclass
@@ -42,25 +48,25 @@ class FlowScoreDistillation(Guidance):
 
         weighting: Literal["lambda", "lambda-step", "sds", "uniform", "fantasia3d", "flow"] = option(  # type: ignore[assignment]
             "lambda",
-            "w(t): lambda sigma/alpha; lambda-step the fall of sigma/alpha to the next step's timestep, which is DDIM; "
-            "sds sigma^2; uniform 1; fantasia3d alpha sigma^2; flow 1/alpha.",
+            "w(t): lambda sigma/alpha; lambda-step the decrease of sigma/alpha to the timestep of the next step, which "
+            "is DDIM; sds sigma^2; uniform 1; fantasia3d alpha sigma^2; flow 1/alpha.",
         )
         noise_field: Literal["world-map", "constant", "random"] = option(
             "world-map",
-            "n(c): world-map windows of a map around the object; constant one image per particle for all views; "
-            "random fresh noise at every step (annealed SDS).",
+            "n(c): world-map, windows of a map around the object; constant, one image per particle for all views; "
+            "random, fresh noise at every step (annealed SDS).",
         )
         world_map_angle: float = option(
-            180.0, "Degrees of azimuth that one window of the world map spans.", gt=0, le=360
+            180.0, "Azimuth in degrees that one window of the world map spans.", gt=0, le=360
         )
         background_noise: Literal["fixed", "random", "none"] = option(
             "fixed",
-            "Noise where the render's opacity is below one half, for the world map: one image per particle, fresh "
-            "noise, or the map there too.",
+            "With the world map, noise where the render's opacity is below 0.5: fixed, one image per particle; random, "
+            "fresh noise; none, the map as elsewhere.",
         )
         sqrt_beta: Schedule = option(
             1.0,
-            "Share of the deterministic noise: n = sqrt_beta n(c) + sqrt(1 - sqrt_beta^2) fresh noise; 0 is SDS.",
+            "Weight of the fixed noise: n = sqrt_beta n(c) + sqrt(1 - sqrt_beta^2) fresh noise; 0 is SDS.",
             ge=0,
             le=1,
         )
@@ -73,22 +79,23 @@ class FlowScoreDistillation(Guidance):
         )
 
         def validate(self) -> list[str]:
-            """A step in lambda leads from one timestep to the next."""
+            """Require one timestep per step for ``lambda-step``."""
             problems = super().validate()
             if self.weighting == "lambda-step" and self.dreamtime.steps == 0 and self.t_min != self.t_max:
                 problems.append(
-                    "weighting: lambda-step needs one timestep per step; give t_min and t_max the same falling schedule"
+                    "weighting: lambda-step needs one timestep per step; set t_min and t_max to one schedule"
                 )
             return problems
 
     config: Config
 
     def __init__(self, config: Config, *, prior: Prior, rng: Rng | None = None) -> None:
+        """Create the method; for the arguments see :class:`Guidance`."""
         super().__init__(config, prior=prior, rng=rng)
         self._persistent = PersistentNoise(config.sde_rate)
 
     def score_gradient(self, z: Tensor, conditions: CFGConditions, ctx: StepContext) -> Score:
-        """w(t) (eps_hat - n)."""
+        """w(t) times the difference of the predicted and the fixed noise."""
         n = self.noise(z, conditions, ctx)
         prediction = self.guided(self.schedule.add_noise(z, n, ctx.t), conditions, ctx)
         if self.config.weighting == "lambda-step":
@@ -96,11 +103,11 @@ class FlowScoreDistillation(Guidance):
         return Score(self.weighted(prediction, z, n))
 
     def noisy_input(self, z: Tensor, conditions: CFGConditions, ctx: StepContext) -> Tensor:
-        """x_t with the noise of the views."""
+        """Noisy latents x_t with the noise n(c) of their views."""
         return self.schedule.add_noise(z, self.noise(z, conditions, ctx), ctx.t)
 
     def noise(self, z: Tensor, conditions: CFGConditions, ctx: StepContext) -> Tensor:
-        """(B, C, h, w), the blend of deterministic and fresh noise, N(0, 1) in every element."""
+        """Blend n (B, C, h, w) of fixed and fresh noise; every element is N(0, 1)."""
         share = self._value("sqrt_beta", ctx.step)
         field = self.config.noise_field
         if field == "random" or share == 0.0:
@@ -113,6 +120,7 @@ class FlowScoreDistillation(Guidance):
         return n
 
     def _world_map(self, z: Tensor, conditions: CFGConditions, ctx: StepContext) -> Tensor:
+        """Window of each particle's world map seen by each camera, with fixed background noise where configured."""
         height, width = z.shape[-2:]
         shape = world_map_shape(height, width, self.config.world_map_angle)
         world = self._persistent(ctx, z.new_empty(*z.shape[:2], *shape), "fsd/world")
@@ -122,13 +130,9 @@ class FlowScoreDistillation(Guidance):
         return torch.where(covered(ctx.opacity, z), n, self._persistent(ctx, z, "fsd/background"))
 
     def _lambda_step(self, prediction: Prediction, z: Tensor, ctx: StepContext) -> Tensor:
-        """(lambda_t - lambda_p) (eps_hat - n) = (1 - lambda_p / lambda_t) (z - x0_hat), p the next step's timestep.
-
-        The second form is finite where alpha_t is 0.
-        """
+        """Gradient (lambda_t - lambda_s) (eps_hat - n), where s is the timestep of the next step."""
         timestep, following = ctx.timesteps[0], self.sample_timesteps(1, ctx.step + 1, ctx.rng)[0]
         if following == timestep:
             return torch.zeros_like(z)
-        alpha_t, sigma_t = self.schedule.coefficients(ctx.t)
-        alpha_p, sigma_p = self.schedule.coefficients(timestep_tensor([following], z))
-        return per_item(1.0 - (sigma_p * alpha_t) / (alpha_p * sigma_t), z) * (z - prediction.x0)
+        weight = ode_step_weight(self.schedule, ctx.t, timestep_tensor([following], z))
+        return per_item(weight, z) * (z - prediction.x0)

@@ -1,4 +1,4 @@
-"""Interval Score Matching, and Trajectory Score Matching as its generalisation."""
+"""Interval score matching, and its generalization, trajectory score matching."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from scoredist3d.config import Schedule, option
-from scoredist3d.guidance.core.base import NFE, Score, StepContext, Weighting
-from scoredist3d.guidance.core.context import timestep_tensor
+from scoredist3d.guidance.core.context import StepContext
+from scoredist3d.guidance.core.outputs import NFE, Score
+from scoredist3d.guidance.core.timesteps import timestep_tensor
 from scoredist3d.guidance.core.trajectory import Grid, TrajectoryGuidance
+from scoredist3d.guidance.core.weighting import Weighting
 from scoredist3d.priors.conditioning import CFGConditions
 from scoredist3d.registry import register
 from scoredist3d.seeding import Rng
@@ -19,63 +21,65 @@ from scoredist3d.seeding import Rng
 @register(
     "guidance",
     "ism",
-    summary="Compare two predictions an interval apart on the DDIM inversion of the render.",
+    summary="Compare two predictions that lie an interval apart on the DDIM inversion of the render.",
     arxiv="2311.11284",
 )
 class IntervalScoreMatching(TrajectoryGuidance):
-    """G = lambda_t [eps_gamma(x_t, t, y) - eps_0(x_mu, mu)] on the unconditional DDIM inversion of z.
+    """ISM: G = lambda_t [eps_gamma(x_t, t, y) - eps_0(x_mu, mu)] on the unconditional DDIM inversion of z.
 
-    x_s, s = t - interval, is reached by inversion in long steps, from z slightly noised; x_t and x_mu are one step
-    further, along eps_0(x_s, s). With mu = s (LucidDreamer, eq. 17) and lambda weights the difference is that of two
-    predicted images, x0(x_s) - x0(x_t). Trajectory Score Matching (arXiv 2405.11252) has mu = s + (t - s) sqrt(1 -
-    tsm_gamma^2): at 0, mu = t and classifier score distillation on an inverted x_t is left.
+    The inversion starts at a low timestep, where z is noised, and reaches x_s at s = t - interval in long steps. x_t
+    and x_mu are one more step along eps_0(x_s, s). With mu = s (LucidDreamer, eq. 17) and lambda weights, G is the
+    difference of two predicted images, x0(x_s) - x0(x_t). Trajectory score matching (arXiv 2405.11252) uses mu = s +
+    (t - s) sqrt(1 - tsm_gamma^2). At tsm_gamma = 0, mu = t, and G is classifier score distillation at an inverted x_t.
 
-    eps_0 is told the empty prompt, also where a negative prompt is the one that guidance steers away from.
+    eps_0 is always conditioned on the empty prompt, even if the run has a negative prompt.
 
-    Timesteps are those of the released code: where the prior's scheduler has a ``steps_offset``, as Stable Diffusion's
-    has, it is the lowest timestep that t, s and the inversion visit.
+    The timesteps are those of the released code. If the prior's scheduler has a ``steps_offset``, as Stable Diffusion's
+    has, it is the lowest index of t, s and the inversion.
     """
 
     @dataclass
     class Config(TrajectoryGuidance.Config):
-        """Options of ISM; defaults as in the authors' code."""
+        """Options of ISM; the defaults are those of the authors' code."""
 
-        weighting: Weighting = option("lambda", "w(t); the method's is lambda = sigma/alpha.")
+        weighting: Weighting = option("lambda", "w(t), with the choices of sds; ISM uses lambda = sigma/alpha.")
         t_max: Schedule = option(
             {"from": 0.98, "to": 0.5, "end": 1500},
-            "Highest timestep: the whole range first, then its lower half.",
+            "Highest timestep; by default first the whole range, then its lower half.",
             ge=0,
             le=1,
         )
         interval: Schedule = option(
-            {"from": 0.1, "to": 0.08, "end": 1500}, "t - s, as a share of the model's timesteps.", gt=0, le=1
+            {"from": 0.1, "to": 0.08, "end": 1500}, "t - s, as a fraction of the prior's range.", gt=0, le=1
         )
-        inversion_interval: float = option(0.2, "Longest step of the inversion to s.", gt=0, le=1)
+        inversion_interval: float = option(
+            0.2, "Longest step of the inversion, as a fraction of the range.", gt=0, le=1
+        )
         inversion_steps: int = option(
-            5, "Most steps of it; it starts so many steps below s, from z noised there.", ge=0
+            5, "Largest number of inversion steps; the inversion starts that many steps below s.", ge=0
         )
         inversion_guidance_scale: Schedule = option(
-            0.0, "gamma of the inversion and of the subtracted prediction; 0 is the empty prompt alone."
+            0.0, "gamma of the inversion and of the subtracted prediction; 0 uses the empty prompt alone."
         )
-        fixed_noise: bool = option(False, "Start the inversion from the particle's noise instead of fresh noise.")
-        offset_noise: float = option(0.1, "Deviation of a shift of each channel added to that noise.", ge=0)
-        tsm_gamma: float = option(1.0, "gamma of trajectory score matching; 1 is interval score matching.", ge=0, le=1)
+        fixed_noise: bool = option(False, "Start the inversion with one fixed noise per particle.")
+        offset_noise: float = option(0.1, "Standard deviation of a random offset per channel of that noise.", ge=0)
+        tsm_gamma: float = option(1.0, "Gamma of trajectory score matching; 1 is interval score matching.", ge=0, le=1)
 
     config: Config
 
     @property
     def grid(self) -> Grid:
-        """The prior's timesteps from its ``steps_offset`` upwards."""
+        """Grid of the prior's timesteps from its ``steps_offset`` upwards."""
         grid = super().grid
         return replace(grid, lowest=max(grid.lowest, self.schedule.steps_offset))
 
     def sample_timesteps(self, batch: int, step: int, rng: Rng) -> list[float]:
-        """As in the base class, not below the grid."""
+        """Timesteps of the base class, clamped to the lowest timestep of the grid."""
         lowest = self.grid.timestep(0)
         return [max(timestep, lowest) for timestep in super().sample_timesteps(batch, step, rng)]
 
     def score_gradient(self, z: Tensor, conditions: CFGConditions, ctx: StepContext) -> Score:
-        """w(t) times the guided prediction at t minus the unguided one at mu."""
+        """w(t) times the guided prediction at t minus the unguided prediction at mu."""
         timesteps, mu = self.inversion_timesteps(ctx)
         s, t = timesteps[-1], ctx.timesteps[0]
         inversion, scale = self._inversion(conditions), self._value("inversion_guidance_scale", ctx.step)
@@ -86,7 +90,7 @@ class IntervalScoreMatching(TrajectoryGuidance):
         return Score(self.weight_at(t) * (guided.eps - baseline.eps), diagnostics={"s": z.new_full((), s)})
 
     def nfe(self, conditions: CFGConditions, ctx: StepContext) -> NFE:
-        """A guided prediction, and an unguided one per inversion step, at s, and at mu where it is another timestep."""
+        """One guided prediction; one unguided prediction per inversion step, at s, and at mu if it differs from s."""
         timesteps, mu = self.inversion_timesteps(ctx)
         unguided = len(timesteps) + (mu != timesteps[-1])
         scale = self._value("inversion_guidance_scale", ctx.step)
@@ -94,10 +98,10 @@ class IntervalScoreMatching(TrajectoryGuidance):
         return NFE(guided + unguided * self.guided_nfe(self._inversion(conditions), scale))
 
     def inversion_timesteps(self, ctx: StepContext) -> tuple[list[float], float]:
-        """The timesteps from the inversion's start up to s, and mu."""
+        """Timesteps of the inversion up to s, and mu."""
         grid, config = self.grid, self.config
         t = grid.index(ctx.timesteps[0])
-        # A falling interval is rounded down, as in the released code.
+        # A decreasing interval is rounded down, as in the released code.
         interval = max(1, math.floor(self._value("interval", ctx.step) * grid.count + 1e-6))
         s = max(t - interval, grid.lowest)
         stride = max(1, grid.index(config.inversion_interval))
@@ -111,5 +115,5 @@ class IntervalScoreMatching(TrajectoryGuidance):
 
     @staticmethod
     def _inversion(conditions: CFGConditions) -> CFGConditions:
-        """The prompt against the empty one, without Perp-Neg."""
+        """Conditions of the inversion: the prompt and the empty prompt, without Perp-Neg."""
         return replace(conditions, unconditional=conditions.empty or conditions.unconditional, negatives=())

@@ -5,9 +5,11 @@ from typing import Any
 
 import pytest
 
+from scoredist3d import registry
 from scoredist3d.config import ConfigError
 from scoredist3d.config.loader import find_config, load, merge, parse_overrides
 from scoredist3d.config.validation import load_experiment
+from scoredist3d.paths import CONFIG_ALIASES
 
 
 def write(folder: Path, **files: str) -> None:
@@ -247,3 +249,19 @@ def test_an_empty_file_is_an_empty_layer(here: Path) -> None:
 def test_shipped_configs_are_found_from_anywhere(here: Path) -> None:
     assert find_config("configs/quickstart.yaml").is_file()
     assert find_config("quickstart.yaml").samefile(find_config("configs/quickstart.yaml"))
+
+
+@pytest.mark.parametrize("old", CONFIG_ALIASES)
+def test_a_renamed_recipe_is_found_by_its_earlier_path(
+    old: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    registry.report_alias.cache_clear()
+    monkeypatch.chdir(tmp_path)
+    new = find_config(CONFIG_ALIASES[old])
+    for spelling in (old, f"configs/{old}", new.parents[1] / old):
+        assert find_config(spelling).samefile(new)
+        assert load([spelling]) == load([new])
+    (tmp_path / "own.yaml").write_text(f"include: [{old}]\nname: own\n", encoding="utf-8")
+    assert load(["own.yaml"]) == load([new]) | {"name": "own"}
+    included = [record.message for record in caplog.records if f"included file {old}" in record.message]
+    assert included == [f"included file {old} is an old name and still works; the new name is {CONFIG_ALIASES[old]}"]

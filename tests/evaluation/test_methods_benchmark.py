@@ -25,7 +25,7 @@ from scoredist3d.systems.base import build_component
 def test_prompts_are_read_as_captions() -> None:
     assert methods_references.caption_of("a green pine tree") == ("pine tree", "green")
     assert methods_references.caption_of("an ice cream cone") == ("ice cream cone", None)
-    with pytest.raises(ValueError, match="'a red sofa' is not"):
+    with pytest.raises(ValueError, match="'a red sofa' must be"):
         methods_references.caption_of("a red sofa")
 
 
@@ -40,7 +40,7 @@ def test_an_edit_changes_the_colour_or_else_the_category(prompt: str) -> None:
 def test_every_recipe_is_measured_and_a_wrong_name_is_told() -> None:
     assert "compare" not in methods_runs.recipes("2d", [])
     assert {"sds", "vsd"} <= set(methods_runs.recipes("2d", [])) and methods_runs.recipes("3d", ["sds"]) == ["sds"]
-    with pytest.raises(ValueError, match="no recipe 'sdz'"):
+    with pytest.raises(ValueError, match="no recipe is called 'sdz'"):
         methods_runs.recipes("2d", ["sdz"])
 
 
@@ -67,7 +67,7 @@ def test_counted_evaluations_are_those_of_the_method_alone() -> None:
     with methods_runs.Counter(system).counting() as counter:
         for step in range(2):
             system.training_step(step, Rng())
-    assert counter.per_image() == {"prior_rows": 2.0, "declared_rows": 2.0, "own_rows": 0.0}
+    assert counter.per_image() == {"prior_nfe": 2.0, "declared_nfe": 2.0, "own_nfe": 0.0}
     assert "predict" not in vars(prior) and "forward" not in vars(system.guidance)
 
 

@@ -206,7 +206,7 @@ def system(guidance: dict[str, Any], prior: Any = None, **geometry: Any) -> Any:
 
 @pytest.mark.parametrize("kind", ["latents", "pixels"])
 def test_an_editing_method_sees_the_start_also_after_resuming(kind: str) -> None:
-    guidance = {"type": "delta-denoising", "source_prompt": "red left blob", "guidance_scale": 2.0}
+    guidance = {"type": "dds", "source_prompt": "red left blob", "guidance_scale": 2.0}
     geometry = {"parametrisation": kind, "init_prompt": "red left blob", "init_steps": 4}
     whole = system(guidance, **geometry)
 
@@ -236,7 +236,7 @@ def test_an_edit_at_the_start_compares_equal_latents() -> None:
             mean = super().encode(rgb)
             return mean + 0.1 * torch.randn(mean.shape, generator=generator)
 
-    guidance = {"type": "delta-denoising", "source_prompt": "blue left blob"}
+    guidance = {"type": "dds", "source_prompt": "blue left blob"}
     made = system(guidance, Drawing(), parametrisation="pixels", init_prompt="blue left blob", init_steps=4)
     result = made.training_step(0, Rng(2))
     assert float(result.scalars["guidance/gradient_rms"]) < 1e-5
@@ -244,7 +244,7 @@ def test_an_edit_at_the_start_compares_equal_latents() -> None:
 
 
 def test_editing_noise_is_warned_about(caplog: Any) -> None:
-    guidance = {"type": "delta-denoising", "source_prompt": "red blob"}
+    guidance = {"type": "dds", "source_prompt": "red blob"}
     with caplog.at_level(logging.WARNING):
         system(guidance, init_prompt="red")
         assert not caplog.records

@@ -1,4 +1,4 @@
-"""What must hold for every registered distillation method, on an exact denoiser; a new method is covered at once."""
+"""Properties of every registered distillation method, tested with an exact denoiser; new methods are included."""
 
 from __future__ import annotations
 
@@ -27,10 +27,27 @@ from shared.method_cases import (
 )
 from torch import Tensor
 
+from scoredist3d import registry
+from scoredist3d.config.validation import parse_component
 from scoredist3d.guidance import Guidance
 from scoredist3d.seeding import Rng
 
 every_method = pytest.mark.parametrize("name", VARIANTS)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("classifier-sd", "csd"),
+        ("collaborative-csd", "collaborative-sd"),
+        ("delta-denoising", "dds"),
+        ("posterior-distillation", "pds"),
+    ],
+)
+def test_earlier_names_select_the_same_method(old: str, new: str) -> None:
+    assert registry.lookup("guidance", old) is registry.lookup("guidance", new)
+    assert parse_component("guidance", {"type": old}).type == new
+    assert old not in METHODS
 
 
 def test_the_table_names_registered_methods() -> None:
@@ -44,9 +61,9 @@ def test_the_table_names_registered_methods() -> None:
 def test_the_gradient_does_not_depend_on_what_the_network_predicts(
     name: str, kinds: tuple[str, ...], batch: int, dtype: torch.dtype
 ) -> None:
-    """Conversions between outputs divide by alpha and sigma, both 0.02 at worst at t, and by a flow's sigma of 0.001
-    where an inversion starts; the scale of 7.5 enlarges what they round: 7.5 / 0.001 = 1e4 roundings of 1e-16 or 6e-8
-    in one prediction, several in a trajectory."""
+    """Conversions between outputs divide by alpha and sigma, both at least 0.02 at t, and by a flow's sigma of 0.001 at
+    the start of an inversion. With the scale of 7.5 the rounding error of one prediction is therefore about
+    7.5 / 0.001 = 1e4 times 1e-16 or 6e-8; a trajectory has several predictions."""
     tolerance = {torch.float64: 1e-10, torch.float32: 2e-2}[dtype]
     at_step = []
     for kind in kinds:
@@ -87,7 +104,7 @@ def test_an_item_does_not_depend_on_its_company(name: str) -> None:
     def of_company(count: int) -> list[Tensor]:
         guidance = method(name, CountingPrior())
         conditions = prompted(guidance, cameras=cameras[:count])
-        # A network that has been trained on other images answers differently, so it is asked only once.
+        # A trained network depends on the images of earlier steps, so only the first step is compared.
         steps = range(1 if owns(guidance) else 2)
         return [gradient(guidance, latents(count), step, conditions=conditions) for step in steps]
 
@@ -111,7 +128,7 @@ def test_runs_repeat_and_leave_global_randomness_alone(name: str) -> None:
 
 @every_method
 def test_steps_and_seeds_draw_their_own_noise(name: str) -> None:
-    """At one timestep. A method that repeats itself over steps still differs between seeds, unless it draws nothing."""
+    """At one timestep, gradients are equal at different steps exactly for the methods marked with ``repeats``."""
     guidance = method(name, CountingPrior(), t_min=0.5, t_max=0.5)
     here, there = (gradient(guidance, latents(2), step) for step in (3, 4))
     if not owns(guidance):
@@ -121,7 +138,7 @@ def test_steps_and_seeds_draw_their_own_noise(name: str) -> None:
 @every_method
 def test_the_prior_is_only_read(name: str) -> None:
     class Scaled(CountingPrior):
-        """A denoiser with a weight."""
+        """Denoiser with one trainable weight."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -143,7 +160,7 @@ def test_the_prior_is_only_read(name: str) -> None:
 @pytest.mark.parametrize("kind", ["vp-epsilon", "vp-zero", "rf-v_prediction"])
 @pytest.mark.parametrize("timestep", [0.0, 1.0, None], ids=["clean", "noise", "whole range"])
 def test_the_ends_of_the_schedule_stay_finite_or_are_refused(name: str, kind: str, timestep: float | None) -> None:
-    """The last timestep of a flow or of a zero-SNR chain holds no image at all (alpha 0)."""
+    """At the last timestep of a flow or of a zero-SNR chain the noisy input has no signal (alpha is 0)."""
     low, high = (0.0, 1.0) if timestep is None else (timestep, timestep)
     guidance = method(name, CountingPrior(kind), t_min=low, t_max=high)
     try:
@@ -191,7 +208,7 @@ def test_a_resumed_run_goes_on_as_if_nothing_had_happened(name: str) -> None:
 
 @every_method
 def test_jointly_denoised_views_stay_together(name: str) -> None:
-    """Pairs do not depend on each other, and inside of a pair they do."""
+    """Different pairs are independent; the two items of a pair are not."""
     four, two = (method(name, PairPrior()) for _ in range(2))
     cameras = views(4)
     z = latents(4)
@@ -256,18 +273,18 @@ def test_an_editing_method_says_that_it_needs_a_source(name: str) -> None:
 
 
 def opaque(batch: int, dtype: torch.dtype) -> Tensor:
-    """(B, 8, 8, 1), opaque on the left, empty on the right."""
+    """Opacity (B, 8, 8, 1): 1 in the left half, 0 in the right half."""
     half = torch.cat([torch.ones(8, 4), torch.zeros(8, 4)], dim=1).to(dtype)
     return half[None, :, :, None].expand(batch, -1, -1, -1)
 
 
 def owns(guidance: Guidance) -> bool:
-    """Whether the method trains something."""
+    """Whether the method trains a network."""
     return bool(list(guidance.parameters()))
 
 
 def flat(state: Any, prefix: str = "") -> dict[str, Tensor]:
-    """Every tensor and number of nested state by its path."""
+    """Tensors and numbers of a nested state by their paths."""
     if isinstance(state, dict):
         return {k: v for key, value in state.items() for k, v in flat(value, f"{prefix}/{key}").items()}
     if isinstance(state, (list, tuple)):
@@ -278,5 +295,5 @@ def flat(state: Any, prefix: str = "") -> dict[str, Tensor]:
 
 
 def assert_one_sentence(message: str) -> None:
-    """A refusal is for a person: one line, not a trace of shapes."""
+    """Require a one-line message for the user, without a traceback."""
     assert message and "\n" not in message and len(message) < 300, message

@@ -1,4 +1,4 @@
-"""Adversarial and entropic score distillation: VSD's limits, optima on Gaussians, spread over views."""
+"""Adversarial and entropic score distillation: limits equal to VSD, optima on Gaussians, spread over views."""
 
 from dataclasses import replace
 
@@ -36,27 +36,27 @@ def seen_from_around(prior, batch: int, prompt: str = "red") -> CFGConditions:
 
 
 def four_steps(guidance) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """The gradient of the fourth step and phi after it: the third is the first to see phi's answer to cameras."""
+    """Gradient of the fourth step, and phi after it; phi depends on the camera from the third step on."""
     z, b = latents(), seen_from_around(guidance.prior, 3)
     gradients = [gradient_of(guidance, z, step, b=b) for step in range(4)]
     return gradients[-1], state_of(guidance.phi)
 
 
-def counted_rows(guidance, b: CFGConditions, z: torch.Tensor) -> dict[str, int]:
-    rows = {"prior": 0, "own": 0}
+def counted_evaluations(guidance, b: CFGConditions, z: torch.Tensor) -> dict[str, int]:
+    evaluations = {"prior": 0, "own": 0}
     for owner, network in (("prior", guidance.prior), ("own", guidance.phi)):
 
         def counted(x_t, t, c, owner=owner, predict=network.predict):
-            rows[owner] += len(x_t)
+            evaluations[owner] += len(x_t)
             return predict(x_t, t, c)
 
         network.predict = counted
     guidance(z, b, 0, Rng())
-    return rows
+    return evaluations
 
 
 def pushed_away(b: CFGConditions, prior, *texts: tuple[str, float]) -> CFGConditions:
-    """The conditions with Perp-Neg prompts and their weights."""
+    """CFG conditions with Perp-Neg prompts and weights."""
     return replace(b, negatives=tuple((prior.embed([text]), torch.tensor([weight])) for text, weight in texts))
 
 
@@ -86,7 +86,7 @@ def test_switched_off_is_vsd(method, off):
 
 
 class Affine(torch.nn.Module):
-    """A network whose output is a x_t + b with trainable numbers."""
+    """Network with the output a x_t + b and trainable a and b."""
 
     def __init__(self, schedule, a: float, b: float, kind: str = "epsilon") -> None:
         super().__init__()
@@ -164,7 +164,7 @@ def test_asd_enlarges_vsds_gradient_by_one_over_one_plus_gamma():
 @pytest.mark.parametrize("quirk", [False, True])
 @pytest.mark.parametrize("phi_kind", ["epsilon", "v_prediction"])
 def test_asd_target_is_the_released_codes_up_to_the_image_of_the_velocity(phi_kind, quirk):
-    """With diffusers' velocity: the released code takes that of the render and the prior's noise."""
+    """With the velocity of diffusers: the released code combines the render and the prior's noise prediction."""
     prior, gamma, repeats, weights = blobs(), -0.75, 2, (-0.75, -0.25)
     guidance = ASD(ASD.Config(phi=replace(SMALL, repeats=repeats), gamma=gamma, reference_quirk=quirk), prior=prior)
     b = pushed_away(conditions(prior), prior, ("blue", weights[0]), ("left", weights[1]))
@@ -194,35 +194,35 @@ def test_asd_target_is_the_released_codes_up_to_the_image_of_the_velocity(phi_ki
     torch.testing.assert_close(*gradients, rtol=0, atol=1e-9 * gradients[1].abs().max().item())
 
 
-def test_asd_refuses_what_has_no_meaning():
+def test_asd_rejects_invalid_options():
     with pytest.raises(ValueError, match="gamma"):
         parse_component("guidance", {"type": "asd", "gamma": -1.5})
-    assert ASD.Config(phi=replace(SMALL, replay=4)).validate() == ["phi.replay: works with gamma 0 only; set it to 0"]
+    assert ASD.Config(phi=replace(SMALL, replay=4)).validate() == ["phi.replay: needs gamma: 0; set phi.replay to 0"]
     assert ASD.Config(phi=replace(SMALL, replay=4), gamma=0.0).validate() == []
 
 
 @pytest.mark.parametrize("gamma", [-0.75, 0.0])
 @pytest.mark.parametrize("negatives", [(), (("blue", -0.5), ("left", -0.3))])
-def test_asd_asks_the_prior_for_every_row_it_trains_on(gamma, negatives):
+def test_asd_evaluates_the_prior_for_every_training_item(gamma, negatives):
     prior, z = blobs(), latents()
     guidance = ASD(ASD.Config(phi=replace(SMALL, steps=2, repeats=2), gamma=gamma), prior=prior)
     b = pushed_away(seen_from_around(prior, 3), prior, *negatives)
-    cost = guidance.nfe(b, guidance.begin(z, 0, Rng()))
+    nfe = guidance.nfe(b, guidance.begin(z, 0, Rng()))
     texts = 1 + len(negatives)
-    assert (cost.prior, cost.own) == (1 + texts + (4 * texts if gamma else 0), 1 + 4)
-    assert counted_rows(guidance, b, z) == {"prior": 3 * cost.prior, "own": 3 * cost.own}
+    assert (nfe.prior, nfe.own) == (1 + texts + (4 * texts if gamma else 0), 1 + 4)
+    assert counted_evaluations(guidance, b, z) == {"prior": 3 * nfe.prior, "own": 3 * nfe.own}
 
 
 # ESD
 
 
 @pytest.mark.parametrize(("entropy", "own"), [(0.0, 2), (0.5, 3), (1.0, 2)])
-def test_esd_costs_one_more_call_of_phi_between_the_ends(entropy, own):
+def test_esd_needs_one_more_evaluation_of_phi_between_the_ends(entropy, own):
     prior, z = blobs(), latents()
     guidance = ESD(ESD.Config(phi=SMALL, entropy=entropy), prior=prior)
     b = seen_from_around(prior, 3)
     assert guidance.nfe(b, guidance.begin(z, 0, Rng())).own == own
-    assert counted_rows(guidance, b, z) == {"prior": 6, "own": 3 * own}
+    assert counted_evaluations(guidance, b, z) == {"prior": 6, "own": 3 * own}
 
 
 def test_esd_is_the_papers_formula():
@@ -246,7 +246,7 @@ def test_esd_is_the_papers_formula():
 
 
 def test_views_keep_the_priors_spread_only_with_their_entropy():
-    """One scene, 32 views: each camera sees one image with certainty, and all of them together a distribution."""
+    """One scene with 32 views: given the camera the image is certain, without it the images form a distribution."""
     prior, ends = gaussian(), {}
     b = seen_from_around(prior, 32, "")
     for entropy in (0.0, 1.0):

@@ -1,4 +1,4 @@
-"""The bridge's two stages and its full path against SDS, the classifier score and Gaussian closed forms."""
+"""Both stages of SDS-Bridge and its full path against SDS, the classifier score and Gaussian closed forms."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ M_SOURCE, M_TARGET, STD = 0.4, -0.3, 0.6
 
 
 def two_gaussians(std_source: float = STD, std_target: float = STD) -> GaussianMixturePrior:
-    """N(m, s^2) per element under "source" and another under "target"."""
+    """Prior with one N(m, s^2) per element under "source" and another one under "target"."""
     mixture = Mixture(
         torch.tensor([M_SOURCE, M_TARGET], dtype=torch.float64).view(2, 1, 1, 1).expand(2, 1, 2, 2),
         torch.tensor([std_source, std_target], dtype=torch.float64).view(2, 1, 1, 1),
@@ -46,7 +46,7 @@ def small(seed: int = 1) -> torch.Tensor:
 
 
 def coefficients(guidance, like, step=0, rng=None):
-    """(alpha, sigma) of the step, shaped to multiply, and its noise."""
+    """alpha and sigma of the step, in a shape that broadcasts, and its noise."""
     rng = rng or Rng()
     t = torch.tensor(guidance.sample_timesteps(len(like), step, rng), dtype=torch.float64)
     alpha, sigma = (c[:, None, None, None] for c in guidance.schedule.coefficients(t))
@@ -55,7 +55,7 @@ def coefficients(guidance, like, step=0, rng=None):
 
 def test_equal_texts_give_exactly_zero() -> None:
     guidance = method("bridge", CountingPrior(), **STAGE_TWO, source_prompt="red")
-    # The two predictions are rows of one batch, so their difference is zero to rounding.
+    # Both predictions are items of one batch, so their difference is zero up to rounding.
     assert gradient(guidance, latents(3)).abs().max() < 1e-11
 
 
@@ -65,7 +65,7 @@ def test_an_empty_source_is_the_classifier_score_and_the_missing_part_of_sds() -
     bridge = gradient(method("bridge", CountingPrior(), **STAGE_TWO | options), z)
     plain = method("sds", CountingPrior(), guidance_scale=3.0)
     empty = CFGConditions(plain.prior.embed(["red"]), plain.prior.embed([""]))
-    classifier = gradient(method("classifier-sd", CountingPrior()), z, conditions=empty)
+    classifier = gradient(method("csd", CountingPrior()), z, conditions=empty)
     torch.testing.assert_close(bridge, 3.0 * classifier, rtol=0, atol=1e-12)
     unconditional = gradient(method("sds", CountingPrior(), guidance_scale=0.0), z, conditions=empty)
     torch.testing.assert_close(gradient(plain, z, conditions=empty), bridge + unconditional, rtol=0, atol=1e-11)
@@ -136,7 +136,7 @@ def full(prior, **options):
 
 
 def test_the_full_path_moves_a_gaussian_onto_the_other() -> None:
-    """The ODE of N(m, s^2) keeps (x - alpha m) / sqrt(alpha^2 s^2 + sigma^2); descent goes to where that leads."""
+    """The ODE of N(m, s^2) keeps (x - alpha m) / sqrt(alpha^2 s^2 + sigma^2), and descent converges to its end."""
     guidance = full(two_gaussians(0.6, 0.3), t_min=0.8, t_max=0.8, path_steps=400)
     z = small()
     alpha, sigma, _ = coefficients(guidance, z)
@@ -174,7 +174,7 @@ def test_one_jump_each_way_from_a_shared_point_is_the_one_step_form() -> None:
     torch.testing.assert_close(gradient(guidance, z, conditions=between(prior)), z - end, rtol=0, atol=1e-13)
 
 
-def test_items_of_several_levels_walk_the_full_path_as_if_alone() -> None:
+def test_items_at_several_timesteps_follow_the_full_path_independently() -> None:
     guidance = full(CountingPrior(), source_prompt="green", path_steps=4)
     z = latents(3)
     together = gradient(guidance, z, conditions=prompted(guidance, cameras=views(3)))
@@ -187,7 +187,7 @@ def test_items_of_several_levels_walk_the_full_path_as_if_alone() -> None:
     [({"stage_two_start_step": 1}, [2, 2]), ({}, [2, 2]), ({"path": "full", "path_steps": 4}, [8] * 8)],
     ids=["stage one", "one step", "full path"],
 )
-def test_cost(options, rows) -> None:
+def test_nfe(options, rows) -> None:
     prior = CountingPrior()
     options = {"guidance_scale": 7.5, "source_prompt": "green"} | options
     guidance = method("bridge", prior, **STAGE_TWO | options, t_min=0.5, t_max=0.5)
@@ -229,7 +229,7 @@ def test_the_fragment_holds_the_settings_released_for_radiance_fields(step, t_ma
     assert texts["target"].text == ", ".join(["a hamburger", "."])
 
 
-def test_the_recipe_of_the_embedded_prior_keeps_its_falling_timesteps() -> None:
+def test_the_recipe_of_the_embedded_prior_keeps_its_decreasing_timesteps() -> None:
     recipe = load([CONFIGS / "text-to-3d" / "bridge.yaml"], ["prompt=a mug"])
     t_max = parse_component("guidance", recipe["system"]["guidance"]).t_max
     assert [t_max(step) for step in (0, 160, 320)] == pytest.approx([0.98, 0.665, 0.35])
@@ -254,8 +254,8 @@ def test_words_that_the_prior_does_not_know_are_named_once_with_what_to_do(caplo
     guidance = method("bridge", CountingPrior(), target_modifier="", source_prompt=None)
     guidance.extra_prompts("a red blob")
     (message,) = [record.getMessage() for record in caplog.records]
-    assert message.startswith("guidance.source_modifier: the prior has never seen 'oversaturated', 'smooth'")
-    assert message.endswith("set source_prompt or source_modifier to words that it knows.")
+    assert message.startswith("guidance.source_modifier: the prior was not trained on 'oversaturated', 'smooth'")
+    assert message.endswith("set source_prompt or source_modifier to words that the prior knows.")
     caplog.clear()
     method("bridge", CountingPrior(), target_modifier="", source_prompt="green blob").extra_prompts("a red blob")
     assert not caplog.records

@@ -1,4 +1,4 @@
-"""Collaborative score distillation: the kernel's limits and identities, and Stein variational descent on Gaussians."""
+"""Collaborative score distillation: limits and identities of the kernel, and Stein variational descent on Gaussians."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def conditions(prior) -> CFGConditions:
     return CFGConditions(prior.embed(["red"]), prior.embed([""]))
 
 
-def csd(prior, **options) -> CollaborativeScoreDistillation:
+def collaborative(prior, **options) -> CollaborativeScoreDistillation:
     config = CollaborativeScoreDistillation.Config(**{"guidance_scale": 7.5, **options})
     return CollaborativeScoreDistillation(config, prior=prior)
 
@@ -54,7 +54,7 @@ def gradient_of(guidance, z: Tensor, step: int = 0, b: CFGConditions | None = No
 
 
 def directions(guidance, z: Tensor, step: int = 0) -> tuple[Tensor, Tensor, StepContext]:
-    """w (eps_hat - eps) of every item, x_t, and the step, for independent noise."""
+    """w (eps_hat - eps) of every item, x_t, and the context of the step, for independent noise."""
     context = guidance.begin(z, step, Rng())
     x_t, eps = guidance.noised(z, context)
     with torch.no_grad():
@@ -66,7 +66,7 @@ def close(a: Tensor, b: Tensor, tolerance: float = 1e-11) -> None:
 
 
 def test_is_registered_with_its_paper():
-    entry = registry.lookup("guidance", "collaborative-csd")
+    entry = registry.lookup("guidance", "collaborative-sd")
     assert entry.cls is CollaborativeScoreDistillation and entry.arxiv == "2307.04787"
 
 
@@ -76,13 +76,15 @@ def test_one_item_is_sds(weighting, noise_sharing):
     prior, z = blobs(), latents(1)
     options = {"guidance_scale": 7.5, "weighting": weighting}
     sds = ScoreDistillationSampling(ScoreDistillationSampling.Config(**options), prior=prior)
-    close(gradient_of(csd(prior, noise_sharing=noise_sharing, **options), z, 3), gradient_of(sds, z, 3), 1e-12)
+    close(
+        gradient_of(collaborative(prior, noise_sharing=noise_sharing, **options), z, 3), gradient_of(sds, z, 3), 1e-12
+    )
 
 
 @pytest.mark.parametrize("scale", [0, 1, "sigma"])
 def test_gradient_is_the_papers_formula_with_the_codes_sign(scale):
     prior, z = blobs("v_prediction"), latents()
-    guidance = csd(prior, repulsion_scale=scale)
+    guidance = collaborative(prior, repulsion_scale=scale)
     direction, x, context = directions(guidance, z)
     assert len(set(context.timesteps)) == 1
     sigma = prior.schedule.sigma(context.t)[0].item()
@@ -139,7 +141,7 @@ def test_half_precision_distances_are_computed_in_full():
     exact = stein_kernel((400.0 * x).double())
     assert kernel.dtype == repulsion.dtype == torch.float32
     torch.testing.assert_close(kernel.double(), exact[0], rtol=1e-5, atol=1e-6)
-    assert gradient_of(csd(blobs()), latents().float()).dtype == torch.float32
+    assert gradient_of(collaborative(blobs()), latents().float()).dtype == torch.float32
 
 
 def test_identical_items_move_alike():
@@ -147,7 +149,7 @@ def test_identical_items_move_alike():
     for dtype in (torch.float64, torch.float32):
         kernel, repulsion, _ = stein_kernel(z.to(dtype))
         assert torch.equal(kernel, torch.ones(3, 3, dtype=dtype)) and not repulsion.any()
-        shared = gradient_of(csd(prior, noise_sharing="shared"), z.to(dtype))
+        shared = gradient_of(collaborative(prior, noise_sharing="shared"), z.to(dtype))
         sds = ScoreDistillationSampling(ScoreDistillationSampling.Config(guidance_scale=7.5), prior=prior)
         alone = gradient_of(sds, z[:1].to(dtype))  # shared noise is the first item's
         close(shared, alone.expand_as(shared), 1e-12 if dtype == torch.float64 else 1e-5)
@@ -155,15 +157,15 @@ def test_identical_items_move_alike():
 
 def test_narrow_and_wide_kernels_are_independent_and_averaged_sds():
     prior, z = blobs(), latents()
-    direction = directions(csd(prior), z)[0]
-    close(gradient_of(csd(prior, bandwidth=1e-6), z), direction / 4)
-    wide = csd(prior, bandwidth=1e15)
+    direction = directions(collaborative(prior), z)[0]
+    close(gradient_of(collaborative(prior, bandwidth=1e-6), z), direction / 4)
+    wide = collaborative(prior, bandwidth=1e15)
     close(gradient_of(wide, z), direction.mean(0).expand_as(z), 1e-10)
 
 
 def test_permuting_the_items_permutes_the_gradient():
     class Reordered(StepContext):
-        """The noise follows its item."""
+        """Noise that moves with its item."""
 
         order: Tensor
 
@@ -171,7 +173,7 @@ def test_permuting_the_items_permutes_the_gradient():
             return super().noise(like, stream)[self.order]
 
     prior, z, order = blobs(), latents(), torch.tensor([2, 0, 3, 1])
-    guidance = csd(prior)
+    guidance = collaborative(prior)
     context = guidance.begin(z, 0, Rng())
     other = Reordered(**vars(context))
     object.__setattr__(other, "order", order)
@@ -184,10 +186,12 @@ def test_permuting_the_items_permutes_the_gradient():
 
 @pytest.mark.parametrize("space", ["xt", "z"])
 def test_repulsion_spreads_the_items_out(space):
-    """The difference of two gradients is the repulsion alone; a descent step along it raises the spread."""
+    """The difference of the two gradients is the repulsion; a descent step along it increases the spread."""
     prior, z = blobs(), latents(8)
     options = {"kernel_space": space, "noise_sharing": "shared", "t_min": 0.5, "t_max": 0.5}
-    repulsion = gradient_of(csd(prior, **options), z) - gradient_of(csd(prior, repulsion_scale=0, **options), z)
+    repulsion = gradient_of(collaborative(prior, **options), z) - gradient_of(
+        collaborative(prior, repulsion_scale=0, **options), z
+    )
     assert repulsion.abs().max() > 1e-4
     moved = z - 0.1 * repulsion
     assert (moved - moved.mean(0)).square().sum() > (z - z.mean(0)).square().sum()
@@ -195,7 +199,7 @@ def test_repulsion_spreads_the_items_out(space):
 
 
 def test_shared_noise_lets_the_kernel_see_the_images_and_independent_noise_hides_them():
-    """Two pairs of neighbours: with noise of its own each item is about equally far from all others."""
+    """Two pairs of close items: with independent noise each item is about equally far from all others."""
     z = 0.3 * latents(2).repeat_interleave(2, 0)
     z[::2] += 0.01
     timesteps = {"t_min": 0.9, "t_max": 0.9}
@@ -206,7 +210,7 @@ def test_shared_noise_lets_the_kernel_see_the_images_and_independent_noise_hides
         "shared": {"noise_sharing": "shared"},
         "z": {"kernel_space": "z"},
     }.items():
-        guidance = csd(prior, **timesteps, **options)
+        guidance = collaborative(prior, **timesteps, **options)
         output = guidance(z.clone().requires_grad_(), conditions(prior), 0, Rng())
         kernels[name] = output.diagnostics["kernel"].item()
     assert kernels["independent"] == pytest.approx(1 / 5, abs=0.03)
@@ -218,23 +222,23 @@ def test_shared_noise_lets_the_kernel_see_the_images_and_independent_noise_hides
 def test_items_keep_their_own_prompts():
     prior, z = blobs(), latents(2)
     b = CFGConditions(prior.embed(["red", "blue"]), prior.embed([""]))
-    guidance = csd(prior, repulsion_scale=0, bandwidth=1e-6)
+    guidance = collaborative(prior, repulsion_scale=0, bandwidth=1e-6)
     close(gradient_of(guidance, z, b=b)[:1], gradient_of(guidance, z)[:1])
     assert not torch.allclose(gradient_of(guidance, z, b=b)[1:], gradient_of(guidance, z)[1:])
 
 
 class Quiet(StepContext):
-    """Without noise: on Gaussian data and with a kernel that does not see the noise, this is the mean over it."""
+    """Gradient without noise, which is the mean over the noise for Gaussian data and a kernel independent of it."""
 
     def noise(self, like: Tensor, stream: str = "noise") -> Tensor:
         return torch.zeros_like(like)
 
 
 def settled(count: int, timestep: float, **options) -> Tensor:
-    """Where ``count`` particles come to rest under the mean gradient, at one timestep."""
+    """Fixed point of ``count`` particles under the mean gradient at one timestep."""
     prior = gaussian()
     options = {"noise_sharing": "shared", "weighting": "uniform", "t_min": timestep, "t_max": timestep, **options}
-    guidance = csd(prior, guidance_scale=0.0, **options)
+    guidance = collaborative(prior, guidance_scale=0.0, **options)
     z = M + 0.3 * torch.randn(count, 1, 1, 1, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     context = Quiet(**vars(guidance.begin(z, 0, Rng())))
     b = CFGConditions(prior.embed([""]), prior.embed([""]))
@@ -252,7 +256,7 @@ def settled(count: int, timestep: float, **options) -> Tensor:
 def test_exact_stein_descent_keeps_mean_and_variance_of_the_data(space):
     """The fixed point of alpha z under the score of p_t is p_t itself, of variance s^2 + (sigma / alpha)^2 in z.
 
-    N particles with a finite kernel are narrower; the error falls as N grows.
+    N particles with a finite kernel are narrower; the error decreases as N grows.
     """
     timestep = 0.3
     t = torch.tensor([timestep], dtype=torch.float64)
@@ -287,9 +291,9 @@ def test_subtracting_independent_noise_adds_sigma_times_the_repulsion():
     assert (from_noise.mean(0).abs() > 8 * error)[[0, 2]].all()
 
 
-def test_levels_are_shared_and_cost_is_that_of_sds():
+def test_timesteps_are_shared_and_nfe_is_that_of_sds():
     prior = blobs()
-    guidance = csd(prior)
+    guidance = collaborative(prior)
     timesteps = guidance.sample_timesteps(5, 3, Rng())
     sds = ScoreDistillationSampling(ScoreDistillationSampling.Config(), prior=prior)
     assert timesteps == sds.sample_timesteps(1, 3, Rng()) * 5
@@ -298,13 +302,13 @@ def test_levels_are_shared_and_cost_is_that_of_sds():
     prior.predict = lambda x_t, t, c: calls.append(len(x_t)) or predict(x_t, t, c)
     for scale, rows in ((7.5, 2), (1.0, 1), (0.0, 1)):
         calls.clear()
-        guidance = csd(prior, guidance_scale=scale)
+        guidance = collaborative(prior, guidance_scale=scale)
         gradient_of(guidance, latents())
-        cost = guidance.nfe(conditions(prior), guidance.begin(latents(), 0, Rng()))
-        assert calls == [4 * rows] and (cost.prior, cost.own) == (rows, 0)
+        nfe = guidance.nfe(conditions(prior), guidance.begin(latents(), 0, Rng()))
+        assert calls == [4 * rows] and (nfe.prior, nfe.own) == (rows, 0)
 
 
 @pytest.mark.parametrize("other", ["sample", "v_prediction"])
 def test_every_parametrisation_gives_the_same_gradient(other):
-    a, b = (gradient_of(csd(blobs(kind)), latents()) for kind in ("epsilon", other))
+    a, b = (gradient_of(collaborative(blobs(kind)), latents()) for kind in ("epsilon", other))
     close(a, b, 1e-10)

@@ -33,13 +33,13 @@ class Exploding:
         return sigma / alpha
 
     def predictions(self, y: torch.Tensor, timestep: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """The guided prediction and the prompt's."""
+        """Guided prediction, and the prediction under the prompt."""
         t = torch.full((len(y),), timestep, dtype=torch.float64)
         x = y / (1 + self.ratio(timestep) ** 2) ** 0.5
         return tuple(guided_prediction(self.prior, x, t, self.b, scale).eps for scale in (self.scale, 1.0))
 
     def rescaled(self, y, timestep: float, guided, prompted_, share: float):
-        """The noise that the rescaled image implies."""
+        """Noise prediction that corresponds to the rescaled image."""
         image, plain = (y - self.ratio(timestep) * e for e in (guided, prompted_))
         factor = plain.std((1, 2, 3), keepdim=True) / image.std((1, 2, 3), keepdim=True)
         image = share * image * factor + (1 - share) * image
@@ -105,7 +105,7 @@ def test_one_noise_for_the_particles_whole_run():
     assert not torch.allclose(gradient(fresh, z, 0, conditions=b), gradient(fresh, z, 8, conditions=b))
 
 
-def test_levels_follow_the_released_schedule():
+def test_timesteps_follow_the_released_schedule():
     guidance = CDS(CDS.Config(), prior=CountingPrior())
     for step, expected in ((0, 0.7), (750, 0.4), (3000, 0.1), (9000, 0.1)):
         above, below = guidance.interval_timesteps(guidance.begin(latents(200), step, Rng()))
@@ -128,7 +128,7 @@ def test_views_seen_jointly_share_the_interval():
 
 @pytest.mark.parametrize(("perp_neg", "rows"), [(False, 2), (True, 4)])
 @pytest.mark.parametrize(("share", "predictions"), [(0.0, 2), (0.5, 3)])
-def test_network_rows(perp_neg, rows, share, predictions):
+def test_nfe(perp_neg, rows, share, predictions):
     prior = CountingPrior()
     guidance = cds(prior, guidance_scale=7.5, guidance_rescale=share)
     b = prompted(guidance, cameras=views(3), perp_neg=perp_neg)
@@ -139,5 +139,7 @@ def test_network_rows(perp_neg, rows, share, predictions):
 
 def test_impossible_intervals_are_named():
     assert CDS.Config().validate() == []
-    assert CDS.Config(interval=(0.3, 0.1)).validate() == ["interval: 0.3 is above 0.1; give the shortest first"]
-    assert CDS.Config(interval=(0.5, 0.6), t_limit=0.4).validate() == ["interval: 0.5 does not fit below t_limit 0.4"]
+    assert CDS.Config(interval=(0.3, 0.1)).validate() == ["interval: 0.3 is above 0.1; give the shorter interval first"]
+    assert CDS.Config(interval=(0.5, 0.6), t_limit=0.4).validate() == [
+        "interval: 0.5 must be below t_limit 0.4; lower it or raise t_limit"
+    ]

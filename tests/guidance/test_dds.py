@@ -1,4 +1,4 @@
-"""Delta denoising against its definition and Gaussian closed forms, and as an editor of images."""
+"""DDS against its definition and Gaussian closed forms, and for editing images."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ def texts(guidance, prompt: str) -> CFGConditions:
     return CFGConditions(guidance.prior.embed([prompt]), guidance.prior.embed([""]))
 
 
-def test_it_is_the_guided_predictions_difference_at_one_noise_and_level() -> None:
+def test_gradient_is_the_difference_of_guided_predictions_at_equal_noise_and_timestep() -> None:
     prior = CountingPrior()
-    guidance = method("delta-denoising", prior)
+    guidance = method("dds", prior)
     z, z_source = latents(3), latents(3, seed=6)
     t = torch.tensor(guidance.sample_timesteps(3, 4, Rng()), dtype=torch.float64)
     assert t.min() >= 0.05 and t.max() <= 0.949
@@ -54,7 +54,7 @@ def test_it_is_the_guided_predictions_difference_at_one_noise_and_level() -> Non
 
 @pytest.mark.parametrize("perp_neg", [False, True], ids=["plain", "perp-neg"])
 def test_the_source_under_its_own_text_is_at_rest(perp_neg: bool) -> None:
-    guidance = method("delta-denoising", CountingPrior(), source_prompt="red")
+    guidance = method("dds", CountingPrior(), source_prompt="red")
     z = latents(3)
     seen = prompted(guidance, cameras=views(3), perp_neg=perp_neg)
     same = CFGConditions(seen.positive, seen.unconditional, seen.negatives, extra={"source": seen.positive})
@@ -67,14 +67,14 @@ def test_it_is_sds_less_the_sds_of_the_source_and_sds_where_the_source_is_perfec
     options = {"guidance_scale": 1.0, "weighting": "sds", "t_min": 0.3, "t_max": 0.6}
     sds = method("sds", CountingPrior(), **options)
     of_edited, of_source = (gradient(sds, x, conditions=texts(sds, y)) for x, y in ((z, "red"), (z_source, "green")))
-    dds = method("delta-denoising", CountingPrior(), **options)
+    dds = method("dds", CountingPrior(), **options)
     torch.testing.assert_close(gradient(dds, z, source=z_source), of_edited - of_source, rtol=0, atol=1e-12)
-    perfect = method("delta-denoising", NoiseKnowingPrior(), **options)
+    perfect = method("dds", NoiseKnowingPrior(), **options)
     torch.testing.assert_close(gradient(perfect, z, source=z_source), of_edited, rtol=0, atol=1e-12)
 
 
 def test_gaussians_of_one_spread_move_the_source_rigidly_without_any_noise_in_the_gradient() -> None:
-    guidance = method("delta-denoising", two_gaussians(), guidance_scale=1.0)
+    guidance = method("dds", two_gaussians(), guidance_scale=1.0)
     generator = torch.Generator().manual_seed(0)
     z, z_source = (torch.randn(2, 1, 2, 2, generator=generator, dtype=torch.float64) for _ in range(2))
     for step in (0, 5):
@@ -91,7 +91,7 @@ def test_gaussians_of_one_spread_move_the_source_rigidly_without_any_noise_in_th
 def test_one_forward_pass_for_both_sides() -> None:
     for scale, perp_neg, rows in ((7.5, False, 4), (1.0, False, 2), (7.5, True, 8)):
         prior = CountingPrior()
-        guidance = method("delta-denoising", prior, guidance_scale=scale)
+        guidance = method("dds", prior, guidance_scale=scale)
         seen = prompted(guidance, cameras=views(3), perp_neg=perp_neg)
         gradient(guidance, latents(3), conditions=seen)
         assert prior.rows == [3 * rows]
@@ -99,22 +99,22 @@ def test_one_forward_pass_for_both_sides() -> None:
 
 
 def test_jointly_denoised_views_stay_pairs_on_both_sides() -> None:
-    """The prior itself refuses a batch that splits a pair."""
-    guidance = method("delta-denoising", PairPrior(), source_prompt="red")
+    """The prior rejects a batch that splits a pair of jointly denoised views."""
+    guidance = method("dds", PairPrior(), source_prompt="red")
     seen = prompted(guidance, cameras=views(4))
     assert gradient(guidance, latents(4), conditions=seen, source=latents(4)).abs().max() < 1e-13
 
 
 def test_the_source_is_required() -> None:
-    guidance = method("delta-denoising", CountingPrior())
-    with pytest.raises(ValueError, match="delta-denoising edits something: it needs the source's latents"):
+    guidance = method("dds", CountingPrior())
+    with pytest.raises(ValueError, match="guidance dds edits a source: pass the latents of the source"):
         gradient(guidance, latents(1), source=None)
 
 
-@pytest.mark.parametrize("name", ["delta-denoising", "posterior-distillation"])
+@pytest.mark.parametrize("name", ["dds", "pds"])
 def test_an_edit_changes_the_colour_and_keeps_the_place_and_the_grain(name: str) -> None:
-    """Every red disc becomes blue where it is, and the noise of the source around it stays the same noise."""
-    scale = {"delta-denoising": 2.0, "posterior-distillation": 5.0}[name]
+    """Every red disc becomes blue in its place, and the noise of the source around it does not change."""
+    scale = {"dds": 2.0, "pds": 5.0}[name]
     source_prompt, prompt = "red left blob", "blue left blob"
     block = {
         "type": "text-to-2d",
@@ -139,7 +139,7 @@ def test_an_edit_changes_the_colour_and_keeps_the_place_and_the_grain(name: str)
         for images in (before, after)
     )
     assert set(was) == {frozenset({"red", "left", "blob"})} and set(became) == {frozenset({"blue", "left", "blob"})}
-    # Arrived at the mode: its deviation is 0.05 in RGB. What was beside the disc, noise of 0.05, is still there.
+    # The edit reaches the mode, whose standard deviation is 0.05 in RGB. The noise of 0.05 beside the disc is kept.
     assert (after - modes[[names.index(words) for words in became]]).square().mean().sqrt() < 0.1
     still = (modes[:, :, :, 0] - 0.5).abs().amax(0) < 0.01  # pixels that are gray in every mode
     kept = torch.stack([before[:, still].flatten() - 0.5, after[:, still].flatten() - 0.5])

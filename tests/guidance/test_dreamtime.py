@@ -1,4 +1,4 @@
-"""DreamTime: the schedule t(i) against its definition, and as an option of every method."""
+"""DreamTime: the schedule t(i) against its definition, and its use as an option of methods."""
 
 import math
 from itertools import pairwise
@@ -35,7 +35,7 @@ def test_is_the_papers_argmin_starts_at_the_top_and_never_rises(kind, family):
         reached = gap[(grid - timesteps[step]).abs().argmin()]
         assert reached <= gap.min() + 1e-12
     assert timesteps[0] == 0.98 and all(a >= b for a, b in pairwise(timesteps))
-    # The last steps share the timesteps whose weight is left; the end is the lowest timestep (or weighs nothing above it).
+    # The run ends at the lowest timestep, or at a timestep below which the weights vanish.
     assert timesteps[-1] == timesteps[steps] and p[: round(timesteps[steps] * 1000) - 20].sum() < 1e-9
 
 
@@ -53,10 +53,10 @@ def test_uniform_weights_fall_linearly():
     steps = 500
     fall = dreamtime(steps, kind="uniform")
     worst = max(abs(fall(step) - (0.98 - 0.96 * step / steps)) for step in range(steps + 1))
-    assert worst < 1.6e-3  # the first timestep has its share too, and half a timestep of rounding
+    assert worst < 1.6e-3  # the weight of the first timestep, and rounding by half a timestep
 
 
-def test_levels_get_their_share_of_the_steps():
+def test_timesteps_get_their_share_of_the_steps():
     steps = 20000
     config = DreamTimeConfig(steps=steps)
     fall = DreamTime(config, VP, 0.02, 0.98)
@@ -84,11 +84,11 @@ def test_mistakes_are_named():
     base = {"type": "sds", "dreamtime": {"steps": 10}}
     falling = {"from": 0.98, "to": 0.3, "end": 9}
     for wrong in ({"t_max": falling}, {"t_min": falling, "t_max": falling}, {"t_min": 0.5, "t_max": 0.4}):
-        with pytest.raises(ValueError, match="dreamtime: anneals by itself"):
+        with pytest.raises(ValueError, match="dreamtime: needs a constant timestep range"):
             parse_component("guidance", {**base, **wrong})
     with pytest.raises(ValueError, match=r"dreamtime\.m2: 0\.9 must not exceed m1, which is 0\.8"):
         parse_component("guidance", {"type": "sds", "dreamtime": {"steps": 10, "m2": 0.9}})
     with pytest.raises(ValueError, match="lower t_max below the timestep without signal"):
         dreamtime(10, FlowSchedule(), high=1.0, kind="snr")
-    with pytest.raises(ValueError, match="widen the widths"):
+    with pytest.raises(ValueError, match="or increase the widths"):
         dreamtime(10, low=0.02, high=0.03, kind="plateau", s2=0.001)

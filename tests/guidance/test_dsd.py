@@ -22,7 +22,7 @@ def star(prior, scale: float, start: float, end: float, last: int, **options) ->
 
 
 def at(timestep: float, floor: float | None = None, **options) -> dict:
-    """One timestep now, in a schedule that ends at ``floor``."""
+    """Options with one timestep at step 0, in a schedule that ends at ``floor``."""
     timesteps = timestep if floor is None else {"from": timestep, "to": floor, "start": 99, "end": 100}
     return {"t_min": timesteps, "t_max": timesteps, **options}
 
@@ -122,7 +122,7 @@ def test_on_the_trajectory_it_is_the_step_of_cached_sdi():
     x_t = prior.schedule.ddim_step(readout.eps, readout.x0, u, t)
     after = readout.x0 - gradient(guidance, readout.x0, 0, conditions=b, particles=(0, 1))
     torch.testing.assert_close(after, guided_prediction(prior, x_t, t, b, 3.0).x0, rtol=0, atol=1e-10)
-    # The same from SDI, whose noise is set to the read-out.
+    # SDI gives the same with its noise set to the ODE's prediction.
     sdi = SDI(SDI.Config(kappa="fixed", guidance_scale=3.0, t_min=0.5, t_max=0.5), prior=prior)
     sdi.noised = lambda z, step: (prior.schedule.add_noise(z, readout.eps, step.t), readout.eps)
     theirs = readout.x0 - gradient(sdi, readout.x0, 0, conditions=b)
@@ -185,8 +185,8 @@ def test_cached_and_simulated_trajectories_agree_and_the_cache_pays():
         spent.append(sum(prior.rows))
     for cached, simulated in zip(*runs, strict=True):
         torch.testing.assert_close(cached, simulated, rtol=0, atol=1e-11)
-    # Of the cached run: read-out 2, leading 2 and subtracted 1 row per image and step, and each of the grid's timesteps
-    # above the last u once.
+    # With the cache: 2 evaluations at u, 2 leading and 1 subtracted per image and step, and one prediction for each of
+    # the grid's timesteps above the last u.
     final_u = guidance.ode_timesteps(guidance.begin(latents(3), 19, Rng()))[:-1]
     assert spent[0] == 3 * (20 * 5 + 2 * len(final_u)) and spent[1] > 2 * spent[0]
 
@@ -199,8 +199,8 @@ def test_the_cache_notices_other_views_and_other_scales():
         b = prompted(cached, cameras=cameras[camera])
         one, other = (gradient(guidance, latents(1), step, conditions=b) for guidance in (cached, simulated))
         torch.testing.assert_close(one, other, rtol=0, atol=1e-11)
-        costs = [guidance.nfe(b, guidance.begin(latents(1), step, Rng())).prior for guidance in (cached, simulated)]
-        assert costs[0] == costs[1]  # at the first step nothing is known yet, then the views differ
+        nfes = [guidance.nfe(b, guidance.begin(latents(1), step, Rng())).prior for guidance in (cached, simulated)]
+        assert nfes[0] == nfes[1]  # the cache is empty at the first step, and off once the views differ
     scales = {"from": 3.0, "to": 5.0, "start": 1, "end": 2}
     changing, simulated = (
         dsd(CountingPrior(), ode_guidance_scale=scales, cache_trajectory=cache, **timesteps)
@@ -226,7 +226,7 @@ def test_particles_that_come_and_go_are_counted():
 
 @pytest.mark.parametrize(("timestep", "above"), [(0.98, 1), (0.5, 5), (0.32, 7)])
 @pytest.mark.parametrize(("perp_neg", "rows"), [(False, 2 + 1), (True, 4 + 4)])
-def test_network_rows_of_a_simulated_step(timestep, above, perp_neg, rows):
+def test_nfe_of_a_simulated_step(timestep, above, perp_neg, rows):
     prior = CountingPrior()
     guidance = dsd(prior, cache_trajectory="never", **at(timestep))
     b = prompted(guidance, cameras=views(2), perp_neg=perp_neg)
@@ -236,7 +236,7 @@ def test_network_rows_of_a_simulated_step(timestep, above, perp_neg, rows):
     assert guidance.nfe(b, guidance.begin(latents(2), 0, Rng())).prior == (above + 1) * guided + rows
 
 
-def test_levels_follow_the_released_schedule():
+def test_timesteps_follow_the_released_schedule():
     guidance = dsd(CountingPrior())
     for step, expected in ((0, 0.98), (2500, 0.65), (10000, 0.32), (20000, 0.32)):
         assert guidance.sample_timesteps(3, step, Rng()) == [pytest.approx(expected, abs=5.1e-4)] * 3
@@ -254,7 +254,7 @@ def test_levels_follow_the_released_schedule():
 
 @pytest.mark.parametrize("shape", ["linear", "sqrt"])
 @pytest.mark.parametrize("start", [0.98, 0.02])
-def test_the_upper_level_keeps_off_the_lowest_timesteps_late_in_the_run(shape, start):
+def test_the_upper_timestep_avoids_the_lowest_ones_late_in_the_run(shape, start):
     timesteps = {"from": start, "to": 0.0, "end": 400, "shape": shape}
     guidance = dsd(CountingPrior(), interval=0.0, t_min=timesteps, t_max=timesteps)
     seen = set()
@@ -270,7 +270,7 @@ def test_the_upper_level_keeps_off_the_lowest_timesteps_late_in_the_run(shape, s
     assert start > 0.02 or guidance.sample_timesteps(1, 240 if shape == "linear" else 150, Rng())[0] < 0.01  # and early
 
 
-def test_the_upper_level_of_a_level_that_is_not_annealed_is_at_least_one():
+def test_the_upper_timestep_without_annealing_is_at_least_one():
     for timesteps in (at(0.003), {"t_min": 0.0, "t_max": {"from": 0.98, "to": 0.002, "end": 1}}, at(0.0)):
         guidance = dsd(CountingPrior(), interval=0.0, **timesteps)
         step = guidance.begin(latents(1), 50, Rng())
@@ -291,8 +291,8 @@ def test_seeds_keep_the_spread_of_the_data():
     end = descend(guidance, z, empty(prior), range(61))[-1]
     exact = gaussian_ddim_end(noise_of(guidance, z), 0.999, 0.05)
     correlation = torch.corrcoef(torch.stack([end.flatten(), exact.flatten()]))[0, 1].item()
-    # Spread of 120 normals: standard error S / sqrt(240) = 0.039. Each seed ends where its own trajectory does, up to
-    # one factor for all, which is 1 in DSD* alone; SDS takes all seeds to one point.
+    # Spread of 120 normals: standard error S / sqrt(240) = 0.039. Each seed converges to the
+    # end of its own trajectory, up to a common factor, which is 1 only for DSD*; SDS converges to one point.
     assert correlation > 0.999 and abs(exact.std().item() - S) < 4 * 0.039
     assert 0.7 < (end.std() / exact.std()).item() < 1.0
 
@@ -303,10 +303,10 @@ def test_impossible_options_are_named():
 
     assert problems() == [] and star(CountingPrior(), 7.5, 0.98, 0.02, 9).config.validate() == []
     assert problems(exact=True) == [
-        "exact: needs weighting: lambda",
-        "exact: needs one scale; set ode_guidance_scale and sub_guidance_scale to null",
+        "exact: needs weighting: lambda; set it, or set exact: false",
+        "exact: needs equal scales; set ode_guidance_scale and sub_guidance_scale to null",
     ]
     free = problems(exact=True, weighting="lambda", sub_guidance_scale=None, t_min=0.1, t_max=0.9)
-    assert free == ["exact: needs t_min and t_max to be the same falling schedule"]
+    assert free == ["exact: needs one decreasing schedule; set t_min and t_max to the same schedule"]
     with pytest.raises(ValueError, match=r"guidance\.weighting: lambda is infinite at t = 1, where"):
         gradient(dsd(CountingPrior("rf-v_prediction"), weighting="lambda", **at(1.0)), latents(1))

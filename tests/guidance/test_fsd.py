@@ -24,7 +24,7 @@ def falling(start: float, end: float, last: int) -> dict:
 
 
 def noise_of(guidance, z, b, step, *, particles=None, **keywords):
-    """The noise of a step; as in ``gradient`` every item is a particle of its own where nothing else is said."""
+    """Noise n of a step; by default every item shows its own particle, as in ``gradient``."""
     particles = range(len(z)) if particles is None else particles
     return guidance.noise(z, b, guidance.begin(z, step, Rng(), particles=particles, **keywords))
 
@@ -108,7 +108,7 @@ def test_flow_version_is_euler_and_diffusers_scheduler():
 
 
 def test_first_step_of_a_flow_from_pure_noise_is_the_one_step_prediction():
-    # At s = 1 alpha is 0 and the weight lambda_t - lambda_p infinite; the step itself is not.
+    # At s = 1 alpha is 0, and the weight lambda_t - lambda_p is infinite but the step is finite.
     prior = CountingPrior("rf-v_prediction")
     guidance = method("fsd", prior, weighting="lambda-step", noise_field="constant", **falling(1.0, 0.5, 10))
     b, z = prompted(guidance), latents(2)
@@ -263,7 +263,7 @@ def test_cost_and_previews():
     torch.testing.assert_close(images["noisy"], prior.decode(x_t).clamp(0, 1), rtol=0, atol=1e-12)
 
 
-def test_steps_in_lambda_need_levels_that_fall():
+def test_steps_in_lambda_need_decreasing_timesteps():
     with pytest.raises(ValueError, match="weighting: lambda-step needs one timestep per step"):
         parse_component("guidance", {"type": "fsd", "weighting": "lambda-step"})
     block = {"type": "fsd", "weighting": "lambda-step", "dreamtime": {"steps": 10}}

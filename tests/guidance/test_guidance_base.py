@@ -1,4 +1,4 @@
-"""What every method inherits: timesteps, noise, surrogate loss, checks, previews, own state."""
+"""Base class of guidance: timesteps, noise, surrogate loss, finite checks, previews and state."""
 
 import math
 
@@ -6,16 +6,16 @@ import pytest
 import torch
 
 from scoredist3d.guidance import Guidance, Score, StepContext
-from scoredist3d.guidance.core.base import surrogate_loss
 from scoredist3d.guidance.core.checks import NonFiniteError
 from scoredist3d.guidance.core.context import item_noise
+from scoredist3d.guidance.core.outputs import surrogate_loss
 from scoredist3d.priors import CFGConditions
 from scoredist3d.priors.analytic import GaussianMixturePrior
 from scoredist3d.seeding import Rng
 
 
 class Constant(Guidance):
-    """A method whose gradient is given; it owns one trainable number and its optimiser."""
+    """Method with a given gradient, one trainable parameter and its optimizer."""
 
     def __init__(self, config, *, prior, gradient=1.0) -> None:
         super().__init__(config, prior=prior)
@@ -82,7 +82,7 @@ def test_image_gradient_reaches_the_render_only_through_rgb():
     assert torch.equal(torch.autograd.grad(loss, rgb)[0], torch.full_like(rgb, 2.0 / 2))
 
 
-def test_levels_stay_in_range_are_snapped_and_cover_it():
+def test_timesteps_are_quantized_and_cover_their_range():
     g = method(t_min=0.2, t_max=0.6)
     timesteps = [timestep for step in range(300) for timestep in g.sample_timesteps(2, step, Rng(1))]
     assert 0.2 <= min(timesteps) < 0.21 and 0.59 < max(timesteps) <= 0.6
@@ -91,7 +91,7 @@ def test_levels_stay_in_range_are_snapped_and_cover_it():
     assert abs(sum(timesteps) / 600 - 0.4) < 4 * 0.0047
 
 
-def test_annealed_levels_are_deterministic_and_follow_the_schedule():
+def test_annealed_timesteps_are_deterministic_and_follow_the_schedule():
     hifa = {"from": 0.98, "to": 0.3, "end": 100, "shape": "sqrt"}
     g = method(t_min=hifa, t_max=hifa)
     for step in (0, 25, 60, 200):
@@ -99,7 +99,7 @@ def test_annealed_levels_are_deterministic_and_follow_the_schedule():
         assert g.sample_timesteps(3, step, Rng(step)) == [pytest.approx(expected, abs=5.1e-4)] * 3
 
 
-def test_views_seen_jointly_share_a_level():
+def test_jointly_denoised_views_share_a_timestep():
     g = method()
     g.prior.views = 2
     a, b, c, d = g.sample_timesteps(4, 0, Rng())
@@ -120,7 +120,7 @@ def test_items_do_not_depend_on_the_batch_nor_on_earlier_calls():
     assert abs(big.mean()) < 4 * 0.036 and abs(big.var() - 1) < 4 * 0.051
 
 
-def test_what_a_method_is_told():
+def test_the_context_of_a_step():
     g = method()
     particles = [4, 1]
     g(latents(2), conditions(g.prior), 9, Rng(), opacity=torch.ones(2, 8, 8, 1), particles=particles)
@@ -143,12 +143,12 @@ def test_own_state_is_trained_saved_and_free_of_the_prior():
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_non_finite_values_stop_with_step_and_term(bad):
     g = method(gradient=bad)
-    with pytest.raises(NonFiniteError, match="step 12: the gradient of Constant holds NaN or infinity"):
+    with pytest.raises(NonFiniteError, match="step 12: NaN or infinity in the gradient of Constant"):
         g(latents(2), conditions(g.prior), 12, Rng())
     z = latents(2).detach()
     z[1, 0, 0, 0] = bad
     g = method()
-    with pytest.raises(NonFiniteError, match="step 3: the latents of the render hold"):
+    with pytest.raises(NonFiniteError, match="step 3: NaN or infinity in the latents of the render"):
         g(z.requires_grad_(), conditions(g.prior), 3, Rng())
 
 
@@ -158,16 +158,16 @@ def test_non_finite_values_are_reported_at_the_next_step_on_cuda():
     g.prior.to("cuda")
     z = latents(2, False).to("cuda").requires_grad_()
     g(z, conditions(g.prior), 12, Rng())
-    with pytest.raises(NonFiniteError, match="step 12: the gradient"):
+    with pytest.raises(NonFiniteError, match="step 12: NaN or infinity in the gradient"):
         g(z, conditions(g.prior), 13, Rng())
 
 
-def test_empty_level_ranges_are_named():
+def test_empty_timestep_ranges_are_rejected():
     assert Guidance.Config().validate() == []
     assert Guidance.Config(t_min=0.5, t_max=[0, 0.98, 0.3, 10]).validate() == [
-        "t_min: 0.5 is above t_max 0.3 at step 10"
+        "t_min: 0.5 is above t_max 0.3 at step 10; lower t_min or raise t_max"
     ]
-    with pytest.raises(ValueError, match=r"t_min is 0\.6 at step 0, above t_max 0\.4"):
+    with pytest.raises(ValueError, match=r"t_min: 0\.6 is above t_max 0\.4 at step 0"):
         method(t_min=0.6, t_max=0.4).sample_timesteps(1, 0, Rng())
 
 
@@ -184,7 +184,7 @@ def test_previews_show_what_the_step_saw():
     one_step = g.prior.predict(x_t, t, b.positive.expand(2)).x0
     torch.testing.assert_close(images["one_step"], g.prior.decode(one_step).clamp(0, 1))
     assert torch.equal(images["denoised"], g.preview(z, b, 4, rng, denoise_steps=20)["denoised"])
-    # Full denoising ends at one of the two red modes, whose spread is 0.05 in RGB; these inputs are far from both.
+    # Full denoising converges to one of the two red modes, whose spread is 0.05 in RGB; the inputs are far from both.
     modes = g.prior.decode(g.prior._means[:2])
     distance = [(image[:, None] - modes).square().mean((2, 3, 4)).sqrt().amin(1).max() for image in images.values()]
     assert distance[2] < 0.08 < 0.2 < distance[0]

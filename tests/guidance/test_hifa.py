@@ -1,4 +1,4 @@
-"""HiFA's two terms: SDS in one step, DDPM's chain in several, the same pull on latents and pixels."""
+"""Both terms of HiFA: SDS for one step, the DDPM chain for several steps, and equal gradients in latents and pixels."""
 
 import pytest
 import torch
@@ -7,9 +7,8 @@ from shared.method_cases import SIZE, CountingPrior, gradient, latents, method, 
 
 from scoredist3d.diffusion.cfg import guided_prediction
 from scoredist3d.diffusion.schedule import FlowSchedule, VPSchedule
-from scoredist3d.guidance.core.base import WEIGHTINGS
 from scoredist3d.guidance.core.context import item_noise
-from scoredist3d.guidance.core.image_space import regression_weight
+from scoredist3d.guidance.core.weighting import WEIGHTINGS, regression_weight
 from scoredist3d.seeding import Rng
 
 LATENT_ONLY = {"image_weight": 0.0, "weight": 1.0, "guidance_scale": 7.5}
@@ -17,7 +16,7 @@ ANNEALED = {"t_min": 0.7, "t_max": 0.7}
 
 
 class Blocks(CountingPrior):
-    """Latents of 4 x 4 pixels each, and a decoder that is not linear."""
+    """Prior with latents of 4 x 4 pixels each and a nonlinear decoder."""
 
     def decode(self, z):
         x = (0.5 * z.tanh() + 0.5).repeat_interleave(2, -1).repeat_interleave(2, -2)
@@ -59,7 +58,7 @@ def test_several_steps_are_ddim_with_full_noise():
     for index, timestep in enumerate(timesteps[:-1]):
         eps = guided_prediction(prior, x, torch.full((2,), timestep, dtype=torch.float64), b, 7.5).eps
         timestep, following = round(timestep * 1000), round(timesteps[index + 1] * 1000) if index < 3 else -1
-        # The scheduler steps by a constant stride, here that of this step.
+        # The scheduler has a constant stride, which is set to that of this step.
         scheduler.config.num_train_timesteps, scheduler.num_inference_steps = timestep - following, 1
         noise = item_noise(rng, f"hifa/{index}", 5, z)
         x = scheduler.step(eps, timestep, x, eta=1.0, variance_noise=noise).prev_sample
@@ -79,7 +78,7 @@ def test_without_fresh_noise_the_target_is_the_samplers():
     torch.testing.assert_close(gradient(guidance, z, conditions=b), z - x, rtol=0, atol=1e-12)
 
 
-def test_items_at_different_levels_walk_their_own_way():
+def test_items_at_different_timesteps_are_independent():
     guidance = method("hifa", CountingPrior(), **LATENT_ONLY)
     assert len(set(guidance.sample_timesteps(3, 2, Rng()))) == 3
     torch.testing.assert_close(
@@ -124,7 +123,7 @@ def test_image_term_goes_through_the_decoder_where_latents_are_optimised(name):
 
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
 @pytest.mark.parametrize("name", ["hifa", "sds"])
-def test_all_terms_stay_finite_at_a_level_without_signal(name, weighting):
+def test_all_terms_stay_finite_at_a_timestep_without_signal(name, weighting):
     guidance = method(
         name, CountingPrior("rf-v_prediction"), weighting=weighting, image_weight=0.1, t_min=1.0, t_max=1.0
     )
@@ -132,7 +131,7 @@ def test_all_terms_stay_finite_at_a_level_without_signal(name, weighting):
     z, rgb = latents(2).requires_grad_(), image(2).requires_grad_()
     both = torch.autograd.grad(guidance(z, prompted(guidance), 0, Rng(), rgb=rgb).loss, (z, rgb))
     assert all(g.isfinite().all() for g in both)
-    assert both[1].abs().sum() > 0 or weighting in ("sds", "uniform", "fantasia3d")  # whose weight is 0 there
+    assert both[1].abs().sum() > 0 or weighting in ("sds", "uniform", "fantasia3d")  # their weight is 0 there
 
 
 def test_cost_is_a_guided_prediction_per_denoising_step():

@@ -1,4 +1,4 @@
-"""Interval and trajectory score matching against hand-made inversions and their limits."""
+"""Interval and trajectory score matching against explicit inversions, and their limits."""
 
 from itertools import pairwise
 
@@ -40,7 +40,7 @@ def times(timestep: float, z: torch.Tensor) -> torch.Tensor:
 
 
 def by_hand(prior, z, noise, b: CFGConditions, timesteps: list[int], t: int, scale: float):
-    """(x_s, e_u(x_s), x_t, e_g(x_t)) with Stable Diffusion's own numbers."""
+    """(x_s, e_u(x_s), x_t, e_g(x_t)) computed with Stable Diffusion's scheduler."""
 
     def unguided(x, k):
         return prior.predict(x, times(k / 1000, z), b.empty.expand(len(z))).eps
@@ -68,7 +68,7 @@ def test_gradient_is_the_released_codes(steps, timesteps):
     expected = ((1 - ABAR[600]) / ABAR[600]).sqrt() * (e_g - e_s)
     ours = gradient(guidance, z, 3, conditions=b)
     torch.testing.assert_close(ours, expected, rtol=0, atol=1e-10 * expected.abs().max().item())
-    # With lambda weights it is the difference of two predicted images.
+    # With lambda weights G is the difference of two predicted images.
     images = [(x - sigma * e) / alpha for x, e, (alpha, sigma) in _at((x_s, e_s, 0.52), (x_t, e_g, 0.6))]
     torch.testing.assert_close(ours, images[0] - images[1], rtol=0, atol=1e-10 * expected.abs().max().item())
 
@@ -76,7 +76,7 @@ def test_gradient_is_the_released_codes(steps, timesteps):
 @pytest.mark.parametrize("index", [15, 90, 333, 600])
 @pytest.mark.parametrize(("step", "interval"), [(1, 99), (700, 90), (3000, 80)])
 def test_timesteps_are_those_of_the_samplers_grid(index, step, interval):
-    """Stable Diffusion's samplers step on 1..1000: the released code's indices mean the timesteps above them."""
+    """Stable Diffusion's samplers use the timesteps 1..1000; index i of the released code is timestep i + 1."""
     scheduler = DDIMScheduler(**SD_CONFIG)
     scheduler.set_timesteps(1000)
     grid = scheduler.timesteps.flip(0).tolist()
@@ -94,7 +94,7 @@ def test_timesteps_are_those_of_the_samplers_grid(index, step, interval):
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-10 * expected.abs().max().item())
 
 
-def test_levels_stay_on_the_samplers_grid():
+def test_timesteps_stay_on_the_samplers_grid():
     prior = CountingPrior()
     prior.schedule = NoiseSchedule.from_config(SD_CONFIG)
     guidance = ism(prior, **at(0.0))
@@ -155,13 +155,13 @@ def test_trajectory_score_matching_moves_the_baseline(gamma):
     )
 
 
-def test_the_baseline_is_told_the_empty_prompt_and_scales_bend_the_inversion():
+def test_the_baseline_uses_the_empty_prompt_and_the_scale_affects_the_inversion():
     prior = CountingPrior()
     z = latents(2)
     plain = CFGConditions(prior.embed(["red"]), prior.embed([""]))
     negative = CFGConditions(prior.embed(["red"]), prior.embed(["blue"]), empty=prior.embed([""]))
     conditional = ism(prior, guidance_scale=1.0, **at(0.8))
-    # At scale 1 the negative prompt takes no part, in the inversion neither.
+    # At scale 1 the negative prompt has no effect, nor has it in the inversion.
     conditionals = (gradient(conditional, z, conditions=b) for b in (plain, negative))
     torch.testing.assert_close(*conditionals, rtol=0, atol=1e-11)
     guided = ism(prior, guidance_scale=7.5, **at(0.8))
@@ -182,7 +182,7 @@ def test_the_baseline_is_told_the_empty_prompt_and_scales_bend_the_inversion():
 
 @pytest.mark.parametrize(("timestep", "evaluations"), [(0.6, 4), (0.28, 2), (0.08, 1), (0.05, 1)])
 @pytest.mark.parametrize(("perp_neg", "rows"), [(False, 2), (True, 4)])
-def test_network_rows(timestep, evaluations, perp_neg, rows):
+def test_nfe(timestep, evaluations, perp_neg, rows):
     prior = CountingPrior()
     for gamma, more in ((1.0, 0), (0.5, 1)):
         guidance = ism(prior, tsm_gamma=gamma, **at(timestep))
@@ -227,15 +227,17 @@ def test_gaussian_data_is_left_where_sampling_would_leave_it():
     guidance = ism(prior, guidance_scale=1.0, **options, **at(0.5, 0.08))
     z = M + S * torch.tensor([-2.0, -0.5, 1.0, 1.5], dtype=torch.float64).reshape(1, 1, 2, 2)
     share = [a * S / ((a * S) ** 2 + s**2) ** 0.5 for a, s in (coefficients(timestep) for timestep in (0.42, 0.5))]
-    # The noise at the start, sigma = 0.03, moves the trajectory by up to 3 * 0.03 / S of an image; the last step is
-    # one long one.
+    # The initial noise, sigma = 0.03, moves the trajectory by up to 3 * 0.03 / S of an image; the last step is a single
+    # long step.
     torch.testing.assert_close(
         gradient(guidance, z, conditions=empty(prior)), (share[0] - share[1]) * (z - M), rtol=0.1, atol=0.02
     )
 
 
-def test_levels_without_image_are_refused():
-    with pytest.raises(ValueError, match=r"lambda is infinite at t = 1, where this prior's timesteps hold no image"):
+def test_timesteps_without_signal_are_rejected():
+    with pytest.raises(
+        ValueError, match=r"lambda is infinite at t = 1, where the noisy input of this prior contains no signal"
+    ):
         gradient(ism(CountingPrior("rf-v_prediction"), **at(1.0)), latents(1))
     uniform = ism(CountingPrior("rf-v_prediction"), weighting="uniform", **at(1.0))
     assert gradient(uniform, latents(1)).isfinite().all()

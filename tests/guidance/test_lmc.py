@@ -1,4 +1,4 @@
-"""LMC: what is exact algebra, on exact denoisers; the corrective's file and the shipped one."""
+"""LMC: its identities with exact denoisers, the files of a corrective, and the shipped corrective."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def untrained_network(seed: int = 0) -> Corrective:
 
 
 def random_network(seed: int = 0) -> Corrective:
-    """A trained-looking corrective: its last layer is not zero."""
+    """Corrective whose last layer is not zero, as after training."""
     network = untrained_network(seed)
     generator = torch.Generator().manual_seed(seed)
     nn.init.normal_(network.last.weight, std=0.1, generator=generator)
@@ -85,7 +85,7 @@ def random_network(seed: int = 0) -> Corrective:
 
 
 class Given(nn.Module):
-    """A corrective that is a formula."""
+    """Corrective given by a formula."""
 
     def __init__(self, formula) -> None:
         super().__init__()
@@ -96,7 +96,7 @@ class Given(nn.Module):
 
 
 def parts(prior, z: Tensor, guidance, step: int = 0):
-    """(t, alpha/sigma, w, eps_c, eps_u, x0_u) of a step with fresh noise, the coefficients ready to multiply."""
+    """(t, alpha/sigma, w, eps_c, eps_u, x0_u) of a step with fresh noise; the coefficients broadcast."""
     rng = Rng()
     t = torch.tensor(guidance.sample_timesteps(len(z), step, rng), dtype=torch.float64)
     alpha, sigma = (c[:, None, None, None] for c in prior.schedule.coefficients(t))
@@ -232,7 +232,7 @@ def wiener(prior) -> Given:
 
 
 class Signed(StepContext):
-    """A step whose noise has a sign."""
+    """Step context whose noise is multiplied by a sign."""
 
     sign = 1.0
 
@@ -241,13 +241,13 @@ class Signed(StepContext):
 
 
 class Mirrored(Signed):
-    """The other half of an antithetic pair."""
+    """Noise of the other half of an antithetic pair."""
 
     sign = -1.0
 
 
 def mean_pull(guidance, z: Tensor) -> Tensor:
-    """The gradient's mean over the noise, exact for Gaussian data (affine in eps), with the prompt equal to none."""
+    """Mean of the gradient over the noise, exact for Gaussian data (affine in eps), under the empty prompt."""
     b = CFGConditions(guidance.prior.embed([""]), guidance.prior.embed([""]))
     context = guidance.begin(z, 0, Rng())
     with torch.no_grad():
@@ -297,8 +297,8 @@ def test_cost_is_both_branches_and_a_row_of_the_corrective():
         guidance, b = lmc(prior, random_network(), guidance_scale=scale, beta=ramp), conditions(prior, negatives)
         calls.clear()
         gradient_of(guidance, latents(), 15, b=b)
-        cost = guidance.nfe(b, guidance.begin(latents(), 15, Rng()))
-        assert calls == [3 * cost.prior] and cost.prior == 2 + len(b.negatives) and cost.own == 1
+        nfe = guidance.nfe(b, guidance.begin(latents(), 15, Rng()))
+        assert calls == [3 * nfe.prior] and nfe.prior == 2 + len(b.negatives) and nfe.own == 1
         assert guidance.nfe(b, guidance.begin(latents(), 10, Rng())).own == 0
         assert lmc(prior, guidance_scale=scale).nfe(b, guidance.begin(latents(), 15, Rng())).own == 0
 
@@ -332,18 +332,20 @@ def test_a_saved_corrective_comes_back_frozen_in_half_precision_and_quietly(save
 
 
 def test_a_corrective_of_another_prior_is_refused(saved):
-    with pytest.raises(ValueError, match=r"another prior \(another noise schedule\); train one.*train_corrective\.py"):
+    with pytest.raises(
+        ValueError, match=r"another prior \(a different noise schedule\); train a.*train_corrective\.py"
+    ):
         load_corrective(str(saved), blobs(schedule=FlowSchedule()))
     larger = GaussianMixturePrior(GaussianMixturePrior.Config(image_size=16, std=0.5))
     with pytest.raises(ValueError, match=r"latents of shape \(3, 8, 8\), not \(3, 16, 16\)"):
         load_corrective(str(saved), larger)
     other = blobs()
     other._means *= 1.1
-    with pytest.raises(ValueError, match="other weights"):
+    with pytest.raises(ValueError, match="different weights"):
         load_corrective(str(saved), other)
     wider = blobs()
     wider.register_buffer("_more", torch.ones(4), persistent=False)
-    with pytest.raises(ValueError, match="another network"):
+    with pytest.raises(ValueError, match="a different network"):
         load_corrective(str(saved), wider)
     rounded = blobs()
     rounded._means.copy_(rounded._means.bfloat16())
@@ -355,11 +357,11 @@ def test_choices_that_name_no_corrective_say_what_to_do(saved, tmp_path):
     with pytest.raises(ValueError, match=r"guidance\.corrective: auto .*scripts/train_corrective\.py") as error:
         load_corrective("auto", blobs())
     assert "\n" not in str(error.value)
-    with pytest.raises(ValueError, match=r"nowhere holds no config\.json and corrective\.safetensors"):
+    with pytest.raises(ValueError, match=r"nowhere does not contain config\.json and corrective\.safetensors"):
         load_corrective(str(tmp_path / "nowhere"), blobs())
     weights = load_file(saved / "corrective.safetensors")
     save_file({name: value for name, value in weights.items() if name != "last.bias"}, saved / "corrective.safetensors")
-    with pytest.raises(ValueError, match="holds no corrective") as error:
+    with pytest.raises(ValueError, match="cannot read a corrective from") as error:
         load_corrective(str(saved), blobs())
     assert "\n" not in str(error.value)
     assert load_corrective("identity", blobs()) is None
@@ -372,7 +374,7 @@ def test_the_shipped_corrective_is_the_embedded_priors_and_small():
     network = load_corrective("auto", prior)
     assert network is not None and sum(file.stat().st_size for file in SHIPPED_FOLDER.iterdir()) < 2 * 2**20
     assert Fingerprint.of(prior.half()).differs_from(read_corrective(SHIPPED_FOLDER)[1]) is None
-    # It blurs: from noise, which no image is, it takes away the more the higher the timestep.
+    # It blurs: the higher the timestep, the more of pure noise it removes.
     z = torch.randn(4, *prior.latent_shape(64, 64), generator=torch.Generator().manual_seed(0)) * 0.5
     change = [(network(z, torch.full((4,), t)) - z).square().mean().item() for t in (0.05, 0.4, 0.8)]
     assert change == sorted(change) and change[-1] > 0.05

@@ -18,7 +18,7 @@ def at(timestep: float, **options):
 
 
 def parts(guidance, z):
-    """w, the predictions for the prompt, the empty one and the method's negative prompt, and the noise."""
+    """w, the predictions under the prompt, the empty and the method's negative prompt, and the noise."""
     t = torch.tensor(guidance.sample_timesteps(len(z), 0, Rng()), dtype=torch.float64)
     eps = item_noise(Rng(), "noise", 0, z)
     texts = [guidance.prior.embed([text]) for text in ("red", "", "yellow")]
@@ -66,7 +66,7 @@ def test_an_empty_negative_prompt_makes_the_classifier_score_above_the_threshold
     z = latents(2)
     for timestep, equal in ((0.2, True), (0.6, True), (0.1, False)):
         guidance = at(timestep, negative_prompt="")
-        classifier = method("classifier-sd", CountingPrior(), t_min=timestep, t_max=timestep)
+        classifier = method("csd", CountingPrior(), t_min=timestep, t_max=timestep)
         wanted = 7.5 * gradient(classifier, z, conditions=prompted(classifier))
         close = torch.allclose(gradient(guidance, z), wanted, rtol=0, atol=1e-12)
         assert close == equal
@@ -88,7 +88,7 @@ def test_whose_negative_prompt() -> None:
         own.extra_prompts("red")["undesired"].text == "yellow" and not own.extra_prompts("red")["undesired"].view_words
     )
     assert run.extra_prompts("red") == {}
-    blue = at(0.5, negative_prompt="blue")  # what the run's own is in these tests
+    blue = at(0.5, negative_prompt="blue")  # the negative prompt of the run in these tests
     torch.testing.assert_close(gradient(run, z), gradient(blue, z), rtol=0, atol=1e-13)
     assert not torch.allclose(gradient(own, z), gradient(run, z))
 
@@ -99,10 +99,10 @@ def test_the_papers_words_are_the_default_and_a_prior_that_does_not_know_them_is
     guidance = at(0.5, negative_prompt=words)
     assert guidance.extra_prompts("red")["undesired"].text == words == type(guidance).Config().negative_prompt
     (message,) = {record.getMessage() for record in caplog.records}
-    assert message.startswith("guidance.negative_prompt: the prior has never seen 'unrealistic', 'blurry', 'low'")
+    assert message.startswith("guidance.negative_prompt: the prior was not trained on 'unrealistic', 'blurry', 'low'")
 
 
-def test_rows_are_those_that_the_levels_and_the_scale_need() -> None:
+def test_nfe_depends_on_the_timesteps_and_the_scale() -> None:
     for timestep, scale, perp_neg, rows in (
         (0.1, 7.5, False, 2),
         (0.1, 0.0, False, 1),

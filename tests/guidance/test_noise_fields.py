@@ -1,4 +1,4 @@
-"""Noise fields: the slowly renewed chain, the world map's windows and seams, and the cover of a render."""
+"""Noise fields: the slowly renewed chain, windows and seams of the world map, and the mask of a render."""
 
 import math
 from itertools import pairwise

@@ -1,4 +1,4 @@
-"""Posterior distillation against its definition by stochastic latents, and the weights of its forms."""
+"""PDS against its definition by stochastic latents, and the weights of its forms."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 
 def pds(kind: str = "vp-epsilon", **options):
-    return method("posterior-distillation", CountingPrior(kind), **options)
+    return method("pds", CountingPrior(kind), **options)
 
 
 def timestep_grid(*numbers: int) -> torch.Tensor:
@@ -31,12 +31,10 @@ def guided(prior, x_t, t, text: str, scale: float):
     return e_u + scale * (e_y - e_u)
 
 
-@pytest.mark.parametrize(
-    "values", [{}, load([CONFIGS / "guidance" / "posterior-distillation.yaml"])["system"]["guidance"]]
-)
+@pytest.mark.parametrize("values", [{}, load([CONFIGS / "guidance" / "pds.yaml"])["system"]["guidance"]])
 def test_class_and_fragment_hold_the_released_settings(values: dict) -> None:
-    """500 steps on 1000 timesteps are a stride of 2; the fragment adds nothing to the class but the scale."""
-    config = parse_component("guidance", {"type": "posterior-distillation"} | values)
+    """500 steps on 1000 timesteps are a stride of 2; the fragment only sets the scale."""
+    config = parse_component("guidance", {"type": "pds"} | values)
     for step in (0, 29999):
         assert (config.t_min(step), config.t_max(step), config.guidance_scale(step)) == (0.02, 0.98, 100.0)
         assert (config.weight(step), config.identity_weight(step)) == (1.0, 1.0)
@@ -77,7 +75,7 @@ def test_it_is_the_difference_of_the_stochastic_latents(stride: int) -> None:
 def test_one_step_down_it_is_weighted_dds() -> None:
     z, z_source = latents(3), latents(3, seed=6)
     options = {"guidance_scale": 7.5, "t_min": 0.02, "t_max": 0.98}
-    one, dds = pds(stride=1, **options), method("delta-denoising", CountingPrior(), **options)
+    one, dds = pds(stride=1, **options), method("dds", CountingPrior(), **options)
     timesteps = torch.tensor(one.sample_timesteps(3, 0, Rng()), dtype=torch.float64)
     psi, chi = one.coefficients(timesteps)
     assert psi.abs().max() < 1e-11
@@ -86,7 +84,7 @@ def test_one_step_down_it_is_weighted_dds() -> None:
 
 
 def test_chi_on_stable_diffusions_schedule() -> None:
-    """sqrt(beta_t / (alpha_t (1 - abar_{t-1}))) with one step's alpha_t: 0.226 at the lowest timestep, 0.081 at least."""
+    """chi = sqrt(beta_t / (alpha_t (1 - abar_{t-1}))) is 0.226 at the lowest timestep and at least 0.081."""
     ts = timestep_grid(*range(21, 980))
     _, chi = pds(stride=1).coefficients(ts)
     abar = schedule_of("vp-epsilon").alpha(timestep_grid(*range(1000))) ** 2
@@ -134,7 +132,7 @@ def test_the_pull_to_the_source_vanishes_there_and_has_a_factor() -> None:
 def test_dreamcatalysts_weights() -> None:
     z, z_source = latents(3), latents(3, seed=6)
     guidance = pds(form="dreamcatalyst", guidance_scale=7.5)
-    dds = method("delta-denoising", CountingPrior(), guidance_scale=7.5, t_min=0.02, t_max=0.98)
+    dds = method("dds", CountingPrior(), guidance_scale=7.5, t_min=0.02, t_max=0.98)
     difference = gradient(dds, z, source=z_source)
     expected = []
     for item, tau in enumerate(guidance.sample_timesteps(3, 0, Rng())):
@@ -145,7 +143,7 @@ def test_dreamcatalysts_weights() -> None:
 
 @pytest.mark.parametrize("kind", ["vp-epsilon", "rf-v_prediction"])
 @pytest.mark.parametrize("stride", [1, 2])
-def test_levels_without_a_noisy_level_below_keep_finite_weights(kind: str, stride: int) -> None:
+def test_the_lowest_timesteps_have_finite_weights(kind: str, stride: int) -> None:
     ends = timestep_grid(0, 1, 2, 3, 999) if kind == "vp-epsilon" else timestep_grid(1, 2, 3, 999, 1000)
     psi, factor = pds(kind, stride=stride)._posterior(ends)
     assert psi.isfinite().all() and factor.isfinite().all() and (factor > 0).all()

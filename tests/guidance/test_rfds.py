@@ -1,4 +1,4 @@
-"""Rectified-flow distillation: velocity regression, its couplings, and what they cost."""
+"""Rectified flow distillation: velocity regression, its couplings, and their NFE."""
 
 from itertools import pairwise
 
@@ -66,7 +66,7 @@ def test_reverse_at_its_own_rate_takes_the_predicted_noise_on_every_prior():
 
 
 class Straight(CountingPrior):
-    """Knows the noise that belongs to the image: v = eps - z wherever it is asked."""
+    """Prior that knows the noise of the image: it predicts v = eps - z for every input."""
 
     pair: tuple[torch.Tensor, torch.Tensor]
 
@@ -144,7 +144,7 @@ def test_random_weight_scales_whole_steps():
         assert ratio.std() < 1e-9
         shares.append(ratio.mean().item())
     u = torch.tensor(shares, dtype=torch.float64).logit()
-    # 40 draws of N(0, 1): standard error of the mean 0.16, of the deviation 0.11.
+    # 40 draws of N(0, 1): standard error of the mean 0.16, of the standard deviation 0.11.
     assert abs(u.mean()) < 4 * 0.16 and abs(u.std() - 1) < 4 * 0.11
 
 

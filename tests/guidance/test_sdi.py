@@ -1,4 +1,4 @@
-"""Score distillation via inversion against DDIM, its inverse, closed forms and the released code."""
+"""Score distillation via inversion against DDIM, its inverse and closed forms."""
 
 import io
 from itertools import pairwise
@@ -19,11 +19,10 @@ from shared.trajectory_cases import (
     gaussian_ddim_end,
 )
 
-from scoredist3d.diffusion.schedule import NoiseSchedule
 from scoredist3d.guidance.core.context import item_noise
 from scoredist3d.guidance.sdi import ScoreDistillationViaInversion as SDI
 from scoredist3d.guidance.sds import ScoreDistillationSampling as SDS
-from scoredist3d.priors import CFGConditions, Prediction, guided_prediction
+from scoredist3d.priors import CFGConditions, guided_prediction
 from scoredist3d.seeding import Rng
 
 
@@ -128,12 +127,12 @@ def test_inversion_is_diffusers_inverse_scheduler():
     b, z = red(prior), latents(2)
     for scale in (1.0, -7.5):
         guidance = sdi(prior, inversion_guidance_scale=scale, inversion_eta=0.0, tau_max=0.0, **at(0.901))
-        x, told = z, 0  # the first step is from the clean latent, which the network is told as timestep 0
+        x, given = z, 0  # the first step starts from the clean latent, with timestep 0 as the input of the network
         for timestep in scheduler.timesteps.tolist():
-            t = torch.full((2,), told / 1000, dtype=torch.float64)
+            t = torch.full((2,), given / 1000, dtype=torch.float64)
             x = scheduler.step(guided_prediction(prior, x, t, b, scale).eps, timestep, x).prev_sample
-            told = timestep
-        assert told == 901
+            given = timestep
+        assert given == 901
         x_t, _ = guidance.inverted(z, b, guidance.begin(z, 0, Rng()))
         torch.testing.assert_close(x_t, x, rtol=0, atol=1e-10)
 
@@ -218,7 +217,7 @@ def test_noise_added_once_is_the_papers_h():
 
 @pytest.mark.parametrize(("timestep", "evaluations"), [(0.98, 11), (0.6, 7), (0.25, 4), (0.0, 1)])
 @pytest.mark.parametrize(("perp_neg", "rows"), [(False, 2), (True, 4)])
-def test_network_rows_of_an_inversion(timestep, evaluations, perp_neg, rows):
+def test_nfe_of_an_inversion(timestep, evaluations, perp_neg, rows):
     prior = CountingPrior()
     guidance = sdi(prior, tau_max=0.0, **at(timestep))
     b = prompted(guidance, cameras=views(2), perp_neg=perp_neg)
@@ -270,8 +269,8 @@ def test_cached_form_evaluates_once_per_target_and_resumes_exactly():
         straight.prior.rows.clear()
         z = descend(straight, z, b, range(step, step + 1), rate=0.3)[0]
         whole.append(z)
-        cost = straight.nfe(b, straight.begin(z, step, Rng(), particles=(0, 1, 2))).prior
-        assert cost == (2 if step % 3 == 0 else 0) and sum(straight.prior.rows) == 3 * cost
+        nfe = straight.nfe(b, straight.begin(z, step, Rng(), particles=(0, 1, 2))).prior
+        assert nfe == (2 if step % 3 == 0 else 0) and sum(straight.prior.rows) == 3 * nfe
     stopped = fresh()
     middle = descend(stopped, latents(3), b, range(5), rate=0.3)[-1]  # inside of a block
     file = io.BytesIO()
@@ -283,7 +282,7 @@ def test_cached_form_evaluates_once_per_target_and_resumes_exactly():
         assert torch.equal(got, expected)
 
 
-def test_cached_form_serves_particles_that_come_and_go():
+def test_cached_form_supports_particles_that_skip_steps():
     guidance = sdi(CountingPrior(), kappa="cached", cached_inner_steps=2, **at(0.5))
     b, z = red(guidance.prior), latents(2)
     gradient(guidance, z, 0, conditions=b, particles=(0, 1))
@@ -296,7 +295,7 @@ def test_cached_form_serves_particles_that_come_and_go():
 
 def test_cached_form_refuses_views_of_one_object():
     guidance = sdi(CountingPrior(), kappa="cached", **falling(0.98, 0.1, 9))
-    with pytest.raises(ValueError, match="several views of one object share this batch; use kappa: inversion"):
+    with pytest.raises(ValueError, match="this batch has several views of one object; use kappa: inversion"):
         gradient(guidance, latents(2), particles=(0, 0))
     cameras = views(2)
     gradient(guidance, latents(1), 0, conditions=prompted(guidance, cameras=cameras[0]), particles=(0,))
@@ -305,104 +304,13 @@ def test_cached_form_refuses_views_of_one_object():
         gradient(guidance, latents(1), 2, conditions=prompted(guidance, cameras=cameras[1]), particles=(0,))
 
 
-class Timed(CountingPrior):
-    """A network whose answer depends on the timestep it is told, under a scheduler's configuration."""
-
-    def __init__(self, **config) -> None:
-        super().__init__()
-        self.schedule = NoiseSchedule.from_config(ddim(1, **config).config)
-
-    def predict(self, x_t, t, conditioning) -> Prediction:
-        timestep = self.schedule.model_timestep(t).to(x_t)[:, None, None, None]
-        prompt = conditioning.text.sum(-1, keepdim=True)[..., None] * conditioning.text[:, :, :1, None]
-        output = 0.8 * torch.tanh(x_t + 0.3 * prompt) * torch.cos(timestep / 400 + 0.2) + 0.1 * prompt
-        return Prediction(output, self.schedule.prediction_type, x_t, t, self.schedule)
-
-
-SETTINGS = pytest.mark.parametrize(
-    "config",
-    [
-        {"set_alpha_to_one": one, "prediction_type": kind}
-        for one in (False, True)
-        for kind in ("epsilon", "v_prediction")
-    ],
-    ids=str,
-)
-"""What the start of the released code's inversion depends on."""
-
-
-@SETTINGS
-def test_inversion_under_quirk_is_diffusers_inverse_scheduler(config):
-    prior, scheduler = Timed(**config), ddim_inverse(10, **config)
-    options = {"inversion_guidance_scale": -7.5, "inversion_eta": 0.0, "tau_max": 0.0}
-    guidance = sdi(prior, reference_quirk=True, **options, **at(0.901))
-    x = z = latents(2)
-    for timestep in scheduler.timesteps.tolist():
-        t = torch.full((2,), (timestep - 100) / 1000, dtype=torch.float64)  # the first one is told as -99
-        x = scheduler.step(guided_prediction(prior, x, t, red(prior), -7.5).output, timestep, x).prev_sample
-    x_t, _ = guidance.inverted(z, red(prior), guidance.begin(z, 0, Rng()))
-    torch.testing.assert_close(x_t, x, rtol=0, atol=1e-10)
-
-
-@pytest.mark.parametrize("eta", [0.0, 0.3])
-@SETTINGS
-def test_quirk_is_the_released_code(config, eta):
-    prior, scheduler, inverse = Timed(**config), ddim(50, **config), ddim_inverse(10, **config)
-    guidance = sdi(prior, reference_quirk=True, inversion_eta=eta, tau_max=0.1, **at(0.6))
-    z, b, rng = latents(2), red(prior), Rng(1)
-    conditionings = [b.positive.expand(2), b.unconditional.expand(2)]
-
-    def predict(x, timestep: int, scale: float):
-        t = torch.full((2,), timestep / 1000, dtype=torch.float64)
-        e_y, e_u = (prior.predict(x, t, conditioning).output for conditioning in conditionings)
-        return e_u + scale * (e_y - e_u)
-
-    last = round(guidance.inversion_timesteps(guidance.begin(z, 3, rng))[-1] * 1000)
-    assert 600 < last < 700
-    grid = [-99, 1, 101, 201, 301, 401, 501, last]
-    x = z
-    for index, (u, v) in enumerate(pairwise(grid)):
-        output = predict(x, u, -7.5)
-        abar_u = inverse.alphas_cumprod[u] if u >= 0 else inverse.initial_alpha_cumprod
-        abar_v = inverse.alphas_cumprod[v]
-        x0, e = (x - (1 - abar_u).sqrt() * output) / abar_u.sqrt(), output
-        if config["prediction_type"] == "v_prediction":
-            x0 = abar_u.sqrt() * x - (1 - abar_u).sqrt() * output
-            e = abar_u.sqrt() * output + (1 - abar_u).sqrt() * x
-        x = abar_v.sqrt() * x0 + (1 - abar_v).sqrt() * e
-        variance = scheduler._get_variance(v, u)
-        x = x + eta * variance.sqrt() * item_noise(rng, f"inversion/{index}", 3, z)
-    target = scheduler.step(predict(x, 600, 7.5), 600, x).pred_original_sample
-    torch.testing.assert_close(gradient(guidance, z, 3, conditions=b, rng=rng), z - target, rtol=0, atol=1e-9)
-
-
-def test_quirk_is_the_paper_where_tau_is_zero_and_timesteps_end_at_zero():
-    class ZeroBased(Timed):
-        def predict(self, x_t, t, conditioning):
-            output = super().predict(x_t, t.clamp_min(0.0), conditioning).output
-            return Prediction(output, "epsilon", x_t, t, self.schedule)
-
-    z = latents(2)
-    options = at(0.6, inversion_eta=0.0)
-    same, paper = (
-        gradient(sdi(p, reference_quirk=quirk, tau_max=0.0, **options), z, conditions=red(p))
-        for p, quirk in ((ZeroBased(set_alpha_to_one=True), True), (ZeroBased(set_alpha_to_one=True), False))
-    )
-    torch.testing.assert_close(same, paper, rtol=0, atol=1e-10)
-    apart = [
-        gradient(sdi(p, reference_quirk=quirk, tau_max=0.1, **options), z, conditions=red(p))
-        for p, quirk in ((ZeroBased(set_alpha_to_one=True), True), (ZeroBased(set_alpha_to_one=True), False))
-    ]
-    assert not torch.allclose(*apart, rtol=0, atol=1e-2)
-
-
 def test_impossible_options_are_named():
     def problems(**options) -> list[str]:
         return SDI.Config(**options).validate()
 
     assert problems() == []
     assert problems(kappa="cached", weighting="sds") == [
-        "weighting: kappa: cached moves to the predicted image, which is lambda"
+        "weighting: must be lambda with kappa: cached, which moves to the predicted image"
     ]
     assert problems(reference_quirk=True, kappa="random") == [
         "reference_quirk: needs kappa: inversion and weighting: lambda"

@@ -5,8 +5,8 @@ import torch
 
 from scoredist3d import registry
 from scoredist3d.diffusion.schedule import FlowSchedule, VPSchedule
-from scoredist3d.guidance.core.base import WEIGHTINGS
 from scoredist3d.guidance.core.context import item_noise
+from scoredist3d.guidance.core.weighting import WEIGHTINGS
 from scoredist3d.guidance.sds import ScoreDistillationSampling as SDS
 from scoredist3d.priors import CFGConditions, Prediction, predict_each, sample
 from scoredist3d.priors.analytic import GaussianMixturePrior, Mixture
@@ -51,7 +51,7 @@ def gradient_of(guidance: SDS, z: torch.Tensor, step: int = 0, rng: Rng | None =
 
 
 class Fixed(GaussianMixturePrior):
-    """A denoiser that answers what it is told to."""
+    """Denoiser with a given output."""
 
     answer: torch.Tensor
 
@@ -206,7 +206,7 @@ def test_expected_gradient_on_gaussian_data(timestep):
         x_t = prior.schedule.add_noise(z, noise, context.t)
         pair.append(guidance.weighted(guidance.guided(x_t, conditions(prior, ""), context), z, noise))
     torch.testing.assert_close(0.5 * (pair[0] + pair[1]), exact, rtol=0, atol=1e-12)
-    # And the whole path by Monte Carlo: per element std w |1 - sigma^2 / D| of G.
+    # Monte Carlo check of the whole method: per element G has the std w |1 - sigma^2 / D|.
     count = 400
     mean = torch.cat([gradient_of(guidance, z, step, b=conditions(prior, "")) for step in range(count)]).mean(0)
     error = sigma**2 * abs(1 - sigma**2 / spread) / count**0.5
@@ -304,7 +304,7 @@ def test_image_term_is_hifas_pull_on_the_decoded_prediction():
     torch.testing.assert_close(both - latent_only, expected.detach(), rtol=0, atol=1e-12)
 
 
-def test_distillation_differs_from_ddim_even_with_falling_timesteps():
+def test_distillation_differs_from_ddim_even_with_decreasing_timesteps():
     prior = gaussian()
     timesteps = prior.schedule.timesteps(10)
     noise = latents((1, 1, 2, 2))

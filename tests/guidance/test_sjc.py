@@ -1,4 +1,4 @@
-"""Score Jacobian chaining: equal to SDS with weight 1, and its plain form noisier around the same mean."""
+"""Score Jacobian chaining: equal to SDS with weight 1; without variance reduction noisier around the same mean."""
 
 import pytest
 import torch
@@ -50,13 +50,13 @@ def test_plain_form_has_the_same_mean_and_more_variance():
             [gradient(guidance, latents(8), step, conditions=b) for step in range(100)]
         )
     reduced, plain = draws[True], draws[False]
-    # The data's spread of 2 keeps eps_hat close to eps where alpha is 0.2, so nearly all variance is the noise's.
+    # The data's spread of 2 keeps eps_hat close to eps where alpha is 0.2, so nearly all variance comes from the noise.
     assert plain.var(0).mean() > 4 * reduced.var(0).mean()
     difference = (plain - reduced).mean((0, 1))  # per element of (3, 8, 8), 800 draws
     assert (difference.abs() < 4.5 * (plain - reduced).std((0, 1)) / 800**0.5).all()
 
 
-def test_default_levels_leave_out_the_papers_ends_and_one_prediction_is_its_cost():
+def test_default_timesteps_omit_the_papers_ends_and_nfe_is_one_prediction():
     prior = CountingPrior()
     guidance = method("sjc", prior)
     timesteps = [guidance.sample_timesteps(1, step, Rng())[0] for step in range(2000)]
@@ -71,7 +71,7 @@ def test_infinite_weights_are_refused():
     prior = CountingPrior()
     prior.schedule = FlowSchedule()
     for weighting in ("lambda", "flow"):
-        with pytest.raises(ValueError, match=rf"guidance\.weighting {weighting} is infinite at t_max 1"):
+        with pytest.raises(ValueError, match=rf"guidance\.weighting: {weighting} is infinite at t_max 1"):
             method("sjc", prior, weighting=weighting, variance_reduction=False, t_max=1.0)
         method("sjc", prior, weighting=weighting, variance_reduction=True, t_max=1.0)
         method("sjc", prior, weighting=weighting, variance_reduction=False, t_max=0.9)

@@ -1,4 +1,4 @@
-"""Variational score distillation: identities with exact phis, and the training of real ones."""
+"""Variational score distillation: identities with an exact phi, and the training of phi."""
 
 import copy
 from dataclasses import replace
@@ -26,10 +26,10 @@ from torch import distributed
 from scoredist3d import registry
 from scoredist3d.cameras import orbit
 from scoredist3d.config.validation import parse_component
-from scoredist3d.guidance.core.base import WEIGHTINGS
 from scoredist3d.guidance.core.checks import NonFiniteError
 from scoredist3d.guidance.core.context import item_noise
 from scoredist3d.guidance.core.score_models import LoraScoreModel, ScoreModelConfig
+from scoredist3d.guidance.core.weighting import WEIGHTINGS
 from scoredist3d.guidance.sds import ScoreDistillationSampling as SDS
 from scoredist3d.guidance.vsd import VariationalScoreDistillation as VSD
 from scoredist3d.priors import CFGConditions, predict_each
@@ -37,7 +37,7 @@ from scoredist3d.seeding import Rng
 
 
 def vsd(prior, exact=None, *, phi: ScoreModelConfig = SMALL, **options) -> VSD:
-    """With ``exact`` in place of the network."""
+    """VSD with ``exact`` in place of the score model."""
     guidance = VSD(VSD.Config(phi=phi, **options), prior=prior)
     if exact is not None:
         guidance.phi = exact
@@ -50,7 +50,7 @@ def tiny(tmp_path_factory):
 
 
 def around(prior, batch: int = 3) -> CFGConditions:
-    """CFGConditions with cameras on all sides."""
+    """CFG conditions with cameras on all sides."""
     angle, one = torch.arange(batch) * 100.0, torch.ones(batch)
     return replace(conditions(prior), cameras=orbit(angle, 20 * one, 3 * one, 40 * one, 8, 8))
 
@@ -77,7 +77,7 @@ def test_phi_of_a_single_point_is_sds(weighting):
     gradient = gradient_of(vsd(prior, dirac, weighting=weighting), z, 4, rng)
     sds = gradient_of(SDS(SDS.Config(guidance_scale=7.5, weighting=weighting), prior=prior), z, 4, rng)
     torch.testing.assert_close(gradient, sds, rtol=0, atol=1e-11 * sds.abs().max())
-    # The score of a point mass is that, up to rounding.
+    # The exact score of a point mass, up to rounding.
     exact = ExactPhi(prior.schedule, z, torch.zeros((), dtype=torch.float64))
     again = gradient_of(vsd(prior, exact, weighting=weighting), z, 4, rng)
     torch.testing.assert_close(again, sds, rtol=0, atol=1e-10 * sds.abs().max())
@@ -205,7 +205,7 @@ def test_particles_and_phi_do_not_train_each_other(tiny):
     assert same_state(state_of(guidance), trained) and same_state(state_of(tiny), frozen)
 
 
-def test_phi_trains_on_all_levels_with_noise_of_its_own_and_some_cameras_dropped():
+def test_phi_trains_on_all_timesteps_with_fresh_noise_and_some_cameras_dropped():
     prior, z = blobs(), latents()
     config = replace(SMALL, channels=[4], steps=2, repeats=25, camera_dropout=0.3)
     guidance = vsd(prior, phi=config, t_min=0.4, t_max=0.4)
@@ -224,7 +224,7 @@ def test_phi_trains_on_all_levels_with_noise_of_its_own_and_some_cameras_dropped
     dropped = torch.cat([c.camera for _, _, c in training]).abs().sum(1).eq(0).double().mean()
     assert abs(dropped - 0.3) < 4 * 0.019
     noises = torch.cat([(x - a * z.repeat(25, 1, 1, 1)) / s for x, a, s in map(_mixed(prior), training)])
-    assert len({round(value, 9) for value in noises[:, 0, 0, 0].tolist()}) == 600  # every row draws anew
+    assert len({round(value, 9) for value in noises[:, 0, 0, 0].tolist()}) == 600  # every evaluation has its own noise
     assert abs(noises.std() - 1) < 4 / (2 * noises.numel()) ** 0.5
 
 
@@ -252,7 +252,7 @@ def test_the_levels_of_phi_are_equally_likely(kind):
     assert lowest <= min(steps) <= lowest + 4 and highest - 4 <= max(steps) <= highest
 
 
-def test_learning_rate_follows_its_schedule_and_the_loss_falls(tiny):
+def test_learning_rate_follows_its_schedule_and_the_loss_decreases(tiny):
     guidance = vsd(tiny, phi=ScoreModelConfig(lr={"from": 0.0, "to": 1e-2, "end": 1, "shape": "step"}))
     z, b = 0.5 * latents((2, 4, 16, 16)).float(), around(tiny, 2)
     before = state_of(guidance.phi)
@@ -286,7 +286,7 @@ def test_replay_is_refused_on_several_devices(monkeypatch):
     guidance = vsd(prior, phi=replace(SMALL, replay=5))
     monkeypatch.setattr(distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(distributed, "get_world_size", lambda: 2)
-    with pytest.raises(ValueError, match=r"guidance\.phi\.replay: works on one device only"):
+    with pytest.raises(ValueError, match=r"guidance\.phi\.replay: not supported with several devices"):
         guidance(latents((2, 3, 8, 8)), conditions(prior), 0, Rng())
 
 
@@ -294,7 +294,7 @@ def test_non_finite_training_stops_with_its_name():
     guidance = vsd(blobs())
     guidance.phi.network.conv_out.weight.data.fill_(float("inf"))
     z = latents()
-    with pytest.raises(NonFiniteError, match="step 7: the gradient of phi holds NaN or infinity"):
+    with pytest.raises(NonFiniteError, match="step 7: NaN or infinity in the gradient of phi"):
         guidance.update(z, conditions(guidance.prior), guidance.begin(z, 7, Rng()))
 
 
@@ -323,7 +323,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one(network, tiny, tmp_path):
     forgotten = vsd(tiny, phi=config)
     forgotten.load_state_dict({**torch.load(tmp_path / "state"), "_extra_state": forgotten.get_extra_state()})
     run(forgotten, range(2, 4), halfway)
-    assert not same_state(state_of(forgotten), state_of(first))  # the optimiser's state matters
+    assert not same_state(state_of(forgotten), state_of(first))  # the optimizer's state matters
 
 
 def test_moving_keeps_the_optimisers_state(tiny):
@@ -360,7 +360,7 @@ def test_ranks_train_phi_on_the_mean_of_their_gradients(monkeypatch):
 
     own, others = gradients(0), gradients(1)
     assert not torch.equal(own, others)
-    # They are exchanged as sums over the elements.
+    # The gradients are exchanged as sums over the elements.
     both = gradients(0, exchange=lambda flat: flat.add_(others * z.numel()))
     torch.testing.assert_close(both, 0.5 * (own + others), rtol=1e-5, atol=1e-9)
 
@@ -385,8 +385,8 @@ def test_cost_counts_every_row(options):
         network.predict = counted
     b, z = conditions(prior), latents()
     guidance(z, b, 0, Rng())
-    cost = guidance.nfe(b, guidance.begin(z, 0, Rng()))
-    assert (cost.prior * 3, cost.own * 3) == (rows["prior"], rows["own"])
+    nfe = guidance.nfe(b, guidance.begin(z, 0, Rng()))
+    assert (nfe.prior * 3, nfe.own * 3) == (rows["prior"], rows["own"])
     assert guidance.nfe(b, guidance.begin(z, 0, Rng())).own == (2 if options.get("gamma_phi") == 0.5 else 1) + 6
 
 

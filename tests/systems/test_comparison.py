@@ -83,7 +83,7 @@ def test_a_method_that_edits_keeps_its_own_start() -> None:
     edit = {
         "type": "text-to-2d",
         "geometry": {"type": "image-canvas", "particles": 1, "init_prompt": "blue right blob", "init_steps": 3},
-        "guidance": {"type": "delta-denoising", "source_prompt": "blue right blob"},
+        "guidance": {"type": "dds", "source_prompt": "blue right blob"},
     }
     system: Any = make(BOTH | {"methods": {"low": LOW, "edit": edit}})
     assert [len(method.canvas.values) for method in system.methods.values()] == [3, 1]

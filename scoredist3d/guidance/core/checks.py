@@ -1,4 +1,4 @@
-"""Stopping at the first non-finite value, without making the accelerator wait."""
+"""Checks for NaN and infinity that do not make the accelerator wait."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from torch import Tensor
 
 
 class NonFiniteError(ArithmeticError):
-    """A NaN or infinity; the message names the step and the term."""
+    """A tensor contains NaN or infinity; the message names the step and the term."""
 
 
 @dataclass
 class _Pending:
+    """A check whose result is being copied to the host."""
+
     step: int
     term: str
     finite: Tensor
@@ -21,35 +23,35 @@ class _Pending:
 
 
 class FiniteCheck:
-    """Raises for a tensor that holds NaN or infinity.
+    """Check that raises when a tensor contains NaN or infinity.
 
-    On the CPU the check is immediate. On CUDA the answer travels to the host in the background and is read at the next
-    :meth:`collect`, one step later, by when it has arrived: reading it at once would stall the device at every step.
+    On the CPU the check is immediate. On CUDA the result is copied to the host in the background and read by the next
+    :meth:`collect`, one step later. Reading it immediately would stall the device at every step.
     """
 
     def __init__(self) -> None:
         self._pending: list[_Pending] = []
 
     def __call__(self, step: int, term: str, tensor: Tensor) -> None:
-        """Check one tensor.
+        """Check a tensor; ``term`` names it in the error message.
 
         Raises:
-            NonFiniteError: The tensor is on the CPU and not finite.
+            NonFiniteError: The tensor is on the CPU and contains NaN or infinity.
         """
         finite = torch.isfinite(tensor).all()
         if tensor.device.type != "cuda":
             _require(step, term, bool(finite))
             return
-        answer = finite.to("cpu", non_blocking=True)
+        result = finite.to("cpu", non_blocking=True)
         ready = torch.cuda.Event()
         ready.record(torch.cuda.current_stream(tensor.device))
-        self._pending.append(_Pending(step, term, answer, ready))
+        self._pending.append(_Pending(step, term, result, ready))
 
     def collect(self) -> None:
-        """Read the answers still on their way.
+        """Wait for all pending checks.
 
         Raises:
-            NonFiniteError: The first of them that is negative.
+            NonFiniteError: A check has failed; the error describes the earliest one.
         """
         pending, self._pending = self._pending, []
         for item in pending:
@@ -60,6 +62,6 @@ class FiniteCheck:
 def _require(step: int, term: str, finite: bool) -> None:
     if not finite:
         raise NonFiniteError(
-            f"step {step}: {term} holds NaN or infinity. Usual reasons: the learning rate is too high, 16-bit "
-            "precision overflows (prior.precision=fp32), or t_max reaches a timestep without signal."
+            f"step {step}: NaN or infinity in {term}. Lower the learning rate, set prior.precision=fp32 to rule "
+            "out 16-bit overflow, or lower guidance.t_max if the noisy input has no signal there."
         )

@@ -1,8 +1,7 @@
-"""The circumstances of one distillation step: timesteps, particles, noise, and picking items of a batch."""
+"""Context of one distillation step: timesteps, particles and noise; selection of items of a batch."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -16,17 +15,17 @@ from scoredist3d.seeding import Rng
 
 @dataclass(frozen=True)
 class StepContext:
-    """One step's circumstances, the same for every method.
+    """Inputs of one step besides the latents and their conditions; the same for every method.
 
     Attributes:
-        step: Optimiser step.
-        t: (B,) timesteps, quantized to the model's.
-        timesteps: The same as Python numbers, for control flow that must not wait for the device.
-        rng: The run's randomness; see :meth:`noise` and :meth:`particle_noise`.
-        particles: For each item the number of the particle (scene or free image) that it shows.
-        rgb: (B, H, W, 3) images that were encoded, attached to the graph, where the caller has them.
-        opacity: (B, H, W, 1) of the render, where there is one.
-        source: (B, C, h, w) latents of what is edited, seen from the same cameras, for methods that need it.
+        step: Optimizer step.
+        t: (B,) timesteps in [0, 1], quantized to those of the prior.
+        timesteps: The same timesteps as Python numbers, for control flow that must not wait for the device.
+        rng: Random generators of the run; see :meth:`noise` and :meth:`particle_noise`.
+        particles: Index of the particle (scene or free image) that each item shows.
+        rgb: (B, H, W, 3) images that were encoded into the latents, attached to the graph; None without a render.
+        opacity: (B, H, W, 1) opacity of the render; None without a render.
+        source: (B, C, h, w) latents of the source seen from the same cameras, for methods that edit it.
     """
 
     step: int
@@ -39,13 +38,13 @@ class StepContext:
     source: Tensor | None = None
 
     def noise(self, like: Tensor, stream: str = "noise") -> Tensor:
-        """Gaussian noise in the shape of ``like``; item i depends on (seed, stream, step, i) only, not on the batch."""
+        """Gaussian noise in the shape of ``like``; item i depends only on (seed, stream, step, i)."""
         return item_noise(self.rng, stream, self.step, like)
 
     def particle_noise(self, like: Tensor, stream: str) -> Tensor:
-        """Gaussian noise in the shape of ``like`` that belongs to the particle each item shows.
+        """Gaussian noise in the shape of ``like`` that is fixed for the particle shown by each item.
 
-        It depends on (seed, stream, particle) only: equal at every step, in every view and on every rank.
+        It depends on (seed, stream, particle) only, so it is equal at every step, in every view and on every rank.
         """
         rng = self.rng.shared()
         draws = {
@@ -55,7 +54,7 @@ class StepContext:
         return torch.stack([draws[particle] for particle in self.particles])
 
     def runs(self) -> list[tuple[slice, float]]:
-        """Neighbouring items of equal timestep, as (items, timestep): what can walk one trajectory of timesteps together."""
+        """Runs of consecutive items with equal timesteps, as (items, timestep); a run can share one ODE solve."""
         runs, start = [], 0
         for timestep, items in groupby(self.timesteps):
             stop = start + len(list(items))
@@ -65,22 +64,15 @@ class StepContext:
 
 
 def item_noise(rng: Rng, stream: str, step: int, like: Tensor) -> Tensor:
-    """Gaussian noise in ``like``'s shape, dtype and device, every item from a generator of its own."""
+    """Gaussian noise in the shape, dtype and device of ``like``; every item has its own generator."""
     noise = torch.empty_like(like)
     for index, item in enumerate(noise):
         item.normal_(generator=rng(f"{stream}/{index}", step, like.device))
     return noise
 
 
-def timestep_tensor(timesteps: Sequence[float], like: Tensor) -> Tensor:
-    """(B,) timesteps in the dtype and on the device of ``like``; equal ones take no transfer to it."""
-    if len(set(timesteps)) == 1:
-        return like.new_full((len(timesteps),), timesteps[0])
-    return torch.tensor(timesteps, dtype=like.dtype).to(like.device)
-
-
 def select(conditions: CFGConditions, items: slice | Tensor, batch: int) -> CFGConditions:
-    """The conditions of some items of a batch, given as a slice or an index tensor."""
+    """CFG conditions of some items of a batch, which are given as a slice or an index tensor."""
 
     def pick(conditioning: Any) -> Any:
         return None if conditioning is None else conditioning.expand(batch)[items]

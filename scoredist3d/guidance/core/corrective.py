@@ -1,4 +1,4 @@
-"""The corrective of LMC: a shallow network that blurs a clean latent as the denoiser would, and its files."""
+"""Corrective network of LMC, which imitates the blur of the denoiser on clean latents; loading and saving it."""
 
 from __future__ import annotations
 
@@ -22,18 +22,20 @@ SHIPPED_FOLDER = PACKAGE / "assets" / "corrective"
 AUTO, IDENTITY = "auto", "identity"
 _KEY = "guidance.corrective"
 _WEIGHTS, _CONFIG = "corrective.safetensors", "config.json"
-_FINGERPRINT_LEVELS = 17
+_FINGERPRINT_TIMESTEPS = 17
 _SAMPLES_PER_TENSOR = 32
 _TOLERANCE = 0.01
 
 
 @dataclass(frozen=True)
 class CorrectiveSizes:
-    """Attributes:
-    channels: Channels of the latents.
-    width: Channels of the hidden layers.
-    depth: Times the resolution is halved.
-    frequencies: Octaves of the timestep's sinusoidal code.
+    """Sizes of a corrective network.
+
+    Attributes:
+        channels: Channels of the latents.
+        width: Channels of the hidden layers.
+        depth: Number of times the resolution is halved.
+        frequencies: Octaves of the sinusoidal timestep embedding.
     """
 
     channels: int
@@ -43,12 +45,12 @@ class CorrectiveSizes:
 
 
 class Corrective(nn.Module):
-    """b(z, t) = z + r(z, t) for clean latents z (B, C, h, w) at timesteps t (B,).
+    """Network b(z, t) = z + r(z, t) for clean latents z (B, C, h, w) and timesteps t (B,).
 
-    r is a small U-Net whose last layer starts at zero: untrained, b is the identity. It sees neither the noisy image
-    nor the prompt, so what it can learn of the denoiser is its average answer to z, which is mostly a blur that grows
-    with t. The network is kept shallow on purpose: one that could learn the exact average would cancel LMC's pull
-    towards the manifold wherever it was trained.
+    r is a small U-Net whose last layer is initialized to zero, so an untrained b is the identity. Its inputs are
+    neither the noisy image nor the prompt. It can therefore only learn the average output of the denoiser for z, which
+    is mostly a blur that grows with t. The network is shallow on purpose: one that learns the exact average would
+    cancel LMC's pull towards the image manifold everywhere on its training data.
     """
 
     def __init__(self, sizes: CorrectiveSizes) -> None:
@@ -68,13 +70,13 @@ class Corrective(nn.Module):
         nn.init.zeros_(self.last.bias)  # type: ignore[arg-type]
 
     def forward(self, z: Tensor, t: Tensor) -> Tensor:
-        """(B, C, h, w) in the dtype of ``z``; computed in the network's own, outside of autocast."""
+        """b(z, t) (B, C, h, w) in the dtype of ``z``; computed in the dtype of the weights, without autocast."""
         dtype = self.first.weight.dtype
         with torch.autocast(z.device.type, enabled=False):
             return z + self._residual(z.to(dtype), t.to(dtype)).to(z.dtype)
 
     def _residual(self, z: Tensor, t: Tensor) -> Tensor:
-        code = self.level(self._level_code(t))
+        code = self.level(self._timestep_embedding(t))
         x = self.first(z)
         skipped = []
         for stage, (skip, shift) in enumerate(zip(self.skip, self.shift, strict=True)):
@@ -89,7 +91,7 @@ class Corrective(nn.Module):
         residual: Tensor = self.last(x)
         return residual
 
-    def _level_code(self, t: Tensor) -> Tensor:
+    def _timestep_embedding(self, t: Tensor) -> Tensor:
         octaves = math.pi * 2.0 ** torch.arange(self.sizes.frequencies, dtype=t.dtype, device=t.device)
         angles = t[:, None] * octaves
         return torch.cat([angles.sin(), angles.cos()], dim=1)
@@ -97,15 +99,16 @@ class Corrective(nn.Module):
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What a corrective was trained for, so that it is not used with anything else.
+    """Summary of a prior, stored with a corrective and compared when the corrective is loaded.
 
-    Compared with a tolerance, not hashed: the same prior has slightly different weights in fp32, fp16 and bf16. The
-    parametrisation of the network's output does not matter, since the corrective imitates the predicted image.
+    Fingerprints are compared with a tolerance, not hashed, because the same prior has slightly different weights in
+    fp32, fp16 and bf16. The parametrization of the network's output is not part of it: a corrective imitates predicted
+    images.
 
     Attributes:
-        latent_shape: (C, h, w) at the prior's own image size.
+        latent_shape: (C, h, w) at the native image size of the prior.
         coefficients: (L, 2), alpha and sigma at evenly spaced timesteps.
-        weights: (M,), a few values of every weight and table of the prior, in order.
+        weights: (M,), a few values of every parameter and buffer of the prior, in order.
     """
 
     latent_shape: tuple[int, int, int]
@@ -114,8 +117,8 @@ class Fingerprint:
 
     @classmethod
     def of(cls, prior: Prior) -> Fingerprint:
-        """That of a prior."""
-        t = torch.linspace(0.0, 1.0, _FINGERPRINT_LEVELS, dtype=torch.float64)
+        """Fingerprint of a prior."""
+        t = torch.linspace(0.0, 1.0, _FINGERPRINT_TIMESTEPS, dtype=torch.float64)
         coefficients = torch.stack(prior.schedule.coefficients(t), dim=1).float()
         tensors = [tensor.detach().flatten() for tensor in (*prior.parameters(), *prior.buffers())]
         picked = [_sampled(values) for values in tensors if values.is_floating_point() and len(values)]
@@ -123,60 +126,63 @@ class Fingerprint:
         return cls(prior.latent_shape(prior.image_size, prior.image_size), coefficients, weights)
 
     def differs_from(self, other: Fingerprint) -> str | None:
-        """What is not the same, in words, or None."""
+        """First difference from another fingerprint, in words; None if they agree."""
         if self.latent_shape != other.latent_shape:
             return f"latents of shape {self.latent_shape}, not {other.latent_shape}"
         if not torch.allclose(self.coefficients, other.coefficients, rtol=0.0, atol=1e-4):
-            return "another noise schedule"
+            return "a different noise schedule"
         if len(self.weights) != len(other.weights):
-            return "another network"
+            return "a different network"
         if (self.weights - other.weights).norm() > _TOLERANCE * self.weights.norm():
-            return "other weights"
+            return "different weights"
         return None
 
 
 def _sampled(values: Tensor) -> Tensor:
-    """Some elements, by golden-ratio steps: an even stride could hit the same column of every row."""
+    """A few elements at golden-ratio spacing; an even stride could select the same column of every row."""
     turns = 0.6180339887498949 * torch.arange(_SAMPLES_PER_TENSOR, dtype=torch.float64)
     return values[(turns.frac() * len(values)).long().to(values.device)].float()
 
 
 def load_corrective(choice: str, prior: Prior) -> Corrective | None:
-    """The frozen corrective that ``guidance.corrective`` names, for this prior.
+    """Frozen corrective selected by ``guidance.corrective``.
 
     Args:
-        choice: ``identity`` for none, ``auto`` for the one that ships with the embedded prior, or a folder written by
-            ``scripts/train_corrective.py``.
-        prior: What it will be compared with.
+        choice: ``identity`` for no corrective, ``auto`` for the corrective of the embedded prior, or a folder written
+            by ``scripts/train_corrective.py``.
+        prior: Prior whose fingerprint must match that of the corrective.
+
+    Returns:
+        The corrective; None for ``identity``.
 
     Raises:
-        ValueError: No such folder, or one trained for another prior, latent shape or schedule.
+        ValueError: The folder contains no corrective, or it was trained for another prior.
     """
     if choice == IDENTITY:
         return None
     folder = SHIPPED_FOLDER if choice == AUTO else Path(choice).expanduser()
     if not (folder / _CONFIG).is_file() or not (folder / _WEIGHTS).is_file():
-        raise ValueError(f"{_KEY}: {folder} holds no {_CONFIG} and {_WEIGHTS}; scripts/train_corrective.py writes them")
+        raise ValueError(f"{_KEY}: {folder} does not contain {_CONFIG} and {_WEIGHTS}; run scripts/train_corrective.py")
     network, fingerprint = read_corrective(folder)
     difference = fingerprint.differs_from(Fingerprint.of(prior))
     if difference is None:
         return network
     if choice == AUTO:
         raise ValueError(
-            f"{_KEY}: auto is the corrective of the embedded prior, and this prior is another one ({difference}); "
-            "train one for it with scripts/train_corrective.py and name its folder, or set identity to do without"
+            f"{_KEY}: auto selects the corrective of the embedded prior, which does not fit this prior ({difference}); "
+            "train a corrective with scripts/train_corrective.py and set its folder, or set identity for none"
         )
     raise ValueError(
-        f"{_KEY}: {folder} was trained for another prior ({difference}); train one for this prior with "
+        f"{_KEY}: {folder} was trained for another prior ({difference}); train a corrective for this prior with "
         "scripts/train_corrective.py"
     )
 
 
 def read_corrective(folder: Path) -> tuple[Corrective, Fingerprint]:
-    """The network in fp32, frozen, and what it was trained for.
+    """Corrective in a folder, frozen and in fp32, and the fingerprint of the prior it was trained for.
 
     Raises:
-        ValueError: The files are no corrective.
+        ValueError: The files are not those of a corrective.
     """
     try:
         config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
@@ -184,16 +190,16 @@ def read_corrective(folder: Path) -> tuple[Corrective, Fingerprint]:
         fingerprint = Fingerprint(
             tuple(config["latent_shape"]), tensors.pop("fingerprint.coefficients"), tensors.pop("fingerprint.weights")
         )
-        with torch.device("meta"):  # building it would draw from the global random stream
+        with torch.device("meta"):  # initial weights would be drawn from the global random stream
             network = Corrective(CorrectiveSizes(**config["sizes"]))
         network.load_state_dict(tensors, assign=True)
     except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ValueError(f"{_KEY}: {folder} holds no corrective: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"{_KEY}: cannot read a corrective from {folder}: {str(error).splitlines()[0]}") from error
     return network.requires_grad_(False).eval(), fingerprint
 
 
 def save_corrective(folder: Path, network: Corrective, prior: Prior, notes: dict[str, Any]) -> None:
-    """Write the weights in fp16 with the prior's fingerprint, and ``notes`` beside the sizes, each file atomically."""
+    """Write the weights in fp16, the prior's fingerprint, the sizes and ``notes``; each file is written atomically."""
     fingerprint = Fingerprint.of(prior)
     tensors = {name: tensor.detach().half().cpu().contiguous() for name, tensor in network.state_dict().items()}
     tensors["fingerprint.coefficients"] = fingerprint.coefficients

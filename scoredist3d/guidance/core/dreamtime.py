@@ -1,4 +1,4 @@
-"""DreamTime: timesteps that fall with the step as fast as a prior over timesteps says (arXiv 2306.12422)."""
+"""DreamTime: a timestep that decreases with the step at a rate set by a weight function (arXiv 2306.12422)."""
 
 from __future__ import annotations
 
@@ -15,52 +15,57 @@ from scoredist3d.diffusion.schedule import NoiseSchedule
 
 @dataclass
 class DreamTimeConfig:
-    """One timestep per step, falling from t_max to t_min, in place of random ones; off with 0 steps."""
+    """Options of DreamTime, which replaces random timesteps by one that decreases from t_max to t_min."""
 
     steps: int = option(
-        0, "Steps in which the timestep falls from t_max to t_min; 0 draws random timesteps instead.", ge=0
+        0, "Steps over which the timestep decreases from t_max to t_min; 0 draws random timesteps instead.", ge=0
     )
     kind: Literal["plateau", "snr", "uniform"] = option(
         "plateau",
-        "Share W(t) of the steps that a timestep gets: plateau 1 between m2 and m1 with Gaussian tails of widths s1 "
-        "(above) and s2 (below); snr sigma/alpha exp(-(t - m)^2 / 2 s^2); uniform 1, a linear fall.",
+        "W(t), proportional to the number of steps spent at a timestep: plateau 1 between m2 and m1 with Gaussian "
+        "tails of widths s1 (above) and s2 (below); snr sigma/alpha exp(-(t - m)^2 / 2 s^2); uniform 1, linear.",
     )
-    m1: float = option(0.8, "Upper end of the plateau.", ge=0, le=1)
-    m2: float = option(0.5, "Lower end of the plateau.", ge=0, le=1)
-    s1: float = option(0.3, "Width of the tail above the plateau.", gt=0)
-    s2: float = option(0.1, "Width of the tail below the plateau.", gt=0)
-    m: float = option(0.5, "Centre of the kind snr.", ge=0, le=1)
-    s: float = option(0.125, "Width of the kind snr.", gt=0)
+    m1: float = option(0.8, "Upper end of the plateau, a timestep.", ge=0, le=1)
+    m2: float = option(0.5, "Lower end of the plateau, a timestep.", ge=0, le=1)
+    s1: float = option(0.3, "Standard deviation of the tail above the plateau.", gt=0)
+    s2: float = option(0.1, "Standard deviation of the tail below the plateau.", gt=0)
+    m: float = option(0.5, "Center of the weights for kind=snr, a timestep.", ge=0, le=1)
+    s: float = option(0.125, "Standard deviation of the weights for kind=snr.", gt=0)
 
     def validate(self) -> list[str]:
-        """A plateau has two ends."""
+        """Require m2 <= m1."""
         return [f"m2: {self.m2:g} must not exceed m1, which is {self.m1:g}"] if self.m2 > self.m1 else []
 
 
 class DreamTime:
-    """t(i) = argmin_t' | sum_{t >= t'} p(t) - i / N |, p(t) = W(t) / sum W over the model's timesteps in a range.
+    """Timestep as a function of the step: t(i) = argmin_t' | sum_{t >= t'} p(t) - i / N |, p(t) = W(t) / sum W.
 
-    Starts at the noisiest timestep, never rises, and stays at the lowest one after N steps. A function of the step alone.
+    The sums run over the prior's timesteps in a range. t(i) starts at the noisiest timestep, never increases, and stays
+    at the lowest timestep after N steps.
     """
 
     def __init__(self, config: DreamTimeConfig, schedule: NoiseSchedule, low: float, high: float) -> None:
-        """Args:
-        config: N (``steps``) and W.
-        schedule: Gives the timesteps.
-        low, high: The range of timesteps, ends included.
+        """Compute p over a range of timesteps.
+
+        Args:
+            config: Number of steps N and weight function W.
+            schedule: Noise schedule of the prior.
+            low, high: Ends of the range, both included.
 
         Raises:
-            ValueError: The range is empty, or W is infinite or zero in all of it.
+            ValueError: The range contains no timestep, or the weights in it sum to zero or infinity.
         """
         timesteps = self.timesteps_between(schedule, low, high)
         if not len(timesteps):
-            raise ValueError(f"guidance.dreamtime has no timestep between t_min {low:g} and t_max {high:g}")
+            raise ValueError(
+                f"guidance.dreamtime: no timestep lies between t_min {low:g} and t_max {high:g}; widen the range"
+            )
         weights = time_prior(config, schedule, timesteps)
         total = float(weights.sum())
         if not 0.0 < total < float("inf"):
             raise ValueError(
-                f"guidance.dreamtime.kind {config.kind} weighs the timesteps from {low:g} to {high:g} with {total:g} in "
-                "all; lower t_max below the timestep without signal, or widen the widths"
+                f"guidance.dreamtime.kind: the weights of {config.kind} sum to {total:g} between {low:g} and "
+                f"{high:g}; lower t_max below the timestep without signal, or increase the widths"
             )
         self._steps = config.steps
         self._timesteps: list[float] = timesteps.flip(0).tolist()
@@ -68,14 +73,14 @@ class DreamTime:
 
     @staticmethod
     def timesteps_between(schedule: NoiseSchedule, low: float, high: float) -> Tensor:
-        """(K,) float64, the model's timesteps from ``low`` to ``high``, rising."""
+        """Timesteps (K,) of the schedule from ``low`` to ``high``, float64 and ascending."""
         count = schedule.num_train_timesteps
         grid = schedule.quantize(torch.linspace(0.0, 1.0, count + 1, dtype=torch.float64)).unique()
         ends = schedule.quantize(torch.tensor([low, high], dtype=torch.float64))
         return grid[(grid >= ends[0]) & (grid <= ends[1])]
 
     def __call__(self, step: int) -> float:
-        """The timestep of a step."""
+        """Timestep t(i) of step i."""
         progress = min(step / self._steps, 1.0)
         after = min(bisect_left(self._above, progress), len(self._above) - 1)
         before = max(after - 1, 0)
@@ -84,7 +89,7 @@ class DreamTime:
 
 
 def time_prior(config: DreamTimeConfig, schedule: NoiseSchedule, t: Tensor) -> Tensor:
-    """(K,), W(t) of :class:`DreamTimeConfig`, not normalised."""
+    """Weights W(t) (K,) of :class:`DreamTimeConfig`, not normalized."""
     if config.kind == "uniform":
         return torch.ones_like(t)
     if config.kind == "snr":

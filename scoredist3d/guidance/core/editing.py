@@ -1,4 +1,4 @@
-"""What methods share that edit: the source and the edited latents, judged by one forward pass with one noise."""
+"""Shared base of editing methods: predictions for the edited and the source latents with the same noise."""
 
 from __future__ import annotations
 
@@ -9,33 +9,35 @@ from torch import Tensor
 
 from scoredist3d.config import option
 from scoredist3d.diffusion.prediction import Prediction
-from scoredist3d.guidance.core.base import NFE, Guidance, StepContext
+from scoredist3d.guidance.core.base import Guidance
+from scoredist3d.guidance.core.context import StepContext
+from scoredist3d.guidance.core.outputs import NFE
 from scoredist3d.guidance.core.prompting import warn_of_unknown_words
 from scoredist3d.priors.conditioning import CFGConditions, Conditioning
 from scoredist3d.prompts.processor import ExtraPrompt
 
 
 class EditingGuidance(Guidance):
-    """Compares the edited latents under the prompt with the source's under a description of the source."""
+    """Base class of methods that compare the edited latents under the prompt with the source under its description."""
 
     needs_source = True
 
     @dataclass
     class Config(Guidance.Config):
-        """What the source shows."""
+        """Options that editing methods share."""
 
         source_prompt: str = option(
             "",
-            "What the source shows, in the words of the prompt as far as nothing should change; the empty text says "
-            "nothing about it.",
+            "Description of the source. Repeat the prompt's words for everything that should stay the same; an empty "
+            "text describes nothing.",
         )
 
     config: Config
 
     def extra_prompts(self, prompt: str) -> dict[str, ExtraPrompt]:
-        """``source``, with the prompt's view words."""
+        """The text ``source``, with the same view words as the prompt."""
         text = self.config.source_prompt
-        warn_of_unknown_words(self.prior, "source_prompt", text, "describe the source in words that it knows")
+        warn_of_unknown_words(self.prior, "source_prompt", text, "describe the source in words that the prior knows")
         return {"source": ExtraPrompt(text)}
 
     def nfe(self, conditions: CFGConditions, ctx: StepContext) -> NFE:
@@ -43,9 +45,9 @@ class EditingGuidance(Guidance):
         return NFE(2 * self.guided_nfe(conditions, self._value("guidance_scale", ctx.step)))
 
     def both(self, z: Tensor, conditions: CFGConditions, ctx: StepContext) -> tuple[Prediction, Prediction, Tensor]:
-        """Guided predictions for the edited and for the source latents, noised with the same eps, and that eps."""
+        """Guided predictions for the edited and the source latents at equal noise, and this noise; one forward pass."""
         if ctx.source is None:
-            raise ValueError(f"{type(self).__name__} needs the source's latents")
+            raise ValueError(f"{type(self).__name__} edits a source: the step context has no source latents")
         eps = ctx.noise(z)
         t = ctx.t.repeat(2)
         x_t = self.schedule.add_noise(torch.cat([z, ctx.source.detach()]), eps.repeat(2, 1, 1, 1), t)
@@ -58,7 +60,7 @@ class EditingGuidance(Guidance):
 
 
 def _side_by_side(conditions: CFGConditions, source: Conditioning, batch: int) -> CFGConditions:
-    """CFGConditions for 2 B items: the prompt for the first half, the source's text for the second."""
+    """CFG conditions for 2 B items: the prompt for the first half, the source's text for the second half."""
 
     def join(first: Conditioning, second: Conditioning) -> Conditioning:
         return Conditioning.cat([first.expand(batch), second.expand(batch)])

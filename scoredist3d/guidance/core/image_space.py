@@ -1,4 +1,4 @@
-"""HiFA's image-space term: the same pull towards the predicted image, on pixels (arXiv 2305.18766)."""
+"""HiFA's image-space term: regression of the pixels to the decoded predicted image (arXiv 2305.18766)."""
 
 from __future__ import annotations
 
@@ -8,38 +8,34 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from scoredist3d.diffusion.schedule import NoiseSchedule, per_item
-from scoredist3d.guidance.core.base import Score, Weighting
+from scoredist3d.diffusion.schedule import per_item
 from scoredist3d.guidance.core.context import StepContext
+from scoredist3d.guidance.core.outputs import Score
+from scoredist3d.guidance.core.weighting import Weighting, regression_weight
 from scoredist3d.priors.base import Prior
 
 
-def regression_weight(weighting: Weighting, schedule: NoiseSchedule, t: Tensor) -> Tensor:
-    """(B,), the c(t) for which c (z - x0_hat) is w(t) (eps_hat - eps): w(t) alpha / sigma, finite where alpha is 0."""
-    alpha, sigma = schedule.coefficients(t)
-    return {
-        "sds": alpha * sigma,
-        "uniform": alpha / sigma,
-        "fantasia3d": alpha.square() * sigma,
-        "lambda": torch.ones_like(alpha),
-        "flow": 1.0 / sigma,
-    }[weighting]
+def with_image_term(
+    score: Score, prior: Prior, z: Tensor, x0: Tensor, ctx: StepContext, weighting: Weighting, image_weight: float
+) -> Score:
+    """Add the gradient of image_weight c(t) / 2 ||x - stopgrad(decode(x0))||^2, with x in [0, 1] RGB.
 
-
-def with_image_term(score: Score, prior: Prior, z: Tensor, x0: Tensor, ctx: StepContext, weight: Tensor) -> Score:
-    """Add the gradient of weight/2 ||x - stopgrad(decode(x0))||^2, x in [0, 1] RGB.
-
-    x is the render where the step has one, at its own size. A system that optimises latents has none; there x is
-    decode(z), and the gradient goes back through the decoder.
+    x is the render where the step has one, at the render's resolution. A system that optimizes latents has no render;
+    there x is decode(z), and the gradient passes through the decoder.
 
     Args:
-        score: What the latent term gives.
-        prior: Decodes.
-        z: (B, C, h, w), the detached latents of the step.
-        x0: (B, C, h, w), the predicted clean latents.
-        ctx: The step, with or without ``rgb``.
-        weight: (B,).
+        score: Score of the latent term.
+        prior: Prior that decodes.
+        z: (B, C, h, w), detached latents of the step.
+        x0: (B, C, h, w), predicted clean latents.
+        ctx: Context of the step, with or without ``rgb``.
+        weighting: Weighting of the latent term, which gives c(t); see
+            :func:`~scoredist3d.guidance.core.weighting.regression_weight`.
+        image_weight: Weight of the term; at 0 the score is returned unchanged.
     """
+    if image_weight == 0.0:
+        return score
+    weight = image_weight * regression_weight(weighting, prior.schedule, ctx.t)
     target = prior.decode(x0).clamp(0.0, 1.0)
     if ctx.rgb is not None:
         rgb = ctx.rgb.detach()
@@ -52,6 +48,7 @@ def with_image_term(score: Score, prior: Prior, z: Tensor, x0: Tensor, ctx: Step
 
 
 def _resized(image: Tensor, like: Tensor) -> Tensor:
+    """``image`` (B, h, w, 3) at the height and width of ``like`` (B, H, W, 3)."""
     if image.shape[1:3] == like.shape[1:3]:
         return image
     resized = functional.interpolate(

@@ -1,4 +1,4 @@
-"""Noise that belongs to a particle and its views: constant, slowly renewed, or cut from a map around the object."""
+"""Noise that is fixed to a particle and its views: constant, slowly renewed, or cropped from a world map."""
 
 from __future__ import annotations
 
@@ -16,19 +16,21 @@ from scoredist3d.guidance.core.context import StepContext
 class PersistentNoise:
     """Gaussian noise of each particle that follows X_{k+1} = sqrt(1 - g_k) X_k + sqrt(g_k) xi_k over the steps k.
 
-    At g = 0 it never changes. X_k is a function of (seed, stream, particle, k) alone, so that ranks agree, particles
-    may be left out of steps, and a resumed run needs no state: the chain is sampled at a power-of-two grid of steps and
-    between two known steps by its Gaussian bridge. Of a chain with correlations a and b from a middle step to its
-    neighbours, the middle given both has mean (a (1 - b^2) X_low + b (1 - a^2) X_high) / (1 - a^2 b^2) and variance
-    (1 - a^2)(1 - b^2) / (1 - a^2 b^2).
+    At g = 0 the noise is constant. X_k depends on (seed, stream, particle, k) only. Ranks therefore agree, a particle
+    may skip steps, and a resumed run needs no saved state. The chain is sampled on a grid of every ``BLOCK`` steps, and
+    between two known steps by bisection with its Gaussian bridge: if the correlations of a middle step with its
+    neighbors are a and b, the middle has, given both neighbors, the mean
+    (a (1 - b^2) X_low + b (1 - a^2) X_high) / (1 - a^2 b^2) and the variance (1 - a^2)(1 - b^2) / (1 - a^2 b^2).
     """
 
     BLOCK = 4096
-    """Steps between which the chain is sampled by bridges, 12 deep."""
+    """Spacing of the grid, in steps; bisection inside a block takes at most 12 levels."""
 
     def __init__(self, rate: Schedule) -> None:
-        """Args:
-        rate: g by step, at least 0 and below 1.
+        """Tabulate the correlations of the chain.
+
+        Args:
+            rate: Schedule of g over the steps, in [0, 1).
         """
         self._rate = rate
         log_kept = [0.0]
@@ -37,7 +39,7 @@ class PersistentNoise:
         self._log_kept = log_kept
 
     def __call__(self, ctx: StepContext, like: Tensor, stream: str) -> Tensor:
-        """(B, ...) in the shape of ``like``: X of the particle that each item shows, at the step."""
+        """Noise X in the shape of ``like`` (B, ...) at the step, for the particle that each item shows."""
         if max(self._rate.values) == 0.0:
             return ctx.particle_noise(like, stream)
 
@@ -63,7 +65,7 @@ class PersistentNoise:
                 high, x_high = middle, x_middle
 
     def _log_correlation(self, low: int, high: int) -> float:
-        """log of the product of sqrt(1 - g_k) over low <= k < high."""
+        """Logarithm of the product of sqrt(1 - g_k) over low <= k < high."""
 
         def log_kept(step: int) -> float:
             last = len(self._log_kept) - 1
@@ -86,28 +88,28 @@ class PersistentNoise:
 
 
 def world_map_shape(height: int, width: int, angle: float) -> tuple[int, int]:
-    """(rows, columns) of the map around an object whose ``height`` x ``width`` windows span ``angle`` degrees.
+    """Size (rows, columns) of a world map whose ``height`` x ``width`` windows span ``angle`` degrees of azimuth.
 
-    The columns go once around; the rows leave room for a window at each pole.
+    The columns cover the full circle. The rows have room for a window centered on each pole.
     """
     return int(180.0 / angle * height) + height, int(360.0 / angle * width)
 
 
 def world_map_crop(world: Tensor, cameras: Cameras | None, height: int, width: int) -> Tensor:
-    """The windows of a map that cameras see (FSD, arXiv 2405.10988): neighbouring views see shifted windows.
+    """Windows of a world map that cameras see (FSD, arXiv 2405.10988); nearby views get shifted windows.
 
-    The window moves right as the azimuth grows and down as the elevation falls, so that a cell of the map moves in the
-    image as the front of the object does. It moves by whole cells: nothing is interpolated and every value stays
-    N(0, 1). The columns are periodic; the rows go from elevation 90 to -90 degrees without the jump at 0 that the
-    authors' later code has.
+    The window moves right as the azimuth increases and down as the elevation decreases, so a cell of the map moves in
+    the image like the front of the object. Shifts are whole cells: nothing is interpolated, and every value stays
+    N(0, 1). The columns are periodic. The rows cover elevations from 90 to -90 degrees without the discontinuity at 0
+    in the authors' later code.
 
     Args:
         world: (B, C, rows, columns), one map per item; see :func:`world_map_shape`.
-        cameras: B views; without cameras every item looks from the front at elevation 0.
-        height, width: Size of the windows.
+        cameras: B views; without cameras every item is seen from the front at elevation 0.
+        height, width: Size of the windows, in cells.
 
     Returns:
-        (B, C, height, width).
+        (B, C, height, width) noise.
     """
     count, _, rows, columns = world.shape
     if cameras is None:
@@ -123,5 +125,5 @@ def world_map_crop(world: Tensor, cameras: Cameras | None, height: int, width: i
 
 
 def covered(opacity: Tensor, like: Tensor) -> Tensor:
-    """(B, 1, h, w), whether the object fills at least half of each cell of ``like``; opacity is (B, H, W, 1)."""
+    """Mask (B, 1, h, w) of the cells of ``like`` in which the mean of ``opacity`` (B, H, W, 1) is at least 0.5."""
     return functional.adaptive_avg_pool2d(opacity.detach().movedim(-1, 1), (like.shape[-2], like.shape[-1])) >= 0.5

@@ -1,4 +1,4 @@
-"""Walking the probability-flow ODE inside of a distillation step, for methods that follow or invert a trajectory."""
+"""Steps along the probability-flow ODE, for methods that sample or invert a trajectory inside a distillation step."""
 
 from __future__ import annotations
 
@@ -11,21 +11,22 @@ from torch import Tensor
 from scoredist3d.diffusion.cfg import guided_prediction
 from scoredist3d.diffusion.prediction import Prediction
 from scoredist3d.diffusion.schedule import CLEAN, NoiseSchedule
-from scoredist3d.guidance.core.base import WEIGHTINGS, Guidance
-from scoredist3d.guidance.core.context import timestep_tensor
+from scoredist3d.guidance.core.base import Guidance
+from scoredist3d.guidance.core.timesteps import timestep_tensor
+from scoredist3d.guidance.core.weighting import finite_weight
 from scoredist3d.priors.conditioning import CFGConditions, Conditioning
 from scoredist3d.seeding import Rng
 
 
 @dataclass(frozen=True)
 class Grid:
-    """The timesteps of a schedule as whole numbers k of t = k / N, so that a grid can be counted without rounding.
+    """Timesteps of a schedule as integers k with t = k / N, for exact arithmetic on a grid.
 
     Attributes:
-        lowest: The least noisy timestep: 0 of a VP chain, 1 of a flow.
-        highest: The noisiest timestep that holds some image, where an eps-prediction still says something: N - 1 of both,
-            and one less of a chain whose last timestep is pure noise.
-        count: N.
+        lowest: Index of the least noisy timestep: 0 for a VP chain, 1 for a flow.
+        highest: Index of the noisiest timestep with signal, where a noise prediction still determines the image: N - 1,
+            or N - 2 for a chain whose last timestep is pure noise.
+        count: Number of timesteps N.
     """
 
     lowest: int
@@ -34,31 +35,31 @@ class Grid:
 
     @classmethod
     def of(cls, schedule: NoiseSchedule) -> Grid:
-        """The timesteps of a schedule."""
+        """Grid of a schedule's timesteps."""
         count = schedule.num_train_timesteps
         ends = schedule.quantize(torch.tensor([0.0, 1.0], dtype=torch.float64))
         lowest, highest = (round(end) for end in (ends * count).tolist())
         return cls(lowest, highest - (schedule.alpha(ends)[1].item() == 0.0), count)
 
     def index(self, timestep: float) -> int:
-        """k of a quantized timestep."""
+        """Index k of a quantized timestep."""
         return round(timestep * self.count)
 
     def timestep(self, index: int) -> float:
-        """t of an index, held within the schedule's ends."""
+        """Timestep t of an index, clamped to the ends of the grid."""
         return min(max(index, self.lowest), self.highest) / self.count
 
 
 class TrajectoryGuidance(Guidance):
-    """A method whose steps walk the probability-flow ODE from timestep to timestep.
+    """Base class of methods that follow the probability-flow ODE between timesteps within a step.
 
-    All items of a batch share one timestep, drawn once per step as in the released code of these methods, so the batch
-    walks as one and an image costs the same number of network rows as any other.
+    All items of a batch share one timestep, drawn once per step as in the released code of these methods. The batch is
+    therefore solved as one, with the same number of network evaluations for every image.
     """
 
     @property
     def grid(self) -> Grid:
-        """The prior's timesteps."""
+        """Grid of the prior's timesteps."""
         return Grid.of(self.schedule)
 
     def sample_timesteps(self, batch: int, step: int, rng: Rng) -> list[float]:
@@ -68,42 +69,34 @@ class TrajectoryGuidance(Guidance):
     def predict_at(
         self, x: Tensor, timestep: float, conditions: CFGConditions, scale: float, *, rescale: float = 0.0
     ) -> Prediction:
-        """The guided prediction for (B, C, h, w) states at one timestep; clean ones are told as the lowest timestep."""
+        """Guided prediction for states (B, C, h, w) at one timestep; clean states use the lowest timestep."""
         timestep = self.grid.timestep(self.grid.index(timestep)) if timestep == CLEAN else timestep
         return guided_prediction(self.prior, x, _times(timestep, x), conditions, scale, rescale=rescale)
 
     def move(self, prediction: Prediction, start: float, stop: float) -> Tensor:
-        """The deterministic step start -> stop, up or down; from the clean image (start < 0) it is the x_0."""
+        """DDIM step from ``start`` to ``stop``, up or down in noise; a clean state (start < 0) is its own x_0."""
         x0 = prediction.x_t if start < 0 else prediction.x0
         return self.schedule.ddim_step(prediction.eps, x0, _times(start, x0), _times(stop, x0))
 
     def walk(
         self, x: Tensor, timesteps: list[float], conditions: CFGConditions, scale: float, *, rescale: float = 0.0
     ) -> Tensor:
-        """Follow the ODE from ``timesteps[0]`` to ``timesteps[-1]``: rising timesteps invert, falling ones sample."""
+        """Solve the ODE along ``timesteps``: increasing timesteps invert an image, decreasing ones sample it."""
         for start, stop in pairwise(timesteps):
             x = self.move(self.predict_at(x, start, conditions, scale, rescale=rescale), start, stop)
         return x
 
     def weight_at(self, timestep: float) -> float:
-        """w(t) of the configured weighting.
+        """Weight w(t) of the configured weighting at one timestep.
 
         Raises:
-            ValueError: It is infinite: the timestep holds no image.
+            ValueError: The weight is infinite because the noisy input has no signal.
         """
-        # On the CPU, whose tables cost no wait for the device.
-        alpha, sigma = self.schedule.coefficients(torch.tensor([timestep], dtype=torch.float64))
-        weight = WEIGHTINGS[self.config.weighting](alpha, sigma).item()
-        if weight == float("inf"):
-            raise ValueError(
-                f"guidance.weighting: {self.config.weighting} is infinite at t = {timestep:g}, where this prior's timesteps "
-                "hold no image; lower guidance.t_max or use the weighting uniform"
-            )
-        return weight
+        return finite_weight(self.config.weighting, self.schedule, timestep)
 
 
-def told(conditions: CFGConditions) -> list[Tensor]:
-    """Every tensor that the network is told through the guided conditions, and Perp-Neg's weights."""
+def conditioning_tensors(conditions: CFGConditions) -> list[Tensor]:
+    """All tensors that condition a guided prediction, Perp-Neg's weights included."""
 
     def parts(conditioning: Conditioning) -> list[Tensor]:
         fields = (conditioning.text, conditioning.camera, conditioning.pooled)
@@ -115,8 +108,8 @@ def told(conditions: CFGConditions) -> list[Tensor]:
     return tensors
 
 
-def told_the_same(before: list[Tensor], now: list[Tensor]) -> bool:
-    """Whether two conditionings agree; waits for the device only where they are not views of the same memory."""
+def same_conditioning(before: list[Tensor], now: list[Tensor]) -> bool:
+    """Whether two lists of conditioning tensors are equal; waits for the device only if they do not share memory."""
     if [part.shape for part in before] != [part.shape for part in now]:
         return False
     pairs = [pair for pair in zip(before, now, strict=True) if not _same_memory(*pair)]

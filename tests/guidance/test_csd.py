@@ -1,4 +1,4 @@
-"""Classifier score distillation: its coefficients' limits are SDS, the pure form and the paper's."""
+"""Classifier score distillation: coefficients that give SDS, the pure form and the form of the paper."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from scoredist3d.seeding import Rng
 
 
 def conditions(prior) -> CFGConditions:
-    """Prompt, negative prompt and empty prompt, all different."""
+    """CFG conditions with different prompt, negative prompt and empty prompt."""
     return CFGConditions(prior.embed(["red"]), prior.embed(["blue"]), empty=prior.embed([""]))
 
 
 def parts(guidance, z, step=0):
-    """w, and the predictions for prompt, negative and empty prompt, and the noise."""
+    """w, the predictions under the prompt, the negative and the empty prompt, and the noise."""
     t = torch.tensor(guidance.sample_timesteps(len(z), step, Rng()), dtype=torch.float64)
     eps = item_noise(Rng(), "noise", step, z)
     x_t = guidance.schedule.add_noise(z, eps, t)
@@ -27,7 +27,7 @@ def parts(guidance, z, step=0):
 
 
 def test_the_default_is_the_pure_classifier_score() -> None:
-    guidance = method("classifier-sd", CountingPrior())
+    guidance = method("csd", CountingPrior())
     z = latents(3)
     w, e_y, _, e_0, _ = parts(guidance, z)
     found = gradient(guidance, z, conditions=conditions(guidance.prior))
@@ -36,7 +36,7 @@ def test_the_default_is_the_pure_classifier_score() -> None:
 
 def test_every_coefficient_belongs_to_its_prediction_and_follows_its_schedule() -> None:
     options = {"c_y": [0, 0.0, 4.0, 10], "c_n": -0.7, "c_0": [0, -1.0, 0.0, 10], "c_eps": 0.3}
-    guidance = method("classifier-sd", CountingPrior(), **options)
+    guidance = method("csd", CountingPrior(), **options)
     z = latents(2)
     for step, (c_y, c_0) in ((0, (0.0, -1.0)), (5, (2.0, -0.5)), (20, (4.0, 0.0))):
         w, e_y, e_n, e_0, eps = parts(guidance, z, step)
@@ -47,7 +47,7 @@ def test_every_coefficient_belongs_to_its_prediction_and_follows_its_schedule() 
 
 def test_the_papers_form_in_terms_of_two_weights() -> None:
     w1, w2 = 1.0, 0.5
-    guidance = method("classifier-sd", CountingPrior(), c_y=w1, c_n=-w2, c_0=w2 - w1)
+    guidance = method("csd", CountingPrior(), c_y=w1, c_n=-w2, c_0=w2 - w1)
     z = latents(2)
     w, e_y, e_n, e_0, _ = parts(guidance, z)
     expected = w * (w1 * (e_y - e_0) + w2 * (e_0 - e_n))
@@ -59,10 +59,10 @@ def test_the_papers_form_in_terms_of_two_weights() -> None:
 @pytest.mark.parametrize("perp_neg", [False, True], ids=["plain", "perp-neg"])
 @pytest.mark.parametrize("gamma", [7.5, 100.0])
 def test_sds_is_a_setting_of_the_coefficients(gamma: float, perp_neg: bool) -> None:
-    guidance = method("classifier-sd", CountingPrior(), c_y=gamma, c_0=1.0 - gamma, c_eps=-1.0, perp_neg_weight=gamma)
+    guidance = method("csd", CountingPrior(), c_y=gamma, c_0=1.0 - gamma, c_eps=-1.0, perp_neg_weight=gamma)
     sds = method("sds", guidance.prior, guidance_scale=gamma)
     seen = prompted(guidance, cameras=views(3), perp_neg=perp_neg)
-    # SDS takes the negative prompt for its unconditional branch; here both are the empty one.
+    # The unconditional branch of SDS is the negative prompt; here both are the empty prompt.
     seen = CFGConditions(seen.positive, seen.empty, seen.negatives, empty=seen.empty)
     found = gradient(guidance, latents(3), conditions=seen)
     torch.testing.assert_close(found, gradient(sds, latents(3), conditions=seen), rtol=0, atol=1e-13 * gamma * 10)
@@ -71,7 +71,7 @@ def test_sds_is_a_setting_of_the_coefficients(gamma: float, perp_neg: bool) -> N
 def test_only_branches_with_a_coefficient_are_evaluated_in_one_pass() -> None:
     for options, rows in (({}, 2), ({"c_n": -0.5}, 3), ({"c_0": 0.0}, 1), ({"c_y": 0.0, "c_0": 0.0, "c_eps": 1.0}, 0)):
         prior = CountingPrior()
-        guidance = method("classifier-sd", prior, **options)
+        guidance = method("csd", prior, **options)
         gradient(guidance, latents(2), conditions=conditions(prior))
         assert prior.rows == ([2 * rows] if rows else [])
         assert guidance.nfe(conditions(prior), guidance.begin(latents(2), 0, Rng())).prior == rows
@@ -79,16 +79,16 @@ def test_only_branches_with_a_coefficient_are_evaluated_in_one_pass() -> None:
 
 def test_perp_neg_is_added_to_the_sum_and_can_be_switched_off() -> None:
     prior = CountingPrior()
-    seen = prompted(method("classifier-sd", prior), cameras=views(2), perp_neg=True)
+    seen = prompted(method("csd", prior), cameras=views(2), perp_neg=True)
     off, one, three = (
-        gradient(method("classifier-sd", prior, perp_neg_weight=weight), latents(2), conditions=seen)
+        gradient(method("csd", prior, perp_neg_weight=weight), latents(2), conditions=seen)
         for weight in (0.0, 1.0, 3.0)
     )
     torch.testing.assert_close(three - off, 3.0 * (one - off), rtol=0, atol=1e-12)
     plain = CFGConditions(seen.positive, seen.unconditional, empty=seen.empty)
-    torch.testing.assert_close(off, gradient(method("classifier-sd", prior), latents(2), conditions=plain))
-    # What is added is orthogonal to the prompt's direction from the negative prompt, item by item.
-    pure = gradient(method("classifier-sd", prior, c_n=-1.0, c_0=0.0, perp_neg_weight=0.0), latents(2), conditions=seen)
+    torch.testing.assert_close(off, gradient(method("csd", prior), latents(2), conditions=plain))
+    # The Perp-Neg term of each item is orthogonal to the direction from the negative prompt to the prompt.
+    pure = gradient(method("csd", prior, c_n=-1.0, c_0=0.0, perp_neg_weight=0.0), latents(2), conditions=seen)
     along = ((one - off) * pure).sum((1, 2, 3)) / (one - off).flatten(1).norm(dim=1) / pure.flatten(1).norm(dim=1)
     assert (one - off).abs().max() > 1e-3 and along.abs().max() < 1e-9
 
@@ -97,7 +97,7 @@ def test_perp_neg_is_added_to_the_sum_and_can_be_switched_off() -> None:
 def test_perp_neg_is_relative_to_the_negative_prompt(coefficients: tuple[float, float, float]) -> None:
     prior = CountingPrior()
     c_y, c_n, c_0 = coefficients
-    guidance = method("classifier-sd", prior, c_y=c_y, c_n=c_n, c_0=c_0, perp_neg_weight=3.0)
+    guidance = method("csd", prior, c_y=c_y, c_n=c_n, c_0=c_0, perp_neg_weight=3.0)
     z, b = latents(2), conditions(prior)
     weights = [torch.tensor([-0.9, -0.3], dtype=torch.float64), torch.tensor([-1.4, 0.0], dtype=torch.float64)]
     texts = [prior.embed(["green"]), prior.embed(["yellow left"])]
@@ -120,7 +120,5 @@ def test_perp_neg_is_relative_to_the_negative_prompt(coefficients: tuple[float, 
 def test_without_a_negative_prompt_the_negative_branch_is_the_empty_one() -> None:
     prior = CountingPrior()
     bare = CFGConditions(prior.embed(["red"]), prior.embed([""]))
-    both = gradient(method("classifier-sd", prior, c_n=-0.5, c_0=-0.5), latents(2), conditions=bare)
-    torch.testing.assert_close(
-        both, gradient(method("classifier-sd", prior), latents(2), conditions=bare), rtol=0, atol=1e-13
-    )
+    both = gradient(method("csd", prior, c_n=-0.5, c_0=-0.5), latents(2), conditions=bare)
+    torch.testing.assert_close(both, gradient(method("csd", prior), latents(2), conditions=bare), rtol=0, atol=1e-13)
