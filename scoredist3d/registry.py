@@ -101,11 +101,20 @@ def register(
                 f"{kind}/{name} is already registered by {taken.cls.__module__}.{taken.cls.__qualname__}; "
                 f"choose another name for {cls.__module__}.{cls.__qualname__}"
             )
+        _own_config(cls, kind, name)
         _entries[kind][name] = Entry(kind=kind, name=name, cls=cls, summary=summary, arxiv=arxiv)
         _aliases[kind].update(dict.fromkeys(aliases, name))
         return cls
 
     return decorate
+
+
+def _own_config(cls: Any, kind: str, name: str) -> None:
+    """Give a component class a ``Config`` of its own, which knows its kind and type."""
+    if cls.Config.__qualname__ != f"{cls.__qualname__}.Config":  # inherited
+        own = {"__module__": cls.__module__, "__qualname__": f"{cls.__qualname__}.Config", "__doc__": cls.Config.__doc__}
+        cls.Config = type(cls.Config)("Config", (cls.Config,), own)
+    cls.Config.kind, cls.Config.type = kind, name
 
 
 def _load(kind: str) -> None:

@@ -13,6 +13,8 @@ from scoredist3d.config.schedule import Schedule
 from scoredist3d.registry import near_matches
 
 NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
+MISSING_MARK = "???"
+"""The value of a key that must still be given."""
 _SCHEDULE_FORM = "a schedule {from, to, start, end, shape}"
 
 Bounds = Mapping[str, float | None]
@@ -86,6 +88,13 @@ def described(hint: Any, bounds: Bounds) -> str:
         str: "text",
     }
     return leaves.get(hint, "anything")
+
+
+def is_bare(value: Any) -> bool:
+    """Whether an entry of a component map is a number, a schedule or an interpolation: not a block, and not null."""
+    if isinstance(value, dict):
+        return not {"from", "to"}.isdisjoint(value)
+    return value is not None
 
 
 def shown(value: Any, limit: int = 80) -> str:

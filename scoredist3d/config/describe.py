@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 from scoredist3d import registry
 from scoredist3d.config.coercion import described, shown
 from scoredist3d.config.fields import MISSING, field_types
-from scoredist3d.config.validation import block_class, dump, own_fields
+from scoredist3d.config.validation import dump
+from scoredist3d.config.walker import block_class, default_value, own_fields
 
 WIDTH = 120
 
@@ -75,7 +76,7 @@ def _rows(cls: type, prefix: str, base: Any = None) -> Iterator[Row]:
     types = field_types(cls)
     for field in own_fields(cls):
         hint, key, text = types[field.name], prefix + field.name, field.metadata.get("help", "")
-        default = _default(field, base)
+        default = default_value(field, base)
         nested = block_class(hint)
         if "component" in field.metadata:
             kind = field.metadata["component"]
@@ -95,12 +96,6 @@ def _rows(cls: type, prefix: str, base: Any = None) -> Iterator[Row]:
         else:
             accepts = described(hint, field.metadata.get("bounds", {}))
             yield Row(key, "(required)" if default is MISSING else _plain(default), accepts, text)
-
-
-def _default(field: dataclasses.Field[Any], base: Any) -> Any:
-    if base is not None:
-        return getattr(base, field.name)
-    return field.default_factory() if field.default_factory is not MISSING else field.default
 
 
 def _plain(value: Any) -> str:

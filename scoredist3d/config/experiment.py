@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from scoredist3d.config.fields import ComponentConfig, component, option
+from scoredist3d.config.fields import Block, ComponentConfig, component, option
 
 
 @dataclass
-class TrainerConfig:
+class TrainerConfig(Block):
     """How long and how exactly the optimisation runs."""
 
     max_steps: int = option(1000, "Optimiser steps.", ge=1)
@@ -30,7 +30,7 @@ class TrainerConfig:
 
 
 @dataclass
-class CheckpointConfig:
+class CheckpointConfig(Block):
     """When the run's state is saved. ``ckpts/last.ckpt`` is always written at the end and on an interrupt."""
 
     every_n_steps: int = option(500, "Save at every multiple of this many steps; 0 saves only at the end.", ge=0)
@@ -38,7 +38,7 @@ class CheckpointConfig:
 
 
 @dataclass
-class PreviewConfig:
+class PreviewConfig(Block):
     """Grids of images rendered on the way."""
 
     every_n_steps: int = option(100, "Save a grid at every multiple of this many steps; 0 saves none.", ge=0)
@@ -54,7 +54,7 @@ class PreviewConfig:
 
 
 @dataclass
-class LogConfig:
+class LogConfig(Block):
     """What is written down about the optimisation, and how often."""
 
     every_n_steps: int = option(10, "Steps between two lines of metrics.csv and TensorBoard.", ge=1)
@@ -62,7 +62,7 @@ class LogConfig:
 
 
 @dataclass
-class TurntableConfig:
+class TurntableConfig(Block):
     """The video around the finished object."""
 
     frames: int = option(60, "Number of frames, one turn in all.", ge=1)
@@ -82,7 +82,7 @@ class TurntableConfig:
 
 
 @dataclass
-class ExperimentConfig:
+class ExperimentConfig(Block):
     """A whole run. Component blocks are typed by the classes that their ``type`` names."""
 
     prompt: str = option(help="What to make.", example='prompt="a red mug"')

@@ -18,11 +18,11 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 
-from scoredist3d.config.fields import ConfigError
+from scoredist3d.config.coercion import MISSING_MARK, is_bare
+from scoredist3d.config.errors import ConfigError
 from scoredist3d.paths import shipped_root
 from scoredist3d.registry import near_matches
 
-MISSING_MARK = "???"
 STAGES = "stages"
 # Free text: `prompt=a mug: blue` is a sentence, not a YAML mapping.
 TEXT_KEYS = ("prompt", "negative_prompt", "name", "tag")
@@ -295,13 +295,6 @@ def _expand_shorthands(layer: dict[str, Any], path: tuple[str, ...]) -> dict[str
     if key is None:
         return layer
     return {name: {key: value} if is_bare(value) else value for name, value in layer.items()}
-
-
-def is_bare(value: Any) -> bool:
-    """Whether an entry is a number, a schedule or an interpolation: no block, nor the null that removes one."""
-    if isinstance(value, dict):
-        return not {"from", "to"}.isdisjoint(value)
-    return value is not None
 
 
 def _merge_list(base: list[Any], layer: dict[str, Any], path: tuple[str, ...]) -> list[Any]:

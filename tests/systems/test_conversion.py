@@ -11,7 +11,8 @@ import torch
 
 from scoredist3d import registry
 from scoredist3d.config.fields import MISSING
-from scoredist3d.config.validation import own_fields, parse_component
+from scoredist3d.config.validation import parse_component
+from scoredist3d.config.walker import own_fields
 from scoredist3d.evaluation.surface_distance import chamfer_distance, mesh_points
 from scoredist3d.geometry.base import GeometryInit
 from scoredist3d.meshes.isosurface_extraction import find_surface
