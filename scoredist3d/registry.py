@@ -1,7 +1,7 @@
 """Names to classes, one namespace per kind of component.
 
-A component is a class with a nested ``Config`` dataclass (see :mod:`scoredist3d.config.fields`) and a constructor
-``__init__(self, config, **runtime)``. Registering it is one decorator::
+A component is a class with a nested ``Config`` dataclass (see :mod:`scoredist3d.config.fields`) and the constructor of
+its kind (:data:`ARGUMENTS`). Registering it is one decorator::
 
     @register("guidance", "sds", summary="Follow the denoiser's error on a noised render.", arxiv="2209.14988")
     class ScoreDistillationSampling(Guidance): ...
@@ -34,6 +34,21 @@ KINDS: dict[str, str] = {
     "data": "scoredist3d.data",
     "exporter": "scoredist3d.export",
 }
+
+ARGUMENTS: dict[str, tuple[str, ...]] = {
+    "system": ("prior", "prompt", "negative_prompt", "cameras", "rng"),
+    "prior": (),
+    "prompt-processor": ("prior", "prompt", "negative_prompt", "extra"),
+    "guidance": ("prior", "rng"),
+    "geometry": ("rng", "material"),
+    "material": ("rng", "prior"),
+    "background": ("rng", "num_channels"),
+    "renderer": ("geometry", "material", "background", "rng"),
+    "loss": (),
+    "data": ("world_size",),
+    "exporter": (),
+}
+"""Keyword arguments that the constructors of a kind take after ``config``; its base class says what they are."""
 
 ClassT = TypeVar("ClassT", bound=type)
 
@@ -112,8 +127,8 @@ def register(
 def _own_config(cls: Any, kind: str, name: str) -> None:
     """Give a component class a ``Config`` of its own, which knows its kind and type."""
     if cls.Config.__qualname__ != f"{cls.__qualname__}.Config":  # inherited
-        own = {"__module__": cls.__module__, "__qualname__": f"{cls.__qualname__}.Config", "__doc__": cls.Config.__doc__}
-        cls.Config = type(cls.Config)("Config", (cls.Config,), own)
+        names = {"__module__": cls.__module__, "__qualname__": f"{cls.__qualname__}.Config"}
+        cls.Config = type(cls.Config)("Config", (cls.Config,), names | {"__doc__": cls.Config.__doc__})
     cls.Config.kind, cls.Config.type = kind, name
 
 
@@ -166,10 +181,32 @@ def lookup(kind: str, name: str) -> Entry:
 
 
 def entry_of(config: Any) -> Entry:
-    """The entry whose ``Config`` class ``config`` is an instance of (its ``type`` field names it)."""
+    """The entry of the component that ``config`` configures.
+
+    Raises:
+        ValueError: ``config`` is not the ``Config`` of a registered class.
+    """
+    if not getattr(config, "kind", ""):
+        raise ValueError(
+            f"{type(config).__qualname__} is not the Config of a registered component; decorate its class with "
+            "scoredist3d.registry.register"
+        )
     return lookup(config.kind, config.type)
 
 
 def build(config: Any, **runtime: Any) -> Any:
-    """Construct the component that a validated config block describes: ``cls(config, **runtime)``."""
-    return entry_of(config).cls(config, **runtime)
+    """Construct the component that a validated config describes: ``cls(config, **runtime)``.
+
+    Raises:
+        TypeError: ``runtime`` holds an argument that the constructors of this kind do not take.
+    """
+    entry = entry_of(config)
+    accepted = ARGUMENTS[entry.kind]
+    for name in runtime:
+        if name not in accepted:
+            takes = ", ".join(accepted) or "none besides its config"
+            raise TypeError(
+                f"{entry.kind}/{entry.name}: unexpected argument {name!r}.{near_matches(name, list(accepted))} "
+                f"Arguments of a {entry.kind}: {takes}"
+            )
+    return entry.cls(config, **runtime)

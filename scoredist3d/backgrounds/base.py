@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from scoredist3d.config import ComponentConfig
+from scoredist3d.seeding import Rng
 
 
 class Background(nn.Module, ABC):
@@ -28,7 +29,7 @@ class Background(nn.Module, ABC):
     any_channels: bool = False
     free_options: frozenset[str] = frozenset()
 
-    def __init__(self, config: Config, *, num_channels: int = 3) -> None:
+    def __init__(self, config: Config, *, rng: Rng | None = None, num_channels: int = 3) -> None:
         """Args:
         config: Options.
         num_channels: Channels of what is rendered over it: 3, or those of the prior's latents.

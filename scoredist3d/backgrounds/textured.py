@@ -14,6 +14,7 @@ from scoredist3d.meshes.images import load_radiance
 from scoredist3d.ops.shading.color import linear_to_srgb
 from scoredist3d.ops.shading.environment import resize_panorama, sample_panorama
 from scoredist3d.registry import register
+from scoredist3d.seeding import Rng
 
 _MARGIN = 1e-3  # keeps the logits of black and white finite
 
@@ -48,7 +49,7 @@ class Textured(Background):
                 problems.append("image: give a file, or set learned to true; a texture that is neither is plain gray")
             return problems
 
-    def __init__(self, config: Config, *, num_channels: int = 3) -> None:
+    def __init__(self, config: Config, *, rng: Rng | None = None, num_channels: int = 3) -> None:
         super().__init__(config, num_channels=num_channels)
         self.config = config
         colors = torch.full((config.height, config.width, 3), 0.5)

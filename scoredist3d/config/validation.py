@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 import yaml
 
 from scoredist3d.config.coercion import NUMBER
-from scoredist3d.config.experiment import ExperimentConfig
 from scoredist3d.config.errors import join_path
+from scoredist3d.config.experiment import ExperimentConfig
 from scoredist3d.config.fields import MISSING, ComponentConfig
 from scoredist3d.config.loader import escape_interpolations, merge, merge_layers, resolve
 from scoredist3d.config.schedule import Schedule

@@ -194,8 +194,8 @@ class Walker:
 
     def _component_instance(self, kind: str, config: ComponentConfig, path: str) -> Any:
         if config.kind != kind:
-            what = f"that of {config.kind}/{config.type}" if config.kind else f"{type(config).__qualname__}, unregistered"
-            self.report(path, f"must be the Config of a registered {kind}, got {what}")
+            given = f"that of {config.kind}/{config.type}" if config.kind else type(config).__qualname__
+            self.report(path, f"must be the Config of a registered {kind}, got {given}")
             return None
         return self.dataclass(type(config), config, path)
 
@@ -232,7 +232,7 @@ def block_class(hint: Any) -> type | None:
 
 
 def default_value(field: dataclasses.Field[Any], base: Any = None) -> Any:
-    """The default of a field: that of the instance ``base``, if given, else the field's own; ``MISSING`` if required."""
+    """The field's value in the instance ``base``, if given, else its own default; ``MISSING`` if it is required."""
     if base is not None:
         return getattr(base, field.name)
     if field.default_factory is not MISSING:

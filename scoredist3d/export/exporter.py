@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -110,7 +110,7 @@ class TexturedMeshExporter(Exporter):
             """An export without a format would do the work and write nothing."""
             return [] if self.formats else ["formats: at least one of glb, obj, ply, stl, usdz, splats is needed"]
 
-    def __init__(self, config: Config, **runtime: Any) -> None:
+    def __init__(self, config: Config) -> None:
         self.config = config
 
     def export(self, shape: Shape, folder: Path, name: str, progress: StageProgress | None = None) -> ExportResult:

@@ -17,6 +17,7 @@ from scoredist3d.meshes.splats import Splats
 from scoredist3d.seeding import Rng
 
 if TYPE_CHECKING:
+    from scoredist3d.materials.base import Material
     from scoredist3d.ops.splatting.splat import Projected
 
 
@@ -137,7 +138,7 @@ class Geometry(nn.Module, ABC):
     grows: bool = False
     free_options: frozenset[str] = frozenset()
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, *, rng: Rng | None = None, material: Material | None = None) -> None:
         super().__init__()
         self.radius = config.radius
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from scoredist3d.cameras import Cameras
 from scoredist3d.config import ComponentConfig
 from scoredist3d.meshes.exportable import SurfaceChannels
+from scoredist3d.seeding import Rng
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class Material(nn.Module, ABC):
     baked_lighting: bool = False
     free_options: frozenset[str] = frozenset()
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, *, rng: Rng | None = None, prior: Any = None) -> None:
         super().__init__()
 
     @abstractmethod

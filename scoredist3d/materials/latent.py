@@ -46,7 +46,7 @@ class Latent(Material):
             "latents", "Render latents for the denoiser, or their colours through the linear map, which then learns."
         )
 
-    def __init__(self, config: Config, *, prior: Any = None) -> None:
+    def __init__(self, config: Config, *, rng: Rng | None = None, prior: Any = None) -> None:
         """Args:
         config: Options.
         prior: The run's :class:`~scoredist3d.priors.base.Prior`; its latents are what is rendered.

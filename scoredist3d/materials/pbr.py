@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from scoredist3d.materials.lighting import DIELECTRIC_F0, EnvironmentLight, turn
 from scoredist3d.meshes.exportable import SurfaceChannels
 from scoredist3d.ops.shading.color import clamp_unit, linear_to_srgb, srgb_to_linear
 from scoredist3d.registry import register
+from scoredist3d.seeding import Rng
 
 # Fractions of their ranges that roughness and metallic start at where the earlier object has none.
 _USUAL_ROUGHNESS = 0.5
@@ -82,7 +84,7 @@ class PBR(Material):
     needs_normal = True
     needs_view_dirs = True
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, *, rng: Rng | None = None, prior: Any = None) -> None:
         super().__init__(config)
         self.config = config
         self.num_features = 8 if config.normal_strength > 0 else 5

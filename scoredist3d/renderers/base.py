@@ -84,7 +84,15 @@ class Renderer(nn.Module, ABC):
     class Config(ComponentConfig):
         """Options of every renderer (none)."""
 
-    def __init__(self, config: Config, *, geometry: Geometry, material: Material, background: Background) -> None:
+    def __init__(
+        self,
+        config: Config,
+        *,
+        geometry: Geometry,
+        material: Material,
+        background: Background,
+        rng: Rng | None = None,
+    ) -> None:
         super().__init__()
         if not isinstance(geometry, self.supports):
             raise ValueError(f"renderer.type: {type(self).__name__} cannot render {type(geometry).__name__}")

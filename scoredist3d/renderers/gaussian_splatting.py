@@ -54,7 +54,15 @@ class GaussianSplatting(Renderer):
     supports = GaussianCloud
     outputs = frozenset({"normal", "position", "depth_variance"})
 
-    def __init__(self, config: Config, *, geometry: GaussianCloud, material: Material, background: Background) -> None:
+    def __init__(
+        self,
+        config: Config,
+        *,
+        geometry: GaussianCloud,
+        material: Material,
+        background: Background,
+        rng: Rng | None = None,
+    ) -> None:
         super().__init__(config, geometry=geometry, material=material, background=background)
         if material.num_channels + _MOST_FURTHER > MAX_CHANNELS:
             raise ValueError(

@@ -6,7 +6,6 @@ Lightning, whose import takes seconds that listing components or checking a conf
 
 from __future__ import annotations
 
-import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -159,11 +158,18 @@ class GuidedSystem(System):
         )
 
     def __init__(
-        self, config: Config, *, prior: nn.Module, prompt: str, negative_prompt: str = "", rng: Rng | None = None
+        self,
+        config: Config,
+        *,
+        prior: nn.Module,
+        prompt: str,
+        negative_prompt: str = "",
+        cameras: Any = None,
+        rng: Rng | None = None,
     ) -> None:
         super().__init__(config, prior=prior)
-        self.guidance = build_component(config.guidance, prior=prior, rng=rng)
-        self.prompts = build_component(
+        self.guidance = registry.build(config.guidance, prior=prior, rng=rng)
+        self.prompts = registry.build(
             config.prompt_processor,
             prior=prior,
             prompt=prompt,
@@ -181,14 +187,6 @@ class GuidedSystem(System):
             scalars["loss/guidance"] = output.loss.detach() / weight
         scalars["weighted/guidance"] = output.loss.detach()
         return TrainingStep(output.loss, scalars)
-
-
-def build_component(config: ComponentConfig, **runtime: Any) -> Any:
-    """Construct a configured component with those of the offered runtime objects that its constructor names."""
-    accepted = inspect.signature(registry.entry_of(config).cls).parameters
-    if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in accepted.values()):
-        runtime = {name: value for name, value in runtime.items() if name in accepted}
-    return registry.build(config, **runtime)
 
 
 def named_groups(block: str, module: nn.Module) -> list[dict[str, Any]]:

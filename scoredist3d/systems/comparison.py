@@ -17,7 +17,7 @@ from scoredist3d import registry
 from scoredist3d.config import ComponentConfig, component, component_map, option
 from scoredist3d.registry import near_matches, register
 from scoredist3d.seeding import Rng
-from scoredist3d.systems.base import System, TrainingStep, build_component
+from scoredist3d.systems.base import System, TrainingStep
 from scoredist3d.systems.text_to_2d import TextTo2D
 
 if TYPE_CHECKING:
@@ -66,14 +66,21 @@ class Comparison(System):
     label_rows = True
 
     def __init__(
-        self, config: Config, *, prior: nn.Module, prompt: str, negative_prompt: str = "", rng: Rng | None = None
+        self,
+        config: Config,
+        *,
+        prior: nn.Module,
+        prompt: str,
+        negative_prompt: str = "",
+        cameras: Any = None,
+        rng: Rng | None = None,
     ) -> None:
         super().__init__(config, prior=prior)
         if not config.methods:
             raise ValueError("system.methods is empty: give at least one text-to-2d block, as compare.yaml does")
         blocks = {label: _on_canvas(config.methods[label], config.geometry) for label in config.chosen}
         runtime: dict[str, Any] = {"prior": prior, "prompt": prompt, "negative_prompt": negative_prompt, "rng": rng}
-        systems = {label: build_component(block, **runtime) for label, block in blocks.items()}
+        systems = {label: registry.build(block, **runtime) for label, block in blocks.items()}
         # Labels are the user's: only ModuleList takes any.
         self.systems = nn.ModuleList(systems.values())
         self.labels = tuple(systems)

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from scoredist3d import registry
 from scoredist3d.cameras import Cameras
 from scoredist3d.config import ComponentConfig
 from scoredist3d.seeding import Rng
-from scoredist3d.systems.base import build_component
 from scoredist3d.systems.optimizer import OptimizerConfig, build_optimizer, set_learning_rates
 from scoredist3d.systems.scene import Scene
 
@@ -79,7 +79,7 @@ def fit_scene(
     The views of a step are drawn without replacement. ``on_step`` is told the step and its loss.
     """
     optimizer = build_optimizer(settings.optimizer, scene.parameter_groups())
-    losses = {name: build_component(block) for name, block in settings.losses.items()}
+    losses = {name: registry.build(block) for name, block in settings.losses.items()}
     history = []
     for step in range(settings.steps):
         set_learning_rates(optimizer, settings.optimizer, step)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from scoredist3d import registry
 from scoredist3d.cameras import Cameras
 from scoredist3d.config import ComponentConfig
 from scoredist3d.geometry.base import Geometry, fits
@@ -17,7 +18,7 @@ from scoredist3d.meshes.mesh import Mesh
 from scoredist3d.meshes.splats import Splats
 from scoredist3d.renderers.base import NOTHING, Render
 from scoredist3d.seeding import Rng
-from scoredist3d.systems.base import build_component, named_groups
+from scoredist3d.systems.base import named_groups
 
 PARTS = ("geometry", "material", "background", "renderer")
 
@@ -63,7 +64,7 @@ class Scene(nn.Module):
     def _build(self, name: str, **runtime: Any) -> Any:
         """One part; what is wrong with its block is said under the key that a user can set."""
         try:
-            return build_component(self.blocks[name], **runtime)
+            return registry.build(self.blocks[name], **runtime)
         except ValueError as error:
             own = str(error).startswith(f"{name}.")
             raise ValueError(f"system.{error}" if own else f"system.{name}: {error}") from error

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from scoredist3d.cameras import Cameras, orbit
 from scoredist3d.config import ComponentConfig, component, option
+from scoredist3d.geometry.image_canvas import ImageCanvas
 from scoredist3d.registry import register
 from scoredist3d.seeding import Rng
-from scoredist3d.systems.base import GuidedSystem, TrainingStep, build_component, named_groups
+from scoredist3d.systems.base import GuidedSystem, TrainingStep, named_groups
 
 if TYPE_CHECKING:
     from scoredist3d.config.experiment import PreviewConfig, TurntableConfig
@@ -59,13 +60,21 @@ class TextTo2D(GuidedSystem):
     video_name = "optimisation"
 
     def __init__(
-        self, config: Config, *, prior: nn.Module, prompt: str, negative_prompt: str = "", rng: Rng | None = None
+        self,
+        config: Config,
+        *,
+        prior: nn.Module,
+        prompt: str,
+        negative_prompt: str = "",
+        cameras: Any = None,
+        rng: Rng | None = None,
     ) -> None:
         super().__init__(config, prior=prior, prompt=prompt, negative_prompt=negative_prompt, rng=rng)
         self.settings = config
         view = None if config.view is None else _cameras_at(config.view, 1, self.prior.image_size)
         edits = self.guidance.needs_source
-        self.canvas = build_component(config.geometry, prior=prior, rng=rng, view=view, keep_start=edits)
+        canvas: Any = config.geometry
+        self.canvas = ImageCanvas(canvas, prior=self.prior, rng=rng, view=view, keep_start=edits)
         if edits and not self.canvas.starts_from_images:
             _log.warning(
                 f"guidance.type: {config.guidance.type} edits, and these images start as noise; set "

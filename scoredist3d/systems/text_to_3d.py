@@ -16,12 +16,13 @@ from torch.nn import functional
 from scoredist3d import registry
 from scoredist3d.cameras import Cameras
 from scoredist3d.config import ComponentConfig, Schedule, component, component_map, option
+from scoredist3d.config.validation import parse_component
 from scoredist3d.geometry.base import Geometry
 from scoredist3d.losses.base import Loss
 from scoredist3d.registry import register
 from scoredist3d.renderers.base import NOTHING, Render
 from scoredist3d.seeding import Rng
-from scoredist3d.systems.base import GuidedSystem, TrainingStep, build_component
+from scoredist3d.systems.base import GuidedSystem, TrainingStep
 from scoredist3d.systems.conversion import ConversionConfig, convert, means_the_same
 from scoredist3d.systems.scene import Scene, SceneShape, merged_groups
 
@@ -118,15 +119,13 @@ class TextTo3D(GuidedSystem):
         rng: Rng | None = None,
     ) -> None:
         super().__init__(config, prior=prior, prompt=prompt, negative_prompt=negative_prompt, rng=rng)
-        if cameras is None:
-            raise ValueError("text-to-3d needs a camera sampler: pass cameras=registry.build(config.data)")
         self.settings = config
-        self.cameras = cameras
+        self.cameras = registry.build(parse_component("data", {"type": "random-camera"})) if cameras is None else cameras
         rng = (rng or Rng()).shared()
         self._seed = rng.seed
         streams = [rng, *(rng.derive(f"particle/{index}") for index in range(1, config.particles))]
         self.scenes = nn.ModuleList(self._scene(config, stream) for stream in streams)
-        self.losses = {name: build_component(block) for name, block in config.loss.items()}
+        self.losses = {name: registry.build(block) for name, block in config.loss.items()}
         self.source = self._frozen_copy() if self.guidance.needs_source else None
 
     @property

@@ -17,7 +17,7 @@ from scoredist3d import registry
 from scoredist3d.config.experiment import ExperimentConfig
 from scoredist3d.config.validation import load_experiment
 from scoredist3d.seeding import Rng
-from scoredist3d.systems.base import System, build_component
+from scoredist3d.systems.base import System
 from scoredist3d.training.checkpoint import read_checkpoint
 from scoredist3d.training.console import Console
 from scoredist3d.training.distributed import Devices
@@ -67,8 +67,8 @@ class FitResult:
 
 def build_system(config: ExperimentConfig, place: RankContext) -> System:
     """Construct prior, camera sampler and system, on the CPU."""
-    cameras = build_component(config.data, world_size=place.devices.world_size * config.trainer.accumulate)
-    system: System = build_component(
+    cameras = registry.build(config.data, world_size=place.devices.world_size * config.trainer.accumulate)
+    system: System = registry.build(
         config.system,
         prior=registry.build(config.prior),
         prompt=config.prompt,

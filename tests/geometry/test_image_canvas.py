@@ -20,7 +20,6 @@ from scoredist3d.priors import CFGConditions
 from scoredist3d.priors.analytic import GaussianMixturePrior
 from scoredist3d.priors.sampling import denoise
 from scoredist3d.seeding import Rng
-from scoredist3d.systems.base import build_component
 
 SIZE = 8
 
@@ -46,10 +45,7 @@ def canvas(
     prior: Any = None, *, seed: int = 0, view: Any = None, keep_start: bool = False, **options: Any
 ) -> ImageCanvas:
     config = parse_component("geometry", {"type": "image-canvas", "particles": 3, **options})
-    made: ImageCanvas = build_component(
-        config, prior=prior or Watched(), rng=Rng(seed), view=view, keep_start=keep_start
-    )
-    return made
+    return ImageCanvas(config, prior=prior or Watched(), rng=Rng(seed), view=view, keep_start=keep_start)
 
 
 def image_file(folder: Any, mode: str = "RGB", size: tuple[int, int] = (SIZE, SIZE)) -> tuple[str, np.ndarray]:
@@ -198,7 +194,7 @@ def test_a_loaded_canvas_is_not_started_anew_and_keeps_its_start() -> None:
 
 def system(guidance: dict[str, Any], prior: Any = None, **geometry: Any) -> Any:
     block = {"type": "text-to-2d", "guidance": guidance, "geometry": {"particles": 3, **geometry}}
-    return build_component(
+    return registry.build(
         parse_component("system", block), prior=prior or Watched(), prompt="blue left blob", rng=Rng(2)
     )
 
