@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from scoredist3d import registry
-from scoredist3d.config.errors import FieldError
+from scoredist3d.config.errors import ConfigError
 from scoredist3d.config.fields import ComponentConfig
 from scoredist3d.config.walker import parse_block
 
@@ -23,5 +23,5 @@ def build(config: ComponentConfig, **runtime: Any) -> Any:
         TypeError: An argument that this kind of component does not take, or a missing one.
     """
     if not isinstance(config, ComponentConfig):
-        raise FieldError(f"build needs the Config of a component, such as SDS.Config(), got {type(config).__name__}")
+        raise ConfigError(f"build needs the Config of a component, such as SDS.Config(), got {type(config).__name__}")
     return registry.build(parse_block(type(config), config), **runtime)
