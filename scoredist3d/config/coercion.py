@@ -145,20 +145,23 @@ def _parse_number(hint: type, value: Any, bounds: Bounds) -> Any:
 
 def _parse_schedule(value: Any, bounds: Bounds) -> Schedule:
     wanted = f"must be {described(Schedule, bounds)}, got {shown(value)}"
-    if isinstance(value, dict):
-        value = {key: _as_number(item) for key, item in value.items()}
-    elif isinstance(value, (list, tuple)):
-        value = [_as_number(item) for item in value]
-    elif not isinstance(value, Schedule):
-        value = _as_number(value)
     try:
-        schedule = Schedule.parse(value)
+        schedule = Schedule.parse(_with_numbers(value))
     except ValueError as error:
-        # A number that went wrong is told what fits; a schedule that went wrong, which part of it.
+        # For a wrong number the message lists what is accepted; for a wrong schedule it names the wrong part.
         raise Problem(str(error) if isinstance(value, (dict, list)) else wanted) from None
     if not all(_within(number, bounds) for number in schedule.values):
         raise Problem(wanted)
     return schedule
+
+
+def _with_numbers(value: Any) -> Any:
+    """``value`` with numbers in place of text that spells them, inside lists and mappings as well."""
+    if isinstance(value, dict):
+        return {key: _with_numbers(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_with_numbers(item) for item in value]
+    return _as_number(value)
 
 
 def _parse_literal(hint: Any, choices: tuple[Any, ...], value: Any) -> Any:

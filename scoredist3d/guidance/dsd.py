@@ -96,7 +96,7 @@ class DiverseScoreDistillation(TrajectoryGuidance):
             others = (self.ode_guidance_scale, self.sub_guidance_scale)
             if any(scale is not None and scale != self.guidance_scale for scale in others):
                 problems.append("exact: needs one scale; set ode_guidance_scale and sub_guidance_scale to null")
-            one_timestep = self.t_min == self.t_max and self.t_min.start_value >= self.t_min.end_value
+            one_timestep = self.t_min == self.t_max and self.t_min.never_rises
             if not one_timestep and not self.dreamtime.steps:
                 problems.append("exact: needs t_min and t_max to be the same falling schedule")
             return problems
@@ -175,7 +175,7 @@ class DiverseScoreDistillation(TrajectoryGuidance):
     def _late(self, step: int) -> bool:
         """Whether an annealed t has more than three quarters of its way behind it."""
         timestep = self.config.t_max
-        start, end = timestep.values
+        start, end = timestep.start_value, timestep.end_value
         return timestep == self.config.t_min and abs(timestep(step) - start) > 0.75 * abs(end - start)
 
     def _scales(self, ctx: StepContext) -> tuple[float, float, float]:

@@ -118,9 +118,11 @@ class Guidance(nn.Module, ABC):
         def validate(self) -> list[str]:
             """The timestep range may not be empty at any step, nor move under DreamTime."""
             low, high = self.t_min, self.t_max
-            if self.dreamtime.steps and not low.values[0] == low.values[1] <= high.values[0] == high.values[1]:
+            if self.dreamtime.steps and not (
+                low.is_constant and high.is_constant and low.start_value <= high.start_value
+            ):
                 return ["dreamtime: anneals by itself; give t_min and t_max one number each, t_min the smaller"]
-            steps = sorted({low.start, low.end, high.start, high.end, (low.start + low.end) // 2})
+            steps = sorted({*low.steps, *high.steps, (low.start + low.end) // 2})
             wrong = [step for step in steps if low(step) > high(step)]
             if not wrong:
                 return []
