@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from scoredist3d.config import ComponentConfig
+from scoredist3d.config import ComponentConfig, FieldError
 from scoredist3d.seeding import Rng
 
 
@@ -39,9 +39,10 @@ class Background(nn.Module, ABC):
         """
         super().__init__()
         if num_channels != 3 and not self.any_channels:
-            raise ValueError(
-                f"background.type: {config.type or type(self).__name__} has colours, but the material renders "
-                f"{num_channels} latent channels; use background.type=environment"
+            raise FieldError(
+                f"{config.type or type(self).__name__} has colours, but the material renders "
+                f"{num_channels} latent channels; use background.type=environment",
+                "type",
             )
         self.num_channels = num_channels
 

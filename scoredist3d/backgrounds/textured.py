@@ -54,7 +54,7 @@ class Textured(Background):
         self.config = config
         colors = torch.full((config.height, config.width, 3), 0.5)
         if config.image is not None:
-            radiance = load_radiance(config.image, key="background.image")
+            radiance = load_radiance(config.image, key="image")
             colors = linear_to_srgb(resize_panorama(radiance, config.height, config.width).clamp(0.0, 1.0))
         self.texture = nn.Parameter(torch.logit(colors, eps=_MARGIN), requires_grad=config.learned)
 

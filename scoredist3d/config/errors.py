@@ -42,7 +42,7 @@ def under(path: str, *, claim: bool = False) -> Iterator[None]:
     try:
         yield
     except FieldError as error:
-        raise error.under(path) from error
+        raise error.under(path).with_traceback(error.__traceback__) from error.__cause__
     except ValueError as error:
         if not claim:
             raise

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from scoredist3d.config import ComponentConfig, option
+from scoredist3d.config import ComponentConfig, FieldError, option
 from scoredist3d.meshes.exportable import Shape
 from scoredist3d.meshes.mesh import Mesh
 from scoredist3d.meshes.splats import Splats
@@ -171,7 +171,7 @@ class Geometry(nn.Module, ABC):
         Raises:
             ValueError: This geometry cannot.
         """
-        raise ValueError(f"geometry.type: {type(self).__name__} cannot start from another representation")
+        raise FieldError(f"{type(self).__name__} cannot start from another representation", "type")
 
     def prepare_loading(self, state: Mapping[str, Tensor]) -> None:
         """Give parameters and buffers the sizes that they have in ``state`` (names as in the own ``state_dict``).

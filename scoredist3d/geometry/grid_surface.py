@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from scoredist3d.config import option
+from scoredist3d.config import FieldError, option
 from scoredist3d.geometry.base import GeometryInit, Surface, SurfaceMesh, SurfacePoints
 from scoredist3d.geometry.mesh_queries import density_of, distance_to, to_mesh
 from scoredist3d.geometry.sdf_init import ShapeStartConfig
@@ -158,15 +158,16 @@ class GridSurface(Surface):
             ValueError: The start has no faces, or nothing of it is in the ball.
         """
         if not len(start.mesh.faces):
-            raise ValueError("geometry: cannot start from a mesh without faces")
+            raise FieldError("cannot start from a mesh without faces")
         limit = _TRUNCATION * self.spacing
         with torch.no_grad():
             self.set_distances(distance_to(start.mesh, self.vertices).clamp(-limit, limit))
             mesh = self._constant()
         if not len(mesh.faces):
-            raise ValueError(
-                f"geometry.resolution: a grid of {self.config.resolution} steps holds nothing of the mesh to start "
-                "from; raise it, or check that the mesh is in the ball of geometry.radius"
+            raise FieldError(
+                f"a grid of {self.config.resolution} steps holds nothing of the mesh to start "
+                "from; raise it, or check that the mesh is in the ball of geometry.radius",
+                "resolution",
             )
         error = float(distance_to(start.mesh, mesh.vertices).abs().mean())
         said = f"{len(mesh.faces):,} faces from the grid, on average {error:.2g} from the start's surface"

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from scoredist3d.config import option
+from scoredist3d.config import FieldError, option
 from scoredist3d.geometry.base import GeometryInit, Surface, SurfaceMesh, SurfacePoints
 from scoredist3d.geometry.mesh_queries import closest_on, density_of, to_mesh
 from scoredist3d.geometry.texture_field import PointField
@@ -196,7 +196,7 @@ class TexturedMesh(Surface):
             ValueError: The start has no faces.
         """
         if not len(start.mesh.faces):
-            raise ValueError("geometry: textured-mesh cannot start from a mesh without faces")
+            raise FieldError("textured-mesh cannot start from a mesh without faces")
         said, _ = self._take(start.mesh)
         return said if start.features is None else f"{said}; {self._take_look(start.features, rng)}"
 
@@ -235,9 +235,10 @@ class TexturedMesh(Surface):
             loaded = loaded.fitted(self.radius, self.config.fit_size)
         reach = float(np.linalg.norm(loaded.mesh.vertices, axis=1).max())
         if reach > self.radius * (1 + 1e-5):
-            raise ValueError(
-                f"geometry.mesh: {path} reaches {reach:.3g} from the origin, out of the ball of geometry.radius = "
-                f"{self.radius:g}; set geometry.fit=true or a larger radius"
+            raise FieldError(
+                f"{path} reaches {reach:.3g} from the origin, out of the ball of geometry.radius = "
+                f"{self.radius:g}; set geometry.fit=true or a larger radius",
+                "mesh",
             )
         said, level = self._take(loaded.mesh, loaded.uv_changes)
         logger.log(level, "geometry.mesh: %s: %s", Path(path).name, said)
@@ -320,10 +321,11 @@ class TexturedMesh(Surface):
         try:
             unwrapped, note = unwrap(mesh, config.texture_size, padding=config.padding, timeout=config.unwrap_timeout)
         except ValueError as error:
-            raise ValueError(
-                f"geometry.texture_size: {config.texture_size} is too small to give each of {len(mesh.faces)} faces "
+            raise FieldError(
+                f"{config.texture_size} is too small to give each of {len(mesh.faces)} faces "
                 "its own piece of texture; raise it or geometry.unwrap_timeout, or set geometry.max_faces to simplify "
-                "the mesh"
+                "the mesh",
+                "texture_size",
             ) from error
         return unwrapped, f"{said}; new ones were made{f': {note}' if note else ''}"
 

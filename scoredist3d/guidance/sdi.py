@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from scoredist3d.config import Schedule, option
+from scoredist3d.config import FieldError, Schedule, option
 from scoredist3d.diffusion.schedule import CLEAN, VPSchedule, per_item
 from scoredist3d.guidance.core.base import NFE, Score, StepContext, Weighting
 from scoredist3d.guidance.core.context import select, timestep_tensor
@@ -116,9 +116,10 @@ class ScoreDistillationViaInversion(TrajectoryGuidance):
         schedule = prior.schedule
         if config.reference_quirk and (not isinstance(schedule, VPSchedule) or schedule.prediction_type == "sample"):
             kind = "predicts the image" if isinstance(schedule, VPSchedule) else "is a flow"
-            raise ValueError(
-                "guidance.reference_quirk: the released code is for variance-preserving models that predict noise or "
-                f"velocity, and this prior {kind}; set it to false"
+            raise FieldError(
+                "the released code is for variance-preserving models that predict noise or "
+                f"velocity, and this prior {kind}; set it to false",
+                "reference_quirk",
             )
         self._cached: dict[int, CachedNoise] = {}
         self._told: dict[int, list[Tensor]] = {}
@@ -205,9 +206,10 @@ class ScoreDistillationViaInversion(TrajectoryGuidance):
             ValueError: Two items show one particle, or a particle's conditioning has changed.
         """
         if len(set(ctx.particles)) < len(ctx.particles):
-            raise ValueError(
-                "guidance.kappa: cached keeps one noise per image, and several views of one object share this batch; "
-                "use kappa: inversion"
+            raise FieldError(
+                "cached keeps one noise per image, and several views of one object share this batch; "
+                "use kappa: inversion",
+                "kappa",
             )
         new = [item for item, particle in enumerate(ctx.particles) if self._needs_target(particle, ctx)]
         if new:
@@ -227,9 +229,10 @@ class ScoreDistillationViaInversion(TrajectoryGuidance):
             particle = ctx.particles[item]
             now = told(select(conditions, slice(item, item + 1), len(z)))
             if not told_the_same(self._told.setdefault(particle, now), now):
-                raise ValueError(
-                    "guidance.kappa: cached needs the same prompt and camera at every step, and they have changed; use "
-                    "kappa: inversion"
+                raise FieldError(
+                    "cached needs the same prompt and camera at every step, and they have changed; use "
+                    "kappa: inversion",
+                    "kappa",
                 )
             self._cached[particle] = CachedNoise(prediction.x0[i], prediction.eps[i], self._block(ctx.step), ctx.step)
 

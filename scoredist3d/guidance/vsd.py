@@ -11,7 +11,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, distributed, nn
 
-from scoredist3d.config import Schedule, option
+from scoredist3d.config import FieldError, Schedule, option
 from scoredist3d.guidance.core.base import NFE, Guidance, Score, StepContext
 from scoredist3d.guidance.core.context import timestep_tensor
 from scoredist3d.guidance.core.score_models import (
@@ -193,7 +193,7 @@ class VariationalGuidance(Guidance):
     def _remember(self, z: Tensor, told: Conditioning) -> None:
         assert told.camera is not None
         if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
-            raise ValueError("guidance.phi.replay: works on one device only; set it to 0")
+            raise FieldError("works on one device only; set it to 0", "phi.replay")
         new = {"latents": z, "cameras": told.camera}
         kept = -(-self.config.phi.replay // self.prior.views) * self.prior.views
         old = {name: self._replay.get(name, values[:0]).to(values) for name, values in new.items()}

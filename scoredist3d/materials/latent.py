@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from scoredist3d.config import option
+from scoredist3d.config import FieldError, option
 from scoredist3d.materials.base import Light, Material
 from scoredist3d.meshes.exportable import SurfaceChannels
 from scoredist3d.ops.shading.color import clamp_unit
@@ -56,7 +56,7 @@ class Latent(Material):
         """
         super().__init__(config)
         if prior is None:
-            raise ValueError("material.type: latent needs the prior whose latents it renders; use another material")
+            raise FieldError("latent needs the prior whose latents it renders; use another material", "type")
         self.makes_latents = config.output == "latents"
         weights, bias = latent_colors(prior)
         # What is shown of latents must not change under the optimiser that moves them.

@@ -88,9 +88,7 @@ class PBR(Material):
         super().__init__(config)
         self.config = config
         self.num_features = 8 if config.normal_strength > 0 else 5
-        panorama = EnvironmentLight.read(
-            config.environment_map, config.environment_resolution, key="material.environment_map"
-        )
+        panorama = EnvironmentLight.read(config.environment_map, config.environment_resolution, key="environment_map")
         self.environment = EnvironmentLight(panorama, levels=config.environment_levels, learned=config.learned)
 
     def forward(

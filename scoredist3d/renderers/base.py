@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from scoredist3d.backgrounds.base import Background
 from scoredist3d.cameras import Cameras
-from scoredist3d.config import ComponentConfig
+from scoredist3d.config import ComponentConfig, FieldError
 from scoredist3d.geometry.base import Geometry, SurfaceMesh
 from scoredist3d.materials.base import Material
 from scoredist3d.seeding import Rng
@@ -95,7 +95,7 @@ class Renderer(nn.Module, ABC):
     ) -> None:
         super().__init__()
         if not isinstance(geometry, self.supports):
-            raise ValueError(f"renderer.type: {type(self).__name__} cannot render {type(geometry).__name__}")
+            raise FieldError(f"{type(self).__name__} cannot render {type(geometry).__name__}", "type")
         if geometry.num_features != material.num_features:
             raise ValueError(
                 f"geometry.num_features is {geometry.num_features}, but the material takes {material.num_features}; "

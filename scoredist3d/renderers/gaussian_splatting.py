@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from scoredist3d.backgrounds.base import Background
 from scoredist3d.cameras import Cameras
-from scoredist3d.config import option
+from scoredist3d.config import FieldError, option
 from scoredist3d.geometry.base import GaussianCloud, GaussianSet
 from scoredist3d.materials.base import Light, Material
 from scoredist3d.ops.rotations import rotation_matrices
@@ -65,9 +65,10 @@ class GaussianSplatting(Renderer):
     ) -> None:
         super().__init__(config, geometry=geometry, material=material, background=background)
         if material.num_channels + _MOST_FURTHER > MAX_CHANNELS:
-            raise ValueError(
-                f"renderer.type: gaussian-splatting blends at most {MAX_CHANNELS - _MOST_FURTHER} channels of colour, "
-                f"the material has {material.num_channels}"
+            raise FieldError(
+                f"gaussian-splatting blends at most {MAX_CHANNELS - _MOST_FURTHER} channels of colour, "
+                f"the material has {material.num_channels}",
+                "type",
             )
         self.config = config
 

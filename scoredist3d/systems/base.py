@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from scoredist3d import registry
-from scoredist3d.config import ComponentConfig, component
+from scoredist3d.config import ComponentConfig, component, under
 from scoredist3d.guidance.core.base import Guidance
 from scoredist3d.priors.base import CFGConditions
 from scoredist3d.seeding import Rng
@@ -168,7 +168,8 @@ class GuidedSystem(System):
         rng: Rng | None = None,
     ) -> None:
         super().__init__(config, prior=prior)
-        self.guidance = registry.build(config.guidance, prior=prior, rng=rng)
+        with under("guidance"):
+            self.guidance = registry.build(config.guidance, prior=prior, rng=rng)
         self.prompts = registry.build(
             config.prompt_processor,
             prior=prior,
@@ -179,7 +180,8 @@ class GuidedSystem(System):
 
     def guide(self, latents: Tensor, conditions: CFGConditions, step: int, rng: Rng, **extras: Any) -> TrainingStep:
         """The guidance's loss and its log entries; ``extras`` as in the guidance's call."""
-        output = self.guidance(latents, conditions, step, rng, **extras)
+        with under("guidance"):
+            output = self.guidance(latents, conditions, step, rng, **extras)
         config: Any = self.config
         weight = config.guidance.weight(step)
         scalars: dict[str, Tensor | float] = {f"guidance/{key}": value for key, value in output.diagnostics.items()}

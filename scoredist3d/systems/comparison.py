@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from scoredist3d import registry
-from scoredist3d.config import ComponentConfig, component, component_map, option
+from scoredist3d.config import ComponentConfig, component, component_map, option, under
 from scoredist3d.registry import near_matches, register
 from scoredist3d.seeding import Rng
 from scoredist3d.systems.base import System, TrainingStep
@@ -80,7 +80,10 @@ class Comparison(System):
             raise ValueError("system.methods is empty: give at least one text-to-2d block, as compare.yaml does")
         blocks = {label: _on_canvas(config.methods[label], config.geometry) for label in config.chosen}
         runtime: dict[str, Any] = {"prior": prior, "prompt": prompt, "negative_prompt": negative_prompt, "rng": rng}
-        systems = {label: registry.build(block, **runtime) for label, block in blocks.items()}
+        systems: dict[str, TextTo2D] = {}
+        for label, block in blocks.items():
+            with under(f"methods.{label}"):
+                systems[label] = registry.build(block, **runtime)
         # Labels are the user's: only ModuleList takes any.
         self.systems = nn.ModuleList(systems.values())
         self.labels = tuple(systems)
@@ -99,7 +102,8 @@ class Comparison(System):
         scalars: dict[str, Tensor | float] = {}
         losses = []
         for label, system in self.methods.items():
-            result = system.training_step(step, rng)
+            with under(f"methods.{label}"):
+                result = system.training_step(step, rng)
             losses.append(result.loss)
             for key, value in result.scalars.items():
                 group, _, name = key.partition("/")

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from scoredist3d import registry
-from scoredist3d.config import ComponentConfig, option
+from scoredist3d.config import ComponentConfig, option, under
 from scoredist3d.config.validation import dump
 from scoredist3d.geometry.base import GeometryInit, fits
 from scoredist3d.meshes.isosurface_extraction import find_surface
@@ -76,7 +76,8 @@ def _start_geometry(source: Scene, target: Scene, config: ConversionConfig, rng:
     def features(points: Tensor) -> Tensor:
         return target.material.features_of(shape.channels(points))
 
-    said = target.geometry.init_from(GeometryInit(mesh=mesh, features=features, shape=shape), rng)
+    with under("geometry"):
+        said = target.geometry.init_from(GeometryInit(mesh=mesh, features=features, shape=shape), rng)
     return [*lines, said] if said else lines
 
 

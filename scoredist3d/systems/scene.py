@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from scoredist3d import registry
 from scoredist3d.cameras import Cameras
-from scoredist3d.config import ComponentConfig
+from scoredist3d.config import ComponentConfig, under
 from scoredist3d.geometry.base import Geometry, fits
 from scoredist3d.materials.base import Material
 from scoredist3d.meshes.exportable import SurfaceChannels
@@ -62,12 +62,9 @@ class Scene(nn.Module):
     steps: Tensor
 
     def _build(self, name: str, **runtime: Any) -> Any:
-        """One part; what is wrong with its block is said under the key that a user can set."""
-        try:
+        """One part; errors start with the path of its block."""
+        with under(name, claim=True):
             return registry.build(self.blocks[name], **runtime)
-        except ValueError as error:
-            own = str(error).startswith(f"{name}.")
-            raise ValueError(f"system.{error}" if own else f"system.{name}: {error}") from error
 
     def forward(self, cameras: Cameras, *, step: int, rng: Rng | None, needs: Set[str] = NOTHING) -> Render:
         """See :class:`~scoredist3d.renderers.base.Renderer`."""

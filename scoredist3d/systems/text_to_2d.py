@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from scoredist3d.cameras import Cameras, orbit
-from scoredist3d.config import ComponentConfig, component, option
+from scoredist3d.config import ComponentConfig, component, option, under
 from scoredist3d.geometry.image_canvas import ImageCanvas
 from scoredist3d.registry import register
 from scoredist3d.seeding import Rng
@@ -85,7 +85,8 @@ class TextTo2D(GuidedSystem):
         """Distillation loss of a batch of particles; methods that edit see them as they were at the start, too."""
         drawn = self._draw(step, rng.shared())
         index, device = drawn.to(self.device), self.device
-        latents = self.canvas.latents(self.prior, index, rng("encode", step, device))
+        with under("geometry"):
+            latents = self.canvas.latents(self.prior, index, rng("encode", step, device))
         source = None
         if self.guidance.needs_source:
             # The same draw of the encoder's, so that only what was changed differs.

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from scoredist3d import registry
 from scoredist3d.cameras import Cameras
-from scoredist3d.config import ComponentConfig, Schedule, component, component_map, option
+from scoredist3d.config import ComponentConfig, Schedule, component, component_map, option, under
 from scoredist3d.config.validation import parse_component
 from scoredist3d.geometry.base import Geometry
 from scoredist3d.losses.base import Loss
@@ -120,7 +120,9 @@ class TextTo3D(GuidedSystem):
     ) -> None:
         super().__init__(config, prior=prior, prompt=prompt, negative_prompt=negative_prompt, rng=rng)
         self.settings = config
-        self.cameras = registry.build(parse_component("data", {"type": "random-camera"})) if cameras is None else cameras
+        self.cameras = (
+            registry.build(parse_component("data", {"type": "random-camera"})) if cameras is None else cameras
+        )
         rng = (rng or Rng()).shared()
         self._seed = rng.seed
         streams = [rng, *(rng.derive(f"particle/{index}") for index in range(1, config.particles))]
@@ -246,7 +248,8 @@ class TextTo3D(GuidedSystem):
         """What geometries do between two updates."""
         for index, scene in enumerate(self.scenes):
             stream = rng.derive(f"particle/{index}") if index else rng
-            scene.geometry.after_step(step, optimizer, stream)  # type: ignore[operator, union-attr]
+            with under("geometry"):
+                scene.geometry.after_step(step, optimizer, stream)  # type: ignore[operator, union-attr]
 
     @property
     def grows(self) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from scoredist3d import registry
+from scoredist3d.config import under
 from scoredist3d.config.experiment import ExperimentConfig
 from scoredist3d.config.validation import load_experiment
 from scoredist3d.seeding import Rng
@@ -68,14 +69,16 @@ class FitResult:
 def build_system(config: ExperimentConfig, place: RankContext) -> System:
     """Construct prior, camera sampler and system, on the CPU."""
     cameras = registry.build(config.data, world_size=place.devices.world_size * config.trainer.accumulate)
-    system: System = registry.build(
-        config.system,
-        prior=registry.build(config.prior),
-        prompt=config.prompt,
-        negative_prompt=config.negative_prompt,
-        cameras=cameras,
-        rng=Rng(config.seed),
-    )
+    prior = registry.build(config.prior)
+    with under("system"):
+        system: System = registry.build(
+            config.system,
+            prior=prior,
+            prompt=config.prompt,
+            negative_prompt=config.negative_prompt,
+            cameras=cameras,
+            rng=Rng(config.seed),
+        )
     return system
 
 
@@ -98,7 +101,8 @@ def begin(system: System, config: ExperimentConfig, place: RankContext, *, resum
     folder, checkpoint = find_run(start)
     source = load_experiment([folder.resolved_config])
     system.to_device(place.device)
-    system.init_from(read_checkpoint(checkpoint)["state_dict"], source.system)
+    with under("system"):
+        system.init_from(read_checkpoint(checkpoint)["state_dict"], source.system)
 
 
 def fit(
@@ -155,7 +159,10 @@ def fit(
         callbacks += [ProgressLine(console), checkpoints, StopOnRequest(guard, checkpoints)]
         trainer = pl.Trainer(callbacks=callbacks, **_trainer_options(system, config, folder, place))
         try:
-            trainer.fit(module, train_dataloaders=EndlessSteps(), ckpt_path=resume and str(resume), weights_only=True)
+            with under("system"):
+                trainer.fit(
+                    module, train_dataloaders=EndlessSteps(), ckpt_path=resume and str(resume), weights_only=True
+                )
             once_restored.call()  # Lightning skips its hooks where no step is left
         except BaseException:
             _leave_group(failed=True)

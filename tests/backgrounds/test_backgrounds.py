@@ -120,7 +120,7 @@ def test_environment_behind_latents_is_unbounded():
 
 @pytest.mark.parametrize("name", ["solid", "random", "textured"])
 def test_colours_cannot_be_behind_latents(name):
-    with pytest.raises(ValueError, match=rf"background.type: {name} has colours.* 4 latent .*background.type=environ"):
+    with pytest.raises(ValueError, match=rf"^type: {name} has colours.* 4 latent .*background.type=environ"):
         background(name, num_channels=4)
     with pytest.raises(ValueError, match="evaluation_color: a colour cannot be behind 4 latent channels"):
         background("environment", num_channels=4, evaluation_color=[1.0, 1.0, 1.0])
@@ -167,5 +167,5 @@ def test_texture_replacement():
 def test_texture_that_is_neither_given_nor_learned_is_refused():
     with pytest.raises(ConfigError, match="image: give a file, or set learned to true"):
         background("textured", learned=False)
-    with pytest.raises(ValueError, match=r"background.image: there is no file nowhere.png"):
+    with pytest.raises(ValueError, match=r"^image: there is no file nowhere.png"):
         background("textured", image="nowhere.png")

@@ -420,7 +420,7 @@ def test_opacities_are_reset_and_their_moments_forgotten():
 
 def test_nothing_left_is_an_error():
     geometry = gaussians(num_points=20, densify={"start": 1, "every": 1, "prune_opacity": 0.2})
-    with pytest.raises(ValueError, match=r"geometry\.densify: after step 0 every Gaussian"):
+    with pytest.raises(ValueError, match=r"^densify: after step 0 every Gaussian"):
         geometry.after_step(0, optimizer_of(geometry), Rng())
 
 

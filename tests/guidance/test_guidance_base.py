@@ -167,7 +167,7 @@ def test_empty_level_ranges_are_named():
     assert Guidance.Config(t_min=0.5, t_max=[0, 0.98, 0.3, 10]).validate() == [
         "t_min: 0.5 is above t_max 0.3 at step 10"
     ]
-    with pytest.raises(ValueError, match=r"t_min is 0\.6 at step 0, above t_max 0\.4"):
+    with pytest.raises(ValueError, match=r"^t_min: 0\.6 at step 0 is above t_max 0\.4"):
         method(t_min=0.6, t_max=0.4).sample_timesteps(1, 0, Rng())
 
 

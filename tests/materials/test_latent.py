@@ -153,5 +153,5 @@ def test_one_fit_for_all_scenes_of_a_run_without_global_randomness():
 
 
 def test_without_a_prior_it_is_refused():
-    with pytest.raises(ValueError, match=r"material.type: latent needs the prior"):
+    with pytest.raises(ValueError, match=r"^type: latent needs the prior"):
         registry.build(parse_component("material", {"type": "latent"}))

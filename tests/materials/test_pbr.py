@@ -287,7 +287,7 @@ def test_back_facing_and_degenerate_normals_stay_finite():
 def test_what_cannot_be_is_refused():
     with pytest.raises(ValueError, match="needs normals and directions of view"):
         pbr()(torch.zeros(1, 5), normals=torch.ones(1, 3))
-    with pytest.raises(ValueError, match=r"material.environment_map: there is no file .*nowhere.hdr"):
+    with pytest.raises(ValueError, match=r"^environment_map: there is no file .*nowhere.hdr"):
         pbr(environment_map="nowhere.hdr")
     with pytest.raises(ConfigError, match="roughness_range: the first value must not exceed"):
         pbr(roughness_range=[0.9, 0.1])

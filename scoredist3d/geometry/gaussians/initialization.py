@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from scoredist3d.config import FieldError
 from scoredist3d.geometry.base import GaussianSet
 from scoredist3d.meshes.mesh import Mesh
 from scoredist3d.meshes.splats import Up, is_splats, read_points, read_points_table, read_splats
@@ -143,7 +144,7 @@ def fitted(points: Tensor, radius: float) -> tuple[Tensor, float]:
     centred = points - 0.5 * (points.amin(dim=0) + points.amax(dim=0))
     reach = float(centred.norm(dim=-1).max())
     if not reach > 0:
-        raise ValueError("geometry.init_file: all points are at one position")
+        raise FieldError("all points are at one position", "init_file")
     scale = _MARGIN * radius / reach
     return centred * scale, scale
 
@@ -160,4 +161,4 @@ def spacing(points: Tensor, radius: float) -> Tensor:
 
 def _require_some(count: int, path: str) -> None:
     if count <= _NEIGHBOURS:
-        raise ValueError(f"geometry.init_file: {Path(path).name} holds {count} points, at least 4 are needed")
+        raise FieldError(f"{Path(path).name} holds {count} points, at least 4 are needed", "init_file")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from scoredist3d.config import option
+from scoredist3d.config import FieldError, option
 from scoredist3d.geometry.base import GaussianCloud, GaussianSet, GeometryInit
 from scoredist3d.geometry.gaussians.density_control import (
     DensifyConfig,
@@ -265,9 +265,10 @@ class Gaussians(GaussianCloud):
         kept = ~is_spent(config, new[self.opacity_logits].sigmoid(), new[self.log_scales].exp(), self.radius)
         keep = ~spent & ~growth.split
         if not bool(keep.any()) and not bool(kept.any()):
-            raise ValueError(
-                f"geometry.densify: after step {step} every Gaussian is more transparent than prune_opacity = "
-                f"{config.prune_opacity} or larger than prune_scale = {config.prune_scale} radii; change these"
+            raise FieldError(
+                f"after step {step} every Gaussian is more transparent than prune_opacity = "
+                f"{config.prune_opacity} or larger than prune_scale = {config.prune_scale} radii; change these",
+                "densify",
             )
         resize_rows(optimizer, {parameter: rows[kept] for parameter, rows in new.items()}, keep)
         self._clear_statistics()
@@ -358,9 +359,10 @@ class Gaussians(GaussianCloud):
             self.radius,
         )
         if config.densify.enabled and len(made.means) > config.densify.max_points:
-            raise ValueError(
-                f"geometry.init_file: {Path(path).name} holds {len(made.means)} Gaussians, more than "
-                f"densify.max_points = {config.densify.max_points}; raise it, or set densify.enabled=false"
+            raise FieldError(
+                f"{Path(path).name} holds {len(made.means)} Gaussians, more than "
+                f"densify.max_points = {config.densify.max_points}; raise it, or set densify.enabled=false",
+                "init_file",
             )
         return made
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from scoredist3d.config import ComponentConfig, Schedule, option
+from scoredist3d.config import ComponentConfig, FieldError, Schedule, option
 from scoredist3d.diffusion.schedule import NoiseSchedule, per_item
 from scoredist3d.guidance.core.checks import FiniteCheck
 from scoredist3d.guidance.core.context import StepContext, select, timestep_tensor
@@ -262,7 +262,7 @@ class Guidance(nn.Module, ABC):
             return [self._dreamtime(step)] * batch
         low, high = self._value("t_min", step), self._value("t_max", step)
         if low > high:
-            raise ValueError(f"guidance.t_min is {low:g} at step {step}, above t_max {high:g}")
+            raise FieldError(f"{low:g} at step {step} is above t_max {high:g}", "t_min")
         groups = range(-(-batch // self.prior.views))
         draws = [torch.rand((), generator=rng(f"t/{group}", step), dtype=torch.float64) for group in groups]
         quantized: list[float] = self.schedule.quantize(low + (high - low) * torch.stack(draws)).tolist()

@@ -14,13 +14,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
+from scoredist3d.config import FieldError
 from scoredist3d.files import atomic_path, write_json
 from scoredist3d.paths import PACKAGE
 from scoredist3d.priors.base import Prior
 
 SHIPPED_FOLDER = PACKAGE / "assets" / "corrective"
 AUTO, IDENTITY = "auto", "identity"
-_KEY = "guidance.corrective"
+_KEY = "corrective"
 _WEIGHTS, _CONFIG = "corrective.safetensors", "config.json"
 _FINGERPRINT_LEVELS = 17
 _SAMPLES_PER_TENSOR = 32
@@ -156,19 +157,21 @@ def load_corrective(choice: str, prior: Prior) -> Corrective | None:
         return None
     folder = SHIPPED_FOLDER if choice == AUTO else Path(choice).expanduser()
     if not (folder / _CONFIG).is_file() or not (folder / _WEIGHTS).is_file():
-        raise ValueError(f"{_KEY}: {folder} holds no {_CONFIG} and {_WEIGHTS}; scripts/train_corrective.py writes them")
+        raise FieldError(f"{folder} holds no {_CONFIG} and {_WEIGHTS}; scripts/train_corrective.py writes them", _KEY)
     network, fingerprint = read_corrective(folder)
     difference = fingerprint.differs_from(Fingerprint.of(prior))
     if difference is None:
         return network
     if choice == AUTO:
-        raise ValueError(
-            f"{_KEY}: auto is the corrective of the embedded prior, and this prior is another one ({difference}); "
-            "train one for it with scripts/train_corrective.py and name its folder, or set identity to do without"
+        raise FieldError(
+            f"auto is the corrective of the embedded prior, and this prior is another one ({difference}); "
+            "train one for it with scripts/train_corrective.py and name its folder, or set identity to do without",
+            _KEY,
         )
-    raise ValueError(
-        f"{_KEY}: {folder} was trained for another prior ({difference}); train one for this prior with "
-        "scripts/train_corrective.py"
+    raise FieldError(
+        f"{folder} was trained for another prior ({difference}); train one for this prior with "
+        "scripts/train_corrective.py",
+        _KEY,
     )
 
 
@@ -188,7 +191,7 @@ def read_corrective(folder: Path) -> tuple[Corrective, Fingerprint]:
             network = Corrective(CorrectiveSizes(**config["sizes"]))
         network.load_state_dict(tensors, assign=True)
     except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ValueError(f"{_KEY}: {folder} holds no corrective: {str(error).splitlines()[0]}") from error
+        raise FieldError(f"{folder} holds no corrective: {str(error).splitlines()[0]}", _KEY) from error
     return network.requires_grad_(False).eval(), fingerprint
 
 

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from scoredist3d.config import option
+from scoredist3d.config import FieldError, option
 from scoredist3d.diffusion.schedule import NoiseSchedule
 
 
@@ -54,13 +54,14 @@ class DreamTime:
         """
         timesteps = self.timesteps_between(schedule, low, high)
         if not len(timesteps):
-            raise ValueError(f"guidance.dreamtime has no timestep between t_min {low:g} and t_max {high:g}")
+            raise FieldError(f"there is no timestep between t_min {low:g} and t_max {high:g}", "dreamtime")
         weights = time_prior(config, schedule, timesteps)
         total = float(weights.sum())
         if not 0.0 < total < float("inf"):
-            raise ValueError(
-                f"guidance.dreamtime.kind {config.kind} weighs the timesteps from {low:g} to {high:g} with {total:g} in "
-                "all; lower t_max below the timestep without signal, or widen the widths"
+            raise FieldError(
+                f"the weights of {config.kind} for the timesteps from {low:g} to {high:g} sum to {total:g}; "
+                "lower t_max below the timestep without signal, or widen the widths",
+                "dreamtime.kind",
             )
         self._steps = config.steps
         self._timesteps: list[float] = timesteps.flip(0).tolist()

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from scoredist3d.config import ComponentConfig, Schedule, option
+from scoredist3d.config import ComponentConfig, FieldError, Schedule, option
 from scoredist3d.diffusion.schedule import NoiseSchedule
 from scoredist3d.priors.base import AdapterPoints, CFGConditions, Conditioning, Prediction, Prior
 from scoredist3d.priors.camera_embedding import CAMERA_EMBEDDING_SIZE, camera_embedding
@@ -83,9 +83,7 @@ def build_score_model(config: ScoreModelConfig, prior: Prior, rng: Rng) -> Score
     if config.network == "unet" or (config.network == "auto" and points is None and config.model is None):
         return UNetScoreModel(config, prior, rng)
     if points is None:
-        raise ValueError(
-            "guidance.phi.network: this prior is no network that adapters could be put on; use network=unet"
-        )
+        raise FieldError("this prior is no network that adapters could be put on; use network=unet", "phi.network")
     if config.model is None:
         return LoraScoreModel(config, prior, points, rng)
     model = DiffusersPrior(
@@ -307,14 +305,15 @@ def _resolutions(side: int) -> int:
 def _require_sibling(name: str, model: Prior, points: AdapterPoints, prior: Prior, prior_points: AdapterPoints) -> None:
     """Refuse a model that would misread the prior's latents, timesteps or text."""
     if points.text_width != prior_points.text_width:
-        raise ValueError(
-            f"guidance.phi.model: {name} attends to texts of width {points.text_width}, and the prior's text encoder "
-            f"makes {prior_points.text_width}; use a model of the same family"
+        raise FieldError(
+            f"{name} attends to texts of width {points.text_width}, and the prior's text encoder "
+            f"makes {prior_points.text_width}; use a model of the same family",
+            "phi.model",
         )
     size = 8 * prior.image_size
     channels, wanted = model.latent_shape(size, size)[0], prior.latent_shape(size, size)[0]
     if channels != wanted:
-        raise ValueError(f"guidance.phi.model: {name} takes latents of {channels} channels, the prior's have {wanted}")
+        raise FieldError(f"{name} takes latents of {channels} channels, the prior's have {wanted}", "phi.model")
     t = torch.linspace(0.0, 1.0, 101, dtype=torch.float64)
     if not all(map(torch.allclose, model.schedule.coefficients(t), prior.schedule.coefficients(t))):
-        raise ValueError(f"guidance.phi.model: the timesteps of {name} are not the prior's; use a sibling of it")
+        raise FieldError(f"the timesteps of {name} are not the prior's; use a sibling of it", "phi.model")

@@ -8,6 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from scoredist3d.config import FieldError
 from scoredist3d.diffusion.schedule import CLEAN, NoiseSchedule
 from scoredist3d.guidance.core.base import WEIGHTINGS, Guidance
 from scoredist3d.guidance.core.context import timestep_tensor
@@ -93,9 +94,10 @@ class TrajectoryGuidance(Guidance):
         alpha, sigma = self.schedule.coefficients(torch.tensor([timestep], dtype=torch.float64))
         weight = WEIGHTINGS[self.config.weighting](alpha, sigma).item()
         if weight == float("inf"):
-            raise ValueError(
-                f"guidance.weighting: {self.config.weighting} is infinite at t = {timestep:g}, where this prior's timesteps "
-                "hold no image; lower guidance.t_max or use the weighting uniform"
+            raise FieldError(
+                f"{self.config.weighting} is infinite at t = {timestep:g}, where this prior's timesteps "
+                "hold no image; lower guidance.t_max or use the weighting uniform",
+                "weighting",
             )
         return weight
 
