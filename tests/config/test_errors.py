@@ -9,6 +9,7 @@ from shared import tiny_runs
 import scoredist3d
 from scoredist3d.config import ConfigError, FieldError, under
 from scoredist3d.config.errors import join_path
+from scoredist3d.config.validation import validate
 from scoredist3d.priors.analytic import GaussianMixturePrior
 from scoredist3d.training.distributed import Devices
 from scoredist3d.training.fit import RankContext, build_system
@@ -50,9 +51,9 @@ def test_paths_are_joined_where_both_are_given(path: str, key: str, joined: str)
 
 def test_what_only_building_shows_is_said_under_the_whole_key(tmp_path: Path) -> None:
     place = RankContext(Devices.parse("cpu"))
-    config = tiny_runs.make(
-        tmp_path, system={"background": {"type": "textured", "image": "nowhere.png"}, "loss": {"sparsity": None}}
-    )
+    plain = tiny_runs.plain(tmp_path)
+    plain["system"]["background"] = {"type": "textured", "image": "nowhere.png"}
+    config = validate(plain)
     with pytest.raises(FieldError, match=r"^system\.background\.image: there is no file nowhere\.png"):
         build_system(config, place)
     alone = config.system
