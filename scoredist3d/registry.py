@@ -1,4 +1,4 @@
-"""Names to classes, one namespace per kind of component.
+"""Registry of components: from a kind and a name to a class.
 
 A component is a class with a nested ``Config`` dataclass (see :mod:`scoredist3d.config.fields`) and the constructor of
 its kind (:data:`ARGUMENTS`). Registering it is one decorator::
@@ -6,8 +6,8 @@ its kind (:data:`ARGUMENTS`). Registering it is one decorator::
     @register("guidance", "sds", summary="Follow the denoiser's error on a noised render.", arxiv="2209.14988")
     class ScoreDistillationSampling(Guidance): ...
 
-Modules of a kind's package are imported at the first look-up of that kind, so a new component is a new file and nothing
-else. User packages in ``custom/`` register through the same decorator.
+The modules of a kind's package are imported at the first look-up of that kind, so a new component needs one new file
+and no other change. User packages in ``custom/`` register through the same decorator.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Entry:
 
 
 class UnknownComponentError(ValueError):
-    """A component name that no class of this kind is registered under."""
+    """A name under which no component of the kind is registered."""
 
 
 _entries: dict[str, dict[str, Entry]] = {kind: {} for kind in KINDS}
@@ -82,7 +82,7 @@ _loaded: set[str] = set()
 
 
 def near_matches(name: str, known: list[str]) -> str:
-    """`` Did you mean 'a' or 'b'?`` for the closest known names, or the empty string."""
+    """A hint `` Did you mean 'a' or 'b'?`` with the closest known names, or the empty string."""
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     return f" Did you mean {' or '.join(repr(match) for match in close)}?" if close else ""
 
@@ -95,9 +95,9 @@ def register(
     Args:
         kind: One of :data:`KINDS`.
         name: The registry name, lower case with dashes.
-        summary: The one-line idea shown by ``--list``.
-        arxiv: The paper's arXiv id, where the component comes from one.
-        aliases: Earlier names, which keep working; each is reported once, when it is first used.
+        summary: One line for ``--list``: the component's idea.
+        arxiv: The arXiv id of the component's paper, if any.
+        aliases: Earlier names, which keep working; the first use of each is logged.
 
     Raises:
         ValueError: Unknown kind, a class without a ``Config``, or a name already taken by another class.
@@ -139,13 +139,13 @@ def _load(kind: str) -> None:
         )
     if kind in _loaded:
         return
-    _loaded.add(kind)  # before the imports, which may look up their own kind
+    _loaded.add(kind)  # set before the imports, because they may look up their own kind
     try:
         package = importlib.import_module(KINDS[kind])
         for module in pkgutil.iter_modules(package.__path__):
             importlib.import_module(f"{package.__name__}.{module.name}")
     except BaseException:
-        _loaded.discard(kind)  # a half-loaded kind must not pass for the whole one at the next look-up
+        _loaded.discard(kind)  # so that the next look-up imports the rest
         raise
 
 

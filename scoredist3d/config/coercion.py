@@ -1,4 +1,4 @@
-"""Values of single fields: what a type hint and its bounds allow, in words and in code."""
+"""Parsing and description of single values: what a type hint and its bounds accept."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ParseNested = Callable[[type, Any], Any]
 
 
 class Problem(ValueError):
-    """A value that its field does not accept; ``where`` is the position inside a list or mapping, if any."""
+    """A value that its field does not accept; ``where`` is its position inside a list or mapping, or empty."""
 
     def __init__(self, message: str, where: str = ""):
         super().__init__(message)
@@ -30,10 +30,16 @@ class Problem(ValueError):
 
 
 def parse_leaf(hint: Any, value: Any, bounds: Bounds, nested: ParseNested) -> Any:
-    """``value`` as ``hint`` wants it.
+    """``value`` converted to the type ``hint``.
 
-    Whole numbers pass for floats, and text that spells a number (``1e-3`` is text to many YAML writers) for numbers;
-    true and false never pass for numbers. ``nested`` parses a dataclass found on the way.
+    Whole numbers are accepted for floats. Text that spells a number is accepted for numbers, since YAML 1.1 reads
+    ``1e-3`` as text. True and false are not numbers.
+
+    Args:
+        hint: The type of the field.
+        value: A plain value, or one of the right type already.
+        bounds: Bounds of every number in the value.
+        nested: Parses a dataclass inside the value.
 
     Raises:
         Problem: The value has the wrong type or lies outside ``bounds``.
@@ -64,7 +70,7 @@ def parse_leaf(hint: Any, value: Any, bounds: Bounds, nested: ParseNested) -> An
 
 
 def described(hint: Any, bounds: Bounds) -> str:
-    """What a field accepts, in words: ``a number >= 0``, ``one of 'linear', 'cosine'``, ``a list of whole numbers``."""
+    """Description of what a field accepts, such as ``a number >= 0`` or ``one of 'linear', 'cosine'``."""
     origin, arguments = get_origin(hint), get_args(hint)
     if hint is Schedule:
         return f"a number{_limits(bounds)} or {_SCHEDULE_FORM}"
@@ -98,7 +104,7 @@ def is_bare(value: Any) -> bool:
 
 
 def shown(value: Any, limit: int = 80) -> str:
-    """``value`` as it is quoted in messages: YAML's words for null and truth, long values cut."""
+    """``value`` as quoted in messages: null, true and false as in YAML, long values shortened."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     text = repr(value)
@@ -126,7 +132,7 @@ def _within(number: float, bounds: Bounds) -> bool:
 
 
 def _as_number(value: Any) -> Any:
-    """Text that spells a number, as that number; anything else unchanged."""
+    """The number that ``value`` spells if it is such a text, else ``value``."""
     if isinstance(value, str) and NUMBER.fullmatch(value.strip()):
         number = float(value)
         return int(number) if number.is_integer() and not re.search(r"[.eE]", value) else number

@@ -10,8 +10,8 @@ from typing import Self
 class FieldError(ValueError):
     """A configured value that a component cannot use.
 
-    A component raises it with the path inside its own block (``"t_min"``); whoever holds the block adds the path to it
-    by :func:`under`, so the message starts with the whole key (``system.guidance.t_min: ...``).
+    A component raises it with a path inside its own block (``"t_min"``). Code that holds the block adds the path of the
+    block with :func:`under`, so that the message starts with the whole key (``system.guidance.t_min: ...``).
 
     Attributes:
         problem: What is wrong and what to do, without the path.

@@ -47,7 +47,7 @@ def field_types(cls: type) -> dict[str, Any]:
     """Name to resolved type of every field of a dataclass, whether its annotations are strings or not.
 
     Names are looked up in the module and in the classes around the definition, so a ``Config`` may refer to a dataclass
-    nested beside it.
+    in the same class.
     """
     surroundings: dict[str, Any] = {}
     for base in reversed(cls.__mro__):

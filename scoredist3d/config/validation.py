@@ -1,8 +1,7 @@
-"""Plain dictionaries become typed configuration, and back.
+"""Conversion between plain dictionaries and typed configuration.
 
-The validator walks the dictionary along the dataclasses beside the classes that it names (``type: sds`` leads to
-``ScoreDistillationSampling.Config`` through the registry), down to the last leaf. It gathers every mistake before it
-gives up, one line each, so that a config is corrected in one go.
+Parsing collects all mistakes before it raises, one line each, so that a config can be corrected in one pass. The parser
+itself is in :mod:`scoredist3d.config.walker`.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ def validate(plain: dict[str, Any]) -> ExperimentConfig:
 
 
 def load_experiment(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> ExperimentConfig:
-    """Files and overrides to a typed run; see :func:`resolve_run` for interpolations.
+    """The typed run that files and overrides describe; see :func:`resolve_run` for interpolations.
 
     Raises:
         ConfigError: As :func:`scoredist3d.config.loader.load` and :func:`validate`.
@@ -46,17 +45,17 @@ def load_experiment(files: Sequence[str | Path], overrides: Sequence[str] = ()) 
 
 
 def load_plain(merged: dict[str, Any]) -> ExperimentConfig:
-    """Merged layers to a typed run; see :func:`load_experiment`."""
+    """The typed run that merged layers describe; see :func:`load_experiment`."""
     return validate(resolve_run(merged))
 
 
 def resolve_run(merged: dict[str, Any]) -> dict[str, Any]:
-    """Merged layers with every interpolation replaced, over the defaults of the blocks that are no components.
+    """Merged layers with every interpolation replaced, over the defaults of the blocks that are not components.
 
-    ``${trainer.max_steps}`` stands for ``trainer.schedule_steps`` where that is set.
+    ``${trainer.max_steps}`` is replaced by ``trainer.schedule_steps`` if that is set.
 
     Raises:
-        ConfigError: An interpolation leads nowhere.
+        ConfigError: An interpolation refers to a key that does not exist.
     """
     fields = [field for field in own_fields(ExperimentConfig) if "component" not in field.metadata]
     values = {field.name: default_value(field) for field in fields}
@@ -72,16 +71,16 @@ def resolve_run(merged: dict[str, Any]) -> dict[str, Any]:
 
 
 def missing_files(config: Any, path: str = "") -> list[str]:
-    """One line for each file that a configuration names and that does not exist.
+    """One line for each file that a configuration names but that does not exist.
 
-    Validation itself leaves the disk alone, so that a config can be checked on another machine.
+    Validation itself does not access the disk, so a config can be checked on another machine.
     """
     problems: list[str] = []
     for field in own_fields(type(config)):
         value, here = getattr(config, field.name), join_path(path, field.name)
         if field.metadata.get("file") and value is not None:
             if find_shipped(value) is None:
-                problems.append(f"{here}: there is no file {value} (relative paths start at {Path.cwd()})")
+                problems.append(f"{here}: there is no file {value} (relative paths are searched in {Path.cwd()})")
         elif isinstance(value, dict):
             blocks = {name: block for name, block in value.items() if dataclasses.is_dataclass(block)}
             for name, block in blocks.items():
@@ -92,13 +91,13 @@ def missing_files(config: Any, path: str = "") -> list[str]:
 
 
 def parse(cls: type[ConfigT], plain: dict[str, Any]) -> ConfigT:
-    """Like :func:`validate` for any configuration dataclass, for use outside a run."""
+    """An instance of the configuration dataclass ``cls`` from a plain dictionary; errors as for :func:`validate`."""
     config: ConfigT = parse_block(cls, plain)
     return config
 
 
 def parse_component(kind: str, plain: dict[str, Any]) -> Any:
-    """The config of one component, ready for ``registry.build``: ``parse_component("prior", {"type": "diffusers"})``.
+    """The config of one component for ``registry.build``, as in ``parse_component("prior", {"type": "diffusers"})``.
 
     Raises:
         ConfigError: As :func:`validate`.
@@ -122,18 +121,20 @@ def dump(config: Any) -> Any:
 
 
 def to_yaml(config: Any) -> str:
-    """The text of a config file that runs again by itself; what is saved with a run and printed by ``--dry-run``."""
+    """The text of a complete config file, as saved with a run and printed by ``--dry-run``."""
     return yaml.dump(_escape(dump(config)), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
 def layers_to_yaml(merged: dict[str, Any]) -> str:
-    """Merged layers as a config file, interpolations kept: what a resumed run starts from, so that overriding a value
-    also moves what was written in terms of it."""
+    """Merged layers as the text of a config file, with interpolations kept.
+
+    A resumed run starts from it, so overriding a value also changes the values that refer to it.
+    """
     return yaml.dump(merged, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
 class _Dumper(yaml.SafeDumper):
-    """Lists of plain values on one line, text that looks like a number in quotes."""
+    """Writes lists of plain values on one line, and quotes text that looks like a number."""
 
 
 def _represent_list(dumper: _Dumper, items: list[Any]) -> yaml.Node:
@@ -142,7 +143,7 @@ def _represent_list(dumper: _Dumper, items: list[Any]) -> yaml.Node:
 
 
 def _represent_text(dumper: _Dumper, text: str) -> yaml.Node:
-    # PyYAML would write 1e-3 without quotes, and the loader, which knows YAML 1.2's numbers, would read a number.
+    # PyYAML writes 1e-3 without quotes, which the loader reads as a number, by the rules of YAML 1.2.
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="'" if NUMBER.fullmatch(text) else None)
 
 
@@ -151,7 +152,7 @@ _Dumper.add_representer(str, _represent_text)
 
 
 def _escape(value: Any) -> Any:
-    """Keep resolved text that contains ``${`` from being resolved a second time."""
+    """``value`` with ``${`` escaped in every text, so that loading does not resolve it again."""
     if isinstance(value, dict):
         return {key: _escape(item) for key, item in value.items()}
     if isinstance(value, list):

@@ -233,7 +233,7 @@ def test_the_table_above_is_long_enough() -> None:
     assert len(BAD) >= 25
 
 
-def test_all_mistakes_are_told_at_once_in_order() -> None:
+def test_all_mistakes_are_reported_together_in_order() -> None:
     with pytest.raises(ConfigError) as caught:
         validate({"sed": 1, "trainer": {"max_steps": "x", "precison": "32"}, "system": {"guidance": {"type": "sdx"}}})
     assert [line.split(":")[0] for line in str(caught.value).splitlines()] == [

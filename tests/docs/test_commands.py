@@ -201,7 +201,9 @@ def test_the_example_in_python_trains() -> None:
     (example,) = (block for block in blocks("python") if "scoredist3d.fit" in block)
     assert "steps=600" in example
     names: dict[str, Any] = {}
-    exec(example.replace("steps=600", "steps=1").replace("=64", "=16"), names)
+    small = 'radius=1.0, grid={"num_levels": 2, "log2_hashmap_size": 8}), renderer=VolumeRenderer.Config(num_samples=8'
+    example = example.replace("steps=600", "steps=1").replace("=64", "=16").replace("radius=1.0", small)
+    exec("from scoredist3d.renderers.volume import VolumeRenderer\n" + example, names)
     assert names["config"].loss["sparsity"].weight(600) == pytest.approx(0.1)
     assert names["system"].prompts.prompt == "a red mug"
 
