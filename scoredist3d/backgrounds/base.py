@@ -32,6 +32,7 @@ class Background(nn.Module, ABC):
     def __init__(self, config: Config, *, rng: Rng | None = None, num_channels: int = 3) -> None:
         """Args:
         config: Options.
+        rng: Draws initial values; equal on all ranks.
         num_channels: Channels of what is rendered over it: 3, or those of the prior's latents.
 
         Raises:

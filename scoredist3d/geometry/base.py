@@ -139,6 +139,11 @@ class Geometry(nn.Module, ABC):
     free_options: frozenset[str] = frozenset()
 
     def __init__(self, config: Config, *, rng: Rng | None = None, material: Material | None = None) -> None:
+        """Args:
+        config: Options.
+        rng: Draws initial values; equal on all ranks.
+        material: The scene's material, which sets the number of features and converts colours to features.
+        """
         super().__init__()
         self.radius = config.radius
 

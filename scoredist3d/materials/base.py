@@ -68,6 +68,11 @@ class Material(nn.Module, ABC):
     free_options: frozenset[str] = frozenset()
 
     def __init__(self, config: Config, *, rng: Rng | None = None, prior: Any = None) -> None:
+        """Args:
+        config: Options.
+        rng: Draws initial values; equal on all ranks.
+        prior: The run's :class:`~scoredist3d.priors.base.Prior`, for materials that render its latents.
+        """
         super().__init__()
 
     @abstractmethod

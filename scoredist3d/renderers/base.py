@@ -93,6 +93,16 @@ class Renderer(nn.Module, ABC):
         background: Background,
         rng: Rng | None = None,
     ) -> None:
+        """Args:
+        config: Options.
+        geometry: The geometry to render, of the class that ``supports`` names.
+        material: Turns features of the geometry into colours.
+        background: Colours behind the object.
+        rng: Draws initial values of the renderer's own networks; equal on all ranks.
+
+        Raises:
+            ValueError: The geometry is of another kind, or its number of features is not that of the material.
+        """
         super().__init__()
         if not isinstance(geometry, self.supports):
             raise FieldError(f"{type(self).__name__} cannot render {type(geometry).__name__}", "type")

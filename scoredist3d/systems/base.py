@@ -167,6 +167,14 @@ class GuidedSystem(System):
         cameras: Any = None,
         rng: Rng | None = None,
     ) -> None:
+        """Args:
+        config: Options.
+        prior: The diffusion model; it is frozen.
+        prompt: Description of the result.
+        negative_prompt: Replaces the empty prompt in guidance.
+        cameras: :class:`~scoredist3d.data.base.CameraSampler` of the training views, for systems that render.
+        rng: Draws initial values; ``Rng()`` if not given.
+        """
         super().__init__(config, prior=prior)
         with under("guidance"):
             self.guidance = registry.build(config.guidance, prior=prior, rng=rng)
