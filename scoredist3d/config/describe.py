@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from scoredist3d import registry
 from scoredist3d.config.coercion import described, shown
-from scoredist3d.config.fields import MISSING, field_types
+from scoredist3d.config.fields import MISSING, accepted_type, field_types
 from scoredist3d.config.validation import dump
 from scoredist3d.config.walker import block_class, default_value, own_fields
 
@@ -93,7 +93,7 @@ def _rows(cls: type, prefix: str, base: Any = None) -> Iterator[Row]:
         elif nested is not None and default is not None:
             yield from _rows(nested, f"{key}.", None if default is MISSING else default)
         else:
-            accepts = described(hint, field.metadata.get("bounds", {}))
+            accepts = described(accepted_type(field, hint), field.metadata.get("bounds", {}))
             yield Row(key, "(required)" if default is MISSING else _plain(default), accepts, text)
 
 

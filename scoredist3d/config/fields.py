@@ -21,9 +21,9 @@ import dataclasses
 import functools
 import sys
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from scoredist3d.config.errors import ConfigError, FieldError
 
@@ -33,6 +33,7 @@ __all__ = [
     "ComponentConfig",
     "ConfigError",
     "FieldError",
+    "accepted_type",
     "component",
     "component_map",
     "field_types",
@@ -112,6 +113,7 @@ def option(
     example: str = "",
     file: bool = False,
     aliases: Sequence[str] = (),
+    choices: Callable[[], Sequence[str]] | None = None,
 ) -> Any:
     """A leaf field of a configuration dataclass.
 
@@ -122,6 +124,8 @@ def option(
         example: Shown where a required field is missing.
         file: Whether the text names a file that a run reads.
         aliases: Earlier keys of the field, which keep working.
+        choices: Returns the texts that the field accepts; called at validation, because user packages may register
+            more of them.
     """
     metadata = {
         "help": help,
@@ -129,12 +133,25 @@ def option(
         "example": example,
         "file": file,
         "aliases": tuple(aliases),
+        "choices": choices,
     }
     if default is MISSING:
         return dataclasses.field(metadata=metadata, kw_only=True)
     if isinstance(default, (list, dict)):
         return dataclasses.field(default_factory=default.copy, metadata=metadata, kw_only=True)
     return dataclasses.field(default=default, metadata=metadata, kw_only=True)
+
+
+def accepted_type(field: dataclasses.Field[Any], hint: Any) -> Any:
+    """The type that values of a field must have: ``hint``, with ``str`` narrowed to the field's choices, if it has any.
+
+    ``hint`` is the field's resolved type, ``str`` or ``list[str]`` if the field has choices.
+    """
+    choices = field.metadata.get("choices")
+    if choices is None:
+        return hint
+    name: Any = Literal.__getitem__(tuple(choices()))
+    return {str: name, list[str]: list[name]}[hint]
 
 
 def component(kind: str, default_type: str | None, help: str = "") -> Any:

@@ -15,7 +15,7 @@ from typing import Any
 from scoredist3d import registry
 from scoredist3d.config.coercion import MISSING_MARK, Problem, is_bare, parse_leaf, shown
 from scoredist3d.config.errors import ConfigError, join_path
-from scoredist3d.config.fields import MISSING, Block, ComponentConfig, field_types
+from scoredist3d.config.fields import MISSING, Block, ComponentConfig, accepted_type, field_types
 from scoredist3d.config.schedule import Schedule
 
 
@@ -153,7 +153,7 @@ class Walker:
                 return self._missing(field, path)
             value = default
         try:
-            return parse_leaf(hint, value, field.metadata.get("bounds", {}), self._nested)
+            return parse_leaf(accepted_type(field, hint), value, field.metadata.get("bounds", {}), self._nested)
         except Problem as problem:
             self.report(join_path(path, problem.where), str(problem))
             return None

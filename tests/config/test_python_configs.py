@@ -206,3 +206,16 @@ def test_an_unknown_name_of_the_package_is_an_error() -> None:
     with pytest.raises(AttributeError, match="module 'scoredist3d' has no attribute 'biuld'"):
         scoredist3d.biuld  # type: ignore[attr-defined]  # noqa: B018
     assert {"build", "fit"} <= set(dir(scoredist3d))
+
+
+@dataclass
+class Formats(Block):
+    """A block whose text field accepts only some values."""
+
+    names: list[str] = option(["glb"], "Formats.", choices=lambda: ("glb", "obj"))
+
+
+def test_choices_are_looked_up_when_a_value_is_parsed() -> None:
+    assert Formats(names=["obj"]).names == ["obj"]
+    with pytest.raises(ConfigError, match=r"^names\.0: must be one of 'glb', 'obj', got 'gbl'\. Did you mean 'glb'\?$"):
+        Formats(names=["gbl"])
