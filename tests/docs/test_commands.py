@@ -197,6 +197,7 @@ def test_the_example_loss_computes_something(workplace: Path) -> None:
     assert float(loss(render, None, 0, Rng())) == pytest.approx(0.25 / 4)
 
 
+@pytest.mark.slow
 def test_the_example_in_python_trains() -> None:
     (example,) = (block for block in blocks("python") if "scoredist3d.fit" in block)
     assert "steps=600" in example
