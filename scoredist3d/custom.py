@@ -1,8 +1,8 @@
-"""User packages: modules in ``custom/`` are imported and register their components.
+"""Import of user packages in ``custom/``, which register components.
 
-``custom/`` of a source checkout belongs to the program and is always imported. ``custom/`` of the current folder is
-code that anybody may have put there, so only commands that build a run import it. ``--custom FOLDER`` imports a folder
-in any command.
+``custom/`` of a source checkout belongs to the program and is always imported. ``custom/`` of the current folder may
+contain code from anybody, so only commands that build a run import it. ``--custom FOLDER`` imports a folder in any
+command.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def custom_folders(*, builds: bool, named: Sequence[Path] = ()) -> list[Path]:
     """The folders of user packages that a command imports.
 
     Args:
-        builds: Whether the command builds a run, which makes it import ``custom/`` of the current folder.
+        builds: Whether the command builds a run and so imports ``custom/`` of the current folder.
         named: Folders given with ``--custom``.
     """
     root = checkout_root()
@@ -33,15 +33,15 @@ def custom_folders(*, builds: bool, named: Sequence[Path] = ()) -> list[Path]:
 
 
 def loaded_folders() -> list[Path]:
-    """The folders that :func:`load_custom` has imported in this process, for snapshots and worker processes."""
+    """The folders that :func:`load_custom` has imported in this process."""
     return list(_loaded)
 
 
 def load_custom(folders: Sequence[Path]) -> list[str]:
     """Import every package and module of ``folders`` as ``custom.<name>``.
 
-    A package is a sub-folder; without an ``__init__.py`` each of its modules is imported. Names that start with ``_``
-    or ``.`` are left alone.
+    A package is a sub-folder; of one without an ``__init__.py``, each module is imported. Names that start with ``_``
+    or ``.`` are skipped.
 
     Returns:
         One sentence per package that could not be imported, with the error and the line that raised it.
@@ -58,7 +58,7 @@ def load_custom(folders: Sequence[Path]) -> list[str]:
         for name in _module_names(folder):
             try:
                 importlib.import_module(name)
-            # A user's file may raise anything at import; all of it is reported and none of it may stop the program.
+            # A user's file may raise any exception at import; it is reported and must not stop the program.
             except Exception as error:
                 failures.append(f"{name.replace('.', '/')} could not be loaded: {_described(error)}")
     return failures
@@ -76,7 +76,7 @@ def _module_names(folder: Path) -> Iterator[str]:
 
 
 def _described(error: Exception) -> str:
-    """Type, message, and where in the user's files it happened."""
+    """Type and message of an error, with the file and line where it was raised."""
     if isinstance(error, SyntaxError):
         return f"SyntaxError: {error.msg} ({error.filename}, line {error.lineno})"
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "importlib" not in frame.filename]

@@ -1,4 +1,4 @@
-"""Atomic writes: a file appears under its name complete, or not at all."""
+"""Atomic file writing: a file appears under its name completely or not at all."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path``, with its suffix; moved onto ``path`` on success, removed on an exception."""
+    """A temporary path next to ``path`` with its suffix; renamed to ``path`` on success, deleted on an exception."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
     try:
@@ -26,7 +26,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
-    """A file to write whose content appears under ``path`` as a whole or not at all (also after a power cut)."""
+    """A binary file for writing; its content appears at ``path`` completely or not at all, even after a power cut."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     try:
@@ -45,9 +45,9 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """An empty folder at ``path`` for files in the making; removed afterwards, unless it has been renamed.
+    """An empty folder at ``path`` for unfinished files; deleted afterwards, unless it has been renamed.
 
-    What a killed process left there is removed first.
+    Files that a killed process left there are deleted first.
     """
     shutil.rmtree(path, ignore_errors=True)
     path.mkdir(parents=True)
@@ -58,7 +58,7 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make a rename in ``folder`` durable; file systems that cannot sync a directory are left as they are."""
+    """Make a rename in ``folder`` durable, on file systems that can sync a directory."""
     with suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -68,19 +68,19 @@ def sync_folder(folder: Path) -> None:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace a text file's content in one go."""
+    """Replace the content of a text file atomically."""
     with atomic_file(path) as file:
         file.write(text.encode())
 
 
 def write_json(path: Path, content: dict[str, Any]) -> Path:
-    """Replace a JSON file's content in one go; returns ``path``."""
+    """Replace the content of a JSON file atomically; returns ``path``."""
     write_atomically(path, json.dumps(content, indent=2) + "\n")
     return path
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The mapping in a JSON file; empty where there is no such file, or one that holds anything else."""
+    """The mapping in a JSON file; empty if there is no such file or it contains something else."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

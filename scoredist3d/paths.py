@@ -1,7 +1,7 @@
-"""Where the files that ship with the program are: in a source checkout, or inside the installed package.
+"""Locations of the files that ship with the program, in a source checkout or an installed package.
 
-A wheel carries the recipes as ``scoredist3d/configs/``; a checkout and an editable install keep them at the top level,
-as ``configs/``. In both cases ``<shipped root>/configs`` holds the recipes.
+A wheel contains the recipes as ``scoredist3d/configs/``; a checkout and an editable install keep them in ``configs/``
+at the top level. In both cases ``<shipped root>/configs`` holds the recipes.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ CONFIG_ALIASES: dict[str, str] = {
 
 
 def checkout_root() -> Path | None:
-    """The folder that holds ``launch.py``, ``configs/`` and ``custom/``; None where a wheel is installed."""
+    """The folder with ``launch.py``, ``configs/`` and ``custom/``; None if a wheel is installed."""
     root = PACKAGE.parent
     return root if (root / "launch.py").is_file() and not _is_installed() else None
 
 
 def shipped_root() -> Path:
-    """The folder whose ``configs/`` holds the recipes that ship with the program."""
+    """The folder with the ``configs/`` that ships with the program."""
     return PACKAGE if _is_installed() else PACKAGE.parent
 
 
 def find_shipped(path: str | Path) -> Path | None:
-    """The file that a relative path means: from the working directory, or else one that ships with the program.
+    """The existing file with a path relative to the working directory, else one that ships with the program.
 
     Shipped files are named as in the repository, e.g. ``scoredist3d/assets/sketches/mug.obj``.
     """
@@ -54,7 +54,7 @@ def renamed_config(path: str | Path) -> Path | None:
 
 
 def command_name() -> str:
-    """How the user started this program, for hints that name a command: ``python launch.py`` or ``scoredist3d``."""
+    """The command that started this program, for messages: ``python launch.py`` or ``scoredist3d``."""
     started = Path(sys.argv[0])
     if started.stem == "scoredist3d":
         return "scoredist3d"

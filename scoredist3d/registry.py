@@ -1,13 +1,13 @@
-"""Names to classes, one namespace per kind of component.
+"""Registry of components: from a kind and a name to a class.
 
-A component is a class with a nested ``Config`` dataclass (see :mod:`scoredist3d.config.fields`) and a constructor
-``__init__(self, config, **runtime)``. Registering it is one decorator::
+A component is a class with a nested ``Config`` dataclass (see :mod:`scoredist3d.config.fields`) and the constructor of
+its kind (:data:`ARGUMENTS`). Registering it is one decorator::
 
     @register("guidance", "sds", summary="Follow the denoiser's error on a noised render.", arxiv="2209.14988")
     class ScoreDistillationSampling(Guidance): ...
 
-Modules of a kind's package are imported at the first look-up of that kind, so a new component is a new file and nothing
-else. User packages in ``custom/`` register through the same decorator.
+The modules of a kind's package are imported at the first look-up of that kind, so a new component needs one new file
+and no other change. User packages in ``custom/`` register through the same decorator.
 """
 
 from __future__ import annotations
@@ -35,6 +35,21 @@ KINDS: dict[str, str] = {
     "exporter": "scoredist3d.export",
 }
 
+ARGUMENTS: dict[str, tuple[str, ...]] = {
+    "system": ("prior", "prompt", "negative_prompt", "cameras", "rng"),
+    "prior": (),
+    "prompt-processor": ("prior", "prompt", "negative_prompt", "extra"),
+    "guidance": ("prior", "rng"),
+    "geometry": ("rng", "material"),
+    "material": ("rng", "prior"),
+    "background": ("rng", "num_channels"),
+    "renderer": ("geometry", "material", "background", "rng"),
+    "loss": (),
+    "data": ("world_size",),
+    "exporter": (),
+}
+"""Keyword arguments that the constructors of a kind take after ``config``; its base class says what they are."""
+
 ClassT = TypeVar("ClassT", bound=type)
 
 _log = logging.getLogger(__name__)
@@ -58,7 +73,7 @@ class Entry:
 
 
 class UnknownComponentError(ValueError):
-    """A component name that no class of this kind is registered under."""
+    """A name under which no component of the kind is registered."""
 
 
 _entries: dict[str, dict[str, Entry]] = {kind: {} for kind in KINDS}
@@ -67,7 +82,7 @@ _loaded: set[str] = set()
 
 
 def near_matches(name: str, known: list[str]) -> str:
-    """`` Did you mean 'a' or 'b'?`` for the closest known names, or the empty string."""
+    """A hint `` Did you mean 'a' or 'b'?`` with the closest known names, or the empty string."""
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     return f" Did you mean {' or '.join(repr(match) for match in close)}?" if close else ""
 
@@ -80,9 +95,9 @@ def register(
     Args:
         kind: One of :data:`KINDS`.
         name: The registry name, lower case with dashes.
-        summary: The one-line idea shown by ``--list``.
-        arxiv: The paper's arXiv id, where the component comes from one.
-        aliases: Earlier names, which keep working; each is reported once, when it is first used.
+        summary: One line for ``--list``: the component's idea.
+        arxiv: The arXiv id of the component's paper, if any.
+        aliases: Earlier names, which keep working; the first use of each is logged.
 
     Raises:
         ValueError: Unknown kind, a class without a ``Config``, or a name already taken by another class.
@@ -101,11 +116,20 @@ def register(
                 f"{kind}/{name} is already registered by {taken.cls.__module__}.{taken.cls.__qualname__}; "
                 f"choose another name for {cls.__module__}.{cls.__qualname__}"
             )
+        _own_config(cls, kind, name)
         _entries[kind][name] = Entry(kind=kind, name=name, cls=cls, summary=summary, arxiv=arxiv)
         _aliases[kind].update(dict.fromkeys(aliases, name))
         return cls
 
     return decorate
+
+
+def _own_config(cls: Any, kind: str, name: str) -> None:
+    """Give a component class a ``Config`` of its own, which knows its kind and type."""
+    if cls.Config.__qualname__ != f"{cls.__qualname__}.Config":  # inherited
+        names = {"__module__": cls.__module__, "__qualname__": f"{cls.__qualname__}.Config"}
+        cls.Config = type(cls.Config)("Config", (cls.Config,), names | {"__doc__": cls.Config.__doc__})
+    cls.Config.kind, cls.Config.type = kind, name
 
 
 def _load(kind: str) -> None:
@@ -115,13 +139,13 @@ def _load(kind: str) -> None:
         )
     if kind in _loaded:
         return
-    _loaded.add(kind)  # before the imports, which may look up their own kind
+    _loaded.add(kind)  # set before the imports, because they may look up their own kind
     try:
         package = importlib.import_module(KINDS[kind])
         for module in pkgutil.iter_modules(package.__path__):
             importlib.import_module(f"{package.__name__}.{module.name}")
     except BaseException:
-        _loaded.discard(kind)  # a half-loaded kind must not pass for the whole one at the next look-up
+        _loaded.discard(kind)  # so that the next look-up imports the rest
         raise
 
 
@@ -157,10 +181,32 @@ def lookup(kind: str, name: str) -> Entry:
 
 
 def entry_of(config: Any) -> Entry:
-    """The entry whose ``Config`` class ``config`` is an instance of (its ``type`` field names it)."""
+    """The entry of the component that ``config`` configures.
+
+    Raises:
+        ValueError: ``config`` is not the ``Config`` of a registered class.
+    """
+    if not getattr(config, "kind", ""):
+        raise ValueError(
+            f"{type(config).__qualname__} is not the Config of a registered component; decorate its class with "
+            "scoredist3d.registry.register"
+        )
     return lookup(config.kind, config.type)
 
 
 def build(config: Any, **runtime: Any) -> Any:
-    """Construct the component that a validated config block describes: ``cls(config, **runtime)``."""
-    return entry_of(config).cls(config, **runtime)
+    """Construct the component that a validated config describes: ``cls(config, **runtime)``.
+
+    Raises:
+        TypeError: ``runtime`` holds an argument that the constructors of this kind do not take.
+    """
+    entry = entry_of(config)
+    accepted = ARGUMENTS[entry.kind]
+    for name in runtime:
+        if name not in accepted:
+            takes = ", ".join(accepted) or "none besides its config"
+            raise TypeError(
+                f"{entry.kind}/{entry.name}: unexpected argument {name!r}.{near_matches(name, list(accepted))} "
+                f"Arguments of a {entry.kind}: {takes}"
+            )
+    return entry.cls(config, **runtime)

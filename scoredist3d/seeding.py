@@ -1,7 +1,7 @@
-"""Randomness that depends only on the run's seed, a stream's name and the step.
+"""Random generators derived from the seed of the run, the name of a stream and the step.
 
-Nothing in the package draws from torch's global stream. A generator is derived afresh at each use, so there is no state
-to save: a resumed run continues exactly as the uninterrupted one.
+Nothing in the package draws from torch's global stream. A new generator is derived for each use, so there is no state
+to save: a resumed run equals the uninterrupted one.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import torch
 
 @dataclass(frozen=True)
 class Rng:
-    """Derives generators: same (seed, rank, stream, step) and device type, same numbers.
+    """Source of generators; equal (seed, rank, stream, step) and device type give equal numbers.
 
     Attributes:
         seed: The run's seed.
-        rank: Process rank of a distributed run; ranks draw different cameras and noise.
+        rank: Rank of the process in a distributed run; ranks draw different cameras and noise.
     """
 
     seed: int = 0
@@ -31,10 +31,10 @@ class Rng:
         return torch.Generator(device=device).manual_seed(derived)
 
     def shared(self) -> Rng:
-        """The same stream on every rank (initialisation, background that all ranks share)."""
+        """The source of rank 0, for draws that must be equal on all ranks, such as initial values."""
         return Rng(self.seed, 0)
 
     def derive(self, name: str) -> Rng:
-        """An independent source of the same kind, e.g. for one of several scenes."""
+        """An independent source of the same rank, e.g. for one of several scenes."""
         digest = hashlib.blake2b(f"{self.seed}/{name}".encode(), digest_size=8).digest()
         return Rng(int.from_bytes(digest, "little") & (2**63 - 1), self.rank)

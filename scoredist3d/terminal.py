@@ -1,4 +1,4 @@
-"""Text for terminals and pipes of any encoding and width."""
+"""Text output to terminals and pipes of any encoding and width."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import TextIO
 
 
 def tolerate_any_text() -> None:
-    """Let stdout and stderr print characters outside of their encoding as escapes (``\\u00e9``) instead of failing.
+    """Make stdout and stderr print characters outside their encoding as escapes (``\\u00e9``) instead of failing.
 
-    A prompt may hold any character, while a pipe or an old terminal may only take ASCII.
+    A prompt may contain any character, but a pipe or an old terminal may accept only ASCII.
     """
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
@@ -20,7 +20,7 @@ def tolerate_any_text() -> None:
 
 
 def print_out(text: str, end: str = "\n", stream: TextIO | None = None) -> bool:
-    """Print at once, to stdout by default; False where the reader has left (``| head``), which is not an error."""
+    """Print and flush, to stdout by default; False if the reader has closed the pipe (``| head``)."""
     stream = sys.stdout if stream is None else stream
     try:
         print(text, end=end, file=stream, flush=True)
@@ -32,12 +32,12 @@ def print_out(text: str, end: str = "\n", stream: TextIO | None = None) -> bool:
 
 
 def display_width(text: str) -> int:
-    """Columns that ``text`` takes on a terminal: two for wide East Asian characters, none for combining marks."""
+    """Width of ``text`` in terminal columns: two for wide East Asian characters, none for combining marks."""
     return sum(map(_columns, text))
 
 
 def fit_width(text: str, columns: int) -> str:
-    """``text`` cut to at most ``columns`` columns."""
+    """``text`` truncated to at most ``columns`` columns."""
     width = 0
     for index, character in enumerate(text):
         width += _columns(character)

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from scoredist3d.config import ComponentConfig
+from scoredist3d.config import ComponentConfig, FieldError
+from scoredist3d.seeding import Rng
 
 
 class Background(nn.Module, ABC):
@@ -28,7 +29,7 @@ class Background(nn.Module, ABC):
     any_channels: bool = False
     free_options: frozenset[str] = frozenset()
 
-    def __init__(self, config: Config, *, num_channels: int = 3) -> None:
+    def __init__(self, config: Config, *, rng: Rng | None = None, num_channels: int = 3) -> None:
         """Args:
         config: Options.
         num_channels: Channels of the render: 3, or the number of the prior's latent channels.
@@ -38,9 +39,10 @@ class Background(nn.Module, ABC):
         """
         super().__init__()
         if num_channels != 3 and not self.any_channels:
-            raise ValueError(
-                f"background.type: {config.type or type(self).__name__} has colors only, but the material outputs "
-                f"{num_channels} latent channels; use background.type=environment"
+            raise FieldError(
+                f"{config.type or type(self).__name__} has colors only, but the material outputs "
+                f"{num_channels} latent channels; use background.type=environment",
+                "type",
             )
         self.num_channels = num_channels
 

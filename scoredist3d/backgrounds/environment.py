@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from scoredist3d.backgrounds.base import Background
-from scoredist3d.config import option
+from scoredist3d.config import FieldError, option
 from scoredist3d.nn.mlp import MLP
 from scoredist3d.registry import register
 from scoredist3d.seeding import Rng
@@ -56,9 +56,7 @@ class Environment(Background):
         """
         super().__init__(config, num_channels=num_channels)
         if num_channels != 3 and config.evaluation_color is not None:
-            raise ValueError(
-                f"background.evaluation_color: a color does not fit {num_channels} latent channels; set it to null"
-            )
+            raise FieldError(f"a color does not fit {num_channels} latent channels; set it to null", "evaluation_color")
         self.config = config
         inputs = 3 + 6 * config.num_frequencies
         generator = (rng or Rng()).shared()("background")

@@ -11,6 +11,7 @@ from torch import Tensor
 from scoredist3d.backgrounds.base import Background
 from scoredist3d.config import option
 from scoredist3d.registry import register
+from scoredist3d.seeding import Rng
 
 
 @register("background", "random", summary="Random constant color per training image; fixed color in evaluation.")
@@ -40,7 +41,7 @@ class Random(Background):
                 ]
             return super().validate()
 
-    def __init__(self, config: Config, *, num_channels: int = 3) -> None:
+    def __init__(self, config: Config, *, rng: Rng | None = None, num_channels: int = 3) -> None:
         super().__init__(config, num_channels=num_channels)
         self.config = config
 

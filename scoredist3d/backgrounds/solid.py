@@ -10,6 +10,7 @@ from torch import Tensor
 from scoredist3d.backgrounds.base import Background
 from scoredist3d.config import option
 from scoredist3d.registry import register
+from scoredist3d.seeding import Rng
 
 
 @register("background", "solid", summary="Fixed color, white by default.")
@@ -22,7 +23,7 @@ class Solid(Background):
 
         color: tuple[float, float, float] = option((1.0, 1.0, 1.0), "RGB color.", ge=0, le=1)
 
-    def __init__(self, config: Config, *, num_channels: int = 3) -> None:
+    def __init__(self, config: Config, *, rng: Rng | None = None, num_channels: int = 3) -> None:
         super().__init__(config, num_channels=num_channels)
         self.color = config.color
 

@@ -14,6 +14,7 @@ from scoredist3d.meshes.images import load_radiance
 from scoredist3d.ops.shading.color import linear_to_srgb
 from scoredist3d.ops.shading.environment import resize_panorama, sample_panorama
 from scoredist3d.registry import register
+from scoredist3d.seeding import Rng
 
 _MARGIN = 1e-3  # keeps the logits of black and white finite
 
@@ -52,12 +53,12 @@ class Textured(Background):
                 )
             return problems
 
-    def __init__(self, config: Config, *, num_channels: int = 3) -> None:
+    def __init__(self, config: Config, *, rng: Rng | None = None, num_channels: int = 3) -> None:
         super().__init__(config, num_channels=num_channels)
         self.config = config
         colors = torch.full((config.height, config.width, 3), 0.5)
         if config.image is not None:
-            radiance = load_radiance(config.image, key="background.image")
+            radiance = load_radiance(config.image, key="image")
             colors = linear_to_srgb(resize_panorama(radiance, config.height, config.width).clamp(0.0, 1.0))
         self.texture = nn.Parameter(torch.logit(colors, eps=_MARGIN), requires_grad=config.learned)
 

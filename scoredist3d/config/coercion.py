@@ -1,4 +1,4 @@
-"""Values of single fields: what a type hint and its bounds allow, in words and in code."""
+"""Parsing and description of single values: what a type hint and its bounds accept."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from scoredist3d.config.schedule import Schedule
 from scoredist3d.registry import near_matches
 
 NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
+MISSING_MARK = "???"
+"""The value of a key that must still be given."""
 _SCHEDULE_FORM = "a schedule {from, to, start, end, shape}"
 
 Bounds = Mapping[str, float | None]
@@ -20,7 +22,7 @@ ParseNested = Callable[[type, Any], Any]
 
 
 class Problem(ValueError):
-    """A value that its field does not accept; ``where`` is the position inside a list or mapping, if any."""
+    """A value that its field does not accept; ``where`` is its position inside a list or mapping, or empty."""
 
     def __init__(self, message: str, where: str = ""):
         super().__init__(message)
@@ -28,10 +30,16 @@ class Problem(ValueError):
 
 
 def parse_leaf(hint: Any, value: Any, bounds: Bounds, nested: ParseNested) -> Any:
-    """``value`` as ``hint`` wants it.
+    """``value`` converted to the type ``hint``.
 
-    Whole numbers pass for floats, and text that spells a number (``1e-3`` is text to many YAML writers) for numbers;
-    true and false never pass for numbers. ``nested`` parses a dataclass found on the way.
+    Whole numbers are accepted for floats. Text that spells a number is accepted for numbers, since YAML 1.1 reads
+    ``1e-3`` as text. True and false are not numbers.
+
+    Args:
+        hint: The type of the field.
+        value: A plain value, or one of the right type already.
+        bounds: Bounds of every number in the value.
+        nested: Parses a dataclass inside the value.
 
     Raises:
         Problem: The value has the wrong type or lies outside ``bounds``.
@@ -62,7 +70,7 @@ def parse_leaf(hint: Any, value: Any, bounds: Bounds, nested: ParseNested) -> An
 
 
 def described(hint: Any, bounds: Bounds) -> str:
-    """What a field accepts, in words: ``a number >= 0``, ``one of 'linear', 'cosine'``, ``a list of whole numbers``."""
+    """Description of what a field accepts, such as ``a number >= 0`` or ``one of 'linear', 'cosine'``."""
     origin, arguments = get_origin(hint), get_args(hint)
     if hint is Schedule:
         return f"a number{_limits(bounds)} or {_SCHEDULE_FORM}"
@@ -88,8 +96,15 @@ def described(hint: Any, bounds: Bounds) -> str:
     return leaves.get(hint, "anything")
 
 
+def is_bare(value: Any) -> bool:
+    """Whether an entry of a component map is a number, a schedule or an interpolation: not a block, and not null."""
+    if isinstance(value, dict):
+        return not {"from", "to"}.isdisjoint(value)
+    return value is not None
+
+
 def shown(value: Any, limit: int = 80) -> str:
-    """``value`` as it is quoted in messages: YAML's words for null and truth, long values cut."""
+    """``value`` as quoted in messages: null, true and false as in YAML, long values shortened."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     text = repr(value)
@@ -117,7 +132,7 @@ def _within(number: float, bounds: Bounds) -> bool:
 
 
 def _as_number(value: Any) -> Any:
-    """Text that spells a number, as that number; anything else unchanged."""
+    """The number that ``value`` spells if it is such a text, else ``value``."""
     if isinstance(value, str) and NUMBER.fullmatch(value.strip()):
         number = float(value)
         return int(number) if number.is_integer() and not re.search(r"[.eE]", value) else number
@@ -136,20 +151,23 @@ def _parse_number(hint: type, value: Any, bounds: Bounds) -> Any:
 
 def _parse_schedule(value: Any, bounds: Bounds) -> Schedule:
     wanted = f"must be {described(Schedule, bounds)}, got {shown(value)}"
-    if isinstance(value, dict):
-        value = {key: _as_number(item) for key, item in value.items()}
-    elif isinstance(value, (list, tuple)):
-        value = [_as_number(item) for item in value]
-    elif not isinstance(value, Schedule):
-        value = _as_number(value)
     try:
-        schedule = Schedule.parse(value)
+        schedule = Schedule.parse(_with_numbers(value))
     except ValueError as error:
-        # A number that went wrong is told what fits; a schedule that went wrong, which part of it.
+        # For a wrong number the message lists what is accepted; for a wrong schedule it names the wrong part.
         raise Problem(str(error) if isinstance(value, (dict, list)) else wanted) from None
     if not all(_within(number, bounds) for number in schedule.values):
         raise Problem(wanted)
     return schedule
+
+
+def _with_numbers(value: Any) -> Any:
+    """``value`` with numbers in place of text that spells them, inside lists and mappings as well."""
+    if isinstance(value, dict):
+        return {key: _with_numbers(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_with_numbers(item) for item in value]
+    return _as_number(value)
 
 
 def _parse_literal(hint: Any, choices: tuple[Any, ...], value: Any) -> Any:

@@ -1,8 +1,7 @@
-"""What ``--list`` and ``--describe`` print: the registry and the fields of a component, in columns."""
+"""Output of ``--list`` and ``--describe``: registered components, and the fields of one, in columns."""
 
 from __future__ import annotations
 
-import dataclasses
 import textwrap
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -10,13 +9,14 @@ from typing import Any, NamedTuple
 from scoredist3d import registry
 from scoredist3d.config.coercion import described, shown
 from scoredist3d.config.fields import MISSING, accepted_type, field_types
-from scoredist3d.config.validation import block_class, dump, own_fields
+from scoredist3d.config.validation import dump
+from scoredist3d.config.walker import block_class, default_value, own_fields
 
 WIDTH = 120
 
 
 class Row(NamedTuple):
-    """One field: its key, its default, what it accepts, what it is for."""
+    """One field: key, default, accepted values, help text."""
 
     key: str
     default: str
@@ -25,14 +25,14 @@ class Row(NamedTuple):
 
 
 def list_kinds() -> str:
-    """The kinds of components, one a line, with the package that holds them."""
+    """The kinds of components, one per line, with the package of each."""
     width = max(map(len, registry.KINDS))
     lines = [f"  {kind:<{width}}  {package.replace('.', '/')}/" for kind, package in registry.KINDS.items()]
-    return "\n".join(["Kinds of components (--list KIND names the components of one):", *lines])
+    return "\n".join(["Kinds of components (--list KIND lists the components of a kind):", *lines])
 
 
 def list_components(kind: str) -> str:
-    """The components of a kind: name, idea in one line, paper."""
+    """The components of a kind, one per line: name, summary, arXiv id."""
     names = registry.names(kind)
     if not names:
         return f"No {kind} is registered."
@@ -42,20 +42,20 @@ def list_components(kind: str) -> str:
         entry = registry.lookup(kind, name)
         paper = f"  (arXiv {entry.arxiv})" if entry.arxiv else ""
         lines.append(f"  {name:<{width}}  {entry.summary}{paper}")
-    return "\n".join([f"{kind} (--describe {kind}/NAME shows the fields of one):", *lines])
+    return "\n".join([f"{kind} (--describe {kind}/NAME shows the fields of a component):", *lines])
 
 
 def describe_component(kind: str, name: str) -> str:
-    """All fields of ``kind/name``: key, default, what it accepts, help; nested blocks with dotted keys."""
+    """All fields of ``kind/name``: key (dotted in nested blocks), default, accepted values, help text."""
     entry = registry.lookup(kind, name)
     paper = f"\narXiv {entry.arxiv}" if entry.arxiv else ""
     rows = list(_rows(entry.config_cls, ""))
     head = f"{kind}/{name}: {entry.summary}{paper}\n"
-    return f"{head}\n{format_rows(rows)}" if rows else f"{head}\nIt has no fields."
+    return f"{head}\n{format_rows(rows)}" if rows else f"{head}\nThis component has no fields."
 
 
 def format_rows(rows: list[Row]) -> str:
-    """Rows as columns; the help text stands under what the field accepts."""
+    """Rows as columns, with the help text below the accepted values."""
     key_width = max(len("key"), *(len(row.key) for row in rows))
     default_width = min(max(len("default"), *(len(row.default) for row in rows)), 24)
     indent = " " * (2 + key_width + 2 + default_width + 2)
@@ -75,7 +75,7 @@ def _rows(cls: type, prefix: str, base: Any = None) -> Iterator[Row]:
     types = field_types(cls)
     for field in own_fields(cls):
         hint, key, text = types[field.name], prefix + field.name, field.metadata.get("help", "")
-        default = _default(field, base)
+        default = default_value(field, base)
         nested = block_class(hint)
         if "component" in field.metadata:
             kind = field.metadata["component"]
@@ -87,7 +87,7 @@ def _rows(cls: type, prefix: str, base: Any = None) -> Iterator[Row]:
             accepts = (
                 f"{kind} names (--list {kind}), each with its {shorthand} or a block"
                 if short
-                else f"labels of your own, each with a block whose type is a {kind} (--list {kind})"
+                else f"labels of your choice, each with a block whose type is a {kind} (--list {kind})"
             )
             yield Row(key, shown(dump(default)), accepts, text)
         elif nested is not None and default is not None:
@@ -95,12 +95,6 @@ def _rows(cls: type, prefix: str, base: Any = None) -> Iterator[Row]:
         else:
             accepts = described(accepted_type(field, hint), field.metadata.get("bounds", {}))
             yield Row(key, "(required)" if default is MISSING else _plain(default), accepts, text)
-
-
-def _default(field: dataclasses.Field[Any], base: Any) -> Any:
-    if base is not None:
-        return getattr(base, field.name)
-    return field.default_factory() if field.default_factory is not MISSING else field.default
 
 
 def _plain(value: Any) -> str:

@@ -1,79 +1,80 @@
-"""What one run consists of: the root of the typed configuration."""
+"""The configuration of a whole run: the root of the typed configuration."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Literal
 
-from scoredist3d.config.fields import ComponentConfig, component, option
+from scoredist3d.config.fields import Block, ComponentConfig, component, option
 
 
 @dataclass
-class TrainerConfig:
-    """How long and how exactly the optimisation runs."""
+class TrainerConfig(Block):
+    """Length, precision and gradient handling of the optimisation."""
 
     max_steps: int = option(1000, "Optimiser steps.", ge=1)
     precision: Literal["32-true", "16-mixed", "bf16-mixed"] = option(
-        "32-true", "Arithmetic of the run. Keep 32-true on a CPU: bf16 was measured 26 times slower there."
+        "32-true",
+        "Floating-point precision of the optimisation. A CPU needs 32-true: bf16 was measured 26 times slower there.",
     )
     accumulate: int = option(1, "Batches whose gradients are averaged into one optimiser step.", ge=1)
     gradient_clip_norm: float | None = option(
-        None, "Largest L2 norm of all gradients together; null does not clip.", gt=0
+        None, "Largest L2 norm of the gradient of all parameters together; null does not clip.", gt=0
     )
-    detect_anomaly: bool = option(False, "Let autograd name the operation behind a non-finite gradient (slow).")
+    detect_anomaly: bool = option(False, "Let autograd report the operation that produced a NaN gradient (slow).")
     schedule_steps: int | None = option(
         None,
-        "Steps that ${trainer.max_steps} stands for in other values, such as the end of a schedule; null is max_steps. "
+        "Value of ${trainer.max_steps} in other fields, such as the end of a schedule; null is max_steps. "
         "A resumed run with another max_steps keeps the number of its first session.",
         ge=1,
     )
 
 
 @dataclass
-class CheckpointConfig:
-    """When the run's state is saved. ``ckpts/last.ckpt`` is always written at the end and on an interrupt."""
+class CheckpointConfig(Block):
+    """Checkpoints of a run. ``ckpts/last.ckpt`` is always written, at the end and on an interrupt."""
 
     every_n_steps: int = option(500, "Save at every multiple of this many steps; 0 saves only at the end.", ge=0)
-    keep: int = option(1, "How many of the newest checkpoints stay on disk.", ge=1)
+    keep: int = option(1, "Number of checkpoints to keep; older ones are deleted.", ge=1)
 
 
 @dataclass
-class PreviewConfig:
-    """Grids of images rendered on the way."""
+class PreviewConfig(Block):
+    """Image grids rendered during training."""
 
     every_n_steps: int = option(100, "Save a grid at every multiple of this many steps; 0 saves none.", ge=0)
     azimuths: list[float] = option(
-        [0.0, 90.0, 180.0, 270.0], "Degrees; one column each, 0 is the front.", ge=-360, le=360
+        [0.0, 90.0, 180.0, 270.0], "Azimuths of the columns in degrees; 0 is the front.", ge=-360, le=360
     )
     elevation: float = option(15.0, "Degrees above the horizon.", ge=-90, le=90)
     size: int = option(128, "Pixels per side of one image.", ge=8, le=4096)
 
     def validate(self) -> list[str]:
-        """A grid has at least one column."""
+        """Reports a grid without columns."""
         return [] if self.azimuths else ["azimuths: must hold at least one angle; every_n_steps=0 turns previews off"]
 
 
 @dataclass
-class LogConfig:
-    """What is written down about the optimisation, and how often."""
+class LogConfig(Block):
+    """Metrics of the optimisation."""
 
-    every_n_steps: int = option(10, "Steps between two lines of metrics.csv and TensorBoard.", ge=1)
+    every_n_steps: int = option(10, "Steps between two rows of metrics.csv and TensorBoard.", ge=1)
     tensorboard: bool = option(True, "Also write TensorBoard events.")
 
 
 @dataclass
-class TurntableConfig:
-    """The video around the finished object."""
+class TurntableConfig(Block):
+    """The turntable video of the finished object."""
 
-    frames: int = option(60, "Number of frames, one turn in all.", ge=1)
+    frames: int = option(60, "Number of frames of one full turn.", ge=1)
     fps: int = option(30, "Frames per second.", ge=1, le=240)
     height: int = option(256, "Pixels; even for an mp4.", ge=8, le=4096)
     width: int = option(256, "Pixels; even for an mp4.", ge=8, le=4096)
     elevation: float = option(15.0, "Degrees above the horizon.", ge=-90, le=90)
-    format: Literal["mp4", "gif", "webp"] = option("mp4", "Kind of video; gif and webp need no ffmpeg.")
+    format: Literal["mp4", "gif", "webp"] = option("mp4", "File format; gif and webp need no ffmpeg.")
 
     def validate(self) -> list[str]:
-        """The codec of mp4 files wants even sizes."""
+        """Reports odd sizes of an mp4, which its codec cannot encode."""
         return [
             f"{name}: must be even, got {getattr(self, name)}"
             for name in ("height", "width")
@@ -82,29 +83,27 @@ class TurntableConfig:
 
 
 @dataclass
-class ExperimentConfig:
-    """A whole run. Component blocks are typed by the classes that their ``type`` names."""
+class ExperimentConfig(Block):
+    """A whole run. The ``type`` of a component block selects the class that defines its fields."""
 
-    prompt: str = option(help="What to make.", example='prompt="a red mug"')
-    negative_prompt: str = option("", "What to stay away from; takes the place of the empty prompt in guidance.")
-    name: str = option("scoredist3d", "Folder of the run under output_root.")
-    tag: str = option("", "First part of the run's own folder, <tag>@<time>; empty makes it from the prompt.")
-    seed: int = option(0, "Everything random is derived from this number.", ge=0)
-    output_root: str = option("outputs", "Folder of all runs, relative to where the program is started.")
-    prior: ComponentConfig = component("prior", "diffusers", "The diffusion model that judges the images.")
-    system: ComponentConfig = component("system", "text-to-3d", "What is optimised, and by which guidance and losses.")
-    data: ComponentConfig = component("data", "random-camera", "Where the cameras of each step come from.")
-    exporter: ComponentConfig = component(
-        "exporter", "textured-mesh", "How the result becomes a file for other programs."
-    )
+    prompt: str = option(help="Description of the object or image.", example='prompt="a red mug"')
+    negative_prompt: str = option("", "Description of what to avoid; replaces the empty prompt in guidance.")
+    name: str = option("scoredist3d", "Folder of the runs of this configuration, inside output_root.")
+    tag: str = option("", "First part of the name of the run's folder, <tag>@<time>; empty derives it from the prompt.")
+    seed: int = option(0, "Seed of all random numbers.", ge=0)
+    output_root: str = option("outputs", "Folder of all runs, relative to the working directory.")
+    prior: ComponentConfig = component("prior", "diffusers", "The frozen diffusion model.")
+    system: ComponentConfig = component("system", "text-to-3d", "The representation, the guidance and the losses.")
+    data: ComponentConfig = component("data", "random-camera", "Source of the cameras of each step.")
+    exporter: ComponentConfig = component("exporter", "textured-mesh", "Files written from the result.")
     trainer: TrainerConfig = field(default_factory=TrainerConfig, metadata={"help": "Length and precision."})
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig, metadata={"help": "Saved states."})
-    preview: PreviewConfig = field(default_factory=PreviewConfig, metadata={"help": "Images on the way."})
+    preview: PreviewConfig = field(default_factory=PreviewConfig, metadata={"help": "Image grids during training."})
     log: LogConfig = field(default_factory=LogConfig, metadata={"help": "Metrics."})
     test: TurntableConfig = field(default_factory=TurntableConfig, metadata={"help": "The turntable video."})
 
     def validate(self) -> list[str]:
-        """An empty prompt, or names that are no folder names."""
+        """Reports an empty prompt, and names that cannot be folder names."""
         problems = []
         if not self.prompt.strip():
             problems.append('prompt: must not be empty; give it as prompt="a red mug"')

@@ -10,6 +10,9 @@ validator, ``--describe`` and the documentation::
         guidance_scale: Schedule = option(7.5, "gamma of eps_u + gamma (eps_c - eps_u).", ge=0)
         geometry: ComponentConfig = component("geometry", "implicit-volume", "What is optimised.")
         loss: dict[str, ComponentConfig] = component_map("loss", "Regularisers by name.")
+
+Calling a ``Config`` in Python reads its keywords as a YAML block is read: plain numbers become schedules, absent blocks
+get their default component, and a wrong keyword, type or value raises :class:`~scoredist3d.config.errors.ConfigError`.
 """
 
 from __future__ import annotations
@@ -20,15 +23,24 @@ import sys
 import typing
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from scoredist3d.config.schedule import Schedule
+from scoredist3d.config.errors import ConfigError, FieldError
+
+__all__ = [
+    "MISSING",
+    "Block",
+    "ComponentConfig",
+    "ConfigError",
+    "FieldError",
+    "accepted_type",
+    "component",
+    "component_map",
+    "field_types",
+    "option",
+]
 
 MISSING = dataclasses.MISSING
-
-
-class ConfigError(ValueError):
-    """A mistake in a config file, an override or the command line; the message is for who made it."""
 
 
 @functools.cache
@@ -36,7 +48,7 @@ def field_types(cls: type) -> dict[str, Any]:
     """Name to resolved type of every field of a dataclass, whether its annotations are strings or not.
 
     Names are looked up in the module and in the classes around the definition, so a ``Config`` may refer to a dataclass
-    nested beside it.
+    in the same class.
     """
     surroundings: dict[str, Any] = {}
     for base in reversed(cls.__mro__):
@@ -49,34 +61,45 @@ def field_types(cls: type) -> dict[str, Any]:
     return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
 
 
-@functools.cache
-def _schedule_fields(cls: type) -> tuple[str, ...]:
-    kinds = (Schedule, Schedule | None)
-    return tuple(name for name, hint in field_types(cls).items() if hint in kinds)
+class _BlockType(type):
+    """The class of block classes: a call parses its keywords."""
+
+    if not TYPE_CHECKING:  # type checkers see the dataclass's own signature
+
+        def __call__(cls, **values: Any) -> Any:
+            # The walker knows the registry, which components import: too early to import it above.
+            from scoredist3d.config.walker import from_keywords
+
+            return from_keywords(cls, values)
+
+    def construct(cls, values: dict[str, Any]) -> Any:
+        """An instance that holds ``values`` of all fields as they are, unchecked."""
+        return type.__call__(cls, **values)
 
 
-@dataclass
-class ComponentConfig:
-    """Base of every component's ``Config``.
+class Block(metaclass=_BlockType):
+    """Base of configuration dataclasses whose constructor checks and converts its keywords like a YAML block.
 
-    ``kind`` and ``type`` are filled in by the validator with the registry kind and name that chose the class; a
-    ``validate`` method may be overridden to check relations between fields.
+    The constructor checks each field by itself. Relations between fields (``validate``) are checked when a whole
+    configuration is parsed from YAML or built, so a configuration may be put together in any order.
     """
-
-    kind: str = dataclasses.field(default="", init=False, repr=False, compare=False)
-    type: str = dataclasses.field(default="", init=False)
-
-    def __post_init__(self) -> None:
-        """Turn plain numbers given for schedules, defaults included, into schedules."""
-        cls: Any = type(self)
-        for name in _schedule_fields(cls):
-            value = getattr(self, name)
-            if value is not None:
-                setattr(self, name, Schedule.parse(value))
 
     def validate(self) -> list[str]:
         """Problems that one field alone cannot show, a sentence each, starting with the field's name; none if empty."""
         return []
+
+
+@dataclass
+class ComponentConfig(Block):
+    """Base of every component's ``Config``.
+
+    Attributes:
+        kind: The registry kind of the component; set on the class by ``register``, empty on unregistered classes.
+        type: Its registry name, likewise.
+    """
+
+    kind: ClassVar[str] = ""
+    type: ClassVar[str] = ""
 
 
 def option(
@@ -92,12 +115,17 @@ def option(
     aliases: Sequence[str] = (),
     choices: Callable[[], Sequence[str]] | None = None,
 ) -> Any:
-    """A leaf field. Bounds apply to a number, to every element of a list or tuple, and to every value of a schedule.
+    """A leaf field of a configuration dataclass.
 
-    Lists, dicts and schedules as defaults are copied per instance. Without a default the field is required; ``example``
-    is then shown where it is missing. ``file`` says that the text names a file that a run reads. ``aliases`` are
-    earlier keys of the field, which keep working in config files and overrides. ``choices`` returns the texts that the
-    field accepts; it is called at validation, because user packages may register more of them.
+    Args:
+        default: The default value; lists and dicts are copied per instance. Without a default the field is required.
+        help: What the field does, for ``--describe``.
+        ge, gt, le, lt: Bounds of a number, of every element of a list or tuple, and of every value of a schedule.
+        example: Shown where a required field is missing.
+        file: Whether the text names a file that a run reads.
+        aliases: Earlier keys of the field, which keep working.
+        choices: Returns the texts that the field accepts; called at validation, because user packages may register
+            more of them.
     """
     metadata = {
         "help": help,
@@ -129,8 +157,8 @@ def accepted_type(field: dataclasses.Field[Any], hint: Any) -> Any:
 def component(kind: str, default_type: str | None, help: str = "") -> Any:
     """A block whose ``type`` names a registered component of ``kind``.
 
-    ``default_type`` is used where the block gives none; ``None`` as default makes the whole block optional (absent
-    means ``None``).
+    A block without a type, and an absent one, is of type ``default_type``. With ``default_type=None`` the block is
+    optional: absent means ``None``.
     """
     return dataclasses.field(
         default=None, metadata={"help": help, "component": kind, "default_type": default_type}, kw_only=True

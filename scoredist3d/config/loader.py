@@ -1,9 +1,9 @@
-"""Layers of YAML become one plain dictionary.
+"""Merging of YAML files and overrides into one plain dictionary.
 
-Later layers win: the files of ``include:`` (in order), then the file itself, then further files, then the overrides of
-the command line, which together are one layer. A layer that changes a block's ``type`` starts that block afresh, since
-the fields of one class mean nothing to another. Interpolations ``${...}`` are resolved once, after the last layer.
-Nothing here knows which keys exist; :mod:`scoredist3d.config.validation` does.
+Later layers win: the files of ``include:`` (in order), the file itself, further files, and the overrides of the command
+line, which together are one layer. A layer that changes the ``type`` of a block discards the earlier keys of the block,
+since the fields of one class mean nothing to another. Interpolations ``${...}`` are resolved after the last layer.
+This module does not know which keys exist; :mod:`scoredist3d.config.walker` does.
 """
 
 from __future__ import annotations
@@ -18,38 +18,38 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 
-from scoredist3d.config.fields import ConfigError
+from scoredist3d.config.coercion import MISSING_MARK, is_bare
+from scoredist3d.config.errors import ConfigError
 from scoredist3d.paths import renamed_config, shipped_root
 from scoredist3d.registry import near_matches, report_alias
 
-MISSING_MARK = "???"
 STAGES = "stages"
-# Free text: `prompt=a mug: blue` is a sentence, not a YAML mapping.
+# Overrides of these keys are literal text: `prompt=a mug: blue` is a sentence, not a YAML mapping.
 TEXT_KEYS = ("prompt", "negative_prompt", "name", "tag")
-# Mappings whose entries may be written as the bare value of one key; spelt out here so that layers merge either form.
+# Mappings whose entries may be the bare value of one key. They are expanded before merging, so both forms merge.
 SHORTHANDS: dict[tuple[str, ...], str] = {("system", "loss"): "weight"}
 
 
 def load(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Read, merge and resolve.
+    """The merged and resolved content of config files and overrides.
 
     Args:
-        files: YAML files, later ones win. A relative path is looked for from the working directory and its
-            ``configs/``, then among the recipes that ship with the program.
+        files: YAML files; later ones win. A relative path is searched in the working directory and its ``configs/``,
+            then among the recipes that ship with the program.
         overrides: ``key.path=value`` with the value in YAML; list items by index (``a.b.0=1``).
 
     Returns:
-        Plain dicts, lists and scalars. Keys that are still ``???`` stay so, for the validator to name.
+        Plain dicts, lists and scalars. Values that are still ``???`` are kept for the validator to report.
 
     Raises:
-        ConfigError: A file that is missing, includes itself or is not YAML; a malformed override; an interpolation that
-            leads nowhere.
+        ConfigError: A file that is missing, includes itself or is not YAML; a malformed override; an interpolation of
+            a key that does not exist.
     """
     return resolve(merge_layers(files, overrides))
 
 
 def merge_layers(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Read and merge, with interpolations kept as they are written; arguments and errors as for :func:`load`."""
+    """The merged content with interpolations not yet resolved; arguments and errors as for :func:`load`."""
     merged: dict[str, Any] = {}
     for file in files:
         for layer in _file_layers(find_config(file), ()):
@@ -59,10 +59,10 @@ def merge_layers(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> 
 
 
 def find_config(file: str | Path) -> Path:
-    """The existing file that a user means by ``file``.
+    """The existing config file with the path or name ``file``.
 
     Raises:
-        ConfigError: There is none; the message names similar files.
+        ConfigError: There is no such file; the message names similar ones.
     """
     file = Path(file)
     places = [Path.cwd(), Path.cwd() / "configs", shipped_root(), shipped_root() / "configs"]
@@ -77,7 +77,7 @@ def find_config(file: str | Path) -> Path:
 
 
 def merge(base: Any, layer: Any, path: tuple[str, ...] = ()) -> Any:
-    """``layer`` over ``base``; neither is changed. Mappings merge key by key, anything else is replaced."""
+    """``layer`` merged over ``base``; neither is modified. Mappings merge key by key, other values are replaced."""
     if isinstance(layer, dict):
         layer = _expand_shorthands(layer, path)
     if isinstance(base, list) and isinstance(layer, dict) and layer and all(_is_index(key) for key in layer):
@@ -95,7 +95,7 @@ def merge(base: Any, layer: Any, path: tuple[str, ...] = ()) -> Any:
 
 
 def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
-    """One layer from ``key.path=value`` strings.
+    """The layer that ``key.path=value`` strings describe.
 
     Raises:
         ConfigError: No ``=``, an empty key, or a value that is not YAML.
@@ -126,12 +126,12 @@ def _override_value(override: str, parts: list[str], text: str) -> Any:
 
 
 def escape_interpolations(text: str) -> str:
-    """``text`` in the form that :func:`resolve` turns back into ``text``, so that ``${`` in a prompt stays as typed."""
+    """``text`` escaped so that :func:`resolve` returns it unchanged, ``${`` included."""
     return re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + "\\${", text)
 
 
 def _file_layers(file: Path, chain: tuple[Path, ...]) -> list[dict[str, Any]]:
-    """The layers of one file, its includes first. ``chain`` holds the files that led here."""
+    """The layers of one file, its includes first; ``chain`` holds the files that include it, outermost first."""
     file = file.resolve()
     if file in chain:
         trail = " -> ".join(_short(link) for link in (*chain[chain.index(file) :], file))
@@ -143,12 +143,12 @@ def _file_layers(file: Path, chain: tuple[Path, ...]) -> list[dict[str, Any]]:
     if isinstance(stages, dict):
         layers.append({STAGES: {name: _stage(block, file, chain, str(name)) for name, block in stages.items()}})
     elif stages is not None:
-        raise ConfigError(f"{_short(file)}: {STAGES} must hold one block per stage, got {stages!r}")
+        raise ConfigError(f"{_short(file)}: {STAGES} must be a mapping with one block per stage, got {stages!r}")
     return layers
 
 
 def _includes(block: dict[str, Any], file: Path, key: str) -> list[str]:
-    """The files that a block's ``include`` names; the key is taken out of the block."""
+    """The files in the ``include`` of a block; the key is removed from the block."""
     includes = block.pop("include", [])
     includes = [includes] if isinstance(includes, str) else includes
     if not isinstance(includes, list) or not all(isinstance(name, str) for name in includes):
@@ -161,7 +161,7 @@ def _included(name: str, file: Path, chain: tuple[Path, ...]) -> list[dict[str, 
 
 
 def _stage(block: Any, file: Path, chain: tuple[Path, ...], name: str) -> dict[str, Any]:
-    """One stage of a pipeline: what its block includes, then the block; what other files ask for is asked for once."""
+    """One stage of a pipeline: its block merged over what it includes, without the ``???`` of included recipes."""
     if not isinstance(block, dict):
         raise ConfigError(f"{_short(file)}: {STAGES}.{name} must be a block, got {block!r}")
     block = dict(block)
@@ -172,8 +172,8 @@ def _stage(block: Any, file: Path, chain: tuple[Path, ...], name: str) -> dict[s
         for layer in [_part(included, file, chain, key)] if part else _included(included, file, chain):
             if STAGES in layer:
                 raise ConfigError(
-                    f"{_short(file)}: {key} names a pipeline, and a stage is a single run; "
-                    f"take one of its stages, as in {included}#{STAGES}.{next(iter(layer[STAGES]))}"
+                    f"{_short(file)}: {key} names a pipeline, but a stage is a single run; "
+                    f"include one of its stages, as in {included}#{STAGES}.{next(iter(layer[STAGES]))}"
                 )
             stage = merge(stage, {key: value for key, value in layer.items() if value != MISSING_MARK})
     result: dict[str, Any] = merge(stage, _with_parts(block, file, chain, ()))
@@ -181,9 +181,9 @@ def _stage(block: Any, file: Path, chain: tuple[Path, ...], name: str) -> dict[s
 
 
 def _with_parts(block: Any, file: Path, chain: tuple[Path, ...], path: tuple[str, ...]) -> Any:
-    """Blocks that say ``include: file.yaml#key.path`` over the block at that path of that file.
+    """``block`` with every nested ``include: file.yaml#key.path`` replaced by the block at that path of that file.
 
-    Interpolations that lead into the included block lead into the copy.
+    Interpolations that refer to keys of the included block refer to those of the copy.
     """
     if not isinstance(block, dict):
         return block
@@ -196,10 +196,10 @@ def _with_parts(block: Any, file: Path, chain: tuple[Path, ...], path: tuple[str
 
 
 def _part(name: str, file: Path, chain: tuple[Path, ...], key: str) -> dict[str, Any]:
-    """The block that ``file.yaml#key.path`` names.
+    """The block at ``file.yaml#key.path``.
 
     Raises:
-        ConfigError: It names none.
+        ConfigError: There is no such block.
     """
     there, hash_mark, inner = name.partition("#")
     part: Any = {}
@@ -209,12 +209,12 @@ def _part(name: str, file: Path, chain: tuple[Path, ...], key: str) -> dict[str,
     for step in inner.split("."):
         part = part.get(step) if isinstance(part, dict) else None
     if not isinstance(part, dict):
-        raise ConfigError(f"{_short(file)}: {key} must be file.yaml#key.path of a block, got {name}")
+        raise ConfigError(f"{_short(file)}: {key} must name a block as file.yaml#key.path, got {name}")
     return part
 
 
 def _moved(value: Any, old: str, new: str) -> Any:
-    """``value`` with every interpolation that starts with ``old`` starting with ``new``."""
+    """``value`` with the path ``old`` at the start of interpolations replaced by ``new``."""
     if isinstance(value, dict):
         return {key: _moved(item, old, new) for key, item in value.items()}
     if isinstance(value, list):
@@ -232,7 +232,7 @@ def _find_include(name: str, including: Path, chain: tuple[Path, ...]) -> Path:
         return _find_include(str(renamed), including, chain)
     trail = " -> ".join([*(_short(link) for link in (*chain, including)), name])
     raise ConfigError(
-        f"{_short(including)}: included file {name} does not exist, neither beside it nor in configs/ "
+        f"{_short(including)}: included file {name} does not exist, neither next to it nor in configs/ "
         f"({trail}).{_similar_files(Path(name))}"
     )
 
@@ -244,16 +244,16 @@ def _read_yaml(file: Path) -> dict[str, Any]:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise ConfigError(f"{_short(file)}, line {line}: not valid YAML, {_yaml_problem(error)}") from None
     except UnicodeDecodeError:
-        raise ConfigError(f"{_short(file)}: not a text file in UTF-8") from None
+        raise ConfigError(f"{_short(file)}: not a UTF-8 text file") from None
     except (yaml.YAMLError, OmegaConfBaseException, OSError) as error:
         raise ConfigError(f"{_short(file)}: {_yaml_problem(error)}") from None
     if not isinstance(content, dict):
-        raise ConfigError(f"{_short(file)}: must hold `key: value` lines, got {content!r}")
+        raise ConfigError(f"{_short(file)}: must be a mapping (`key: value` lines), got {content!r}")
     return content
 
 
 def _yaml_problem(error: Exception) -> str:
-    """The first sentence of what a parser says."""
+    """The first line of a parser's message."""
     if isinstance(error, yaml.MarkedYAMLError):
         return " ".join(part for part in (error.context, error.problem) if part)
     return str(error).strip().splitlines()[0]
@@ -264,10 +264,10 @@ def _plain(config: Any) -> Any:
 
 
 def resolve(merged: dict[str, Any]) -> dict[str, Any]:
-    """Replace every interpolation.
+    """``merged`` with every interpolation replaced by the value that it refers to.
 
     Raises:
-        ConfigError: One leads nowhere.
+        ConfigError: An interpolation refers to a key that does not exist.
     """
     config = OmegaConf.create(merged)
     problems: list[str] = []
@@ -278,7 +278,7 @@ def resolve(merged: dict[str, Any]) -> dict[str, Any]:
 
 
 def _resolve_node(config: Any, value: Any, path: tuple[Any, ...], problems: list[str]) -> Any:
-    """``value``, the raw content of ``config`` at ``path``, with interpolations replaced; every failure is listed."""
+    """``value``, the content of ``config`` at ``path``, with interpolations replaced; failures go to ``problems``."""
     if isinstance(value, dict):
         return {key: _resolve_node(config, item, (*path, key), problems) for key, item in value.items()}
     if isinstance(value, list):
@@ -291,7 +291,7 @@ def _resolve_node(config: Any, value: Any, path: tuple[Any, ...], problems: list
             node = node[key]
         return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
     except InterpolationToMissingValueError:
-        # The missing value is named by the validator; what points at it is missing for the same reason.
+        # The validator reports the missing value; a value that refers to it is missing for the same reason.
         return MISSING_MARK
     except OmegaConfBaseException as error:
         problems.append(f"{'.'.join(map(str, path))}: cannot resolve {value!r}: {_yaml_problem(error)}")
@@ -305,20 +305,13 @@ def _expand_shorthands(layer: dict[str, Any], path: tuple[str, ...]) -> dict[str
     return {name: {key: value} if is_bare(value) else value for name, value in layer.items()}
 
 
-def is_bare(value: Any) -> bool:
-    """Whether an entry is a number, a schedule or an interpolation: no block, nor the null that removes one."""
-    if isinstance(value, dict):
-        return not {"from", "to"}.isdisjoint(value)
-    return value is not None
-
-
 def _merge_list(base: list[Any], layer: dict[str, Any], path: tuple[str, ...]) -> list[Any]:
     result = copy.deepcopy(base)
     for key, value in layer.items():
         index = int(key)
         if index >= len(result):
             raise ConfigError(
-                f"{'.'.join(path)}: has {len(result)} items (0 to {len(result) - 1}), there is no item {index}"
+                f"{'.'.join(path)}: there is no item {index}; the list has {len(result)} items, counted from 0"
             )
         result[index] = merge(result[index], value, (*path, str(key)))
     return result
@@ -329,7 +322,7 @@ def _is_index(key: Any) -> bool:
 
 
 def _short(path: Path) -> str:
-    """Relative to the working directory where that is shorter to read."""
+    """``path`` relative to the working directory if it is inside it, else unchanged."""
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 

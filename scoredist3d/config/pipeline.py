@@ -1,9 +1,9 @@
-"""Several runs, one after the other, each starting from what the one before has made.
+"""Pipelines: several runs in sequence, each starting from the result of the one before.
 
-A pipeline is a config file with ``stages:``, a block per stage in the order of running. A stage's block is a config of
-its own (with ``include``); what stands beside ``stages`` holds for all of them, a stage's own values win over it, and
-the command line, like the files that follow the pipeline's, wins over both: ``trainer.max_steps=10`` for every stage,
-``stages.coarse.trainer.max_steps=10`` for one, ``stages.coarse=null`` to take one out.
+A pipeline is a config file with ``stages:``, one block per stage in order. The block of a stage is a complete config
+and may have an ``include``. Keys next to ``stages`` apply to all stages; a stage's own values win over them; the
+command line and the files after the pipeline's win over both. ``trainer.max_steps=10`` sets a value in every stage,
+``stages.coarse.trainer.max_steps=10`` in one, and ``stages.coarse=null`` removes a stage.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class Pipeline:
     """The validated runs of a pipeline.
 
     Attributes:
-        stages: By name, in order; the ``system.init_from`` of one that starts from another is ``stage:<its name>``.
-        written: The stages with everything merged and interpolations kept: a pipeline file that runs again by itself.
+        stages: By name, in order. ``system.init_from`` is ``stage:NAME`` in a stage that starts from another one.
+        written: The merged stages with interpolations kept: the content of a complete pipeline file.
     """
 
     stages: dict[str, ExperimentConfig]
@@ -35,18 +35,18 @@ class Pipeline:
 
     @property
     def first(self) -> ExperimentConfig:
-        """The first stage, whose name, tag and output_root are those of all."""
+        """The first stage; all stages use its name, tag and output_root."""
         return next(iter(self.stages.values()))
 
 
 def source_stage(config: ExperimentConfig) -> str | None:
-    """The stage that a stage starts from, if it starts from one."""
+    """The name of the stage that ``config`` starts from; None if it starts from no stage."""
     start = getattr(config.system, "init_from", None)
     return start.removeprefix(STAGE_PREFIX) if start is not None and start.startswith(STAGE_PREFIX) else None
 
 
 def at_stage(name: str, message: str) -> str:
-    """A message about a stage's config, line by line, with the keys as they are in the pipeline's."""
+    """``message`` about the config of a stage, with ``stages.<name>`` in front of the key in each line."""
     return "\n".join(f"{STAGES}.{name}.{line}" for line in message.splitlines())
 
 
@@ -56,25 +56,25 @@ def is_pipeline(merged: dict[str, Any]) -> bool:
 
 
 def load_pipeline(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> Pipeline:
-    """Files and overrides to the typed runs of a pipeline.
+    """The typed runs of the pipeline that files and overrides describe.
 
     Raises:
-        ConfigError: As for a single run, each line with the stage in front; unknown or badly named stages.
+        ConfigError: As for a single run, with the stage in front of each line; unknown or badly named stages.
     """
     written, later = _split(files)
-    asked = merge(later, parse_overrides(overrides))
+    given = merge(later, parse_overrides(overrides))
     blocks = written.get(STAGES)
     if not isinstance(blocks, dict) or not blocks:
-        raise ConfigError(f"{STAGES}: must hold at least one stage")
-    own = asked.pop(STAGES, {})
-    _check_names(blocks, own, asked)
+        raise ConfigError(f"{STAGES}: at least one stage is needed")
+    own = given.pop(STAGES, {})
+    _check_names(blocks, own, given)
     common = {key: value for key, value in written.items() if key != STAGES}
     stages: dict[str, ExperimentConfig] = {}
     merged: dict[str, Any] = {}
     problems: dict[str, list[str]] = {}
     previous: str | None = None
     for name in [str(name) for name in blocks if own.get(name, {}) is not None]:
-        merged[name] = _merged(common, blocks[name], asked, own.get(name, {}), previous)
+        merged[name] = _merged(common, blocks[name], given, own.get(name, {}), previous)
         try:
             stages[name] = _stage(name, merged[name], list(merged))
         except ConfigError as error:
@@ -82,50 +82,52 @@ def load_pipeline(files: Sequence[str | Path], overrides: Sequence[str] = ()) ->
                 problems.setdefault(line, []).append(name)
         previous = name
     if problems:
-        raise ConfigError("\n".join(_told(line, names, len(merged)) for line, names in problems.items()))
+        raise ConfigError("\n".join(_located(line, names, len(merged)) for line, names in problems.items()))
     if not merged:
-        raise ConfigError(f"{STAGES}: every stage has been taken out")
+        raise ConfigError(f"{STAGES}: the overrides remove every stage; keep at least one")
     return Pipeline(stages, {STAGES: merged})
 
 
 def _split(files: Sequence[str | Path]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The layers up to the last file with stages, and those of the files after it: they hold for every stage."""
+    """The merged files up to the last one with stages, and the merged files after it, which apply to every stage."""
     last = max(index for index, file in enumerate(files) if STAGES in merge_layers([file]))
     return merge_layers(files[: last + 1]), merge_layers(files[last + 1 :])
 
 
-def _check_names(blocks: dict[str, Any], own: Any, asked: dict[str, Any]) -> None:
-    """Overrides are for stages that there are."""
+def _check_names(blocks: dict[str, Any], own: Any, given: dict[str, Any]) -> None:
+    """Refuses overrides of stages that do not exist."""
     if not isinstance(own, dict):
         raise ConfigError(f"{STAGES}: override single values, as in {STAGES}.{next(iter(blocks))}.trainer.max_steps=10")
     for name, block in own.items():
         if name not in blocks:
-            raise ConfigError(f"{STAGES}.{name}: there is no such stage; stages are {', '.join(blocks)}")
+            raise ConfigError(f"{STAGES}.{name}: no such stage; the stages are {', '.join(blocks)}")
         if block is not None and not isinstance(block, dict):
             raise ConfigError(
                 f"{STAGES}.{name}: must be a block, got {block!r}; override single values, as in "
-                f"{STAGES}.{name}.trainer.max_steps=10, or take the stage out with {STAGES}.{name}=null"
+                f"{STAGES}.{name}.trainer.max_steps=10, or remove the stage with {STAGES}.{name}=null"
             )
     for name in blocks:
-        if name in asked:
-            raise ConfigError(f"{name}: is a stage; write {STAGES}.{name} in front, as in {STAGES}.{name}.trainer...")
+        if name in given:
+            raise ConfigError(
+                f"{name}: this is a stage; write {STAGES}.{name} instead, as in {STAGES}.{name}.trainer.max_steps=10"
+            )
 
 
-def _told(line: str, names: list[str], count: int) -> str:
-    """A mistake that every stage makes is told once, another one with its stage."""
+def _located(line: str, names: list[str], count: int) -> str:
+    """A problem once if all ``count`` stages have it, else once per stage with the stage in front."""
     if len(names) == count:
         return line
     return "\n".join(at_stage(name, line) for name in names)
 
 
 def _merged(
-    common: dict[str, Any], block: dict[str, Any], asked: dict[str, Any], own: dict[str, Any], previous: str | None
+    common: dict[str, Any], block: dict[str, Any], given: dict[str, Any], own: dict[str, Any], previous: str | None
 ) -> dict[str, Any]:
-    """A stage's layers in one, starting from the stage before it where it does not say otherwise."""
+    """The merged layers of a stage; without an ``init_from`` of its own it starts from the ``previous`` stage."""
     merged: dict[str, Any] = merge(common, block)
     if "name" in common:
-        merged["name"] = common["name"]  # not that of an included recipe
-    merged = merge(merge(merged, asked), own)
+        merged["name"] = common["name"]  # rather than the name of an included recipe
+    merged = merge(merge(merged, given), own)
     system = merged.setdefault("system", {})
     if previous is not None and "init_from" not in system:
         system["init_from"] = STAGE_PREFIX + previous
@@ -134,10 +136,12 @@ def _merged(
 
 def _stage(name: str, merged: dict[str, Any], names: list[str]) -> ExperimentConfig:
     if not name.replace("-", "").replace("_", "").isalnum():
-        raise ConfigError(f"name: a stage is a folder, so its name may hold letters, digits, - and _; got {name!r}")
+        raise ConfigError(
+            f"name: the name of a stage is a folder name, so only letters, digits, - and _ are allowed; got {name!r}"
+        )
     config = load_plain(merged)
     source, earlier = source_stage(config), names[: names.index(name)]
     if source is not None and source not in earlier:
         known = ", ".join(earlier) or "none"
-        raise ConfigError(f"system.init_from: {STAGE_PREFIX}{source} is no earlier stage; those are {known}")
+        raise ConfigError(f"system.init_from: {STAGE_PREFIX}{source} is not an earlier stage; earlier stages: {known}")
     return config

@@ -1,4 +1,4 @@
-"""The configuration of a run that is resumed: its own, what is given now, and the steps of its schedules."""
+"""The configuration of a resumed run: its own one, merged with new files and overrides, with its schedules kept."""
 
 from __future__ import annotations
 
@@ -19,12 +19,11 @@ def resumed_layers(
 ) -> dict[str, Any]:
     """Merged layers of a resumed run, interpolations kept.
 
-    A run that is given another number of steps keeps its schedules: ``${trainer.max_steps}`` stands for the number of
-    steps that it stood for before (``trainer.schedule_steps``), unless ``files`` or ``overrides`` set
-    ``trainer.schedule_steps``.
+    A new number of steps does not move the run's schedules: ``${trainer.max_steps}`` still stands for the earlier
+    number (``trainer.schedule_steps``), unless ``files`` or ``overrides`` set ``trainer.schedule_steps``.
 
     Args:
-        stored: The run's own config file.
+        stored: The config file of the run.
         files: Further config files; later ones win.
         overrides: ``key.path=value``.
 
@@ -41,8 +40,8 @@ def resumed_stages(pipeline: Pipeline, resolved: Mapping[str, str | Path]) -> di
     """Merged layers of the stages of a resumed pipeline, schedules kept as by :func:`resumed_layers`.
 
     Args:
-        pipeline: What is asked for now.
-        resolved: Resolved config files of the stages that have begun, by name.
+        pipeline: The pipeline with the new files and overrides.
+        resolved: Resolved config files of the stages that have begun, by name of the stage.
     """
     stages = dict(pipeline.written[STAGES])
     for name, file in resolved.items():
@@ -90,13 +89,13 @@ def _sets_schedule_steps(layers: dict[str, Any]) -> bool:
 
 
 def _schedule_steps(stored: str | Path) -> Any:
-    """The number of steps that ``${trainer.max_steps}`` stands for in a stored config; None in an invalid one."""
+    """The value of ``${trainer.max_steps}`` in a stored config; None if the config is invalid."""
     trainer = resolve_run(merge_layers([stored]))["trainer"]
     return (trainer["schedule_steps"] or trainer["max_steps"]) if isinstance(trainer, dict) else None
 
 
 def _with_schedule_steps(merged: dict[str, Any], steps: Any) -> dict[str, Any]:
-    """``merged`` with ``trainer.schedule_steps``, where any value depends on it."""
+    """``merged`` with ``trainer.schedule_steps`` set to ``steps``, or unchanged if no value depends on it."""
     kept: dict[str, Any] = merge(merged, {"trainer": {"schedule_steps": steps}})
     before, after = (merge(resolve_run(layers), {"trainer": {"schedule_steps": None}}) for layers in (merged, kept))
     return merged if before == after else kept

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 SHAPES = ("linear", "cosine", "exp", "sqrt", "step")
+KEYS = ("from", "to", "start", "end", "shape")
 
 
 @dataclass(frozen=True)
-class Schedule:
-    """A number that may depend on the optimiser step.
+class Segment:
+    """A transition from one value to another between two steps.
 
-    Accepted forms (see :meth:`parse`): a number; ``{from, to, start, end, shape}``; the list ``[start_step, from, to,
-    end_step]`` of the reference framework. Before ``start`` the value is ``from``, after ``end`` it is ``to``. With
-    progress p = (step - start) / (end - start) in [0, 1]: ``linear`` interpolates in p, ``cosine`` in (1 - cos pi p)
-    / 2, ``exp`` geometrically (both ends positive), ``sqrt`` in sqrt(p) (HiFA's annealing), ``step`` jumps at ``end``.
+    The value is ``start_value`` up to step ``start`` and ``end_value`` from step ``end`` on. In between, with progress
+    p = (step - start) / (end - start):
+
+    * ``linear`` interpolates in p;
+    * ``cosine`` in (1 - cos pi p) / 2, flat at both ends;
+    * ``exp`` geometrically, so both values must be positive;
+    * ``sqrt`` in sqrt(p) (HiFA's annealing);
+    * ``step`` keeps ``start_value`` and jumps at ``end``.
     """
 
     start_value: float
@@ -24,63 +31,6 @@ class Schedule:
     start: int = 0
     end: int = 0
     shape: str = "linear"
-
-    @classmethod
-    def constant(cls, value: float) -> Schedule:
-        """The same value at every step."""
-        return cls(float(value), float(value))
-
-    @classmethod
-    def parse(cls, value: Any) -> Schedule:
-        """Build a schedule from a config value.
-
-        Raises:
-            ValueError: Not one of the accepted forms; the message says which part is wrong.
-        """
-        if isinstance(value, Schedule):
-            return value
-        if _is_number(value):
-            return cls.constant(value)
-        if isinstance(value, (list, tuple)):
-            return cls._parse_list(list(value))
-        if isinstance(value, dict):
-            return cls._parse_dict(dict(value))
-        raise ValueError(
-            f"expected a number, {{from, to, start, end, shape}} or [start_step, from, to, end_step], got {value!r}"
-        )
-
-    @classmethod
-    def _parse_list(cls, items: list[Any]) -> Schedule:
-        if len(items) != 4 or not all(_is_number(item) for item in items):
-            raise ValueError(f"a schedule list is [start_step, from, to, end_step] with four numbers, got {items!r}")
-        return cls._checked(items[1], items[2], items[0], items[3], "linear")
-
-    @classmethod
-    def _parse_dict(cls, items: dict[str, Any]) -> Schedule:
-        unknown = sorted(set(items) - {"from", "to", "start", "end", "shape"})
-        if unknown:
-            raise ValueError(f"a schedule has the keys from, to, start, end, shape; got {unknown[0]!r}")
-        for key in ("from", "to", "end"):
-            if key not in items:
-                raise ValueError(f"a schedule needs {key!r} (from, to, end; optionally start, shape)")
-        for key in ("from", "to", "start", "end"):
-            if key in items and not _is_number(items[key]):
-                raise ValueError(f"a schedule's {key!r} must be a number, got {items[key]!r}")
-        return cls._checked(
-            items["from"], items["to"], items.get("start", 0), items["end"], items.get("shape", "linear")
-        )
-
-    @classmethod
-    def _checked(cls, start_value: float, end_value: float, start: float, end: float, shape: str) -> Schedule:
-        if shape not in SHAPES:
-            raise ValueError(f"a schedule's shape is one of {', '.join(SHAPES)}, got {shape!r}")
-        if start != int(start) or end != int(end) or start < 0 or end < start:
-            raise ValueError(
-                f"a schedule's steps must be whole numbers with 0 <= start <= end, got start={start}, end={end}"
-            )
-        if shape == "exp" and min(start_value, end_value) <= 0:
-            raise ValueError("an exp schedule needs from > 0 and to > 0")
-        return cls(float(start_value), float(end_value), int(start), int(end), shape)
 
     def __call__(self, step: int) -> float:
         """The value at an optimiser step."""
@@ -97,22 +47,190 @@ class Schedule:
             p = math.sqrt(p)
         return self.start_value + (self.end_value - self.start_value) * p
 
+    def to_config(self) -> dict[str, Any]:
+        """The mapping that parses back to this segment."""
+        return dict(zip(KEYS, (self.start_value, self.end_value, self.start, self.end, self.shape), strict=True))
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A number that may depend on the optimiser step: a constant, or one or more :class:`Segment` s in order.
+
+    Between two segments the value stays at the end of the earlier one. :meth:`parse` lists the forms in a config.
+
+    Attributes:
+        segments: At least one; each starts at or after the end of the one before.
+    """
+
+    segments: tuple[Segment, ...]
+
+    @classmethod
+    def constant(cls, value: float) -> Schedule:
+        """The same value at every step."""
+        return cls.ramp(value, value)
+
+    @classmethod
+    def ramp(
+        cls, start_value: float, end_value: float, start: int = 0, end: int = 0, shape: str = "linear"
+    ) -> Schedule:
+        """A schedule of one segment."""
+        return cls((Segment(float(start_value), float(end_value), start, end, shape),))
+
+    @classmethod
+    def parse(cls, value: Any) -> Schedule:
+        """A schedule from a config value.
+
+        Args:
+            value: One of
+
+                * a number;
+                * ``{from, to, start, end, shape}``, where ``start`` is 0 and ``shape`` linear by default;
+                * a list of such blocks; by default, ``from`` and ``start`` of a later one are ``to`` and ``end`` of the
+                  one before;
+                * key points ``[[step, value], ...]``, with linear interpolation between them;
+                * ``[start_step, from, to, end_step]``, which may go on with further pairs ``to, end_step``, the form of
+                  threestudio.
+
+        Raises:
+            ValueError: Not one of these forms; the message says which part is wrong.
+        """
+        if isinstance(value, Schedule):
+            return value
+        if _is_number(value):
+            return cls.constant(value)
+        if isinstance(value, dict):
+            return cls(_segments([value]))
+        if isinstance(value, (list, tuple)) and value:
+            if all(isinstance(item, dict) for item in value):
+                return cls(_segments(value))
+            if all(isinstance(item, (list, tuple)) for item in value):
+                return cls(_from_points(value))
+            return cls(_from_flat_list(list(value)))
+        raise ValueError(
+            "a schedule is a number, a block {from, to, start, end, shape}, a list of blocks, key points "
+            f"[[step, value], ...] or [start_step, from, to, end_step], got {value!r}"
+        )
+
+    def __call__(self, step: int) -> float:
+        """The value at an optimiser step."""
+        current = self.segments[0]
+        for segment in self.segments[1:]:
+            if segment.start > step:
+                break
+            current = segment
+        return current(step)
+
     @property
-    def values(self) -> tuple[float, float]:
-        """Both ends; every value lies between them."""
-        return self.start_value, self.end_value
+    def values(self) -> tuple[float, ...]:
+        """The values at the ends of all segments, in order; every value lies between the smallest and the largest."""
+        return tuple(value for segment in self.segments for value in (segment.start_value, segment.end_value))
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """The steps at which segments start and end, in order."""
+        return tuple(step for segment in self.segments for step in (segment.start, segment.end))
+
+    @property
+    def start_value(self) -> float:
+        """The value at the first step."""
+        return self.segments[0].start_value
+
+    @property
+    def end_value(self) -> float:
+        """The value after the last segment."""
+        return self.segments[-1].end_value
+
+    @property
+    def start(self) -> int:
+        """The step at which the first segment starts."""
+        return self.segments[0].start
+
+    @property
+    def end(self) -> int:
+        """The step at which the last segment ends."""
+        return self.segments[-1].end
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether the value is the same at every step."""
+        return len(set(self.values)) == 1
+
+    @property
+    def never_rises(self) -> bool:
+        """Whether no value is larger than an earlier one."""
+        return all(later <= earlier for earlier, later in pairwise(self.values))
 
     def to_config(self) -> Any:
         """The plainest form that parses back to this schedule."""
         if self == Schedule.constant(self.start_value):
             return self.start_value
-        return {
-            "from": self.start_value,
-            "to": self.end_value,
-            "start": self.start,
-            "end": self.end,
-            "shape": self.shape,
-        }
+        blocks = [segment.to_config() for segment in self.segments]
+        return blocks if len(blocks) > 1 else blocks[0]
+
+
+def _segments(blocks: Iterable[dict[str, Any]]) -> tuple[Segment, ...]:
+    """Checked segments of blocks ``{from, to, start, end, shape}``; the end of one is the default start of the next."""
+    segments: list[Segment] = []
+    for block in blocks:
+        defaults: dict[str, Any] = {"start": 0, "shape": "linear"}
+        if segments:
+            defaults |= {"from": segments[-1].end_value, "start": segments[-1].end}
+        segment = _segment(defaults | block)
+        if segments and segment.start < segments[-1].end:
+            raise ValueError(
+                f"segments of a schedule must not overlap: one starts at step {segment.start}, before the end of the "
+                f"one before it, step {segments[-1].end}"
+            )
+        segments.append(segment)
+    return tuple(segments)
+
+
+def _segment(items: dict[str, Any]) -> Segment:
+    unknown = sorted(map(str, items.keys() - set(KEYS)))
+    if unknown:
+        raise ValueError(f"a schedule has the keys {', '.join(KEYS)}; got {unknown[0]!r}")
+    for key in ("from", "to", "end"):
+        if key not in items:
+            raise ValueError(f"a schedule needs {key!r} (from, to, end; optionally start, shape)")
+    for key in ("from", "to", "start", "end"):
+        if not _is_number(items[key]):
+            raise ValueError(f"a schedule's {key!r} must be a number, got {items[key]!r}")
+    start_value, end_value, start, end, shape = (items[key] for key in KEYS)
+    if shape not in SHAPES:
+        raise ValueError(f"a schedule's shape is one of {', '.join(SHAPES)}, got {shape!r}")
+    if start != int(start) or end != int(end) or start < 0 or end < start:
+        raise ValueError(
+            f"a schedule's steps must be whole numbers with 0 <= start <= end, got start={start}, end={end}"
+        )
+    if shape == "exp" and min(start_value, end_value) <= 0:
+        raise ValueError("an exp schedule needs from > 0 and to > 0")
+    return Segment(float(start_value), float(end_value), int(start), int(end), shape)
+
+
+def _from_points(points: Iterable[Any]) -> tuple[Segment, ...]:
+    points = list(points)
+    for point in points:
+        if len(point) != 2 or not all(_is_number(number) for number in point):
+            raise ValueError(f"a key point of a schedule is [step, value] with two numbers, got {point!r}")
+    for (earlier, _), (later, _) in pairwise(points):
+        if later < earlier:
+            raise ValueError(f"the steps of a schedule's key points must not decrease, got {later} after {earlier}")
+    if len(points) == 1:
+        points *= 2
+    return _segments(
+        {"from": first, "to": second, "start": start, "end": end} for (start, first), (end, second) in pairwise(points)
+    )
+
+
+def _from_flat_list(items: list[Any]) -> tuple[Segment, ...]:
+    """Segments of ``[start_step, from, to, end_step, to, end_step, ...]``."""
+    if len(items) < 4 or len(items) % 2 or not all(_is_number(item) for item in items):
+        raise ValueError(
+            "a schedule list is [start_step, from, to, end_step], with further pairs to, end_step for more segments, "
+            f"all of them numbers; got {items!r}"
+        )
+    first = {"start": items[0], "from": items[1], "to": items[2], "end": items[3]}
+    return _segments([first, *({"to": items[i], "end": items[i + 1]} for i in range(4, len(items), 2))])
 
 
 def _is_number(value: Any) -> bool:

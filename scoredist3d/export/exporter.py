@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from scoredist3d.config import option
 from scoredist3d.export.bake import Textures, bake_textures, quantize
@@ -106,7 +106,7 @@ class TexturedMeshExporter(Exporter):
             """Problems of the options together: without a format, an export would write nothing."""
             return [] if self.formats else [f"formats: must name at least one of {', '.join(format_names())}"]
 
-    def __init__(self, config: Config, **runtime: Any) -> None:
+    def __init__(self, config: Config) -> None:
         self.config = config
         self.formats = [lookup_format(name) for name in dict.fromkeys(config.formats)]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -16,6 +16,9 @@ from scoredist3d.meshes.exportable import Exportable
 from scoredist3d.meshes.mesh import Mesh
 from scoredist3d.meshes.splats import Splats
 from scoredist3d.seeding import Rng
+
+if TYPE_CHECKING:
+    from scoredist3d.materials.base import Material
 
 PointFunction = Callable[[Tensor], Tensor]
 """World points (N, 3) to feature vectors (N, F)."""
@@ -183,7 +186,12 @@ class Geometry(nn.Module, ABC):
     densification: DensificationStrategy | None = None
     free_options: frozenset[str] = frozenset()
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, *, rng: Rng | None = None, material: Material | None = None) -> None:
+        """Args:
+        config: Options.
+        rng: Draws initial values; equal on all ranks.
+        material: The scene's material, which sets the number of features and converts colours to features.
+        """
         super().__init__()
         self.radius = config.radius
 

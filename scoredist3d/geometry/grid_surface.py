@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from scoredist3d.config import option
+from scoredist3d.config import FieldError, option
 from scoredist3d.geometry.base import GeometryInit, Surface, SurfaceMesh, SurfacePoints
 from scoredist3d.geometry.mesh_queries import density_of, distance_to
 from scoredist3d.geometry.sdf_init import SDFInitConfig
@@ -171,15 +171,16 @@ class GridSurface(Surface):
             ValueError: The source has no faces, or the grid does not resolve it.
         """
         if not len(source.mesh.faces):
-            raise ValueError("geometry: the mesh to start from has no faces; check the earlier stage or the file")
+            raise FieldError("the mesh to start from has no faces; check the earlier stage or the file")
         limit = _TRUNCATION * self.spacing
         with torch.no_grad():
             self.set_distances(distance_to(source.mesh, self.vertices).clamp(-limit, limit))
             mesh = self._constant()
         if not len(mesh.faces):
-            raise ValueError(
-                f"geometry.resolution: a grid of {self.config.resolution} cells does not resolve the mesh to start "
-                "from; raise it, or check that the mesh lies inside the ball of geometry.radius"
+            raise FieldError(
+                f"a grid of {self.config.resolution} cells does not resolve the mesh to start "
+                "from; raise it, or check that the mesh lies inside the ball of geometry.radius",
+                "resolution",
             )
         error = float(distance_to(source.mesh, mesh.vertices).abs().mean())
         result = f"{len(mesh.faces):,} faces from the grid, at a mean distance of {error:.2g} from the given surface"

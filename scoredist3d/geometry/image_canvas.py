@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from scoredist3d.cameras import Cameras
-from scoredist3d.config import ComponentConfig, option
+from scoredist3d.config import ComponentConfig, FieldError, option
 from scoredist3d.diffusion.samplers import denoise
 from scoredist3d.priors.base import Prior
 from scoredist3d.priors.conditioning import CFGConditions
@@ -162,9 +162,10 @@ class ImageCanvas(nn.Module):
             values = self._sampled(prior, config.init_prompt or "")
             values = values if latents else _scaled(prior.decode(values), self.size).clamp(0.0, 1.0)
         if values.shape[1:] != self.values.shape[1:]:
-            raise ValueError(
-                f"geometry.size: this prior encodes images of {prior.image_size} pixels, so that latents of size "
-                f"{self.size} cannot be initialized from an image; set geometry.size={prior.image_size}"
+            raise FieldError(
+                f"this prior encodes images of {prior.image_size} pixels, so that latents of size "
+                f"{self.size} cannot be initialized from an image; set geometry.size={prior.image_size}",
+                "size",
             )
         self.values.copy_(values.expand(particles, *values.shape[1:]))
         if self.start is not None:
@@ -210,13 +211,11 @@ def load_image(path: str | Path, size: int) -> Tensor:
         with Image.open(path) as file:
             rgba = file.convert("RGBA")
     except FileNotFoundError:
-        raise ValueError(
-            f"geometry.init_image: there is no file {path}; relative paths are resolved from {Path.cwd()}"
+        raise FieldError(
+            f"there is no file {path}; relative paths are resolved from {Path.cwd()}", "init_image"
         ) from None
     except (UnidentifiedImageError, OSError) as error:
-        raise ValueError(
-            f"geometry.init_image: {path} cannot be read as an image ({error}); use a PNG or JPEG file"
-        ) from None
+        raise FieldError(f"{path} cannot be read as an image ({error}); use a PNG or JPEG file", "init_image") from None
     white = Image.new("RGBA", rgba.size, "white")
     image = np.asarray(Image.alpha_composite(white, rgba).convert("RGB"), dtype=np.float32) / 255.0
     side = min(image.shape[:2])

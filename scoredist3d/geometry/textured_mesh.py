@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from scoredist3d.config import option
+from scoredist3d.config import FieldError, option
 from scoredist3d.geometry.base import GeometryInit, PointFunction, Surface, SurfaceMesh, SurfacePoints
 from scoredist3d.geometry.mesh_queries import closest_on, density_of
 from scoredist3d.geometry.texture_field import PointField
@@ -204,7 +204,7 @@ class TexturedMesh(Surface):
             ValueError: The source has no faces.
         """
         if not len(source.mesh.faces):
-            raise ValueError("geometry: the mesh to start from has no faces; check the earlier stage or the file")
+            raise FieldError("the mesh to start from has no faces; check the earlier stage or the file")
         summary, _ = self._set_mesh(source.mesh)
         return summary if source.features is None else f"{summary}; {self._set_features(source.features, rng)}"
 
@@ -249,9 +249,10 @@ class TexturedMesh(Surface):
             loaded = loaded.fitted(self.radius, self.config.fit_size)
         reach = float(np.linalg.norm(loaded.mesh.vertices, axis=1).max())
         if reach > self.radius * (1 + 1e-5):
-            raise ValueError(
-                f"geometry.mesh: {path} reaches {reach:.3g} from the origin, outside the ball of geometry.radius = "
-                f"{self.radius:g}; set geometry.fit=true or a larger geometry.radius"
+            raise FieldError(
+                f"{path} reaches {reach:.3g} from the origin, outside the ball of geometry.radius = "
+                f"{self.radius:g}; set geometry.fit=true or a larger geometry.radius",
+                "mesh",
             )
         summary, level = self._set_mesh(loaded.mesh, loaded.uv_changes)
         logger.log(level, "geometry.mesh: %s: %s", Path(path).name, summary)
@@ -335,10 +336,11 @@ class TexturedMesh(Surface):
         try:
             unwrapped, note = unwrap(mesh, config.texture_size, padding=config.padding, timeout=config.unwrap_timeout)
         except ValueError as error:
-            raise ValueError(
-                f"geometry.texture_size: {config.texture_size} is too small for a separate chart for each of "
+            raise FieldError(
+                f"{config.texture_size} is too small for a separate chart for each of "
                 f"{len(mesh.faces)} faces; raise it or geometry.unwrap_timeout, or set geometry.max_faces to simplify "
-                "the mesh"
+                "the mesh",
+                "texture_size",
             ) from error
         return unwrapped, f"{reason}; new ones were made{f': {note}' if note else ''}"
 

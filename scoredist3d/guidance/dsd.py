@@ -180,7 +180,7 @@ class DiverseScoreDistillation(TrajectoryGuidance):
     def _late(self, step: int) -> bool:
         """Whether an annealed t has completed more than three quarters of its decrease."""
         timestep = self.config.t_max
-        start, end = timestep.values
+        start, end = timestep.start_value, timestep.end_value
         return timestep == self.config.t_min and abs(timestep(step) - start) > 0.75 * abs(end - start)
 
     def _scales(self, ctx: StepContext) -> tuple[float, float, float]:

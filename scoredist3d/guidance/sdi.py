@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from scoredist3d.config import Schedule, option
+from scoredist3d.config import FieldError, Schedule, option
 from scoredist3d.diffusion.schedule import CLEAN, VPSchedule, per_item
 from scoredist3d.guidance.core.context import StepContext, select
 from scoredist3d.guidance.core.outputs import NFE, Score
@@ -120,9 +120,10 @@ class ScoreDistillationViaInversion(TrajectoryGuidance):
         schedule = prior.schedule
         if config.reference_quirk and (not isinstance(schedule, VPSchedule) or schedule.prediction_type == "sample"):
             kind = "predicts the image" if isinstance(schedule, VPSchedule) else "is a flow"
-            raise ValueError(
-                "guidance.reference_quirk: needs a variance-preserving prior that predicts noise or velocity, and this "
-                f"prior {kind}; set it to false"
+            raise FieldError(
+                "needs a variance-preserving prior that predicts noise or velocity, and this "
+                f"prior {kind}; set it to false",
+                "reference_quirk",
             )
         self._cached: dict[int, CachedNoise] = {}
         self._conditionings: dict[int, list[Tensor]] = {}
@@ -209,9 +210,10 @@ class ScoreDistillationViaInversion(TrajectoryGuidance):
             ValueError: Two items show the same particle, or the conditioning of a particle has changed.
         """
         if len(set(ctx.particles)) < len(ctx.particles):
-            raise ValueError(
-                "guidance.kappa: cached supports one image per particle, and this batch has several views of one "
-                "object; use kappa: inversion"
+            raise FieldError(
+                "cached supports one image per particle, and this batch has several views of one "
+                "object; use kappa: inversion",
+                "kappa",
             )
         new = [item for item, particle in enumerate(ctx.particles) if self._needs_target(particle, ctx)]
         if new:
@@ -231,9 +233,10 @@ class ScoreDistillationViaInversion(TrajectoryGuidance):
             particle = ctx.particles[item]
             now = conditioning_tensors(select(conditions, slice(item, item + 1), len(z)))
             if not same_conditioning(self._conditionings.setdefault(particle, now), now):
-                raise ValueError(
-                    "guidance.kappa: cached needs the same prompt and camera at every step, and they have changed; use "
-                    "kappa: inversion"
+                raise FieldError(
+                    "cached needs the same prompt and camera at every step, and they have changed; use "
+                    "kappa: inversion",
+                    "kappa",
                 )
             self._cached[particle] = CachedNoise(prediction.x0[i], prediction.eps[i], self._block(ctx.step), ctx.step)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scoredist3d.config import Schedule, option
+from scoredist3d.config import FieldError, Schedule, option
 from scoredist3d.diffusion.schedule import per_item
 from scoredist3d.guidance.core.base import Guidance
 from scoredist3d.guidance.core.context import StepContext
@@ -74,9 +74,10 @@ class ScoreJacobianChaining(Guidance):
         if not config.variance_reduction and config.weighting in ("lambda", "flow"):
             highest = self.schedule.quantize(torch.tensor([max(config.t_max.values)], dtype=torch.float64))
             if float(self.schedule.alpha(highest)) == 0.0:
-                raise ValueError(
-                    f"guidance.weighting: {config.weighting} is infinite at t_max {float(highest):g}, where the noisy "
-                    "input has no signal; lower guidance.t_max or set guidance.variance_reduction: true"
+                raise FieldError(
+                    f"{config.weighting} is infinite at t_max {float(highest):g}, where the noisy input has no signal; "
+                    "lower guidance.t_max or set guidance.variance_reduction: true",
+                    "weighting",
                 )
 
     def score_gradient(self, z: Tensor, conditions: CFGConditions, ctx: StepContext) -> Score:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from scoredist3d.cameras import Cameras
 from scoredist3d.config import ComponentConfig
 from scoredist3d.meshes.exportable import SurfaceChannels
+from scoredist3d.seeding import Rng
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +86,12 @@ class Material(nn.Module, ABC):
     baked_lighting: bool = False
     free_options: frozenset[str] = frozenset()
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, *, rng: Rng | None = None, prior: Any = None) -> None:
+        """Args:
+        config: Options.
+        rng: Draws initial values; equal on all ranks.
+        prior: The run's :class:`~scoredist3d.priors.base.Prior`, for materials that render its latents.
+        """
         super().__init__()
 
     @abstractmethod
@@ -129,8 +135,8 @@ class Material(nn.Module, ABC):
             ValueError: The colors of this material are not a function of the features of single points.
         """
         raise ValueError(
-            f"material.type: {type(self).__name__} cannot start from the colors of another object; "
-            "choose another material"
+            f"material.type: {type(self).__name__} cannot start from the colors of another object; choose another "
+            "material"
         )
 
     def sample_light(self, cameras: Cameras, step: int, generator: torch.Generator | None) -> Light | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from scoredist3d.config import option
 from scoredist3d.materials.base import Light, Material, ShadingInputs, logit
 from scoredist3d.meshes.exportable import SurfaceChannels
 from scoredist3d.registry import register
+from scoredist3d.seeding import Rng
 
 
 @register(
@@ -70,7 +71,7 @@ class Diffuse(Material):
                 )
             return problems
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, *, rng: Rng | None = None, prior: Any = None) -> None:
         super().__init__(config)
         self.config = config
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from scoredist3d.config import option
+from scoredist3d.config import FieldError, option
 from scoredist3d.materials.base import Material, ShadingInputs
 from scoredist3d.meshes.exportable import SurfaceChannels
 from scoredist3d.ops.shading.color import clamp_unit
@@ -51,7 +51,7 @@ class Latent(Material):
             "latents", "Render latents, or colors through a linear map of the latents, which is then optimized."
         )
 
-    def __init__(self, config: Config, *, prior: Any = None) -> None:
+    def __init__(self, config: Config, *, rng: Rng | None = None, prior: Any = None) -> None:
         """Args:
         config: Options.
         prior: The :class:`~scoredist3d.priors.base.Prior` of the run, in whose latent space the material renders.
@@ -61,8 +61,8 @@ class Latent(Material):
         """
         super().__init__(config)
         if prior is None:
-            raise ValueError(
-                "material.type: latent needs a prior, in whose latent space it renders; pass prior= or use another type"
+            raise FieldError(
+                "latent needs a prior, in whose latent space it renders; pass prior= or use another type", "type"
             )
         self.outputs_latents = config.output == "latents"
         weights, bias = latent_colors(prior)

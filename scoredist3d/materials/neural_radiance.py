@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,7 +45,7 @@ class NeuralRadiance(Material):
     needs_view_dirs = True
     baked_lighting = True
 
-    def __init__(self, config: Config, *, rng: Rng | None = None) -> None:
+    def __init__(self, config: Config, *, rng: Rng | None = None, prior: Any = None) -> None:
         super().__init__(config)
         self.num_features, self.degree = config.num_features, config.degree
         inputs = config.num_features + num_coefficients(config.degree)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from scoredist3d.config import option
 from scoredist3d.materials.base import Material, ShadingInputs
 from scoredist3d.meshes.exportable import SurfaceChannels
 from scoredist3d.registry import register
+from scoredist3d.seeding import Rng
 
 
 @register(
@@ -32,7 +34,7 @@ class NormalShading(Material):
 
     needs_normal = True
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, *, rng: Rng | None = None, prior: Any = None) -> None:
         super().__init__(config)
         self.num_features = config.num_features
 

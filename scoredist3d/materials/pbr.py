@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from scoredist3d.materials.lighting import DIELECTRIC_F0, EnvironmentLight, to_e
 from scoredist3d.meshes.exportable import SurfaceChannels
 from scoredist3d.ops.shading.color import clamp_unit, linear_to_srgb, srgb_to_linear
 from scoredist3d.registry import register
+from scoredist3d.seeding import Rng
 
 # Initial roughness and metallic, as fractions of their ranges, where the source object has no such channel.
 _USUAL_ROUGHNESS = 0.5
@@ -85,13 +87,11 @@ class PBR(Material):
     needs_normal = True
     needs_view_dirs = True
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, *, rng: Rng | None = None, prior: Any = None) -> None:
         super().__init__(config)
         self.config = config
         self.num_features = 8 if config.normal_strength > 0 else 5
-        panorama = EnvironmentLight.read(
-            config.environment_map, config.environment_resolution, key="material.environment_map"
-        )
+        panorama = EnvironmentLight.read(config.environment_map, config.environment_resolution, key="environment_map")
         self.environment = EnvironmentLight(panorama, levels=config.environment_levels, learned=config.learned)
 
     def forward(self, inputs: ShadingInputs) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from scoredist3d.meshes.exportable import SurfaceChannels
 from scoredist3d.ops.shading.color import clamp_unit
 from scoredist3d.ops.shading.spherical_harmonics import DC, MAX_DEGREE, harmonics, num_coefficients
 from scoredist3d.registry import register
+from scoredist3d.seeding import Rng
 
 
 @register("material", "spherical-harmonics", summary="View-dependent color as spherical harmonics.", arxiv="2308.04079")
@@ -41,7 +43,7 @@ class SphericalHarmonics(Material):
     needs_view_dirs = True
     baked_lighting = True
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, *, rng: Rng | None = None, prior: Any = None) -> None:
         super().__init__(config)
         self.config = config
         self.num_features = 3 * num_coefficients(config.degree)

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from scoredist3d.config import FieldError
 from scoredist3d.ops.shading.color import srgb_to_linear
 
 _DISPLAY_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
@@ -25,13 +26,13 @@ def load_radiance(path: str | Path, *, key: str) -> Tensor:
     """
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"{key}: there is no file {path}; give the path of a .hdr or .png image")
+        raise FieldError(f"there is no file {path}; give the path of a .hdr or .png image", key)
     suffix = path.suffix.lower()
     if suffix == ".hdr":
         try:
             pixels = _decode_hdr(path.read_bytes())
         except ValueError as error:
-            raise ValueError(f"{key}: cannot read {path}: {error}") from None
+            raise FieldError(f"cannot read {path}: {error}", key) from None
         return torch.from_numpy(pixels)
     if suffix not in _DISPLAY_SUFFIXES:
         raise ValueError(
@@ -47,7 +48,7 @@ def _load_display(path: Path, key: str) -> Tensor:
         with Image.open(path) as image:
             pixels = np.array(image.convert("RGB"), dtype=np.float32)
     except (UnidentifiedImageError, OSError) as error:
-        raise ValueError(f"{key}: cannot read {path}: {error}") from None
+        raise FieldError(f"cannot read {path}: {error}", key) from None
     return srgb_to_linear(torch.from_numpy(pixels) / 255.0)
 
 

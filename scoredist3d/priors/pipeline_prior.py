@@ -72,6 +72,9 @@ class PipelinePrior(Prior):
         self.config = config
         self.name = source.name
         self.denoiser = self.denoiser_class(source, config.precision)
+        # Reserves the place of the text encoder, which subclasses load: the fingerprints of saved correctives depend on
+        # the order of the parts.
+        self.register_module("text", None)
         self.codec = load_codec(source, config.precision)
         if self.denoiser.channels != self.codec.channels:
             raise PriorError(

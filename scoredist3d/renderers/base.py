@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from scoredist3d.backgrounds.base import Background
 from scoredist3d.cameras import Cameras
-from scoredist3d.config import ComponentConfig
+from scoredist3d.config import ComponentConfig, FieldError
 from scoredist3d.geometry.base import Geometry, ScreenSpaceMeans, SurfaceMesh
 from scoredist3d.materials.base import Material
 from scoredist3d.nn.unregistered import Unregistered
@@ -85,12 +85,30 @@ class Renderer(nn.Module, ABC):
     class Config(ComponentConfig):
         """Options shared by all renderers (none)."""
 
-    def __init__(self, config: Config, *, geometry: Geometry, material: Material, background: Background) -> None:
+    def __init__(
+        self,
+        config: Config,
+        *,
+        geometry: Geometry,
+        material: Material,
+        background: Background,
+        rng: Rng | None = None,
+    ) -> None:
+        """Args:
+        config: Options.
+        geometry: The geometry to render, of the class that ``supports`` names.
+        material: Turns features of the geometry into colours.
+        background: Colours behind the object.
+        rng: Draws initial values of the renderer's own networks; equal on all ranks.
+
+        Raises:
+            ValueError: The geometry is of another kind, or its number of features is not that of the material.
+        """
         super().__init__()
         if not isinstance(geometry, self.supports):
-            raise ValueError(
-                f"renderer.type: {type(self).__name__} cannot render {type(geometry).__name__}; it needs a "
-                f"{self.supports.__name__}"
+            raise FieldError(
+                f"{type(self).__name__} cannot render {type(geometry).__name__}; it needs a {self.supports.__name__}",
+                "type",
             )
         if geometry.num_features != material.num_features:
             raise ValueError(

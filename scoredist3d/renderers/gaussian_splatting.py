@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from scoredist3d.backgrounds.base import Background
 from scoredist3d.cameras import Cameras
-from scoredist3d.config import option
+from scoredist3d.config import FieldError, option
 from scoredist3d.geometry.base import GaussianCloud, GaussianSet, ScreenSpaceMeans
 from scoredist3d.geometry.protocols import HasGaussians
 from scoredist3d.materials.base import Light, Material, ShadingInputs
@@ -58,13 +58,22 @@ class GaussianSplatting(Renderer):
     supports = HasGaussians
     outputs = frozenset({"normal", "position", "depth_variance"})
 
-    def __init__(self, config: Config, *, geometry: GaussianCloud, material: Material, background: Background) -> None:
+    def __init__(
+        self,
+        config: Config,
+        *,
+        geometry: GaussianCloud,
+        material: Material,
+        background: Background,
+        rng: Rng | None = None,
+    ) -> None:
         super().__init__(config, geometry=geometry, material=material, background=background)
         limit = MAX_CHANNELS - _MAX_EXTRA_CHANNELS
         if material.num_channels > limit:
-            raise ValueError(
-                f"renderer.type: gaussian-splatting renders at most {limit} color channels, but the material has "
-                f"{material.num_channels}; use another renderer"
+            raise FieldError(
+                f"gaussian-splatting renders at most {limit} color channels, but the material has "
+                f"{material.num_channels}; use another renderer",
+                "type",
             )
         self.config = config
 

@@ -70,7 +70,15 @@ class MeshRasterizer(Renderer):
     supports = HasSurface
     outputs = frozenset({"normal", "position"})
 
-    def __init__(self, config: Config, *, geometry: Surface, material: Material, background: Background) -> None:
+    def __init__(
+        self,
+        config: Config,
+        *,
+        geometry: Surface,
+        material: Material,
+        background: Background,
+        rng: Rng | None = None,
+    ) -> None:
         super().__init__(config, geometry=geometry, material=material, background=background)
         self.config = config
 

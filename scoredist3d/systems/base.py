@@ -6,7 +6,6 @@ module; Lightning takes seconds to import, which listing components or checking 
 
 from __future__ import annotations
 
-import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from scoredist3d import registry
-from scoredist3d.config import ComponentConfig, component
+from scoredist3d.config import ComponentConfig, component, under
 from scoredist3d.config.optimizer import OptimizerConfig
+from scoredist3d.data.base import CameraSampler
 from scoredist3d.guidance.core.base import Guidance
 from scoredist3d.nn.unregistered import Unregistered
 from scoredist3d.priors.base import Prior
@@ -149,11 +149,27 @@ class GuidedSystem(System):
         )
 
     def __init__(
-        self, config: Config, *, prior: Prior, prompt: str, negative_prompt: str = "", rng: Rng | None = None
+        self,
+        config: Config,
+        *,
+        prior: Prior,
+        prompt: str,
+        negative_prompt: str = "",
+        cameras: CameraSampler | None = None,
+        rng: Rng | None = None,
     ) -> None:
+        """Args:
+        config: Options.
+        prior: The diffusion model; it is frozen.
+        prompt: Description of the result.
+        negative_prompt: Replaces the empty prompt in guidance.
+        cameras: :class:`~scoredist3d.data.base.CameraSampler` of the training views, for systems that render.
+        rng: Draws initial values; ``Rng()`` if not given.
+        """
         super().__init__(config, prior=prior)
-        self.guidance: Guidance = build_component(config.guidance, prior=prior, rng=rng)
-        self.prompts: PromptProcessor = build_component(
+        with under("guidance"):
+            self.guidance: Guidance = registry.build(config.guidance, prior=prior, rng=rng)
+        self.prompts: PromptProcessor = registry.build(
             config.prompt_processor,
             prior=prior,
             prompt=prompt,
@@ -174,23 +190,16 @@ class GuidedSystem(System):
         source: Tensor | None = None,
     ) -> TrainingStep:
         """The guidance's loss and its values to log; arguments as in :meth:`Guidance.forward`."""
-        output = self.guidance(
-            latents, conditions, step, rng, rgb=rgb, opacity=opacity, particles=particles, source=source
-        )
+        with under("guidance"):
+            output = self.guidance(
+                latents, conditions, step, rng, rgb=rgb, opacity=opacity, particles=particles, source=source
+            )
         weight = self.guidance.config.weight(step)
         scalars: dict[str, Tensor | float] = {f"guidance/{key}": value for key, value in output.diagnostics.items()}
         if weight != 0.0:
             scalars["loss/guidance"] = output.loss.detach() / weight
         scalars["weighted/guidance"] = output.loss.detach()
         return TrainingStep(output.loss, scalars)
-
-
-def build_component(config: ComponentConfig, **runtime: Any) -> Any:
-    """Construct a configured component with those of the offered runtime objects that its constructor names."""
-    accepted = inspect.signature(registry.entry_of(config).cls).parameters
-    if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in accepted.values()):
-        runtime = {name: value for name, value in runtime.items() if name in accepted}
-    return registry.build(config, **runtime)
 
 
 def named_groups(block: str, module: nn.Module) -> list[dict[str, Any]]:

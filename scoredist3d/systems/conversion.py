@@ -10,7 +10,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from scoredist3d import registry
-from scoredist3d.config import ComponentConfig, option
+from scoredist3d.config import ComponentConfig, option, under
 from scoredist3d.config.validation import dump
 from scoredist3d.geometry.base import GeometryInit, fits
 from scoredist3d.geometry.protocols import Initializable
@@ -99,7 +99,8 @@ def _initialize_geometry(source: Scene, target: Scene, config: ConversionConfig,
     def features(points: Tensor) -> Tensor:
         return target.material.features_of(shape.channels(points))
 
-    report = target.geometry.init_from(GeometryInit(mesh=mesh, features=features, shape=shape), rng)
+    with under("geometry"):
+        report = target.geometry.init_from(GeometryInit(mesh=mesh, features=features, shape=shape), rng)
     return [*lines, report] if report else lines
 
 

@@ -12,12 +12,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from scoredist3d import registry
 from scoredist3d.cameras import Cameras
 from scoredist3d.config import ComponentConfig
 from scoredist3d.losses.base import Loss
 from scoredist3d.renderers.base import Render
 from scoredist3d.seeding import Rng
-from scoredist3d.systems.base import TrainingStep, build_component
+from scoredist3d.systems.base import TrainingStep
 from scoredist3d.systems.clock import Clock
 from scoredist3d.systems.scene import Scene
 
@@ -39,7 +40,7 @@ class Objective:
     """
 
     def __init__(self, losses: Mapping[str, ComponentConfig]) -> None:
-        self.losses: dict[str, Loss] = {name: build_component(block) for name, block in losses.items()}
+        self.losses: dict[str, Loss] = {name: registry.build(block) for name, block in losses.items()}
 
     def __call__(
         self, scenes: Sequence[Scene], cameras: Cameras, data_term: DataTerm, clock: Clock, rng: Rng

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from scoredist3d import registry
 from scoredist3d.backgrounds.base import Background
 from scoredist3d.cameras import Cameras
-from scoredist3d.config import ComponentConfig
+from scoredist3d.config import ComponentConfig, under
 from scoredist3d.geometry.base import Geometry, fits
 from scoredist3d.geometry.protocols import HasGaussians, HasSurface
 from scoredist3d.materials.base import Material, ShadingInputs
@@ -20,7 +21,7 @@ from scoredist3d.meshes.splats import Splats
 from scoredist3d.priors.base import Prior
 from scoredist3d.renderers.base import Render, Renderer
 from scoredist3d.seeding import Rng
-from scoredist3d.systems.base import build_component, named_groups
+from scoredist3d.systems.base import named_groups
 from scoredist3d.systems.clock import Clock
 
 PARTS = ("geometry", "material", "background", "renderer")
@@ -65,11 +66,8 @@ class Scene(nn.Module):
 
     def _build(self, name: str, **runtime: Any) -> Any:
         """Build one part; errors name the config key that the user can set."""
-        try:
-            return build_component(self.blocks[name], **runtime)
-        except ValueError as error:
-            own = str(error).startswith(f"{name}.")
-            raise ValueError(f"system.{error}" if own else f"system.{name}: {error}") from error
+        with under(name, claim=True):
+            return registry.build(self.blocks[name], **runtime)
 
     @property
     def step(self) -> int:
@@ -109,7 +107,8 @@ class Scene(nn.Module):
             rng: The same on all ranks.
         """
         if self.geometry.densification is not None:
-            self.geometry.densification.step_post_backward(step, optimizer, rng)
+            with under("geometry"):
+                self.geometry.densification.step_post_backward(step, optimizer, rng)
 
     def restore_step(self, step: int) -> None:
         """Set the active grid levels as after ``step`` steps of the run; the occupancy grid is in the state."""

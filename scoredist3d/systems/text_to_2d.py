@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from scoredist3d.cameras import Cameras, orbit
-from scoredist3d.config import ComponentConfig, component, option
+from scoredist3d.config import ComponentConfig, component, option, under
+from scoredist3d.data.base import CameraSampler
 from scoredist3d.geometry.image_canvas import ImageCanvas
 from scoredist3d.priors.base import Prior
 from scoredist3d.registry import register
 from scoredist3d.seeding import Rng
-from scoredist3d.systems.base import GuidedSystem, TrainingStep, build_component, named_groups
+from scoredist3d.systems.base import GuidedSystem, TrainingStep, named_groups
 
 _log = logging.getLogger(__name__)
 
@@ -52,13 +53,22 @@ class TextTo2D(GuidedSystem):
             return problems
 
     def __init__(
-        self, config: Config, *, prior: Prior, prompt: str, negative_prompt: str = "", rng: Rng | None = None
+        self,
+        config: Config,
+        *,
+        prior: Prior,
+        prompt: str,
+        negative_prompt: str = "",
+        cameras: CameraSampler | None = None,
+        rng: Rng | None = None,
     ) -> None:
         super().__init__(config, prior=prior, prompt=prompt, negative_prompt=negative_prompt, rng=rng)
         self.settings = config
         view = None if config.view is None else _cameras_at(config.view, 1, self.prior.image_size)
         edits = self.guidance.needs_source
-        self.canvas: ImageCanvas = build_component(config.geometry, prior=prior, rng=rng, view=view, keep_start=edits)
+        canvas: Any = config.geometry
+        with under("geometry"):
+            self.canvas = ImageCanvas(canvas, prior=prior, rng=rng, view=view, keep_start=edits)
         if edits and not self.canvas.starts_from_images:
             _log.warning(
                 f"guidance.type: {config.guidance.type} edits images, but these start as noise; set "
@@ -69,7 +79,8 @@ class TextTo2D(GuidedSystem):
         """Distillation loss of a batch of particles; editing methods also get the latents of their initial images."""
         drawn = self._draw(step, rng.shared())
         index, device = drawn.to(self.device), self.device
-        latents = self.canvas.latents(self.prior, index, rng("encode", step, device))
+        with under("geometry"):
+            latents = self.canvas.latents(self.prior, index, rng("encode", step, device))
         source = None
         if self.guidance.needs_source:
             # Same encoder noise as above, so that the latents differ only where the image was edited.

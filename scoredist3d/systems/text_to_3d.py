@@ -15,6 +15,7 @@ from torch.nn import functional
 from scoredist3d import registry
 from scoredist3d.cameras import Cameras
 from scoredist3d.config import ComponentConfig, Schedule, component, component_map, option
+from scoredist3d.config.validation import parse_component
 from scoredist3d.data.base import CameraSampler
 from scoredist3d.geometry.base import Geometry
 from scoredist3d.geometry.protocols import describe_capability
@@ -123,10 +124,10 @@ class TextTo3D(GuidedSystem):
         rng: Rng | None = None,
     ) -> None:
         super().__init__(config, prior=prior, prompt=prompt, negative_prompt=negative_prompt, rng=rng)
-        if cameras is None:
-            raise ValueError("text-to-3d needs a camera sampler: pass cameras=registry.build(config.data)")
         self.settings = config
-        self.cameras = cameras
+        self.cameras = (
+            registry.build(parse_component("data", {"type": "random-camera"})) if cameras is None else cameras
+        )
         rng = (rng or Rng()).shared()
         self._seed = rng.seed
         streams = _streams(rng, config.particles)

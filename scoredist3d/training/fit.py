@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from scoredist3d import registry
+from scoredist3d.config import under
 from scoredist3d.config.experiment import ExperimentConfig
 from scoredist3d.config.validation import load_experiment
 from scoredist3d.seeding import Rng
-from scoredist3d.systems.base import System, build_component
+from scoredist3d.systems.base import System
 from scoredist3d.training.checkpoint import read_checkpoint
 from scoredist3d.training.console import Console
 from scoredist3d.training.distributed import Devices
@@ -69,15 +70,17 @@ class FitResult:
 
 def build_system(config: ExperimentConfig, context: RankContext) -> System:
     """Build prior, camera sampler and system on the CPU."""
-    cameras = build_component(config.data, world_size=context.devices.world_size * config.trainer.accumulate)
-    system: System = build_component(
-        config.system,
-        prior=registry.build(config.prior),
-        prompt=config.prompt,
-        negative_prompt=config.negative_prompt,
-        cameras=cameras,
-        rng=Rng(config.seed),
-    )
+    cameras = registry.build(config.data, world_size=context.devices.world_size * config.trainer.accumulate)
+    prior = registry.build(config.prior)
+    with under("system"):
+        system: System = registry.build(
+            config.system,
+            prior=prior,
+            prompt=config.prompt,
+            negative_prompt=config.negative_prompt,
+            cameras=cameras,
+            rng=Rng(config.seed),
+        )
     return system
 
 
@@ -105,7 +108,8 @@ def begin(system: System, config: ExperimentConfig, context: RankContext, *, res
     folder, checkpoint = find_run(start)
     source = load_experiment([folder.resolved_config])
     system.to_device(context.device)
-    system.init_from(read_checkpoint(checkpoint)["state_dict"], source.system)
+    with under("system"):
+        system.init_from(read_checkpoint(checkpoint)["state_dict"], source.system)
 
 
 def fit(
@@ -147,7 +151,10 @@ def fit(
         callbacks = [once_restored, *_callbacks(config, folder, context, console, guard)]
         trainer = pl.Trainer(callbacks=callbacks, **_trainer_options(system, config, folder, context))
         try:
-            trainer.fit(module, train_dataloaders=EndlessSteps(), ckpt_path=resume and str(resume), weights_only=True)
+            with under("system"):
+                trainer.fit(
+                    module, train_dataloaders=EndlessSteps(), ckpt_path=resume and str(resume), weights_only=True
+                )
             once_restored.call()  # Lightning skips its hooks if no step is left.
         except BaseException:
             _leave_group(failed=True)

@@ -167,5 +167,5 @@ def test_texture_replacement():
 def test_texture_that_is_neither_given_nor_learned_is_refused():
     with pytest.raises(ConfigError, match=r"image: .* give a file or set learned to true"):
         background("textured", learned=False)
-    with pytest.raises(ValueError, match=r"background.image: there is no file nowhere.png"):
+    with pytest.raises(ValueError, match=r"^image: there is no file nowhere.png"):
         background("textured", image="nowhere.png")

@@ -129,7 +129,7 @@ def test_free_text_is_taken_as_it_is() -> None:
 def test_list_items_by_index(here: Path) -> None:
     write(here, base="a: {b: [1, 2, {c: 3}]}\n")
     assert load(["base.yaml"], ["a.b.0=9", "a.b[2].c=4"]) == {"a": {"b": [9, 2, {"c": 4}]}}
-    assert error_of(["base.yaml"], ["a.b.3=1"]) == "a.b: has 3 items (0 to 2), there is no item 3"
+    assert error_of(["base.yaml"], ["a.b.3=1"]) == "a.b: there is no item 3; the list has 3 items, counted from 0"
 
 
 @pytest.mark.parametrize(
@@ -193,7 +193,7 @@ def test_a_cycle_is_named_with_its_chain(here: Path) -> None:
 def test_a_missing_include_is_named_with_its_chain(here: Path) -> None:
     write(here, top="include: [sub/a.yaml]\n", sub__a="include: [b.yaml]\n")
     assert error_of(["top.yaml"]) == (
-        "sub/a.yaml: included file b.yaml does not exist, neither beside it nor in configs/ "
+        "sub/a.yaml: included file b.yaml does not exist, neither next to it nor in configs/ "
         "(top.yaml -> sub/a.yaml -> b.yaml)."
     )
 
@@ -226,7 +226,7 @@ def test_an_override_that_is_no_yaml(here: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("- 1\n- 2\n", "bad.yaml: must hold `key: value` lines, got [1, 2]"),
+        ("- 1\n- 2\n", "bad.yaml: must be a mapping (`key: value` lines), got [1, 2]"),
         ("include: {a: b}\n", "bad.yaml: include must be a list of files, got {'a': 'b'}"),
         ("include: [3]\n", "bad.yaml: include must be a list of files, got [3]"),
     ],
@@ -238,7 +238,7 @@ def test_a_file_of_another_form_is_refused(here: Path, text: str, message: str) 
 
 def test_a_binary_file_is_not_a_config(here: Path) -> None:
     (here / "last.ckpt").write_bytes(b"PK\xff\xfe\x00")
-    assert error_of(["last.ckpt"]) == "last.ckpt: not a text file in UTF-8"
+    assert error_of(["last.ckpt"]) == "last.ckpt: not a UTF-8 text file"
 
 
 def test_an_empty_file_is_an_empty_layer(here: Path) -> None:

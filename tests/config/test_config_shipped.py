@@ -14,16 +14,8 @@ from scoredist3d.config.describe import describe_component
 from scoredist3d.config.fields import MISSING, field_types
 from scoredist3d.config.loader import load
 from scoredist3d.config.pipeline import load_pipeline
-from scoredist3d.config.validation import (
-    block_class,
-    dump,
-    layers_to_yaml,
-    load_experiment,
-    own_fields,
-    parse_component,
-    to_yaml,
-    validate,
-)
+from scoredist3d.config.validation import dump, layers_to_yaml, load_experiment, parse_component, to_yaml, validate
+from scoredist3d.config.walker import block_class, own_fields
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 FILES = sorted(CONFIGS.rglob("*.yaml"))

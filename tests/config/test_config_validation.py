@@ -47,11 +47,11 @@ def test_values_are_converted_to_the_declared_types() -> None:
     guidance = config.system.guidance
     assert guidance.t_range == (0.02, 0.5) and isinstance(guidance.t_range, tuple)
     assert guidance.clip == 0.001
-    assert guidance.guidance_scale == Schedule(100.0, 7.5, 0, 1000)
+    assert guidance.guidance_scale == Schedule.ramp(100.0, 7.5, 0, 1000)
     assert config.system.geometry.grid.scale == 2.0 and config.system.geometry.grid.levels == 4
     assert config.system.geometry.fine.levels == 3
     assert config.system.texture.color == (0.0, 1.0, 0.5)
-    assert config.system.optimizer.groups == {"geometry": Schedule(0.01, 0.001, 0, 100, "exp")}
+    assert config.system.optimizer.groups == {"geometry": Schedule.ramp(0.01, 0.001, 0, 100, "exp")}
     assert config.data.batch_size == [8, 4]
 
 
@@ -59,7 +59,7 @@ def test_a_loss_is_a_weight_a_schedule_a_block_or_taken_out() -> None:
     ramp = {"from": 1.0, "to": 0.1, "end": 2000}
     late = {"type": "sparsity", "weight": 3}
     config = validated(system={"loss": {"sparsity": ramp, "late": late}})
-    assert config.system.loss["sparsity"].weight == Schedule(1.0, 0.1, 0, 2000)
+    assert config.system.loss["sparsity"].weight == Schedule.ramp(1.0, 0.1, 0, 2000)
     assert config.system.loss["late"].type == "sparsity"
     assert validated(system={"loss": {"sparsity": 2}}).system.loss["sparsity"].weight(0) == 2.0
     assert validated(system={"loss": {"sparsity": None}}).system.loss == {}
@@ -194,8 +194,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"system": {"guidance": {"guidance_scale": [0, 1, 2]}}},
-        "system.guidance.guidance_scale: a schedule list is [start_step, from, to, end_step] with four "
-        "numbers, got [0, 1, 2]",
+        "system.guidance.guidance_scale: a schedule list is [start_step, from, to, end_step], with further "
+        "pairs to, end_step for more segments, all of them numbers; got [0, 1, 2]",
     ),
     (
         {"system": {"loss": {"sparsity": -1}}},
@@ -233,7 +233,7 @@ def test_the_table_above_is_long_enough() -> None:
     assert len(BAD) >= 25
 
 
-def test_all_mistakes_are_told_at_once_in_order() -> None:
+def test_all_mistakes_are_reported_together_in_order() -> None:
     with pytest.raises(ConfigError) as caught:
         validate({"sed": 1, "trainer": {"max_steps": "x", "precison": "32"}, "system": {"guidance": {"type": "sdx"}}})
     assert [line.split(":")[0] for line in str(caught.value).splitlines()] == [

@@ -47,7 +47,7 @@ def changed(file: Path, old: str, new: str) -> Path:
     return file
 
 
-def test_stages_include_files_and_share_what_stands_beside_them(file: Path) -> None:
+def test_stages_include_files_and_share_the_keys_next_to_them(file: Path) -> None:
     stages = load_pipeline([file], ["prompt=a red mug"]).stages
     assert list(stages) == ["coarse", "refine"]
     for config in stages.values():
@@ -63,7 +63,7 @@ def test_a_stage_starts_from_the_one_before_unless_it_says_otherwise(file: Path)
     assert [c.system.init_from for c in load_pipeline([file], ["prompt=x"]).stages.values()] == [None, "stage:coarse"]
     alone = load_pipeline([file], ["prompt=x", "stages.refine.system.init_from=null"]).stages["refine"]
     assert alone.system.init_from is None
-    with pytest.raises(ConfigError, match=r"stages\.coarse\.system\.init_from: stage:refine is no earlier stage"):
+    with pytest.raises(ConfigError, match=r"stages\.coarse\.system\.init_from: stage:refine is not an earlier stage"):
         load_pipeline([file], ["prompt=x", "stages.coarse.system.init_from=stage:refine"])
 
 
@@ -90,7 +90,7 @@ def test_what_is_saved_means_the_same_again(file: Path, tmp_path: Path) -> None:
         ("coarse: {include: recipe.yaml}", "coarse: 3", r"stages\.coarse must be a block"),
         ("coarse: {include: recipe.yaml}", "coarse: {include: 3}", r"stages\.coarse\.include must be a list of files"),
         ("coarse: {include: recipe.yaml}", "coarse: {include: none.yaml}", r"none\.yaml does not exist"),
-        ("coarse: {include: recipe.yaml}", "a/b: {include: recipe.yaml}", r"a stage is a folder"),
+        ("coarse: {include: recipe.yaml}", "a/b: {include: recipe.yaml}", r"the name of a stage is a folder name"),
         ("{sparsity: 2.0}", "{sparsty: 2.0}", r"stages\.refine\.system\.loss\.sparsty"),
         ("max_steps: 20", "max_steps: 0", r"stages\.refine\.trainer\.max_steps"),
     ],
@@ -100,7 +100,7 @@ def test_mistakes_name_the_stage(file: Path, old: str, new: str, message: str) -
         load_pipeline([changed(file, old, new)], ["prompt=x"])
 
 
-def test_mistakes_of_all_stages_are_told_at_once(file: Path) -> None:
+def test_mistakes_of_all_stages_are_reported_together(file: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         load_pipeline([file], ["stages.refine.trainer.max_steps=0"])
     # What all stages lack is said once.
@@ -111,7 +111,7 @@ def test_mistakes_of_all_stages_are_told_at_once(file: Path) -> None:
 
 
 def test_stages_that_do_not_exist(file: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"stages\.fine: there is no such stage; stages are coarse, refine"):
+    with pytest.raises(ConfigError, match=r"stages\.fine: no such stage; the stages are coarse, refine"):
         load_pipeline([file], ["prompt=x", "stages.fine.trainer.max_steps=1"])
     with pytest.raises(ConfigError, match="override single values"):
         load_pipeline([file], ["prompt=x", "stages=3"])
@@ -140,9 +140,9 @@ def test_the_name_can_be_changed(file: Path) -> None:
 def test_a_stage_can_be_taken_out(file: Path) -> None:
     (only,) = load_pipeline([file], ["prompt=x", "stages.coarse=null"]).stages.items()
     assert only[0] == "refine" and only[1].system.init_from is None
-    with pytest.raises(ConfigError, match="every stage has been taken out"):
+    with pytest.raises(ConfigError, match="the overrides remove every stage; keep at least one"):
         load_pipeline([file], ["prompt=x", "stages.coarse=null", "stages.refine=null"])
     with pytest.raises(ConfigError, match=r"stages\.refine: must be a block, got 5"):
         load_pipeline([file], ["prompt=x", "stages.refine=5"])
-    with pytest.raises(ConfigError, match=r"refine: is a stage; write stages\.refine in front"):
+    with pytest.raises(ConfigError, match=r"refine: this is a stage; write stages\.refine instead"):
         load_pipeline([file], ["prompt=x", "refine.trainer.max_steps=5"])

@@ -54,8 +54,8 @@ def test_schedules_are_stretched_where_that_is_asked_for(stored: Path) -> None:
     for asked in ("600", "null", "${trainer.max_steps}"):
         longer = load_resumed(stored, overrides=["trainer.max_steps=600", f"trainer.schedule_steps={asked}"])
         assert ends(longer) == (600, 600, 600)
-    told = changed_schedules(load_experiment([stored]), longer, 320)
-    assert sorted(told) == ["system.guidance.guidance_scale 7.5 -> 50.67", "system.optimizer.lr 0.01 -> 0.052"]
+    changed = changed_schedules(load_experiment([stored]), longer, 320)
+    assert sorted(changed) == ["system.guidance.guidance_scale 7.5 -> 50.67", "system.optimizer.lr 0.01 -> 0.052"]
     extra = stored.with_name("extra.yaml")
     extra.write_text("trainer: {max_steps: 600, schedule_steps: 500}\n")
     assert ends(load_resumed(stored, [extra])) == (600, 500, 500)

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -72,7 +73,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     (run / "ckpts" / "last.ckpt").write_bytes(b"state")
     config = load_experiment([ROOT / "configs" / "quickstart.yaml"], ["prompt=a red mug"])
     (run / "configs" / "resolved.yaml").write_text(to_yaml(config), encoding="utf-8")
-    (code,) = blocks("python")
+    (code,) = (block for block in blocks("python") if "@register" in block)
     (tmp_path / "custom").mkdir()
     (tmp_path / "custom" / "halo.py").write_text(code, encoding="utf-8")
     # The page says where a user package goes: beside launch.py, or in the folder that a run starts from.
@@ -194,6 +195,18 @@ def test_the_example_loss_computes_something(workplace: Path) -> None:
     render = Render(rgb=black, opacity=pixels, depth=torch.zeros_like(pixels), background=black)
     loss = registry.build(parse_component("loss", {"type": "halo"}))
     assert float(loss(render, None, 0, Rng())) == pytest.approx(0.25 / 4)
+
+
+@pytest.mark.slow
+def test_the_example_in_python_trains() -> None:
+    (example,) = (block for block in blocks("python") if "scoredist3d.fit" in block)
+    assert "steps=600" in example
+    names: dict[str, Any] = {}
+    small = 'radius=1.0, grid={"num_levels": 2, "log2_hashmap_size": 8}), renderer=VolumeRenderer.Config(num_samples=8'
+    example = example.replace("steps=600", "steps=1").replace("=64", "=16").replace("radius=1.0", small)
+    exec("from scoredist3d.renderers.volume import VolumeRenderer\n" + example, names)
+    assert names["config"].loss["sparsity"].weight(600) == pytest.approx(0.1)
+    assert names["system"].prompts.prompt == "a red mug"
 
 
 def test_null_takes_a_loss_out(workplace: Path) -> None:

@@ -19,7 +19,6 @@ from scoredist3d import registry
 from scoredist3d.config.validation import parse_component
 from scoredist3d.evaluation.measures import saturation
 from scoredist3d.seeding import Rng
-from scoredist3d.systems.base import build_component
 
 
 def test_prompts_are_read_as_captions() -> None:
@@ -63,7 +62,7 @@ def test_counted_evaluations_are_those_of_the_method_alone() -> None:
     canvas = {"type": "image-canvas", "particles": 3, "init_prompt": "red left blob", "init_steps": 4}
     block = {"type": "text-to-2d", "geometry": canvas, "guidance": {"type": "sds", "guidance_scale": 5}}
     prior = registry.build(parse_component("prior", {"type": "gaussian-mixture", "image_size": 8}))
-    system: Any = build_component(parse_component("system", block), prior=prior, prompt="blue blob", rng=Rng())
+    system: Any = registry.build(parse_component("system", block), prior=prior, prompt="blue blob", rng=Rng())
     with methods_runs.Counter(system).counting() as counter:
         for step in range(2):
             system.training_step(step, Rng())

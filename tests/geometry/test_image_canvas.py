@@ -19,7 +19,6 @@ from scoredist3d.geometry.image_canvas import ImageCanvas
 from scoredist3d.priors import CFGConditions
 from scoredist3d.priors.analytic import GaussianMixturePrior
 from scoredist3d.seeding import Rng
-from scoredist3d.systems.base import build_component
 
 SIZE = 8
 
@@ -45,10 +44,7 @@ def canvas(
     prior: Any = None, *, seed: int = 0, view: Any = None, keep_start: bool = False, **options: Any
 ) -> ImageCanvas:
     config = parse_component("geometry", {"type": "image-canvas", "particles": 3, **options})
-    made: ImageCanvas = build_component(
-        config, prior=prior or Watched(), rng=Rng(seed), view=view, keep_start=keep_start
-    )
-    return made
+    return ImageCanvas(config, prior=prior or Watched(), rng=Rng(seed), view=view, keep_start=keep_start)
 
 
 def image_file(folder: Any, mode: str = "RGB", size: tuple[int, int] = (SIZE, SIZE)) -> tuple[str, np.ndarray]:
@@ -119,11 +115,11 @@ def test_images_of_other_shapes_are_cut_and_scaled_and_transparent_parts_are_whi
 
 def test_mistakes_are_named(tmp_path: Any) -> None:
     prior = Watched()
-    with pytest.raises(ValueError, match=r"geometry\.init_image: there is no file nowhere\.png"):
+    with pytest.raises(ValueError, match=r"^init_image: there is no file nowhere\.png"):
         canvas(prior, init_image="nowhere.png").begin(prior)
     text = tmp_path / "note.png"
     text.write_text("no image")
-    with pytest.raises(ValueError, match=r"geometry\.init_image: .*note\.png cannot be read as an image"):
+    with pytest.raises(ValueError, match=r"^init_image: .*note\.png cannot be read as an image"):
         canvas(prior, init_image=str(text)).begin(prior)
     with pytest.raises(ConfigError, match="cannot be combined with init_prompt"):
         parse_component("geometry", {"type": "image-canvas", "init_image": "a.png", "init_prompt": "red"})
@@ -199,7 +195,7 @@ def test_a_loaded_canvas_is_not_started_anew_and_keeps_its_start() -> None:
 
 def system(guidance: dict[str, Any], prior: Any = None, **geometry: Any) -> Any:
     block = {"type": "text-to-2d", "guidance": guidance, "geometry": {"particles": 3, **geometry}}
-    return build_component(
+    return registry.build(
         parse_component("system", block), prior=prior or Watched(), prompt="blue left blob", rng=Rng(2)
     )
 

@@ -14,7 +14,6 @@ from scoredist3d.guidance.core.context import item_noise
 from scoredist3d.priors import CFGConditions, predict_each
 from scoredist3d.priors.analytic import GaussianMixturePrior, Mixture
 from scoredist3d.seeding import Rng
-from scoredist3d.systems.base import build_component
 from scoredist3d.training.optimizer import build_optimizer, set_learning_rates
 
 
@@ -122,7 +121,7 @@ def test_an_edit_changes_the_colour_and_keeps_the_place_and_the_grain(name: str)
         "geometry": {"particles": 8, "init_prompt": source_prompt, "init_scale": 1.0},
     }
     prior = registry.build(parse_component("prior", {"type": "gaussian-mixture", "image_size": 8}))
-    system = build_component(parse_component("system", block), prior=prior, prompt=prompt, rng=Rng(3))
+    system = registry.build(parse_component("system", block), prior=prior, prompt=prompt, rng=Rng(3))
     before = system.images()
     rates = OptimizerConfig(lr=Schedule.parse({"from": 0.05, "to": 0.005, "end": 120}), eps=1e-8)
     optimizer = build_optimizer(rates, system.parameter_groups())

@@ -354,7 +354,7 @@ def test_a_corrective_of_another_prior_is_refused(saved):
 
 
 def test_choices_that_name_no_corrective_say_what_to_do(saved, tmp_path):
-    with pytest.raises(ValueError, match=r"guidance\.corrective: auto .*scripts/train_corrective\.py") as error:
+    with pytest.raises(ValueError, match=r"^corrective: auto .*scripts/train_corrective\.py") as error:
         load_corrective("auto", blobs())
     assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match=r"nowhere does not contain config\.json and corrective\.safetensors"):

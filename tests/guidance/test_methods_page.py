@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from scoredist3d import registry
-from scoredist3d.config.validation import own_fields
+from scoredist3d.config.walker import own_fields
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 TEXT = (DOCS / "methods.md").read_text(encoding="utf-8")

@@ -33,7 +33,7 @@ def views(azimuths, elevations):
 
 
 @pytest.mark.parametrize(
-    "rate", [Schedule.constant(1e-2), Schedule(1e-2, 1e-3, 20, 200), Schedule(0.0, 0.5, 100, 100, "step")]
+    "rate", [Schedule.constant(1e-2), Schedule.ramp(1e-2, 1e-3, 20, 200), Schedule.ramp(0.0, 0.5, 100, 100, "step")]
 )
 def test_renewed_noise_is_the_recursions_chain(rate):
     noise = PersistentNoise(rate)

@@ -10,7 +10,6 @@ from scoredist3d.materials import ShadingInputs
 from scoredist3d.materials import latent as latent_module
 from scoredist3d.meshes.exportable import SurfaceChannels
 from scoredist3d.seeding import Rng
-from scoredist3d.systems.base import build_component
 
 
 class LinearPrior(torch.nn.Module):
@@ -99,7 +98,7 @@ def system(prior, output: str, seed: int):
         "material": {"type": "latent", "output": output},
     }
     data = {"type": "random-camera", "batch_size": 1, "height": 8, "width": 8}
-    return build_component(
+    return registry.build(
         parse_component("system", block),
         prior=prior,
         prompt="a red mug",

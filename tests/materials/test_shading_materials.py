@@ -9,11 +9,10 @@ from scoredist3d.config.validation import parse_component
 from scoredist3d.materials import Material, ShadingInputs
 from scoredist3d.meshes.exportable import SurfaceChannels
 from scoredist3d.seeding import Rng
-from scoredist3d.systems.base import build_component
 
 
 def material(name: str, **options) -> Material:
-    return build_component(parse_component("material", {"type": name, **options}), rng=Rng(3))
+    return registry.build(parse_component("material", {"type": name, **options}), rng=Rng(3))
 
 
 def unit(count: int, seed: int = 0) -> torch.Tensor:
@@ -122,7 +121,7 @@ def test_every_material_trains_and_shows_in_a_volume(name, index):
         "guidance": {"type": "sds"},
     }
     data = {"type": "random-camera", "batch_size": 2, "height": 8, "width": 8}
-    system = build_component(
+    system = registry.build(
         parse_component("system", block),
         prior=registry.build(parse_component("prior", {"type": "gaussian-mixture", "image_size": 8})),
         prompt="red left blob",

@@ -165,6 +165,6 @@ def test_fields_hand_on_their_gradient_as_long_as_it_is(normal):
 
 
 def test_fields_without_a_distance_are_refused():
-    with pytest.raises(ValueError, match=r"renderer.type: NeuSRenderer cannot render FogBall"):
+    with pytest.raises(ValueError, match=r"^type: NeuSRenderer cannot render FogBall"):
         renderer_of(FogBall(1.0), "neus-volume")
     assert NeuSRenderer.outputs >= {"normal", "depth_variance"}

@@ -22,7 +22,6 @@ from scoredist3d.priors import CFGConditions, Prediction
 from scoredist3d.priors.analytic import GaussianMixturePrior
 from scoredist3d.prompts.processor import PromptProcessor
 from scoredist3d.seeding import Rng
-from scoredist3d.systems.base import build_component
 
 PROMPT = "red"
 SIZE = 8
@@ -172,7 +171,7 @@ def one_timestep(name: str) -> dict[str, Any]:
 def method(name: str, prior: GaussianMixturePrior, *, rng: Rng | None = None, **options: Any) -> Guidance:
     """A registered method from a config block, as a run builds it."""
     config = parse_component("guidance", {"type": name.partition("/")[0], **case(name).options, **options})
-    built: Guidance = build_component(config, prior=prior, rng=rng or Rng())
+    built: Guidance = registry.build(config, prior=prior, rng=rng or Rng())
     return built
 
 

@@ -16,7 +16,7 @@ from scoredist3d.config.experiment import PreviewConfig, TrainerConfig
 from scoredist3d.config.loader import load
 from scoredist3d.config.validation import load_experiment, parse_component
 from scoredist3d.seeding import Rng
-from scoredist3d.systems.base import System, build_component
+from scoredist3d.systems.base import System
 from scoredist3d.training.folder import RunFolder
 from scoredist3d.training.lightning_module import TrainingModule
 from scoredist3d.training.optimizer import build_optimizer, set_learning_rates
@@ -44,7 +44,7 @@ BOTH = {"type": "comparison", "methods": {"low": LOW, "high scale": HIGH}, "geom
 
 
 def make(block: dict[str, Any], seed: int = 0) -> System:
-    return build_component(
+    return registry.build(
         parse_component("system", block),
         prior=registry.build(parse_component("prior", {"type": "gaussian-mixture", "image_size": 8})),
         prompt="red left blob",

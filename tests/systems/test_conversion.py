@@ -18,7 +18,6 @@ from scoredist3d.meshes.isosurface_extraction import find_surface
 from scoredist3d.meshes.mesh import Mesh, drop_small_components, topology
 from scoredist3d.meshes.sampling import mesh_points
 from scoredist3d.seeding import Rng
-from scoredist3d.systems.base import build_component
 from scoredist3d.systems.conversion import ConversionConfig, convert, weights_compatible
 from scoredist3d.systems.scene import Scene, SceneShape
 
@@ -158,7 +157,7 @@ def test_a_run_takes_over_the_scene_of_another_representation(nerf: Scene, caplo
         "system", {"type": "text-to-3d", **BLOCKS["dmtet"], "particles": 2, "conversion": {"resolution": 32}}
     )
     state = {f"scenes.0.{name}": value for name, value in nerf.state_dict().items()}
-    system = build_component(second, **runtime)
+    system = registry.build(second, **runtime)
     with caplog.at_level(logging.INFO, logger="scoredist3d"):
         system.init_from(state, first)
     assert any("system.init_from: surface at density" in record.getMessage() for record in caplog.records)

@@ -23,7 +23,7 @@ from scoredist3d.config.optimizer import OptimizerConfig
 from scoredist3d.config.validation import parse_component
 from scoredist3d.priors import Prior
 from scoredist3d.seeding import Rng
-from scoredist3d.systems.base import GuidedSystem, build_component
+from scoredist3d.systems.base import GuidedSystem
 from scoredist3d.training.optimizer import build_optimizer
 
 PRIORS: dict[str, dict[str, Any]] = {
@@ -132,7 +132,7 @@ def block_of(method: str, geometry: str, index: int) -> dict[str, Any]:
 def system_of(block: dict[str, Any], prior: Prior) -> GuidedSystem:
     cameras = parse_component("data", {"type": "random-camera", "batch_size": 1, "height": 8, "width": 8})
     prompt = "red left blob" if "blob" in (prior.vocabulary or ()) else "a red mug"
-    system: GuidedSystem = build_component(
+    system: GuidedSystem = registry.build(
         parse_component("system", block), prior=prior, prompt=prompt, cameras=registry.build(cameras), rng=Rng(1)
     )
     return system

@@ -15,7 +15,6 @@ from scoredist3d.config.validation import parse_component
 from scoredist3d.guidance import Score, StepContext
 from scoredist3d.guidance.sds import ScoreDistillationSampling
 from scoredist3d.seeding import Rng
-from scoredist3d.systems.base import build_component
 from scoredist3d.visualization.previews import scene_rows
 from scoredist3d.visualization.turntable import turntable
 
@@ -33,7 +32,7 @@ VOLUME: dict[str, Any] = {
 
 def make(block: dict[str, Any], seed: int = 0) -> Any:
     data = {"type": "random-camera", "batch_size": 2, "height": 8, "width": 8}
-    return build_component(
+    return registry.build(
         parse_component("system", block),
         prior=registry.build(parse_component("prior", {"type": "gaussian-mixture", "image_size": 8})),
         prompt="red left blob",
@@ -51,7 +50,7 @@ class Edit(ScoreDistillationSampling):
     class Config(ScoreDistillationSampling.Config):
         pass
 
-    def __init__(self, config: Any, *, prior: Any) -> None:
+    def __init__(self, config: Any, *, prior: Any, rng: Any = None) -> None:
         super().__init__(config, prior=prior)
         self.seen: list[tuple[torch.Tensor, StepContext]] = []
 
@@ -63,7 +62,9 @@ class Edit(ScoreDistillationSampling):
 
 @pytest.fixture
 def editing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(registry._entries["guidance"], "edit", registry.Entry("guidance", "edit", Edit, "for tests"))
+    registry.names("guidance")  # everything else is registered first
+    monkeypatch.setitem(registry._entries, "guidance", dict(registry._entries["guidance"]))
+    registry.register("guidance", "edit", summary="For tests.")(Edit)
 
 
 def test_scenes_differ_and_only_drawn_ones_learn() -> None:

@@ -16,7 +16,7 @@ from scoredist3d.config.optimizer import OptimizerConfig
 from scoredist3d.config.validation import parse_component
 from scoredist3d.guidance.sds import ScoreDistillationSampling
 from scoredist3d.seeding import Rng
-from scoredist3d.systems.base import System, build_component
+from scoredist3d.systems.base import System
 from scoredist3d.training.optimizer import build_optimizer, learning_rate, set_learning_rates
 from scoredist3d.visualization.previews import scene_rows
 from scoredist3d.visualization.turntable import turntable
@@ -34,7 +34,7 @@ def make(block: dict[str, Any], *, prompt: str = "red left blob", seed: int = 0)
     cameras = registry.build(
         parse_component("data", {"type": "random-camera", "batch_size": 2, "height": 8, "width": 8})
     )
-    return build_component(
+    return registry.build(
         parse_component("system", block),
         prior=registry.build(parse_component("prior", {"type": "gaussian-mixture", "image_size": 8})),
         prompt=prompt,
@@ -123,7 +123,7 @@ class Learning(ScoreDistillationSampling):
     class Config(ScoreDistillationSampling.Config):
         pass
 
-    def __init__(self, config: Any, *, prior: Any) -> None:
+    def __init__(self, config: Any, *, prior: Any, rng: Any = None) -> None:
         super().__init__(config, prior=prior)
         self.phi = nn.Parameter(torch.zeros(()))
         self.own = torch.optim.Adam([self.phi], lr=0.1)

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from scoredist3d.config import FieldError
 from scoredist3d.geometry.base import GaussianSet, PointFunction
 from scoredist3d.meshes.mesh import Mesh
 from scoredist3d.meshes.sampling import points_in_ball, surface_sampler
@@ -155,7 +156,7 @@ def fitted(points: Tensor, radius: float) -> tuple[Tensor, float]:
     centered = points - 0.5 * (points.amin(dim=0) + points.amax(dim=0))
     reach = float(centered.norm(dim=-1).max())
     if not reach > 0:
-        raise ValueError("geometry.init_file: all points coincide; use a file with at least two different points")
+        raise FieldError("all points coincide; use a file with at least two different points", "init_file")
     scale = _MARGIN * radius / reach
     return centered * scale, scale
 
@@ -172,7 +173,7 @@ def spacing(points: Tensor, radius: float) -> Tensor:
 
 def _require_neighbors(count: int, path: str) -> None:
     if count <= _NEIGHBORS:
-        raise ValueError(
-            f"geometry.init_file: {Path(path).name} has {count} points, but at least {_NEIGHBORS + 1} are needed; use "
-            "a denser file"
+        raise FieldError(
+            f"{Path(path).name} has {count} points, but at least {_NEIGHBORS + 1} are needed; use a denser file",
+            "init_file",
         )

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from scoredist3d.config import option
+from scoredist3d.config import FieldError, option
 from scoredist3d.geometry.base import GaussianCloud, GaussianSet, GeometryInit, PointFunction
 from scoredist3d.geometry.gaussians.density_control import AdaptiveDensityControl, DensifyConfig
 from scoredist3d.geometry.gaussians.field import GaussianField
@@ -220,8 +220,9 @@ class Gaussians(GaussianParameters):
             self.radius,
         )
         if config.densify.enabled and len(made.means) > config.densify.max_points:
-            raise ValueError(
-                f"geometry.init_file: {Path(path).name} has {len(made.means)} Gaussians, more than "
-                f"densify.max_points = {config.densify.max_points}; raise it, or set densify.enabled=false"
+            raise FieldError(
+                f"{Path(path).name} has {len(made.means)} Gaussians, more than "
+                f"densify.max_points = {config.densify.max_points}; raise it, or set densify.enabled=false",
+                "init_file",
             )
         return made

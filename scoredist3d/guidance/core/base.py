@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from scoredist3d.config import ComponentConfig, Schedule, option
+from scoredist3d.config import ComponentConfig, FieldError, Schedule, option
 from scoredist3d.diffusion.cfg import guided_prediction
 from scoredist3d.diffusion.prediction import Prediction
 from scoredist3d.diffusion.samplers import denoise
@@ -227,9 +227,7 @@ class Guidance(nn.Module, ABC):
             return [self._dreamtime(step)] * batch
         low, high = self._value("t_min", step), self._value("t_max", step)
         if low > high:
-            raise ValueError(
-                f"guidance.t_min: {low:g} is above t_max {high:g} at step {step}; lower t_min or raise t_max"
-            )
+            raise FieldError(f"{low:g} is above t_max {high:g} at step {step}; lower t_min or raise t_max", "t_min")
         draws = uniform_draws(rng, "t", step, batch, self.prior.views)
         return per_image(self.schedule.quantize(low + (high - low) * draws), batch, self.prior.views)
 

@@ -14,13 +14,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
+from scoredist3d.config import FieldError
 from scoredist3d.files import atomic_path, write_json
 from scoredist3d.paths import PACKAGE
 from scoredist3d.priors.base import Prior
 
 SHIPPED_FOLDER = PACKAGE / "assets" / "corrective"
 AUTO, IDENTITY = "auto", "identity"
-_KEY = "guidance.corrective"
+_KEY = "corrective"
 _WEIGHTS, _CONFIG = "corrective.safetensors", "config.json"
 _FINGERPRINT_TIMESTEPS = 17
 _SAMPLES_PER_TENSOR = 32
@@ -162,19 +163,21 @@ def load_corrective(choice: str, prior: Prior) -> Corrective | None:
         return None
     folder = SHIPPED_FOLDER if choice == AUTO else Path(choice).expanduser()
     if not (folder / _CONFIG).is_file() or not (folder / _WEIGHTS).is_file():
-        raise ValueError(f"{_KEY}: {folder} does not contain {_CONFIG} and {_WEIGHTS}; run scripts/train_corrective.py")
+        raise FieldError(f"{folder} does not contain {_CONFIG} and {_WEIGHTS}; run scripts/train_corrective.py", _KEY)
     network, fingerprint = read_corrective(folder)
     difference = fingerprint.differs_from(Fingerprint.of(prior))
     if difference is None:
         return network
     if choice == AUTO:
-        raise ValueError(
-            f"{_KEY}: auto selects the corrective of the embedded prior, which does not fit this prior ({difference}); "
-            "train a corrective with scripts/train_corrective.py and set its folder, or set identity for none"
+        raise FieldError(
+            f"auto selects the corrective of the embedded prior, which does not fit this prior ({difference}); "
+            "train a corrective with scripts/train_corrective.py and set its folder, or set identity for none",
+            _KEY,
         )
-    raise ValueError(
-        f"{_KEY}: {folder} was trained for another prior ({difference}); train a corrective for this prior with "
-        "scripts/train_corrective.py"
+    raise FieldError(
+        f"{folder} was trained for another prior ({difference}); train a corrective for this prior with "
+        "scripts/train_corrective.py",
+        _KEY,
     )
 
 
@@ -194,7 +197,7 @@ def read_corrective(folder: Path) -> tuple[Corrective, Fingerprint]:
             network = Corrective(CorrectiveSizes(**config["sizes"]))
         network.load_state_dict(tensors, assign=True)
     except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ValueError(f"{_KEY}: cannot read a corrective from {folder}: {str(error).splitlines()[0]}") from error
+        raise FieldError(f"cannot read a corrective from {folder}: {str(error).splitlines()[0]}", _KEY) from error
     return network.requires_grad_(False).eval(), fingerprint
 
 

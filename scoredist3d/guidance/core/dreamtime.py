@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from scoredist3d.config import option
+from scoredist3d.config import FieldError, option
 from scoredist3d.diffusion.schedule import NoiseSchedule
 
 
@@ -57,15 +57,14 @@ class DreamTime:
         """
         timesteps = self.timesteps_between(schedule, low, high)
         if not len(timesteps):
-            raise ValueError(
-                f"guidance.dreamtime: no timestep lies between t_min {low:g} and t_max {high:g}; widen the range"
-            )
+            raise FieldError(f"no timestep lies between t_min {low:g} and t_max {high:g}; widen the range", "dreamtime")
         weights = time_prior(config, schedule, timesteps)
         total = float(weights.sum())
         if not 0.0 < total < float("inf"):
-            raise ValueError(
-                f"guidance.dreamtime.kind: the weights of {config.kind} sum to {total:g} between {low:g} and "
-                f"{high:g}; lower t_max below the timestep without signal, or increase the widths"
+            raise FieldError(
+                f"the weights of {config.kind} sum to {total:g} between {low:g} and {high:g}; lower t_max below the "
+                "timestep without signal, or increase the widths",
+                "dreamtime.kind",
             )
         self._steps = config.steps
         self._timesteps: list[float] = timesteps.flip(0).tolist()

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from scoredist3d.config import ComponentConfig, Schedule, option
+from scoredist3d.config import ComponentConfig, FieldError, Schedule, option
 from scoredist3d.diffusion.prediction import Prediction
 from scoredist3d.diffusion.standard_velocity import StandardVelocity
 from scoredist3d.nn.unregistered import Unregistered
@@ -88,9 +88,7 @@ def build_score_model(config: ScoreModelConfig, prior: Prior, rng: Rng) -> Score
     if config.network == "unet" or (config.network == "auto" and points is None and config.model is None):
         return UNetScoreModel(config, prior, rng)
     if points is None:
-        raise ValueError(
-            "guidance.phi.network: this prior has no network that adapters can be attached to; use network=unet"
-        )
+        raise FieldError("this prior has no network that adapters can be attached to; use network=unet", "phi.network")
     if config.model is None:
         return LoraScoreModel(config, prior, points, rng)
     sibling = prior.sibling(config.model, key="guidance.phi.model").requires_grad_(False)

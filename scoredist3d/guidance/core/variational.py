@@ -11,6 +11,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, distributed, nn
 
+from scoredist3d.config import FieldError
 from scoredist3d.diffusion.prediction import Prediction
 from scoredist3d.guidance.core.base import Guidance
 from scoredist3d.guidance.core.context import StepContext
@@ -198,7 +199,7 @@ class VariationalGuidance(Guidance):
         """Append the latents and their cameras to the replay buffer, and drop the oldest."""
         assert conditioning.camera is not None
         if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
-            raise ValueError("guidance.phi.replay: not supported with several devices; set it to 0")
+            raise FieldError("not supported with several devices; set it to 0", "phi.replay")
         new = {"latents": z, "cameras": conditioning.camera}
         kept = -(-self.config.phi.replay // self.prior.views) * self.prior.views
         old = {name: self._replay.get(name, values[:0]).to(values) for name, values in new.items()}

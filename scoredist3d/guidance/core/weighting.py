@@ -15,6 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from scoredist3d.config import FieldError
 from scoredist3d.diffusion.prediction import Prediction
 from scoredist3d.diffusion.schedule import NoiseSchedule, per_item
 
@@ -43,9 +44,10 @@ def finite_weight(weighting: Weighting, schedule: NoiseSchedule, timestep: float
     """
     weight = time_weight(weighting, schedule, torch.tensor([timestep], dtype=torch.float64)).item()
     if weight == float("inf"):
-        raise ValueError(
-            f"guidance.weighting: {weighting} is infinite at t = {timestep:g}, where the noisy input of this prior "
-            "contains no signal; lower guidance.t_max or use weighting: uniform"
+        raise FieldError(
+            f"{weighting} is infinite at t = {timestep:g}, where the noisy input of this prior contains no signal; "
+            "lower guidance.t_max or use weighting: uniform",
+            "weighting",
         )
     return weight
 
