@@ -155,6 +155,15 @@ def report_alias(old: str, new: str) -> None:
     _log.warning("%s is an old name and still works; the new name is %s", old, new)
 
 
+def same_component(first: Any, second: Any) -> bool:
+    """Whether two names select the same component of some kind, because one is an earlier name of the other."""
+    if first == second:
+        return True
+    for kind in KINDS:
+        _load(kind)
+    return any(aliases.get(first, first) == aliases.get(second, second) for aliases in _aliases.values())
+
+
 def names(kind: str) -> list[str]:
     """Registered names of a kind, sorted."""
     _load(kind)

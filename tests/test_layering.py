@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,41 +12,67 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "scoredist3d"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
-# Higher may import lower and its own level, never the other way round.
+# A package imports packages of lower levels and of its own level, never of higher ones.
 LEVELS: dict[str, int] = {
     "ops": 0,
-    "diffusion": 0,
     "cameras": 0,
     "paths": 0,
     "terminal": 0,
-    "seeding": 1,
+    "seeding": 0,
     "registry": 1,
     "config": 1,
     "custom": 1,
     "files": 1,
-    "meshes": 1,
-    "nn": 1,
-    "geometry": 2,
-    "materials": 2,
-    "backgrounds": 2,
-    "priors": 2,
-    "prompts": 3,
-    "renderers": 3,
-    "guidance": 3,
-    "losses": 3,
-    "data": 3,
-    "export": 3,
-    "evaluation": 3,
+    "nn": 2,
+    "diffusion": 2,
+    "meshes": 2,
+    "geometry": 3,
+    "materials": 3,
+    "backgrounds": 3,
+    "priors": 3,
     "procedural": 3,
-    "systems": 4,
-    "visualization": 5,
-    "training": 6,
-    "viewer": 6,
-    "cli": 7,
-    "__main__": 8,
+    "prompts": 4,
+    "renderers": 4,
+    "guidance": 4,
+    "losses": 4,
+    "data": 4,
+    "export": 4,
+    "evaluation": 4,
+    "systems": 5,
+    "visualization": 6,
+    "training": 7,
+    "viewer": 7,
+    "cli": 8,
+    "__main__": 9,
 }
-# Files that may import nothing of the package but their own package.
-CLOSED = ("ops", "diffusion", "cameras")
+# Packages that import nothing else of the project.
+CLOSED = ("ops", "diffusion", "cameras", "paths", "terminal", "seeding")
+# Third-party packages of each package, imports inside functions included. New ones are added here on purpose.
+THIRD_PARTY: dict[str, set[str]] = {
+    "backgrounds": {"torch"},
+    "cameras": {"torch"},
+    "cli": {"torch"},
+    "config": {"omegaconf", "yaml"},
+    "data": {"torch"},
+    "diffusion": {"torch"},
+    "evaluation": {"numpy", "scipy", "torch"},
+    "export": {"PIL", "imageio_ffmpeg", "numpy", "pxr", "torch", "trimesh"},
+    "geometry": {"PIL", "numpy", "scipy", "torch"},
+    "guidance": {"diffusers", "peft", "safetensors", "torch"},
+    "losses": {"torch"},
+    "materials": {"torch"},
+    "meshes": {"PIL", "fast_simplification", "numpy", "scipy", "skimage", "torch", "trimesh", "xatlas"},
+    "nn": {"torch"},
+    "ops": {"gsplat", "nerfacc", "numpy", "nvdiffrast", "safetensors", "tinycudann", "torch", "triton"},
+    "priors": {"huggingface_hub", "torch"},
+    "procedural": {"safetensors", "torch", "transformers"},
+    "prompts": {"torch", "transformers"},
+    "renderers": {"torch"},
+    "seeding": {"torch"},
+    "systems": {"torch"},
+    "training": {"lightning_fabric", "psutil", "pytorch_lightning", "torch"},
+    "visualization": {"PIL", "numpy", "torch"},
+}
 OPTIONAL = {"nerfacc", "tinycudann", "triton", "nvdiffrast", "gsplat"}
 LIGHTNING = {"pytorch_lightning", "lightning"}
 HUGGING_FACE = {"diffusers", "transformers"}
@@ -102,6 +129,14 @@ def parts_imported(module: Path) -> set[str]:
     return {name[1] for name in own if name[1] in LEVELS}
 
 
+def every_part_named(module: Path) -> set[str]:
+    """Like :func:`parts_imported`, with the imports for type checkers."""
+    tree = ast.parse(module.read_text(encoding="utf-8"))
+    froms = [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    names = [name.split(".") for name in froms if name.startswith("scoredist3d.")]
+    return parts_imported(module) | {name[1] for name in names if name[1] in LEVELS}
+
+
 def roots_at_import(module: Path) -> set[str]:
     return {name.split(".")[0] for name in imports(module, inside_functions=False)}
 
@@ -119,6 +154,27 @@ def test_imports_point_downwards(module: Path) -> None:
         assert used == set(), f"{part} imports nothing of ours"
     upwards = {other for other in used if LEVELS[other] > LEVELS.get(part, 0)}
     assert upwards == set(), f"{part} (level {LEVELS.get(part)}) must not import what stands above it"
+
+
+def test_no_package_imports_one_that_imports_it_back() -> None:
+    """Imports in functions and for type checkers count."""
+    uses: dict[str, set[str]] = {}
+    for module in MODULES:
+        uses.setdefault(part_of(module), set()).update(every_part_named(module) - {part_of(module)})
+    reached = {part: set(others) for part, others in uses.items()}
+    for _ in uses:
+        reached = {
+            part: others.union(*(reached.get(other, set()) for other in others)) for part, others in reached.items()
+        }
+    assert [part for part, others in reached.items() if part in others] == []
+
+
+def test_third_party_packages_are_those_of_the_list() -> None:
+    found: dict[str, set[str]] = {}
+    for module in MODULES:
+        roots = {name.split(".")[0] for name in imports(module, inside_functions=True)}
+        found.setdefault(part_of(module), set()).update(roots - set(sys.stdlib_module_names) - {"scoredist3d"})
+    assert {part: names for part, names in found.items() if names} == THIRD_PARTY
 
 
 @pytest.mark.parametrize("module", MODULES, ids=name_of)

@@ -21,7 +21,7 @@ from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseExce
 from scoredist3d.config.coercion import MISSING_MARK, is_bare
 from scoredist3d.config.errors import ConfigError
 from scoredist3d.paths import renamed_config, shipped_root
-from scoredist3d.registry import near_matches, report_alias
+from scoredist3d.registry import near_matches, report_alias, same_component
 
 STAGES = "stages"
 # Overrides of these keys are literal text: `prompt=a mug: blue` is a sentence, not a YAML mapping.
@@ -86,7 +86,7 @@ def merge(base: Any, layer: Any, path: tuple[str, ...] = ()) -> Any:
         base = {}
         if not isinstance(layer, dict):
             return copy.deepcopy(layer)
-    if "type" in base and "type" in layer and base["type"] != layer["type"]:
+    if "type" in base and "type" in layer and not same_component(base["type"], layer["type"]):
         base = {}
     result = copy.deepcopy(base)
     for key, value in layer.items():

@@ -42,6 +42,23 @@ class TrainingStep:
     scalars: dict[str, Tensor | float]
 
 
+@dataclass(frozen=True)
+class SystemInputs:
+    """What a system is built from besides its config and the prior.
+
+    Attributes:
+        prompt: Description of the result.
+        negative_prompt: Replaces the empty prompt in guidance.
+        cameras: Sampler of the training views, for systems that render; None selects the default sampler.
+        rng: Draws initial values.
+    """
+
+    prompt: str
+    negative_prompt: str
+    cameras: CameraSampler | None
+    rng: Rng
+
+
 class System(nn.Module, ABC):
     """Representation and objective of a run under a frozen prior.
 
@@ -57,11 +74,31 @@ class System(nn.Module, ABC):
             default_factory=OptimizerConfig, metadata={"help": "Optimizer and its learning rates."}
         )
 
-    def __init__(self, config: Config, *, prior: Prior) -> None:
+    def __init__(
+        self,
+        config: Config,
+        *,
+        prior: Prior,
+        prompt: str,
+        negative_prompt: str = "",
+        cameras: CameraSampler | None = None,
+        rng: Rng | None = None,
+    ) -> None:
+        """Args:
+        config: Options.
+        prior: The diffusion model; it is frozen.
+        prompt, negative_prompt, cameras: See :class:`SystemInputs`.
+        rng: Draws initial values; ``Rng()`` if not given.
+        """
         super().__init__()
         self.config = config
         prior.requires_grad_(False).eval()
         self._prior = Unregistered(prior)
+        self.assemble(SystemInputs(prompt, negative_prompt, cameras, rng or Rng()))
+
+    @abstractmethod
+    def assemble(self, inputs: SystemInputs) -> None:
+        """Build the modules of the system from its config; part of the construction."""
 
     @property
     def prior(self) -> Prior:
@@ -148,33 +185,19 @@ class GuidedSystem(System):
             "prompt-processor", "view-dependent", "Turns the prompt into conditioning."
         )
 
-    def __init__(
-        self,
-        config: Config,
-        *,
-        prior: Prior,
-        prompt: str,
-        negative_prompt: str = "",
-        cameras: CameraSampler | None = None,
-        rng: Rng | None = None,
-    ) -> None:
-        """Args:
-        config: Options.
-        prior: The diffusion model; it is frozen.
-        prompt: Description of the result.
-        negative_prompt: Replaces the empty prompt in guidance.
-        cameras: :class:`~scoredist3d.data.base.CameraSampler` of the training views, for systems that render.
-        rng: Draws initial values; ``Rng()`` if not given.
-        """
-        super().__init__(config, prior=prior)
+    config: Config
+
+    def assemble(self, inputs: SystemInputs) -> None:
+        """Build guidance and prompt processor."""
+        config = self.config
         with under("guidance"):
-            self.guidance: Guidance = registry.build(config.guidance, prior=prior, rng=rng)
+            self.guidance: Guidance = registry.build(config.guidance, prior=self.prior, rng=inputs.rng)
         self.prompts: PromptProcessor = registry.build(
             config.prompt_processor,
-            prior=prior,
-            prompt=prompt,
-            negative_prompt=negative_prompt,
-            extra=self.guidance.extra_prompts(prompt),
+            prior=self.prior,
+            prompt=inputs.prompt,
+            negative_prompt=inputs.negative_prompt,
+            extra=self.guidance.extra_prompts(inputs.prompt),
         )
 
     def guide(

@@ -12,11 +12,9 @@ from torch import Tensor
 
 from scoredist3d import registry
 from scoredist3d.config import ComponentConfig, component, component_map, option, under
-from scoredist3d.data.base import CameraSampler
-from scoredist3d.priors.base import Prior
 from scoredist3d.registry import near_matches, register
 from scoredist3d.seeding import Rng
-from scoredist3d.systems.base import System, TrainingStep
+from scoredist3d.systems.base import System, SystemInputs, TrainingStep
 from scoredist3d.systems.modules import TypedModuleList
 from scoredist3d.systems.text_to_2d import TextTo2D
 
@@ -63,25 +61,24 @@ class Comparison(System):
             """Labels of the methods that run, in order."""
             return self.only or list(self.methods)
 
-    def __init__(
-        self,
-        config: Config,
-        *,
-        prior: Prior,
-        prompt: str,
-        negative_prompt: str = "",
-        cameras: CameraSampler | None = None,
-        rng: Rng | None = None,
-    ) -> None:
-        super().__init__(config, prior=prior)
+    config: Config
+
+    def assemble(self, inputs: SystemInputs) -> None:
+        """Build one text-to-2d system per method."""
+        config = self.config
         if not config.methods:
             raise ValueError("system.methods is empty: give at least one text-to-2d block, as compare.yaml does")
         blocks = {label: _on_canvas(config.methods[label], config.geometry) for label in config.chosen}
-        runtime: dict[str, Any] = {"prior": prior, "prompt": prompt, "negative_prompt": negative_prompt, "rng": rng}
         systems: dict[str, TextTo2D] = {}
         for label, block in blocks.items():
             with under(f"methods.{label}"):
-                systems[label] = registry.build(block, **runtime)
+                systems[label] = registry.build(
+                    block,
+                    prior=self.prior,
+                    prompt=inputs.prompt,
+                    negative_prompt=inputs.negative_prompt,
+                    rng=inputs.rng,
+                )
         # A list instead of a dict: module names cannot contain every character that a user's label may contain.
         self.systems: TypedModuleList[TextTo2D] = TypedModuleList(systems.values())
         self.labels = tuple(systems)

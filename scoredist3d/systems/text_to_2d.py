@@ -11,12 +11,10 @@ from torch import Tensor
 
 from scoredist3d.cameras import Cameras, orbit
 from scoredist3d.config import ComponentConfig, component, option, under
-from scoredist3d.data.base import CameraSampler
 from scoredist3d.geometry.image_canvas import ImageCanvas
-from scoredist3d.priors.base import Prior
 from scoredist3d.registry import register
 from scoredist3d.seeding import Rng
-from scoredist3d.systems.base import GuidedSystem, TrainingStep, named_groups
+from scoredist3d.systems.base import GuidedSystem, SystemInputs, TrainingStep, named_groups
 
 _log = logging.getLogger(__name__)
 
@@ -52,23 +50,18 @@ class TextTo2D(GuidedSystem):
                 )
             return problems
 
-    def __init__(
-        self,
-        config: Config,
-        *,
-        prior: Prior,
-        prompt: str,
-        negative_prompt: str = "",
-        cameras: CameraSampler | None = None,
-        rng: Rng | None = None,
-    ) -> None:
-        super().__init__(config, prior=prior, prompt=prompt, negative_prompt=negative_prompt, rng=rng)
-        self.settings = config
+    config: Config
+
+    def assemble(self, inputs: SystemInputs) -> None:
+        """Build guidance, prompts and canvas."""
+        super().assemble(inputs)
+        self.settings = self.config
+        config = self.settings
         view = None if config.view is None else _cameras_at(config.view, 1, self.prior.image_size)
         edits = self.guidance.needs_source
         canvas: Any = config.geometry
         with under("geometry"):
-            self.canvas = ImageCanvas(canvas, prior=prior, rng=rng, view=view, keep_start=edits)
+            self.canvas = ImageCanvas(canvas, prior=self.prior, rng=inputs.rng, view=view, keep_start=edits)
         if edits and not self.canvas.starts_from_images:
             _log.warning(
                 f"guidance.type: {config.guidance.type} edits images, but these start as noise; set "

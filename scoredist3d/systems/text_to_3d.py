@@ -16,14 +16,12 @@ from scoredist3d import registry
 from scoredist3d.cameras import Cameras
 from scoredist3d.config import ComponentConfig, Schedule, component, component_map, option
 from scoredist3d.config.validation import parse_component
-from scoredist3d.data.base import CameraSampler
 from scoredist3d.geometry.base import Geometry
 from scoredist3d.geometry.protocols import describe_capability
-from scoredist3d.priors.base import Prior
 from scoredist3d.registry import register
 from scoredist3d.renderers.base import Render
 from scoredist3d.seeding import Rng
-from scoredist3d.systems.base import GuidedSystem, TrainingStep
+from scoredist3d.systems.base import GuidedSystem, SystemInputs, TrainingStep
 from scoredist3d.systems.clock import Clock
 from scoredist3d.systems.conversion import ConversionConfig, convert, weights_compatible
 from scoredist3d.systems.modules import TypedModuleList
@@ -113,22 +111,14 @@ class TextTo3D(GuidedSystem):
                     )
             return problems
 
-    def __init__(
-        self,
-        config: Config,
-        *,
-        prior: Prior,
-        prompt: str,
-        negative_prompt: str = "",
-        cameras: CameraSampler | None = None,
-        rng: Rng | None = None,
-    ) -> None:
-        super().__init__(config, prior=prior, prompt=prompt, negative_prompt=negative_prompt, rng=rng)
-        self.settings = config
-        self.cameras = (
-            registry.build(parse_component("data", {"type": "random-camera"})) if cameras is None else cameras
-        )
-        rng = (rng or Rng()).shared()
+    config: Config
+
+    def assemble(self, inputs: SystemInputs) -> None:
+        """Build guidance, prompts, scenes and objective."""
+        super().assemble(inputs)
+        self.settings = self.config
+        config, rng = self.settings, inputs.rng.shared()
+        self.cameras = inputs.cameras or registry.build(parse_component("data", {"type": "random-camera"}))
         self._seed = rng.seed
         streams = _streams(rng, config.particles)
         self.scenes: TypedModuleList[Scene] = TypedModuleList(self._scene(config, stream) for stream in streams)

@@ -265,3 +265,11 @@ def test_a_renamed_recipe_is_found_by_its_earlier_path(
     assert load(["own.yaml"]) == load([new]) | {"name": "own"}
     included = [record.message for record in caplog.records if f"included file {old}" in record.message]
     assert included == [f"included file {old} is an old name and still works; the new name is {CONFIG_ALIASES[old]}"]
+
+
+def test_an_earlier_name_of_a_component_keeps_its_block(here: Path) -> None:
+    """A layer with an alias as its type changes values of the block; another type starts it afresh."""
+    base = {"system": {"guidance": {"type": "dds", "source_prompt": "a mug"}}}
+    for name, kept in (("delta-denoising", True), ("dds", True), ("pds", False)):
+        merged = merge(base, {"system": {"guidance": {"type": name, "guidance_scale": 3}}})["system"]["guidance"]
+        assert ("source_prompt" in merged) == kept

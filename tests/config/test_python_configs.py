@@ -89,7 +89,7 @@ def test_nested_blocks_may_be_configs_dicts_numbers_or_left_out() -> None:
     assert ours == theirs
     assert ours.guidance.guidance_scale(0) == 100.0  # type: ignore[attr-defined]
     assert isinstance(ours.background, Environment.Config)
-    assert ours.material.type == "no-material"
+    assert ours.material.type == "unlit"
 
 
 def test_a_whole_run_may_be_made_in_python() -> None:
@@ -219,3 +219,13 @@ def test_choices_are_looked_up_when_a_value_is_parsed() -> None:
     assert Formats(names=["obj"]).names == ["obj"]
     with pytest.raises(ConfigError, match=r"^names\.0: must be one of 'glb', 'obj', got 'gbl'\. Did you mean 'glb'\?$"):
         Formats(names=["gbl"])
+
+
+def test_every_method_and_geometry_has_a_public_name() -> None:
+    """``scoredist3d.SDS`` and the other short names are the registered classes."""
+    public = {getattr(scoredist3d, name) for name in scoredist3d._LAZY if name not in ("build", "fit", "Rng")}
+    for kind in ("guidance", "geometry"):
+        assert {registry.lookup(kind, name).cls for name in registry.names(kind)} <= public
+    assert scoredist3d.SDS.Config(guidance_scale=5).type == "sds"
+    with pytest.raises(AttributeError, match="no attribute 'SSD'"):
+        scoredist3d.SSD  # noqa: B018

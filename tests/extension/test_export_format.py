@@ -73,8 +73,8 @@ def test_unknown_formats_are_refused_with_near_matches(off: None) -> None:
     with pytest.raises(ConfigError, match=r"formats\.0: must be one of .*'off'.*, got 'of'\. Did you mean .*'off'"):
         exporter("of")
     config_cls = registry.lookup("exporter", "textured-mesh").config_cls
-    with pytest.raises(ValueError, match=r"exporter\.formats: no format is called 'glbb'\. Did you mean 'glb'"):
-        registry.lookup("exporter", "textured-mesh").cls(config_cls(formats=["glbb"]))
+    with pytest.raises(ConfigError, match=r"formats\.0: must be one of .* Did you mean 'glb'"):
+        config_cls(formats=["glbb"])
 
 
 def test_the_format_is_unknown_again() -> None:

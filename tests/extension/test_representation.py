@@ -16,7 +16,7 @@ from shared.tiny_runs import Recorder, plain
 from scoredist3d import registry
 from scoredist3d.config.fields import ConfigError
 from scoredist3d.config.validation import parse_component, validate
-from scoredist3d.evaluation.surface_distance import chamfer_distance, mesh_points
+from scoredist3d.evaluation.surface_distance import chamfer_distance
 from scoredist3d.geometry.base import Geometry, GeometryInit
 from scoredist3d.geometry.protocols import (
     HasDensity,
@@ -28,6 +28,7 @@ from scoredist3d.geometry.protocols import (
 )
 from scoredist3d.meshes.isosurface_extraction import find_surface
 from scoredist3d.meshes.mesh import Mesh
+from scoredist3d.meshes.sampling import mesh_points
 from scoredist3d.seeding import Rng
 from scoredist3d.systems.conversion import ConversionConfig, convert
 from scoredist3d.systems.scene import Scene, SceneShape

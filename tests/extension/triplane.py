@@ -14,8 +14,9 @@ from scoredist3d.geometry.base import Field, Geometry, GeometryInit, GeometryOut
 from scoredist3d.geometry.trilinear import distance_grid, trilinear
 from scoredist3d.losses.base import Loss
 from scoredist3d.materials.base import Material
+from scoredist3d.meshes.sampling import points_in_ball, points_near
 from scoredist3d.nn.mlp import MLP
-from scoredist3d.nn.regression import fit_features, points_in_ball, points_near
+from scoredist3d.nn.regression import fit_features
 from scoredist3d.registry import register
 from scoredist3d.renderers.base import Render
 from scoredist3d.seeding import Rng

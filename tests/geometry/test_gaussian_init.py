@@ -15,6 +15,7 @@ from torch import Tensor
 from scoredist3d.config.fields import ConfigError
 from scoredist3d.export.formats.splats import write_splats
 from scoredist3d.geometry.base import GeometryInit
+from scoredist3d.materials.base import ShadingInputs
 from scoredist3d.meshes.splats import Splats
 from scoredist3d.ops.rotations import quaternions_to, rotation_matrices
 from scoredist3d.seeding import Rng
@@ -48,7 +49,7 @@ def test_features_are_those_of_the_material():
     built = material("spherical-harmonics", degree=1)
     geometry = gaussians(num_points=10, material=built)
     assert geometry.features.shape == (10, 12)
-    torch.testing.assert_close(built.channels(geometry.features).base_color, torch.full((10, 3), 0.5))
+    torch.testing.assert_close(built.channels(ShadingInputs(geometry.features)).base_color, torch.full((10, 3), 0.5))
 
 
 def test_gaussians_on_a_surface_are_flat_and_aligned():

@@ -124,7 +124,7 @@ def test_mistakes_are_named(tmp_path: Any) -> None:
     with pytest.raises(ConfigError, match="cannot be combined with init_prompt"):
         parse_component("geometry", {"type": "image-canvas", "init_image": "a.png", "init_prompt": "red"})
     path, _ = image_file(tmp_path)
-    with pytest.raises(ValueError, match=r"geometry\.size: this prior encodes images of 8 pixels"):
+    with pytest.raises(ValueError, match=r"^size: this prior encodes images of 8 pixels"):
         canvas(prior, init_image=path, size=16).begin(prior)
     with pytest.raises(ValueError, match="construct it with keep_start"):
         canvas(prior).source(prior, torch.tensor([0]))

@@ -321,7 +321,7 @@ def test_foreign_states_are_told(file):
     state = textured(mesh=file).state_dict()
     with pytest.raises(ValueError, match="different sizes: image"):
         load_weights(textured(texture_size=64), state)
-    with pytest.raises(ValueError, match="lacks offsets"):
+    with pytest.raises(ValueError, match="missing: offsets"):
         load_weights(textured(deformable=True), state)
     with pytest.raises(ValueError, match="different sizes: vertices"):
         load_weights(textured(), state | {"vertices": torch.zeros(8, 2)})

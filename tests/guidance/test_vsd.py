@@ -286,7 +286,7 @@ def test_replay_is_refused_on_several_devices(monkeypatch):
     guidance = vsd(prior, phi=replace(SMALL, replay=5))
     monkeypatch.setattr(distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(distributed, "get_world_size", lambda: 2)
-    with pytest.raises(ValueError, match=r"guidance\.phi\.replay: not supported with several devices"):
+    with pytest.raises(ValueError, match=r"^phi\.replay: not supported with several devices"):
         guidance(latents((2, 3, 8, 8)), conditions(prior), 0, Rng())
 
 

@@ -10,6 +10,7 @@ from scoredist3d.materials import ShadingInputs
 from scoredist3d.materials import latent as latent_module
 from scoredist3d.meshes.exportable import SurfaceChannels
 from scoredist3d.seeding import Rng
+from scoredist3d.visualization.views import render_views
 
 
 class LinearPrior(torch.nn.Module):
@@ -112,7 +113,7 @@ def test_a_run_in_latents_and_the_run_in_colour_after_it(embedded):
     first, second = system(embedded, "latents", 1), system(embedded, "rgb", 2)
     first.prepare_step(0, Rng(1))
     first.training_step(0, Rng(1)).loss.backward()
-    (view,) = first._views(0, [0.0], 10.0, 8, 8)
+    (view,) = render_views(first.scenes[0], first.evaluation_cameras([0.0], 10.0, 8, 8))
     assert view.rgb.shape == (1, 8, 8, 3) and view.background.shape == (1, 8, 8, 4)
     second.init_from(first.state_dict(), first.settings)
     for name in ("geometry", "material"):
@@ -154,5 +155,5 @@ def test_one_fit_for_all_scenes_of_a_run_without_global_randomness():
 
 
 def test_without_a_prior_it_is_refused():
-    with pytest.raises(ValueError, match=r"material.type: latent needs a prior"):
+    with pytest.raises(ValueError, match=r"^type: latent needs a prior"):
         registry.build(parse_component("material", {"type": "latent"}))

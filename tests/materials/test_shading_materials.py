@@ -9,6 +9,7 @@ from scoredist3d.config.validation import parse_component
 from scoredist3d.materials import Material, ShadingInputs
 from scoredist3d.meshes.exportable import SurfaceChannels
 from scoredist3d.seeding import Rng
+from scoredist3d.visualization.views import render_views
 
 
 def material(name: str, **options) -> Material:
@@ -136,7 +137,7 @@ def test_every_material_trains_and_shows_in_a_volume(name, index):
     assert any(p.grad is not None and p.grad.abs().max() > 0 for p in scene.geometry.parameters())
     for p in scene.material.parameters():
         assert (p.grad is not None) == p.requires_grad
-    (view,) = system._views(0, [30.0], 15.0, 8, 8)
+    (view,) = render_views(scene, system.evaluation_cameras([30.0], 15.0, 8, 8))
     assert view.rgb.shape == (1, 8, 8, 3) and view.rgb.min() >= 0 and view.rgb.max() <= 1
     shape = system.shapes()[0]
     found = shape.channels(0.5 * unit(5)).base_color

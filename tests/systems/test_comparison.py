@@ -184,7 +184,7 @@ def test_a_block_includes_part_of_another_file(tmp_path: Path) -> None:
     assert load([top]) == {"copies": {"one": {"high": 5, "low": 5, "steps": 7}}, "trainer": {"max_steps": 7}}
     for wrong in ("base.yaml", "base.yaml#system.b", "base.yaml#system.other", "gone.yaml#system"):
         top.write_text(f'copies: {{one: {{include: "{wrong}"}}}}\n')
-        with pytest.raises(ConfigError, match=r"copies\.one\.include must be|gone\.yaml does not exist"):
+        with pytest.raises(ConfigError, match=r"copies\.one\.include must |gone\.yaml does not exist"):
             load([top])
     top.write_text('copies: {one: {include: "top.yaml#copies"}}\n')
     with pytest.raises(ConfigError, match="include cycle"):

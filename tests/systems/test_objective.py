@@ -58,8 +58,8 @@ class MeanOpacity(Loss):
 
 @pytest.fixture
 def blocks(monkeypatch: pytest.MonkeyPatch) -> dict[str, ComponentConfig]:
-    entry = registry.Entry("loss", "mean-opacity", MeanOpacity, "for tests")
-    monkeypatch.setitem(registry._entries["loss"], "mean-opacity", entry)
+    monkeypatch.setitem(registry._entries, "loss", dict(registry._entries["loss"]))
+    registry.register("loss", "mean-opacity", summary="Mean opacity.")(MeanOpacity)
     monkeypatch.setattr(MeanOpacity, "steps", [])
     weights: dict[str, Any] = {"always": 2.0, "later": {"from": 0.0, "to": 1.0, "end": 5, "shape": "step"}}
     return {
