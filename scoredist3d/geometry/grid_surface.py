@@ -171,15 +171,15 @@ class GridSurface(Surface):
             ValueError: The source has no faces, or the grid does not resolve it.
         """
         if not len(source.mesh.faces):
-            raise ValueError("geometry: the mesh to start from has no faces; check the earlier stage or the file")
+            raise ValueError("geometry: the source mesh has no faces; check the earlier stage or the file")
         limit = _TRUNCATION * self.spacing
         with torch.no_grad():
             self.set_distances(distance_to(source.mesh, self.vertices).clamp(-limit, limit))
             mesh = self._constant()
         if not len(mesh.faces):
             raise ValueError(
-                f"geometry.resolution: a grid of {self.config.resolution} cells does not resolve the mesh to start "
-                "from; raise it, or check that the mesh lies inside the ball of geometry.radius"
+                f"geometry.resolution: a grid of {self.config.resolution} cells does not resolve the source mesh; "
+                "raise it, or check that the mesh lies inside the ball of geometry.radius"
             )
         error = float(distance_to(source.mesh, mesh.vertices).abs().mean())
         result = f"{len(mesh.faces):,} faces from the grid, at a mean distance of {error:.2g} from the given surface"

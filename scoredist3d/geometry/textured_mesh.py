@@ -207,7 +207,7 @@ class TexturedMesh(Surface):
             ValueError: The source has no faces.
         """
         if not len(source.mesh.faces):
-            raise ValueError("geometry: the mesh to start from has no faces; check the earlier stage or the file")
+            raise ValueError("geometry: the source mesh has no faces; check the earlier stage or the file")
         summary, _ = self._set_mesh(source.mesh)
         return summary if source.features is None else f"{summary}; {self._set_features(source.features, rng)}"
 

@@ -25,7 +25,7 @@ class DensifyConfig:
     every: int = option(100, "Number of steps between densifications.", ge=1)
     grad_threshold: float = option(
         2e-4,
-        "Gaussians with at least this mean screen-space gradient norm are densified; normalized device coordinates.",
+        "Mean screen-space gradient norm from which Gaussians are densified, in normalized device coordinates.",
         ge=0,
     )
     densify_fraction: float = option(
@@ -37,7 +37,7 @@ class DensifyConfig:
     )
     size_threshold: float = option(
         0.02,
-        "Gaussians up to this standard deviation are cloned, larger ones are split. Fraction of the radius.",
+        "Gaussians whose largest standard deviation is at most this are cloned, others split. Fraction of the radius.",
         ge=0,
     )
     split_factor: float = option(1.6, "Splitting divides the standard deviations by this factor.", gt=1)

@@ -147,9 +147,9 @@ def gaussians_from_points(
 
 
 def fitted(points: Tensor, radius: float) -> tuple[Tensor, float]:
-    """(N, 3) points, centered at the origin and scaled to reach 0.9 of the radius, and the scale factor.
+    """(N, 3) points, centered and scaled to reach 0.9 of the radius, and the scale factor.
 
-    The center is that of the bounding box.
+    The center of the points' bounding box is moved to the origin.
 
     Raises:
         ValueError: All points coincide.
