@@ -1,4 +1,4 @@
-"""Base classes of geometries, and the tensors that geometries hand to renderers, losses and later stages."""
+"""Base classes for geometries, and the data types that they pass to renderers, losses and later stages."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from scoredist3d.materials.base import Material
 
 PointFunction = Callable[[Tensor], Tensor]
-"""World points (N, 3) to feature vectors (N, F)."""
+"""Map from (N, 3) world points to (N, F) feature vectors."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class SurfaceMesh:
     deviation: Tensor | None = None
 
     def to_mesh(self) -> Mesh:
-        """A detached copy in numpy."""
+        """A detached copy of the mesh, as NumPy arrays."""
 
         def array(values: Tensor, dtype: type) -> np.ndarray:
             return values.detach().cpu().numpy().astype(dtype)
@@ -117,7 +117,7 @@ class ScreenSpaceMeans:
     """The means of ``N`` Gaussians in the image planes of ``B`` cameras.
 
     Attributes:
-        means2d: (B, N, 2), pixels; a node of the graph that the backward pass differentiates.
+        means2d: (B, N, 2), pixels; part of the autograd graph of the rendered images.
         visible: (B, N) bool, whether the Gaussian contributes to the image.
         height, width: Size of the images in pixels.
     """
@@ -135,7 +135,7 @@ class GeometryInit:
     Attributes:
         mesh: Surface of the object, world coordinates.
         features: Features that make the material reproduce the object's colors; None if the object has no colors.
-        shape: The object itself, if it is more than a mesh.
+        shape: The original object, which also gives density and colors; None if only the mesh is known.
     """
 
     mesh: Mesh
@@ -144,7 +144,7 @@ class GeometryInit:
 
 
 class DensificationStrategy(Protocol):
-    """Adds and removes elements of a geometry during training, as the strategies of gsplat do."""
+    """A strategy that adds and removes elements of a geometry during training, like the strategies of gsplat."""
 
     @property
     def enabled(self) -> bool:
@@ -177,9 +177,9 @@ class Geometry(nn.Module, ABC):
 
     @dataclass
     class Config(ComponentConfig):
-        """Options of every geometry."""
+        """Options shared by all geometries."""
 
-        radius: float = option(1.0, "Radius of the ball that holds the object, in scene units.", gt=0)
+        radius: float = option(1.0, "Radius of the ball that contains the object, in scene units.", gt=0)
 
     num_features: int
     iso_level: float | None = None
@@ -211,8 +211,8 @@ class Geometry(nn.Module, ABC):
     def prepare_loading(self, state: Mapping[str, Tensor]) -> None:
         """Resize parameters and buffers to the sizes in ``state`` (names as in this geometry's ``state_dict``).
 
-        Called before every loading. Geometries whose sizes depend on more than the config override it. Incompatible
-        shapes are left for the loader to report.
+        Called before a state is loaded. Geometries whose sizes depend on more than the config override this method.
+        Incompatible shapes are left for the loader to report.
         """
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *arguments: Any) -> None:
@@ -220,10 +220,10 @@ class Geometry(nn.Module, ABC):
         super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     def update_step(self, step: int) -> None:
-        """Set everything that depends on the optimizer step from ``step`` alone, so that resuming needs no state."""
+        """Update everything that depends on the optimizer step; use only ``step``, so that resuming needs no state."""
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Optimizer groups ``{"name", "params"}``; the optimizer config may give each name its own learning rate."""
+        """Parameter groups ``{"name", "params"}``; the optimizer config may give each name its own learning rate."""
         return [{"name": "geometry", "params": list(self.parameters())}]
 
     @property
@@ -236,7 +236,7 @@ class Field(Geometry):
     """Base class of density fields.
 
     :meth:`density` locates the surface for export and conversion; :meth:`extinction` is the coefficient that volume
-    rendering integrates. Both are equal for a plain density field.
+    rendering integrates. The two are equal for a plain density field.
     """
 
     @abstractmethod
@@ -244,7 +244,7 @@ class Field(Geometry):
         """Values of the field at (N, 3) world points."""
 
     def extinction(self, points: Tensor) -> Tensor:
-        """(N,) extinction per scene unit at (N, 3) world points: ``forward(points).density`` without the features."""
+        """(N,) extinction per scene unit at (N, 3) world points: ``forward(points).density``, without the features."""
         return self.density(points)
 
     def features_at(self, points: Tensor) -> Tensor:
@@ -270,13 +270,13 @@ class SignedDistanceField(Field):
         """(N, 3) gradients of :meth:`sdf`, of length 1 for an exact distance; differentiable in the parameters."""
 
     def freeze_extinction(self) -> None:
-        """Stop learning the map from distance to extinction; called by renderers with a map of their own (NeuS)."""
+        """Stop learning the map from distance to extinction; called by renderers that use their own map (NeuS)."""
 
     def density(self, points: Tensor) -> Tensor:
         """(N,) exp(-sdf / (0.01 radius)) inside the ball, 0 outside: dimensionless, 1 on the surface.
 
-        The contrast (d - 1) / (d + 1), by which surfaces are located, then equals tanh(-sdf / (0.02 radius)), which is
-        nearly linear close to the surface.
+        The contrast (d - 1) / (d + 1), which is used to locate surfaces, then equals tanh(-sdf / (0.02 radius)), which
+        is nearly linear close to the surface.
         """
         exponent = (self.sdf(points) * (-100.0 / self.radius)).clamp(-30.0, 30.0)
         return torch.where(points.norm(dim=-1) <= self.radius, exponent.exp(), 0.0)
@@ -295,7 +295,7 @@ class Surface(Geometry):
 
     @torch.no_grad()
     def surface(self) -> Mesh:
-        """The mesh in numpy."""
+        """The mesh as NumPy arrays."""
         return self.forward().to_mesh()
 
 
@@ -328,14 +328,14 @@ class GaussianCloud(Geometry):
 
 
 def prepare_loading(module: nn.Module, state: Mapping[str, Any]) -> None:
-    """Call :meth:`Geometry.prepare_loading` of every geometry in ``module`` with its part of ``state``."""
+    """Call :meth:`Geometry.prepare_loading` on each geometry in ``module``, with its own entries of ``state``."""
     for path, part in module.named_modules():
         if isinstance(part, Geometry):
             part.prepare_loading(_without_prefix(state, f"{path}." if path else ""))
 
 
 def fits(module: nn.Module, state: Mapping[str, Any]) -> bool:
-    """Whether ``state`` has the names and shapes of ``module``'s state; adjustable sizes are first set to its sizes."""
+    """Whether ``module``'s state has the names and shapes of ``state``, once resizable tensors have been resized."""
     if module.state_dict().keys() != state.keys():
         return False
     prepare_loading(module, state)
@@ -344,5 +344,5 @@ def fits(module: nn.Module, state: Mapping[str, Any]) -> bool:
 
 
 def _without_prefix(state: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    """The entries whose names start with ``prefix``, without the prefix."""
+    """The entries whose names start with ``prefix``, with the prefix removed from their names."""
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}

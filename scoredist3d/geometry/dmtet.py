@@ -22,11 +22,11 @@ from scoredist3d.registry import register
     arxiv="2111.04276",
 )
 class DMTet(GridSurface):
-    """Marching tetrahedra on signed distances; faces and topology can change during training."""
+    """A surface extracted by marching tetrahedra; its faces and topology can change during training."""
 
     @dataclass
     class Config(GridSurface.Config):
-        """Options of DMTet: those of surfaces on grids."""
+        """Options of DMTet, the same as for all grid surfaces."""
 
     def grid_vertices(self) -> tuple[Tensor, float]:
         """Vertices of the tetrahedra that intersect the ball, and their spacing."""
@@ -38,11 +38,11 @@ class DMTet(GridSurface):
         return _grid(self.config.resolution, self.device).edges
 
     def extract(self, positions: Tensor, sdf: Tensor) -> SurfaceMesh:
-        """The surface by marching tetrahedra."""
+        """The surface, extracted by marching tetrahedra."""
         return SurfaceMesh(*marching_tetrahedra(positions, sdf, _grid(self.config.resolution, positions.device)))
 
 
 @lru_cache(maxsize=4)
 def _grid(resolution: int, device: torch.device) -> TetrahedralGrid:
-    """The grid of the unit ball."""
+    """The tetrahedral grid of the unit ball."""
     return tetrahedral_grid(resolution, radius=1.0).to(device)

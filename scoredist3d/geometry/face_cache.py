@@ -1,4 +1,4 @@
-"""Cache of values that depend on a mesh's faces alone."""
+"""Cache of values that depend only on the faces of a mesh."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ Result = TypeVar("Result")
 
 
 class FaceCache(Generic[Result]):
-    """Caches ``function(faces)`` for every faces tensor that is alive.
+    """Cache of ``function(faces)`` for each faces tensor that still exists.
 
-    The loss terms of one step share the result, and a mesh with fixed topology computes it once.
+    The loss terms of one step share the result, and for a mesh with fixed topology it is computed only once.
     """
 
     def __init__(self, function: Callable[[Tensor], Result]) -> None:

@@ -24,16 +24,16 @@ from scoredist3d.seeding import Rng
     arxiv="2308.05371",
 )
 class FlexiCubes(GridSurface):
-    """Dual marching cubes with 21 learned weights per cube, which move the vertices inside their cubes.
+    """A surface extracted by dual marching cubes with 21 learned weights per cube.
 
-    Sharp edges and well-shaped triangles can thus be learned. During training each quad is split into four triangles,
-    so that all weights receive gradients; in the exported mesh it is split into two. The loss ``dual-deviation``
-    regularizes the weights.
+    The weights move the vertices inside their cubes. Sharp edges and well-shaped triangles can thus be learned. During
+    training, each quad is split into four triangles, so that all weights receive gradients; in the exported mesh, it is
+    split into two. The loss ``dual-deviation`` regularizes the weights.
     """
 
     @dataclass
     class Config(GridSurface.Config):
-        """Options of FlexiCubes: those of surfaces on grids."""
+        """Options of FlexiCubes, the same as for all grid surfaces."""
 
     def __init__(self, config: Config, *, rng: Rng | None = None, material: Material | None = None) -> None:
         super().__init__(config, rng=rng, material=material)
@@ -50,17 +50,17 @@ class FlexiCubes(GridSurface):
         return _edges(self.config.resolution, self.device)
 
     def extract(self, positions: Tensor, sdf: Tensor) -> SurfaceMesh:
-        """The surface by weighted dual marching cubes."""
+        """The surface, extracted by weighted dual marching cubes."""
         grid = _grid(self.config.resolution, positions.device)
         mesh = flexicubes(positions, sdf, grid, self.weights, subdivide=torch.is_grad_enabled())
         return SurfaceMesh(mesh.vertices, mesh.faces, deviation=mesh.deviation)
 
     def shape_parameters(self) -> list[nn.Parameter]:
-        """Distances, deformation and weights."""
+        """Parameters that determine the surface: signed distances, vertex offsets and weights."""
         return [*super().shape_parameters(), self.weights]
 
     def set_distances(self, sdf: Tensor) -> None:
-        """Set the distances, and reset deformation and weights."""
+        """Set the signed distances at the grid's vertices, and reset the vertex offsets and the weights."""
         super().set_distances(sdf)
         self.weights.zero_()
 

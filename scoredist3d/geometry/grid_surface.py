@@ -1,4 +1,4 @@
-"""Base class of surfaces that are extracted from signed distances on a grid."""
+"""Base class for surfaces that are extracted from signed distances on a grid."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class GridSurface(Surface):
     """The zero level set of signed distances at the vertices of a deformable grid.
 
     Vertex i is at x_i + 0.49 h tanh(d_i), where h is the grid's spacing and d_i a parameter. Its signed distance is a
-    parameter or, with ``sdf_source: network``, the distance of the initial shape plus radius * f(x_i), where f is a
+    parameter or, with ``sdf_source: network``, the distance to the initial shape plus radius * f(x_i), where f is a
     hash grid with a network (as in Fantasia3D, arXiv 2303.13873). Distances are at least |x_i| - radius, which keeps
     the surface closed and inside the ball. A second hash grid with a network gives the features at surface points.
 
@@ -42,7 +42,7 @@ class GridSurface(Surface):
         vertices: (V, 3), undeformed vertices, world.
         border: (V,), |x_i| - radius.
         reach: (V,), maximum displacement of each vertex, scene units.
-        initial_sdf: (V,), distances of the initial shape; only with ``sdf_source: network``.
+        initial_sdf: (V,), signed distances to the initial shape; only with ``sdf_source: network``.
     """
 
     # These options affect only the initial shape, which is part of the state, and the choice of trained parameters.
@@ -57,20 +57,20 @@ class GridSurface(Surface):
 
     @dataclass
     class Config(SDFInitConfig, Surface.Config):
-        """Options of surfaces on grids."""
+        """Options shared by all grid surfaces."""
 
         num_features: int | None = option(
-            None, "Number of feature channels; null uses the number that the material takes.", ge=1
+            None, "Number of feature channels; null uses the number that the material requires.", ge=1
         )
         resolution: int = option(
             64, "Number of grid cells along each side of the cube around the ball; must be even.", ge=8
         )
         sdf_source: Literal["vertices", "network"] = option(
-            "vertices", "Signed distances as one parameter per grid vertex, or from a hash grid with a network."
+            "vertices", "Source of the signed distances: one parameter per grid vertex, or a hash grid with a network."
         )
         grid: HashGridConfig = field(
             default_factory=HashGridConfig,
-            metadata={"help": "Hash grid of the features, and of sdf_source: network."},
+            metadata={"help": "Hash grid for the features, and for sdf_source: network."},
         )
         network: NetworkConfig = field(
             default_factory=NetworkConfig, metadata={"help": "Network after each hash grid."}
@@ -126,7 +126,7 @@ class GridSurface(Surface):
 
     @abstractmethod
     def extract(self, positions: Tensor, sdf: Tensor) -> SurfaceMesh:
-        """The surface of signed distances (V,) at ``positions`` (V, 3)."""
+        """The surface on which the signed distances ``sdf`` (V,) at ``positions`` (V, 3) are zero."""
 
     @abstractmethod
     def grid_edges(self) -> Tensor:
@@ -157,29 +157,29 @@ class GridSurface(Surface):
         return features
 
     def density(self, points: Tensor) -> Tensor:
-        """(N,) exp(-sdf / (0.01 radius)) at (N, 3) world points, with the signed distance of the mesh."""
+        """(N,) exp(-sdf / (0.01 radius)) at (N, 3) world points, with the signed distance to the mesh."""
         return density_of(self.surface(), points, self.radius)
 
     def surface(self) -> Mesh:
-        """The mesh in numpy."""
+        """The mesh as NumPy arrays."""
         return self._constant().to_mesh()
 
     def init_from(self, source: GeometryInit, rng: Rng) -> str:
-        """Set the distances to those of the source's mesh, and regress the features near its surface.
+        """Set the signed distances to those of the source's mesh, and fit the features near its surface.
 
         Raises:
             ValueError: The source has no faces, or the grid does not resolve it.
         """
         if not len(source.mesh.faces):
-            raise FieldError("the mesh to start from has no faces; check the earlier stage or the file")
+            raise FieldError("the source mesh has no faces; check the earlier stage or the file")
         limit = _TRUNCATION * self.spacing
         with torch.no_grad():
             self.set_distances(distance_to(source.mesh, self.vertices).clamp(-limit, limit))
             mesh = self._constant()
         if not len(mesh.faces):
             raise FieldError(
-                f"a grid of {self.config.resolution} cells does not resolve the mesh to start "
-                "from; raise it, or check that the mesh lies inside the ball of geometry.radius",
+                f"a grid of {self.config.resolution} cells does not resolve the source mesh; raise it, or check that the "
+                "mesh lies inside the ball of geometry.radius",
                 "resolution",
             )
         error = float(distance_to(source.mesh, mesh.vertices).abs().mean())
@@ -196,7 +196,7 @@ class GridSurface(Surface):
             self.sdf_network.update_step(step)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Groups ``sdf``, ``deform``, and ``encoding`` and ``network`` of the features."""
+        """Parameter groups ``sdf`` and ``deform`` of the shape, and ``encoding`` and ``network`` of the features."""
         return [
             {"name": "sdf", "params": self._sdf_parameters()},
             {"name": "deform", "params": [self.deform]},
@@ -209,7 +209,7 @@ class GridSurface(Surface):
         return [self.sdf] if self.config.sdf_source == "vertices" else list(self.sdf_network.parameters())
 
     def set_distances(self, sdf: Tensor) -> None:
-        """Set the distances at the grid's vertices to ``sdf`` (V,), and reset all other shape parameters."""
+        """Set the signed distances at the grid's vertices to ``sdf`` (V,), and reset all other shape parameters."""
         self.deform.zero_()
         if self.config.sdf_source == "vertices":
             self.sdf.copy_(sdf)
@@ -218,7 +218,7 @@ class GridSurface(Surface):
             self.initial_sdf.copy_(sdf)
 
     def _extracted(self) -> SurfaceMesh:
-        """The mesh at the current parameters; an empty one is logged once."""
+        """The mesh at the current parameters; logs a warning when it becomes empty."""
         positions = self.vertices + self.reach[:, None] * self.deform.tanh()
         mesh = self.extract(positions, self.signed_distances())
         if not len(mesh.faces) and not self._was_empty:
@@ -233,7 +233,7 @@ class GridSurface(Surface):
 
     @torch.no_grad()
     def _constant(self) -> SurfaceMesh:
-        """The mesh without gradients, cached until a parameter changes."""
+        """The mesh without gradients; cached until a parameter changes."""
         state = [*self.shape_parameters(), *([self.initial_sdf] if self.config.sdf_source == "network" else [])]
         levels = self.sdf_network.num_active_levels if self.config.sdf_source == "network" else 0
         seen = (levels, *((tensor.data_ptr(), tensor._version) for tensor in state))
@@ -257,6 +257,6 @@ class GridSurface(Surface):
         )
 
     def _initial_sdf(self, vertices: Tensor) -> Tensor:
-        """(V,) signed distances of the initial shape."""
+        """(V,) signed distances to the initial shape."""
         mesh = self.config.initial_mesh(self.radius)
         return self.config.initial_distance(vertices, self.radius) if mesh is None else distance_to(mesh, vertices)

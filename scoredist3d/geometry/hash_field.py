@@ -1,4 +1,4 @@
-"""Base class of fields from a multiresolution hash grid and a small network (Instant-NGP, arXiv 2201.05989)."""
+"""Base class for fields that use a multiresolution hash grid and a small network (Instant-NGP, arXiv 2201.05989)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _TETRAHEDRON = ((1.0, -1.0, -1.0), (-1.0, 1.0, -1.0), (-1.0, -1.0, 1.0), (1.0, 1
 
 
 class HashField(HashNetwork, Field):
-    """A scalar value and features at each point, from a network on the hash encoding of the point.
+    """A field of scalar values and features, computed by a network from the hash encoding of each point.
 
     Subclasses map the network's first output to the value (:meth:`_value`) and the value to a density
     (:meth:`_output`). Normals are the normalized gradient of the value, times ``outward_sign``.
@@ -37,10 +37,10 @@ class HashField(HashNetwork, Field):
 
     @dataclass
     class Config(Field.Config):
-        """Options of every hash-grid field."""
+        """Options shared by all hash-grid fields."""
 
         num_features: int | None = option(
-            None, "Number of feature channels; null uses the number that the material takes.", ge=1
+            None, "Number of feature channels; null uses the number that the material requires.", ge=1
         )
         grid: HashGridConfig = field(default_factory=HashGridConfig, metadata={"help": "Hash grid."})
         network: NetworkConfig = field(default_factory=NetworkConfig, metadata={"help": "Network after the hash grid."})
@@ -82,7 +82,7 @@ class HashField(HashNetwork, Field):
         return self._output(value, features, gradient, distance)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Groups ``encoding`` (the hash table) and ``network``."""
+        """Parameter groups ``encoding`` (the hash table) and ``network``."""
         return [
             {"name": "encoding", "params": [self.table]},
             {"name": "network", "params": list(self.network.parameters())},

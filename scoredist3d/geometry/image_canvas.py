@@ -30,12 +30,12 @@ _SAMPLING_BATCH = 8  # images sampled at once; bounds the memory
 class ImageCanvas(nn.Module):
     """``N`` images (particles) that are optimized independently.
 
-    With ``parametrisation: pixels`` the parameters are display values around [0, 1] without an activation, the identity
-    renderer of the score distillation literature. With ``latents`` they are the denoiser's inputs, so that neither
-    encoder nor decoder is used during training.
+    With ``parametrisation: pixels`` the parameters are display values around [0, 1] without an activation (the identity
+    renderer of the score distillation literature). With ``latents`` they are the denoiser's inputs, so that neither
+    the encoder nor the decoder is used during training.
 
     The particles are initialized as noise, from an image file, or as samples of the prior. The latter two need the
-    prior on its device and are therefore computed at the first access; a loaded state is not initialized again. Equal
+    prior on its device and are therefore computed on first access; a loaded state is not initialized again. Equal
     config, prior, view and ``rng`` give equal initial images.
 
     Attributes:
@@ -52,7 +52,7 @@ class ImageCanvas(nn.Module):
         size: int | None = option(None, "Width and height in pixels; null uses the prior's image size.", ge=8, le=4096)
         initial_std: float = option(
             1.0,
-            "Standard deviation of the initial noise, in units of latents; pixels use half of it around gray.",
+            "Standard deviation of the initial latents; pixels start around gray with half this standard deviation.",
             ge=0,
         )
         init_image: str | None = option(
@@ -62,10 +62,10 @@ class ImageCanvas(nn.Module):
         )
         init_prompt: str | None = option(
             None,
-            "Prompt of the samples that initialize the particles; an empty text samples unconditionally.",
+            "Prompt for samples of the prior that initialize the particles; an empty prompt samples unconditionally.",
         )
-        init_steps: int = option(25, "Number of denoising steps of those samples.", ge=1)
-        init_scale: float = option(5.0, "Guidance scale of those samples.")
+        init_steps: int = option(25, "Number of denoising steps for the samples of init_prompt.", ge=1)
+        init_scale: float = option(5.0, "Guidance scale for the samples of init_prompt.")
 
         def validate(self) -> list[str]:
             """Allow at most one kind of initialization."""
@@ -84,10 +84,10 @@ class ImageCanvas(nn.Module):
     ) -> None:
         """Args:
         config: Options.
-        prior: Gives the size of images and latents, and encodes or samples the initial images.
-        rng: Draws the initial values; equal on all ranks.
-        view: One camera, the camera condition of ``init_prompt``.
-        keep_start: Keep a copy of the initial values, for editing methods.
+        prior: Prior that determines the sizes of images and latents, and encodes or samples the initial images.
+        rng: Random streams for the initial values; equal on all ranks.
+        view: One camera, on which the samples of ``init_prompt`` are conditioned.
+        keep_start: Whether to keep a copy of the initial values, for editing methods.
         """
         super().__init__()
         self.config = config
@@ -141,15 +141,15 @@ class ImageCanvas(nn.Module):
         return values.clamp(0.0, 1.0)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """One group, ``canvas``."""
+        """A single parameter group, ``canvas``."""
         return [{"name": "canvas", "params": [self.values]}]
 
     @torch.no_grad()
     def begin(self, prior: Prior) -> None:
-        """Compute the initial images if they come from a file or the prior and are not computed yet.
+        """Compute the initial images if they come from a file or the prior and have not been computed yet.
 
         Raises:
-            ValueError: The file cannot be read, or its latents do not have the size of the canvas.
+            ValueError: The file cannot be read, or the initial latents do not have the size of the canvas.
         """
         if not self._uninitialized:
             return
@@ -224,7 +224,7 @@ def load_image(path: str | Path, size: int) -> Tensor:
 
 
 def _scaled(images: Tensor, size: int) -> Tensor:
-    """(B, size, size, 3), scaled from square images (B, H, H, 3)."""
+    """(B, size, size, 3) images, scaled from square images (B, H, H, 3)."""
     if images.shape[1] == size:
         return images
     scaled = functional.interpolate(

@@ -29,7 +29,7 @@ from scoredist3d.seeding import Rng
 class ImplicitSDF(HashField, SignedDistanceField):
     """Signed distance sdf(x) = base(x) + radius f(x), with the extinction of VolSDF.
 
-    f is the network's first output, initially zero, so that the object starts as its base: a sphere, an ellipsoid, or a
+    f is the network's first output, initially zero, so that the object starts as the base: a sphere, an ellipsoid, or a
     mesh, whose distances are stored on a grid. Extinction is the cumulative distribution function of a Laplace
     distribution with scale beta, divided by beta: exp(-sdf / beta) / (2 beta) outside and
     (1 - exp(sdf / beta) / 2) / beta inside. beta = radius (min_beta + exp(b)) with a learned b.
@@ -44,7 +44,7 @@ class ImplicitSDF(HashField, SignedDistanceField):
         """Options of the implicit SDF."""
 
         shape_init_resolution: int = option(
-            64, "Grid vertices per axis that store the distances to an initial mesh.", ge=8, le=256
+            64, "Number of vertices per axis of the grid that stores the distances to an initial mesh.", ge=8, le=256
         )
         beta: float = option(
             0.05,
@@ -77,7 +77,7 @@ class ImplicitSDF(HashField, SignedDistanceField):
         resolution = config.shape_init_resolution
         self.register_buffer("base_grid", torch.zeros(resolution, resolution, resolution))
         self.register_buffer("uses_grid", torch.zeros((), dtype=torch.bool))
-        self._on_grid = False  # copy of uses_grid on the host, which avoids a synchronization
+        self._on_grid = False  # host copy of uses_grid, which avoids a synchronization
         self.register_load_state_dict_post_hook(_update_base_flag)
         mesh = config.initial_mesh(self.radius)
         if mesh is not None:
@@ -93,7 +93,7 @@ class ImplicitSDF(HashField, SignedDistanceField):
         return self._value_at(points, points.norm(dim=-1) / self.radius)
 
     def sdf_gradient(self, points: Tensor) -> Tensor:
-        """(N, 3) gradients of :meth:`sdf`, computed with the method of the option ``normal``."""
+        """(N, 3) gradients of :meth:`sdf`, computed with the method that the option ``normal`` selects."""
         if self.config.normal == "analytic":
             return self._analytic_gradient(points)
         return self._finite_difference_gradient(points)
@@ -104,12 +104,12 @@ class ImplicitSDF(HashField, SignedDistanceField):
         return self._extinction(self._value_at(points, distance), distance)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Groups ``encoding`` and ``network``, and ``beta`` unless it is frozen."""
+        """Parameter groups ``encoding`` and ``network``, and ``beta`` unless it is frozen."""
         learned = [{"name": "beta", "params": [self.log_beta]}] if self.log_beta.requires_grad else []
         return [*super().parameter_groups(), *learned]
 
     def freeze_extinction(self) -> None:
-        """Freeze beta."""
+        """Freeze beta, the scale of the Laplace distribution."""
         self.log_beta.requires_grad_(False)
 
     def init_from(self, source: GeometryInit, rng: Rng) -> str:
@@ -140,7 +140,7 @@ class ImplicitSDF(HashField, SignedDistanceField):
         return GeometryOutput(self._extinction(value, distance), features, self._outward(gradient), value, gradient)
 
     def _base(self, points: Tensor) -> Tensor:
-        """(N,) signed distances of the base at (N, 3) points."""
+        """(N,) signed distances from (N, 3) points to the base."""
         if self._on_grid:
             return trilinear(self.base_grid, points, self.radius)
         return self.config.initial_distance(points, self.radius)
@@ -153,7 +153,7 @@ class ImplicitSDF(HashField, SignedDistanceField):
         return share * ((distance <= 1.0).to(share.dtype) / beta)
 
     def _set_base(self, distances: Tensor) -> None:
-        """Use signed distances (G, G, G) on the grid as the base."""
+        """Store signed distances (G, G, G) on the grid and use them as the base."""
         with torch.no_grad():
             self.base_grid.copy_(distances)
             self.uses_grid.fill_(True)
@@ -161,5 +161,5 @@ class ImplicitSDF(HashField, SignedDistanceField):
 
 
 def _update_base_flag(geometry: Any, _: Any) -> None:
-    """Update the copy of ``uses_grid`` on the host after loading a state."""
+    """Update the host copy of ``uses_grid`` after loading a state."""
     geometry._on_grid = bool(geometry.uses_grid)

@@ -48,7 +48,7 @@ class ImplicitVolume(HashField):
 
         density_activation: Literal["softplus", "trunc-exp"] = option(
             "softplus",
-            "Map to a non-negative density; trunc-exp is exp with a linear continuation for large arguments.",
+            "Activation of the density; trunc-exp is exp with a linear continuation for large arguments.",
         )
         density_blob: Literal["blob_magic3d", "blob_dreamfusion", "none"] = option(
             "blob_magic3d", "Blob added before the activation, so that optimization starts from a ball."
@@ -56,7 +56,7 @@ class ImplicitVolume(HashField):
         density_blob_strength: float = option(10.0, "Height of the blob before the activation (lambda).")
         density_blob_size: float = option(
             0.5,
-            "Zero crossing of blob_magic3d, or standard deviation of blob_dreamfusion (s); fraction of the radius.",
+            "Zero crossing of blob_magic3d or standard deviation of blob_dreamfusion (s), as a fraction of the radius.",
             gt=0,
         )
 
@@ -101,7 +101,7 @@ class ImplicitVolume(HashField):
         )
 
     def _solid(self, distance: Tensor) -> Tensor:
-        """(N,) target values before the activation of a solid object, at signed distances (N,)."""
+        """(N,) target values, before the activation, for a solid object at signed distances (N,)."""
         inside = _SOLID_DENSITY * torch.sigmoid(-distance / (_SOFT_WIDTH * self.radius))
         if self.config.density_activation == "softplus":
             return torch.where(inside > 20.0, inside, inside.clamp(math.exp(_EMPTY), 20.0).expm1().log())

@@ -1,4 +1,4 @@
-"""Distances and closest points to triangle meshes, computed on the CPU with a tree over the faces."""
+"""Distances to triangle meshes and closest points on them, computed on the CPU with a tree over the faces."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Capabilities of geometries, as protocols that renderers, losses, export and conversion check.
+"""Protocols for the capabilities of geometries, which renderers, losses, export and conversion check.
 
-All of them are structural: a class has a capability if it has the methods. The base classes in
+The protocols are structural: a class has a capability if it has the methods. The base classes in
 :mod:`scoredist3d.geometry.base` are convenient implementations.
 """
 
@@ -53,7 +53,7 @@ class HasSurface(Protocol):
         """(N, F) features of points on the mesh."""
 
     def surface(self) -> Mesh:
-        """The mesh in numpy, for export and conversion."""
+        """The mesh as NumPy arrays, for export and conversion."""
 
 
 @runtime_checkable
@@ -69,7 +69,7 @@ class HasSDFGrid(Protocol):
 
 @runtime_checkable
 class HasGaussians(Protocol):
-    """3D Gaussians that can be splatted; see :class:`~scoredist3d.geometry.base.GaussianCloud`."""
+    """3D Gaussians that can be rendered by splatting; see :class:`~scoredist3d.geometry.base.GaussianCloud`."""
 
     def forward(self) -> GaussianSet:
         """The differentiable Gaussians at the current parameters."""
@@ -85,11 +85,11 @@ class Initializable(Protocol):
     """A geometry that can be initialized from another object."""
 
     def init_from(self, source: GeometryInit, rng: Rng) -> str:
-        """Replace the current object by ``source``; returns a sentence on the quality of the result.
+        """Replace the current object with ``source``; returns a description of the result for the log.
 
         Args:
             source: Surface and colors of the object.
-            rng: Equal on all ranks.
+            rng: Random streams; equal on all ranks.
 
         Raises:
             ValueError: This geometry cannot represent ``source``.
@@ -107,5 +107,5 @@ _NOUNS: dict[type, str] = {
 
 
 def describe_capability(kind: type) -> str:
-    """A noun phrase for error messages, e.g. ``a triangle mesh``."""
+    """A noun phrase for the capability ``kind`` in error messages, e.g. ``a triangle mesh``."""
     return _NOUNS.get(kind, f"a {kind.__name__}")

@@ -17,20 +17,20 @@ _CENTER = 1e-6
 
 @dataclass
 class SDFInitConfig(ComponentConfig):
-    """Options of the initial shape, a mixin for the configs of geometries."""
+    """Options of the initial shape; a mixin for the configs of geometries."""
 
     shape_init: Literal["sphere", "ellipsoid", "mesh"] = option(
         "sphere", "Initial shape, unless the run starts from another object (system.init_from)."
     )
     shape_init_size: float = option(
         0.5,
-        "Radius of the initial sphere, or largest distance of the mesh from the origin; fraction of the radius.",
+        "Radius of the initial sphere or maximum distance of the mesh from the origin, as a fraction of the radius.",
         gt=0,
         le=1,
     )
     shape_init_axes: tuple[float, float, float] = option(
         (0.5, 0.5, 0.5),
-        "Half axes of the initial ellipsoid along x, y and z, as fractions of the radius.",
+        "Semi-axes of the initial ellipsoid along x, y and z, as fractions of the radius.",
         gt=0,
         le=1,
     )
@@ -70,7 +70,7 @@ class SDFInitConfig(ComponentConfig):
 
 
 def ellipsoid_sdf(points: Tensor, axes: tuple[float, float, float]) -> Tensor:
-    """(N,) approximate signed distances from (N, 3) points to the ellipsoid with half ``axes``; exact for a sphere.
+    """(N,) approximate signed distances from (N, 3) points to an ellipsoid with semi-axes ``axes``; exact for a sphere.
 
     With k = |p / a|, the function (k - 1) k / |p / a^2| is zero on the ellipsoid and has a gradient of length 1 there,
     so it equals the distance to first order. It is smoothed around the center, where it is 0 / 0, so that it is

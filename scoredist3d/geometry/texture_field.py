@@ -1,4 +1,4 @@
-"""Vector fields from a hash grid and a small network: textures of surfaces and offsets of signed distances."""
+"""Vector fields that use a hash grid and a small network, for surface textures and signed distance offsets."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from scoredist3d.seeding import Rng
 
 
 class PointField(HashNetwork):
-    """(N, 3) world points -> (N, K) values (Instant-NGP, arXiv 2201.05989).
+    """A vector field that maps (N, 3) world points to (N, K) values (Instant-NGP, arXiv 2201.05989).
 
     Args:
         grid, network: Options of the hash grid and of the network.
         num_outputs: K.
         radius: The grid covers the cube [-radius, radius]^3, scene units.
-        generator: Draws the initial parameters.
+        generator: Random generator for the initial parameters.
     """
 
     def __init__(
@@ -49,5 +49,5 @@ class PointField(HashNetwork):
         points: Callable[[torch.Generator, int], Tensor],
         rng: Rng,
     ) -> float:
-        """Regress the values onto ``target`` at points drawn by ``points``; returns the root mean square error."""
+        """Fit the values to ``target`` at points drawn by ``points``; returns the root mean square error."""
         return self._fit(self, target, points, rng)

@@ -50,7 +50,7 @@ class TexturedMesh(Surface):
     Attributes:
         vertices: (V, 3), undeformed vertices, world.
         faces: (F, 3) int64.
-        uvs: (T, 2), texture coordinates; T = 0 without any.
+        uvs: (T, 2), texture coordinates; T = 0 if the mesh has none.
         uv_faces: (F, 3) int64, indices into ``uvs``.
         authored: (), bool, whether the mesh comes from a user's file.
     """
@@ -72,7 +72,7 @@ class TexturedMesh(Surface):
         """Options of the textured mesh."""
 
         num_features: int | None = option(
-            None, "Number of feature channels; null uses the number that the material takes.", ge=1
+            None, "Number of feature channels; null uses the number that the material requires.", ge=1
         )
         mesh: str | None = option(
             None, "Mesh file (.glb, .obj, .ply, .stl); not needed if the run starts from another run.", file=True
@@ -85,20 +85,20 @@ class TexturedMesh(Surface):
             0.9, "Largest distance of the scaled mesh from the origin; fraction of the radius.", gt=0, le=1
         )
         texture: Literal["image", "field"] = option(
-            "image", "Features as texels of an image, or from a hash grid with a network."
+            "image", "Source of the features: texels of an image, or a hash grid with a network."
         )
         texture_size: int = option(1024, "Width and height of the image in texels.", ge=8, le=8192)
         max_faces: int | None = option(
             None,
-            "Simplify the mesh to this many faces and make new texture coordinates. By default, the mesh of a file "
-            f"keeps all its faces, and one of an earlier stage is simplified to {DEFAULT_FACES} if it needs new ones.",
+            "Simplify the mesh to this many faces and create new texture coordinates. By default, a file's mesh keeps "
+            f"all its faces, and an earlier stage's is simplified to {DEFAULT_FACES} if it needs new coordinates.",
             ge=16,
         )
         padding: int = option(4, "Texels between the charts of the texture.", ge=0, le=64)
         unwrap_timeout: float = option(
-            60.0, "Time limit of xatlas in seconds; after it, each face gets its own chart.", ge=0
+            60.0, "Time limit for xatlas in seconds; if exceeded, each face gets its own chart.", ge=0
         )
-        grid: HashGridConfig = field(default_factory=HashGridConfig, metadata={"help": "Hash grid of texture: field."})
+        grid: HashGridConfig = field(default_factory=HashGridConfig, metadata={"help": "Hash grid for texture: field."})
         network: NetworkConfig = field(default_factory=NetworkConfig, metadata={"help": "Network after the hash grid."})
         deformable: bool = option(False, "Also train the positions of the vertices.")
         max_offset: float = option(
@@ -178,11 +178,14 @@ class TexturedMesh(Surface):
             return features
         assert self.image is not None
         if points.uv is None:
-            raise ValueError("textured-mesh: texture=image needs points with texture coordinates")
+            raise ValueError(
+                "textured-mesh: texture=image needs points with texture coordinates; pass them as uv, or set "
+                "geometry.texture=field"
+            )
         return sample_texture(self.image, points.uv, wrap="clamp")
 
     def features_at(self, points: Tensor) -> Tensor:
-        """(N, F) features of the points of the mesh that are closest to (N, 3) world points."""
+        """(N, F) features of the field at (N, 3) world points, or of the image at the closest points of the mesh."""
         if self.field is not None:
             return self.features(SurfacePoints(points))
         found = closest_on(self.forward(), points)
@@ -190,21 +193,21 @@ class TexturedMesh(Surface):
         return self.features(SurfacePoints(found.points, uv))
 
     def density(self, points: Tensor) -> Tensor:
-        """(N,) exp(-sdf / (0.01 radius)) at (N, 3) world points, with the signed distance of the mesh."""
+        """(N,) exp(-sdf / (0.01 radius)) at (N, 3) world points, with the signed distance to the mesh."""
         return density_of(self.surface(), points, self.radius)
 
     def surface(self) -> Mesh:
-        """The mesh with its texture coordinates, in numpy."""
+        """The mesh with its texture coordinates, as NumPy arrays."""
         return replace(self.forward().to_mesh(), authored=bool(self.authored))
 
     def init_from(self, source: GeometryInit, rng: Rng) -> str:
-        """Take over the source's mesh, with its texture coordinates if it has any, and its features.
+        """Copy the source's mesh, with its texture coordinates if they are usable, and fit the features.
 
         Raises:
             ValueError: The source has no faces.
         """
         if not len(source.mesh.faces):
-            raise FieldError("the mesh to start from has no faces; check the earlier stage or the file")
+            raise FieldError("the source mesh has no faces; check the earlier stage or the file")
         summary, _ = self._set_mesh(source.mesh)
         return summary if source.features is None else f"{summary}; {self._set_features(source.features, rng)}"
 
@@ -223,7 +226,7 @@ class TexturedMesh(Surface):
             self.field.update_step(step)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Groups ``offsets``, and ``texture`` or the field's ``encoding`` and ``network``."""
+        """Parameter groups ``offsets`` (if deformable), and ``texture`` or the field's ``encoding`` and ``network``."""
         groups: list[dict[str, Any]] = []
         if self.offsets is not None:
             groups.append({"name": "offsets", "params": [self.offsets]})
@@ -239,10 +242,10 @@ class TexturedMesh(Surface):
         return [self.image] if self.image is not None else list(self.field.parameters()) if self.field else []
 
     def _load_file(self, path: str, material: Material | None, rng: Rng) -> None:
-        """Set the mesh and, if the material can represent them, the colors of a file.
+        """Load the mesh of a file and, if the material can represent them, its colors.
 
         Raises:
-            ValueError: The file cannot be read, or its mesh reaches out of the ball.
+            ValueError: The file cannot be read, or its mesh extends outside the ball.
         """
         loaded = load_mesh(path, self.config.up)
         if self.config.fit:
@@ -277,8 +280,8 @@ class TexturedMesh(Surface):
             uv_changes: See :class:`~scoredist3d.meshes.loading.LoadedMesh`.
 
         Returns:
-            A sentence on its faces and texture coordinates, and its logging level: a warning if faces or texture
-            coordinates of a user's file were replaced.
+            A description of its faces and texture coordinates for the log, and the logging level: a warning if faces or
+            texture coordinates of a user's file were replaced.
         """
         given, self.authored = mesh, torch.full_like(self.authored, mesh.authored)
         problem = "" if given.uvs is None else unusable_uvs(given)
@@ -320,7 +323,7 @@ class TexturedMesh(Surface):
             uv_changes: Changes to the texture coordinates of the file when it was loaded, or an empty string.
 
         Returns:
-            The mesh, and a clause on its texture coordinates.
+            The mesh, and a description of its texture coordinates for the log.
         """
         if given.uvs is not None and not problem:
             return mesh, f"its own texture coordinates are used{f', which {uv_changes}' if uv_changes else ''}"
@@ -345,7 +348,7 @@ class TexturedMesh(Surface):
         return unwrapped, f"{reason}; new ones were made{f': {note}' if note else ''}"
 
     def _set_features(self, features: PointFunction, rng: Rng) -> str:
-        """Set or fit the features to ``features``; returns a clause on the result."""
+        """Set the texels to ``features``, or fit the field to it; returns a description of the result for the log."""
         mesh = self.forward().to_mesh()
         if self.field is not None:
             error = self.field.fit(features, points_near(mesh, 0.005 * self.radius, self.vertices), rng)

@@ -1,4 +1,4 @@
-"""Trilinear interpolation on a regular grid, and signed distances of a mesh on such a grid."""
+"""Trilinear interpolation on a regular grid, and signed distances to a mesh on such a grid."""
 
 from __future__ import annotations
 
@@ -35,10 +35,11 @@ def trilinear(grid: Tensor, points: Tensor, radius: float) -> Tensor:
 
 
 def distance_grid(mesh: Mesh, radius: float, resolution: int) -> Tensor:
-    """(G, G, G) float32 signed distances of a mesh, indexed [x, y, z], for :func:`trilinear` in the ball of ``radius``.
+    """(G, G, G) float32 signed distances to a mesh, indexed [x, y, z], for :func:`trilinear` in the ball of ``radius``.
 
-    Grid vertices that no interpolation inside the ball uses get a lower bound instead: the distance to the smallest
-    ball around the origin that contains the mesh. They are nearly half of the vertices and the most expensive ones.
+    Grid vertices that are not used for interpolation inside the ball get a lower bound instead: the distance to the
+    smallest ball around the origin that contains the mesh. Nearly half of the vertices are of this kind, and their
+    distances would be the most expensive to compute.
     """
     axis = torch.linspace(-radius, radius, resolution)
     points = torch.cartesian_prod(axis, axis, axis)

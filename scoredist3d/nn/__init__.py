@@ -1,1 +1,1 @@
-"""Small networks and encodings used by geometry and materials, and their regression to target values."""
+"""Small networks and encodings used by geometries and materials, and their fitting to target values."""

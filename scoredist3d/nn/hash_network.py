@@ -19,11 +19,11 @@ from scoredist3d.seeding import Rng
 
 @dataclass
 class CoarseToFineConfig:
-    """Schedule that activates the levels from coarse to fine; inactive levels are zero."""
+    """Schedule that activates the levels from coarse to fine; the encoding of inactive levels is zero."""
 
     start_level: int | None = option(None, "Number of initially active levels; null activates all.", ge=1)
     start_step: int = option(0, "Step at which the schedule begins.", ge=0)
-    every: int = option(100, "Steps between the activation of two levels.", ge=1)
+    every: int = option(100, "Number of steps between the activations of successive levels.", ge=1)
 
 
 @dataclass
@@ -43,7 +43,7 @@ class HashGridConfig:
         default_factory=CoarseToFineConfig, metadata={"help": "Schedule that activates the levels from coarse to fine."}
     )
     backend: Literal["auto", "torch", "native", "triton", "tinycudann"] = option(
-        "auto", "Implementation of the encoding; analytic normals use auto instead of tinycudann."
+        "auto", "Implementation of the encoding; for analytic normals, auto replaces tinycudann."
     )
 
 
@@ -55,15 +55,15 @@ class NetworkConfig:
     hidden_layers: int = option(1, "Number of hidden layers; 0 gives a linear map.", ge=0, le=8)
 
 
-# Options of blocks with a hash grid that may differ when a run continues from their state.
+# Options of blocks with a hash grid that may differ from the saved ones when a run continues from their state.
 FREE_OPTIONS = frozenset({"num_features", "grid.backend", "grid.initial_range", "grid.coarse_to_fine"})
 
 
 class HashNetwork(nn.Module):
-    """Base class of fields and textures: (N, 3) world points -> hash encoding -> network -> (N, K) values.
+    """Base class for fields and textures: (N, 3) world points -> hash encoding -> network -> (N, K) values.
 
     Subclasses call :meth:`_build` in their constructor. It creates the parameters directly in the subclass, so that
-    their names in the state are ``table`` and ``network.*`` everywhere.
+    their names in the ``state_dict`` are always ``table`` and ``network.*``.
 
     Attributes:
         grid: Options of the hash grid.
@@ -84,14 +84,14 @@ class HashNetwork(nn.Module):
     def _build(
         self, grid: HashGridConfig, network: NetworkConfig, num_outputs: int, radius: float, generator: torch.Generator
     ) -> None:
-        """Create the parameters.
+        """Create the parameters of the grid and the network.
 
         Args:
             grid: Options of the hash grid.
             network: Options of the network.
             num_outputs: K.
             radius: The grid covers the cube [-radius, radius]^3, scene units.
-            generator: Draws the initial values, first those of the table, then those of the network.
+            generator: Random generator for the initial values, first of the table, then of the network.
         """
         self.grid, self.radius, self.spec = grid, radius, grid_spec(grid)
         table = torch.empty(self.spec.num_entries, grid.features_per_level)
@@ -132,13 +132,13 @@ class HashNetwork(nn.Module):
         *,
         steps: int = 300,
     ) -> float:
-        """Regress ``predict``, a function of this grid and network, onto ``target``; see :func:`fit_features`.
+        """Fit ``predict``, a function of this grid and network, to ``target``; see :func:`fit_features`.
 
         Only the levels that are active at step 0 are fitted. The entries of the others are set to zero, so that their
         later activation does not change the values. Frozen parameters are fitted too, and remain frozen.
 
         Returns:
-            Root mean square error with the levels of step 0.
+            Root mean square error with the levels that are active at step 0.
         """
         parameters = [self.table, *self.network.parameters()]
         trainable = [parameter.requires_grad for parameter in parameters]
@@ -172,7 +172,10 @@ def grid_problems(grid: HashGridConfig) -> list[str]:
 
 
 def grid_spec(config: HashGridConfig) -> HashGridSpec:
-    """The layout of the grid; a given ``max_resolution`` = base_resolution * scale^(num_levels - 1) sets the scale."""
+    """The layout of the grid.
+
+    If ``max_resolution`` is given, the scale follows from max_resolution = base_resolution * scale^(num_levels - 1).
+    """
     scale = config.per_level_scale
     if config.max_resolution is not None and config.num_levels > 1:
         scale = (config.max_resolution / config.base_resolution) ** (1.0 / (config.num_levels - 1))

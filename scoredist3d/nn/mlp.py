@@ -15,7 +15,7 @@ class MLP(nn.Module):
     """ReLU network ``widths[0] -> ... -> widths[-1]`` with biases and no activation at the end.
 
     Weights are drawn from U(-sqrt(6 / fan_in), sqrt(6 / fan_in)) (He initialization); biases are initially zero. All
-    draws come from the given generator, whereas ``torch.nn.Linear`` would draw from the global stream.
+    draws come from the given generator, whereas ``torch.nn.Linear`` would draw from the global random stream.
     """
 
     def __init__(self, widths: Sequence[int], generator: torch.Generator) -> None:

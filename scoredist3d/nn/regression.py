@@ -1,4 +1,4 @@
-"""Regression of features onto a target function, and the samplers of points for it."""
+"""Fitting of features to a target function at random points."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def fit_features(
         predict: Maps (N, 3) points to (N, F), differentiable in ``parameters``.
         target: Maps (N, 3) points to target values (N, F); not differentiated.
         parameters: The parameters to fit, updated in place; their ``grad`` is unchanged.
-        points: Maps a generator and N to (N, 3) points; called in every step.
-        rng: Source of the points. Only streams that all ranks share are used, so that the ranks stay equal.
+        points: Maps a generator and N to (N, 3) points; called at every step.
+        rng: Random streams for the points. Only streams shared by all ranks are used, so that the ranks stay in sync.
         steps: Number of optimizer steps.
         lr: Initial learning rate.
-        batch_size: N.
+        batch_size: Number of points N per step.
 
     Returns:
         Root mean square error at new points after the last step.

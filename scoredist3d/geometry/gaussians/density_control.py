@@ -17,15 +17,15 @@ from scoredist3d.seeding import Rng
 
 @dataclass
 class DensifyConfig:
-    """Schedule and thresholds of adaptive density control, in optimizer steps of the run."""
+    """Schedule (in optimizer steps of the run) and thresholds of adaptive density control."""
 
-    enabled: bool = option(True, "Add and remove Gaussians during training; not possible on several devices.")
+    enabled: bool = option(True, "Add and remove Gaussians during training; not supported with several devices.")
     start: int = option(500, "Step at which densification starts.", ge=0)
     end: int = option(15000, "Step after which the number of Gaussians is fixed.", ge=0)
-    every: int = option(100, "Steps between two densifications.", ge=1)
+    every: int = option(100, "Number of steps between densifications.", ge=1)
     grad_threshold: float = option(
         2e-4,
-        "Minimum mean screen-space gradient norm of a Gaussian to densify, in normalized device coordinates.",
+        "Mean screen-space gradient norm from which Gaussians are densified, in normalized device coordinates.",
         ge=0,
     )
     densify_fraction: float = option(
@@ -37,7 +37,7 @@ class DensifyConfig:
     )
     size_threshold: float = option(
         0.02,
-        "Largest standard deviation up to which a Gaussian is cloned; larger ones are split. Fraction of the radius.",
+        "Gaussians whose largest standard deviation is at most this are cloned, others split. Fraction of the radius.",
         ge=0,
     )
     split_factor: float = option(1.6, "Splitting divides the standard deviations by this factor.", gt=1)
@@ -46,7 +46,9 @@ class DensifyConfig:
         0.5, "Gaussians with a larger standard deviation are removed. Fraction of the radius.", gt=0
     )
     opacity_reset_every: int = option(
-        3000, "Steps between two resets of all opacities to at most twice prune_opacity; 0 disables resets.", ge=0
+        3000,
+        "Number of steps between resets, which lower all opacities to at most twice prune_opacity; 0 disables resets.",
+        ge=0,
     )
     max_points: int = option(200_000, "Maximum number of Gaussians.", ge=1)
 
@@ -55,12 +57,12 @@ class DensifyConfig:
         return self.start <= done <= self.end and done % self.every == 0
 
     def resets_at(self, done: int) -> bool:
-        """Whether to reset opacities after ``done`` steps; not at ``end``, since no later pruning would follow."""
+        """Whether to reset opacities after ``done`` steps; not at ``end`` or later, since no pruning would follow."""
         return self.opacity_reset_every > 0 and done < self.end and done % self.opacity_reset_every == 0
 
 
 class AdaptiveDensityControl:
-    """Clones, splits and prunes Gaussians according to their screen-space gradients.
+    """Strategy that clones, splits and prunes Gaussians according to their screen-space gradients.
 
     The statistic of a Gaussian is the mean of |B dL/dp| over the views in which it is visible, where L is the loss of a
     step, B the number of cameras of a render, and p the projected mean in normalized device coordinates (-1 to 1 along
@@ -94,12 +96,12 @@ class AdaptiveDensityControl:
 
     @torch.no_grad()
     def step_post_backward(self, step: int, optimizer: torch.optim.Optimizer, rng: Rng) -> None:
-        """Accumulate gradient statistics, densify and reset opacities where due, and keep means in the ball.
+        """Accumulate gradient statistics, densify and reset opacities when due, and keep means in the ball.
 
         Args:
             step: The optimizer step that has just been taken.
-            optimizer: Holds the moments, which are resized with the parameters.
-            rng: Draws the means of split Gaussians; equal on all ranks.
+            optimizer: Optimizer of the parameters; its moments are resized with them.
+            rng: Random streams for the means of split Gaussians; equal on all ranks.
 
         Raises:
             ValueError: Pruning would remove all Gaussians.
@@ -123,7 +125,7 @@ class AdaptiveDensityControl:
         means2d, visible = projection.means2d, projection.visible.detach()
         if means2d.grad is None:
             return
-        # From pixels to normalized device coordinates, and from the mean over the cameras to each camera.
+        # Converts pixels to normalized device coordinates, and compensates for the mean over the cameras.
         units = means2d.new_tensor([0.5 * projection.width, 0.5 * projection.height]) * len(means2d)
         norms = (means2d.grad * units).norm(dim=-1)
         self._gaussians.gradient_sum += torch.where(visible, norms, 0.0).sum(dim=0)
@@ -158,7 +160,7 @@ class AdaptiveDensityControl:
 
 @dataclass(frozen=True)
 class DensificationMasks:
-    """Gaussians to clone and to split.
+    """Masks of the Gaussians to clone and to split.
 
     Attributes:
         clone: (N,) bool.
@@ -172,7 +174,7 @@ class DensificationMasks:
 def select_for_densification(
     config: DensifyConfig, gradients: Tensor, scales: Tensor, radius: float
 ) -> DensificationMasks:
-    """Select the Gaussians with gradients of at least the threshold: small ones to clone, large ones to split.
+    """Select the Gaussians whose gradients reach the threshold; small ones are cloned, large ones are split.
 
     Args:
         config: Thresholds and bounds.
@@ -190,7 +192,7 @@ def select_for_densification(
 
 
 def split_means(gaussians: GaussianSet, generator: torch.Generator) -> Tensor:
-    """(2 N, 3) means drawn from each of N Gaussians: the first draw of all of them, then the second."""
+    """(2 N, 3) means, two drawn from each of N Gaussians: the first draws of all of them, then the second draws."""
     noise = torch.randn(2, *gaussians.means.shape, generator=generator, device=gaussians.means.device)
     offsets = torch.einsum("nij,pnj->pni", rotation_matrices(gaussians.quaternions), noise * gaussians.scales)
     return (gaussians.means + offsets).flatten(0, 1)

@@ -21,7 +21,7 @@ _PAIRS_PER_PASS = 1 << 20
 
 @dataclass(frozen=True)
 class _Level:
-    """A regular grid over the ball's cube that lists, for each cell, the Gaussians of about one size near it.
+    """A regular grid over the cube around the ball, with a list of Gaussians of similar size near each cell.
 
     Attributes:
         cells: Number of cells per axis.
@@ -73,7 +73,10 @@ class GaussianField:
 
     @torch.no_grad()
     def features_at(self, points: Tensor) -> Tensor:
-        """(M, F) at (M, 3) points: mean features weighted by extinction; those of the nearest mean where that is 0."""
+        """(M, F) mean features at (M, 3) points, weighted by extinction.
+
+        Where the extinction is 0, they are those of the nearest Gaussian.
+        """
         total = points.new_zeros(len(points))
         mixed = points.new_zeros(len(points), self.features.shape[1])
         for index, member, weights in self._pairs(points):
@@ -86,7 +89,7 @@ class GaussianField:
         return mixed
 
     def _nearest(self, points: Tensor) -> Tensor:
-        """(M,) index of the nearest mean to each of (M, 3) points."""
+        """(M,) indices of the means that are nearest to (M, 3) points."""
         from scipy.spatial import cKDTree
 
         _, index = cKDTree(self.means.cpu().numpy()).query(points.cpu().numpy())
@@ -115,7 +118,7 @@ class GaussianField:
         return ((points + self.radius) * (0.5 * cells / self.radius)).floor().long().clamp(0, cells - 1)
 
     def _pairs(self, points: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Chunks of pairs of a point and a nearby Gaussian: indices (P,) of both, and the extinction (P,) there."""
+        """Pairs of points and nearby Gaussians, in chunks: (P,) indices of both, and (P,) extinctions at the points."""
         inside = torch.nonzero(points.norm(dim=-1) <= self.radius)[:, 0]
         for level in self._levels:
             cell = _flat(self._cell(points[inside], level.cells), level.cells)

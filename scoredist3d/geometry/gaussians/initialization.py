@@ -23,20 +23,20 @@ _MARGIN = 0.9  # extent of objects from files, as a fraction of the radius; the 
 _MIN_SCALE = 1e-4  # as a fraction of the radius, for coincident points
 
 ColorFunction = Callable[[Tensor], Tensor]
-"""Colors (N, 3) to the features (N, F) that make the material show them."""
+"""Map from (N, 3) colors to (N, F) features with which the material reproduces them."""
 
 
 def gaussians_in_ball(
     count: int, extent: float, opacity: float, color_features: ColorFunction, generator: torch.Generator, radius: float
 ) -> GaussianSet:
-    """Gray isotropic Gaussians, uniform in a ball around the origin.
+    """Gray isotropic Gaussians, uniformly distributed in a ball around the origin.
 
     Args:
         count: Number of Gaussians.
-        extent: Radius of the ball that is filled, scene units.
+        extent: Radius of the filled ball, scene units.
         opacity: Opacity of each Gaussian.
         color_features: Maps colors to features.
-        generator: Draws the means.
+        generator: Random generator for the means.
         radius: Radius of the object's ball, scene units.
     """
     return isotropic_gaussians(points_in_ball(generator, count, extent), None, opacity, color_features, radius)
@@ -72,7 +72,7 @@ def gaussians_on_surface(
     around: int = 0,
     distance: float = 0.0,
 ) -> GaussianSet:
-    """Flat Gaussians on a mesh, uniform by area, with their shortest axes along the normals.
+    """Flat Gaussians on a mesh, uniformly distributed by area, with their shortest axes along the normals.
 
     Args:
         mesh: World coordinates.
@@ -81,10 +81,10 @@ def gaussians_on_surface(
         thickness: Ratio of the standard deviation along the normal to that along the surface, which is the mean
             distance to the three nearest neighbors.
         features: Maps points to features.
-        generator: Draws the means.
+        generator: Random generator for the means.
         radius: Radius of the object's ball, scene units.
         around: Number of additional isotropic Gaussians near the surface, as in the point growing of GaussianDreamer
-            (arXiv 2310.08529). They have the features of the surface points that they were displaced from.
+            (arXiv 2310.08529). They have the features of the surface points from which they were displaced.
         distance: Standard deviation of that displacement, scene units.
 
     Raises:
@@ -114,13 +114,13 @@ def gaussians_from_points(
     View-dependent colors are dropped, which is logged.
 
     Args:
-        path: A local file.
+        path: A local PLY file.
         up: Upward axis of the file.
-        most: Maximum number of points of a point cloud; a random subset is taken of larger ones.
-        opacity: Opacity of each Gaussian, for a point cloud.
-        fit: Center and scale the object to the ball.
+        most: Maximum number of points used from a point cloud; a random subset of larger ones is used.
+        opacity: Opacity of the Gaussians at the points of a point cloud.
+        fit: Whether to center the object and scale it to the ball.
         color_features: Maps colors to features.
-        generator: Draws the subset.
+        generator: Random generator for the subset.
         radius: Radius of the object's ball, scene units.
 
     Raises:
@@ -148,7 +148,9 @@ def gaussians_from_points(
 
 
 def fitted(points: Tensor, radius: float) -> tuple[Tensor, float]:
-    """Points (N, 3), centered by their bounding box and scaled to reach 0.9 of the radius, and the scale factor.
+    """(N, 3) points, centered and scaled to reach 0.9 of the radius, and the scale factor.
+
+    The center of the points' bounding box is moved to the origin.
 
     Raises:
         ValueError: All points coincide.

@@ -32,7 +32,7 @@ from scoredist3d.seeding import Rng
 class SurfaceInitConfig:
     """Initialization of Gaussians on the surface of a mesh file or of an earlier stage's object."""
 
-    opacity: float = option(0.8, "Initial opacity, for the object of an earlier stage.", gt=0, lt=1)
+    opacity: float = option(0.8, "Initial opacity of Gaussians on an earlier stage's object.", gt=0, lt=1)
     thickness: float = option(
         0.1,
         "Ratio of the standard deviation along the normal to that along the surface; 1 gives isotropic Gaussians.",
@@ -43,7 +43,9 @@ class SurfaceInitConfig:
         0.0, "Number of additional Gaussians near the surface, as a fraction of num_points (GaussianDreamer).", ge=0
     )
     distance: float = option(
-        0.02, "Standard deviation of their distance from the surface, as a fraction of the radius.", ge=0
+        0.02,
+        "Standard deviation of the additional Gaussians' displacement from the surface, as a fraction of the radius.",
+        ge=0,
     )
 
 
@@ -76,13 +78,15 @@ class Gaussians(GaussianParameters):
             "Initial Gaussians: gray in a ball, on the surface of a mesh file, or at the points of a PLY file.",
         )
         init_file: str | None = option(
-            None, "Mesh file (GLB, OBJ, PLY, STL) or PLY file of points or Gaussians, for init.", file=True
+            None,
+            "File for init=mesh (GLB, OBJ, PLY or STL), or for init=points (PLY file of points or Gaussians).",
+            file=True,
         )
         init_up: Literal["auto", "y", "z"] = option(
-            "auto", "Upward axis of that file; auto uses the convention of the file format."
+            "auto", "Upward axis of init_file; auto uses the convention of the file format."
         )
-        init_fit: bool = option(True, "Center the file's object and scale it to 0.9 of the radius.")
-        init_radius: float = option(0.5, "Radius of the ball of init=sphere, as a fraction of the radius.", gt=0, le=1)
+        init_fit: bool = option(True, "Center the object of init_file and scale it to reach 0.9 of the radius.")
+        init_radius: float = option(0.5, "Radius of the ball for init=sphere, as a fraction of the radius.", gt=0, le=1)
         init_opacity: float = option(0.1, "Initial opacity of each Gaussian.", gt=0, lt=1)
         surface: SurfaceInitConfig = field(
             default_factory=SurfaceInitConfig, metadata={"help": "Initialization on a surface."}
@@ -90,7 +94,7 @@ class Gaussians(GaussianParameters):
         densify: DensifyConfig = field(default_factory=DensifyConfig, metadata={"help": "Adaptive density control."})
         export_thickness: float = option(
             0.01,
-            "Blur added to the Gaussians when their surface is extracted: standard deviation, fraction of the radius.",
+            "Standard deviation of the blur that is added to extract the surface, as a fraction of the radius.",
             gt=0,
         )
 
@@ -141,7 +145,7 @@ class Gaussians(GaussianParameters):
 
     @torch.no_grad()
     def init_from(self, source: GeometryInit, rng: Rng) -> str:
-        """Place flat Gaussians with the source's features on its surface; returns a sentence on the result."""
+        """Place flat Gaussians with the source's features on its surface; returns a description of the result."""
         features = source.features or (lambda points: self.features.new_zeros(len(points), self.num_features))
         generator = rng.shared()("geometry/start", 0, self.device)
         self.assign(self._on_surface(source.mesh, self.config.surface.opacity, features, generator))
@@ -149,7 +153,7 @@ class Gaussians(GaussianParameters):
         return f"{len(self):,} Gaussians on its surface with a median standard deviation of {width:.3g}"
 
     def _as_field(self) -> GaussianField:
-        """The field of the current Gaussians, cached until they change."""
+        """The field of the current Gaussians; cached until they change."""
         with torch.no_grad():
             now = self()
         if self._cached_field is not None:
@@ -188,7 +192,7 @@ class Gaussians(GaussianParameters):
     def _on_surface(
         self, mesh: Mesh, opacity: float, features: PointFunction, generator: torch.Generator
     ) -> GaussianSet:
-        """Gaussians on a mesh and, with ``surface.around``, near it."""
+        """Gaussians on a mesh and, if ``surface.around`` is positive, near it."""
         config = self.config
         return gaussians_on_surface(
             mesh,

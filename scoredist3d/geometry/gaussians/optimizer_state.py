@@ -17,7 +17,7 @@ def resize_rows(optimizer: torch.optim.Optimizer, rows: Mapping[nn.Parameter, Te
     Args:
         optimizer: Any optimizer whose per-parameter state has the parameter's shape (moments of Adam, momentum).
         rows: For each parameter (N, ...), the new rows (M, ...).
-        keep: (N,) bool.
+        keep: (N,) bool, rows to keep.
     """
     for parameter, new in rows.items():
         for state in _states(optimizer, parameter):
@@ -28,7 +28,7 @@ def resize_rows(optimizer: torch.optim.Optimizer, rows: Mapping[nn.Parameter, Te
 
 
 def clear_moments(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> None:
-    """Set the optimizer's moments of a parameter to zero."""
+    """Set the optimizer moments of a parameter to zero."""
     for state in _states(optimizer, parameter):
         for value in state.values():
             if isinstance(value, Tensor) and value.shape == parameter.shape:
@@ -36,7 +36,7 @@ def clear_moments(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> 
 
 
 def replace_values(parameter: nn.Parameter, values: Tensor) -> None:
-    """Replace the values of a parameter, also by a different number of rows, and drop its gradient.
+    """Replace the values of a parameter, possibly with a different number of rows, and drop its gradient.
 
     The parameter remains the same object.
     """

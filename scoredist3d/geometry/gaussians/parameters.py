@@ -42,7 +42,7 @@ class GaussianParameters(GaussianCloud):
         self.register_buffer("views_seen", torch.empty(0))
 
     def __len__(self) -> int:
-        """N."""
+        """The number of Gaussians."""
         return len(self.means)
 
     def forward(self) -> GaussianSet:
@@ -52,7 +52,7 @@ class GaussianParameters(GaussianCloud):
         )
 
     def assign(self, gaussians: GaussianSet) -> None:
-        """Replace all Gaussians, also by a different number, and clear the statistics."""
+        """Replace all Gaussians, possibly with a different number of them, and clear the statistics."""
         opacities = gaussians.opacities.clamp(_MIN_OPACITY, 1 - _MIN_OPACITY)
         self._put("means", gaussians.means)
         self._put("log_scales", gaussians.scales.log())
@@ -76,7 +76,7 @@ class GaussianParameters(GaussianCloud):
             self._put(name, state[name].to(own[name]))
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Groups ``means``, ``scales``, ``quaternions``, ``opacities`` and ``features``."""
+        """Parameter groups ``means``, ``scales``, ``quaternions``, ``opacities`` and ``features``."""
         groups = {
             "means": self.means,
             "scales": self.log_scales,
@@ -87,7 +87,7 @@ class GaussianParameters(GaussianCloud):
         return [{"name": name, "params": [parameter]} for name, parameter in groups.items()]
 
     def _put(self, name: str, values: Tensor) -> None:
-        """Set a parameter or buffer to a copy of ``values``, also of a different length."""
+        """Set a parameter or buffer to a copy of ``values``, possibly with a different length."""
         parameter = self._parameters.get(name)
         if parameter is None:
             setattr(self, name, values.detach().clone())
