@@ -105,7 +105,7 @@ def antialias(
 
 @dataclass(frozen=True)
 class _Crossings:
-    """K silhouettes between pixels, (K,) each: flat indices of near and far pixel, position from 0 (near) to 1 (far)."""
+    """K silhouettes between pixels, (K,) each: flat indices of near and far pixel, position between them (0 to 1)."""
 
     near: Tensor
     far: Tensor
@@ -147,7 +147,7 @@ def _way(points: Tensor, near: Tensor, vertical: Tensor, swapped: Tensor, height
 
 
 def _blend(image: Tensor, crossings: _Crossings) -> Tensor:
-    """Add ``s (c_A - c_B)`` (see the module docstring) at each crossing to the far pixel if s > 0, else to the near one."""
+    """Add ``s (c_A - c_B)`` (see the module docstring) at each crossing to pixel A or B."""
     flat = image.reshape(-1, image.shape[-1])
     share = crossings.way.to(image.dtype) - 0.5
     colors = gather_rows(flat, torch.stack((crossings.near, crossings.far), dim=1))  # (K, 2, C)
