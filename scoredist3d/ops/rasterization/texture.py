@@ -41,7 +41,7 @@ def sample_texture(
     if texture.ndim not in (3, 4) or (texture.ndim == 4 and (uv.ndim < 2 or uv.shape[0] != texture.shape[0])):
         shapes = f"{tuple(texture.shape)} and {tuple(uv.shape)}"
         raise ValueError(
-            f"sample_texture: texture and uv must be (Ht, Wt, C) and (..., 2), or (B, Ht, Wt, C) and (B, ..., 2), "
+            "sample_texture: texture and uv must be (Ht, Wt, C) and (..., 2), or both with a batch dimension, "
             f"got {shapes}"
         )
     if uv.shape[-1] != 2:
