@@ -2,7 +2,7 @@
 
 ``auto`` selects the first usable backend for the device: Triton and then torch on CUDA, native C and then torch on the
 CPU. The choice is logged once per operator and device. Requesting a backend that is not usable raises an error that
-names what to install.
+says what to install.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from scoredist3d.ops import native
 logger = logging.getLogger("scoredist3d")
 
 _INSTALL = {
-    "triton": "pip install triton (Linux; CUDA builds of torch bring it)",
+    "triton": "pip install triton (Linux only; included in CUDA builds of torch)",
     "nerfacc": "pip install nerfacc",
     "tinycudann": "see requirements-cuda.txt",
     "nvdiffrast": "see requirements-cuda.txt",
@@ -29,10 +29,10 @@ _AUTO = {"cuda": ("triton", "torch"), "cpu": ("native", "torch")}
 
 
 def choose(op: str, requested: str, device: torch.device, supported: tuple[str, ...], dtype: torch.dtype) -> str:
-    """Backend that runs ``op`` on tensors of ``device`` and ``dtype``.
+    """Backend that runs ``op`` on tensors with the given ``device`` and ``dtype``.
 
     Args:
-        op: Name of the operator, for messages.
+        op: Name of the operator, used in messages.
         requested: ``auto`` or one of ``supported``.
         device: Device of the tensors.
         supported: Backends that implement the operator.

@@ -58,7 +58,7 @@ class _Gather(torch.autograd.Function):
 
 
 class _Scatter(torch.autograd.Function):
-    """Sums of rows (N, C) into the rows ``index`` (N, 1) of a zero table with ``rows`` rows."""
+    """Scatter-add of rows, the gradient of :class:`_Gather`: adds rows (N, C) to a zero table at ``index`` (N, 1)."""
 
     @staticmethod
     def forward(ctx: Any, grad: Tensor, index: Tensor, rows: int) -> Tensor:
@@ -96,7 +96,7 @@ class _Blend(torch.autograd.Function):
 
 
 def _scatter(index: Tensor, weights: Tensor | None, grad: Tensor, rows: int) -> Tensor:
-    """Table (rows, C) with the sums of ``weights`` (default 1) times ``grad`` in the rows ``index``."""
+    """Zero table (rows, C) to which ``weights`` (default 1) times ``grad`` is added in the rows ``index``."""
     out = grad.new_zeros(rows, grad.shape[-1])
     native.call("sd3d_rows_scatter", index, weights, grad.contiguous(), out, rows, *index.shape, grad.shape[-1])
     return out

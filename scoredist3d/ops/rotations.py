@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 
 def rotation_matrices(quaternions: Tensor) -> Tensor:
-    """Rotation matrices (..., 3, 3) of quaternions (..., 4), which are normalized; columns are the rotated axes."""
+    """Rotation matrices (..., 3, 3) of quaternions (..., 4) of any length; the columns are the rotated axes."""
     w, x, y, z = F.normalize(quaternions, dim=-1).unbind(-1)
     entries = (
         *(1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)),
@@ -34,7 +34,7 @@ def quaternion_product(left: Tensor, right: Tensor) -> Tensor:
 
 
 def quaternions_to(directions: Tensor) -> Tensor:
-    """Shortest rotations (N, 4) from +z to unit directions (N, 3); for -z, the half turn around x."""
+    """Quaternions (N, 4) of the shortest rotations from +z to unit directions (N, 3); for -z, a half turn around x."""
     x, y, z = directions.unbind(-1)
     turn = torch.stack([1 + z, -y, x, torch.zeros_like(z)], dim=-1)
     opposite = (z < -1 + 1e-6)[:, None]

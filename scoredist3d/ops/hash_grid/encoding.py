@@ -7,7 +7,7 @@ densely, a finer one by the spatial hash ``(x * 1) xor (y * 2654435761) xor (z *
 shift by half a cell are those of tiny-cuda-nn, whose parameters can be used after a reshape.
 
 Each backend provides three kernels (encode, gradient of the table, gradient of the points), which also compute their
-derivative along a direction. From these the autograd functions here compose first and second derivatives.
+derivative along a direction. The autograd functions in this module combine them into first and second derivatives.
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ def hash_grid_encode(
         raise ValueError(f"hash grid: the table must be {expected}, got {tuple(table.shape)}")
     if points.dtype != table.dtype or points.device != table.device:
         raise ValueError(
-            f"hash grid: points ({points.dtype}, {points.device}) and table ({table.dtype}, {table.device}) must agree"
+            f"hash grid: points ({points.dtype}, {points.device}) and table ({table.dtype}, {table.device}) must "
+            "have the same dtype and device"
         )
     levels = spec.num_levels if num_active_levels is None else num_active_levels
     if not 0 <= levels <= spec.num_levels:
@@ -165,8 +166,8 @@ def _tinycudann_module(spec: HashGridSpec, device: torch.device) -> torch.nn.Mod
     expected = spec.num_entries * spec.features_per_level
     if module.params.numel() != expected:
         raise ValueError(
-            f"hash grid: tinycudann has {module.params.numel()} parameters for this grid, not {expected}; its version "
-            "is not compatible, use another backend"
+            f"hash grid: tinycudann allocates {module.params.numel()} parameters for this grid, but {expected} are "
+            "expected; the installed version is not compatible, use another backend"
         )
     return module
 

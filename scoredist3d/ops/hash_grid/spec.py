@@ -37,7 +37,10 @@ class HashGridSpec:
         if not self.per_level_scale >= 1:
             raise ValueError(f"hash grid: per_level_scale must be 1 or more, got {self.per_level_scale}")
         if self.resolutions[-1] > 2**20:
-            raise ValueError(f"hash grid: the finest resolution, {self.resolutions[-1]}, exceeds {2**20}")
+            raise ValueError(
+                f"hash grid: the finest resolution, {self.resolutions[-1]}, exceeds {2**20}; reduce num_levels, "
+                "base_resolution or per_level_scale"
+            )
 
     @cached_property
     def scales(self) -> tuple[float, ...]:

@@ -1,4 +1,4 @@
-"""Hash grid kernels in plain torch, the reference of the other backends: any device and floating-point dtype."""
+"""Hash grid kernels in plain torch, the reference for the other backends: any device and floating-point dtype."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _PRIME_Y, _PRIME_Z = 2654435761 - 2**32, 805459861  # as 32-bit integers
 
 
 def corner_store(points: Tensor, levels: int) -> list[Located] | None:
-    """List in which :func:`encode` stores corners for :func:`table_gradient`; None on GPUs or if it were too large."""
+    """List in which :func:`encode` stores corners for :func:`table_gradient`; None on GPUs or if too large."""
     needed = 64 * points.shape[0] * levels  # bytes: eight 32-bit entries and weights per point and level
     return [] if points.device.type == "cpu" and needed <= _STORE_BYTES else None
 
@@ -51,7 +51,7 @@ def table_gradient(
     *,
     kept: list[Located] | None = None,
 ) -> Tensor:
-    """Table gradient (num_entries, F) of ``sum(grad * encode(...))``; ``kept`` are the corners stored by ``encode``."""
+    """Table gradient (num_entries, F) of ``sum(grad * encode(...))``; ``kept`` holds corners from ``encode``."""
     num_features = spec.features_per_level
     out = grad.new_zeros(num_features, spec.num_entries)
     for level in range(levels):
@@ -87,7 +87,7 @@ def _inside(points: Tensor) -> Tensor:
 
 
 def _steps(points: Tensor, spec: HashGridSpec, level: int, direction: Tensor | None) -> Tensor | None:
-    """Direction in units of cells of the level; 0 along axes in which a point was clamped to the cube."""
+    """Direction in units of cells of the level; 0 along axes on which a point was clamped to the cube."""
     return None if direction is None else direction * _inside(points) * spec.scales[level]
 
 
@@ -110,7 +110,7 @@ def _locate(points: Tensor, spec: HashGridSpec, level: int) -> tuple[Tensor, Ten
 
 
 def _weights(fraction: Tensor, along: Tensor | None) -> Tensor:
-    """Trilinear weights (N, 8), or their derivative along ``along`` (N, 3), in cells."""
+    """Trilinear weights (N, 8), or their derivative along the direction ``along`` (N, 3), in cells."""
     x, y, z = ((1 - f, f) for f in fraction.t().contiguous().unbind(0))
     if along is None:
         xy = [[x[i] * y[j] for j in (0, 1)] for i in (0, 1)]
@@ -126,7 +126,7 @@ def _weights(fraction: Tensor, along: Tensor | None) -> Tensor:
 def _slope(values: Tensor, fraction: Tensor, along: Tensor | None) -> Tensor:
     """Gradient (N, 3) of the trilinear interpolation of ``values`` (N, 8) with respect to the position in the cell.
 
-    With ``along``, the gradient of its derivative along that direction, where only mixed second derivatives occur.
+    With ``along``, the gradient of its derivative along that direction, in which only mixed second derivatives occur.
     """
     v = values.unbind(1)
     (x0, y0, z0), (x1, y1, z1) = (1 - fraction).unbind(1), fraction.unbind(1)

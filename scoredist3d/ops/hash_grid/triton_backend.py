@@ -1,8 +1,8 @@
 """Hash grid kernels in Triton: CUDA, float32 (also in Triton's interpreter, for the tests).
 
 One program handles a block of points in one level. Gradients of the table are summed with atomics, so on a GPU their
-last bits vary from run to run. Floating-point contraction is disabled, so that points are in the same cells as in the
-torch reference.
+last bits vary from run to run. Floating-point contraction is disabled, so that points fall into the same cells as in
+the torch reference.
 """
 
 # mypy: disallow-untyped-defs=False, check-untyped-defs=False
@@ -34,7 +34,7 @@ def _level(meta, level):
 
 @triton.jit
 def _block(num_points, BLOCK: tl.constexpr):
-    """Indices of the points of this program, and whether they exist."""
+    """Indices of the points of this program, and whether they are valid."""
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     return i, i < num_points
 
@@ -54,7 +54,7 @@ def _axis(pointer, index, mask, scale):
 def _locate(points, direction, i, mask, scale, DIRECTED: tl.constexpr):
     """Per axis: lower corner, position in the cell, whether a point is inside the cube, and direction in cells.
 
-    Without DIRECTED the direction is not defined.
+    Without DIRECTED the direction is undefined.
     """
     ix, fx, in_x = _axis(points, i, mask, scale)
     iy, fy, in_y = _axis(points + 1, i, mask, scale)
@@ -69,7 +69,7 @@ def _locate(points, direction, i, mask, scale, DIRECTED: tl.constexpr):
 
 @triton.jit
 def _entry(x, y, z, resolution, size, hashed):
-    """Table entry of a grid vertex within its level."""
+    """Index of the table entry of a grid vertex within its level."""
     if hashed:
         spatial = x.to(tl.uint32) ^ (y.to(tl.uint32) * 2654435761) ^ (z.to(tl.uint32) * 805459861)
         index = (spatial & (size - 1).to(tl.uint32)).to(tl.int32)
@@ -227,7 +227,7 @@ def _launch(kernel: Any, grid: tuple[int, ...], arguments: tuple, spec: HashGrid
 
 
 def _or(direction: Tensor | None, points: Tensor) -> Tensor:
-    """The direction, or any valid tensor in place of None, which the kernel does not read."""
+    """The direction or, if it is None, a valid tensor that the kernel does not read."""
     return points if direction is None else direction
 
 
@@ -237,7 +237,7 @@ def _blocks(points: Tensor) -> int:
 
 @lru_cache(maxsize=64)
 def _meta(spec: HashGridSpec, device: torch.device) -> Tensor:
-    """Levels as (L, 5) int32: bits of the scale, resolution, size, first entry, hashed."""
+    """Levels as (L, 5) int32: bits of the scale, resolution, size, first entry, and whether the level is hashed."""
     bits = [struct.unpack("<i", struct.pack("<f", scale))[0] for scale in spec.scales]
     rows = zip(bits, spec.resolutions, spec.sizes, spec.offsets[:-1], map(int, spec.hashed), strict=True)
     return torch.tensor(list(rows), dtype=torch.int32, device=device)

@@ -125,7 +125,7 @@ def flexicubes(
         sdf: (V,) float, finite.
         grid: The grid.
         raw_weights: (C, 21), unconstrained parameters of the cubes (8 alpha, 12 beta, 1 gamma), see
-            :func:`flexi_weights`; only cubes with a sign change use them. None means zeros: dual marching cubes.
+            :func:`flexi_weights`; only cubes with a sign change use them. None means zeros (dual marching cubes).
         subdivide: Split each quad into four triangles, for training, instead of two.
 
     Raises:
@@ -231,7 +231,7 @@ def _mean_absolute_deviation(values: Tensor, group: Tensor, num_groups: int) -> 
 
 
 def _length(vectors: Tensor) -> Tensor:
-    """Lengths (N,) of vectors, with zero gradient where they are 0."""
+    """Lengths (N,) of vectors, with zero gradient where the length is 0."""
     squared = vectors.square().sum(dim=1)
     positive = squared > 0
     return torch.where(positive, torch.where(positive, squared, 1.0).sqrt(), 0.0)
@@ -289,7 +289,7 @@ def _tables(device: torch.device) -> _Tables:
 
 
 def cube_loops(case: int, *, joined_face: int = -1) -> list[int]:
-    """Loop of each of the 12 edges of a cube, numbered from 0, or -1 if the edge is not crossed."""
+    """Loop numbers of the 12 edges of a cube, starting at 0; -1 for edges that are not crossed."""
     parent = list(range(12))
 
     def root(edge: int) -> int:

@@ -37,7 +37,8 @@ def marching_tetrahedra(vertices: Tensor, sdf: Tensor, grid: TetrahedralGrid) ->
     check_field("marching tetrahedra", vertices, sdf, len(grid.vertices))
     if grid.tets.device != sdf.device:
         raise ValueError(
-            f"marching tetrahedra: the grid is on {grid.tets.device} and the sdf on {sdf.device}; move one of them"
+            f"marching tetrahedra: the grid is on {grid.tets.device} and the sdf on {sdf.device}; "
+            "move them to the same device"
         )
     edge_ids = _surface_triangles(sdf.detach() < 0, grid)
     crossed = torch.zeros(len(grid.edges), dtype=torch.bool, device=sdf.device)
@@ -53,7 +54,7 @@ def sign_change_loss(sdf: Tensor, edges: Tensor) -> Tensor:
     """Cross entropy that penalizes sign changes of the SDF (Munkberg et al. 2022, arXiv 2111.12503, eq. 2).
 
     It is the mean of H(sigmoid(s_a), sign s_b) + H(sigmoid(s_b), sign s_a) over the edges whose ends differ in sign,
-    and removes floating components that no image shows.
+    and removes floating components that are not visible in any image.
 
     Args:
         sdf: (V,) float.
@@ -104,7 +105,7 @@ def _surface_triangles(inside: Tensor, grid: TetrahedralGrid) -> Tensor:
 
 @lru_cache(maxsize=8)
 def _triangle_table(device: torch.device) -> Tensor:
-    """Edges of up to two triangles, else -1, for each set of inside corners (bit k for corner k); (16, 6) int64."""
+    """Edges of up to two triangles, padded with -1, per set of inside corners (bit k for corner k); (16, 6) int64."""
     table = torch.full((16, 6), -1, dtype=torch.int64)
     for case in range(1, 15):
         polygon = _case_polygon(case)

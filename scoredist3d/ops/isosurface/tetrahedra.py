@@ -1,4 +1,4 @@
-"""Tetrahedral lattices that fill a cube, generated and cached in a file."""
+"""Tetrahedral lattices that fill a cube, generated at first use and cached in files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TET_EDGES = ((0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3))
 # Part of the file name: increase it when the lattice or the layout of the file changes.
 _FORMAT = 1
 _FIELDS = ("vertices", "tets", "edges", "tet_edges")
-# Largest distance of a point to the nearest vertex, in spacings: the circumradius of a tetrahedron, sqrt(5) / 2.
+# Largest distance from a point to the nearest vertex, in spacings: the circumradius of a tetrahedron, sqrt(5) / 2.
 _COVERING_RADIUS = 1.12
 
 
@@ -38,7 +38,7 @@ class TetrahedralGrid:
         tets: (T, 4) int32, vertex indices; all tetrahedra have positive volume: (b - a) x (c - a) . (d - a) > 0.
         edges: (E, 2) int32, vertex indices of the unique edges, the smaller first.
         tet_edges: (T, 6) int32, edge indices, in the order of ``TET_EDGES``.
-        spacing: Distance of adjacent layers of vertices along an axis.
+        spacing: Distance between adjacent layers of vertices along an axis.
     """
 
     vertices: Tensor
@@ -61,8 +61,8 @@ def tetrahedral_grid(resolution: int, radius: float | None = None) -> Tetrahedra
     tetrahedra, each formed by the two centers and an edge of the face (Labelle and Shewchuk 2007, "Isosurface
     stuffing", section 2). At the boundary the center of the face replaces the missing cube center, which halves the
     tetrahedra. All inner tetrahedra are congruent, with dihedral angles of 60 and 90 degrees, and the lattice has all
-    symmetries of the cube. Kuhn's subdivision of a cube into six tetrahedra has thinner ones (45 degrees), which share
-    one of the four diagonals, and this causes ripples along that direction in surfaces. A grid has about
+    symmetries of the cube. Kuhn's subdivision of a cube into six tetrahedra gives thinner ones (45 degrees) that share
+    one of the four diagonals, which causes ripples along that direction in surfaces. A grid has about
     ``resolution``^3 / 4 vertices and 1.5 ``resolution``^3 tetrahedra: 0.56 and 3.2 million for 128, half of them in the
     unit ball.
 

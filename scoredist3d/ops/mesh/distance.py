@@ -1,9 +1,9 @@
-"""Distance to triangle meshes, with its sign from the winding number.
+"""Signed distance to triangle meshes; the sign comes from the winding number.
 
 The distance is exact. Its sign comes from the generalized winding number (Jacobson et al. 2013, "Robust inside-outside
 segmentation using generalized winding numbers"): the signed solid angle of the mesh divided by 4 pi. It is 1 inside and
 0 outside a closed mesh whose faces are counter-clockwise seen from outside. It is smooth across holes, so that open and
-self-intersecting meshes also have a reasonable inside, where it exceeds 1/2.
+self-intersecting meshes also have a meaningful inside: the region where it exceeds 1/2.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ BACKENDS = ("torch", "native")
 
 # Maximum number of triangles in a leaf, MD_LEAF in native/mesh_distance.c.
 _LEAF_SIZE = 8
-# Pairs of a point and a triangle that the torch backend processes at once.
+# Number of point-triangle pairs that the torch backend processes at once.
 _PAIRS = {"cpu": 2**19}
 _PAIRS_ON_DEVICE = 2**24
 
@@ -42,16 +42,17 @@ class ClosestPoints:
 
 
 def signed_distance(points: Tensor, vertices: Tensor, faces: Tensor, *, backend: str = "auto") -> Tensor:
-    """Distance (N,) of ``points`` to a mesh, negative inside.
+    """Signed distance (N,) from ``points`` to a mesh, negative inside.
 
-    Differentiable in points and vertices (the motion of the closest point does not contribute, since it is a minimum).
+    Differentiable in points and vertices. (The motion of the closest point along the mesh does not contribute, since
+    the distance is minimal there.)
     The gradient has length 1, except on the surface itself, where it is 0.
 
     Args:
         points: (N, 3) float.
         vertices: (V, 3) float, finite.
         faces: (F, 3) integer, counter-clockwise seen from outside; at least one.
-        backend: auto, native (CPU, float32, a tree) or torch (every point with every triangle).
+        backend: auto, native (CPU, float32; searches a tree) or torch (tests every triangle for every point).
 
     Raises:
         ValueError: A shape is wrong, a value is not finite, or the backend is not usable.
@@ -91,7 +92,7 @@ def winding_number(
         vertices: (V, 3) float, finite.
         faces: (F, 3) integer; at least one.
         accuracy: A group is distant if its distance exceeds this multiple of its radius. 2 gives errors up to about
-            0.05, 4 up to 0.01; the sign needs less than 0.5.
+            0.05, 4 up to 0.01; the sign requires an error below 0.5.
         backend: auto, native or torch.
 
     Raises:

@@ -94,7 +94,7 @@ def edge_length(vertices: Tensor, faces: Tensor, *, target: float = 0.0, adjacen
 
 
 def _scaled_normals(vertices: Tensor, faces: Tensor) -> tuple[Tensor, Tensor]:
-    """Normals (F, 3) whose length is twice the area, and squared longest edges (F,), without gradient."""
+    """Normals (F, 3) with length twice the face area, and squared longest edges (F,), the latter without gradient."""
     check_faces(faces)
     if vertices.ndim != 2 or vertices.shape[1] != 3:
         raise ValueError(f"mesh: vertices must be (V, 3), got {tuple(vertices.shape)}")
@@ -113,5 +113,5 @@ def _normalize(vectors: Tensor, threshold: Tensor) -> Tensor:
 
 
 def _mean(values: Tensor, vertices: Tensor) -> Tensor:
-    """Mean of ``values``; without values, a 0 that is connected to ``vertices`` in the autograd graph."""
+    """Mean of ``values`` or, if there are none, a 0 that is connected to ``vertices`` in the autograd graph."""
     return values.mean() if len(values) else vertices.sum() * 0

@@ -45,7 +45,8 @@ def edge_faces(faces: Tensor) -> EdgeFaces:
 def is_closed(faces: Tensor) -> bool:
     """Whether ``faces`` (F, 3) is a closed, consistently oriented edge manifold.
 
-    Then every edge has exactly two faces, which traverse it in opposite directions. A mesh without faces is closed.
+    This means that every edge has exactly two faces, which traverse it in opposite directions. A mesh without faces
+    counts as closed.
     """
     check_faces(faces)
     keys, forward = _directed_edges(faces)

@@ -38,13 +38,13 @@ _BASE_FLAGS = (
     "-fPIC",
     "-shared",
 )
-# In order of speed; if the compiler or the machine does not support an entry, the next one is tried.
+# Fastest first; if the compiler or the machine does not support an entry, the next one is tried.
 _OPTIONAL_FLAGS = (("-march=native", "-fopenmp"), ("-fopenmp",), ("-march=native",), ())
 _COMPILE_TIMEOUT = 120.0
 
 
 class _Unavailable(Exception):
-    """The library cannot be built or loaded; the message has the reason."""
+    """Error raised if the library cannot be built or loaded; the message gives the reason."""
 
 
 def available() -> bool:
@@ -53,14 +53,14 @@ def available() -> bool:
 
 
 def unavailable_reason() -> str | None:
-    """Reason why the kernels are not usable, in one line, or None."""
+    """One-line reason why the kernels are not usable, or None if they are."""
     return _load()[1]
 
 
 def call(function: str, *arguments: Tensor | float | int | None) -> None:
     """Call a kernel, with torch's number of threads as an additional last argument.
 
-    Tensors, which must be contiguous, are passed as pointers, None as a null pointer, ``int`` as int64 and ``float`` as
+    Tensors must be contiguous and are passed as pointers, None as a null pointer, ``int`` as int64 and ``float`` as a C
     float.
 
     Raises:
@@ -68,7 +68,7 @@ def call(function: str, *arguments: Tensor | float | int | None) -> None:
     """
     library, reason = _load()
     if library is None:
-        raise RuntimeError(f"the C kernels are not available: {reason}")
+        raise RuntimeError(f"the C kernels are not available: {reason}; use backend 'torch' instead")
     kernel = getattr(library, function)
     kernel.restype = None
     kernel(*(_as_ctypes(argument) for argument in arguments), ctypes.c_int64(torch.get_num_threads()))
@@ -85,7 +85,7 @@ def _as_ctypes(argument: Tensor | float | int | None) -> ctypes.c_void_p | ctype
 
 @lru_cache(maxsize=1)
 def _load() -> tuple[ctypes.CDLL | None, str | None]:
-    """Library, or the reason why it is not usable."""
+    """The library and None, or None and the reason why the library is not usable."""
     if os.environ.get("SCOREDIST3D_NATIVE") == "0":
         return None, "disabled by SCOREDIST3D_NATIVE=0"
     try:

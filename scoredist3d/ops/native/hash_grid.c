@@ -87,8 +87,8 @@ INLINE void weigh(Cells *c, int directed, int64_t count) {
     }
 }
 
-/* Gradient, by the position in the cell, of the trilinear interpolation of eight corner values (in c->weight), or of
- * its derivative along the direction, where only mixed second derivatives occur. */
+/* Gradient of the trilinear interpolation of eight corner values (in c->weight) with respect to the position in the
+ * cell, or of its derivative along the direction, in which only mixed second derivatives occur. */
 INLINE void slope(Cells *c, int directed, int64_t count, float out[3][BLOCK]) {
     for (int64_t i = 0; i < count; i++) {
         const float x1 = c->fraction[0][i], y1 = c->fraction[1][i], z1 = c->fraction[2][i];
@@ -179,7 +179,7 @@ INLINE void point_block(const Grid *g, const float *points, const float *directi
         for (int d = 0; d < 3; d++) out[3 * i + d] = inside(points[3 * i + d]) ? sum[d][i] : 0.0f;
 }
 
-/* Calls a block function with a constant number of features; the Python code admits no others. */
+/* Calls a block function with a compile-time number of features; the Python code accepts only these numbers. */
 #define WITH_FEATURES(features, CALL)          \
     switch (features) {                        \
     case 1: { CALL(1); break; }                \

@@ -1,4 +1,4 @@
-/* Closest points and winding numbers of triangle meshes on the CPU. mesh/distance.py has the reference.
+/* Closest points and winding numbers of triangle meshes on the CPU. mesh/distance.py is the reference.
  *
  * The bounding volume hierarchy is a complete binary tree: node k has the children 2k + 1 and 2k + 2, which get half of
  * its triangles each, so that ranges of triangles need not be stored. All nodes of the last level are leaves.
@@ -8,7 +8,7 @@
 #include <stdint.h>
 
 #define MD_STACK 64
-#define MD_LEAF 8 /* maximum per leaf; triangles are also stored in vectorizable blocks (9, MD_LEAF) */
+#define MD_LEAF 8 /* triangles per leaf, at most; also stored in vectorizable blocks (9, MD_LEAF) */
 #define MD_MOMENTS 16 /* center (3), sum of area normals (3), their first moment about the center (9), radius */
 
 typedef struct {
@@ -329,8 +329,8 @@ static double md_far_field(const double *r, double squared, const float *m) {
     return (dipole + trace - 3.0 * twice / squared) / cubed * 0.07957747154594767;
 }
 
-/* The same for each triangle of a block about its centroid, where the first moment vanishes. `is_far` tells whether the
- * distance exceeds accuracy * radius, so that the expansion is sufficiently accurate. */
+/* The same for each triangle of a block about its centroid, where the first moment vanishes. `is_far` is set where
+ * the distance exceeds accuracy * radius, so that the expansion is sufficiently accurate. */
 static void md_block_far_field(const float *p, const float *block, float accuracy, float *share, int32_t *is_far) {
     float v[9][MD_LEAF];
     for (int k = 0; k < 9; k++)

@@ -1,4 +1,4 @@
-/* Ray marching and compositing on the CPU. volume_rendering/ray_marching.py and compositing.py have the reference;
+/* Ray marching and compositing on the CPU. volume_rendering/ray_marching.py and compositing.py are the reference;
  * marching uses the same float operations in the same order (no contraction into FMA), so that both find exactly the
  * same intervals.
  */

@@ -51,7 +51,7 @@ INLINE Gaussian load(const Inputs *s, int64_t entry) {
                       s->reaches[g],         s->features + g * s->channels};
 }
 
-/* First strip of a row that the ellipse touches, and the one after the last; within the row, -power is
+/* First and last (exclusive) strip of a row that the ellipse touches; within the row, -power is
  * 0.5 xx (dx - center)^2 + low. */
 INLINE void strips_of(const Gaussian *g, const Place *p, float dy, int *first, int *last) {
     const float low = 0.5f * dy * dy * (g->yy - g->xy * g->xy / g->xx);
@@ -241,7 +241,7 @@ INLINE void tile_gradient(const Inputs *s, const Place *p, int64_t tile, Upstrea
     }
 }
 
-/* Calls with a constant number of channels for RGB and depth. */
+/* Runs CALL with a compile-time number of channels if there are 4 (RGB and depth), otherwise with a variable. */
 #define WITH_CHANNELS(channels, CALL) \
     if (channels == 4) { CALL(4); }   \
     else { CALL(channels); }
@@ -254,7 +254,8 @@ INLINE void tile_gradient(const Inputs *s, const Place *p, int64_t tile, Upstrea
     {means, conics, features, opacities, reaches, gaussians, offsets, channels, height, width,                 \
      (height + TILE - 1) / TILE, (width + TILE - 1) / TILE, max_alpha, min_alpha, min_transmittance}
 
-/* image (B, H, W, K); remaining transmittance (B, H, W); last (B, H, W): 1 + list position of the last one drawn. */
+/* image (B, H, W, K); remaining transmittance (B, H, W); last (B, H, W): 1 + list position of the last Gaussian
+ * drawn. */
 void sd3d_splat(INPUT_PARAMETERS, float *image, float *transmittance, int32_t *last, int64_t threads) {
     const Inputs s = INPUT;
 #pragma omp parallel for schedule(dynamic, 1) num_threads((int)threads)

@@ -1,12 +1,12 @@
 """Silhouette antialiasing, which makes the visibility of rasterized triangles differentiable.
 
-After Laine et al. 2020 (https://arxiv.org/abs/2011.03277, section 3.6). If two adjacent pixels show different surfaces
-and the silhouette of the nearer surface passes between their centers, the color of one pixel is blended into the other,
-depending on the position of the silhouette. Let A be the pixel of the nearer surface, B the other one, c_A and c_B
-their colors, t the fraction of the distance from A to B at which the silhouette crosses, and ``s = t - 1/2``. If s > 0,
-then ``s (c_A - c_B)`` is added to pixel B, otherwise to pixel A. Edges closer to vertical affect only horizontal pairs,
-the others only vertical pairs; so moving a straight edge by d along its normal changes the covered area by exactly d
-times its length.
+The method is that of Laine et al. 2020 (https://arxiv.org/abs/2011.03277, section 3.6). If two adjacent pixels show
+different surfaces and the silhouette of the nearer surface passes between their centers, the color of one pixel is
+blended into the other, depending on the position of the silhouette. Let A be the pixel of the nearer surface, B the
+other one, c_A and c_B their colors, t the fraction of the distance from A to B at which the silhouette crosses, and
+``s = t - 1/2``. If s > 0, then ``s (c_A - c_B)`` is added to pixel B, otherwise to pixel A. Edges closer to vertical
+affect only horizontal pairs, the others only vertical pairs, so that moving a straight edge by d along its normal
+changes the covered area by exactly d times its length.
 
 The paper considers only the edges of the two visible triangles. Here a walk over the mesh goes from A towards B until
 the surface ends or folds back: in a fine mesh the triangle with the silhouette edge is thin and seldom covers a pixel
@@ -32,7 +32,7 @@ class EdgeTopology:
     """Adjacency of triangles across edges; it depends only on the faces, so compute it once per mesh.
 
     Attributes:
-        across: (F, 3) int32. Half-edge 3 f + e is the edge of triangle f opposite to its corner e. The entry is the
+        across: (F, 3) int32. Half-edge 3 f + e is the edge of triangle f opposite to its corner e; entry (f, e) is the
             half-edge of the adjacent triangle at the same edge, or -1 if there is none. Edges of three or more
             triangles count as boundary edges.
     """
@@ -41,9 +41,9 @@ class EdgeTopology:
 
 
 def mesh_edges(faces: Tensor) -> EdgeTopology:
-    """Adjacency of ``faces`` (F, 3)."""
+    """Adjacency of the triangles ``faces`` (F, 3) across their edges."""
     # Half-edges of the same two vertices have the same key, so that sorting makes them adjacent. No shape depends on
-    # the data, so that the host does not synchronize with the device.
+    # the data, so the host does not synchronize with the device.
     first, second = faces.roll(-1, 1).reshape(-1).long(), faces.roll(-2, 1).reshape(-1).long()
     key, order = ((torch.minimum(first, second) << 32) | torch.maximum(first, second)).sort()
     same = torch.nn.functional.pad(key[1:] == key[:-1], (2, 2))  # same[p + 2]: positions p and p + 1 have the same key
@@ -69,7 +69,7 @@ def antialias(
         fragments: Result of the rasterization.
         clip: (B, V, 4), rasterized vertices in clip space.
         faces: (F, 3), rasterized faces. Vertices must not be duplicated at texture seams, which would become
-        boundaries.
+            boundaries.
         topology: ``mesh_edges(faces)``; computed if not given.
         backend: auto, torch, native (CPU) or triton (CUDA). With triton the result is differentiable once, otherwise
             any number of times.
@@ -105,7 +105,7 @@ def antialias(
 
 @dataclass(frozen=True)
 class _Crossings:
-    """K silhouettes between pixels: flat indices of the near and the far pixel, and position from near to far, (K,)."""
+    """K silhouettes between pixels, (K,) each: flat indices of near and far pixel, position between them (0 to 1)."""
 
     near: Tensor
     far: Tensor
@@ -147,7 +147,7 @@ def _way(points: Tensor, near: Tensor, vertical: Tensor, swapped: Tensor, height
 
 
 def _blend(image: Tensor, crossings: _Crossings) -> Tensor:
-    """Add the share of the color difference at each crossing to the pixel on its side."""
+    """Add ``s (c_A - c_B)`` (see the module docstring) at each crossing to pixel A or B."""
     flat = image.reshape(-1, image.shape[-1])
     share = crossings.way.to(image.dtype) - 0.5
     colors = gather_rows(flat, torch.stack((crossings.near, crossings.far), dim=1))  # (K, 2, C)

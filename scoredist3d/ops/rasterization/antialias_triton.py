@@ -1,6 +1,6 @@
 """Silhouette antialiasing in Triton: CUDA, float32 (also in Triton's interpreter, for the tests).
 
-One kernel finds the silhouettes and blends colors across them; another one computes the gradients of colors and clip
+One kernel finds the silhouettes and blends colors across them; another computes the gradients of colors and clip
 positions. Each program handles pairs of adjacent pixels: horizontal pairs in the first half of the grid, vertical pairs
 in the second half. As in the reference, the search is in float64 without contraction, the crossings in float32.
 """
@@ -54,7 +54,7 @@ def _leave(iu, iv, iw, ju, jv, jw, ku, kv, kw):
 
 @triton.jit
 def _pick(by0, by1, for0, for1, for2):
-    """Value of the edge through which the walk leaves."""
+    """Select the value that belongs to the edge through which the walk leaves."""
     return tl.where(by0, for0, tl.where(by1, for1, for2))
 
 
@@ -262,7 +262,7 @@ def _silhouette_gradient_kernel(
 
 
 def silhouettes(clip: Tensor, faces: Tensor, across: Tensor, triangle: Tensor, depth: Tensor) -> Tensor:
-    """(B, 2, H, W) int64, see ``torch_backend.silhouettes``."""
+    """Coded silhouette edges between adjacent pixels, (B, 2, H, W) int64, as in ``torch_backend.silhouettes``."""
     return _search(clip, faces, across, triangle, depth, None, None)
 
 

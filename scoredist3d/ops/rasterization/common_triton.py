@@ -1,4 +1,4 @@
-"""Parts that several rasterization kernels in Triton share."""
+"""Code shared by the rasterization kernels in Triton."""
 
 # mypy: disallow-untyped-defs=False, check-untyped-defs=False
 

@@ -65,7 +65,7 @@ def shade_hits(clip: Tensor, faces: Tensor, triangle: Tensor, *, backend: str = 
         clip: (B, V, 4), vertices in clip space.
         faces: (F, 3).
         triangle: (B, H, W) int32, visible triangle + 1, or 0.
-        backend: auto, torch (differentiable to any order), native (torch, but with gathering in C) or triton
+        backend: auto, torch (differentiable to any order), native (torch, but gathers rows in C) or triton
             (differentiable once).
     """
     name = backends.choose("shading", backend, clip.device, BACKENDS, clip.dtype)

@@ -1,6 +1,6 @@
 """Barycentric coordinates, depth and interpolated attributes in Triton: CUDA, float32 (in tests: Triton's interpreter).
 
-One kernel each for barycentric coordinates with depth and for interpolation, and one for the gradient of each. They run
+One kernel computes barycentric coordinates and depth, another interpolates, and each has a gradient kernel. They run
 over all pixels and write zeros at pixels without a triangle, which is cheaper than counting the covered pixels first.
 """
 
@@ -34,7 +34,7 @@ def _corner(clip, faces, face, base, hit, x, y, k: tl.constexpr):
 
 @triton.jit
 def _weights(px, py, qx, qy, rx, ry, hit):
-    """Barycentric weights b_i, and the sum of the cross products, by which these were divided."""
+    """Barycentric weights b_i, and the sum of the cross products, by which they are divided."""
     a, b, c = qx * ry - qy * rx, rx * py - ry * px, px * qy - py * qx
     area = tl.where(hit, (a + b) + c, 1.0)
     return tl.div_rn(a, area), tl.div_rn(b, area), tl.div_rn(c, area), area
@@ -184,7 +184,7 @@ def _interpolate_gradient_kernel(
 
 
 def shade(clip: Tensor, faces: Tensor, triangle: Tensor) -> tuple[Tensor, Tensor]:
-    """Barycentric coordinates (B, H, W, 2) and depth (B, H, W) of visible triangles; once differentiable."""
+    """Barycentric coordinates (B, H, W, 2) and depth (B, H, W) of visible triangles; differentiable once."""
     barycentric, depth = _Shade.apply(clip, faces, triangle)
     return barycentric, depth
 

@@ -13,7 +13,7 @@ BACKENDS = ("torch", "native", "triton")
 
 
 class RasterKernels(Protocol):
-    """Functions that a backend module provides, see ``torch_backend``."""
+    """Interface of a backend module; its functions are documented in ``torch_backend``."""
 
     def visible_triangles(self, clip: Tensor, faces: Tensor, height: int, width: int) -> Tensor:
         """Visible triangle + 1 of each pixel, or 0; (B, H, W) int32."""
@@ -24,7 +24,7 @@ class RasterKernels(Protocol):
 
 @cache
 def kernels(name: str) -> RasterKernels:
-    """Module of a backend."""
+    """Backend module that provides the :class:`RasterKernels` of backend ``name``."""
     return cast(RasterKernels, importlib.import_module(f"scoredist3d.ops.rasterization.{name}_backend"))
 
 

@@ -9,7 +9,7 @@ from scoredist3d.ops import native
 
 
 def visible_triangles(clip: Tensor, faces: Tensor, height: int, width: int) -> Tensor:
-    """(B, H, W) int32, see ``torch_backend.visible_triangles``."""
+    """Visible triangle + 1 of each pixel, or 0; (B, H, W) int32, as in ``torch_backend.visible_triangles``."""
     batch, vertices = clip.shape[:2]
     keys = torch.empty(batch, height, width, dtype=torch.int64)
     out = torch.empty(batch, height, width, dtype=torch.int32)
@@ -19,7 +19,7 @@ def visible_triangles(clip: Tensor, faces: Tensor, height: int, width: int) -> T
 
 
 def silhouettes(clip: Tensor, faces: Tensor, across: Tensor, triangle: Tensor, depth: Tensor) -> Tensor:
-    """(B, 2, H, W) int64, see ``torch_backend.silhouettes``."""
+    """Coded silhouette edges between adjacent pixels, (B, 2, H, W) int64, as in ``torch_backend.silhouettes``."""
     batch, height, width = triangle.shape
     out = torch.empty(batch, 2, height, width, dtype=torch.int64)
     tensors = [tensor.contiguous() for tensor in (clip, faces, across, triangle, depth)]

@@ -35,7 +35,7 @@ def rasterize(clip: Tensor, faces: Tensor, height: int, width: int, *, backend: 
         faces: (F, 3), integers.
         height, width: Pixels.
         backend: auto, torch, native (CPU), triton or nvdiffrast (CUDA). All but the last give exactly the same
-            triangles. nvdiffrast only finds triangles; the other steps then use the backend of auto.
+            triangles. nvdiffrast only finds triangles; the other steps then use the backend that auto selects.
 
     Raises:
         ValueError: A shape is wrong, a vertex index is out of range (checked on the CPU), or the backend is not usable.
@@ -57,7 +57,7 @@ def interpolate(
     attribute_faces: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """Interpolate vertex attributes, perspective-correct, at every pixel; 0 where there is no triangle.
+    """Interpolate vertex attributes at every pixel, with perspective correction; 0 where there is no triangle.
 
     Differentiable in the attributes and, through the barycentric coordinates, in the clip positions.
 
@@ -65,7 +65,8 @@ def interpolate(
         attributes: (V, C), or (B, V, C) with one set per image.
         fragments: Result of the rasterization.
         faces: (F, 3), rasterized faces.
-        attribute_faces: (F, 3), row of ``attributes`` for each corner, if it is not the vertex (texture coordinates).
+        attribute_faces: (F, 3), row of ``attributes`` for each corner, if it differs from the vertex index (for example
+            for texture coordinates).
         backend: auto, torch, native (CPU) or triton (CUDA); all but torch are differentiable once.
 
     Returns:

@@ -36,12 +36,13 @@ def sample_texture(
     """
     if filter not in FILTERS or wrap not in WRAPS:
         raise ValueError(
-            f"sample_texture: filter must be in {FILTERS} and wrap in {WRAPS}, got {filter!r} and {wrap!r}"
+            f"sample_texture: filter must be one of {FILTERS} and wrap one of {WRAPS}, got {filter!r} and {wrap!r}"
         )
     if texture.ndim not in (3, 4) or (texture.ndim == 4 and (uv.ndim < 2 or uv.shape[0] != texture.shape[0])):
         shapes = f"{tuple(texture.shape)} and {tuple(uv.shape)}"
         raise ValueError(
-            f"sample_texture: shapes must be (Ht, Wt, C) and (..., 2), or both with a batch dimension, got {shapes}"
+            "sample_texture: texture and uv must be (Ht, Wt, C) and (..., 2), or both with a batch dimension, "
+            f"got {shapes}"
         )
     if uv.shape[-1] != 2:
         raise ValueError(f"sample_texture: uv must be (..., 2), got {tuple(uv.shape)}")

@@ -19,7 +19,7 @@ _POINTS = 128
 
 @triton.jit
 def _wrap(index, size, REPEAT: tl.constexpr):
-    """Texel row or column inside the texture."""
+    """Row or column of a texel, wrapped or clamped to the texture."""
     if REPEAT:
         index = index % size
         index = tl.where(index < 0, index + size, index)
@@ -48,7 +48,7 @@ def _sample_kernel(
     texture, uv, out, num_points, points_per_texture, num_channels, height, width,
     LINEAR: tl.constexpr, REPEAT: tl.constexpr, CHANNELS: tl.constexpr, POINTS: tl.constexpr,
 ):  # fmt: skip
-    """Texture samples at POINTS points."""
+    """Sample textures at POINTS points."""
     point = tl.program_id(0).to(tl.int64) * POINTS + tl.arange(0, POINTS)
     inside = point < num_points
     i, j, k, m, across, down = _texels(uv, point, inside, points_per_texture, height, width, LINEAR, REPEAT)
@@ -111,7 +111,7 @@ def _sample_gradient_kernel(
 
 
 def sample(texture: Tensor, uv: Tensor, points_per_texture: int, linear: bool, repeat: bool) -> Tensor:
-    """Samples (N, C) of textures (..., Ht, Wt, C) at ``uv`` (N, 2), ``points_per_texture`` per texture, in order."""
+    """Samples (N, C) of textures (..., Ht, Wt, C) at ``uv`` (N, 2), ``points_per_texture`` consecutive points each."""
     values: Tensor = _Sample.apply(texture, uv if linear else uv.detach(), points_per_texture, linear, repeat)
     return values
 

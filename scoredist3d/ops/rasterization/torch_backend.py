@@ -1,4 +1,4 @@
-"""Visible triangles and silhouettes in plain torch, the reference of the other backends.
+"""Visible triangles and silhouettes in plain torch, the reference for the other backends.
 
 All arithmetic is float64, in an order that the C and Triton kernels reproduce, so that all backends find the same
 triangle at every pixel. Homogeneous edge functions (Olano & Greer 1997) need no clipping: for vertices
@@ -153,7 +153,7 @@ class _Walks:
         self.vertical = vertical
 
     def keep(self, chosen: Tensor) -> _Walks:
-        """Subset of the walks."""
+        """Subset ``chosen`` of the walks."""
         start, direction = self.start[chosen], self.direction[chosen]
         return _Walks(self.screen, self.faces, self.image[chosen], start, direction, self.vertical)
 
@@ -210,9 +210,9 @@ def silhouettes(clip: Tensor, faces: Tensor, across: Tensor, triangle: Tensor, d
         triangle, depth: (B, H, W), fields of ``Fragments``.
 
     Returns:
-        (B, 2, H, W) int64, for the neighbors to the right and below: 0 without a silhouette, otherwise 1 + 2 half-edge,
-        plus 1 if the nearer surface is that of the neighbor. Edges that are closer to the direction of the walk than
-        to its normal are ignored.
+        (B, 2, H, W) int64, for the neighbors to the right and below: 0 if there is no silhouette, otherwise
+        1 + 2 half-edge, plus 1 if the nearer surface is that of the neighbor. Edges that are closer to the direction of
+        the walk than to its normal are ignored.
     """
     batch, height, width = triangle.shape
     screen = screen_positions(clip, height, width)

@@ -2,10 +2,10 @@
 
 The z-buffer has 64-bit keys (depth, then triangle) and is updated by an atomic minimum, so that the result does not
 depend on the order of the triangles. Bounding boxes are divided into chunks of pixels, and a fixed number of programs
-share the chunks of all triangles: programs take equally long for any sizes of triangles, and the host does not
-synchronize. The arithmetic is float64 without contraction, in the order of the reference, so that both find the same
-triangles. Loops are ``while`` loops because Triton's interpreter does not accept a tensor as the bound of ``range``.
-Sizes that change during training are not specialized, to avoid recompilation.
+share the chunks of all triangles. All programs therefore take equally long, whatever the sizes of the triangles, and
+the host does not synchronize. The arithmetic is float64 without contraction, in the order of the reference, so that
+both find the same triangles. Loops are ``while`` loops because Triton's interpreter does not accept a tensor as the
+bound of ``range``. Sizes that change during training are not specialized, to avoid recompilation.
 """
 
 # mypy: disallow-untyped-defs=False, check-untyped-defs=False
@@ -71,7 +71,11 @@ def _set_up_kernel(
     clip, faces, planes, box, chunks, num_items, num_triangles, num_vertices, height, width, half_width, half_height,
     PIXELS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Compute edge functions and depth plane (12), box (first column, row, columns; ties), and number of chunks."""
+    """Compute edge functions and depth plane (12 values in ``planes``), bounding box and number of chunks.
+
+    ``box`` holds the first column, the first row, the number of columns, whether pixel centers on each edge belong to
+    the triangle, and the number of rows.
+    """
     item = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = item < num_items
     base, face = item // num_triangles * num_vertices, item % num_triangles
@@ -121,7 +125,7 @@ def _edge(planes, box, item, mask, k: tl.constexpr, x, y):
 
 @triton.jit
 def _draw(planes, box, item, offset, keys, mask, num_triangles, height, width):
-    """Draw the pixels ``offset`` (CHUNKS, PIXELS) of the boxes of triangles ``item`` (CHUNKS,) that are covered."""
+    """Draw the covered pixels among ``offset`` (CHUNKS, PIXELS) in the boxes of the triangles ``item`` (CHUNKS,)."""
     columns = tl.load(box + item * 8 + 2, mask=mask, other=1)[:, None]
     rows = tl.load(box + item * 8 + 6, mask=mask, other=0)[:, None]
     column = tl.load(box + item * 8, mask=mask, other=0)[:, None] + offset % columns
@@ -153,7 +157,7 @@ def _draw_kernel(
     while first < total:
         chunk = first + tl.arange(0, CHUNKS)
         mask = chunk < total
-        # The triangle of a chunk is the first whose cumulative number exceeds the index of the chunk.
+        # The triangle of a chunk is the first one whose cumulative number of chunks exceeds the index of the chunk.
         item = tl.zeros((CHUNKS,), dtype=tl.int64)
         last = item + (num_items - 1)
         halving = 0
@@ -170,7 +174,7 @@ def _draw_kernel(
 
 @triton.jit
 def _resolve_kernel(keys, triangle, num_pixels, BLOCK: tl.constexpr):
-    """Convert keys to triangle indices + 1, 0 where nothing was drawn."""
+    """Convert keys to triangle indices + 1, or 0 where nothing was drawn."""
     pixel = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     key = tl.load(keys + pixel, mask=pixel < num_pixels, other=0)
     found = tl.where(key == _EMPTY, 0, (key & 0x7FFFFFFF) + 1)
@@ -178,7 +182,7 @@ def _resolve_kernel(keys, triangle, num_pixels, BLOCK: tl.constexpr):
 
 
 def visible_triangles(clip: Tensor, faces: Tensor, height: int, width: int) -> Tensor:
-    """(B, H, W) int32, see ``torch_backend.visible_triangles``."""
+    """Visible triangle + 1 of each pixel, or 0; (B, H, W) int32, as in ``torch_backend.visible_triangles``."""
     batch, count, device = clip.shape[0], faces.shape[0], clip.device
     items, pixels = batch * count, batch * height * width
     if items == 0:

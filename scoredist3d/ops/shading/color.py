@@ -23,15 +23,15 @@ def linear_to_srgb(linear: Tensor) -> Tensor:
 def clamp_unit(x: Tensor) -> Tensor:
     """Clamp ``x`` to [0, 1] with a one-sided gradient outside the range.
 
-    Outside, the gradient passes if gradient descent moves ``x`` back towards the range, and is 0 if it moves ``x``
-    away. With the gradient of a plain clamp, a value outside the range could never return.
+    Outside, the gradient is passed on if gradient descent moves ``x`` back towards the range, and is 0 if it moves
+    ``x`` away. With the gradient of a plain clamp, a value outside the range could never return.
     """
     clamped: Tensor = _ClampUnit.apply(x)
     return clamped
 
 
 class _ClampUnit(torch.autograd.Function):
-    """See :func:`clamp_unit`."""
+    """Autograd function of :func:`clamp_unit`."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:

@@ -61,8 +61,8 @@ def panorama_coordinates(directions: Tensor) -> tuple[Tensor, Tensor]:
 def pad_panorama(panoramas: Tensor) -> Tensor:
     """Pad panoramas (..., H, W, C) by one texel to (..., H + 2, W + 2, C), for bilinear sampling across the borders.
 
-    Columns wrap around. The rows beyond the poles are such that the sample at a pole is the mean of the adjacent row,
-    for any azimuth.
+    Columns wrap around. The rows beyond the poles are chosen such that the sample at a pole is the mean of the adjacent
+    row, for any azimuth.
     """
     top, bottom = panoramas[..., :1, :, :], panoramas[..., -1:, :, :]
     above, below = (2.0 * row.mean(-2, keepdim=True) - row for row in (top, bottom))
@@ -119,8 +119,8 @@ def resize_panorama(panorama: Tensor, height: int, width: int) -> Tensor:
 def ggx_profile(roughness: float) -> Profile:
     """GGX lobe D(n . h) G(n . l) with n = v = r and alpha = roughness^2.
 
-    With it the split-sum is exact at normal incidence for F_0 = 1. Karis uses n . l instead of Smith's G, which is
-    similar for smooth surfaces.
+    With this lobe, the split-sum approximation is exact at normal incidence for F_0 = 1. Karis uses n . l instead of
+    Smith's G, which is similar for smooth surfaces.
     """
     alpha_squared = roughness**4
 
@@ -158,9 +158,9 @@ def cosine_profile(cosine: Tensor) -> Tensor:
 
 
 def filter_spectrum(profile: Profile, height: int, width: int, feature: float) -> Tensor:
-    """Filter matrices (W // 2 + 1, H, H) float32: for each frequency along the rows, weights (result row, source row).
+    """Filter matrices (W // 2 + 1, H, H) float32, indexed by frequency along the rows, result row and source row.
 
-    The weight of a texel is the integral of the profile over it, by the midpoint rule on a grid that resolves
+    The weight of a texel is the integral of the profile over it, computed by the midpoint rule on a grid that resolves
     ``feature`` (radians). The weights of a result texel sum to 1, so that uniform panoramas do not change.
     """
     subdivision = min(_MAX_SUBDIVISION, max(1, math.ceil(1.5 * math.pi / height / feature)))
@@ -197,7 +197,7 @@ class FilterBank:
     def __call__(self, panorama: Tensor) -> tuple[Tensor, Tensor]:
         """Prefiltered panoramas (L, H, W, C) and irradiance / pi (H, W, C) of a panorama (H, W, C).
 
-        Level l is for roughness l / (L - 1); level 0 is the panorama itself.
+        Level l has the roughness l / (L - 1); level 0 is the panorama itself.
         """
         height, width, channels = panorama.shape
         spectrum = torch.view_as_real(torch.fft.rfft(panorama, dim=1)).permute(1, 0, 2, 3).flatten(2)
@@ -229,7 +229,7 @@ def brdf_table(size: int = 256, samples: int = 256) -> Tensor:
     """Split-sum BRDF table (2, size, size) float32: scale A and bias B of F_0 in the reflectance under uniform light.
 
     With Schlick's Fresnel term, F = F_0 (1 - c) + c with c = (1 - v . h)^5, the reflectance of a GGX surface is
-    F_0 A + B. Row r is for roughness (r + 1/2) / size, column c for n . v = (c + 1/2) / size. Masking-shadowing is the
+    F_0 A + B. Row r has the roughness (r + 1/2) / size, column c has n . v = (c + 1/2) / size. Masking-shadowing is the
     height-correlated Smith term. Half vectors are sampled from the visible normals (Heitz, JCGT 2018) at the points of
     a Hammersley sequence.
     """

@@ -1,4 +1,4 @@
-"""Constants of Gaussian splatting for all backends, with the values of gsplat."""
+"""Constants of Gaussian splatting, shared by all backends; the values are those of gsplat."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from scoredist3d.ops import native
 from scoredist3d.ops.splatting.constants import MAX_ALPHA, MIN_ALPHA, MIN_TRANSMITTANCE, MOMENTS
 from scoredist3d.ops.splatting.types import Gaussians2D, TileLists
 
-# Added to the exponent at which an ellipse ends, more than its rounding error. The kernel tests every pixel exactly.
+# Added to the exponent at which an ellipse ends; exceeds its rounding error. The kernel tests every pixel exactly.
 _SLACK = 0.02
 
 
@@ -54,7 +54,7 @@ class _Composite(torch.autograd.Function):
 
 
 def _kernel_inputs(gaussians: Gaussians2D, lists: TileLists) -> tuple[Tensor | float | int, ...]:
-    """First arguments of both C kernels."""
+    """Arguments that come first in both C kernels: Gaussians, tile lists, sizes and constants."""
     reaches = (gaussians.opacities / MIN_ALPHA).log() + _SLACK
     sizes = (gaussians.features.shape[1], lists.height, lists.width, lists.batch)
     constants = (MAX_ALPHA, MIN_ALPHA, MIN_TRANSMITTANCE)

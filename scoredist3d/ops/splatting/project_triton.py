@@ -1,7 +1,7 @@
-"""Projection of Gaussians in Triton: one kernel each way. CUDA, float32 (also in Triton's interpreter, for the tests).
+"""Projection of Gaussians in Triton, one kernel per pass: CUDA, float32 (also in Triton's interpreter, for the tests).
 
 ``torch_backend.project`` is the reference. The backward kernel recomputes the intermediate values from the inputs; each
-of its programs loops over the cameras for its Gaussians: no atomics, bit-identical results.
+of its programs loops over the cameras for its Gaussians; this needs no atomics and gives bit-identical results.
 """
 
 # mypy: disallow-untyped-defs=False, check-untyped-defs=False
@@ -287,12 +287,15 @@ def project(
 
 
 def _numbers(settings: ProjectionSettings) -> tuple[float, ...]:
-    """Last scalar arguments of both kernels."""
+    """Image size and projection parameters, the scalar arguments that come last in both kernels."""
     return float(settings.width), float(settings.height), settings.near, settings.dilation
 
 
 class _Project(torch.autograd.Function):
-    """Fields of :class:`ProjectedGaussians`; means2d, conics, depth and compensation are differentiable."""
+    """Autograd function that computes the fields of :class:`ProjectedGaussians`.
+
+    ``means2d``, ``conics``, ``depth`` and ``compensation`` are differentiable.
+    """
 
     @staticmethod
     def forward(

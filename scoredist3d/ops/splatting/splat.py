@@ -35,7 +35,7 @@ from scoredist3d.ops.splatting.types import (
 logger = logging.getLogger("scoredist3d")
 
 BACKENDS = ("torch", "native", "triton", "gsplat")
-MAX_CHANNELS = 63  # with depth 64, the number of channels of the C kernel's stack buffer
+MAX_CHANNELS = 63  # 64 including depth, the number of channels in the stack buffer of the C kernel
 
 
 def project(
@@ -163,8 +163,8 @@ def _check_gaussians(means: Tensor, scales: Tensor, quaternions: Tensor, w2c: Te
             raise ValueError(f"splatting: {name} must be {shape}, got {tuple(tensor.shape)}")
         if tensor.dtype != means.dtype or tensor.device != means.device:
             raise ValueError(
-                f"splatting: {name} ({tensor.dtype}, {tensor.device}) must agree with means "
-                f"({means.dtype}, {means.device})"
+                f"splatting: {name} ({tensor.dtype}, {tensor.device}) must have the dtype and device of "
+                f"means ({means.dtype}, {means.device})"
             )
 
 
@@ -184,14 +184,14 @@ def _check_splat(projected: ProjectedGaussians, colors: Tensor, opacities: Tenso
     for name, tensor in (("colors", colors), ("opacities", opacities)):
         if tensor.dtype != projected.depth.dtype or tensor.device != projected.depth.device:
             raise ValueError(
-                f"splatting: {name} ({tensor.dtype}, {tensor.device}) must agree with the projected Gaussians "
-                f"({projected.depth.dtype}, {projected.depth.device})"
+                f"splatting: {name} ({tensor.dtype}, {tensor.device}) must have the dtype and device of the "
+                f"projected Gaussians ({projected.depth.dtype}, {projected.depth.device})"
             )
 
 
 @cache
 def _compositor(name: str) -> Callable[[Gaussians2D, TileLists], tuple[Tensor, Tensor]]:
-    """``composite`` of a backend: 2D Gaussians and tile lists to an image (B, H, W, K) and its opacity (B, H, W)."""
+    """Function that composites 2D Gaussians with tile lists to an image (B, H, W, K) and its opacity (B, H, W)."""
     if name == "gsplat":
         logger.info("splatting: gsplat compiles its kernels at first use, which takes a few minutes")
         from scoredist3d.ops.splatting import gsplat_backend

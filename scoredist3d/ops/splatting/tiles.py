@@ -45,7 +45,7 @@ def assign_tiles(projected: ProjectedGaussians, opacities: Tensor, height: int, 
 
 
 def _tile_ranges(projected: ProjectedGaussians, opacities: Tensor, tiles: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """First tile and the one after the last (B, N, 2), as (across, down); equal if the Gaussian is invisible."""
+    """First and last (exclusive) tile of each Gaussian, both (B, N, 2) as (across, down); equal if it is invisible."""
     # Distance in standard deviations at which alpha falls to MIN_ALPHA, enlarged to be safe against rounding.
     reach = ((2 * (opacities / MIN_ALPHA).log()).clamp(min=0) + REACH_SLACK).sqrt() * 1.001
     half = projected.stds * reach[..., None] + 0.001

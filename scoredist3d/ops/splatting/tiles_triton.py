@@ -29,7 +29,7 @@ _DEPTH_BITS = tl.constexpr(32)
 
 @triton.jit
 def _tile_range(mean, half, tiles, TILE: tl.constexpr):
-    """First tile and the one after the last along one axis of the image."""
+    """First and last (exclusive) tile of each Gaussian along one axis of the image."""
     limit = 1.0 * tiles
     low = tl.floor(tl.minimum(tl.maximum((mean - half - 0.5) / TILE, 0.0), limit)).to(tl.int32)
     high = tl.floor(tl.minimum(tl.maximum((mean + half - 0.5) / TILE, -1.0), limit)).to(tl.int32) + 1
@@ -151,7 +151,7 @@ def gaussians_and_lists(
 
 
 def launch(kernel: Any, grid: tuple[int, ...], arguments: tuple, constants: dict[str, Any]) -> None:
-    """Run a kernel on the device of its first argument; does nothing if the grid is empty."""
+    """Run a kernel on the device of its first argument; do nothing if the grid is empty."""
     if 0 in grid:
         return
     with torch.cuda.device_of(arguments[0]):

@@ -1,4 +1,7 @@
-"""Gaussian splatting in plain torch: the reference. Any device and floating-point type; twice differentiable."""
+"""Gaussian splatting in plain torch, the reference for the other backends.
+
+It supports any device and floating-point dtype and is twice differentiable.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ def project(
     size = slope.new_tensor([settings.width, settings.height])[:, None]
     limit = FRUSTUM_MARGIN * 0.5 * size / f
     jacobian = torch.minimum(torch.maximum(slope, -limit), limit)
-    # Rows of J W A, with A the scaled axes of a Gaussian: these axes in the image. y points down there, hence -along.
+    # Rows of J W A, where A holds the scaled axes of a Gaussian: the axes in the image, where y points down (-along).
     along = f[..., None] / z[:, None, None] * (axes[:, :2] + jacobian[:, :, None] * axes[:, 2:])
     conics, variance, compensation = _conics(along[:, 0], -along[:, 1], settings)
     center = f * slope * slope.new_tensor([1.0, -1.0])[:, None] + 0.5 * size

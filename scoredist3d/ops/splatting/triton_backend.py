@@ -4,8 +4,8 @@ One autograd function maps projected Gaussians to images in few launches: with t
 more than the work of the kernel. In the forward pass one program composites a tile, Gaussian by Gaussian. The backward
 pass processes several Gaussians at once and gets their transmittances from a scan, so that they share the reductions
 over pixels. It writes one row per entry, then sums the rows of each Gaussian in order, and sums shared parameters over
-the cameras: no atomics, bit-identical results. Loops over a list are ``while`` loops because Triton's interpreter does
-not accept a tensor as the bound of ``range`` with numpy 2.4.
+the cameras; this needs no atomics and gives bit-identical results. Loops over a list are ``while`` loops because
+Triton's interpreter does not accept a tensor as the bound of ``range`` with numpy 2.4.
 """
 
 # mypy: disallow-untyped-defs=False, check-untyped-defs=False

@@ -1,4 +1,4 @@
-"""Types that the steps and backends of Gaussian splatting share."""
+"""Types shared by the steps and backends of Gaussian splatting."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class ProjectedGaussians:
     Attributes:
         means2d: (B, N, 2), pixels from the top left corner, x right and y down; the center of the first pixel is at
             (0.5, 0.5). Call ``means2d.retain_grad()`` before splatting to read its gradient for densification: it is
-            per pixel; multiplied by half the image width it is per unit of normalized device coordinates, as in the
+            per pixel; multiply it by half the image width for the gradient in normalized device coordinates, as in the
             paper.
         conics: (B, N, 3), inverse covariance (xx, xy, yy), per square pixel.
         depth: (B, N), distance along the viewing axis, scene units.
@@ -82,7 +82,7 @@ class Gaussians2D:
     Attributes:
         means: (M, 2), pixels.
         conics: (M, 3), inverse covariance (xx, xy, yy), per square pixel.
-        features: (M, K), values that are composited.
+        features: (M, K), values to composite.
         opacities: (M,).
     """
 

@@ -98,8 +98,8 @@ def _optical_depths(densities: Tensor, samples: RaySamples) -> tuple[Tensor, Ten
     """Optical depth (M,) of each interval, and the total optical depth (M,) of the earlier intervals of its ray."""
     lengths = samples.lengths
     depth = (densities * lengths).clamp(max=_MAX_OPTICAL_DEPTH)
-    # Cumulative sum over all rays, minus its value at the start of the ray. It reaches about 1e5 for an image, for
-    # which float32 would have only two decimals.
+    # Cumulative sum over all rays, minus its value at the start of the ray. It reaches about 1e5 for an image, where
+    # float32 has only two decimal places.
     total = torch.nn.functional.pad(depth.double().cumsum(0), (1, 0))
     before = total[:-1] - total[samples.offsets[:-1]][samples.ray_indices]
     return depth, before.to(depth.dtype)

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 class OccupancyGrid(nn.Module):
     """Running maximum of the density on a grid over [-radius, radius]^3 (Müller et al. 2022, appendix E.2).
 
-    All state is in persistent buffers, so that a resumed run equals the uninterrupted one. Cells that do not intersect
+    All state is in persistent buffers, so that a resumed run equals an uninterrupted one. Cells that do not intersect
     the ball of ``radius`` are never occupied.
 
     Args:
         resolution: G, number of cells along an axis.
         radius: Radius of the ball and half the side of the cube, scene units.
         threshold: A cell is occupied if the optical depth of one step in it exceeds this value, or the mean optical
-            depth over the ball if that is smaller (which keeps faint scenes).
+            depth over the ball if that is smaller (which preserves faint scenes).
         step_size: Length of one ray marching step, scene units.
         warmup_updates: Number of initial updates that evaluate every cell in the ball.
     """
@@ -67,7 +67,7 @@ class OccupancyGrid(nn.Module):
         an empty scene still gets gradients.
 
         Args:
-            density_fn: Density (N,) at points (N, 3), scene units.
+            density_fn: Function that maps points (N, 3), scene units, to densities (N,).
             generator: Random number generator on the device of the grid.
             decay: Factor on the stored density of the evaluated cells.
             chunk: Maximum number of points per call of ``density_fn``.

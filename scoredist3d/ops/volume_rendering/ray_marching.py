@@ -16,7 +16,7 @@ from scoredist3d.ops import backends, native
 
 BACKENDS = ("torch", "native", "triton", "nerfacc")
 
-# Elements of the dense (ray, interval) blocks that the torch backend processes; bounds its temporary memory.
+# Size of the dense (ray, interval) blocks that the torch backend processes; it bounds the temporary memory.
 _CHUNK = {"cpu": 2**19, "cuda": 2**24}
 
 
@@ -109,8 +109,8 @@ def ball_intersection(origins: Tensor, directions: Tensor, radius: float) -> tup
     ox, oy, oz = origins.unbind(1)
     dx, dy, dz = directions.unbind(1)
     closest = -(ox * dx + oy * dy + oz * dz)
-    # Measured at the point of the ray that is closest to the center: accurate also for distant cameras, for which the
-    # usual discriminant is the difference of two large squares.
+    # Measured from the point of the ray that is closest to the center. This is accurate even for distant cameras, for
+    # which the usual discriminant is the difference of two large squares.
     px, py, pz = ox + closest * dx, oy + closest * dy, oz + closest * dz
     squared = radius * radius - (px * px + py * py + pz * pz)
     half_chord = squared.clamp(min=0).sqrt()
@@ -138,7 +138,8 @@ def _check(
         raise ValueError(f"ray marching: radius and step_size must be positive, got {radius} and {step_size}")
     if max_intervals(radius, step_size) > 2**20:
         raise ValueError(
-            f"ray marching: step_size {step_size} is too small: a ball of radius {radius} has more than 2^20 intervals"
+            f"ray marching: step_size {step_size} is too small: a ray through the ball of radius {radius} can have "
+            "more than 2^20 intervals"
         )
     if occupancy is not None and (
         occupancy.dtype != torch.bool or occupancy.ndim != 3 or len(set(occupancy.shape)) != 1

@@ -86,7 +86,7 @@ def _intervals(offsets, ray, num_rays):
 
 @triton.jit
 def _chunk(first, begin, count, STEPS: tl.constexpr):
-    """Mask and index (RAYS, STEPS) of the intervals from number ``first`` of each ray."""
+    """Mask and index (RAYS, STEPS) of STEPS intervals of each ray, starting at number ``first``."""
     k = first + tl.arange(0, STEPS)
     return k[None, :] < count[:, None], begin[:, None] + k[None, :]
 
@@ -120,7 +120,7 @@ def _weights_kernel(
 
 @triton.jit
 def _opacity(depth):
-    """1 - exp(-depth); a series where the difference would cancel (relative error below 1e-7)."""
+    """1 - exp(-depth), by a series where the difference would cancel (relative error below 1e-7)."""
     series = depth * (1.0 - depth * (0.5 - depth * (1.0 / 6.0 - depth * (1.0 / 24.0 - depth * (1.0 / 120.0)))))
     return tl.where(depth < 0.1, series, 1.0 - tl.exp(-depth))
 
@@ -183,7 +183,7 @@ def march(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Ray indices, starts, ends (M,) and offsets (R + 1,).
 
-    One launch counts the intervals and another one writes them, with one synchronization in between.
+    One launch counts the intervals and another writes them, with one synchronization in between.
     """
     num_rays = len(origins)
     offsets = torch.zeros(num_rays + 1, dtype=torch.int64, device=origins.device)

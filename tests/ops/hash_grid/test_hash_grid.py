@@ -196,7 +196,7 @@ def test_errors_name_the_problem():
     for bad, message in (
         ((points[:, :2], table), r"points must be \(N, 3\)"),
         ((points, table[:-1]), "the table must be"),
-        ((points.double(), table), "must agree"),
+        ((points.double(), table), "must have the same dtype and device"),
     ):
         with pytest.raises(ValueError, match=message):
             hash_grid_encode(*bad, SPEC)

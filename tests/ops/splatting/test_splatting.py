@@ -231,11 +231,11 @@ def test_gradient_of_the_image_plane_means_can_be_read():
         ({"quaternions": torch.ones(5, 3)}, r"quaternions must be \(5, 4\)"),
         ({"w2c": torch.ones(1, 3, 4)}, r"w2c must be \(1, 4, 4\)"),
         ({"focal": torch.ones(2)}, r"focal must be \(1,\)"),
-        ({"focal": torch.ones(1, dtype=torch.float64)}, "focal .*must agree"),
+        ({"focal": torch.ones(1, dtype=torch.float64)}, "focal .*must have the dtype and device of means"),
         ({"colors": torch.ones(4, 3)}, r"colors must be \(5, C\)"),
         ({"colors": torch.ones(5, 64)}, "from 1 to 63 channels, got 64"),
         ({"opacities": torch.ones(5, 1)}, r"opacities must be \(5,\)"),
-        ({"opacities": torch.ones(5, dtype=torch.float64)}, "opacities .*must agree"),
+        ({"opacities": torch.ones(5, dtype=torch.float64)}, "opacities .*must have the dtype and device of"),
     ],
 )
 def test_wrong_arguments_are_named(change, message):
