@@ -63,7 +63,7 @@ class NeuralRadiance(Material):
         return self._colors(inputs.features, inputs.view_dirs)
 
     def channels(self, inputs: ShadingInputs) -> SurfaceChannels:
-        """Mean color over the six axis directions; with normals, over those where the surface is visible."""
+        """Mean color over the six axis directions; with normals, over those from which the surface is visible."""
         features = inputs.features
         axes = _AXES.to(features)
         colors = torch.stack([self._colors(features, axis.expand(len(features), 3)) for axis in axes])
