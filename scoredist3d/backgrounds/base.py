@@ -18,8 +18,8 @@ class Background(nn.Module, ABC):
 
     Attributes:
         any_channels: Whether the background also provides latents, for materials that output latents.
-        free_options: Options that may differ between a run and a later run that continues from its state, see
-            :class:`~scoredist3d.geometry.base.Geometry`.
+        free_options: Options that may differ between a run and a later run that continues from its state (see
+            :class:`~scoredist3d.geometry.base.Geometry`).
     """
 
     @dataclass
@@ -35,12 +35,12 @@ class Background(nn.Module, ABC):
         num_channels: Channels of the render: 3, or the number of the prior's latent channels.
 
         Raises:
-            ValueError: ``num_channels`` is not 3, and this background has colors only.
+            ValueError: ``num_channels`` is not 3, and this background supports only colors.
         """
         super().__init__()
         if num_channels != 3 and not self.any_channels:
             raise FieldError(
-                f"{config.type or type(self).__name__} has colors only, but the material outputs "
+                f"{config.type or type(self).__name__} supports only colors, but the material outputs "
                 f"{num_channels} latent channels; use background.type=environment",
                 "type",
             )

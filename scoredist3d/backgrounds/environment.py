@@ -34,7 +34,7 @@ class Environment(Background):
 
         num_frequencies: int = option(3, "Octaves of the frequency encoding; more give finer detail.", ge=0, le=10)
         hidden_width: int = option(16, "Units per hidden layer.", ge=1)
-        hidden_layers: int = option(2, "Hidden layers.", ge=1, le=8)
+        hidden_layers: int = option(2, "Number of hidden layers.", ge=1, le=8)
         random_probability: float = option(
             0.5, "Probability of a random constant color in a training image.", ge=0, le=1
         )
@@ -78,14 +78,14 @@ class Environment(Background):
         return draw(batch, 1, 1, self.num_channels, generator=generator, device=device)
 
     def _environment(self, directions: Tensor) -> Tensor:
-        """(B, H, W, num_channels) in chunks, or at once if gradients are recorded."""
+        """(B, H, W, num_channels) environment, evaluated in chunks, or at once if gradients are recorded."""
         flat, shape = directions.reshape(-1, 3), (*directions.shape[:-1], self.num_channels)
         if torch.is_grad_enabled():
             return self._colors(flat).view(shape)
         return torch.cat([self._colors(chunk) for chunk in flat.split(_CHUNK)]).view(shape)
 
     def _colors(self, directions: Tensor) -> Tensor:
-        """(N, num_channels) at (N, 3) unit directions."""
+        """(N, num_channels) values at (N, 3) unit directions."""
         octaves = [directions * (2.0**k * math.pi) for k in range(self.config.num_frequencies)]
         waves = [wave for angle in octaves for wave in (angle.sin(), angle.cos())]
         values = self.network(torch.cat([directions, *waves], dim=-1))
@@ -93,5 +93,5 @@ class Environment(Background):
 
     @property
     def _bounded(self) -> bool:
-        """Whether the values are colors in [0, 1], not latents."""
+        """Whether the values are colors in [0, 1], as opposed to latents."""
         return self.num_channels == 3

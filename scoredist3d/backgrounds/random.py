@@ -28,8 +28,8 @@ class Random(Background):
 
         mode: Literal["gray", "rgb"] = option("gray", "Draw one gray value or three independent channels per image.")
         value_range: tuple[float, float] = option((0.0, 1.0), "Smallest and largest random value.", ge=0, le=1)
-        white_probability: float = option(0.5, "Probability of white instead.", ge=0, le=1)
-        evaluation_color: tuple[float, float, float] = option((1.0, 1.0, 1.0), "RGB in evaluation.", ge=0, le=1)
+        white_probability: float = option(0.5, "Probability of white in place of the random color.", ge=0, le=1)
+        evaluation_color: tuple[float, float, float] = option((1.0, 1.0, 1.0), "RGB color in evaluation.", ge=0, le=1)
 
         def validate(self) -> list[str]:
             """Check that the range is ordered."""

@@ -1,4 +1,4 @@
-"""Panorama background."""
+"""Background from an equirectangular panorama."""
 
 from __future__ import annotations
 

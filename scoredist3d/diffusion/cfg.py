@@ -33,10 +33,10 @@ def guided_prediction(
 ) -> Prediction:
     """Classifier-free guidance, eps_u + scale (eps_c - eps_u), from one batched forward pass.
 
-    Scale 1 evaluates the positive condition only, and scale 0 the unconditional one only. With ``conditions.negatives``
-    the direction is that of Perp-Neg (arXiv 2304.04968): e_pos + sum_i w_i perp(e_i, e_pos), where each e is relative
-    to the unconditional prediction. The weights of every combination sum to 1 at a fixed (x_t, t). Combining the
-    network's outputs is therefore equivalent to combining eps, x_0 or v.
+    Scale 1 evaluates the positive condition only, and scale 0 the unconditional one only. With
+    ``conditions.negatives``, the direction is that of Perp-Neg (arXiv 2304.04968): e_pos + sum_i w_i perp(e_i, e_pos),
+    where each e is relative to the unconditional prediction. The weights of every combination sum to 1 at a fixed
+    (x_t, t). Combining the network's outputs is therefore equivalent to combining eps, x_0 or v.
 
     Args:
         denoiser: The denoiser.

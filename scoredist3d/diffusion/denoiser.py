@@ -27,7 +27,7 @@ class ConditioningBatch(Protocol):
         """Number of items B."""
 
     def expand(self, batch: int) -> Self:
-        """A single item repeated ``batch`` times; a batch of that size unchanged."""
+        """A single item repeated ``batch`` times; a batch of that size is returned unchanged."""
 
     @classmethod
     def cat(cls, parts: Sequence[Self]) -> Self:
@@ -44,19 +44,19 @@ class GuidanceConditions(Protocol[C_co]):
 
     @property
     def positive(self) -> C_co:
-        """The prompt."""
+        """Conditioning of the prompt."""
 
     @property
     def unconditional(self) -> C_co:
-        """The empty or negative prompt."""
+        """Conditioning of the empty or negative prompt."""
 
     @property
     def negatives(self) -> Sequence[tuple[C_co, Tensor]]:
-        """Perp-Neg's additional negative prompts with their (B,) weights."""
+        """Conditionings of Perp-Neg's additional negative prompts, with their (B,) weights."""
 
 
 class Denoiser(Protocol[C_contra]):
-    """A network that predicts the clean image in a noisy one, together with its noise schedule."""
+    """A denoising network, together with its noise schedule."""
 
     @property
     def schedule(self) -> NoiseSchedule:
@@ -67,7 +67,7 @@ class Denoiser(Protocol[C_contra]):
 
 
 class GuidedDenoiser(Denoiser[C_contra], Protocol[C_contra]):
-    """A denoiser whose predictions can be guided and sampled."""
+    """A denoiser for classifier-free guidance and sampling."""
 
     @property
     def views(self) -> int:
@@ -81,4 +81,4 @@ class GuidedDenoiser(Denoiser[C_contra], Protocol[C_contra]):
         """(C, h, w) of the latents of an image of ``height`` x ``width`` pixels."""
 
     def limit_x0(self, x0: Tensor) -> Tensor:
-        """The predicted clean image (B, C, h, w), limited to the range of the model's own sampler."""
+        """The predicted clean image (B, C, h, w), thresholded as in the model's own sampler."""

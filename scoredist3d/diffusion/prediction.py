@@ -44,5 +44,5 @@ class Prediction:
         return self.schedule.to_v(self.output, self.x_t, self.t, self.kind)
 
     def with_output(self, output: Tensor, kind: PredictionType | None = None) -> Prediction:
-        """A prediction at the same (x_t, t) with another output; ``kind`` defaults to that of this prediction."""
+        """A prediction at the same (x_t, t) with another output; ``kind`` defaults to this prediction's."""
         return Prediction(output, kind or self.kind, self.x_t, self.t, self.schedule)

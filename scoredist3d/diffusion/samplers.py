@@ -26,7 +26,7 @@ def solve_ode(
 ) -> Tensor:
     """Integrate the probability-flow ODE over ``timesteps`` with DDIM (for flow models: Euler) steps.
 
-    Decreasing timesteps sample, increasing timesteps invert.
+    Decreasing timesteps denoise; increasing timesteps invert the sampling process.
 
     Args:
         schedule: The model's noise schedule.
@@ -62,7 +62,7 @@ def sample(
 ) -> Tensor:
     """Generate images by deterministic DDIM (for flow models: Euler) steps from seeded noise.
 
-    Predicted clean images are limited as in diffusers' DDIMScheduler; see :meth:`GuidedDenoiser.limit_x0`.
+    Predicted clean images are thresholded as in diffusers' DDIMScheduler; see :meth:`GuidedDenoiser.limit_x0`.
 
     Args:
         denoiser: The model.
@@ -107,7 +107,7 @@ def _integrate(
     rescale: float,
     callback: StepCallback | None,
 ) -> Tensor:
-    """The state at the end of ``timesteps``, following the guided prediction."""
+    """The state at the last of ``timesteps``, from guided predictions."""
 
     def predict(x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         prediction = guided_prediction(denoiser, x_t, t, conditions, scale, rescale=rescale)

@@ -63,7 +63,7 @@ class NoiseSchedule(ABC):
 
         Args:
             config: Content of the file. A flow-matching scheduler is recognized by its class, or by a ``shift`` without
-                a ``beta_schedule``; any other is a VP chain.
+                a ``beta_schedule``; any other scheduler is a VP chain.
             image_tokens: Number of image tokens of the transformer, required if the shift depends on the resolution.
 
         Raises:
@@ -151,8 +151,8 @@ class NoiseSchedule(ABC):
     def ddim_variance(self, t: Tensor, s: Tensor) -> Tensor:
         """Variance of the ancestral step t -> s (s < t), sigma_s^2 (1 - (alpha_t sigma_s / (alpha_s sigma_t))^2).
 
-        It is the variance of x_s given x_t and x_0 if x_t is x_s scaled plus noise, on any schedule. On
-        variance-preserving chains it is eq. 16 of DDIM with eta 1. It never exceeds sigma_s^2.
+        On any schedule, it is the variance of x_s given x_t and x_0 if x_t is a multiple of x_s plus independent noise.
+        On variance-preserving chains, it is eq. 16 of DDIM with eta 1. It never exceeds sigma_s^2.
         """
         alpha_t, sigma_t = self.coefficients(t)
         alpha_s, sigma_s = self.coefficients(s)
@@ -190,7 +190,7 @@ class NoiseSchedule(ABC):
     def timesteps(self, steps: int, start: float = 1.0, *, end: float = CLEAN) -> list[float]:
         """``steps`` decreasing timesteps that begin at ``start``, followed by ``end``.
 
-        The spacing is "trailing" in the terms of diffusers: sampling begins at the noisiest timestep.
+        The spacing is "trailing" in diffusers' terminology: sampling begins at the noisiest timestep.
 
         Raises:
             ValueError: ``steps`` is not positive.
@@ -244,8 +244,9 @@ class VPSchedule(NoiseSchedule):
     def from_scheduler_config(cls, config: Mapping[str, Any]) -> VPSchedule:
         """The schedule of a diffusers DDPM, DDIM, PNDM, Euler, ... scheduler configuration.
 
-        ``set_alpha_to_one`` is true if it is missing or only a default of the configuration's own class, as in a DDIM
-        scheduler that diffusers builds from the same configuration.
+        ``set_alpha_to_one`` counts as true unless the configuration sets it explicitly: a value that is only the
+        default of the scheduler class is ignored, as when diffusers builds a DDIM scheduler from the same
+        configuration.
         """
         betas = scheduler_betas(config)
         abar = torch.cumprod(1.0 - betas, dim=0)
@@ -286,7 +287,7 @@ class VPSchedule(NoiseSchedule):
         return torch.where(t <= CLEAN, 0, index).long()
 
     def timesteps(self, steps: int, start: float = 1.0, *, end: float = CLEAN) -> list[float]:
-        """Trailing timesteps as in the base class; those of diffusers, round(N - k N / steps) - 1, for the defaults."""
+        """Trailing timesteps as in the base class; by default round(N - k N / steps) - 1, as in diffusers."""
         n = self.num_train_timesteps
         top = min(round(start * n), n - 1)
         span = top + 1 - max(round(end * n), 0)
@@ -299,7 +300,8 @@ class FlowSchedule(NoiseSchedule):
     """Rectified flow x_s = (1 - s) x_0 + s eps with the timestep shift of the model's sampler.
 
     ``t`` is the position on the unshifted schedule and s = shift t / (1 + (shift - 1) t) (arXiv 2403.03206, eq. 23).
-    Equal steps in t are the steps of the model's own sampler. The network's timestep input is s * num_train_timesteps.
+    Equal steps in t correspond to the steps of the model's own sampler. The network's timestep input is
+    s * num_train_timesteps.
     """
 
     def __init__(

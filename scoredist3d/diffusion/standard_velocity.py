@@ -1,4 +1,4 @@
-"""Another velocity convention on top of any noise schedule."""
+"""Noise schedule with another velocity convention."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Materials: map geometry features and light to colors."""
+"""Materials, which map geometry features and light to colors."""
 
 from scoredist3d.materials.base import Light, Material, ShadingInputs
 

@@ -70,8 +70,8 @@ class Material(nn.Module, ABC):
         needs_view_dirs: Whether :meth:`forward` needs view directions.
         baked_lighting: Whether the base color of :meth:`channels` includes lighting, so that viewers must not light it
             again. False for a material that shades its colors with a light.
-        free_options: Options that may differ between a run and a later run that continues from its state, see
-            :class:`~scoredist3d.geometry.base.Geometry`.
+        free_options: Options that may differ between a run and a later run that continues from its state (see
+            :class:`~scoredist3d.geometry.base.Geometry`).
     """
 
     @dataclass
@@ -114,7 +114,7 @@ class Material(nn.Module, ABC):
         """
 
     def harmonics(self, features: Tensor) -> Tensor | None:
-        """(N, K, 3) spherical harmonics of degrees 1 and above, as stored in splat files; None without them.
+        """(N, K, 3) spherical harmonics of degrees 1 and above, as stored in splat files; None if it has none.
 
         Args:
             features: (N, num_features).
@@ -129,7 +129,7 @@ class Material(nn.Module, ABC):
         return values
 
     def features_of(self, channels: SurfaceChannels) -> Tensor:
-        """(N, num_features) features for which :meth:`channels` approximates ``channels`` best.
+        """(N, num_features) features for which :meth:`channels` best approximates ``channels``.
 
         Raises:
             ValueError: The colors of this material are not a function of the features of single points.
@@ -143,7 +143,7 @@ class Material(nn.Module, ABC):
         """The light of each image of a step; None where the images are unlit.
 
         Args:
-            cameras: (B).
+            cameras: Cameras of the ``B`` images.
             step: Optimizer step.
             generator: Random generator of the step; None in evaluation, which is deterministic.
         """

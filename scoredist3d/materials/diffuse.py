@@ -28,7 +28,7 @@ class Diffuse(Material):
     image is lit with probability ``diffuse_probability``, and a lit image has a white albedo with probability
     ``textureless_probability``. The direction of the light is drawn from N(c / |c|, light_spread^2 I), with c the
     position of the camera, and normalized. Its distance is uniform in ``light_distance_range``, in units of |c|. With
-    ``soft_shading``, the strength of the point light is uniform in [0, 1] and the ambient light has the rest.
+    ``soft_shading``, the strength p of the point light is uniform in [0, 1], and that of the ambient light is 1 - p.
     """
 
     @dataclass
@@ -43,7 +43,7 @@ class Diffuse(Material):
         )
         textureless_probability: float = option(0.5, "Probability that a lit image has a white albedo.", ge=0, le=1)
         light_spread: float = option(
-            1.0, "Standard deviation of the direction of the light around that of the camera.", ge=0
+            1.0, "Standard deviation of the light's direction around the camera's direction.", ge=0
         )
         light_distance_range: tuple[float, float] = option(
             (0.8, 1.5), "Distance of the light from the origin, in units of the camera distance.", gt=0
@@ -53,7 +53,7 @@ class Diffuse(Material):
         )
         evaluation: Literal["albedo", "diffuse", "textureless"] = option(
             "albedo",
-            "What evaluation images show: the unlit albedo, or the albedo or a white surface lit from the camera.",
+            "Content of evaluation images: the unlit albedo, or the albedo or a white surface lit from the camera.",
         )
 
         def validate(self) -> list[str]:
@@ -95,7 +95,7 @@ class Diffuse(Material):
         return (albedo * (1.0 - textureless) + textureless) * shading[:, None]
 
     def channels(self, inputs: ShadingInputs) -> SurfaceChannels:
-        """The albedo as base color."""
+        """The albedo as the base color."""
         return SurfaceChannels(inputs.features.sigmoid())
 
     def features_of(self, channels: SurfaceChannels) -> Tensor:

@@ -79,7 +79,7 @@ class Latent(Material):
         return clamp_unit(inputs.features @ self.weights + self.bias)
 
     def channels(self, inputs: ShadingInputs) -> SurfaceChannels:
-        """The colors of the latents as base color."""
+        """The colors of the latents, as the base color."""
         return SurfaceChannels((inputs.features @ self.weights + self.bias).clamp(0.0, 1.0))
 
     def display(self, values: Tensor) -> Tensor:
@@ -89,7 +89,7 @@ class Latent(Material):
         return (values @ self.weights + self.bias).clamp(0.0, 1.0)
 
     def features_of(self, channels: SurfaceChannels) -> Tensor:
-        """(N, C): the latents of least norm that have the base color."""
+        """(N, C): the latents of least norm whose color is the base color."""
         return (channels.base_color - self.bias) @ torch.linalg.pinv(self.weights)
 
     def parameter_groups(self) -> list[dict[str, Any]]:

@@ -24,7 +24,7 @@ from scoredist3d.ops.shading.environment import (
 DIELECTRIC_F0 = 0.04
 """Reflectance of non-metals at normal incidence."""
 
-_DARKEST = 1e-3  # least initial radiance of a learned map, whose logarithm must be finite
+_DARKEST = 1e-3  # smallest initial radiance of a learned map; its logarithm must be finite
 
 
 def studio_panorama(height: int) -> Tensor:

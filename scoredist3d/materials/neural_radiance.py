@@ -23,7 +23,7 @@ _AXES = torch.cat([torch.eye(3), -torch.eye(3)])
 
 @register("material", "neural-radiance", summary="View-dependent color from a small network.", arxiv="2003.08934")
 class NeuralRadiance(Material):
-    """View-dependent color of a small network: rgb = sigmoid(f[:3] + MLP(f, Y(d))).
+    """View-dependent color from a small network: rgb = sigmoid(f[:3] + MLP(f, Y(d))).
 
     Y are the spherical harmonics of the direction d from the camera to the point. The last layer of the network is
     initialized to zero, so the initial color is sigmoid(f[:3]) in all directions.
@@ -34,13 +34,13 @@ class NeuralRadiance(Material):
         """Options of the network."""
 
         num_features: int = option(
-            16, "Features of each point; the first three are the logit of the initial color.", ge=3, le=256
+            16, "Number of features per point; the first three are the logit of the initial color.", ge=3, le=256
         )
         degree: int = option(
             3, "Highest degree of the spherical harmonics that encode the view direction.", ge=0, le=MAX_DEGREE
         )
         hidden_width: int = option(32, "Units per hidden layer.", ge=1)
-        hidden_layers: int = option(2, "Hidden layers.", ge=1, le=8)
+        hidden_layers: int = option(2, "Number of hidden layers.", ge=1, le=8)
 
     needs_view_dirs = True
     baked_lighting = True
@@ -64,7 +64,7 @@ class NeuralRadiance(Material):
         return self._colors(inputs.features, inputs.view_dirs)
 
     def channels(self, inputs: ShadingInputs) -> SurfaceChannels:
-        """The mean color over the six axis directions; with normals, over those from which the surface is visible."""
+        """Mean color over the six axis directions; with normals, over those from which the surface is visible."""
         features = inputs.features
         axes = _AXES.to(features)
         colors = torch.stack([self._colors(features, axis.expand(len(features), 3)) for axis in axes])

@@ -27,7 +27,7 @@ class NormalShading(Material):
 
         num_features: int = option(
             3,
-            "Features of the geometry. They are ignored; set the number that the material of the next stage expects.",
+            "Number of geometry features, which are ignored; set the number that the next stage's material expects.",
             ge=1,
             le=256,
         )

@@ -52,7 +52,7 @@ class PBR(Material):
         """Options of the physically based material."""
 
         albedo_range: tuple[float, float] = option(
-            (0.0, 1.0), "Smallest and largest base color, display sRGB.", ge=0, le=1
+            (0.0, 1.0), "Smallest and largest base color, in display sRGB.", ge=0, le=1
         )
         roughness_range: tuple[float, float] = option((0.08, 0.95), "Smallest and largest roughness.", ge=0, le=1)
         metallic_range: tuple[float, float] = option((0.0, 0.95), "Smallest and largest metallic value.", ge=0, le=1)
@@ -66,14 +66,14 @@ class PBR(Material):
             None, "Equirectangular .hdr or 8-bit image, centered at +x; null is a built-in studio.", file=True
         )
         environment_resolution: int = option(
-            64, "Rows of the environment map; 16 to 32 suit a learned one.", ge=8, le=128
+            64, "Rows of the environment map; 16 to 32 are suitable for a learned map.", ge=8, le=128
         )
         environment_levels: int = option(8, "Number of roughness values for which the map is prefiltered.", ge=2, le=16)
-        intensity: float = option(1.0, "Factor on the radiance of the map.", gt=0)
+        intensity: float = option(1.0, "Factor that multiplies the radiance of the map.", gt=0)
         rotation: float = option(0.0, "Rotation of the map in degrees, counter-clockwise seen from above.")
         random_rotation: bool = option(False, "Rotate the map by a random angle in each training image.")
         learned: bool = option(False, "Optimize the map, starting from environment_map.")
-        multiple_scattering: bool = option(True, "Include the light scattered several times between microfacets.")
+        multiple_scattering: bool = option(True, "Include light that is scattered several times between microfacets.")
 
         def validate(self) -> list[str]:
             """Check that the ranges are ordered."""
@@ -95,7 +95,7 @@ class PBR(Material):
         self.environment = EnvironmentLight(panorama, levels=config.environment_levels, learned=config.learned)
 
     def forward(self, inputs: ShadingInputs) -> Tensor:
-        """(N, 3) shaded colors. The light gives the rotation of the environment; its other values are ignored.
+        """(N, 3) shaded colors. The light provides the rotation of the environment; its other values are ignored.
 
         Raises:
             ValueError: The inputs have no normals or no view directions.
@@ -123,7 +123,7 @@ class PBR(Material):
         view_dirs: Tensor,
         rotation: Tensor | None = None,
     ) -> Tensor:
-        """(N, 3) linear radiance towards the camera, not clamped to [0, 1].
+        """(N, 3) linear radiance toward the camera, not clamped to [0, 1].
 
         Args:
             albedo: (N, 3), linear base color.
@@ -169,7 +169,7 @@ class PBR(Material):
         return F.pad(torch.cat(parts, dim=-1), (0, self.num_features - 5))
 
     def sample_light(self, cameras: Cameras, step: int, generator: torch.Generator | None) -> Light | None:
-        """A random rotation of the environment for each training image, with ``random_rotation``; else None."""
+        """A random rotation of the environment per training image if ``random_rotation`` is true; otherwise None."""
         if generator is None or not self.config.random_rotation:
             return None
         origins = cameras.origins
@@ -201,7 +201,7 @@ class PBR(Material):
 
 
 def _within(fraction: Tensor, limits: tuple[float, float]) -> Tensor:
-    """Values at ``fraction`` of the range ``limits``."""
+    """Values at the relative position ``fraction`` in the range ``limits``."""
     low, high = limits
     return low + (high - low) * fraction
 

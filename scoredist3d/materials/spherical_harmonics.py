@@ -35,7 +35,7 @@ class SphericalHarmonics(Material):
     class Config(Material.Config):
         """Options of spherical harmonics."""
 
-        degree: int = option(3, "Highest degree; 0 is a view-independent color.", ge=0, le=MAX_DEGREE)
+        degree: int = option(3, "Highest degree; 0 means a view-independent color.", ge=0, le=MAX_DEGREE)
         degree_every: int = option(
             1000, "Steps after which the next degree is enabled; 0 enables all from the start.", ge=0
         )
@@ -72,7 +72,7 @@ class SphericalHarmonics(Material):
         return clamp_unit(0.5 + torch.einsum("...k,...kc->...c", basis, coefficients[..., : basis.shape[-1], :]))
 
     def channels(self, inputs: ShadingInputs) -> SurfaceChannels:
-        """The constant term, which is the mean color over all directions, as base color."""
+        """The constant term, which is the mean color over all directions, as the base color."""
         return SurfaceChannels((0.5 + DC * inputs.features[..., :3]).clamp(0.0, 1.0))
 
     def features_of(self, channels: SurfaceChannels) -> Tensor:

@@ -26,7 +26,7 @@ class Unlit(Material):
         return inputs.features.sigmoid()
 
     def channels(self, inputs: ShadingInputs) -> SurfaceChannels:
-        """The color as base color."""
+        """The color as the base color."""
         return SurfaceChannels(inputs.features.sigmoid())
 
     def features_of(self, channels: SurfaceChannels) -> Tensor:

@@ -1,7 +1,7 @@
 """A prior with a closed-form denoiser: a mixture of Gaussians.
 
-It is the reference solution of the tests and the smallest example of a prior. The text selects components of the
-mixture, and the exact prediction replaces a network.
+It serves as the reference solution in tests and as the smallest example of a prior. The text selects components of
+the mixture, and the exact prediction takes the place of a network.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Mixture:
             raise ValueError(f"a mixture of {count} components needs {count} weights and {count} sets of labels")
 
 
-@register("prior", "gaussian-mixture", summary="Exact denoiser of a mixture of Gaussians, conditional on words.")
+@register("prior", "gaussian-mixture", summary="Exact denoiser of a mixture of Gaussians, conditioned on words.")
 class GaussianMixturePrior(Prior):
     """A mixture of Gaussians with the exact prediction at every timestep.
 
@@ -76,14 +76,16 @@ class GaussianMixturePrior(Prior):
 
     @dataclass
     class Config(ComponentConfig):
-        """The mixture and the parametrization of its predictions."""
+        """Options of the mixture and of the parametrization of its predictions."""
 
-        preset: Literal["blobs"] = option("blobs", "blobs: discs of 4 colors on the left or right of a gray image.")
-        image_size: int = option(16, "Side of the images, pixels.", ge=4, le=512)
+        preset: Literal["blobs"] = option(
+            "blobs", "Built-in mixture; blobs: discs of 4 colors on the left or right of a gray image."
+        )
+        image_size: int = option(16, "Side of the images, in pixels.", ge=4, le=512)
         factor: int = option(
             1, "Side of the block of pixels averaged into one latent pixel; 1 means pixel space.", ge=1, le=16
         )
-        std: float = option(0.1, "Standard deviation of every component, in units of latents in [-1, 1].", gt=0)
+        std: float = option(0.1, "Standard deviation of every component; latents are in [-1, 1].", gt=0)
         parametrization: Literal["epsilon", "sample", "v_prediction", "flow"] = option(
             "epsilon",
             "Parametrization of predictions; flow uses the rectified-flow schedule, the others Stable Diffusion's.",
@@ -140,7 +142,7 @@ class GaussianMixturePrior(Prior):
         return (0.5 * x + 0.5).movedim(1, -1)
 
     def embed(self, prompts: Sequence[str], cameras: Cameras | None = None) -> Conditioning:
-        """The component weights of each prompt as text embedding (B, 1, K); cameras are not used."""
+        """The component weights of each prompt, as a (B, 1, K) text embedding; cameras are not used."""
         rows = torch.stack([self._component_weights(prompt) for prompt in prompts])
         return Conditioning(text=rows[:, None, :])
 

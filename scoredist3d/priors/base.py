@@ -49,14 +49,14 @@ class Prior(nn.Module, ABC):
 
     @abstractmethod
     def encode(self, rgb: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Images (B, H, W, 3) of any size to latents of the model's size; differentiable.
+        """Encode images (B, H, W, 3) of any size as latents of the model's size; differentiable.
 
-        Without a generator the result is the mean of the encoder's distribution, with one it is a sample.
+        The result is the mean of the encoder's distribution, or a sample from it if a generator is given.
         """
 
     @abstractmethod
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents (B, C, h, w) to images (B, H, W, 3), not clamped; differentiable."""
+        """Decode latents (B, C, h, w) to images (B, H, W, 3), not clamped; differentiable."""
 
     @abstractmethod
     def embed(self, prompts: Sequence[str], cameras: Cameras | None = None) -> Conditioning:
@@ -82,17 +82,17 @@ class Prior(nn.Module, ABC):
         """The denoiser of another model that uses this prior's latents, noise schedule and text embedding.
 
         Args:
-            name: The model, as in the family's configuration.
+            name: The other model, in the same form as in the prior's configuration.
             key: Configuration key that holds ``name``, for error messages.
 
         Raises:
-            ValueError: The family has no loadable models, or the model does not use this prior's latents, noise
-                schedule and text embedding.
+            ValueError: Priors of this class cannot load another model, or the model does not use this prior's latents,
+                noise schedule and text embedding.
         """
         raise ValueError(f"{key}: a {type(self).__name__} cannot load another model; remove this option")
 
     def limit_x0(self, x0: Tensor) -> Tensor:
-        """The predicted clean image (B, C, h, w), limited to the range of the model's own sampler."""
+        """The predicted clean image (B, C, h, w), thresholded as in the model's own sampler."""
         return x0
 
     def unknown_words(self, prompt: str) -> list[str]:

@@ -11,7 +11,7 @@ CAMERA_EMBEDDING_SIZE = 16
 
 
 def camera_embedding(cameras: Cameras) -> Tensor:
-    """The flattened camera-to-world matrix in row order, (B, 16), with its translation normalized to length 1.
+    """The flattened camera-to-world matrix in row-major order, (B, 16), with its translation normalized to length 1.
 
     This is the convention of MVDream (arXiv 2308.16512): the embedding contains the camera's direction, but not its
     distance. Sixteen zeros mean "no camera".

@@ -1,4 +1,4 @@
-"""Conditioning inputs of a denoiser, and the set of them that guidance combines."""
+"""Conditioning inputs of a denoiser, and the set of conditionings that guidance combines."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Conditioning:
         return self._map(lambda part: part.expand(batch, *part.shape[1:]))
 
     def without_camera(self) -> Conditioning:
-        """The same text with a zero camera embedding, which the network was trained to read as "no camera"."""
+        """The same text with a zero camera embedding, which means "no camera" to the trained network."""
         return self if self.camera is None else replace(self, camera=torch.zeros_like(self.camera))
 
     @classmethod
@@ -86,13 +86,13 @@ class CFGConditions:
     """Conditionings that guidance combines, each with ``B`` items or with one item for the whole batch.
 
     Attributes:
-        positive: The prompt, including view words where view-dependent prompting is on.
-        unconditional: The negative prompt, or the empty prompt where there is none.
+        positive: The prompt, including view words if view-dependent prompting is enabled.
+        unconditional: The negative prompt, or the empty prompt if there is none.
         negatives: Perp-Neg's additional negative prompts and their (B,) weights (negative numbers).
         plain: The prompt without view words, used by the score models of variational methods; None means ``positive``.
         empty: The empty prompt; None means ``unconditional``.
-        cameras: Cameras of the batch, for methods with camera conditioning of their own.
-        extra: Additional prompts requested by the method, by the method's names for them.
+        cameras: Cameras of the batch, for methods that have their own camera conditioning.
+        extra: Additional prompts requested by the method, keyed by the names that it gives them.
     """
 
     positive: Conditioning

@@ -28,7 +28,7 @@ class DenoiserNetwork(FrozenNetwork, ABC):
         name: The pipeline's folder or hub id.
         schedule: Noise schedule, from the pipeline's scheduler configuration.
         takes_cameras: Whether the network is conditioned on cameras.
-        patch_size: The sides of latents are multiples of it; larger than 1 for transformers.
+        patch_size: Divisor of the height and width of latents; larger than 1 for transformers.
     """
 
     part: ClassVar[str] = "unet"
@@ -42,7 +42,7 @@ class DenoiserNetwork(FrozenNetwork, ABC):
 
         Args:
             source: The pipeline.
-            precision: Arithmetic of the network.
+            precision: Numerical precision of the network.
 
         Raises:
             PriorError: The network is missing, incomplete, or of a kind that the family does not support.

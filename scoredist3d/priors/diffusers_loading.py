@@ -86,7 +86,7 @@ class PipelineSource:
         return bool((self.index.get(part) or [None])[0])
 
     def load(self, part: str, **keywords: Any) -> Any:
-        """The part, loaded by the class that the index names.
+        """Load a part with the class that the index names.
 
         Args:
             part: Name of the part in the index, e.g. ``tokenizer``.
@@ -97,7 +97,7 @@ class PipelineSource:
         """
         cls = self._class_of(part)
         if self.index[part][0] == "transformers":
-            # Otherwise transformers asks on the terminal whether to run code of the folder. diffusers always refuses.
+            # Otherwise, transformers asks on the terminal whether to run code from the folder; diffusers never runs it.
             keywords["trust_remote_code"] = False
         try:
             # The libraries initialize missing weights from the global random stream before they report them.
@@ -107,7 +107,7 @@ class PipelineSource:
             raise PriorError(f"{self.key}: the {part} of {self.name} cannot be loaded: {_first_line(error)}") from error
 
     def load_network(self, part: str, dtype: torch.dtype) -> nn.Module:
-        """A frozen network in evaluation mode.
+        """Load a network, frozen and in evaluation mode.
 
         Args:
             part: Name of the network in the index, e.g. ``unet``.
@@ -137,7 +137,7 @@ class PipelineSource:
         missing = sorted(info["missing_keys"])
         if missing:
             raise PriorError(
-                f"{self.key}: the {part} of {self.name} lacks {len(missing)} weights, the first is {missing[0]}; "
+                f"{self.key}: the {part} of {self.name} lacks {len(missing)} weights; the first is {missing[0]}; "
                 "download or export the model again"
             )
         mismatched = sorted(info["mismatched_keys"])
@@ -154,7 +154,7 @@ class PipelineSource:
         The file is a list of words, or an object with the list under "words".
 
         Raises:
-            PriorError: The file has another form.
+            PriorError: The file does not have this form.
         """
         path = None if self.folder is None else self.folder / "vocabulary.json"
         if path is None or not path.is_file():
@@ -172,11 +172,16 @@ class PipelineSource:
             PriorError: The pipeline has no scheduler, or its configuration is missing or unreadable.
         """
         if not self.has("scheduler"):
-            raise PriorError(f"{self.key}: {self.name} has no scheduler in its {_INDEX}")
+            raise PriorError(
+                f"{self.key}: {self.name} has no scheduler in its {_INDEX}; use a complete text-to-image pipeline"
+            )
         if self.folder is not None:
             path = self.folder / "scheduler" / "scheduler_config.json"
             if not path.is_file():
-                raise PriorError(f"{self.key}: {self.name} is incomplete: scheduler/scheduler_config.json is missing")
+                raise PriorError(
+                    f"{self.key}: {self.name} is incomplete: scheduler/scheduler_config.json is missing; "
+                    "download or export the model again"
+                )
             return _read_json(path, self.key)
         return dict(self.load("scheduler").config)
 
@@ -191,7 +196,10 @@ class PipelineSource:
             return dict(_read_json(_download(self.name, f"{part}/config.json", self.revision, self.key), self.key))
         path = self.folder / part / "config.json"
         if not path.is_file():
-            raise PriorError(f"{self.key}: {self.name} is incomplete: {part}/config.json is missing")
+            raise PriorError(
+                f"{self.key}: {self.name} is incomplete: {part}/config.json is missing; "
+                "download or export the model again"
+            )
         return dict(_read_json(path, self.key))
 
     def _class_of(self, part: str) -> Any:
@@ -201,7 +209,9 @@ class PipelineSource:
             PriorError: The part is not listed, its class is not available, or its folder is missing.
         """
         if not self.has(part):
-            raise PriorError(f"{self.key}: {self.name} has no {part} in its {_INDEX}")
+            raise PriorError(
+                f"{self.key}: {self.name} has no {part} in its {_INDEX}; use a complete text-to-image pipeline"
+            )
         library, name = self.index[part]
         if library not in ("diffusers", "transformers"):
             raise PriorError(
@@ -215,7 +225,10 @@ class PipelineSource:
                 f"update {library}"
             )
         if self.folder is not None and not (self.folder / part).is_dir():
-            raise PriorError(f"{self.key}: {self.name} is incomplete: its folder {part}/ is missing")
+            raise PriorError(
+                f"{self.key}: {self.name} is incomplete: its folder {part}/ is missing; "
+                "download or export the model again"
+            )
         return cls
 
     def _options(self) -> dict[str, Any]:
@@ -226,7 +239,9 @@ class PipelineSource:
 def _read_index(folder: Path, key: str) -> dict[str, Any]:
     path = folder / _INDEX
     if not path.is_file():
-        raise PriorError(f"{key}: {folder} is not a diffusers pipeline: {_INDEX} is missing")
+        raise PriorError(
+            f"{key}: {folder} is not a diffusers pipeline: {_INDEX} is missing; use the folder of a complete pipeline"
+        )
     index = _read_json(path, key)
     if not isinstance(index, dict):
         raise PriorError(f"{key}: {path} must be a JSON object")

@@ -21,7 +21,7 @@ from scoredist3d.priors.unet_support import check_unet, takes_cameras, text_widt
 from scoredist3d.registry import register
 
 _T5_LENGTH = 77
-"""Tokens per prompt with which DeepFloyd IF was trained; T5 itself has no limit."""
+"""Number of tokens per prompt in the training of DeepFloyd IF; T5 itself has no limit."""
 
 
 class UNetDenoiser(DenoiserNetwork):
@@ -38,7 +38,7 @@ class UNetDenoiser(DenoiserNetwork):
 
     @classmethod
     def check(cls, source: PipelineSource) -> None:
-        """Refuse families that need inputs other than the text embedding and a camera."""
+        """Check that the UNet needs no inputs other than the text embedding and, optionally, a camera."""
         check_unet(source)
 
     def inputs(self, conditioning: Conditioning) -> Mapping[str, Tensor | None]:
@@ -69,13 +69,13 @@ class UNetDenoiser(DenoiserNetwork):
 class DiffusersPrior(PipelinePrior):
     """A UNet with one CLIP or T5 text encoder, from a diffusers pipeline.
 
-    Stable Diffusion 1.x and 2.x and the first stage of DeepFloyd IF are supported; other families are refused by name
-    (see :func:`~scoredist3d.priors.unet_support.check_unet`).
+    Stable Diffusion 1.x and 2.x and the first stage of DeepFloyd IF are supported; other families are rejected with an
+    error that names them (see :func:`~scoredist3d.priors.unet_support.check_unet`).
     """
 
     @dataclass
     class Config(PipelinePrior.Config):
-        """The pipeline, its precision and its image size."""
+        """Options of the pipeline, its precision and its image size."""
 
     denoiser_class = UNetDenoiser
 
@@ -86,7 +86,7 @@ class DiffusersPrior(PipelinePrior):
             config: Options of the prior.
 
         Raises:
-            PriorError: The folder or hub id is missing, incomplete, or of a family that is not supported.
+            PriorError: The pipeline is missing, incomplete, or of a family that is not supported.
         """
         source = self.open(config)
         super().__init__(config, source)
@@ -100,7 +100,7 @@ class DiffusersPrior(PipelinePrior):
             ValueError: The numbers of prompts and cameras differ.
         """
         if cameras is not None and len(cameras) != len(prompts):
-            raise ValueError(f"{len(prompts)} prompts need as many cameras, got {len(cameras)}")
+            raise ValueError(f"{len(prompts)} prompts require the same number of cameras, got {len(cameras)}")
         return Conditioning(self.text.hidden_states(prompts), camera=self.camera_condition(cameras, len(prompts)))
 
     def camera_condition(self, cameras: Cameras | None, batch: int) -> Tensor | None:

@@ -19,10 +19,10 @@ def loading_dtype(precision: Precision) -> torch.dtype:
 
 
 class FrozenNetwork(nn.Module):
-    """Base class of the parts of a prior that own one network.
+    """Base class of the parts of a prior that contain one network.
 
-    With precision ``auto`` the network is float16 on CUDA and float32 elsewhere, and changes its type when this module
-    or a parent module moves to another device.
+    With precision ``auto``, the network is in float16 on CUDA and in float32 elsewhere; its data type changes when this
+    module or a parent module moves to another device.
 
     Attributes:
         network: A diffusers or transformers model.
@@ -33,7 +33,7 @@ class FrozenNetwork(nn.Module):
     def __init__(self, network: nn.Module, precision: Precision) -> None:
         """Args:
         network: A frozen network in evaluation mode.
-        precision: Arithmetic of the network.
+        precision: Numerical precision of the network.
         """
         super().__init__()
         self.training = False

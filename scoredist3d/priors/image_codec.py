@@ -30,15 +30,18 @@ class ImageCodec(nn.Module, ABC):
 
     @abstractmethod
     def encode(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
-        """Images (B, 3, H, W) to latents (B, C, H / factor, W / factor); without a generator the mean."""
+        """Encode images (B, 3, H, W) as latents (B, C, H / factor, W / factor).
+
+        The result is the mean of the encoder's distribution, or a sample from it if a generator is given.
+        """
 
     @abstractmethod
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents (B, C, h, w) to images (B, 3, h factor, w factor), not clamped."""
+        """Decode latents (B, C, h, w) to images (B, 3, h factor, w factor), not clamped."""
 
 
 class PixelCodec(ImageCodec):
-    """Codec of pixel-space models: latents are the images."""
+    """Codec of pixel-space models: the latents are the images."""
 
     channels = 3
     factor = 1
@@ -62,7 +65,7 @@ class Autoencoder(FrozenNetwork, ImageCodec):
     def __init__(self, network: nn.Module, precision: Precision) -> None:
         """Args:
         network: A diffusers autoencoder, e.g. AutoencoderKL or AutoencoderTiny.
-        precision: Arithmetic of the network.
+        precision: Numerical precision of the network.
         """
         super().__init__(network, precision)
         config = self.network.config
@@ -73,7 +76,7 @@ class Autoencoder(FrozenNetwork, ImageCodec):
         self._shift = float(config.get("shift_factor") or 0.0)
 
     def encode(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
-        """The encoder's mean, or a sample with ``generator``, which deterministic autoencoders ignore."""
+        """The encoder's mean, or a sample if ``generator`` is given; deterministic autoencoders ignore it."""
         with torch.autocast(x.device.type, enabled=False):
             encoded = self.network.encode(x.to(self.dtype))
         if not hasattr(encoded, "latent_dist"):
@@ -85,7 +88,7 @@ class Autoencoder(FrozenNetwork, ImageCodec):
         return (latents.to(x.dtype) - self._shift) * self._scale
 
     def decode(self, latents: Tensor) -> Tensor:
-        """The decoded image of latents in the denoiser's units."""
+        """The images decoded from latents in the denoiser's units."""
         with torch.autocast(latents.device.type, enabled=False):
             return self.network.decode((latents / self._scale + self._shift).to(self.dtype)).sample
 
@@ -114,7 +117,7 @@ def resize_shorter_side(images: Tensor, side: int, multiple: int) -> Tensor:
 
 
 def _sampled(distribution: Any, generator: torch.Generator) -> Tensor:
-    """A sample of the encoder's Gaussian; the noise is drawn on the generator's device."""
+    """A sample from the encoder's Gaussian distribution; the noise is drawn on the generator's device."""
     mean = distribution.mean
     noise = torch.randn(mean.shape, generator=generator, device=generator.device).to(mean)
     return mean + distribution.std * noise

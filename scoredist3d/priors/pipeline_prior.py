@@ -38,7 +38,7 @@ class PipelinePrior(Prior):
 
     @dataclass
     class Config(ComponentConfig):
-        """The pipeline, its precision and its image size."""
+        """Options of the pipeline, its precision and its image size."""
 
         pretrained_model_name_or_path: str = option(
             EMBEDDED,
@@ -47,7 +47,7 @@ class PipelinePrior(Prior):
         revision: str | None = option(None, "Branch, tag or commit of a hub id.")
         variant: str | None = option(None, "Preferred variant of the weight files, e.g. fp16.")
         precision: Precision = option(
-            "auto", "Arithmetic of the networks; auto is fp16 on CUDA and fp32 elsewhere (bf16 on a CPU is far slower)."
+            "auto", "Precision of the networks; auto is fp16 on CUDA and fp32 elsewhere (bf16 on a CPU is far slower)."
         )
         image_size: int | None = option(
             None,
@@ -59,7 +59,7 @@ class PipelinePrior(Prior):
     denoiser_class: ClassVar[type[DenoiserNetwork]]
 
     def __init__(self, config: Config, source: PipelineSource) -> None:
-        """Load denoiser and autoencoder on the CPU; move the prior with ``.to(device)``.
+        """Load the denoiser and the autoencoder on the CPU; move the prior with ``.to(device)``.
 
         Args:
             config: Options of the prior.

@@ -14,7 +14,7 @@ from typing import Any
 def quiet_libraries() -> Iterator[None]:
     """Suppress log messages, warnings and progress bars of diffusers, transformers and huggingface_hub.
 
-    Loaders report the problems that these libraries only warn about as errors of their own, and a progress bar would
+    Loaders raise their own errors for the problems that these libraries only warn about, and a progress bar would
     interrupt the run's output. Exceptions are not suppressed, and all settings are restored at exit.
     """
     diffusers, transformers, hub = (

@@ -1,4 +1,4 @@
-"""Text encoding of a diffusers pipeline: prompts to the hidden states that its denoiser attends to."""
+"""Text encoders of a diffusers pipeline, which convert prompts to the hidden states that its denoiser attends to."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ class TextEncoder(FrozenNetwork):
     ) -> None:
         """Args:
         network: A transformers text encoder, e.g. CLIPTextModel or T5EncoderModel.
-        tokenizer: Its tokenizer.
-        precision: Arithmetic of the network.
-        length: Number of tokens per prompt; None takes the smaller limit of tokenizer and network.
+        tokenizer: The tokenizer of this text encoder.
+        precision: Numerical precision of the network.
+        length: Number of tokens per prompt; None means the smaller of the limits of tokenizer and network.
         masks_padding: Hide padding from the attention of the network, as the model's own pipeline does.
         lower_case: Strip prompts and convert them to lower case.
         """
@@ -63,7 +63,7 @@ class TextEncoder(FrozenNetwork):
 
         Args:
             source: The pipeline.
-            precision: Arithmetic of the network.
+            precision: Numerical precision of the network.
             suffix: Appended to the names of both parts, e.g. ``_2`` for the second text encoder.
             length: See :meth:`__init__`.
             masks_padding: See :meth:`__init__`.
@@ -85,7 +85,7 @@ class TextEncoder(FrozenNetwork):
 
         Args:
             prompts: B texts. Text beyond ``length`` tokens is ignored, with a warning.
-            all_layers: Include the hidden states of all layers, ``hidden_states``.
+            all_layers: Include ``hidden_states``, the hidden states of all layers.
         """
         texts = [prompt.strip().lower() for prompt in prompts] if self._lower_case else list(prompts)
         self._warn_if_truncated(texts)
@@ -104,5 +104,7 @@ class TextEncoder(FrozenNetwork):
             if len(ids) > self.length:
                 ignored = self.tokenizer.decode(ids[self.length - 1 :], skip_special_tokens=True).strip()
                 _log.warning(
-                    "the prompt is longer than the prior's %d tokens; its end is ignored: %r", self.length, ignored
+                    "the prompt is longer than the prior's limit of %d tokens; its end is ignored: %r",
+                    self.length,
+                    ignored,
                 )

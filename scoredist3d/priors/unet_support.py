@@ -1,4 +1,4 @@
-"""Check of a UNet's configuration against what the diffusers prior supports, before any weights are read."""
+"""Check, before any weights are read, that the diffusers prior supports a UNet's configuration."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _CLASS_CONDITIONS = {
 
 
 def check_unet(source: PipelineSource) -> None:
-    """Refuse pipelines without a UNet that needs only a text embedding and, optionally, a camera.
+    """Check that the pipeline has a UNet and that it needs only a text embedding and, optionally, a camera.
 
     Raises:
         PriorError: The pipeline has no UNet, or one that needs other inputs.

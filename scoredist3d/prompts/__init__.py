@@ -1,4 +1,4 @@
-"""Prompt processing: a prompt and cameras to the conditionings that guidance combines."""
+"""Prompt processing, which converts a prompt and cameras to the conditionings that guidance combines."""
 
 from scoredist3d.prompts.processor import ExtraPrompt, PromptProcessor
 

@@ -37,12 +37,12 @@ def debiased_prompts(
 
     Args:
         prompt: Words separated by whitespace.
-        probabilities: The language model.
-        threshold: 1 removes every word that makes a view less likely, 0 removes none.
-        removable: Words that may be removed, at all of their positions; None means all words.
+        probabilities: The model of view probabilities.
+        threshold: 1 removes every word that makes a view less likely; 0 removes none.
+        removable: Words that may be removed, wherever they occur; None means all words.
 
     Returns:
-        The prompt of each view, by view word.
+        The prompt of each view, keyed by view word.
 
     Raises:
         ValueError: A removable word is not in the prompt.
@@ -51,7 +51,8 @@ def debiased_prompts(
     missing = [word for word in removable or () if word not in words]
     if missing:
         raise ValueError(
-            f"prompt_processor.debias_words: the prompt {prompt!r} does not contain {missing[0]!r}; remove that word"
+            f"prompt_processor.debias_words: the prompt {prompt!r} does not contain {missing[0]!r}; "
+            "remove it from debias_words"
         )
     candidates = [index for index, word in enumerate(words) if removable is None or word in removable]
     shorter = [" ".join(words[:index] + words[index + 1 :]) for index in candidates]
@@ -72,7 +73,7 @@ class MaskedLanguageModel:
     """A masked language model, e.g. bert-base-uncased, that predicts the view word in :data:`TEMPLATE`."""
 
     def __init__(self, name: str) -> None:
-        """Load model and tokenizer on the CPU.
+        """Load the model and the tokenizer on the CPU.
 
         Args:
             name: A local folder or a hub id.
@@ -86,7 +87,7 @@ class MaskedLanguageModel:
         try:
             # transformers initializes missing weights from the global random stream before it reports them.
             with quiet_libraries(), torch.random.fork_rng(devices=[]):
-                # Otherwise transformers asks on the terminal whether to run code of the folder.
+                # Otherwise, transformers asks on the terminal whether to run code from the folder.
                 self.tokenizer: Any = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
                 model, info = transformers.AutoModelForMaskedLM.from_pretrained(
                     name, output_loading_info=True, trust_remote_code=False
@@ -110,7 +111,7 @@ class MaskedLanguageModel:
         split = [word for word, tokens in zip(VIEW_WORDS, ids, strict=True) if len(tokens) != 1]
         if split or any(tokens[0] == self.tokenizer.unk_token_id for tokens in ids):
             words = ", ".join(split) or "a view word"
-            raise ValueError(f"{_KEY}: {name!r} has no single token for {words}; use one such as bert-base-uncased")
+            raise ValueError(f"{_KEY}: {name!r} has no single token for {words}; use a model such as bert-base-uncased")
         self._view_ids = [tokens[0] for tokens in ids]
 
     @torch.no_grad()

@@ -29,8 +29,8 @@ class ExtraPrompt:
     """An additional prompt of a distillation method, e.g. the source prompt of an edit.
 
     Attributes:
-        text: The whole prompt.
-        view_words: Whether the same view words are appended as to the main prompt.
+        text: The complete prompt.
+        view_words: Whether view words are appended to it as to the main prompt.
     """
 
     text: str
@@ -48,12 +48,12 @@ class PromptProcessor:
 
     View words are chosen by the camera angles: "overhead view" if the elevation exceeds the overhead threshold,
     otherwise "front view" if |azimuth| is below the front threshold, "back view" if it exceeds 180 degrees minus the
-    back threshold, and "side view" elsewhere. Without cameras the prompt is used unchanged.
+    back threshold, and "side view" elsewhere. Without cameras, the prompt is used unchanged.
     """
 
     @dataclass
     class Config(ComponentConfig):
-        """View words, their angular sectors, Perp-Neg and prompt debiasing."""
+        """Options of view words, their angular sectors, Perp-Neg and prompt debiasing."""
 
         view_dependent: Literal["auto", "always", "never"] = option(
             "auto",
@@ -71,28 +71,28 @@ class PromptProcessor:
             60.0, "Elevation above which a view is an overhead view, in degrees.", ge=-90, le=90
         )
         perp_neg: bool = option(
-            False, "Perp-Neg: interpolate view prompts and use those of other views as negative prompts."
+            False, "Perp-Neg: interpolate the view prompts, and use those of other views as negative prompts."
         )
         perp_neg_side_back: tuple[float, float, float] = option(
             (1.0, 0.5, -0.606),
-            "Coefficients a, b, c of a exp(-b r) + c, the weight of the side prompt between side and back.",
+            "Coefficients a, b, c of the side prompt's weight, a exp(-b r) + c, in views between side and back.",
         )
         perp_neg_front_behind: tuple[float, float, float] = option(
-            (1.0, 0.5, 0.967), "Coefficients a, b, c of the weight of the front prompt between side and back."
+            (1.0, 0.5, 0.967), "Coefficients a, b, c of the front prompt's weight in views between side and back."
         )
         perp_neg_front_side: tuple[float, float, float] = option(
-            (4.0, 0.5, -2.426), "Coefficients a, b, c of the weight of the front prompt between front and side."
+            (4.0, 0.5, -2.426), "Coefficients a, b, c of the front prompt's weight in views between front and side."
         )
         perp_neg_side_front: tuple[float, float, float] = option(
-            (4.0, 0.5, -2.426), "Coefficients a, b, c of the weight of the side prompt between front and side."
+            (4.0, 0.5, -2.426), "Coefficients a, b, c of the side prompt's weight in views between front and side."
         )
         debias_model: str | None = option(
             None,
             "Masked language model (folder or hub id, e.g. bert-base-uncased) for the prompt debiasing of D-SDS "
-            "(arXiv 2303.15413), which removes words that contradict a view. The score debiasing of D-SDS is an "
-            "increasing guidance.grad_clip.",
+            "(arXiv 2303.15413), which removes words that contradict a view. For the score debiasing of D-SDS, "
+            "use an increasing guidance.grad_clip.",
         )
-        debias_words: list[str] | None = option(None, "Words that debiasing may remove; null means all.")
+        debias_words: list[str] | None = option(None, "Words that debiasing may remove; null means all words.")
         debias_threshold: float = option(
             0.95,
             "A word is removed if P(view | prompt), divided by its mean with and without the word, is below this.",
@@ -128,10 +128,10 @@ class PromptProcessor:
         prior: The prior that embeds the texts.
         prompt: Description of the object. Words that the prior does not know are reported in a warning.
         negative_prompt: Replaces the empty prompt in guidance.
-        extra: Additional prompts of the distillation method, by name.
+        extra: Additional prompts of the distillation method, keyed by name.
 
         Raises:
-            ValueError: An additional prompt has a name that the processor uses itself.
+            ValueError: An additional prompt has a name that the processor reserves.
         """
         self.config = config
         self.prompt, self.negative_prompt, self.extra = prompt, negative_prompt, dict(extra or {})
@@ -174,7 +174,7 @@ class PromptProcessor:
         """The guidance conditions of a batch.
 
         Args:
-            cameras: One per image, without synchronization with their device.
+            cameras: One camera per image; the call does not synchronize with their device.
             batch: Number of images if ``cameras`` is None (default 1).
         """
         count = (1 if batch is None else batch) if cameras is None else len(cameras)
@@ -201,7 +201,7 @@ class PromptProcessor:
         return CFGConditions(positive, unconditional, plain=plain, empty=empty, cameras=cameras, extra=extra)
 
     def embed(self, texts: Sequence[str]) -> Conditioning:
-        """The conditioning of any texts without cameras, (len(texts), L, D); embeddings are cached by text."""
+        """The conditioning of arbitrary texts without cameras, (len(texts), L, D); embeddings are cached by text."""
         new = [text for text in dict.fromkeys(texts) if text not in self._cache]
         if new:
             encoded = self._prior.embed(new)

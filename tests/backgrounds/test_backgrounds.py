@@ -120,7 +120,7 @@ def test_environment_behind_latents_is_unbounded():
 
 @pytest.mark.parametrize("name", ["solid", "random", "textured"])
 def test_colours_cannot_be_behind_latents(name):
-    with pytest.raises(ValueError, match=rf"^type: {name} has colors.* 4 latent .*background.type=environ"):
+    with pytest.raises(ValueError, match=rf"^type: {name} supports only colors.* 4 latent .*background.type=environ"):
         background(name, num_channels=4)
     with pytest.raises(ValueError, match="evaluation_color: a color does not fit 4 latent channels"):
         background("environment", num_channels=4, evaluation_color=[1.0, 1.0, 1.0])

@@ -1,4 +1,4 @@
-"""The Gaussian-mixture prior: exact in every parametrization, conditional on words."""
+"""The Gaussian-mixture prior: exact in every parametrization, conditioned on words."""
 
 import pytest
 import torch

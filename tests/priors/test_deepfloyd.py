@@ -57,7 +57,7 @@ def test_truncation_of_a_long_prompt_is_reported(folder, caplog):
     prior = load(folder)
     with caplog.at_level(logging.WARNING):
         prior.embed(PROMPTS)
-    assert len(caplog.records) == 1 and "longer than the prior's 77 tokens" in caplog.text
+    assert len(caplog.records) == 1 and "longer than the prior's limit of 77 tokens" in caplog.text
 
 
 def test_prediction_and_guidance_are_the_pipelines(folder):

@@ -74,7 +74,7 @@ def test_camera_and_text_matter_and_no_camera_is_zeros(folders):
     assert not torch.allclose(prior.predict(x, t, other).output, prior.predict(x, t, blind).output)
     with pytest.raises(ValueError, match="conditioned on cameras"):
         prior.predict(x, t, Conditioning(seen.text))
-    with pytest.raises(ValueError, match="as many cameras"):
+    with pytest.raises(ValueError, match="the same number of cameras"):
         prior.embed(["a mug"], cameras(2))
 
 
@@ -241,7 +241,7 @@ def test_missing_weights_are_an_error(folders, tmp_path, part, file):
     dropped = sorted(weights)[0]
     del weights[dropped]
     save_file(weights, folder / part / file, metadata={"format": "pt"})
-    with pytest.raises(PriorError, match=f"the {part} of .* lacks 1 weights, the first is "):
+    with pytest.raises(PriorError, match=f"the {part} of .* lacks 1 weights; the first is "):
         load(folder)
 
 

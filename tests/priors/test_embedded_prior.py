@@ -53,7 +53,7 @@ def test_unknown_words_get_a_warning_that_names_them(prior: DiffusersPrior, capl
 def test_truncation_of_a_long_prompt_is_reported(prior: DiffusersPrior, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, logger="scoredist3d"):
         prior.embed(["a mug " * 12 + "red"])
-    assert "longer than the prior's 24 tokens" in caplog.text and "red" in caplog.text
+    assert "longer than the prior's limit of 24 tokens" in caplog.text and "red" in caplog.text
     caplog.clear()
     prior.embed(["a red mug"])
     assert not caplog.text
