@@ -2,8 +2,8 @@
 
 The world is right-handed with z up. Cameras follow OpenGL: x right, y up, view along -z; ``c2w`` maps camera to world
 coordinates. A camera at azimuth 0 is at +x and sees the front of the object. The azimuth increases counter-clockwise
-seen from above (90 degrees is +y), the elevation upwards. The center of the pixel in row i and column j is at
-(j + 0.5, i + 0.5) from the top left corner of the image.
+seen from above (90 degrees is +y), and the elevation increases upwards. The center of the pixel in row i and column j
+is at (j + 0.5, i + 0.5) from the top left corner of the image.
 """
 
 from __future__ import annotations
@@ -168,7 +168,7 @@ def look_at(position: Tensor, target: Tensor, up: Tensor) -> Tensor:
 
 
 def spherical(azimuth: Tensor, elevation: Tensor, distance: Tensor) -> Tensor:
-    """(B, 3) positions of (B,) azimuths and elevations in radians and distances."""
+    """(B, 3) positions at (B,) azimuths and elevations, in radians, and (B,) distances."""
     return distance[:, None] * torch.stack(
         [elevation.cos() * azimuth.cos(), elevation.cos() * azimuth.sin(), elevation.sin()], dim=-1
     )
@@ -192,7 +192,7 @@ def orbit(
         azimuth_deg, elevation_deg, distance, fovy_deg: (B,); distances in scene units.
         height, width: Image size in pixels.
         offset: (B, 3), perturbations added to the positions.
-        target: (B, 3), points in the image center; the origin by default.
+        target: (B, 3), points that appear in the image center; the origin by default.
         up: (B, 3), up directions; world z by default.
     """
     azimuth, elevation = torch.deg2rad(azimuth_deg), torch.deg2rad(elevation_deg)
@@ -202,7 +202,7 @@ def orbit(
     target = torch.zeros_like(position) if target is None else target
     up = position.new_tensor([0.0, 0.0, 1.0]).expand_as(position) if up is None else up
     if up.shape == position.shape and offset is None:
-        # At the poles the cross product with the up direction vanishes; use its limit for the given azimuth.
+        # At the poles, the cross product with the up direction vanishes; use its limit for the given azimuth.
         pole = elevation.cos().abs()[:, None] < 1e-4
         limit = (
             torch.stack([-azimuth.cos(), -azimuth.sin(), torch.zeros_like(azimuth)], -1)

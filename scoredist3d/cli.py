@@ -47,7 +47,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return the exit code; an error is one message on stderr."""
+    """Run the command line and return the exit code; an error is printed as one message on stderr."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     verbose = "--verbose" in arguments or os.environ.get("SCOREDIST3D_DEBUG") == "1"
     tolerate_any_text()
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
-    # This is the outermost frame: any error becomes one message and an exit code.
+    # Outermost frame: any error becomes one message and an exit code.
     except Exception as error:
         if verbose:
             traceback.print_exc()
@@ -115,7 +115,7 @@ def _custom_folder(folder: str) -> Path:
 
 
 def _has_custom_here() -> bool:
-    """Whether the current folder contains a ``custom`` folder other than that of the checkout."""
+    """Whether the current folder contains a ``custom`` folder other than the one in the checkout."""
     here, root = Path.cwd() / "custom", checkout_root()
     return here.is_dir() and (root is None or here.resolve() != (root / "custom").resolve())
 
@@ -141,7 +141,7 @@ def _show(options: argparse.Namespace) -> int:
 def _check_kind(kind: str) -> None:
     if kind not in registry.KINDS:
         near = registry.near_matches(kind, list(registry.KINDS))
-        raise ConfigError(f"there is no kind {kind!r}.{near} Kinds are {', '.join(registry.KINDS)}")
+        raise ConfigError(f"unknown kind {kind!r}.{near} The kinds are {', '.join(registry.KINDS)}")
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -220,7 +220,7 @@ def _exit_code(result: Any) -> int:
 
 
 def _pipeline_to_resume(named: str | None) -> Path | None:
-    """The folder given with ``--resume``, if it is that of a pipeline; else None."""
+    """The folder given with ``--resume`` if it is a pipeline folder, else None."""
     from scoredist3d.training.folder import PIPELINE_CONFIG
 
     folder = Path(named or "")
@@ -257,7 +257,7 @@ def _parse_arguments(arguments: list[str]) -> argparse.Namespace:
     stray = [item for item in rest if "=" not in item]
     if stray:
         raise ConfigError(
-            f'{stray[0]!r} is neither an option nor key.path=value; a prompt is given as prompt="{stray[0]}"'
+            f'{stray[0]!r} is neither an option nor key.path=value; write a prompt as prompt="{stray[0]}"'
         )
     options.overrides = [*swallowed, *rest]
     return options
@@ -284,7 +284,7 @@ def _parser() -> _Parser:
         ("test", "render the turntable video of a run"),
         ("export", "write the 3D files of a run"),
     ):
-        add(f"--{mode}", nargs="?", const="", metavar="RUN", help=f"{text}, given as run folder or checkpoint")
+        add(f"--{mode}", nargs="?", const="", metavar="RUN", help=f"{text}, given as a run folder or checkpoint")
     add("--resume", metavar="RUN", help="run folder or checkpoint to continue from, with its configuration")
     add(
         "--gpu",
@@ -302,7 +302,7 @@ def _parser() -> _Parser:
         help="import user packages from FOLDER; commands that build a run always import ./custom",
     )
     add("--version", action="version", version=f"scoredist3d {__version__}")
-    add("--verbose", action="store_true", help="print the traceback of errors")
+    add("--verbose", action="store_true", help="print the traceback of an error")
     return parser
 
 
@@ -359,11 +359,11 @@ def _check_devices(devices: list[int] | str) -> None:
     absent = [index for index in devices if index >= count]
     if absent:
         have = f"has GPUs 0 to {count - 1}" if count else "has no usable CUDA GPU; use --gpu cpu"
-        raise ConfigError(f"--gpu: GPU {absent[0]} does not exist, this machine {have}")
+        raise ConfigError(f"--gpu: GPU {absent[0]} does not exist; this machine {have}")
 
 
 def _find_run(path: Path) -> tuple[Path, Path]:
-    """Folder and checkpoint of a path that names a run, a checkpoint, or a folder of runs (then the newest run)."""
+    """Run folder and checkpoint for a path to a run, a checkpoint or a folder of runs (the newest run is used)."""
     from scoredist3d.training.folder import find_run
 
     runs = _runs_below(path)

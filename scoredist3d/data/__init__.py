@@ -1,1 +1,1 @@
-"""Data: samplers of the cameras for training and evaluation."""
+"""Data: samplers of training and evaluation cameras."""

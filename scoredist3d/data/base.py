@@ -12,7 +12,7 @@ from scoredist3d.seeding import Rng
 
 
 class CameraSampler(ABC):
-    """Base class of samplers of the cameras for training steps and evaluation."""
+    """Base class of camera samplers, for training steps and for evaluation."""
 
     @dataclass
     class Config(ComponentConfig):
@@ -21,7 +21,7 @@ class CameraSampler(ABC):
     def __init__(self, config: Config, *, world_size: int = 1) -> None:
         """Args:
         config: Options.
-        world_size: Number of ranks that sample for the same step, each with its own ``Rng.rank``.
+        world_size: Number of ranks that sample cameras for the same step, each with its own ``Rng.rank``.
         """
         self.world_size = world_size
 

@@ -36,7 +36,7 @@ class RandomCamera(CameraSampler):
 
     With ``batch_uniform_azimuth``, the N views of a step over all ranks are at fractions (i + u) / N of the azimuth
     range, with one u ~ U(0, 1) per step, so each step covers the whole range. With probability ``area_probability``,
-    the elevation is uniform over the area of the sphere (its sine is uniform), otherwise it is uniform in the angle.
+    the elevation is uniform over the area of the sphere (its sine is uniform); otherwise, it is uniform in the angle.
     """
 
     @dataclass
@@ -48,9 +48,9 @@ class RandomCamera(CameraSampler):
         )
         height: int | list[int] = option(64, "Image height in pixels; a list has one value per stage.", ge=1)
         width: int | list[int] = option(64, "Image width in pixels; a list has one value per stage.", ge=1)
-        resolution_milestones: list[int] = option([], "Steps at which the next stage begins.", ge=1)
-        azimuth_range: Range = option((-180.0, 180.0), "Degrees; 0 is the front.", ge=-360, le=360)
-        elevation_range: Range = option((-10.0, 60.0), "Degrees above the horizon.", ge=-90, le=90)
+        resolution_milestones: list[int] = option([], "Optimizer steps at which the next stage begins.", ge=1)
+        azimuth_range: Range = option((-180.0, 180.0), "Azimuth in degrees; 0 is the front.", ge=-360, le=360)
+        elevation_range: Range = option((-10.0, 60.0), "Elevation in degrees above the horizon.", ge=-90, le=90)
         distance_range: Range = option((3.04, 3.36), "Distance from the origin, scene units.", gt=0)
         fovy_range: Range = option((40.0, 40.0), "Vertical field of view, degrees.", gt=0, lt=180)
         relative_distance: bool = option(
@@ -58,10 +58,12 @@ class RandomCamera(CameraSampler):
             "Divide distances by tan(fovy / 2), so that the field of view does not change the size of the object.",
         )
         batch_uniform_azimuth: bool = option(True, "Space the views of a step evenly in azimuth.")
-        area_probability: float = option(0.5, "Probability of an elevation uniform in area, not in angle.", ge=0, le=1)
+        area_probability: float = option(
+            0.5, "Probability that the elevation is uniform in area instead of in angle.", ge=0, le=1
+        )
         position_jitter: float = option(0.0, "Position noise U(-j, j) per axis, scene units.", ge=0)
-        target_jitter: float = option(0.0, "Standard deviation of the target point, scene units.", ge=0)
-        up_jitter: float = option(0.0, "Standard deviation of the up vector.", ge=0)
+        target_jitter: float = option(0.0, "Standard deviation of the noise on the target point, scene units.", ge=0)
+        up_jitter: float = option(0.0, "Standard deviation of the noise on the up vector.", ge=0)
         evaluation: EvaluationConfig = field(
             default_factory=EvaluationConfig, metadata={"help": "Distance and field of view of evaluation views."}
         )
@@ -154,7 +156,7 @@ class RandomCamera(CameraSampler):
 
 
 def _at(values: int | list[int], stage: int) -> int:
-    """The value of a stage."""
+    """The value at ``stage``: an entry of the list, or the single value for all stages."""
     return values[stage] if isinstance(values, list) else values
 
 

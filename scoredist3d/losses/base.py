@@ -16,7 +16,7 @@ from scoredist3d.seeding import Rng
 class Loss(ABC):
     """Base class of losses, which are regularization terms of the objective.
 
-    The value of a loss is unweighted, so logged values are comparable between weights.
+    The value of a loss is unweighted, so logged values are comparable across runs with different weights.
 
     Attributes:
         config: Options.

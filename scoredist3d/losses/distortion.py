@@ -20,7 +20,7 @@ class Distortion(Loss):
     """Mean over pixels of sum_ij w_i w_j |s_i - s_j| + sum_i w_i^2 ds_i / 3 (mip-NeRF 360, equation 15).
 
     s is the distance along the ray in units of the ball's diameter. Unlike the depth variance, the loss also reduces
-    the weights of half-transparent pixels.
+    the weights of semi-transparent pixels.
     """
 
     @dataclass

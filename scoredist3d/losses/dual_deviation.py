@@ -16,13 +16,14 @@ from scoredist3d.registry import register
 @register(
     "loss",
     "dual-deviation",
-    summary="Deviation of the distances between FlexiCubes vertices and edge crossings.",
+    summary="Deviation of the distances between FlexiCubes vertices and their edge crossings.",
     arxiv="2308.05371",
 )
 class DualDeviation(MeshLoss):
-    """Mean over dual vertices v of MAD_e |v - u_e| / radius, u_e the edge crossings whose weighted mean is v (L_dev).
+    """Mean over dual vertices v of MAD_e |v - u_e| / radius (L_dev).
 
-    MAD is the mean absolute deviation from the mean. It is 0 where v has the same distance from all crossings.
+    The u_e are the edge crossings whose weighted mean is v, and MAD is the mean absolute deviation from the mean. It
+    is 0 where v has the same distance from all crossings.
     """
 
     @dataclass
@@ -36,7 +37,9 @@ class DualDeviation(MeshLoss):
             ValueError: The mesh was not extracted by FlexiCubes.
         """
         if mesh.deviation is None:
-            raise ValueError("system.loss.dual-deviation: the loss needs geometry.type=flexicubes; remove the loss")
+            raise ValueError(
+                "system.loss.dual-deviation: the loss needs geometry.type=flexicubes; use it or remove the loss"
+            )
         if not len(mesh.deviation):
             return mesh.vertices.sum() * 0
         return mesh.deviation.mean() / radius

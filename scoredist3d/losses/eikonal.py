@@ -21,8 +21,8 @@ from scoredist3d.seeding import Rng
 class Eikonal(Loss):
     """Mean over points of (|grad sdf| - 1)^2 (Gropp et al. 2020).
 
-    Half of the points are uniform in the ball. The other half are visible surface points of the step with Gaussian
-    noise; if no surface is visible, they are uniform too.
+    Half of the points are uniform in the ball. The other half are surface points visible in the views of the step,
+    with Gaussian noise added; if no surface is visible, they are uniform too.
     """
 
     @dataclass

@@ -19,8 +19,8 @@ from scoredist3d.registry import register
 class Laplacian(MeshLoss):
     """Mean over vertices of |L x|^2 / radius^2, with (L x)_i = (mean of x over the neighbors of i) - x_i.
 
-    With ``relative`` it is |L (x - x_0)|^2, with x_0 the initial vertices if the mesh stores them. The loss is then
-    zero for the initial shape and penalizes only non-smooth displacements.
+    With ``relative``, the term is |L (x - x_0)|^2, where x_0 are the initial vertices, if the mesh stores them. The
+    loss is then zero for the initial shape and penalizes only non-smooth displacements.
     """
 
     @dataclass
@@ -29,7 +29,7 @@ class Laplacian(MeshLoss):
 
         relative: bool = option(
             False,
-            "Apply the Laplacian to displacements from the initial mesh; no effect if the faces change in training.",
+            "Apply the Laplacian to displacements from the initial mesh; no effect if faces change during training.",
         )
 
     config: Config

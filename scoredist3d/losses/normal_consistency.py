@@ -16,7 +16,7 @@ from scoredist3d.registry import register
 
 @register("loss", "normal-consistency", summary="Angles between the normals of adjacent mesh faces.")
 class NormalConsistency(MeshLoss):
-    """Mean over pairs of faces with a common edge of 1 - n_a . n_b, in [0, 2]; 0 for a plane."""
+    """Mean of 1 - n_a . n_b over pairs (a, b) of faces that share an edge, in [0, 2]; 0 for a plane."""
 
     @dataclass
     class Config(Loss.Config):

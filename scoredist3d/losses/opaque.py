@@ -1,4 +1,4 @@
-"""Opaque loss: penalizes half-transparent pixels."""
+"""Opaque loss: penalizes semi-transparent pixels."""
 
 from __future__ import annotations
 

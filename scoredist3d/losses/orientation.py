@@ -13,13 +13,15 @@ from scoredist3d.renderers.base import Render
 from scoredist3d.seeding import Rng
 
 
-@register("loss", "orientation", summary="Visible normals that face away from the camera.", arxiv="2112.03907")
+@register(
+    "loss", "orientation", summary="Penalty on visible normals that face away from the camera.", arxiv="2112.03907"
+)
 class Orientation(Loss):
     """Mean over rays of sum_i sg(w_i) max(0, n_i . v)^2 (Ref-NeRF, equation 11; DreamFusion, appendix).
 
     v is the direction of the ray, and w_i and n_i are the weight and the outward normal of its sample i. The weights
     are detached, so the loss rotates normals instead of making surfaces transparent. Only rays with an opacity above 0
-    count, so the effect of the loss weight does not depend on the size of the object in the image.
+    are averaged, so the effect of the loss weight does not depend on the size of the object in the image.
     """
 
     @dataclass

@@ -22,9 +22,9 @@ from scoredist3d.seeding import Rng
     arxiv="2111.12503",
 )
 class SdfSignChange(Loss):
-    """Mean of H(sigmoid(s_a), sign s_b) + H(sigmoid(s_b), sign s_a) over the grid's edges (a, b) that change sign.
+    """Mean of H(sigmoid(s_a), sign s_b) + H(sigmoid(s_b), sign s_a) over the grid edges (a, b) where s changes sign.
 
-    H is the binary cross entropy and s the signed distance in units of the radius (Munkberg et al. 2022, equation 2).
+    H is the binary cross-entropy and s the signed distance in units of the radius (Munkberg et al. 2022, equation 2).
     The loss removes floaters and cavities, which are invisible in the images.
     """
 

@@ -20,7 +20,7 @@ from scoredist3d.registry import register
 from scoredist3d.renderers.base import Render
 from scoredist3d.seeding import Rng
 
-_POOL = 2**15  # points whose distance to the mesh is computed once
+_POOL = 2**15  # number of points; their distances to the mesh are computed once
 _MIN_DEPTH = 1e-5  # keeps the gradient of -log(occupancy) finite at zero density
 
 
@@ -36,14 +36,15 @@ class _Pool:
 @register(
     "loss",
     "sketch-shape",
-    summary="Agreement of the field's occupancy with a coarse mesh, away from its surface.",
+    summary="Mismatch between the field's occupancy and a coarse mesh, away from the mesh surface.",
     arxiv="2211.07600",
 )
 class SketchShape(Loss):
-    """Mean over points of (1 - exp(-d^2 / (2 sigma^2))) CE(o, inside), o = 1 - exp(-extinction * step) (section 3.3).
+    """Mean over points of (1 - exp(-d^2 / (2 sigma^2))) CE(o, inside) (section 3.3).
 
-    d is the distance to the mesh. Far from its surface, the occupancy of the field must match the mesh; near the
-    surface, the guidance can change the shape. The winding number of the mesh determines which points are inside.
+    o = 1 - exp(-extinction * step) is the occupancy of the field, and d is the distance to the mesh. Far from its
+    surface, the occupancy must match the mesh; near the surface, the guidance can change the shape. The winding number
+    of the mesh determines which points are inside.
     """
 
     @dataclass
@@ -51,14 +52,18 @@ class SketchShape(Loss):
         """Options of the sketch-shape loss."""
 
         mesh: str = option(
-            help="Mesh file (.glb, .obj, .ply, .stl); it is scaled to the given size.", example="chair.obj", file=True
+            help="Mesh file (.glb, .obj, .ply, .stl); it is scaled to the radius given by size.",
+            example="chair.obj",
+            file=True,
         )
         size: float = option(0.7, "Radius of the scaled mesh, as a fraction of the radius of the ball.", gt=0, le=1)
         sigma: float = option(
-            0.3, "Distance from the mesh surface within which the loss is weak, as a fraction of the radius.", gt=0
+            0.3,
+            "Distance from the mesh surface within which the loss is weak, as a fraction of the radius of the ball.",
+            gt=0,
         )
         step_length: float = option(
-            0.2, "Ray length over which the occupancy is computed, as a fraction of the radius.", gt=0
+            0.2, "Ray length over which the occupancy is computed, as a fraction of the radius of the ball.", gt=0
         )
         points: int = option(4096, "Points per step.", ge=2, le=_POOL)
 
@@ -86,7 +91,7 @@ class SketchShape(Loss):
         return (pool.weights[chosen] * cost).mean()
 
     def _make_pool(self, radius: float, seed: int, device: torch.device) -> _Pool:
-        """The sample points, equal in all processes of a run."""
+        """The sample points, identical in all processes of a run."""
         mesh = fit_into(load_mesh(self.config.mesh).mesh, radius * self.config.size, margin=1.0)
         generator = Rng(seed)("sketch-shape-pool")
         sigma = self.config.sigma * radius

@@ -16,7 +16,7 @@ from scoredist3d.seeding import Rng
 
 @register("loss", "sparsity", summary="Mean of sqrt(opacity^2 + epsilon); reduces fog.", arxiv="2209.14988")
 class Sparsity(Loss):
-    """Mean over pixels of sqrt(O^2 + epsilon), O the opacity (DreamFusion, appendix).
+    """Mean over pixels of sqrt(O^2 + epsilon), where O is the opacity (DreamFusion, appendix).
 
     The value is close to |O|, so unneeded density decays to zero. epsilon keeps the gradient smooth at O = 0.
     """
@@ -25,7 +25,7 @@ class Sparsity(Loss):
     class Config(Loss.Config):
         """Options of the sparsity loss."""
 
-        epsilon: float = option(0.01, "Added under the square root.", gt=0)
+        epsilon: float = option(0.01, "Constant added to the squared opacity under the square root.", gt=0)
 
     config: Config
 

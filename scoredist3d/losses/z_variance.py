@@ -16,10 +16,10 @@ from scoredist3d.seeding import Rng
 
 @register("loss", "z-variance", summary="Variance of the depth along each ray; sharpens surfaces.", arxiv="2305.18766")
 class ZVariance(Loss):
-    """Mean over rays of sum_i w_i (t_i - d)^2 / (O radius^2), with d = sum_i w_i t_i / O the ray's depth (HiFA).
+    """Mean over rays of sum_i w_i (t_i - d)^2 / (O radius^2), where d = sum_i w_i t_i / O is the depth (HiFA).
 
     Lengths are relative to the radius of the ball, so the loss does not depend on the scale of the scene. Only rays
-    with an opacity O above ``min_opacity`` count, because the depth of other rays is unreliable.
+    with an opacity O above ``min_opacity`` are averaged, because the depth of other rays is unreliable.
     """
 
     @dataclass

@@ -1,4 +1,4 @@
-"""Names and values of the attributes that objects have and captions state."""
+"""Names and values of the attributes of objects, as stated in their captions."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def azimuth_symmetry(objects: Objects) -> Tensor:
     """Order of rotational symmetry about z of each object, (N,) int64.
 
     1 means a unique front, 2 that the object repeats after 180 degrees, 0 that the azimuth is undefined. In contrast to
-    AZIMUTH_SYMMETRY it depends on the mode (a round table) and on the size: a round object of size "wide" is oval.
+    AZIMUTH_SYMMETRY, it depends on the mode (a round table) and on the size: a round object of size "wide" is oval.
     """
     device = objects.category.device
     table = torch.zeros(len(FAMILIES), max(len(family.modes) for family in FAMILIES), dtype=torch.int64)

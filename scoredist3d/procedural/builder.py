@@ -84,13 +84,13 @@ class Builder:
         return Paint(color, color, self._none)
 
     def number(self, value: Number) -> Tensor:
-        """A number or a (count,) tensor as a (count,) tensor."""
+        """Convert a number or a (count,) tensor to a (count,) tensor."""
         if isinstance(value, Tensor):
             return value.expand(self.count)
         return torch.full((self.count,), float(value), device=self.device)
 
     def vector(self, value: Vector) -> Tensor:
-        """Three numbers or (count,) tensors as a (count, 3) tensor."""
+        """Convert three numbers or (count,) tensors to a (count, 3) tensor."""
         return torch.stack([self.number(component) for component in value], -1)
 
     def select(self, condition: Tensor, yes: Number, no: Number) -> Tensor:
@@ -137,7 +137,7 @@ class Builder:
         self._pieces.append(piece)
 
     def either(self, condition: Tensor, yes: Piece, no: Piece) -> Piece:
-        """One piece that is ``yes`` where the condition holds, else ``no``; both share a row of the table."""
+        """One piece that is ``yes`` where the condition holds, else ``no``; both share one row of the table."""
         rows = condition[:, None]
         paint = Paint(
             torch.where(rows, yes.paint.first, no.paint.first),
@@ -148,7 +148,7 @@ class Builder:
         if yes.hole is not None and no.hole is not None:
             hole = self.either(condition, yes.hole, no.hole)
         elif yes.hole is not None or no.hole is not None:
-            raise ValueError("either: the two pieces must both be hollow or both be solid")
+            raise ValueError("either: the pieces yes and no must both be hollow or both be solid")
         return Piece(torch.where(rows, yes.geometry, no.geometry), paint, hole)
 
     def box_piece(self, center: Vector, half: Vector, **options: Any) -> Piece:
@@ -174,7 +174,7 @@ class Builder:
         return self.piece(center, (radius, radius, half_height), quadric=(1.0, 0.0), taper=(top, top), **options)
 
     def ball(self, center: Vector, half: Vector, **options: Any) -> None:
-        """Add an ellipsoid, or the part of one between ``zlo`` and ``zhi``, in [-1, 1]."""
+        """Add an ellipsoid, or the part of it between ``zlo`` and ``zhi``, both in [-1, 1]."""
         self.add(self.ball_piece(center, half, **options))
 
     def _rotation(self, frame: tuple[tuple[float, ...], ...] | Tensor | None) -> Tensor:
@@ -214,8 +214,8 @@ class Builder:
         full = [piece for piece in self._pieces if piece.hole is None]
         if len(hollow) > NUM_HOLES or len(self._pieces) > NUM_SOLIDS:
             raise ValueError(
-                f"the family has {len(self._pieces)} pieces, {len(hollow)} of them hollow; at most {NUM_SOLIDS} and "
-                f"{NUM_HOLES} are possible"
+                f"the family has {len(self._pieces)} pieces, {len(hollow)} of them hollow; use at most "
+                f"{NUM_SOLIDS} pieces, {NUM_HOLES} of them hollow"
             )
         rows = NUM_SOLIDS + NUM_HOLES
         geometry = empty_geometry(self.count, self.device)[:, None].repeat(1, rows, 1)

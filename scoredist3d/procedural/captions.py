@@ -97,7 +97,7 @@ class Attributes(NamedTuple):
 
 
 def with_article(phrase: str) -> str:
-    """The phrase with "a" or "an"."""
+    """The phrase with the article "a" or "an"."""
     return ("an " if phrase[0] in _VOWELS else "a ") + phrase
 
 
@@ -112,8 +112,8 @@ def simple_caption(category: int | str, color: int | str | None = None) -> str:
 def view_words(cameras: Cameras) -> list[str]:
     """View word of each camera.
 
-    The view is "overhead" above 60 degrees of elevation. Otherwise it is "front" for azimuths up to 45 degrees, "back"
-    for azimuths beyond 135 degrees, and "side" between them (absolute values).
+    The view is "overhead" above 60 degrees of elevation. Otherwise, it is "front" for absolute azimuths up to 45
+    degrees, "back" for those beyond 135 degrees, and "side" between the two.
     """
     words = []
     for azimuth, elevation in zip(cameras.azimuth.tolist(), cameras.elevation.tolist(), strict=True):
@@ -189,14 +189,14 @@ def caption(
 
 
 def _statements(attributes: Attributes, draw: Callable[[], float], dropout: Dropout) -> Caption:
-    """Choose the attributes of an object that its caption states; text, view and background are left empty."""
+    """Choose which attributes of an object its caption states; text, view and background are left empty."""
     mode = FAMILIES[attributes.category].modes[attributes.mode]
     says_noun = draw() >= dropout.noun
     says_color = draw() >= dropout.color
     says_second = draw() >= dropout.second_color and attributes.second_color != attributes.color
     says_pattern = draw() >= dropout.pattern
     says_size = draw() >= dropout.size and attributes.size != 0
-    # Structures name parts of the family, so they would reveal a noun that is left out.
+    # Structures name parts specific to a family, so they would reveal a noun that is left out.
     says_mode = draw() >= dropout.mode and says_noun and (mode.adjective is not None or mode.feature is not None)
     if attributes.pattern == PLAIN and draw() < 0.5:
         says_pattern = False  # people rarely mention that an object is plain
@@ -249,7 +249,7 @@ def _body(attributes: Attributes, says: Caption, rng: random.Random, dropout: Dr
 
 
 def _with_determiner(phrase: str, noun: str) -> str:
-    """The phrase in the form that follows "with": plural and counted nouns take no article."""
+    """The phrase as it stands after "with": plural and counted nouns take no article."""
     return phrase if noun in PLURALS or phrase.split(" ", 1)[0] in COUNTS else with_article(phrase)
 
 

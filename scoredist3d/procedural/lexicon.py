@@ -15,7 +15,7 @@ _FUNCTION_WORDS = (
 
 @cache
 def lexicon() -> tuple[str, ...]:
-    """All words of the caption grammar and some common others: sorted, lower case, without punctuation."""
+    """All words of the caption grammar and some other common words: sorted, lower case, without punctuation."""
     phrases = [*COLORS, *PATTERNS, *SIZES, *VIEWS, *BACKGROUNDS, *GENERIC_NOUNS, _FUNCTION_WORDS]
     phrases += [noun for nouns in PATTERN_NOUNS.values() for noun in nouns]
     for family in FAMILIES:

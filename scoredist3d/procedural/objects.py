@@ -83,7 +83,7 @@ class Objects:
         return cls(**{f.name: torch.cat([getattr(b, f.name) for b in batches]) for f in fields(cls)})
 
     def trimmed(self) -> Objects:
-        """The objects without the rows of solids that no object of the batch uses, which makes rendering faster.
+        """The objects without the rows of solids that no object in the batch uses, for faster rendering.
 
         This synchronizes with the device once. Batches sorted by category benefit most.
         """
@@ -99,7 +99,7 @@ class Objects:
         )
 
     def occupancy(self, points: Tensor) -> Tensor:
-        """Whether ``points`` (N, M, 3) lie inside, as (N, M) bool; exact."""
+        """Whether ``points`` (N, M, 3) lie inside the objects, as (N, M) bool; exact."""
         return primitives.occupancy(self.geometry, points)
 
 

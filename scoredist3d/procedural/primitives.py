@@ -122,7 +122,7 @@ def _intervals(geometry: Tensor, origins: Tensor, directions: Tensor) -> tuple[T
 def _half_space(c1: Tensor, c0: Tensor) -> tuple[Tensor, Tensor]:
     """Interval of t with c1 t <= c0.
 
-    For a ray parallel to the plane it is (almost) everything or nothing, depending on the sign of c0.
+    For a ray parallel to the plane, the interval is (almost) unbounded or empty, depending on the sign of c0.
     """
     t = c0 / torch.where(c1.abs() < _TINY, _TINY, c1)
     backwards = c1 <= -_TINY
@@ -198,7 +198,7 @@ def _hits(geometry: Tensor, origins: Tensor, directions: Tensor, t: Tensor, inde
 def _constraints(rows: Tensor, local: Tensor) -> list[tuple[Tensor, tuple[Tensor, Tensor, Tensor]]]:
     """Values and local gradients of all constraints, the quadric last.
 
-    Values are negative inside; a primitive without quadric has the value -infinity.
+    Values are negative inside; if a primitive has no quadric, the value of this constraint is -infinity.
     """
     x, y, z = local.unbind(-1)
     bx, by = rows[..., _BX], rows[..., _BY]
@@ -231,7 +231,7 @@ def _active_gradient(rows: Tensor, local: Tensor, stretch: Tensor) -> Tensor:
 
 
 def occupancy(geometry: Tensor, points: Tensor) -> Tensor:
-    """Exact test whether points lie inside the objects.
+    """Exact test of whether points lie inside the objects.
 
     Args:
         geometry: (N, E, NUM_COLUMNS).

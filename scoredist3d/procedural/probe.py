@@ -1,7 +1,7 @@
 """The probe: a small network that predicts category, colors, pattern and viewing azimuth from a 64x64 image.
 
-It is trained only on renders of the procedural objects, never on samples of the prior, so it can evaluate the images of
-the prior and of distillation. Its error on new renders is the lower bound that measurements are compared with.
+It is trained only on renders of the procedural objects, never on samples of the prior, so it can evaluate images from
+the prior and from distillation. Its error on new renders is the lower bound to which measurements are compared.
 """
 
 from __future__ import annotations

@@ -76,7 +76,7 @@ def render_objects(
     """
     if len(objects) != len(cameras):
         raise ValueError(
-            f"cameras: {len(objects)} objects need one camera each, got {len(cameras)}; repeat either of them"
+            f"cameras: {len(objects)} objects need one camera each, got {len(cameras)}; repeat objects or cameras"
         )
     if light is None:
         light = torch.tensor(DEFAULT_LIGHT, device=objects.device).expand(len(objects), 3)

@@ -22,7 +22,7 @@ def best_family_iou(
         opacity: (V, H, W), opacity of the object in each view; above 0.5 a pixel counts as covered.
         cameras: The V cameras.
         category: Name of the family.
-        members: Number of random objects of the family.
+        members: Number of random objects from the family.
         generator: Source of randomness for these objects.
 
     Returns:

@@ -38,7 +38,7 @@ class Render:
         distortion: (B, H, W, 1), sum_ij w_i w_j |t_i - t_j| / (2 radius) + sum_i w_i^2 dt_i / (6 radius), the spread of
             the weights along the ray (mip-NeRF 360, arXiv 2111.12077, equation 15).
         auxiliary_losses: Scalar losses for the parameters of the renderer itself, to be added to the objective.
-        mesh: The rasterized mesh, for losses on it; None for other renderers.
+        mesh: The rasterized mesh, for mesh losses; None for other renderers.
         projection: Projected means of splatted Gaussians, for densification; None for other renderers.
     """
 
@@ -142,7 +142,7 @@ class Renderer(nn.Module, ABC):
             cameras: (B), on the device of the geometry.
             step: Optimizer step.
             rng: Random streams for training (jitter, background, light); None renders for evaluation.
-            needs: Names of the optional maps of :class:`Render` to render as well.
+            needs: Names of the optional maps of :class:`Render` to render in addition.
         """
 
     def update_step(self, step: int, rng: Rng) -> None:

@@ -172,7 +172,7 @@ class GaussianSplatting(Renderer):
 
 
 def facing_normals(gaussians: GaussianSet, toward: Tensor) -> Tensor:
-    """(B, N, 3) shortest unit axes of the Gaussians, oriented against the (B, N, 3) view directions ``toward``."""
+    """(B, N, 3) unit vectors along the shortest axes, oriented against the (B, N, 3) view directions ``toward``."""
     shortest = gaussians.scales.argmin(dim=-1)
     axes = rotation_matrices(gaussians.quaternions)
     axis = axes.gather(2, shortest[:, None, None].expand(-1, 3, 1))[..., 0]

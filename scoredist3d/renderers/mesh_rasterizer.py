@@ -49,8 +49,8 @@ class MeshRasterizer(Renderer):
     """Renderer of triangle meshes, which shades the nearest triangle at each pixel center and antialiases silhouettes.
 
     The shaded point is a differentiable function of the vertices. Visibility is not differentiable, but antialiasing
-    is: where a silhouette passes between two pixel centers, the colors and opacities of both pixels are blended by the
-    position of the silhouette, so images give gradients to silhouettes.
+    is: where a silhouette passes between two pixel centers, the colors and opacities of both pixels are blended
+    according to the position of the silhouette, so silhouettes receive gradients from the images.
     """
 
     @dataclass
@@ -60,9 +60,9 @@ class MeshRasterizer(Renderer):
         normals: Literal["smooth", "flat"] = option(
             "smooth", "Shading normals: interpolated vertex normals (smooth) or face normals (flat)."
         )
-        antialias: bool = option(True, "Antialias silhouettes; without it, images give them no gradient.")
-        supersample: Literal[1, 2] = option(1, "Samples per pixel along each axis, which are averaged.")
-        evaluation_chunk: int = option(4, "Images per chunk in evaluation; bounds the memory.", ge=1)
+        antialias: bool = option(True, "Antialias silhouettes; without antialiasing, silhouettes receive no gradient.")
+        supersample: Literal[1, 2] = option(1, "Samples per pixel along each axis; their mean is the pixel value.")
+        evaluation_chunk: int = option(4, "Images per chunk in evaluation; limits memory use.", ge=1)
         backend: Literal["auto", "torch", "native", "triton", "nvdiffrast"] = option(
             "auto", "Implementation of the rasterizer."
         )
@@ -144,7 +144,7 @@ class MeshRasterizer(Renderer):
         images = flat.new_zeros(fragments.triangle.numel(), flat.shape[1]).index_copy(0, hits.pixels, flat)
         images = images.view(*fragments.triangle.shape, -1)
         if self.config.antialias and len(mesh.faces):
-            # nvdiffrast stores images bottom-up, so its antialiasing does not fit; use a built-in backend.
+            # nvdiffrast stores images bottom-up, so its antialiasing cannot be used here; use a built-in backend.
             backend = "auto" if self.config.backend == "nvdiffrast" else self.config.backend
             topology = _edges_of(mesh.faces)
             images = antialias(images, fragments, clip, faces, topology=topology, backend=backend)
@@ -198,7 +198,7 @@ def clip_positions(vertices: Tensor, cameras: Cameras, radius: float) -> Tensor:
 
 
 def _covered_once(images: Tensor, channel: int) -> Tensor:
-    """Scale (B, H, W, K) pixels whose opacity, at index ``channel``, is outside [0, 1] to an opacity of 1 or 0.
+    """Limit the opacity of (B, H, W, K) pixels, at index ``channel``, to [0, 1] by scaling all channels.
 
     Antialiasing adds the contributions of all silhouettes in a pixel, so its opacity can leave the range.
     """

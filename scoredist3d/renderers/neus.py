@@ -28,9 +28,9 @@ class NeuSRenderer(VolumeRenderer):
 
     Phi(x) is 1 / (1 + exp(-s x)), with a learned s. sdf_i and sdf_{i+1} are the distances at the ends of an interval,
     extrapolated from its midpoint with the slope g = grad sdf . v along the ray. The slope is not the cosine n . v, so
-    a gradient whose norm differs from 1 does not shift the surface. The samples are composited by the equivalent
+    a gradient whose norm differs from 1 does not shift the surface. The samples are composited with the equivalent
     optical depth log Phi(sdf_i) - log Phi(sdf_{i+1}), which is accurate for alpha close to 1 and allows the code of the
-    volume renderer to be used.
+    volume renderer to be reused.
 
     The slope is min(0, g), which gives no gradient to surfaces that face away from the camera. Until
     ``cos_anneal_steps``, it is therefore interpolated with -(|grad sdf| - g) / 2, which is at least as steep (the
@@ -44,7 +44,9 @@ class NeuSRenderer(VolumeRenderer):
         inv_std: float = option(
             20.0, "Initial value of s in units of 1 / radius; larger values give sharper surfaces.", gt=0
         )
-        cos_anneal_steps: int = option(1000, "Steps until surfaces that face away from the camera are ignored.", ge=0)
+        cos_anneal_steps: int = option(
+            1000, "Steps over which the gradient of surfaces that face away from the camera fades to 0.", ge=0
+        )
 
     config: Config
     supports = HasSignedDistance
@@ -69,11 +71,11 @@ class NeuSRenderer(VolumeRenderer):
 
     @property
     def inv_std(self) -> Tensor:
-        """s, per scene unit."""
+        """The inverse standard deviation s, per scene unit."""
         return self.log_inv_std.exp() / self.geometry.radius
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """The group ``inv_std``, and ``proposal`` with the estimator ``proposal``."""
+        """The group ``inv_std``, and also ``proposal`` if the estimator is ``proposal``."""
         return [*super().parameter_groups(), {"name": "inv_std", "params": [self.log_inv_std]}]
 
     def _needs_normal(self, request: RenderRequest) -> bool:
@@ -87,7 +89,7 @@ class NeuSRenderer(VolumeRenderer):
         return self.inv_std * torch.sigmoid(-self.inv_std * self.geometry.sdf(points))
 
     def _extinction(self, values: GeometryOutput, samples: RaySamples, view_dirs: Tensor | None, step: int) -> Tensor:
-        """(M,): (log Phi(sdf_i) - log Phi(sdf_{i+1})) / length of the interval.
+        """(M,) extinctions (log Phi(sdf_i) - log Phi(sdf_{i+1})) / (length of the interval).
 
         Raises:
             ValueError: The geometry returned no signed distances or gradients.
@@ -110,9 +112,9 @@ class NeuSRenderer(VolumeRenderer):
         return depth.clamp_min(0.0) / samples.lengths.clamp_min(1e-12)
 
     def _transmittance(self, samples: RaySamples, points: Tensor) -> Tensor:
-        """(M,) upper bounds of the transmittance, from the signed distances at the midpoints alone."""
+        """(M,) upper bounds on the transmittance, computed only from the signed distances at the midpoints."""
         before = F.softplus(-self.inv_std * self.geometry.sdf(points))
         lost = (before[1:] - before[:-1]).clamp_min(0.0) * (samples.ray_indices[1:] == samples.ray_indices[:-1])
-        # Entry i is the optical depth up to the midpoint of i; it is applied from interval i + 1 on.
+        # Entry i is the optical depth between the midpoints of i - 1 and i; it counts from interval i + 1 on.
         lost = F.pad(lost, (1, 0))
         return transmittance(lost / samples.lengths.clamp_min(1e-12), samples)

@@ -16,12 +16,12 @@ from scoredist3d.seeding import Rng
 
 @dataclass
 class PatchConfig:
-    """Options of training on a random patch of each view. The rest of the view gives the prior its context."""
+    """Options of training on a random patch of each view. The rest of the view provides context for the prior."""
 
     size: int | None = option(
-        None, "Pixels per side of the patch that receives gradients; null is the whole view.", ge=1
+        None, "Pixels per side of the patch that receives gradients; null means the whole view.", ge=1
     )
-    downsample: int = option(4, "Downsampling factor per axis outside of the patch.", ge=1, le=64)
+    downsample: int = option(4, "Downsampling factor per axis outside the patch.", ge=1, le=64)
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,9 @@ class Patch:
     def paste(self, patch: Tensor, coarse: Tensor, height: int, width: int) -> Tensor:
         """(B, height, width, C): ``coarse`` (B, h, w, C) upsampled, with ``patch`` pasted into it.
 
-        The gradient of ``patch`` is multiplied by the ratio of image pixels to patch pixels. At random positions, it
-        is then an unbiased estimate of the gradient of the whole image, so the weights of losses keep their meaning
-        for any patch size.
+        The gradient of ``patch`` is multiplied by the ratio of image pixels to patch pixels. For patches at random
+        positions, it is then an unbiased estimate of the gradient of the whole image, so the loss weights keep their
+        meaning for any patch size.
         """
         size = (height, width)
         patch = _amplified(patch, height * width / (self.height * self.width))
@@ -66,12 +66,12 @@ def draw_patch(config: PatchConfig, cameras: Cameras, rng: Rng | None, step: int
 
 
 def low_resolution(config: PatchConfig, cameras: Cameras) -> Cameras:
-    """The same cameras at the resolution used outside of the patch."""
+    """The same cameras at the resolution used outside the patch."""
     return cameras.with_size(max(1, cameras.height // config.downsample), max(1, cameras.width // config.downsample))
 
 
 def _amplified(values: Tensor, factor: float) -> Tensor:
-    """``values``, with a gradient multiplied by ``factor``."""
+    """``values``, with their gradient multiplied by ``factor``."""
     amplified: Tensor = _Amplified.apply(values, factor)
     return amplified
 

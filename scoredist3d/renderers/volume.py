@@ -1,4 +1,4 @@
-"""Emission-absorption volume rendering (NeRF, arXiv 2003.08934) with three kinds of ray samples."""
+"""Emission-absorption volume rendering (NeRF, arXiv 2003.08934) with three ways of placing samples along rays."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ class OccupancyConfig:
     """Options of empty-space skipping."""
 
     enabled: bool = option(True, "Skip cells without density.")
-    resolution: int = option(32, "Cells per axis of the cube around the ball.", ge=1, le=512)
-    every: int = option(16, "Steps between updates of the grid.", ge=1)
+    resolution: int = option(32, "Cells per axis of the cube that encloses the ball.", ge=1, le=512)
+    every: int = option(16, "Optimizer steps between updates of the grid.", ge=1)
     threshold: float = option(0.01, "Smallest optical depth of one ray step at which a cell counts as occupied.", ge=0)
-    decay: float = option(0.95, "Factor on the stored density of each cell at an update.", gt=0, le=1)
+    decay: float = option(0.95, "Factor by which each update multiplies the stored density of a cell.", gt=0, le=1)
 
 
 @dataclass
 class ResamplingConfig:
     """Coarse pass of the estimators ``importance`` and ``proposal``."""
 
-    coarse_samples: int = option(64, "Bins of each ray inside the ball in the coarse pass.", ge=2, le=4096)
+    coarse_samples: int = option(64, "Bins per ray in the coarse pass.", ge=2, le=4096)
     padding: float = option(
         0.01, "Total weight spread evenly over all bins, relative to coarse weights that sum to 1.", ge=0
     )
@@ -55,16 +55,16 @@ class ResamplingConfig:
 class ProposalConfig:
     """Options of the proposal field, a small density field for the estimator ``proposal``."""
 
-    num_levels: int = option(5, "Levels of its hash grid.", ge=1, le=32)
+    num_levels: int = option(5, "Levels of the hash grid.", ge=1, le=32)
     log2_hashmap_size: int = option(13, "log2 of the number of entries per level.", ge=4, le=24)
     base_resolution: int = option(8, "Vertices per axis of the coarsest level.", ge=2)
     per_level_scale: float = option(1.5, "Ratio of the resolutions of consecutive levels.", ge=1)
-    hidden_width: int = option(16, "Units of its hidden layer.", ge=1)
+    hidden_width: int = option(16, "Units of the hidden layer.", ge=1)
 
 
 @dataclass(frozen=True)
 class RenderRequest:
-    """Settings of a call of the renderer that apply to all of its rays.
+    """Settings of one call of the renderer, which apply to all of its rays.
 
     Attributes:
         needs: Names of the optional maps to render.
@@ -81,7 +81,7 @@ class RenderRequest:
 
 @dataclass(frozen=True)
 class _Proposal:
-    """Bins of rays and their weights by the proposal field."""
+    """Bins along rays and their weights according to the proposal field."""
 
     bins: Bins
     weights: Tensor  # (H, K)
@@ -92,14 +92,15 @@ class VolumeRenderer(Renderer):
     """Volume renderer of density fields: C = sum_i w_i c_i + (1 - sum_i w_i) C_bg over the samples i of each ray.
 
     The weights are w_i = T_i (1 - exp(-sigma_i dt_i)) with T_i = exp(-sum_{j<i} sigma_j dt_j). The ``estimator``
-    chooses the samples. ``occupancy`` marches through the ball with a step of its diameter / ``num_samples`` and skips
-    cells without density. ``importance`` evaluates the density in coarse bins and places ``num_samples`` intervals by
-    the weights of these bins (NeRF, section 5.2). ``proposal`` takes the weights from a small density field instead,
-    which is trained to bound the weights of the object from above (mip-NeRF 360). In training, the steps of each ray
-    are shifted by a random fraction of a step, so that all depths are sampled.
+    determines where the samples are. ``occupancy`` marches through the ball with a step of its diameter /
+    ``num_samples`` and skips cells without density. ``importance`` evaluates the density in coarse bins and distributes
+    ``num_samples`` intervals according to the weights of these bins (NeRF, section 5.2). ``proposal`` takes the weights
+    from a small density field instead, which is trained to bound the weights of the object from above (mip-NeRF 360).
+    In training, the steps of each ray are shifted by a random fraction of a step, so that all depths are sampled.
 
-    With gradients or normals, samples whose transmittance is below ``min_transmittance`` are dropped. A first pass
-    without gradients evaluates their density. It saves time once the surface hides the inside of the object.
+    If gradients or normals are computed, samples whose transmittance is below ``min_transmittance`` are dropped. A
+    first pass without gradients determines the transmittance. This saves time once the surface hides the inside of the
+    object.
     """
 
     @dataclass
@@ -114,7 +115,8 @@ class VolumeRenderer(Renderer):
         )
         estimator: Literal["occupancy", "importance", "proposal"] = option(
             "occupancy",
-            "Placement of samples: in occupied cells, or by the weights of a coarse pass or of a proposal field.",
+            "Placement of samples: in occupied cells (occupancy), or according to the weights of a coarse pass "
+            "(importance) or of a proposal field (proposal).",
         )
         jitter: bool = option(True, "Shift the steps of each training ray by a random fraction of a step.")
         min_transmittance: float = option(
@@ -137,11 +139,11 @@ class VolumeRenderer(Renderer):
         )
         training_chunk: int | None = option(
             None,
-            "Rays per chunk in training. The backward pass renders each chunk again, which bounds the memory and "
+            "Rays per chunk in training. The backward pass renders each chunk again, which limits memory use and "
             "doubles the time. Null renders all rays at once.",
             ge=1,
         )
-        evaluation_chunk: int = option(8192, "Rays per chunk in evaluation; bounds the memory.", ge=1)
+        evaluation_chunk: int = option(8192, "Rays per chunk in evaluation; limits memory use.", ge=1)
         backend: Literal["auto", "torch", "native", "triton", "nerfacc"] = option(
             "auto", "Implementation of ray marching and compositing."
         )
@@ -179,14 +181,14 @@ class VolumeRenderer(Renderer):
         return cast(Field, super().geometry)
 
     def update_step(self, step: int, rng: Rng) -> None:
-        """Update the geometry, the material and, every few steps, the occupancy grid; equal on all ranks."""
+        """Update the geometry, the material and, every few steps, the occupancy grid; the same on all ranks."""
         super().update_step(step, rng)
         if self.occupancy is not None and step % self.config.occupancy.every == 0:
             generator = rng.shared()("occupancy", step, self.occupancy.density.device)
             self.occupancy.update(self._extinction_at, generator, decay=self.config.occupancy.decay)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """The group ``proposal`` with the estimator ``proposal``; else empty."""
+        """The group ``proposal`` if the estimator is ``proposal``; empty otherwise."""
         if self.proposal is None:
             return []
         return [{"name": "proposal", "params": list(self.proposal.parameters())}]
@@ -312,7 +314,7 @@ class VolumeRenderer(Renderer):
         return self.material.needs_view_dirs or "orientation" in request.needs
 
     def _place(self, rays: RayBatch, request: RenderRequest) -> tuple[RaySamples, _Proposal | None]:
-        """The samples of the rays, and the proposal if it is to be trained, else None."""
+        """The samples of the rays, and the proposal if it needs training, else None."""
         if self.config.estimator == "occupancy":
             return self._march(rays), None
         bins = uniform_bins(rays, self.geometry.radius, self.config.resampling.coarse_samples)
@@ -340,7 +342,7 @@ class VolumeRenderer(Renderer):
         )
 
     def _extinction_at(self, points: Tensor) -> Tensor:
-        """(N,) view-independent extinctions at (N, 3) points, per scene unit, by which samples are placed."""
+        """(N,) view-independent extinctions at (N, 3) points, per scene unit, for the placement of samples."""
         return self.geometry.extinction(points)
 
     def _extinction(self, values: GeometryOutput, samples: RaySamples, view_dirs: Tensor | None, step: int) -> Tensor:
@@ -348,7 +350,7 @@ class VolumeRenderer(Renderer):
         return values.density
 
     def _transmittance(self, samples: RaySamples, points: Tensor) -> Tensor:
-        """(M,) upper bounds of the transmittance up to the start of each interval."""
+        """(M,) upper bounds on the transmittance up to the start of each interval."""
         return transmittance(self.geometry.extinction(points), samples)
 
     @torch.no_grad()
@@ -361,7 +363,7 @@ class VolumeRenderer(Renderer):
 
 
 def _proposal_field(config: ProposalConfig, radius: float, rng: Rng) -> ImplicitVolume:
-    """A small density volume with the initial ball of the default volume; its single feature is unused."""
+    """A small density volume, initialized to the same ball as the default volume; its single feature is unused."""
     grid = HashGridConfig(
         num_levels=config.num_levels,
         log2_hashmap_size=config.log2_hashmap_size,

@@ -1,4 +1,4 @@
-"""Deferred back-propagation, to train on images whose samples exceed the memory (ARF, arXiv 2206.06360, sec. 4.2)."""
+"""Deferred backpropagation, for images whose samples do not fit in memory (ARF, arXiv 2206.06360, section 4.2)."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def in_chunks(compute: Callable[[RayBatch], Maps], rays: RayBatch, size: int) ->
 def deferred(
     compute: Callable[[RayBatch], Maps], rays: RayBatch, size: int, parameters: Sequence[nn.Parameter]
 ) -> Maps:
-    """:func:`in_chunks` with gradients, for which only the graph of one chunk is in memory at a time.
+    """:func:`in_chunks` with gradients; only the graph of one chunk is in memory at a time.
 
     The forward pass stores only the maps. The backward pass computes each chunk again with a graph and accumulates the
-    gradients. The results are those of a single pass, for twice the work.
+    gradients. The results equal those of a single pass, at twice the cost.
 
     Args:
         compute: A deterministic function of the rays and ``parameters``.
@@ -47,7 +47,7 @@ def deferred(
 
 
 class _Deferred(torch.autograd.Function):
-    """Autograd function from parameters to the maps of rays."""
+    """Autograd function that computes the maps of rays from the parameters."""
 
     @staticmethod
     def forward(

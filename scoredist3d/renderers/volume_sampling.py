@@ -55,7 +55,7 @@ class Bins:
     num_rays: int
 
     def points(self, rays: RayBatch) -> Tensor:
-        """(H * K, 3), one point per interval: its midpoint, or the fraction given by the jitter of the ray."""
+        """(H * K, 3), one point per interval: its midpoint, or the fraction of it given by the ray's jitter."""
         shift = 0.5 if rays.jitter is None else rays.jitter[self.rays, None]
         index = torch.arange(self.count, device=self.near.device)
         distance = self.near + (index + shift) * self.width
@@ -71,7 +71,7 @@ class Bins:
 
 @torch.no_grad()
 def uniform_bins(rays: RayBatch, radius: float, count: int) -> Bins:
-    """``count`` equal intervals on each ray inside the ball of ``radius`` around the origin."""
+    """``count`` intervals of equal length on each ray, inside the ball of ``radius`` around the origin."""
     near, far = ball_intersection(rays.origins, rays.directions, radius)
     hit = (far - near > 1e-6 * radius).nonzero()[:, 0]
     near, far = near[hit, None], far[hit, None]
@@ -80,7 +80,7 @@ def uniform_bins(rays: RayBatch, radius: float, count: int) -> Bins:
 
 @torch.no_grad()
 def resample(bins: Bins, weights: Tensor, count: int, *, jitter: Tensor | None, padding: float) -> RaySamples:
-    """``count`` intervals per ray that cover the bins of the ray and have equal weight.
+    """``count`` intervals per ray, which together cover its bins and have equal weight.
 
     The interval boundaries are quantiles of the weights, by inverse transform sampling (NeRF, arXiv 2003.08934,
     section 5.2). Each weight comes from a single point of its bin, so the weights are first blurred over neighboring
@@ -91,7 +91,7 @@ def resample(bins: Bins, weights: Tensor, count: int, *, jitter: Tensor | None, 
         weights: (H, K), non-negative weights of the bins.
         count: N, intervals per ray that hits the ball.
         jitter: (R,) in [0, 1). Inner boundaries shift by (jitter - 0.5) / N in cumulative weight; None for no shift.
-        padding: Total weight that is spread evenly, relative to weights that sum to 1.
+        padding: Total weight to spread evenly, relative to weights that sum to 1.
     """
     wide = torch.cat([weights[:, :1], weights, weights[:, -1:]], dim=-1)
     larger = torch.maximum(wide[:, :-1], wide[:, 1:])
@@ -133,8 +133,8 @@ def quantiles(mass: Tensor, levels: Tensor) -> Tensor:
 def interlevel(bins: Bins, proposed: Tensor, samples: RaySamples, weights: Tensor) -> Tensor:
     """Proposal loss (R, 1): sum_i max(0, w_i - bound_i)^2 / w_i (mip-NeRF 360, arXiv 2111.12077, equation 13).
 
-    bound_i is the total proposed weight of the bins that overlap sample i, an upper bound of w_i for a consistent
-    proposal. The weights w are detached, so the loss trains the proposal alone.
+    bound_i is the total proposed weight of the bins that overlap sample i, an upper bound on w_i for a consistent
+    proposal. The weights w are detached, so the loss trains only the proposal.
 
     Args:
         bins: The bins of the proposal.
@@ -147,7 +147,7 @@ def interlevel(bins: Bins, proposed: Tensor, samples: RaySamples, weights: Tenso
     row[bins.rays] = torch.arange(len(bins.rays), device=weights.device)
     rows = row[samples.ray_indices]
     near, width = bins.near[rows, 0], bins.width[rows, 0]
-    # A tolerance of a thousandth of a bin: rounding at a shared boundary must not add a bin to the bound.
+    # A tolerance of a thousandth of a bin, so that rounding at a shared boundary does not add a bin to the bound.
     first = ((samples.t_starts - near) / width + 1e-3).floor().long().clamp(0, bins.count - 1)
     last = ((samples.t_ends - near) / width - 1e-3).ceil().long().clamp(1, bins.count)
     below = torch.nn.functional.pad(proposed.cumsum(-1), (1, 0))

@@ -161,7 +161,7 @@ def test_an_override_after_an_option_that_takes_a_value_is_still_an_override(her
         ("--config c.yaml --train --gpu", "argument --gpu: expected one argument; see --help for usage"),
         (
             "--config c.yaml --train mug",
-            "'mug' is neither an option nor key.path=value; a prompt is given as prompt=\"mug\"",
+            "'mug' is neither an option nor key.path=value; write a prompt as prompt=\"mug\"",
         ),
         (
             "--config c.yaml --train",
@@ -191,7 +191,7 @@ def test_a_gpu_that_is_not_there(
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     arguments = ["--config", "c.yaml", "--train", "prompt=x", "--gpu"]
     assert cli.main([*arguments, "0,2"]) == cli.USAGE_ERROR
-    assert capsys.readouterr().err == "error: --gpu: GPU 2 does not exist, this machine has GPUs 0 to 1\n"
+    assert capsys.readouterr().err == "error: --gpu: GPU 2 does not exist; this machine has GPUs 0 to 1\n"
     assert cli.main([*arguments, "0,1"]) == cli.OK
     assert runs.calls[0][2]["devices"] == [0, 1]
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)

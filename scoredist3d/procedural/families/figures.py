@@ -8,7 +8,7 @@ _DARK = (0.07, 0.07, 0.08)
 
 
 def snowman(b: Builder) -> None:
-    """Two or three balls with a carrot nose, eyes, buttons, a scarf and in some cases a hat."""
+    """Two or three balls with a carrot nose, eyes, buttons, a scarf and sometimes a hat."""
     three, hat = b.mode % 2 == 1, b.mode >= 2
     large, middle, head = b.uniform(0.46, 0.54), b.uniform(0.36, 0.4), b.uniform(0.28, 0.32)
     b.ball((0, 0, 0), (large, large, large * 0.92))

@@ -72,7 +72,7 @@ def bed(b: Builder) -> None:
 
 
 def bookshelf(b: Builder) -> None:
-    """A tall open case with two or three shelves and books of different heights; open in front (+x)."""
+    """A tall case, open at the front (+x), with two or three shelves and books of different heights."""
     depth, width, height = b.uniform(0.24, 0.3), b.uniform(0.55, 0.66), b.uniform(0.85, 1.0)
     wall = 0.075
     cavity = b.piece((0.12, 0, 0), (depth, width - wall, height - wall), quadric=(0.0, 0.0), paint=b.plain)
@@ -97,7 +97,7 @@ def bookshelf(b: Builder) -> None:
 
 
 def lamp(b: Builder) -> None:
-    """A big shade (frustum or dome, open below) on a thin pole with a flat base."""
+    """A large shade (frustum or dome, open at the bottom) on a thin pole with a flat base."""
     shade, height, pole = b.uniform(0.54, 0.64), b.uniform(0.3, 0.36), b.uniform(0.5, 0.6)
     funnel = b.round_piece((0, 0, -0.03), shade * 0.92, height, top=0.5, paint=b.plain)
     cone = b.round_piece((0, 0, 0), shade, height, top=b.uniform(0.42, 0.56), hole=funnel)

@@ -81,7 +81,7 @@ def teapot(b: Builder) -> None:
 
 
 def ice_cream_cone(b: Builder) -> None:
-    """A wafer cone with one big or two stacked scoops."""
+    """A wafer cone with one large scoop or two stacked scoops."""
     radius, length = b.uniform(0.52, 0.6), b.uniform(0.5, 0.62)
     wafer = b.second_or(0.86, 0.62, 0.32)
     b.round((0, 0, -length), 0.04, length, top=(radius * 0.8) / 0.04, paint=wafer)

@@ -85,7 +85,7 @@ def airplane(b: Builder) -> None:
 
 
 def sailboat(b: Builder) -> None:
-    """A hull with a pointed bow (+x), a mast, a mainsail behind it and in some cases a foresail."""
+    """A hull with a pointed bow (+x), a mast, a mainsail behind it and sometimes a foresail."""
     length, beam, draft = b.uniform(0.78, 0.88), b.uniform(0.32, 0.38), b.uniform(0.34, 0.42)
     height = b.uniform(0.56, 0.66)
     b.ball((0, 0, 0), (length, beam, draft), zhi=0.0, paint=b.second)
