@@ -37,7 +37,7 @@ class FlowScoreDistillation(Guidance):
     ``dreamtime``), plain SGD at learning rate 1 and ``weighting: lambda-step``, the run is therefore DDIM (for flow
     models: Euler) on z. Fresh noise instead gives annealed SDS, which has less variety.
 
-    In 3D, using the same noise image for all views causes holes in the object. The foreground noise is therefore a
+    In 3D, using the same noise image for all views leaves holes in the object. The foreground noise is therefore a
     window of a world map that shifts with the camera, and the background noise is fixed. The map follows the authors'
     later code (arXiv 2501.05445). We do not know the w(t) of the paper; ``lambda`` is that of the later code up to a
     factor of 2.

@@ -159,7 +159,7 @@ class ScoreDistillationViaInversion(TrajectoryGuidance):
     def inversion_timesteps(self, ctx: StepContext) -> list[float]:
         """Timesteps of an inversion from the clean image to t + tau.
 
-        Between them lie the timesteps below t with the indices 1, 1 + N / inversion_steps, 1 + 2 N / inversion_steps...
+        Between them are the timesteps below t at index 1 and at every (N / inversion_steps)-th index above it.
         """
         grid, config = self.grid, self.config
         spacing = max(1, grid.count // config.inversion_steps)

@@ -237,7 +237,7 @@ class UNetScoreModel(ScoreModel):
         self._multiple = 2**deeper
 
     def predict(self, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Prediction:
-        """Prediction of the network; latents whose size is not divisible by its downsampling factor are padded."""
+        """Prediction of the network, which pads latents whose size is not divisible by its downsampling factor."""
         height, width = x_t.shape[-2:]
         with torch.autocast(x_t.device.type, enabled=False):
             x = functional.pad(x_t.float(), (0, -width % self._multiple, 0, -height % self._multiple), "replicate")
