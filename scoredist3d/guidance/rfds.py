@@ -30,8 +30,8 @@ class RectifiedFlowDistillation(Guidance):
     """RFDS: G = v_hat(x_t, t, y) - v, the guided velocity minus the velocity of the straight path from z to its noise.
 
     For x_s = (1 - s) z + s eps and v = eps - z this is (eps_hat - eps) / (1 - s), i.e. SDS with w = 1 / alpha. In this
-    form it applies to every prior; on variance-preserving chains v = alpha eps - sigma z. The authors' loss is a mean
-    over the elements; ours is a sum.
+    form it applies to every prior, after conversion of the prediction to a velocity; on variance-preserving chains
+    v = alpha eps - sigma z. The authors' loss is a mean over the elements; ours is a sum.
 
     The noise eps is fresh (RFDS) or coupled to the image. ``reverse`` moves it once towards the noise that the prior
     predicts from x_t (RFDS-Rev): eps + eta (v_hat(x_t, t, y) - v). ``trajectory`` uses the end of the probability-flow

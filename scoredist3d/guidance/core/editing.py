@@ -50,7 +50,7 @@ class EditingGuidance(Guidance):
         return NFE(2 * self.guided_nfe(conditions, self._value("guidance_scale", ctx.step)))
 
     def both(self, z: Tensor, conditions: CFGConditions, ctx: StepContext) -> tuple[Prediction, Prediction, Tensor]:
-        """Guided predictions for the edited and the source latents with equal noise, and the noise."""
+        """Guided predictions for edited and source latents with equal noise, and the noise; one forward pass."""
         if ctx.source is None:
             raise ValueError(f"{type(self).__name__} edits a source: the step context has no source; set ctx.source")
         eps = ctx.noise(z)

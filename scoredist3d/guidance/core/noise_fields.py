@@ -96,7 +96,7 @@ def world_map_shape(height: int, width: int, angle: float) -> tuple[int, int]:
 
 
 def world_map_crop(world: Tensor, cameras: Cameras | None, height: int, width: int) -> Tensor:
-    """Windows of a world map seen by the cameras (FSD, arXiv 2405.10988); the windows of nearby views overlap.
+    """Windows of a world map seen by the cameras (FSD, arXiv 2405.10988); nearby views see shifted windows.
 
     The window moves right as the azimuth increases and down as the elevation decreases, so a map cell moves in
     the image as the front of the object does. Shifts are whole cells: nothing is interpolated, and every value stays

@@ -54,7 +54,9 @@ class ScoreModelConfig(ComponentConfig):
     lr: Schedule = option(1e-4, "Learning rate of AdamW; a schedule may add a warm-up.", ge=0)
     weight_decay: float = option(0.01, "Weight decay of AdamW.", ge=0)
     steps: int = option(1, "Optimizer steps of phi per step of the particles.", ge=1)
-    repeats: int = option(1, "Number of timesteps and noise samples drawn per render in each optimizer step.", ge=1)
+    repeats: int = option(
+        1, "Number of timesteps and noise samples drawn per render in each optimizer step of phi.", ge=1
+    )
     camera_dropout: float = option(0.1, "Probability of training phi on a render without its camera.", ge=0, le=1)
     replay: int = option(
         0, "Size of the replay buffer of recent latents that phi is trained on; 0 trains on the current latents.", ge=0
