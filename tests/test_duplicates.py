@@ -11,10 +11,6 @@ from pathlib import Path
 PACKAGE = Path(__file__).resolve().parents[1] / "scoredist3d"
 MIN_LINES = 8
 
-# Temporary: duplicates that are being removed, as pairs of files. Delete an entry when its duplicate is gone.
-MATERIALS = ("diffuse", "latent", "neural_radiance", "no_material", "normal_shading", "pbr", "spherical_harmonics")
-ALLOWED_PAIRS = {("materials/base.py", f"materials/{name}.py") for name in MATERIALS}
-
 
 def skipped_lines(source: str) -> set[int]:
     """Numbers of the lines that hold only imports, docstrings or other bare strings."""
@@ -61,5 +57,5 @@ def test_duplicates_are_found() -> None:
 
 def test_no_code_stands_twice() -> None:
     files = {str(path.relative_to(PACKAGE)): path.read_text(encoding="utf-8") for path in sorted(PACKAGE.rglob("*.py"))}
-    found = {pair: lines for pair, lines in duplicates(files).items() if pair not in ALLOWED_PAIRS}
+    found = duplicates(files)
     assert found == {}, f"move the {MIN_LINES} or more identical lines that begin here into one function"

@@ -10,9 +10,6 @@ PACKAGE = Path(__file__).resolve().parents[1] / "scoredist3d"
 
 # The configuration nested in each component class has the same name everywhere by design.
 NESTED = {"Config"}
-# Temporary: names that are being changed (in export and procedural; procedural and renderers; cameras and renderers).
-# Delete an entry when its classes have distinct names.
-ALLOWED_NAMES = {"Builder", "Hits", "Rays"}
 
 
 def class_names(source: str) -> list[str]:
@@ -31,4 +28,4 @@ def test_class_names_are_unique() -> None:
         for name in class_names(path.read_text(encoding="utf-8")):
             modules[name].append(str(path.relative_to(PACKAGE)))
     shared = {name: paths for name, paths in modules.items() if len(paths) > 1}
-    assert {name: paths for name, paths in shared.items() if name not in NESTED | ALLOWED_NAMES} == {}
+    assert {name: paths for name, paths in shared.items() if name not in NESTED} == {}

@@ -26,19 +26,20 @@ from scoredist3d.registry import register
     arxiv="2312.00739",
 )
 class AdversarialScoreDistillation(VariationalGuidance):
-    """ASD: the gradient of VSD with phi trained as the optimal discriminator of a Wasserstein GAN,
+    """ASD: the gradient of VSD, with phi trained as the optimal discriminator of a Wasserstein GAN,
 
         L_phi = E || eps_phi - eps ||^2 + gamma || eps_phi - stopgrad(eps_hat(x_t, t, y)) ||^2
 
-    in the parametrization of phi's output. Here eps_hat includes the Perp-Neg terms of the prompt but no text guidance.
-    The minimum is eps_phi = (eps_q + gamma eps_hat) / (1 + gamma), where eps_q is the minimum of VSD's loss. A negative
-    gamma thus enlarges the difference between the prior and the renders by the factor 1 / (1 + gamma). gamma = 0 is
-    VSD. At gamma = -1 there is no minimum, and only the early phase of the training is useful.
+    in the parametrization of phi's output. Here eps_hat includes the Perp-Neg terms of the prompt but no
+    classifier-free guidance. The minimum is eps_phi = (eps_q + gamma eps_hat) / (1 + gamma), where eps_q is the minimum
+    of VSD's loss. A negative gamma thus enlarges the difference between the prior and the renders by the factor
+    1 / (1 + gamma). gamma = 0 is VSD. At gamma = -1 there is no minimum, and only the early phase of the training is
+    useful.
 
     For a phi that predicts velocities, the second target is the velocity that the prior predicts at x_t. The released
-    code instead combines the render and the predicted noise, alpha eps_hat - sigma z. The two do not add up to x_t, so
-    the minimum becomes eps_q + alpha^2 gamma / (1 + gamma) (eps_hat - eps_q), which enlarges the difference only by
-    (1 + sigma^2 gamma) / (1 + gamma). ``reference_quirk`` selects that target.
+    code instead combines the render and the predicted noise, alpha eps_hat - sigma z. This image and this noise do
+    not add up to x_t, so the minimum becomes eps_q + alpha^2 gamma / (1 + gamma) (eps_hat - eps_q), which enlarges the
+    difference only by (1 + sigma^2 gamma) / (1 + gamma). ``reference_quirk`` selects that target.
     """
 
     @dataclass
@@ -78,7 +79,7 @@ class AdversarialScoreDistillation(VariationalGuidance):
         return loss + gamma * (prediction.output - target).square().mean()
 
     def nfe(self, conditions: CFGConditions, ctx: StepContext) -> NFE:
-        """Evaluations of VSD, and a conditional prediction of the prior for every training evaluation of phi."""
+        """Evaluations of VSD, plus one conditional prediction of the prior per training evaluation of phi."""
         vsd = super().nfe(conditions, ctx)
         extra = self.phi_nfe() if self.config.gamma(ctx.step) != 0.0 else 0
         return NFE(vsd.prior + extra * (1 + len(conditions.negatives)), vsd.own)

@@ -40,8 +40,8 @@ class Bridge(Guidance):
         y_target = prompt + target_modifier,    y_source = source_prompt, or prompt + source_modifier.
 
     For two Gaussians of equal spread G is a constant drift. Stage two therefore has no fixed point and must be short.
-    ``path: full`` solves the whole bridge (arXiv 2203.08382): z is inverted to timestep t under the source text and
-    sampled back under the target text to z', and G = w (z - z'). Use it at the end of an optimization, with decreasing
+    ``path: full`` solves the whole bridge (arXiv 2203.08382): z is inverted to timestep t with the source text and
+    sampled back with the target text to z', and G = w (z - z'). Use it at the end of an optimization, with decreasing
     timesteps. To edit an image, start from it with ``stage_two_start_step: 0`` and describe it as the source.
     """
 
@@ -49,15 +49,17 @@ class Bridge(Guidance):
     class Config(Guidance.Config):
         """Options of SDS-Bridge; the defaults are those of the authors' code for radiance fields."""
 
-        guidance_scale: Schedule = option(100.0, "gamma of stage one, SDS; the authors use 100 in 3D and 40 in 2D.")
+        guidance_scale: Schedule = option(
+            100.0, "Guidance scale of stage one (SDS); the authors use 100 in 3D and 40 in 2D."
+        )
         stage_two_start_step: int = option(
             20000,
             "First step of stage two; 0 skips stage one. The paper uses 20000 of 25000 in 3D, and 500 of 2500 in 2D.",
             ge=0,
         )
-        stage_two_weight: Schedule = option(1.0, "w of stage two; the paper uses 1 in 3D and 25 in 2D.", ge=0)
+        stage_two_weight: Schedule = option(1.0, "Weight w of stage two; the paper uses 1 in 3D and 25 in 2D.", ge=0)
         stage_two_weighting: Weighting = option(
-            "uniform", "w2(t) of stage two, with the choices of weighting; the authors' 2D code uses sds."
+            "uniform", "Weight w2(t) of stage two, with the same choices as weighting; the authors' 2D code uses sds."
         )
         target_modifier: str = option(
             ", .",
@@ -71,7 +73,8 @@ class Bridge(Guidance):
         source_modifier_only: bool = option(False, "Use source_modifier alone as the source text, without the prompt.")
         source_prompt: str | None = option(None, "Complete source text, which replaces the prompt and source_modifier.")
         path: Literal["one-step", "full"] = option(
-            "one-step", "Form of stage two: one-step, or the full bridge with inversion and sampling."
+            "one-step",
+            "Form of stage two. one-step: one prediction per text; full: the full bridge, by inversion and sampling.",
         )
         path_steps: int = option(10, "ODE steps of the inversion and of the sampling, for path=full.", ge=1)
 
@@ -85,8 +88,8 @@ class Bridge(Guidance):
     config: Config
 
     def extra_prompts(self, prompt: str) -> dict[str, ExtraPrompt]:
-        """The text ``source``, and ``target`` if it differs from the prompt; both with the prompt's view words."""
-        advice = "set source_prompt or source_modifier to words that the prior knows"
+        """Extra text ``source``, and ``target`` if it differs from the prompt; both get the prompt's view words."""
+        advice = "set source_prompt or source_modifier to words that the prior was trained on"
         source = self.config.source_prompt
         if source is None:
             source = self.config.source_modifier
@@ -96,13 +99,13 @@ class Bridge(Guidance):
             warn_of_unknown_words(self.prior, "source_prompt", source, advice)
         texts = {"source": ExtraPrompt(source)}
         if self.config.target_modifier:
-            advice = "set it to words that the prior knows, or to an empty text"
+            advice = "set it to words that the prior was trained on, or to an empty text"
             warn_of_unknown_words(self.prior, "target_modifier", self.config.target_modifier, advice)
             texts["target"] = ExtraPrompt(prompt + self.config.target_modifier)
         return texts
 
     def nfe(self, conditions: CFGConditions, ctx: StepContext) -> NFE:
-        """In stage one as SDS; in stage two two evaluations, or one per ODE step on the full path."""
+        """Evaluations of SDS in stage one; two in stage two, or one per ODE step for the full path."""
         if self._in_stage_one(ctx):
             return super().nfe(conditions, ctx)
         return NFE(2 if self.config.path == "one-step" else 2 * self.config.path_steps)
@@ -126,13 +129,13 @@ class Bridge(Guidance):
         return ctx.step < self.config.stage_two_start_step
 
     def _transported(self, z: Tensor, source: Conditioning, target: Conditioning, ctx: StepContext) -> Tensor:
-        """z inverted under the source text to each item's timestep, then sampled under the target text."""
+        """Latents z after inversion to each item's timestep with the source text and sampling with the target text."""
         ends = []
         for items, timestep in ctx.runs():
             under_source, under_target = (self._under(text, items, len(z)) for text in (source, target))
             down = self.schedule.timesteps(self.config.path_steps, start=timestep)
             up = down[-2::-1]
-            # At the clean image a noise prediction is undefined: the first step uses the one at its end.
+            # No noise prediction is defined at the clean image, so the first step uses the prediction at its end point.
             lowest = z.new_full((len(z[items]),), up[0])
             eps, _ = under_source(per_item(self.schedule.alpha(lowest), z) * z[items], lowest)
             noisy = solve_ode(self.schedule, under_source, self.schedule.add_noise(z[items], eps, lowest), up)
@@ -140,7 +143,7 @@ class Bridge(Guidance):
         return torch.cat(ends)
 
     def _under(self, text: Conditioning, items: slice, batch: int) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """Function (x_t, t) -> (eps, x_0): the unguided prediction under a text, for some items of the batch."""
+        """Function (x_t, t) -> (eps, x_0): the unguided prediction for a text, for some items of the batch."""
         chosen = text.expand(batch)[items]
 
         def predict(x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:

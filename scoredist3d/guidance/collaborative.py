@@ -22,12 +22,12 @@ from scoredist3d.seeding import Rng
 @register(
     "guidance",
     "collaborative-sd",
-    summary="Share SDS directions between similar images of a batch by Stein variational gradient descent.",
+    summary="Share SDS directions between similar images of a batch using Stein variational gradient descent.",
     arxiv="2307.04787",
     aliases=("collaborative-csd",),
 )
 class CollaborativeScoreDistillation(Guidance):
-    """Collaborative SD for the N items of a batch, which share a timestep:
+    """Collaborative score distillation for the N items of a batch, which share a timestep:
 
         G_i = w(t) / N (sum_j k(x_j, x_i) (eps_hat(x_j; t, y_j) - eps_j) + s R_i).
 
@@ -40,9 +40,9 @@ class CollaborativeScoreDistillation(Guidance):
     Its sign is that of the authors' code, with which descent repels; the sign printed in eq. 8 attracts. One item gives
     SDS, and N items divide its step by N.
 
-    With independent noise the distances are dominated by the noise, and k is near 1 / (N + 1) for all pairs, whatever
-    the images are; ``noise_sharing: shared`` or ``kernel_space: z`` makes it depend on the images. Subtracting eps_j
-    under a kernel that depends on it adds sigma R_i on average, by Stein's identity, in addition to
+    With independent noise the distances are dominated by the noise, and k is near 1 / (N + 1) for all pairs,
+    regardless of the images; ``noise_sharing: shared`` or ``kernel_space: z`` makes it depend on the images.
+    Subtracting eps_j with a kernel that depends on it adds sigma R_i on average, by Stein's identity, in addition to
     ``repulsion_scale``. Editing with an image-conditioned model (CSD-Edit), windows of a panorama and the LPIPS kernel
     are not implemented.
     """
@@ -52,16 +52,20 @@ class CollaborativeScoreDistillation(Guidance):
         """Options of collaborative score distillation."""
 
         guidance_scale: Schedule = option(
-            20.0, "gamma in eps_u + gamma (eps_c - eps_u); the paper uses 20 for text-to-3D with a pixel-space model."
+            20.0,
+            "Guidance scale gamma in eps_u + gamma (eps_c - eps_u); the paper uses 20 for text-to-3D with a "
+            "pixel-space model.",
         )
         repulsion_scale: Literal[0, 1, "sigma"] = option(
-            1, "s: 1 as in the paper; 0 no repulsion; sigma exact SVGD (sigma / alpha for kernel_space=z)."
+            1,
+            "Repulsion scale s. 1: the paper; 0: no repulsion; sigma: exact SVGD (sigma / alpha for kernel_space=z).",
         )
         kernel_space: Literal["xt", "z"] = option(
-            "xt", "Latents that the kernel compares: xt noisy, as in the paper; z clean."
+            "xt", "Latents that the kernel compares. xt: noisy latents, as in the paper; z: clean latents."
         )
         noise_sharing: Literal["independent", "shared"] = option(
-            "independent", "Noise of the items: independent, as in the authors' code, or shared by all items."
+            "independent",
+            "Noise of the items. independent: one sample per item (the authors' code); shared: one sample for all.",
         )
         bandwidth: float | None = option(None, "Bandwidth h of the kernel; null uses the median rule.", gt=0)
 
@@ -107,8 +111,8 @@ def stein_kernel(points: Tensor, bandwidth: float | None = None) -> tuple[Tensor
 
     Args:
         points: (N, ...), compared in fp32 or better.
-        bandwidth: h; None uses the median squared distance of distinct points over log(N + 1), with which points at
-            equal distances have k = 1 / (N + 1).
+        bandwidth: h; None uses the median squared distance of distinct points divided by log(N + 1), with which points
+            at equal distances have k = 1 / (N + 1).
 
     Returns:
         k (N, N); R with R_i = sum_j grad_{x_i} k(x_i, x_j), in the shape of ``points``; and the scalar h. Coincident
@@ -125,6 +129,6 @@ def stein_kernel(points: Tensor, bandwidth: float | None = None) -> tuple[Tensor
     else:
         h = flat.new_tensor(bandwidth)
     kernel = torch.exp(-squared / h)
-    # Differences are taken first: with a tiny h, coincident points must contribute an exact zero.
+    # Differences are computed first: with a tiny h, coincident points must contribute an exact zero.
     away = torch.stack([row @ (point - flat) for row, point in zip(kernel, flat, strict=True)])
     return kernel, (-2.0 / h * away).view(points.shape), h

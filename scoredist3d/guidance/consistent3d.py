@@ -24,7 +24,7 @@ _SQRT = {"from": 0.7, "to": 0.1, "end": 3000, "shape": "sqrt"}
 @register(
     "guidance",
     "consistent3d",
-    summary="Compare guided predictions at two nearby points of the ODE through the render with a fixed noise.",
+    summary="Compare guided predictions at two nearby points of the ODE through the render with fixed noise.",
     arxiv="2401.09050",
 )
 class ConsistencyDistillationSampling(TrajectoryGuidance):
@@ -43,15 +43,18 @@ class ConsistencyDistillationSampling(TrajectoryGuidance):
         """Options of CDS; the defaults are those of the authors' code."""
 
         guidance_scale: Schedule = option(
-            {"from": 101.0, "to": 51.0, "end": 3000}, "gamma in eps_u + gamma (eps_c - eps_u), at both timesteps."
+            {"from": 101.0, "to": 51.0, "end": 3000},
+            "Guidance scale gamma in eps_u + gamma (eps_c - eps_u), at both timesteps.",
         )
-        weighting: Weighting = option("uniform", "w(t) at the noisier timestep t, with the choices of sds.")
+        weighting: Weighting = option(
+            "uniform", "Weight w(t) at the noisier timestep t, with the same choices as for sds."
+        )
         t_min: Schedule = option(_SQRT, "Lowest timestep s, as a fraction of the prior's range.", ge=0, le=1)
         t_max: Schedule = option(
-            _SQRT, "Highest timestep s; the same schedule as t_min anneals one timestep.", ge=0, le=1
+            _SQRT, "Highest timestep s; give t_min the same schedule to anneal a single timestep.", ge=0, le=1
         )
         interval: tuple[float, float] = option(
-            (0.1, 0.3), "Shortest and longest t - s, between which it is drawn uniformly.", gt=0, le=1
+            (0.1, 0.3), "Shortest and longest interval t - s, which is drawn uniformly between them.", gt=0, le=1
         )
         t_limit: float = option(
             0.98, "Highest timestep t; s stays below it by at least the shortest interval.", gt=0, le=1
@@ -64,7 +67,7 @@ class ConsistencyDistillationSampling(TrajectoryGuidance):
         )
 
         def validate(self) -> list[str]:
-            """Require ordered intervals that fit below ``t_limit``."""
+            """Require that the bounds of the interval are ordered, and that the lower one is below ``t_limit``."""
             problems = super().validate()
             shortest, longest = self.interval
             if shortest > longest:
@@ -78,7 +81,7 @@ class ConsistencyDistillationSampling(TrajectoryGuidance):
     config: Config
 
     def score_gradient(self, z: Tensor, conditions: CFGConditions, ctx: StepContext) -> Score:
-        """w(t) times the difference of the predictions at t and at s."""
+        """w(t) times the difference of the predictions at t and s."""
         above, below = self.interval_timesteps(ctx)
         weight = timestep_tensor([self.weight_at(timestep) for timestep in above], z)
         t, s = timestep_tensor(above, z), timestep_tensor(below, z)

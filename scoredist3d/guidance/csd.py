@@ -1,4 +1,4 @@
-"""Classifier Score Distillation."""
+"""Classifier score distillation."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ _COEFFICIENTS = ("c_y", "c_n", "c_0")
 @register(
     "guidance",
     "csd",
-    summary="Follow the score of the implicit classifier, eps_y - eps_0, alone.",
+    summary="Follow only the score of the implicit classifier, eps_y - eps_0.",
     arxiv="2310.19415",
     aliases=("classifier-sd",),
 )
 class ClassifierScoreDistillation(Guidance):
     """CSD: G = w(t) (c_y eps_y + c_n eps_neg + c_0 eps_0 + c_eps eps); all four coefficients are schedules.
 
-    eps_y, eps_neg and eps_0 are the predictions under the prompt, the negative prompt of the run and the empty prompt;
+    eps_y, eps_neg and eps_0 are the predictions for the prompt, the negative prompt of the run and the empty prompt;
     eps is the added noise. Texts with coefficient 0 are not evaluated. Settings of (c_y, c_n, c_0, c_eps):
 
     * (1, 0, -1, 0), the default: -grad log p(y | x_t), which dominates SDS at large scales.
     * (w1, -w2, w2 - w1, 0): the paper's w1 (eps_y - eps_0) + w2 (eps_0 - eps_neg). The authors' code increases w2 from
       0 to 1 over 5000 steps in the coarse stage (c_n 0 -> -1, c_0 -1 -> 0) and decreases it from 1 to 0.5 over 10000
-      steps in the refinement (c_n -1 -> -0.5, c_0 0 -> -0.5). It uses ``weighting: uniform`` with a pixel-space model
-      and ``sds`` with a latent one.
+      steps in the refinement stage (c_n -1 -> -0.5, c_0 0 -> -0.5). It uses ``weighting: uniform`` with a pixel-space
+      model and ``sds`` with a latent one.
     * (gamma, 0, 1 - gamma, -1): SDS with guidance scale gamma.
 
     Perp-Neg adds ``perp_neg_weight`` sum_i w_i perp(eps_i - eps_neg, eps_y - eps_neg). As in the authors' code these
-    directions are relative to the negative prompt, whatever the coefficients are.
+    directions are relative to the negative prompt, regardless of the coefficients.
     """
 
     @dataclass
@@ -50,11 +50,12 @@ class ClassifierScoreDistillation(Guidance):
         guidance_scale: Schedule = option(
             7.5, "Guidance scale of previews; the gradient uses the coefficients instead."
         )
-        c_y: Schedule = option(1.0, "Coefficient of the prediction under the prompt.")
+        c_y: Schedule = option(1.0, "Coefficient of the prediction for the prompt.")
         c_n: Schedule = option(
-            0.0, "Coefficient of the prediction under the run's negative_prompt, or under the empty prompt without one."
+            0.0,
+            "Coefficient of the prediction for the run's negative_prompt, or for the empty prompt if there is none.",
         )
-        c_0: Schedule = option(-1.0, "Coefficient of the prediction under the empty prompt.")
+        c_0: Schedule = option(-1.0, "Coefficient of the prediction for the empty prompt.")
         c_eps: Schedule = option(0.0, "Coefficient of the added noise.")
         perp_neg_weight: Schedule = option(
             3.0,
@@ -65,7 +66,7 @@ class ClassifierScoreDistillation(Guidance):
     config: Config
 
     def nfe(self, conditions: CFGConditions, ctx: StepContext) -> NFE:
-        """One evaluation per text with a nonzero coefficient; Perp-Neg also needs prompt and negative prompt."""
+        """One evaluation per text with a nonzero coefficient; Perp-Neg also needs the prompt and negative prompts."""
         return NFE(len(self._needed(conditions, ctx.step)))
 
     def score_gradient(self, z: Tensor, conditions: CFGConditions, ctx: StepContext) -> Score:

@@ -18,7 +18,7 @@ from scoredist3d.registry import register
 @register(
     "guidance",
     "dds",
-    summary="Edit: difference of the SDS gradients of the edited image and the source, at equal noise.",
+    summary="Edit: difference of the SDS gradients of the edited image and the source, with equal noise.",
     arxiv="2304.07090",
     aliases=("delta-denoising",),
 )
@@ -35,17 +35,17 @@ class DeltaDenoising(EditingGuidance):
     class Config(EditingGuidance.Config):
         """Options of DDS; the defaults are those of the authors' code."""
 
-        guidance_scale: Schedule = option(7.5, "gamma of both predictions.")
+        guidance_scale: Schedule = option(7.5, "Guidance scale gamma of both predictions.")
         t_min: Schedule = option(0.05, "Lowest timestep, as a fraction of the prior's range.", ge=0, le=1)
         t_max: Schedule = option(0.949, "Highest timestep, as a fraction of the prior's range.", ge=0, le=1)
         weighting: Weighting = option(
-            "uniform", "w(t), the factor of the difference, with the choices of sds; the authors use uniform."
+            "uniform", "Weight w(t) of the difference, with the same choices as for sds; the authors use uniform."
         )
 
     config: Config
 
     def score_gradient(self, z: Tensor, conditions: CFGConditions, ctx: StepContext) -> Score:
-        """SDS gradient of the edited latents minus the one of the source."""
+        """SDS gradient of the edited latents minus that of the source."""
         edited, source, eps = self.both(z, conditions, ctx)
         assert ctx.source is not None
         return Score(self.weighted(edited, z, eps) - self.weighted(source, ctx.source, eps))

@@ -32,9 +32,9 @@ class Path:
     """Cached predictions along the ODE trajectory of one particle.
 
     Attributes:
-        conditioning: Conditioning tensors with which they were computed.
-        scale: Guidance scale with which they were computed.
-        predictions: For each timestep, the step that computed it, the network output (C, h, w) and its kind.
+        conditioning: Conditioning tensors with which the predictions were computed.
+        scale: Guidance scale with which the predictions were computed.
+        predictions: For each timestep, the optimizer step of the evaluation, the network output (C, h, w) and its kind.
     """
 
     conditioning: list[Tensor]
@@ -51,7 +51,7 @@ class Path:
 class DiverseScoreDistillation(TrajectoryGuidance):
     """DSD: G = w(t) [eps(alpha_t z + sigma_t n, t, y) - eps(alpha_u z + sigma_u n, u, y)], n = eps(x(u), u, y), u >= t.
 
-    x(u) is the state at u of the sampling ODE that starts from the particle's initial noise eps*, under the prompt of
+    x(u) is the state at u of the sampling ODE that starts from the particle's initial noise eps*, with the prompt of
     the item's view. If z = x0(u) lies on this trajectory, the step is the DDIM step from u to t (compare SDI).
     Different initial noises give different assets.
 
@@ -68,20 +68,23 @@ class DiverseScoreDistillation(TrajectoryGuidance):
     class Config(TrajectoryGuidance.Config):
         """Options of DSD; the defaults are those of the authors' code."""
 
-        guidance_scale: Schedule = option(7.5, "gamma of the prediction at t, in eps_u + gamma (eps_c - eps_u).")
-        ode_guidance_scale: Schedule | None = option(None, "gamma of the ODE; null uses guidance_scale.")
+        guidance_scale: Schedule = option(
+            7.5, "Guidance scale gamma of the prediction at t, in eps_u + gamma (eps_c - eps_u)."
+        )
+        ode_guidance_scale: Schedule | None = option(None, "Guidance scale of the ODE; null uses guidance_scale.")
         sub_guidance_scale: Schedule | None = option(
-            1.0, "gamma of the subtracted prediction at u; null uses guidance_scale."
+            1.0, "Guidance scale of the subtracted prediction at u; null uses guidance_scale."
         )
         t_min: Schedule = option(_SQRT, "Lowest timestep t, as a fraction of the prior's range.", ge=0, le=1)
         t_max: Schedule = option(
-            _SQRT, "Highest timestep t; the same schedule as t_min anneals one timestep.", ge=0, le=1
+            _SQRT, "Highest timestep t; give t_min the same schedule to anneal a single timestep.", ge=0, le=1
         )
         ode_steps: int = option(10, "Number of ODE steps over the whole range of timesteps.", ge=1)
         interval: float = option(0.1, "Width of the window for u, as a fraction of t minus its final value.", ge=0)
         random_interval: bool = option(True, "Draw u uniformly from the window instead of using its upper end.")
         view_noise: Literal["shared", "per-view"] = option(
-            "shared", "Initial noise of views that the prior denoises jointly: shared by them, or one per view."
+            "shared",
+            "Initial noise of views that the prior denoises jointly. shared: one for all; per-view: one for each.",
         )
         cache_trajectory: Literal["auto", "never"] = option(
             "auto",
@@ -92,7 +95,7 @@ class DiverseScoreDistillation(TrajectoryGuidance):
         )
 
         def validate(self) -> list[str]:
-            """Reject options under which ``exact`` is not DDIM."""
+            """Reject options with which ``exact`` is not DDIM."""
             problems = super().validate()
             if not self.exact:
                 return problems
@@ -116,7 +119,7 @@ class DiverseScoreDistillation(TrajectoryGuidance):
         self._views_differ = False
 
     def score_gradient(self, z: Tensor, conditions: CFGConditions, ctx: StepContext) -> Score:
-        """w(t) times the difference of two predictions at the noise n of the ODE."""
+        """w(t) times the difference of two predictions with the noise n from the ODE."""
         timesteps, t = self.ode_timesteps(ctx), ctx.timesteps[0]
         end = self._solve_ode(z, conditions, ctx, timesteps)
         if self.config.exact and ctx.step == 0:
@@ -130,7 +133,7 @@ class DiverseScoreDistillation(TrajectoryGuidance):
         return Score(gradient, diagnostics={"u": z.new_full((), u)})
 
     def nfe(self, conditions: CFGConditions, ctx: StepContext) -> NFE:
-        """Two guided predictions, and one per ODE timestep that is not in the cache."""
+        """Two guided predictions, plus one per ODE timestep that is not in the cache."""
         timesteps = self.ode_timesteps(ctx)
         paths = self._current_paths(conditions, ctx)
         ode, lead, sub = (self.guided_nfe(conditions, scale) for scale in self._scales(ctx))
@@ -201,13 +204,13 @@ class DiverseScoreDistillation(TrajectoryGuidance):
         return self._on_ode(x, timesteps[-1], conditions, ctx, kept)
 
     def _keeps(self, timestep: float, timesteps: list[float]) -> bool:
-        """Whether a prediction is cached: its timestep is on the grid that all steps share (u is so only for DSD*)."""
+        """Whether a prediction is cached: its timestep is on the grid shared by all steps (u only for DSD*)."""
         return self.config.exact or timestep != timesteps[-1]
 
     def _on_ode(
         self, x: Tensor, timestep: float, conditions: CFGConditions, ctx: StepContext, paths: list[Path] | None
     ) -> Prediction:
-        """Prediction at a state of the ODE, from the cache if available."""
+        """Prediction at a state of the ODE, taken from the cache if available."""
         scale, rescale = self._scales(ctx)[0], self.config.guidance_rescale
         if paths is None:
             return self.predict_at(x, timestep, conditions, scale, rescale=rescale)
@@ -222,7 +225,7 @@ class DiverseScoreDistillation(TrajectoryGuidance):
         return Prediction(output, known[0][2], x, timestep_tensor([timestep] * len(x), x), self.schedule)
 
     def _current_paths(self, conditions: CFGConditions, ctx: StepContext) -> list[Path] | None:
-        """Cached paths of all items; None if caching is off, or views of a particle have different conditionings."""
+        """Cached paths of all items; None if caching is off or if a particle's views differ in conditioning."""
         if self.config.cache_trajectory == "never" or self._views_differ:
             return None
         if len(set(ctx.particles)) < len(ctx.particles):

@@ -12,7 +12,7 @@ from scoredist3d.registry import register
 @register(
     "guidance",
     "esd",
-    summary="VSD with an entropy term over views: its second network is partly conditioned on no camera.",
+    summary="VSD with an entropy term over views: the second network also predicts without a camera.",
     arxiv="2401.00909",
 )
 class EntropicScoreDistillation(VariationalGuidance):
@@ -29,7 +29,7 @@ class EntropicScoreDistillation(VariationalGuidance):
 
         entropy: Schedule = option(
             0.5,
-            "lambda, weight of phi without a camera; 0 is VSD, which saves one evaluation of phi.",
+            "Weight lambda of phi without a camera; 0 is VSD, which saves one evaluation of phi.",
             ge=0,
             le=1,
         )

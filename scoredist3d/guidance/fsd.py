@@ -26,7 +26,7 @@ from scoredist3d.seeding import Rng
 @register(
     "guidance",
     "fsd",
-    summary="SDS with one decreasing timestep and with noise that is fixed to the object.",
+    summary="SDS with a single decreasing timestep and noise that is fixed to the object.",
     arxiv="2405.10988",
 )
 class FlowScoreDistillation(Guidance):
@@ -37,9 +37,10 @@ class FlowScoreDistillation(Guidance):
     ``dreamtime``), plain SGD at learning rate 1 and ``weighting: lambda-step``, the run is therefore DDIM (for flow
     models: Euler) on z. Fresh noise instead gives annealed SDS, which has less variety.
 
-    In 3D one noise image for all views leaves holes. n is therefore a window of a world map that turns with the camera,
-    in front of a fixed background noise. The map follows the authors' later code (arXiv 2501.05445). The w(t) of the
-    paper is not known to us; ``lambda`` is that of the later code up to a factor of 2.
+    In 3D, using the same noise image for all views leaves holes in the object. The foreground noise is therefore a
+    window of a world map that shifts with the camera, and the background noise is fixed. The map follows the authors'
+    later code (arXiv 2501.05445). We do not know the w(t) of the paper; ``lambda`` is that of the later code up to a
+    factor of 2.
     """
 
     @dataclass
@@ -48,21 +49,21 @@ class FlowScoreDistillation(Guidance):
 
         weighting: Literal["lambda", "lambda-step", "sds", "uniform", "fantasia3d", "flow"] = option(  # type: ignore[assignment]
             "lambda",
-            "w(t): lambda sigma/alpha; lambda-step the decrease of sigma/alpha to the timestep of the next step, which "
-            "is DDIM; sds sigma^2; uniform 1; fantasia3d alpha sigma^2; flow 1/alpha.",
+            "Weight w(t). lambda: sigma/alpha; lambda-step: the decrease of sigma/alpha to the timestep of the next "
+            "step, which is DDIM; sds: sigma^2; uniform: 1; fantasia3d: alpha sigma^2; flow: 1/alpha.",
         )
         noise_field: Literal["world-map", "constant", "random"] = option(
             "world-map",
-            "n(c): world-map, windows of a map around the object; constant, one image per particle for all views; "
-            "random, fresh noise at every step (annealed SDS).",
+            "Noise n(c). world-map: windows of a map around the object; constant: one image per particle for all "
+            "views; random: fresh noise at every step (annealed SDS).",
         )
         world_map_angle: float = option(
-            180.0, "Azimuth in degrees that one window of the world map spans.", gt=0, le=360
+            180.0, "Range of azimuths that one window of the world map spans, in degrees.", gt=0, le=360
         )
         background_noise: Literal["fixed", "random", "none"] = option(
             "fixed",
-            "With the world map, noise where the render's opacity is below 0.5: fixed, one image per particle; random, "
-            "fresh noise; none, the map as elsewhere.",
+            "For noise_field=world-map, noise where the render's opacity is below 0.5. fixed: one image per particle; "
+            "random: fresh noise; none: the world map, as in the foreground.",
         )
         sqrt_beta: Schedule = option(
             1.0,
@@ -72,8 +73,8 @@ class FlowScoreDistillation(Guidance):
         )
         sde_rate: Schedule = option(
             0.0,
-            "g: after every step n(c) becomes sqrt(1 - g) n(c) + sqrt(g) fresh noise; the authors' later code uses "
-            "1e-4.",
+            "Rate g: after every step n(c) becomes sqrt(1 - g) n(c) + sqrt(g) fresh noise; the authors' later code "
+            "uses 1e-4.",
             ge=0,
             lt=1,
         )
@@ -83,7 +84,7 @@ class FlowScoreDistillation(Guidance):
             problems = super().validate()
             if self.weighting == "lambda-step" and self.dreamtime.steps == 0 and self.t_min != self.t_max:
                 problems.append(
-                    "weighting: lambda-step needs one timestep per step; set t_min and t_max to one schedule"
+                    "weighting: lambda-step needs one timestep per step; set t_min and t_max to the same schedule"
                 )
             return problems
 
@@ -95,7 +96,7 @@ class FlowScoreDistillation(Guidance):
         self._persistent = PersistentNoise(config.sde_rate)
 
     def score_gradient(self, z: Tensor, conditions: CFGConditions, ctx: StepContext) -> Score:
-        """w(t) times the difference of the predicted and the fixed noise."""
+        """w(t) times the difference of the predicted noise and n."""
         n = self.noise(z, conditions, ctx)
         prediction = self.guided(self.schedule.add_noise(z, n, ctx.t), conditions, ctx)
         if self.config.weighting == "lambda-step":

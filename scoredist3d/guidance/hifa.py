@@ -28,7 +28,7 @@ from scoredist3d.registry import register
 class HiFA(Guidance):
     """HiFA: the gradient of c/2 ||z - z_hat||^2 + lambda_rgb c/2 ||x - decode(z_hat)||^2 with a constant target z_hat.
 
-    z_hat is x_t denoised completely in a few stochastic DDIM steps (eta 1) under classifier-free guidance; SDS predicts
+    z_hat is x_t denoised completely in a few stochastic DDIM steps (eta 1) with classifier-free guidance; SDS predicts
     it in one step. With one step the latent term is SDS: c = w(t) alpha / sigma of the configured ``weighting``, where
     ``lambda`` gives the constant c of the paper and ``uniform`` its "noisematch". The paper anneals one timestep for
     all items, t = t_max - (t_max - t_min) sqrt(step / N): set t_min and t_max to the same schedule of shape ``sqrt``.
@@ -42,26 +42,26 @@ class HiFA(Guidance):
     class Config(Guidance.Config):
         """Options of HiFA."""
 
-        weight: Schedule = option(0.05, "Weight of both terms, w of the paper.", ge=0)
-        guidance_scale: Schedule = option(100.0, "gamma in eps_u + gamma (eps_c - eps_u).")
+        weight: Schedule = option(0.05, "Weight of both terms, w in the paper.", ge=0)
+        guidance_scale: Schedule = option(100.0, "Guidance scale gamma in eps_u + gamma (eps_c - eps_u).")
         weighting: Weighting = option(
             "lambda",
-            "c(t): lambda 1 (the paper's constant); uniform alpha/sigma (its noisematch); sds alpha sigma; fantasia3d "
-            "alpha^2 sigma; flow 1/sigma.",
+            "Weight c(t) of both terms. lambda: 1 (the paper's constant); uniform: alpha/sigma (its noisematch); sds: "
+            "alpha sigma; fantasia3d: alpha^2 sigma; flow: 1/sigma.",
         )
         latent_weight: Schedule = option(1.0, "Weight of the latent term.", ge=0)
         image_weight: Schedule = option(
             0.1,
-            "lambda_rgb, weight of the image term, on the render, or through the decoder if latents are optimized.",
+            "Weight lambda_rgb of the image term, on the render or, if latents are optimized, through the decoder.",
             ge=0,
         )
         denoise_steps: int = option(4, "Number of DDIM steps from x_t to the target.", ge=1)
-        eta: float = option(1.0, "Amount of fresh noise in these steps: 1 as in DDPM, 0 none.", ge=0, le=1)
+        eta: float = option(1.0, "Amount of fresh noise in the denoising steps: 1 as in DDPM, 0 for none.", ge=0, le=1)
 
     config: Config
 
     def score_gradient(self, z: Tensor, conditions: CFGConditions, ctx: StepContext) -> Score:
-        """Latent gradient c (z - z_hat), and the gradient of the image term."""
+        """Latent gradient c (z - z_hat) and the gradient of the image term."""
         target = self.target(self.noised(z, ctx)[0], conditions, ctx)
         c = regression_weight(self.config.weighting, self.schedule, ctx.t)
         score = Score(self._value("latent_weight", ctx.step) * per_item(c, z) * (z - target))

@@ -1,4 +1,4 @@
-"""Interval score matching, and its generalization, trajectory score matching."""
+"""Interval score matching and its generalization, trajectory score matching."""
 
 from __future__ import annotations
 
@@ -27,43 +27,47 @@ from scoredist3d.seeding import Rng
 class IntervalScoreMatching(TrajectoryGuidance):
     """ISM: G = lambda_t [eps_gamma(x_t, t, y) - eps_0(x_mu, mu)] on the unconditional DDIM inversion of z.
 
-    The inversion starts at a low timestep, where z is noised, and reaches x_s at s = t - interval in long steps. x_t
-    and x_mu are one more step along eps_0(x_s, s). With mu = s (LucidDreamer, eq. 17) and lambda weights, G is the
+    The inversion starts at a low timestep, where z is noised, and reaches x_s at s = t - interval in long steps. One
+    more step along eps_0(x_s, s) gives x_t and x_mu. With mu = s (LucidDreamer, eq. 17) and weighting lambda, G is the
     difference of two predicted images, x0(x_s) - x0(x_t). Trajectory score matching (arXiv 2405.11252) uses mu = s +
-    (t - s) sqrt(1 - tsm_gamma^2). At tsm_gamma = 0, mu = t, and G is classifier score distillation at an inverted x_t.
+    (t - s) sqrt(1 - tsm_gamma^2). At tsm_gamma = 0, mu is t, and G is classifier score distillation at an inverted x_t.
 
     eps_0 is always conditioned on the empty prompt, even if the run has a negative prompt.
 
-    The timesteps are those of the released code. If the prior's scheduler has a ``steps_offset``, as Stable Diffusion's
-    has, it is the lowest index of t, s and the inversion.
+    The timesteps are those of the released code. If the prior's scheduler has a ``steps_offset``, as that of
+    Stable Diffusion does, it is the lowest index of t, s and the inversion.
     """
 
     @dataclass
     class Config(TrajectoryGuidance.Config):
         """Options of ISM; the defaults are those of the authors' code."""
 
-        weighting: Weighting = option("lambda", "w(t), with the choices of sds; ISM uses lambda = sigma/alpha.")
+        weighting: Weighting = option(
+            "lambda", "Weight w(t), with the same choices as for sds; ISM uses lambda = sigma/alpha."
+        )
         t_max: Schedule = option(
             {"from": 0.98, "to": 0.5, "end": 1500},
-            "Highest timestep; by default first the whole range, then its lower half.",
+            "Highest timestep; by default it decreases from the whole range to its lower half.",
             ge=0,
             le=1,
         )
         interval: Schedule = option(
-            {"from": 0.1, "to": 0.08, "end": 1500}, "t - s, as a fraction of the prior's range.", gt=0, le=1
+            {"from": 0.1, "to": 0.08, "end": 1500}, "Interval t - s, as a fraction of the prior's range.", gt=0, le=1
         )
         inversion_interval: float = option(
             0.2, "Longest step of the inversion, as a fraction of the range.", gt=0, le=1
         )
         inversion_steps: int = option(
-            5, "Largest number of inversion steps; the inversion starts that many steps below s.", ge=0
+            5, "Maximum number of inversion steps; the inversion starts this many steps below s.", ge=0
         )
         inversion_guidance_scale: Schedule = option(
-            0.0, "gamma of the inversion and of the subtracted prediction; 0 uses the empty prompt alone."
+            0.0, "Guidance scale of the inversion and of the subtracted prediction; 0 uses only the empty prompt."
         )
-        fixed_noise: bool = option(False, "Start the inversion with one fixed noise per particle.")
-        offset_noise: float = option(0.1, "Standard deviation of a random offset per channel of that noise.", ge=0)
-        tsm_gamma: float = option(1.0, "Gamma of trajectory score matching; 1 is interval score matching.", ge=0, le=1)
+        fixed_noise: bool = option(False, "Start the inversion with noise that is fixed for each particle.")
+        offset_noise: float = option(
+            0.1, "Standard deviation of a random per-channel offset of the noise that starts the inversion.", ge=0
+        )
+        tsm_gamma: float = option(1.0, "gamma of trajectory score matching; 1 is interval score matching.", ge=0, le=1)
 
     config: Config
 
@@ -79,7 +83,7 @@ class IntervalScoreMatching(TrajectoryGuidance):
         return [max(timestep, lowest) for timestep in super().sample_timesteps(batch, step, rng)]
 
     def score_gradient(self, z: Tensor, conditions: CFGConditions, ctx: StepContext) -> Score:
-        """w(t) times the guided prediction at t minus the unguided prediction at mu."""
+        """w(t) times the difference of the guided prediction at t and the unguided prediction at mu."""
         timesteps, mu = self.inversion_timesteps(ctx)
         s, t = timesteps[-1], ctx.timesteps[0]
         inversion, scale = self._inversion(conditions), self._value("inversion_guidance_scale", ctx.step)
@@ -98,7 +102,7 @@ class IntervalScoreMatching(TrajectoryGuidance):
         return NFE(guided + unguided * self.guided_nfe(self._inversion(conditions), scale))
 
     def inversion_timesteps(self, ctx: StepContext) -> tuple[list[float], float]:
-        """Timesteps of the inversion up to s, and mu."""
+        """Timesteps of the inversion up to s, and the timestep mu of the subtracted prediction."""
         grid, config = self.grid, self.config
         t = grid.index(ctx.timesteps[0])
         # A decreasing interval is rounded down, as in the released code.

@@ -32,10 +32,10 @@ class ManifoldCorrective(Guidance):
     """LMC: G = w (eps_hat - eps_u) + lambda_lmc w alpha/sigma J^T (zbar - x0_u), zbar = (1 - beta) z + beta b(z, t).
 
     SDS is the case beta = 0, because eps_u - eps = alpha/sigma (z - x0_u) for the unconditional prediction x0_u. The
-    second term of SDS moves z to its one-step denoising, which is blurred, and more so for larger t. The frozen
+    second term of SDS moves z to its one-step denoising, which is blurred, increasingly so at larger t. The frozen
     corrective b (:mod:`scoredist3d.guidance.core.corrective`) imitates that blur. b - x0_u then points to natural
-    images, and a small guidance scale suffices. J is the identity, or with ``jacobian: full`` the derivative of zbar by
-    z.
+    images, and a small guidance scale suffices. J is the identity or, with ``jacobian: full``, the derivative of zbar
+    with respect to z.
 
     The decomposition is exact, and the regression that trains b follows the abstract (LMC-SDS). The paper has no public
     code. The following choices are ours, since the abstract leaves them open: J, the weight w alpha/sigma (with which
@@ -48,12 +48,14 @@ class ManifoldCorrective(Guidance):
         """Options of LMC."""
 
         guidance_scale: Schedule = option(
-            8.0, "omega, the weight of eps_c - eps_u, far below the scale of SDS; the paper's value is not known to us."
+            8.0,
+            "Guidance scale omega, the weight of eps_c - eps_u; far below that of SDS. The paper's value is unknown "
+            "to us.",
         )
         corrective: str = option(
             AUTO,
-            "Corrective network: auto, the one of the embedded prior; identity, none (SDS); or a folder written by "
-            "scripts/train_corrective.py.",
+            "Corrective network. auto: that of the embedded prior; identity: none (SDS); any other value: a folder "
+            "written by scripts/train_corrective.py.",
         )
         beta: Schedule = option(
             1.0,
@@ -62,12 +64,16 @@ class ManifoldCorrective(Guidance):
             le=1,
         )
         lambda_lmc: Schedule = option(1.0, "Weight of the second term; 0 is classifier score distillation.", ge=0)
-        jacobian: Literal["identity", "full"] = option("identity", "J: the identity, or the full Jacobian of zbar.")
+        jacobian: Literal["identity", "full"] = option(
+            "identity", "J. identity: the identity matrix; full: the Jacobian of zbar."
+        )
         remove_mean: bool = option(
             False,
             "Subtract the spatial mean of each channel of the second term, so that a bias of b cannot shift colors.",
         )
-        noise: Literal["fresh", "fixed"] = option("fresh", "Noise: fresh at every step, or fixed for each particle.")
+        noise: Literal["fresh", "fixed"] = option(
+            "fresh", "Noise. fresh: new at every step; fixed: constant for each particle."
+        )
 
     config: Config
 
@@ -82,7 +88,7 @@ class ManifoldCorrective(Guidance):
         self.corrective = load_corrective(config.corrective, prior)
 
     def score_gradient(self, z: Tensor, conditions: CFGConditions, ctx: StepContext) -> Score:
-        """Direction of the text plus the corrected second term, both from one forward pass of the denoiser."""
+        """Guidance direction plus the corrected second term, both from one forward pass of the denoiser."""
         x_t, eps = self.noised(z, ctx)
         scale, rescale = self.config.guidance_scale(ctx.step), self.config.guidance_rescale
         guided, unconditional = guided_and_unconditional(self.prior, x_t, ctx.t, conditions, scale, rescale=rescale)
@@ -99,7 +105,7 @@ class ManifoldCorrective(Guidance):
         return self.schedule.add_noise(z, eps, ctx.t), eps
 
     def nfe(self, conditions: CFGConditions, ctx: StepContext) -> NFE:
-        """Both CFG predictions at any scale, and one evaluation of the corrective if beta is above 0."""
+        """Both predictions of CFG at any guidance scale, and one evaluation of the corrective if beta is above 0."""
         return NFE(
             2 + len(conditions.negatives), own=int(self.corrective is not None and self.config.beta(ctx.step) > 0.0)
         )

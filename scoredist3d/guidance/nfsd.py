@@ -22,11 +22,11 @@ from scoredist3d.registry import register
 @register(
     "guidance",
     "nfsd",
-    summary="Direction of the prompt plus a correction towards realistic images, without noise.",
+    summary="Prompt direction plus a correction towards realistic images, without injected noise.",
     arxiv="2310.17590",
 )
 class NoiseFreeScoreDistillation(Guidance):
-    """NFSD: G = w(t) (delta_D + gamma (eps_y - eps_0)), with predictions under the prompt (y) and the empty prompt (0).
+    """NFSD: G = w(t) (delta_D + gamma (eps_y - eps_0)), with predictions for the prompt (y) and the empty prompt (0).
 
     delta_D is a correction that brings an unlikely image into the prior's domain. Below the threshold timestep 0.2,
     where the prediction contains little noise, it is eps_0. Above, it is eps_0 - eps_neg, where the negative prompt
@@ -37,10 +37,10 @@ class NoiseFreeScoreDistillation(Guidance):
 
     @dataclass
     class Config(Guidance.Config):
-        """Options of NFSD; the defaults of scale, threshold and negative prompt are those of the paper."""
+        """Options of NFSD; the default guidance scale, threshold and negative prompt are those of the paper."""
 
-        guidance_scale: Schedule = option(7.5, "gamma, the factor of eps_y - eps_0.")
-        threshold: float = option(0.2, "Timestep from which the correction uses the negative prompt.", ge=0, le=1)
+        guidance_scale: Schedule = option(7.5, "Guidance scale gamma, the weight of eps_y - eps_0.")
+        threshold: float = option(0.2, "Lowest timestep at which the correction uses the negative prompt.", ge=0, le=1)
         negative_prompt: str | None = option(
             "unrealistic, blurry, low quality, out of focus, ugly, low contrast, dull, dark, low-resolution, gloomy",
             "Description of a defective render, without view words; null uses the run's negative_prompt.",
@@ -49,22 +49,26 @@ class NoiseFreeScoreDistillation(Guidance):
     config: Config
 
     def extra_prompts(self, prompt: str) -> dict[str, ExtraPrompt]:
-        """The text ``undesired``: this method's own negative prompt, if set."""
+        """Extra text ``undesired``: this method's own negative prompt, if set."""
         text = self.config.negative_prompt
         if text is None:
             return {}
         warn_of_unknown_words(
-            self.prior, "negative_prompt", text, "set it to words that the prior knows, or to an empty text"
+            self.prior, "negative_prompt", text, "set it to words that the prior was trained on, or to an empty text"
         )
         return {"undesired": ExtraPrompt(text, view_words=False)}
 
     def nfe(self, conditions: CFGConditions, ctx: StepContext) -> NFE:
-        """The empty prompt; at nonzero scale the prompt and Perp-Neg's; the negative prompt if an item needs it."""
+        """One evaluation for each text that the step needs.
+
+        These are the empty prompt, the negative prompt if an item reaches the threshold, and, unless the guidance
+        scale is 0, the prompt and the prompts of Perp-Neg.
+        """
         guided = 1 + len(conditions.negatives) if self._value("guidance_scale", ctx.step) != 0.0 else 0
         return NFE(1 + guided + self._corrects(ctx))
 
     def score_gradient(self, z: Tensor, conditions: CFGConditions, ctx: StepContext) -> Score:
-        """Correction and direction, from one forward pass."""
+        """Gradient w(t) (delta_D + gamma (eps_y - eps_0)), with all predictions from one forward pass."""
         x_t, _ = self.noised(z, ctx)
         scale = self._value("guidance_scale", ctx.step)
         conditionings = [empty_of(conditions)]

@@ -33,11 +33,11 @@ class PosteriorDistillation(EditingGuidance):
     latents and the source, with equal noise in x_t and x_t' on both sides. For mu = c0 x0_hat + c1 x_t this is the
     gradient above with psi = (alpha_t' - c0 - c1 alpha_t) / sigma~ and chi = c0 sigma_t / (alpha_t sigma~).
 
-    For the exact posterior of the step t -> t', psi is 0 and PDS is DDS weighted by chi. The authors' code takes t' to
-    be ``stride`` = 2 timesteps below t, but the variance of a single timestep. This alone makes psi positive (1.61 at
-    t = 0.021 and 0.05 at t = 0.401 for Stable Diffusion's schedule). It is the attraction at small t that preserves the
-    identity of the source. Scale, timesteps and weights are those of the authors' code, which draws t from [0.1, 0.9]
-    for larger edits.
+    For the exact posterior of the step t -> t', psi is 0 and PDS is DDS weighted by chi. In the authors' code t' is
+    ``stride`` = 2 timesteps below t, but the variance is that of a single timestep. This mismatch alone makes psi
+    positive (1.61 at t = 0.021 and 0.05 at t = 0.401 for Stable Diffusion's schedule). The attraction at small t
+    preserves the identity of the source. The guidance scale, timesteps and weights are those of the authors' code,
+    which draws t from [0.1, 0.9] for larger edits.
 
     ``form: dreamcatalyst`` uses the weights of DreamCatalyst (arXiv 2407.11394) instead, with this prior rather than an
     instruction-following one: psi = 0.075 exp(t) and chi = 0.2 + 0.8 t^(1/e). That method decreases t from 0.9 to 0.2.
@@ -47,23 +47,25 @@ class PosteriorDistillation(EditingGuidance):
     class Config(EditingGuidance.Config):
         """Options of PDS."""
 
-        guidance_scale: Schedule = option(100.0, "gamma of both predictions; the authors use 100 for radiance fields.")
-        weighting: Weighting = option("uniform", "w(t), a factor of both terms, with the choices of sds.")
-        form: Literal["posterior", "dreamcatalyst"] = option("posterior", "Formulas of psi and chi.")
+        guidance_scale: Schedule = option(
+            100.0, "Guidance scale gamma of both predictions; the authors use 100 for radiance fields."
+        )
+        weighting: Weighting = option("uniform", "Weight w(t) of both terms, with the same choices as for sds.")
+        form: Literal["posterior", "dreamcatalyst"] = option("posterior", "Formulas for psi and chi.")
         stride: int = option(
             2,
-            "Timesteps between t and t'; the variance is that of one timestep, so 1 gives psi = 0 (weighted DDS).",
+            "Timesteps from t to t'; the variance is that of one timestep, so 1 gives psi = 0 (weighted DDS).",
             ge=1,
         )
-        identity_weight: Schedule = option(1.0, "Factor of psi, the attraction to the source.", ge=0)
+        identity_weight: Schedule = option(1.0, "Factor of psi, the weight of the attraction to the source.", ge=0)
 
     config: Config
 
     def score_gradient(self, z: Tensor, conditions: CFGConditions, ctx: StepContext) -> Score:
-        """Both terms of G; the second uses eps_hat - eps = (z - x0_hat) / lambda, which is finite where alpha is 0."""
+        """Gradient G; its second term uses eps_hat - eps = (z - x0_hat) / lambda, which is finite where alpha is 0."""
         edited, source, _ = self.both(z, conditions, ctx)
         assert ctx.source is not None
-        # In float64 on the CPU, because psi is a small difference of numbers near 1.
+        # Computed in float64 on the CPU, because psi is a small difference of numbers near 1.
         timesteps = torch.tensor(ctx.timesteps, dtype=torch.float64)
         moved = z - ctx.source
         if self.config.form == "dreamcatalyst":

@@ -30,13 +30,13 @@ class RectifiedFlowDistillation(Guidance):
     """RFDS: G = v_hat(x_t, t, y) - v, the guided velocity minus the velocity of the straight path from z to its noise.
 
     For x_s = (1 - s) z + s eps and v = eps - z this is (eps_hat - eps) / (1 - s), i.e. SDS with w = 1 / alpha. In this
-    form it applies to every prior by conversion; on variance-preserving chains v = alpha eps - sigma z. The authors'
-    loss is a mean over the elements, ours is a sum.
+    form it applies to every prior, after conversion of the prediction to a velocity; on variance-preserving chains
+    v = alpha eps - sigma z. The authors' loss is a mean over the elements; ours is a sum.
 
     The noise eps is fresh (RFDS) or coupled to the image. ``reverse`` moves it once towards the noise that the prior
     predicts from x_t (RFDS-Rev): eps + eta (v_hat(x_t, t, y) - v). ``trajectory`` uses the end of the probability-flow
-    ODE from z to the noisiest timestep (UCM of FlowDreamer, arXiv 2408.05008). Both condition on the prompt without
-    classifier-free guidance.
+    ODE from z to the noisiest timestep (UCM of FlowDreamer, arXiv 2408.05008). The predictions of both are
+    conditioned on the prompt and use no classifier-free guidance.
     """
 
     @dataclass
@@ -44,25 +44,26 @@ class RectifiedFlowDistillation(Guidance):
         """Options of RFDS."""
 
         guidance_scale: Schedule = option(
-            50.0, "gamma in eps_u + gamma (eps_c - eps_u); the authors use 50 with InstaFlow and 100 with SD 3."
+            50.0,
+            "Guidance scale gamma in eps_u + gamma (eps_c - eps_u); the authors use 50 for InstaFlow, 100 for SD 3.",
         )
         weighting: Weighting = option(
             "flow",
-            "w(t), the factor of the noise difference: flow 1/alpha, which is velocity regression; sds sigma^2; "
-            "uniform 1; fantasia3d alpha sigma^2; lambda sigma/alpha.",
+            "Weight w(t) of the noise difference. flow: 1/alpha, which is velocity regression; sds: sigma^2; uniform: "
+            "1; fantasia3d: alpha sigma^2; lambda: sigma/alpha.",
         )
         coupling: Literal["none", "reverse", "trajectory"] = option(
-            "none", "Coupling of noise and image: none, fresh noise; reverse, RFDS-Rev; trajectory, UCM of FlowDreamer."
+            "none", "Coupling of noise and image. none: fresh noise; reverse: RFDS-Rev; trajectory: UCM of FlowDreamer."
         )
         eta: Schedule | None = option(
             None,
-            "eta of coupling=reverse; null uses alpha_t, as the authors do for SD 3. For InstaFlow they use 1.",
+            "Step size eta of coupling=reverse; null uses alpha_t, as the authors do for SD 3 (1 for InstaFlow).",
             ge=0,
         )
         coupling_start: int = option(
             1800, "First step that uses coupling=trajectory; earlier steps use fresh noise.", ge=0
         )
-        coupling_steps: int = option(3, "ODE steps of coupling=trajectory.", ge=1)
+        coupling_steps: int = option(3, "Number of ODE steps for coupling=trajectory.", ge=1)
         random_weight: bool = option(
             False, "Multiply the gradient of each step by sigmoid(u), u ~ N(0, 1), as in the authors' code for SD 3."
         )
@@ -70,7 +71,7 @@ class RectifiedFlowDistillation(Guidance):
     config: Config
 
     def score_gradient(self, z: Tensor, conditions: CFGConditions, ctx: StepContext) -> Score:
-        """Weighted difference v_hat - v for fresh or coupled noise."""
+        """Weighted difference v_hat - v with fresh or coupled noise."""
         eps = self._coupled_noise(z, conditions, ctx)
         prediction = self.guided(self.schedule.add_noise(z, eps, ctx.t), conditions, ctx)
         gradient = self.weighted(prediction, z, eps)
@@ -79,7 +80,7 @@ class RectifiedFlowDistillation(Guidance):
         return Score(gradient)
 
     def nfe(self, conditions: CFGConditions, ctx: StepContext) -> NFE:
-        """One guided prediction, and the unguided predictions of the coupling."""
+        """One guided prediction plus the unguided predictions of the coupling."""
         coupling = {"none": 0, "reverse": 1, "trajectory": self.config.coupling_steps if self._couples(ctx) else 0}
         return NFE(super().nfe(conditions, ctx).prior + coupling[self.config.coupling])
 

@@ -27,10 +27,10 @@ class CachedNoise:
     """State of a particle for ``kappa: cached``.
 
     Attributes:
-        target: (C, h, w), predicted clean latents that the particle moves to.
+        target: (C, h, w), predicted clean latents towards which the particle moves.
         kappa: (C, h, w), noise predicted together with the target.
-        block: Index of the target.
-        step: Optimizer step that computed it.
+        block: Index of the block of ``cached_inner_steps`` optimizer steps that use the target.
+        step: Optimizer step in which the target was computed.
     """
 
     target: Tensor
@@ -55,40 +55,43 @@ class ScoreDistillationViaInversion(TrajectoryGuidance):
     with kappa = eps(x(t), t, y) (eq. 6). This is score distillation with the previous prediction in place of random
     noise. A render has no previous prediction, so ``kappa: inversion`` recovers one from z by DDIM inversion to t + tau
     with a negative guidance scale. ``cached`` stores the previous prediction of each free image, so that the run is
-    DDIM itself: a new target is computed every ``cached_inner_steps`` steps, and plain gradient descent with a learning
+    exactly DDIM: a new target is computed every ``cached_inner_steps`` steps, and plain gradient descent at a learning
     rate equal to the batch size reaches it in one step. ``random`` is SDS with w = lambda; ``fixed`` uses one noise per
     particle.
 
-    To anneal t, set t_min and t_max to the same linear schedule (the paper: from 1 to 0.2 over the run).
+    To anneal t, set t_min and t_max to the same linear schedule (in the paper, from 1 to 0.2 over the run).
     """
 
     @dataclass
     class Config(TrajectoryGuidance.Config):
         """Options of SDI."""
 
-        weighting: Weighting = option("lambda", "w(t), with the choices of sds; the derivation requires lambda.")
+        weighting: Weighting = option(
+            "lambda", "Weight w(t), with the same choices as for sds; the derivation requires lambda."
+        )
         kappa: Literal["inversion", "cached", "random", "fixed"] = option(
             "inversion",
-            "Noise kappa: inversion, from DDIM inversion of the latents; cached, the previous prediction (free images "
-            "only); random, fresh at every step; fixed, one per particle.",
+            "Noise kappa. inversion: from DDIM inversion of the latents; cached: the previous prediction (free images "
+            "only); random: fresh at every step; fixed: one per particle.",
         )
         inversion_guidance_scale: Schedule | None = option(
-            None, "gamma of the inversion; null uses -guidance_scale, as in the paper."
+            None, "Guidance scale of the inversion; null uses -guidance_scale, as in the paper."
         )
         inversion_steps: int = option(10, "Number of steps for an inversion over the whole range of timesteps.", ge=1)
         tau_max: float = option(
             1.0 / 30.0,
-            "Upper bound of the uniform tau in the inversion to t + tau; the released code uses 1 / inversion_steps.",
+            "Upper bound of the uniformly drawn tau in the inversion to t + tau; the released code uses "
+            "1 / inversion_steps.",
             ge=0,
             lt=1,
         )
         inversion_eta: float = option(0.3, "Strength of the noise that is added to the inversion.", ge=0)
         inversion_noise: Literal["per-step", "once"] = option(
             "per-step",
-            "How that noise is added: per-step, inversion_eta sqrt(var) after every step with the variance of DDIM "
-            "(the released code); once, inversion_eta sigma_t to kappa (H in the paper).",
+            "How the noise of inversion_eta is added. per-step: inversion_eta sqrt(var) after every step, with the "
+            "variance of DDIM (the released code); once: inversion_eta sigma_t to kappa (H in the paper).",
         )
-        cached_inner_steps: int = option(1, "Optimizer steps on each target of kappa=cached.", ge=1)
+        cached_inner_steps: int = option(1, "Number of optimizer steps per target for kappa=cached.", ge=1)
         reference_quirk: bool = option(
             False,
             "Follow the released code instead of the paper: the latent inverted to t + tau is denoised as if it were "
@@ -129,7 +132,7 @@ class ScoreDistillationViaInversion(TrajectoryGuidance):
         self._conditionings: dict[int, list[Tensor]] = {}
 
     def score_gradient(self, z: Tensor, conditions: CFGConditions, ctx: StepContext) -> Score:
-        """Gradient w(t) (eps_hat - kappa), which is z - x0_hat for the weighting lambda."""
+        """Gradient w(t) (eps_hat - kappa), which is z - x0_hat for weighting lambda."""
         if self.config.kappa == "cached":
             return Score(z - self._targets(z, conditions, ctx))
         x_t, kappa = self.noised(z, ctx) if self.config.kappa != "inversion" else self.inverted(z, conditions, ctx)
@@ -144,7 +147,7 @@ class ScoreDistillationViaInversion(TrajectoryGuidance):
         return self.schedule.add_noise(z, kappa, ctx.t), kappa
 
     def nfe(self, conditions: CFGConditions, ctx: StepContext) -> NFE:
-        """One guided prediction and one per inversion step; for ``cached`` one per new target."""
+        """One guided prediction, plus one per inversion step; for ``cached``, one per new target."""
         forward = self.guided_nfe(conditions, self._value("guidance_scale", ctx.step))
         if self.config.kappa == "cached":
             new = [self._needs_target(particle, ctx) or self._made_now(particle, ctx) for particle in ctx.particles]
@@ -155,7 +158,10 @@ class ScoreDistillationViaInversion(TrajectoryGuidance):
         return NFE(forward + steps * self.guided_nfe(conditions, self._inversion_scale(ctx)))
 
     def inversion_timesteps(self, ctx: StepContext) -> list[float]:
-        """Timesteps of an inversion: clean, index 1 and every N / inversion_steps above it below t, then t + tau."""
+        """Timesteps of an inversion from the clean image to t + tau.
+
+        Between them are the timesteps below t at index 1 and at every (N / inversion_steps)-th index above it.
+        """
         grid, config = self.grid, self.config
         spacing = max(1, grid.count // config.inversion_steps)
         t = grid.index(ctx.timesteps[0])
@@ -221,7 +227,7 @@ class ScoreDistillationViaInversion(TrajectoryGuidance):
         return torch.stack([self._cached[particle].target for particle in ctx.particles]).to(z)
 
     def _advance(self, z: Tensor, conditions: CFGConditions, ctx: StepContext, items: list[int]) -> None:
-        """DDIM step of some items: predict from z noised with the previous kappa, or from pure noise at the start."""
+        """DDIM step of some items, predicted from z noised with the previous kappa, or at the start from pure noise."""
         start, noisy = ctx.particle_noise(z, "kappa"), []
         for item in items:
             one, cached = slice(item, item + 1), self._cached.get(ctx.particles[item])

@@ -16,16 +16,19 @@ from scoredist3d.registry import register
 
 
 @register(
-    "guidance", "sds", summary="Follow the error of the denoiser on a render with fresh noise.", arxiv="2209.14988"
+    "guidance",
+    "sds",
+    summary="Noise-prediction residual of the prior on the noised render, with fresh noise.",
+    arxiv="2209.14988",
 )
 class ScoreDistillationSampling(Guidance):
     """SDS: G = w(t) (eps_hat(alpha_t z + sigma_t eps, t, y) - eps) with fresh eps ~ N(0, I) (DreamFusion, eq. 3).
 
     SDS minimizes a weighted sum over timesteps of KL(N(alpha_t z, sigma_t^2) || p_t(. | y)), so it seeks modes.
     Subtracting eps does not change the mean of G and reduces its variance. With ``weighting: lambda`` G is z - x0_hat,
-    the gradient of regression to the predicted image (the form in MVDream); ``uniform`` is score Jacobian chaining. The
-    annealing of HiFA is one schedule of shape ``sqrt`` for t_min and t_max. The score debiasing of D-SDS is an
-    increasing ``grad_clip``.
+    the gradient of regression to the predicted image (the form in MVDream); ``uniform`` is score Jacobian chaining.
+    HiFA's annealing corresponds to a single schedule of shape ``sqrt`` for t_min and t_max, and D-SDS's score debiasing
+    to an increasing ``grad_clip``.
     """
 
     @dataclass
@@ -33,19 +36,19 @@ class ScoreDistillationSampling(Guidance):
         """Options of SDS."""
 
         guidance_scale: Schedule = option(
-            100.0, "gamma in eps_u + gamma (eps_c - eps_u); SDS needs about 100 with large models."
+            100.0, "Guidance scale gamma in eps_u + gamma (eps_c - eps_u); SDS needs about 100 with large models."
         )
         image_weight: Schedule = option(
             0.0,
             "Weight of HiFA's image-space term w(t) alpha/sigma (rgb - decode(x0_hat)), which acts on the render, or "
-            "through the decoder if latents are optimized; it decodes once per step.",
+            "through the decoder if latents are optimized; it requires one decoding per step.",
             ge=0,
         )
 
     config: Config
 
     def score_gradient(self, z: Tensor, conditions: CFGConditions, ctx: StepContext) -> Score:
-        """Gradient w(t) (eps_hat - eps), and the gradient of HiFA's image-space term."""
+        """Gradient w(t) (eps_hat - eps) and the gradient of HiFA's image-space term."""
         x_t, eps = self.noised(z, ctx)
         prediction = self.guided(x_t, conditions, ctx)
         score = Score(self.weighted(prediction, z, eps))

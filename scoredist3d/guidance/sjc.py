@@ -42,7 +42,7 @@ class ScoreJacobianChaining(Guidance):
     class Config(Guidance.Config):
         """Options of SJC."""
 
-        guidance_scale: Schedule = option(100.0, "gamma in eps_u + gamma (eps_c - eps_u).")
+        guidance_scale: Schedule = option(100.0, "Guidance scale gamma in eps_u + gamma (eps_c - eps_u).")
         t_min: Schedule = option(
             0.01,
             "Lowest timestep, as a fraction of the prior's range; the paper omits the 10 lowest of 1000.",
@@ -57,10 +57,10 @@ class ScoreJacobianChaining(Guidance):
         )
         weighting: Weighting = option(
             "uniform",
-            "w(t), the factor of G: uniform 1, as in the paper; sds sigma^2; fantasia3d alpha sigma^2; lambda "
-            "sigma/alpha; flow 1/alpha.",
+            "Weight w(t) of G. uniform: 1, as in the paper; sds: sigma^2; fantasia3d: alpha sigma^2; lambda: "
+            "sigma/alpha; flow: 1/alpha.",
         )
-        variance_reduction: bool = option(True, "Subtract the added noise (eq. 16); false gives eq. 15.")
+        variance_reduction: bool = option(True, "Subtract the added noise (eq. 16); if false, use eq. 15.")
 
     config: Config
 

@@ -12,7 +12,7 @@ from scoredist3d.registry import register
 @register(
     "guidance",
     "vsd",
-    summary="Difference of the prior's score and the score of the renders, which a second network learns.",
+    summary="Difference between the prior's score and the score of the renders, which a second network learns.",
     arxiv="2305.16213",
 )
 class VariationalScoreDistillation(VariationalGuidance):
@@ -30,7 +30,8 @@ class VariationalScoreDistillation(VariationalGuidance):
 
         gamma_phi: Schedule = option(
             1.0,
-            "Camera scale of phi: phi(none) + gamma_phi (phi(c) - phi(none)); 0 and 1 need one evaluation, others two.",
+            "Camera scale gamma_phi in phi(none) + gamma_phi (phi(c) - phi(none)); 0 and 1 need one evaluation of phi, "
+            "other values two.",
         )
 
     config: Config

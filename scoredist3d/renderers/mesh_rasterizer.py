@@ -29,7 +29,7 @@ _edges_of = FaceCache(mesh_edges)
 
 
 @dataclass(frozen=True)
-class _Hits:
+class _VisiblePoints:
     """The P pixels covered by the mesh, and the surface points visible in them."""
 
     pixels: Tensor  # (P,) flat indices into (B, H, W)
@@ -159,7 +159,7 @@ class MeshRasterizer(Renderer):
         nothing = torch.zeros(len(cameras), height, width, dtype=torch.int32, device=clip.device)
         return Fragments(nothing, clip.new_zeros(*nothing.shape, 2), torch.ones_like(nothing, dtype=clip.dtype))
 
-    def _hits(self, mesh: SurfaceMesh, fragments: Fragments, needs_normal: bool) -> _Hits:
+    def _hits(self, mesh: SurfaceMesh, fragments: Fragments, needs_normal: bool) -> _VisiblePoints:
         """The visible surface points. Counting the covered pixels is the only GPU synchronization."""
         smooth = needs_normal and self.config.normals == "smooth"
         attributes = [mesh.vertices, vertex_normals(mesh.vertices, mesh.faces)] if smooth else [mesh.vertices]
@@ -171,7 +171,7 @@ class MeshRasterizer(Renderer):
             normals = gather_rows(face_normals(mesh.vertices, mesh.faces), fragments.hit_triangles)
         if mesh.uvs is not None and mesh.uv_faces is not None:
             uv = self._at_hits(mesh.uvs, fragments, mesh.uv_faces)
-        return _Hits(fragments.hit_pixels, fragments.hit_images, at_hits[:, :3], normals, uv)
+        return _VisiblePoints(fragments.hit_pixels, fragments.hit_images, at_hits[:, :3], normals, uv)
 
     def _at_hits(self, attributes: Tensor, fragments: Fragments, corners: Tensor) -> Tensor:
         """(P, C) attributes at the covered pixels, from (V, C) vertex attributes and (F, 3) indices ``corners``."""

@@ -255,7 +255,7 @@ def test_words_that_the_prior_does_not_know_are_named_once_with_what_to_do(caplo
     guidance.extra_prompts("a red blob")
     (message,) = [record.getMessage() for record in caplog.records]
     assert message.startswith("guidance.source_modifier: the prior was not trained on 'oversaturated', 'smooth'")
-    assert message.endswith("set source_prompt or source_modifier to words that the prior knows.")
+    assert message.endswith("set source_prompt or source_modifier to words that the prior was trained on.")
     caplog.clear()
     method("bridge", CountingPrior(), target_modifier="", source_prompt="green blob").extra_prompts("a red blob")
     assert not caplog.records

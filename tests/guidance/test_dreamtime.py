@@ -86,9 +86,9 @@ def test_mistakes_are_named():
     for wrong in ({"t_max": falling}, {"t_min": falling, "t_max": falling}, {"t_min": 0.5, "t_max": 0.4}):
         with pytest.raises(ValueError, match="dreamtime: needs a constant timestep range"):
             parse_component("guidance", {**base, **wrong})
-    with pytest.raises(ValueError, match=r"dreamtime\.m2: 0\.9 must not exceed m1, which is 0\.8"):
+    with pytest.raises(ValueError, match=r"dreamtime\.m2: 0\.9 is above m1 0\.8; lower m2 or raise m1"):
         parse_component("guidance", {"type": "sds", "dreamtime": {"steps": 10, "m2": 0.9}})
-    with pytest.raises(ValueError, match="lower t_max below the timestep without signal"):
+    with pytest.raises(ValueError, match="lower t_max below the timestep at which the noisy input has no signal"):
         dreamtime(10, FlowSchedule(), high=1.0, kind="snr")
-    with pytest.raises(ValueError, match="or increase the widths"):
+    with pytest.raises(ValueError, match="or increase s, s1 and s2"):
         dreamtime(10, low=0.02, high=0.03, kind="plateau", s2=0.001)

@@ -77,7 +77,7 @@ def write_glb(path: Path, product: TexturedProduct) -> list[Path]:
     if "TANGENT" in attributes:
         tangent = attributes["TANGENT"]
         attributes["TANGENT"] = np.concatenate([to_y_up(tangent[:, :3]), tangent[:, 3:]], axis=1)
-    file = _Builder()
+    file = _GlbBuilder()
     primitive = {
         "attributes": {key: file.vertices(key, values) for key, values in attributes.items()},
         "indices": file.indices(faces, len(attributes["POSITION"])),
@@ -108,7 +108,7 @@ def packed_surface(textures: Textures) -> np.ndarray | None:
     return np.stack([np.full(shape, value, np.uint8) if image is None else image for image, value in pairs], axis=2)
 
 
-def _material(file: _Builder, textures: Textures, name: str, double_sided: bool) -> dict[str, Any]:
+def _material(file: _GlbBuilder, textures: Textures, name: str, double_sided: bool) -> dict[str, Any]:
     surface: dict[str, Any] = {
         "baseColorTexture": {"index": file.texture(textures.base_color)},
         "metallicFactor": 0.0,
@@ -128,7 +128,7 @@ def _material(file: _Builder, textures: Textures, name: str, double_sided: bool)
     return material
 
 
-class _Builder:
+class _GlbBuilder:
     """Builder of a GLB file: collects its JSON document and its binary chunk."""
 
     def __init__(self) -> None:

@@ -1,1 +1,1 @@
-"""What distillation methods share: base classes, steps, score models, trajectories, noise fields."""
+"""Shared code of the distillation methods: base classes, step contexts, score models, trajectories, noise fields."""

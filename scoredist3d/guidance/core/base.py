@@ -48,24 +48,27 @@ class Guidance(nn.Module, ABC):
         """Options that all methods share."""
 
         weight: Schedule = option(1.0, "Weight of the guidance loss.", ge=0)
-        guidance_scale: Schedule = option(7.5, "gamma in eps_u + gamma (eps_c - eps_u), as in diffusers.")
+        guidance_scale: Schedule = option(
+            7.5, "Guidance scale gamma in eps_u + gamma (eps_c - eps_u), as in diffusers."
+        )
         guidance_rescale: float = option(
             0.0,
-            "Blend factor of the guided image with its copy rescaled to the standard deviation of the conditional one.",
+            "Blend factor from the guided image (0) to a copy with the standard deviation of the conditional one (1).",
             ge=0,
             le=1,
         )
         t_min: Schedule = option(0.02, "Lowest timestep, as a fraction of the prior's range.", ge=0, le=1)
         t_max: Schedule = option(
             0.98,
-            "Highest timestep, as a fraction of the prior's range; the same schedule for t_min anneals one timestep.",
+            "Highest timestep, as a fraction of the prior's range; give t_min the same schedule to anneal a single "
+            "timestep.",
             ge=0,
             le=1,
         )
         weighting: Weighting = option(
             "sds",
-            "w(t), the factor of the noise difference: sds sigma^2; uniform 1; fantasia3d alpha sigma^2; lambda "
-            "sigma/alpha, which is regression to the predicted image; flow 1/alpha, which is velocity regression.",
+            "Weight w(t) of the noise difference. sds: sigma^2; uniform: 1; fantasia3d: alpha sigma^2; lambda: "
+            "sigma/alpha, which is regression to the predicted image; flow: 1/alpha, which is velocity regression.",
         )
         grad_clip: Schedule | None = option(None, "Clamp every element of the gradient to [-value, value].", gt=0)
         dreamtime: DreamTimeConfig = field(
@@ -93,7 +96,7 @@ class Guidance(nn.Module, ABC):
         Args:
             config: Options of the method.
             prior: Frozen diffusion model.
-            rng: Generators that initialize networks of the method; equal on all ranks.
+            rng: Random generators that initialize the method's networks; the same on all ranks.
         """
         super().__init__()
         self.config = config
@@ -119,7 +122,7 @@ class Guidance(nn.Module, ABC):
         """Gradient dL/dz for detached latents z (B, C, h, w); called under ``torch.no_grad``."""
 
     def extra_prompts(self, prompt: str) -> dict[str, ExtraPrompt]:
-        """Further texts to embed, by name; ``CFGConditions.extra`` holds their conditionings under the same names."""
+        """Extra texts to embed, by name; ``CFGConditions.extra`` holds their conditionings under the same names."""
         return {}
 
     def nfe(self, conditions: CFGConditions, ctx: StepContext) -> NFE:
@@ -240,7 +243,7 @@ class Guidance(nn.Module, ABC):
         t: Tensor | None = None,
         scale: float | None = None,
     ) -> Prediction:
-        """Prediction of the prior under classifier-free guidance with the configured rescaling.
+        """Prediction of the prior with classifier-free guidance and the configured rescaling.
 
         Args:
             x_t: (B, C, h, w), noisy latents.
@@ -259,7 +262,7 @@ class Guidance(nn.Module, ABC):
         return self.schedule.add_noise(z, eps, ctx.t), eps
 
     def noisy_input(self, z: Tensor, conditions: CFGConditions, ctx: StepContext) -> Tensor:
-        """First input x_t of the prior, shown in previews; methods with another noise override this."""
+        """First noisy input x_t to the prior, shown in previews; methods with other noise override this."""
         return self.noised(z, ctx)[0]
 
     def time_weight(self, t: Tensor) -> Tensor:
@@ -274,7 +277,7 @@ class Guidance(nn.Module, ABC):
     def preview(
         self, z: Tensor, conditions: CFGConditions, step: int, rng: Rng, *, denoise_steps: int = 15, **extras: Any
     ) -> dict[str, Tensor]:
-        """Noisy input of a step, its one-step prediction and its full denoising, as images (B, H, W, 3) in [0, 1]."""
+        """Noisy input of a step, its one-step prediction and its full denoising, as (B, H, W, 3) images in [0, 1]."""
         z = z.detach()
         context = self.begin(z, step, rng, **extras)
         x_t = self.noisy_input(z, conditions, context)

@@ -1,4 +1,4 @@
-"""Checks for NaN and infinity that do not make the accelerator wait."""
+"""Checks for NaN and infinity that do not stall the accelerator."""
 
 from __future__ import annotations
 

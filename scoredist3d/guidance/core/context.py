@@ -44,7 +44,7 @@ class StepContext:
     def particle_noise(self, like: Tensor, stream: str) -> Tensor:
         """Gaussian noise in the shape of ``like`` that is fixed for the particle shown by each item.
 
-        It depends on (seed, stream, particle) only, so it is equal at every step, in every view and on every rank.
+        It depends on (seed, stream, particle) only, so it is the same at every step, in every view and on every rank.
         """
         rng = self.rng.shared()
         draws = {

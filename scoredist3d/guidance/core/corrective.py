@@ -1,4 +1,4 @@
-"""Corrective network of LMC, which imitates the blur of the denoiser on clean latents; loading and saving it."""
+"""Corrective network of LMC, which imitates the denoiser's blur on clean latents; functions to load and save it."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Corrective(nn.Module):
 
     r is a small U-Net whose last layer is initialized to zero, so an untrained b is the identity. Its inputs are
     neither the noisy image nor the prompt. It can therefore only learn the average output of the denoiser for z, which
-    is mostly a blur that grows with t. The network is shallow on purpose: one that learns the exact average would
+    is mostly a blur that grows with t. The network is deliberately shallow: one that learns the exact average would
     cancel LMC's pull towards the image manifold everywhere on its training data.
     """
 
@@ -103,8 +103,8 @@ class Fingerprint:
     """Summary of a prior, stored with a corrective and compared when the corrective is loaded.
 
     Fingerprints are compared with a tolerance, not hashed, because the same prior has slightly different weights in
-    fp32, fp16 and bf16. The parametrization of the network's output is not part of it: a corrective imitates predicted
-    images.
+    fp32, fp16 and bf16. The parametrization of the network's output is not included, because a corrective imitates
+    predicted images.
 
     Attributes:
         latent_shape: (C, h, w) at the native image size of the prior.
@@ -127,7 +127,7 @@ class Fingerprint:
         return cls(prior.latent_shape(prior.image_size, prior.image_size), coefficients, weights)
 
     def differs_from(self, other: Fingerprint) -> str | None:
-        """First difference from another fingerprint, in words; None if they agree."""
+        """Description of the first difference from another fingerprint; None if they agree."""
         if self.latent_shape != other.latent_shape:
             return f"latents of shape {self.latent_shape}, not {other.latent_shape}"
         if not torch.allclose(self.coefficients, other.coefficients, rtol=0.0, atol=1e-4):
@@ -171,7 +171,7 @@ def load_corrective(choice: str, prior: Prior) -> Corrective | None:
     if choice == AUTO:
         raise FieldError(
             f"auto selects the corrective of the embedded prior, which does not fit this prior ({difference}); "
-            "train a corrective with scripts/train_corrective.py and set its folder, or set identity for none",
+            "train a corrective with scripts/train_corrective.py and set its folder here, or set identity to use none",
             _KEY,
         )
     raise FieldError(
@@ -182,10 +182,10 @@ def load_corrective(choice: str, prior: Prior) -> Corrective | None:
 
 
 def read_corrective(folder: Path) -> tuple[Corrective, Fingerprint]:
-    """Corrective in a folder, frozen and in fp32, and the fingerprint of the prior it was trained for.
+    """Frozen fp32 corrective in a folder, and the fingerprint of the prior that it was trained for.
 
     Raises:
-        ValueError: The files are not those of a corrective.
+        ValueError: The files do not contain a corrective.
     """
     try:
         config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
@@ -193,11 +193,15 @@ def read_corrective(folder: Path) -> tuple[Corrective, Fingerprint]:
         fingerprint = Fingerprint(
             tuple(config["latent_shape"]), tensors.pop("fingerprint.coefficients"), tensors.pop("fingerprint.weights")
         )
-        with torch.device("meta"):  # initial weights would be drawn from the global random stream
+        with torch.device("meta"):  # initial weights would be drawn from the global generator
             network = Corrective(CorrectiveSizes(**config["sizes"]))
         network.load_state_dict(tensors, assign=True)
     except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
-        raise FieldError(f"cannot read a corrective from {folder}: {str(error).splitlines()[0]}", _KEY) from error
+        raise FieldError(
+            f"cannot read a corrective from {folder}; write it again with scripts/train_corrective.py: "
+            f"{str(error).splitlines()[0]}",
+            _KEY,
+        ) from error
     return network.requires_grad_(False).eval(), fingerprint
 
 

@@ -15,26 +15,27 @@ from scoredist3d.diffusion.schedule import NoiseSchedule
 
 @dataclass
 class DreamTimeConfig:
-    """Options of DreamTime, which replaces random timesteps by one that decreases from t_max to t_min."""
+    """Options of DreamTime, which replaces random timesteps with one that decreases from t_max to t_min."""
 
     steps: int = option(
         0, "Steps over which the timestep decreases from t_max to t_min; 0 draws random timesteps instead.", ge=0
     )
     kind: Literal["plateau", "snr", "uniform"] = option(
         "plateau",
-        "W(t), proportional to the number of steps spent at a timestep: plateau 1 between m2 and m1 with Gaussian "
-        "tails of widths s1 (above) and s2 (below); snr sigma/alpha exp(-(t - m)^2 / 2 s^2); uniform 1, linear.",
+        "Weight W(t), proportional to the number of steps spent at timestep t. plateau: 1 between m2 and m1, with "
+        "Gaussian tails of widths s1 (above) and s2 (below); snr: sigma/alpha exp(-(t - m)^2 / 2 s^2); uniform: 1, "
+        "which gives a linear decrease.",
     )
-    m1: float = option(0.8, "Upper end of the plateau, a timestep.", ge=0, le=1)
-    m2: float = option(0.5, "Lower end of the plateau, a timestep.", ge=0, le=1)
+    m1: float = option(0.8, "Timestep at the upper end of the plateau.", ge=0, le=1)
+    m2: float = option(0.5, "Timestep at the lower end of the plateau.", ge=0, le=1)
     s1: float = option(0.3, "Standard deviation of the tail above the plateau.", gt=0)
     s2: float = option(0.1, "Standard deviation of the tail below the plateau.", gt=0)
-    m: float = option(0.5, "Center of the weights for kind=snr, a timestep.", ge=0, le=1)
+    m: float = option(0.5, "Timestep at the center of the weights for kind=snr.", ge=0, le=1)
     s: float = option(0.125, "Standard deviation of the weights for kind=snr.", gt=0)
 
     def validate(self) -> list[str]:
         """Require m2 <= m1."""
-        return [f"m2: {self.m2:g} must not exceed m1, which is {self.m1:g}"] if self.m2 > self.m1 else []
+        return [f"m2: {self.m2:g} is above m1 {self.m1:g}; lower m2 or raise m1"] if self.m2 > self.m1 else []
 
 
 class DreamTime:
@@ -63,7 +64,7 @@ class DreamTime:
         if not 0.0 < total < float("inf"):
             raise FieldError(
                 f"the weights of {config.kind} sum to {total:g} between {low:g} and {high:g}; lower t_max below the "
-                "timestep without signal, or increase the widths",
+                "timestep at which the noisy input has no signal, or increase s, s1 and s2",
                 "dreamtime.kind",
             )
         self._steps = config.steps
@@ -79,7 +80,7 @@ class DreamTime:
         return grid[(grid >= ends[0]) & (grid <= ends[1])]
 
     def __call__(self, step: int) -> float:
-        """Timestep t(i) of step i."""
+        """Timestep t(i) at step i."""
         progress = min(step / self._steps, 1.0)
         after = min(bisect_left(self._above, progress), len(self._above) - 1)
         before = max(after - 1, 0)
@@ -88,7 +89,7 @@ class DreamTime:
 
 
 def time_prior(config: DreamTimeConfig, schedule: NoiseSchedule, t: Tensor) -> Tensor:
-    """Weights W(t) (K,) of :class:`DreamTimeConfig`, not normalized."""
+    """Unnormalized weights W(t) (K,) of :class:`DreamTimeConfig`."""
     if config.kind == "uniform":
         return torch.ones_like(t)
     if config.kind == "snr":

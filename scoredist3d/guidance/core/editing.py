@@ -18,7 +18,10 @@ from scoredist3d.prompts.processor import ExtraPrompt
 
 
 class EditingGuidance(Guidance):
-    """Base class of methods that compare the edited latents under the prompt with the source under its description."""
+    """Base class of editing methods, which compare the predictions for the edited latents and for the source.
+
+    The first is conditioned on the prompt, the second on the description of the source.
+    """
 
     needs_source = True
 
@@ -28,16 +31,18 @@ class EditingGuidance(Guidance):
 
         source_prompt: str = option(
             "",
-            "Description of the source. Repeat the prompt's words for everything that should stay the same; an empty "
-            "text describes nothing.",
+            "Description of the source. Repeat the words of the prompt for everything that should stay the same; if "
+            "empty, the source is not described.",
         )
 
     config: Config
 
     def extra_prompts(self, prompt: str) -> dict[str, ExtraPrompt]:
-        """The text ``source``, with the same view words as the prompt."""
+        """Extra text ``source``, which gets the same view words as the prompt."""
         text = self.config.source_prompt
-        warn_of_unknown_words(self.prior, "source_prompt", text, "describe the source in words that the prior knows")
+        warn_of_unknown_words(
+            self.prior, "source_prompt", text, "describe the source in words that the prior was trained on"
+        )
         return {"source": ExtraPrompt(text)}
 
     def nfe(self, conditions: CFGConditions, ctx: StepContext) -> NFE:
@@ -45,9 +50,9 @@ class EditingGuidance(Guidance):
         return NFE(2 * self.guided_nfe(conditions, self._value("guidance_scale", ctx.step)))
 
     def both(self, z: Tensor, conditions: CFGConditions, ctx: StepContext) -> tuple[Prediction, Prediction, Tensor]:
-        """Guided predictions for the edited and the source latents at equal noise, and this noise; one forward pass."""
+        """Guided predictions for edited and source latents with equal noise, and the noise; one forward pass."""
         if ctx.source is None:
-            raise ValueError(f"{type(self).__name__} edits a source: the step context has no source latents")
+            raise ValueError(f"{type(self).__name__} edits a source: the step context has no source; set ctx.source")
         eps = ctx.noise(z)
         t = ctx.t.repeat(2)
         x_t = self.schedule.add_noise(torch.cat([z, ctx.source.detach()]), eps.repeat(2, 1, 1, 1), t)
@@ -60,7 +65,7 @@ class EditingGuidance(Guidance):
 
 
 def _side_by_side(conditions: CFGConditions, source: Conditioning, batch: int) -> CFGConditions:
-    """CFG conditions for 2 B items: the prompt for the first half, the source's text for the second half."""
+    """CFG conditions for 2 B items: the prompt for the first half, the source prompt for the second half."""
 
     def join(first: Conditioning, second: Conditioning) -> Conditioning:
         return Conditioning.cat([first.expand(batch), second.expand(batch)])

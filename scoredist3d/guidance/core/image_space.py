@@ -20,12 +20,12 @@ def with_image_term(
 ) -> Score:
     """Add the gradient of image_weight c(t) / 2 ||x - stopgrad(decode(x0))||^2, with x in [0, 1] RGB.
 
-    x is the render where the step has one, at the render's resolution. A system that optimizes latents has no render;
-    there x is decode(z), and the gradient passes through the decoder.
+    If the step has a render, x is the render, and the decoded image is resized to its resolution. A system that
+    optimizes latents has no render; x is then decode(z), and the gradient passes through the decoder.
 
     Args:
         score: Score of the latent term.
-        prior: Prior that decodes.
+        prior: Prior whose decoder is used.
         z: (B, C, h, w), detached latents of the step.
         x0: (B, C, h, w), predicted clean latents.
         ctx: Context of the step, with or without ``rgb``.
@@ -48,7 +48,7 @@ def with_image_term(
 
 
 def _resized(image: Tensor, like: Tensor) -> Tensor:
-    """``image`` (B, h, w, 3) at the height and width of ``like`` (B, H, W, 3)."""
+    """``image`` (B, h, w, 3) resized to the height and width of ``like`` (B, H, W, 3)."""
     if image.shape[1:3] == like.shape[1:3]:
         return image
     resized = functional.interpolate(

@@ -1,4 +1,4 @@
-"""Noise that is fixed to a particle and its views: constant, slowly renewed, or cropped from a world map."""
+"""Noise that persists over the steps for each particle: constant, slowly renewed, or cropped from a world map."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class PersistentNoise:
     """Gaussian noise of each particle that follows X_{k+1} = sqrt(1 - g_k) X_k + sqrt(g_k) xi_k over the steps k.
 
     At g = 0 the noise is constant. X_k depends on (seed, stream, particle, k) only. Ranks therefore agree, a particle
-    may skip steps, and a resumed run needs no saved state. The chain is sampled on a grid of every ``BLOCK`` steps, and
-    between two known steps by bisection with its Gaussian bridge: if the correlations of a middle step with its
-    neighbors are a and b, the middle has, given both neighbors, the mean
+    may skip steps, and a resumed run needs no saved state. The chain is sampled at every ``BLOCK``-th step, and
+    between two known steps by bisection with its Gaussian bridge: if a and b are the correlations of a middle step
+    with its lower and upper neighbor, the noise of the middle step, given both neighbors, has the mean
     (a (1 - b^2) X_low + b (1 - a^2) X_high) / (1 - a^2 b^2) and the variance (1 - a^2)(1 - b^2) / (1 - a^2 b^2).
     """
 
@@ -39,7 +39,7 @@ class PersistentNoise:
         self._log_kept = log_kept
 
     def __call__(self, ctx: StepContext, like: Tensor, stream: str) -> Tensor:
-        """Noise X in the shape of ``like`` (B, ...) at the step, for the particle that each item shows."""
+        """Noise X at the current step, in the shape of ``like`` (B, ...), for the particle that each item shows."""
         if max(self._rate.values) == 0.0:
             return ctx.particle_noise(like, stream)
 
@@ -96,10 +96,10 @@ def world_map_shape(height: int, width: int, angle: float) -> tuple[int, int]:
 
 
 def world_map_crop(world: Tensor, cameras: Cameras | None, height: int, width: int) -> Tensor:
-    """Windows of a world map that cameras see (FSD, arXiv 2405.10988); nearby views get shifted windows.
+    """Windows of a world map seen by the cameras (FSD, arXiv 2405.10988); nearby views see shifted windows.
 
-    The window moves right as the azimuth increases and down as the elevation decreases, so a cell of the map moves in
-    the image like the front of the object. Shifts are whole cells: nothing is interpolated, and every value stays
+    The window moves right as the azimuth increases and down as the elevation decreases, so a map cell moves in
+    the image as the front of the object does. Shifts are whole cells: nothing is interpolated, and every value stays
     N(0, 1). The columns are periodic. The rows cover elevations from 90 to -90 degrees without the discontinuity at 0
     in the authors' later code.
 

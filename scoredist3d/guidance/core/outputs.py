@@ -27,8 +27,8 @@ class NFE:
     """Number of network evaluations of one step, per image of the batch.
 
     Attributes:
-        prior: Evaluations of the frozen denoiser: 2 for one prediction with classifier-free guidance. It is a fraction
-            where only some images of the batch need a prediction.
+        prior: Evaluations of the frozen denoiser: 2 for one prediction with classifier-free guidance. The number
+            is fractional if only some images of the batch need a prediction.
         own: Evaluations of networks that the method owns, including those for their training.
     """
 
@@ -50,6 +50,6 @@ class GuidanceOutput:
 
 
 def surrogate_loss(x: Tensor, gradient: Tensor) -> Tensor:
-    """A scalar of value sum ||G||^2 / (2 B) whose gradient with respect to ``x`` is G / B."""
+    """Scalar with the value sum ||G||^2 / (2 B), whose gradient with respect to ``x`` is G / B."""
     along = ((x - x.detach()) * gradient).sum()
     return (along + 0.5 * gradient.square().sum()) / len(x)

@@ -1,4 +1,4 @@
-"""Helpers of methods that compare the prompt with other texts."""
+"""Helpers for methods that compare the prompt with other texts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _log = logging.getLogger(__name__)
 
 
 def warn_of_unknown_words(prior: Prior, key: str, text: str, advice: str) -> None:
-    """Log a warning about words of ``guidance.<key>`` that the prior does not know; ``advice`` says what to do."""
+    """Log a warning about words of ``guidance.<key>`` on which the prior was not trained, followed by ``advice``."""
     unknown = prior.unknown_words(text)
     if unknown:
         words = ", ".join(repr(word) for word in unknown)
@@ -21,5 +21,5 @@ def warn_of_unknown_words(prior: Prior, key: str, text: str, advice: str) -> Non
 
 
 def empty_of(conditions: CFGConditions) -> Conditioning:
-    """Conditioning of the empty prompt; the unconditional one where the conditions have no empty prompt."""
+    """Conditioning of the empty prompt, or the unconditional one if the conditions contain no empty prompt."""
     return conditions.unconditional if conditions.empty is None else conditions.empty

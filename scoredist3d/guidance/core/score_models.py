@@ -1,7 +1,7 @@
 """Score models of variational score distillation: trainable networks phi that learn the score of the renders.
 
 A score model has the same method ``predict(x_t, t, conditioning) -> Prediction`` as a prior. Its conditioning always
-contains a (B, 16) camera embedding, which is zero where there is no camera. There are two kinds: low-rank adapters on
+contains a (B, 16) camera embedding, which is zero if there is no camera. There are two kinds: low-rank adapters on
 the prior's own network, and a small UNet trained from scratch, which uses only the prior's noise schedule and latent
 size.
 """
@@ -44,24 +44,26 @@ class ScoreModelConfig(ComponentConfig):
     )
     model: str | None = option(
         None,
-        "Another diffusers folder or hub id whose network receives the adapters, e.g. a v-prediction model with the "
-        "prior's noise schedule, latents and text embedding; null uses the prior's own network.",
+        "Diffusers folder or hub id of another model whose network receives the adapters, e.g. a v-prediction model "
+        "with the prior's noise schedule, latents and text embedding; null uses the prior's own network.",
     )
     rank: int = option(4, "Rank of the adapters.", ge=1)
     channels: list[int] = option(
-        [128, 256, 384, 512], "unet: width at each resolution; resolutions below 4 latent pixels are left out.", ge=4
+        [128, 256, 384, 512], "unet: width at each resolution; resolutions below 4 latent pixels are omitted.", ge=4
     )
     lr: Schedule = option(1e-4, "Learning rate of AdamW; a schedule may add a warm-up.", ge=0)
     weight_decay: float = option(0.01, "Weight decay of AdamW.", ge=0)
     steps: int = option(1, "Optimizer steps of phi per step of the particles.", ge=1)
-    repeats: int = option(1, "Number of timesteps and noise samples drawn per render in each of these steps.", ge=1)
+    repeats: int = option(
+        1, "Number of timesteps and noise samples drawn per render in each optimizer step of phi.", ge=1
+    )
     camera_dropout: float = option(0.1, "Probability of training phi on a render without its camera.", ge=0, le=1)
     replay: int = option(
         0, "Size of the replay buffer of recent latents that phi is trained on; 0 trains on the current latents.", ge=0
     )
 
     def validate(self) -> list[str]:
-        """Check that widths fit group norms and attention heads, and that ``model`` is used with adapters."""
+        """Require widths that fit group norms and attention heads, and adapters if ``model`` is set."""
         problems = []
         if not self.channels or any(width % 4 for width in self.channels):
             problems.append(f"channels: needs one or more multiples of 4, got {self.channels}")
@@ -71,15 +73,15 @@ class ScoreModelConfig(ComponentConfig):
 
 
 class ScoreModel(nn.Module, ABC):
-    """A trainable denoiser with float32 parameters."""
+    """Trainable denoiser with float32 parameters."""
 
     @abstractmethod
     def predict(self, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Prediction:
-        """The prediction for (B, C, h, w) latents at timesteps ``t`` (B,); ``conditioning.camera`` must not be None."""
+        """Prediction for (B, C, h, w) latents at timesteps ``t`` (B,); ``conditioning.camera`` must not be None."""
 
 
 def build_score_model(config: ScoreModelConfig, prior: Prior, rng: Rng) -> ScoreModel:
-    """The configured score model.
+    """Build the configured score model.
 
     Raises:
         ValueError: Adapters are configured and the prior has no network, or ``model`` does not fit the prior.
@@ -96,7 +98,7 @@ def build_score_model(config: ScoreModelConfig, prior: Prior, rng: Rng) -> Score
 
 
 def phi_conditioning(conditions: CFGConditions, batch: int) -> Conditioning:
-    """The conditioning of a score model: the prompt without view words, and the camera, zeros where there is none."""
+    """Conditioning of a score model: prompt without view words, and camera embedding (zeros without a camera)."""
     plain = conditions.positive if conditions.plain is None else conditions.plain
     plain = plain.expand(batch)
     if plain.camera is not None:
@@ -107,7 +109,7 @@ def phi_conditioning(conditions: CFGConditions, batch: int) -> Conditioning:
 
 
 def matching_output(like: Prediction, x0: Tensor, eps: Tensor) -> Tensor:
-    """The training target, in the parametrization of ``like``, for this clean image and this noise."""
+    """Training target for a clean image and its noise, in the parametrization of ``like``."""
     if like.kind == "epsilon":
         return eps
     if like.kind == "sample":
@@ -135,12 +137,14 @@ class LoraScoreModel(ScoreModel):
         *,
         owns_model: bool = False,
     ) -> None:
-        """Args:
-        config: Rank of the adapters.
-        model: The denoiser to adapt.
-        points: Adapter points of ``model``.
-        rng: Source of the adapters' initial weights.
-        owns_model: Whether ``model`` belongs to this module alone and is moved with it.
+        """Create adapters for a denoiser.
+
+        Args:
+            config: Rank of the adapters.
+            model: Denoiser to adapt.
+            points: Adapter points of ``model``.
+            rng: Random generators for the adapters' initial weights.
+            owns_model: Whether ``model`` belongs to this module alone and is moved with it.
         """
         super().__init__()
         self._model = Unregistered(model)
@@ -156,7 +160,7 @@ class LoraScoreModel(ScoreModel):
         self.float().requires_grad_(True)
 
     def predict(self, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Prediction:
-        """The model's prediction with the adapters attached."""
+        """Prediction of the model with the adapters attached."""
         model = self._model.value
         camera = conditioning.camera
         inputs = conditioning if model.takes_cameras else replace(conditioning, camera=None)
@@ -187,24 +191,26 @@ class LoraScoreModel(ScoreModel):
         return module.register_forward_hook(lambda _, __, embedding: (embedding + added).to(embedding.dtype))
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
-        """Apply ``fn`` also to an owned model, which is outside of the module tree."""
+        """Apply ``fn`` to the module and to an owned model, which is outside the module tree."""
         if self._owns_model:
             self._model.value._apply(fn, recurse)
         return super()._apply(fn, recurse)
 
 
 class UNetScoreModel(ScoreModel):
-    """A small UNet conditioned on timestep and camera, but not on text: it learns the renders of one prompt.
+    """Small UNet conditioned on the timestep and the camera but not on text: it learns the renders of one prompt.
 
     It predicts the velocity of :class:`~scoredist3d.diffusion.standard_velocity.StandardVelocity`. Its initial output
     is zero, i.e. eps = sigma x_t / (alpha^2 + sigma^2), the exact prediction for standard normal latents.
     """
 
     def __init__(self, config: ScoreModelConfig, prior: Prior, rng: Rng) -> None:
-        """Args:
-        config: Widths of the network.
-        prior: Determines the noise schedule and the latent size.
-        rng: Source of the initial weights.
+        """Create the network.
+
+        Args:
+            config: Widths of the network.
+            prior: Determines the noise schedule and the latent size.
+            rng: Random generators for the initial weights.
         """
         super().__init__()
         from diffusers import UNet2DModel
@@ -231,7 +237,7 @@ class UNetScoreModel(ScoreModel):
         self._multiple = 2**deeper
 
     def predict(self, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Prediction:
-        """The network's prediction; latents whose size is not divisible by the network's reduction are padded."""
+        """Prediction of the network, which pads latents whose size is not divisible by its downsampling factor."""
         height, width = x_t.shape[-2:]
         with torch.autocast(x_t.device.type, enabled=False):
             x = functional.pad(x_t.float(), (0, -width % self._multiple, 0, -height % self._multiple), "replicate")
@@ -245,7 +251,7 @@ _ADAPTER = "phi"
 
 
 def _adapted(linears: list[nn.Module], rank: int) -> list[Any]:
-    """The layers wrapped in new adapters; the layers themselves are not changed."""
+    """Layers wrapped in new adapters; the original layers are not changed."""
     from peft import LoraConfig, inject_adapter_in_model
 
     wrapped = inject_adapter_in_model(
@@ -255,7 +261,7 @@ def _adapted(linears: list[nn.Module], rank: int) -> list[Any]:
 
 
 def _camera_network(width: int) -> nn.Sequential:
-    """A network (B, 16) -> (B, width) whose output is initially zero."""
+    """Network (B, 16) -> (B, width) whose output is initially zero."""
     network = nn.Sequential(nn.Linear(CAMERA_EMBEDDING_SIZE, width), nn.SiLU(), nn.Linear(width, width))
     last = network[-1]
     nn.init.zeros_(last.weight)  # type: ignore[arg-type]
@@ -265,12 +271,12 @@ def _camera_network(width: int) -> nn.Sequential:
 
 @contextmanager
 def _seeded(rng: Rng, stream: str) -> Iterator[None]:
-    """Seed the global random stream from ``stream`` for library code that uses it, and restore it at exit."""
+    """Seed the global random generator from ``stream`` for library code that uses it; restore its state at exit."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(rng(stream).initial_seed())
         yield
 
 
 def _resolutions(side: int) -> int:
-    """Number of resolutions, each half of the previous one, whose coarsest side is at least 4."""
+    """Number of resolutions, each half of the previous one, down to a side of at least 4."""
     return 1 + max(0, int(math.log2(side / _COARSEST)))

@@ -1,4 +1,4 @@
-"""Drawing timesteps for a batch, and moving them to the device of the latents."""
+"""Functions that draw the timesteps of a batch and move them to the device of the latents."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ class Grid:
         return round(timestep * self.count)
 
     def timestep(self, index: int) -> float:
-        """Timestep t of an index, clamped to the ends of the grid."""
+        """Timestep t of an index, which is clamped to the ends of the grid."""
         return min(max(index, self.lowest), self.highest) / self.count
 
 
@@ -54,7 +54,7 @@ class TrajectoryGuidance(Guidance):
     """Base class of methods that follow the probability-flow ODE between timesteps within a step.
 
     All items of a batch share one timestep, drawn once per step as in the released code of these methods. The batch is
-    therefore solved as one, with the same number of network evaluations for every image.
+    therefore solved jointly, with the same number of network evaluations for every image.
     """
 
     @property
@@ -63,7 +63,7 @@ class TrajectoryGuidance(Guidance):
         return Grid.of(self.schedule)
 
     def sample_timesteps(self, batch: int, step: int, rng: Rng) -> list[float]:
-        """One draw from [t_min(step), t_max(step)] for the whole batch, quantized."""
+        """One quantized draw from [t_min(step), t_max(step)] for the whole batch."""
         return super().sample_timesteps(1, step, rng) * batch
 
     def predict_at(
@@ -96,7 +96,7 @@ class TrajectoryGuidance(Guidance):
 
 
 def conditioning_tensors(conditions: CFGConditions) -> list[Tensor]:
-    """All tensors that condition a guided prediction, Perp-Neg's weights included."""
+    """All tensors that condition a guided prediction, including the Perp-Neg weights."""
 
     def parts(conditioning: Conditioning) -> list[Tensor]:
         fields = (conditioning.text, conditioning.camera, conditioning.pooled)

@@ -29,7 +29,7 @@ from scoredist3d.seeding import Rng
 
 
 class VariationalGuidance(Guidance):
-    """Base class with G = w(t) (eps_hat(x_t, t, y) - eps_phi(x_t, t, c, y)), where phi is trained on the renders.
+    """Base class of methods with G = w(t) (eps_hat(x_t, t, y) - eps_phi(x_t, t, c, y)) and phi trained on the renders.
 
     Each step first computes G with the current phi. It then trains phi to denoise the same latents, with fresh noise
     and with timesteps drawn from the whole schedule:
@@ -37,10 +37,12 @@ class VariationalGuidance(Guidance):
         L_phi = E_{t, eps} || eps_phi(alpha_t z + sigma_t eps, t, c, y) - eps ||^2
 
     in the parametrization of phi's output. phi is conditioned on the prompt without view words and on the camera c, and
-    has no text guidance. All particles share it. Its weights and its optimizer's state are in the ``state_dict``.
+    uses no classifier-free guidance. All particles share it. Its weights and its optimizer's state are in the
+    ``state_dict``.
 
     Attributes:
-        phi: A :class:`~scoredist3d.guidance.core.score_models.ScoreModel`; one without parameters is not trained.
+        phi: A :class:`~scoredist3d.guidance.core.score_models.ScoreModel`; a model without parameters
+            is not trained.
     """
 
     @dataclass
@@ -101,16 +103,16 @@ class VariationalGuidance(Guidance):
         """Squared error of phi at x_t = alpha z + sigma eps, averaged over all elements.
 
         Args:
-            prediction: Prediction of phi, attached to the graph; (B', C, h, w) with each item of the batch
+            prediction: Prediction of phi, attached to the graph; (B', C, h, w), where each item of the batch occurs
                 ``phi.repeats`` times.
-            z, eps: (B', C, h, w), the clean latents and the noise.
+            z, eps: (B', C, h, w), clean latents and noise.
             conditions: CFG conditions of B items or of one item.
             step: Optimizer step.
         """
         return (prediction.output - matching_output(prediction, z, eps)).square().mean()
 
     def nfe(self, conditions: CFGConditions, ctx: StepContext) -> NFE:
-        """One guided prediction of the prior; one or two predictions of phi, and its training."""
+        """One guided prediction of the prior; one or two predictions of phi, plus the evaluations for its training."""
         predictions = 1 if self.camera_scale(ctx.step) in (0.0, 1.0) else 2
         return NFE(super().nfe(conditions, ctx).prior, predictions + self.phi_nfe())
 
@@ -120,7 +122,7 @@ class VariationalGuidance(Guidance):
         return phi.steps * phi.repeats if any(p.requires_grad for p in self.phi.parameters()) else 0
 
     def get_extra_state(self) -> dict[str, Any]:
-        """State of phi's optimizer, and the replay buffer of latents."""
+        """State of phi's optimizer and the replay buffer of latents."""
         state = self._optimizer_state if self._optimizer is None else self._optimizer.state_dict()
         return {"optimizer": state, "replay": self._replay}
 
@@ -183,7 +185,7 @@ class VariationalGuidance(Guidance):
         """Uniform draws from all timesteps; images that the prior denoises jointly share one."""
         views = self.prior.views
         drawn = uniform_draws(ctx.rng, f"{draw}/t", ctx.step, batch, views)
-        # A shift by half a timestep, so that rounding yields the first and the last timestep as often as the others.
+        # Shift by half a timestep, so that rounding yields the first and the last timestep as often as the others.
         half = 0.5 / self.schedule.num_train_timesteps
         begins_at_zero = float(self.schedule.quantize(drawn.new_zeros(1))) == 0.0
         return per_image(self.schedule.quantize(drawn - half if begins_at_zero else drawn + half), batch, views)
@@ -196,7 +198,7 @@ class VariationalGuidance(Guidance):
         return replace(conditioning, camera=conditioning.camera * kept.to(conditioning.camera)[:, None])
 
     def _remember(self, z: Tensor, conditioning: Conditioning) -> None:
-        """Append the latents and their cameras to the replay buffer, and drop the oldest."""
+        """Append the latents and their cameras to the replay buffer, and drop the oldest entries."""
         assert conditioning.camera is not None
         if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
             raise FieldError("not supported with several devices; set it to 0", "phi.replay")
@@ -216,7 +218,7 @@ class VariationalGuidance(Guidance):
 
 
 def average_over_ranks(tensors: Sequence[Tensor]) -> None:
-    """Replace tensors by their means over the ranks of a distributed run, with one all-reduce."""
+    """Replace tensors with their means over the ranks of a distributed run, with one all-reduce."""
     if not (distributed.is_available() and distributed.is_initialized()) or not tensors:
         return
     flat = nn.utils.parameters_to_vector(tensors)

@@ -2,7 +2,7 @@
 
 For x_t = alpha z + sigma eps the three forms of a weighted difference are equal:
 
-    w (eps_hat - eps)  =  w alpha / sigma (z - x0_hat)  =  w alpha (v_hat - v),    v the schedule's velocity
+    w (eps_hat - eps)  =  w alpha / sigma (z - x0_hat)  =  w alpha (v_hat - v),    with v the schedule's velocity
 
 Each function uses the form that stays finite where alpha or sigma is 0.
 """
@@ -28,7 +28,7 @@ WEIGHTINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "lambda": lambda alpha, sigma: sigma / alpha,
     "flow": lambda alpha, sigma: 1.0 / alpha,
 }
-"""w(alpha, sigma), the factor of a difference of noise predictions."""
+"""Functions w(alpha, sigma): the weight of a difference of noise predictions."""
 
 
 def time_weight(weighting: Weighting, schedule: NoiseSchedule, t: Tensor) -> Tensor:
@@ -37,7 +37,7 @@ def time_weight(weighting: Weighting, schedule: NoiseSchedule, t: Tensor) -> Ten
 
 
 def finite_weight(weighting: Weighting, schedule: NoiseSchedule, timestep: float) -> float:
-    """Weight w at one timestep, computed in float64 on the CPU, where reading it does not wait for the device.
+    """Weight w at one timestep, computed in float64 on the CPU to avoid waiting for the device.
 
     Raises:
         ValueError: w is infinite because alpha is 0.
