@@ -1,1 +1,1 @@
-"""Measurements of results: image statistics and distances between surfaces."""
+"""Evaluation of results: image statistics and distances between surfaces."""

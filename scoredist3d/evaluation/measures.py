@@ -1,6 +1,6 @@
 """Statistics of sets of images: saturation, fine detail, diversity, and distance to real renders.
 
-Images are (N, H, W, 3) in [0, 1]. Features are (N, F); the benchmarks use those of the probe.
+Images are (N, H, W, 3) in [0, 1]. Features are (N, F); the benchmarks use the probe's features.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def saturation(images: Tensor) -> Tensor:
 
 
 def high_frequency_share(images: Tensor) -> Tensor:
-    """Share of the luminance's power above 0.25 cycles per pixel, half the Nyquist frequency, of each image, (N,).
+    """Share of each image's luminance power above 0.25 cycles per pixel (half the Nyquist frequency), (N,).
 
     The mean of the luminance is excluded. The limit applies to the radial frequency, so the corners of the spectrum are
     included. An image that is uniform up to rounding (standard deviation below 1e-6) has share 0.
@@ -40,7 +40,7 @@ def high_frequency_share(images: Tensor) -> Tensor:
 def kernel_distance(x: Tensor, y: Tensor) -> float:
     """Unbiased squared maximum mean discrepancy under k(a, b) = (a.b / F + 1)^3, the KID of arXiv 1801.01401 (eq. 4).
 
-    Its expectation is 0 for two samples of one distribution, so single values can be negative.
+    Its expectation is 0 if both samples come from the same distribution, so single values can be negative.
 
     Args:
         x: (N, F), N >= 2.
@@ -66,7 +66,7 @@ def pair_distance(features: Tensor) -> float:
     """Mean Euclidean distance between all pairs of rows of (N, F) features.
 
     Raises:
-        ValueError: Fewer than two rows.
+        ValueError: ``features`` has fewer than two rows.
     """
     if len(features) < 2:
         raise ValueError(f"pair_distance: at least two images are needed, got {len(features)}")
@@ -82,8 +82,8 @@ def label_entropy(labels: Tensor) -> float:
 def expected_entropy(labels: Tensor, count: int, *, draws: int = 500, seed: int = 0) -> float:
     """Mean :func:`label_entropy` of ``count`` labels drawn with replacement from (M,) labels.
 
-    This is the value to compare a set of ``count`` images with, because the estimate is lower for smaller sets of the
-    same source.
+    Compare the label entropy of a set of ``count`` images with this value, not with that of a larger set, because the
+    estimate is lower for smaller sets from the same source.
     """
     generator = torch.Generator().manual_seed(seed)
     index = torch.randint(len(labels), (draws, count), generator=generator)
@@ -99,7 +99,8 @@ def objects_of_caption(
     """Sample ``count`` objects that the training data pairs with the caption "a COLOR CATEGORY" or "a CATEGORY".
 
     Objects of the category are drawn and captioned until ``count`` captions state these attributes and no others. The
-    attributes that a caption leaves out are not uniform: objects with one color, for example, never state a second one.
+    attributes that a caption omits are not uniformly distributed: for example, captions of objects with one color never
+    state a second color.
 
     Raises:
         ValueError: The category or color does not exist.
@@ -125,9 +126,10 @@ def objects_of_caption(
 
 @torch.no_grad()
 def real_pictures(objects: Objects, cameras: Cameras, *, white: bool, seed: int = 0) -> Tensor:
-    """Renders of object i by camera i, (N, H, W, 3).
+    """Renders (N, H, W, 3) of object i by camera i.
 
-    The background is white, or with ``white=False`` white or a random gray, as in the training data.
+    The background is white. With ``white=False``, each one is either white or a random gray, as in the
+    training data.
     """
     count, device = len(objects), objects.device
     background = torch.ones(count, 3, device=device)

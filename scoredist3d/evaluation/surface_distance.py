@@ -1,4 +1,4 @@
-"""Distances between a reconstructed surface and the true one."""
+"""Distances between a reconstructed surface and the ground truth."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from scoredist3d.procedural import Objects, cast_rays
 def sphere_cameras(count: int, *, distance: float, fovy_deg: float, size: int, turn: float = 0.0) -> Cameras:
     """``count`` cameras on a golden spiral around the origin, looking at it.
 
-    ``turn`` rotates the spiral, in units of its azimuth step; values in (0, 1) give other views.
+    ``turn`` rotates the spiral, in units of its azimuth step; values in (0, 1) give views between those of ``turn=0``.
     """
     index = torch.arange(count, dtype=torch.float32) + 0.5
     elevation = torch.rad2deg(torch.asin(1.0 - 2.0 * index / count))

@@ -58,13 +58,13 @@ def bake_textures(
     Args:
         shape: The object; it is queried once per covered texel.
         mesh: Mesh with texture coordinates.
-        size: Side of the textures in texels.
+        size: Side length of the square textures, in texels.
         detail: The surface before simplification. Its normals, modified by the object's shading normals, become the
             normal map. Without it, a normal map is baked only if the object has shading normals.
         normals: Whether to bake a normal map.
         occlusion: Whether to bake ambient occlusion if the object does not provide it.
         chunk: Points per query.
-        progress: Receives the fraction of the texels that were queried.
+        progress: Callback that receives the fraction of texels queried so far.
 
     Raises:
         ValueError: The mesh has no texture coordinates, or the object has invalid values.
@@ -98,7 +98,7 @@ def normals_of(surface: Mesh, points: np.ndarray) -> np.ndarray:
 
 
 def _smooth_normals(mesh: Mesh, texels: Texels) -> np.ndarray:
-    """Interpolated vertex normals (M, 3), with which viewers shade the mesh."""
+    """Interpolated vertex normals (M, 3), which viewers use to shade the mesh."""
     corners = mesh.vertex_normals()[mesh.faces[texels.face]]
     return _unit(np.einsum("mk,mkc->mc", texels.barycentric, corners)).astype(np.float32)
 
@@ -121,7 +121,7 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
 
 
 def _filled(values: dict[str, np.ndarray], texels: Texels, size: int) -> Textures:
-    """Textures from the values of the covered texels, with all channels filled at once."""
+    """Textures from the values at the covered texels; other texels take the values of the nearest covered one."""
     names = [field.name for field in fields(Textures) if field.name in values]
     columns = np.concatenate([values[name].reshape(len(texels.index), -1) for name in names], axis=1)
     sheet = np.zeros((size * size, columns.shape[1]), dtype=np.uint8)

@@ -1,4 +1,4 @@
-"""The interface of exporters."""
+"""Interface of exporters."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from scoredist3d.meshes.exportable import Exportable
 
 @dataclass(frozen=True)
 class ExportResult:
-    """The outcome of an export.
+    """Result of an export.
 
     Attributes:
         paths: The files written, each after those it refers to.
@@ -30,7 +30,7 @@ class Exporter(ABC):
 
     @dataclass
     class Config(ComponentConfig):
-        """Options of the concrete exporter."""
+        """Options of an exporter; each subclass defines its own."""
 
     @abstractmethod
     def export(self, shape: Exportable, folder: Path, name: str, progress: StageProgress | None = None) -> ExportResult:
@@ -40,7 +40,7 @@ class Exporter(ABC):
             shape: The object.
             folder: Target folder; created if absent.
             name: Stem of the file names; reduced to ASCII letters, digits, dots, dashes and underscores.
-            progress: Receives the name of each stage and the fraction of it that is done.
+            progress: Callback that receives the name of each stage and the fraction of it that is done.
 
         Raises:
             ValueError: The object is empty or has invalid values; the message names the setting to change.

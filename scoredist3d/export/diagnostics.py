@@ -57,7 +57,7 @@ def surface_problems(closed: Topology) -> list[str]:
         if count
     ]
     settings = ["exporter.fill_holes"] if closed.holes else []
-    advice = ", ".join([*settings, "exporter.smoothing"]) + " or another exporter.max_faces may help"
+    advice = ", ".join([*settings, "exporter.smoothing"]) + " or a different exporter.max_faces may help"
     return [f"the surface is not watertight: {', '.join(problems)}; {advice}"]
 
 
@@ -83,7 +83,7 @@ def mesh_report(
     """Report on a mesh.
 
     Args:
-        found: The surface as it was extracted.
+        found: The extracted surface.
         mesh: The simplified mesh.
         closed: Topology of the simplified mesh.
         dropped: Number of components removed as floaters.

@@ -29,13 +29,15 @@ DEFAULT_LEAST_VOLUME = 0.02
 
 
 @register(
-    "exporter", "textured-mesh", summary="Surface of the object with textures baked from its material, or its splats."
+    "exporter",
+    "textured-mesh",
+    summary="Textured mesh with textures baked from the material; also plain surfaces and Gaussian splats.",
 )
 class TexturedMeshExporter(Exporter):
-    """Exporter of textured meshes, plain surfaces and 3D Gaussians, with registered file formats.
+    """Exporter of textured meshes, plain surfaces and 3D Gaussians in any of the registered file formats.
 
     The steps are: density grid, marching cubes, clean-up, decimation, UV unwrapping, texture baking, files. An object
-    that is a surface already starts at the clean-up. A mesh supplied by the user keeps all its faces unless an option
+    that is already a surface skips the first two. A mesh supplied by the user keeps all its faces unless an option
     lowers their number, and usable texture coordinates are kept as long as the faces are unchanged. By default all
     files are y up with the object's front towards +z.
     """
@@ -46,25 +48,25 @@ class TexturedMeshExporter(Exporter):
 
         formats: list[str] = option(
             ["glb", "obj"],
-            "Files to write. glb, obj and usdz hold the textured mesh; ply and stl the surface before simplification, "
-            "ply with vertex colors; splats is a PLY of Gaussians, for objects made of them. usdz needs the package "
-            "usd-core.",
+            "Files to write. glb, obj and usdz contain the textured mesh; ply and stl contain the surface before "
+            "simplification, with vertex colors in ply; splats is a PLY file of Gaussians, for objects made of them. "
+            "usdz needs the package usd-core.",
             choices=format_names,
         )
         resolution: int = option(
             128, "Density samples along each side of the cube around the object's ball.", ge=8, le=1024
         )
         threshold: Literal["auto"] | float = option(
-            "auto", "Density of the surface; auto puts the surface where the renderer shows it.", gt=0
+            "auto", "Density of the surface; auto places the surface where the renderer shows it.", gt=0
         )
         max_faces: int | None = option(
             None,
-            f"Face budget; the time of unwrapping grows faster than linearly with it. Default: {DEFAULT_FACES}, and no "
-            "limit for a mesh of your own.",
+            "Maximum number of faces; UV unwrapping time grows faster than linearly with it. Default: "
+            f"{DEFAULT_FACES}, or no limit for a mesh of your own.",
             ge=16,
             le=200000,
         )
-        texture_size: int = option(1024, "Side of the textures in texels.", ge=32, le=8192)
+        texture_size: int = option(1024, "Side length of the square textures, in texels.", ge=32, le=8192)
         min_component_volume: float | None = option(
             None,
             "Components smaller than this fraction of the largest one are dropped; 1 keeps only the largest. Default: "
@@ -73,10 +75,10 @@ class TexturedMeshExporter(Exporter):
             le=1,
         )
         largest_component: bool = option(False, "Keep only the largest component; the same as min_component_volume=1.")
-        fill_cavities: bool = option(True, "Fill empty space that is enclosed by the object.")
+        fill_cavities: bool = option(True, "Fill empty space enclosed by the object.")
         fill_holes: bool = option(False, "Close the holes of an open surface before simplification.")
         refine_steps: int = option(
-            4, "Bisection steps along the grid edge of each vertex, with new density samples.", ge=0, le=16
+            4, "Bisection steps that refine each vertex along its grid edge with new density samples.", ge=0, le=16
         )
         smoothing: int = option(0, "Taubin smoothing steps before simplification, for noisy surfaces.", ge=0, le=200)
         normal_map: Literal["auto", "surface", "none"] = option(
@@ -91,19 +93,19 @@ class TexturedMeshExporter(Exporter):
             "whose colors include the lighting (unlit, neural-radiance, spherical-harmonics, latent).",
         )
         scale: float = option(1.0, "Meters per scene unit.", gt=0)
-        height: float | None = option(None, "Height of the object in meters; replaces scale.", gt=0)
+        height: float | None = option(None, "Height of the object in meters; overrides scale.", gt=0)
         up_axis: Literal["y", "z"] = option(
             "y",
-            "Upward axis of obj, ply and stl files; z keeps the world's axes. glb, usdz and splats are always y up.",
+            "Up axis of obj, ply and stl files; z keeps the world's axes. glb, usdz and splats are always y up.",
         )
-        padding: int = option(4, "Texels between the charts of the texture.", ge=0, le=64)
+        padding: int = option(4, "Padding between UV charts, in texels.", ge=0, le=64)
         unwrap_timeout: float = option(
-            60.0, "Time limit of xatlas in seconds; after it, each face gets its own chart.", ge=0
+            60.0, "Time limit of xatlas in seconds; if it is exceeded, each face gets its own chart.", ge=0
         )
-        chunk: int = option(131072, "Points per query of the object.", ge=1)
+        chunk: int = option(131072, "Number of points per query of the object.", ge=1)
 
         def validate(self) -> list[str]:
-            """Problems of the options together: without a format, an export would write nothing."""
+            """Error messages for invalid options: at least one format is required."""
             return [] if self.formats else [f"formats: must name at least one of {', '.join(format_names())}"]
 
     def __init__(self, config: Config) -> None:
@@ -114,7 +116,7 @@ class TexturedMeshExporter(Exporter):
         """Write one file per format; see :meth:`Exporter.export`.
 
         Raises:
-            ValueError: The object is empty or has invalid values, or a format is unavailable or does not fit it.
+            ValueError: The object is empty or has invalid values, or a format is unavailable or not applicable.
         """
         stages, notes, name = Stages(progress), Notes(), safe_name(name)
         for file_format in self.formats:
@@ -136,7 +138,7 @@ class TexturedMeshExporter(Exporter):
         return ExportResult(paths, ExportReport(sizes, stages.seconds, tuple(notes), mesh, gaussians))
 
     def _applicable(self, has_splats: bool, notes: Notes) -> list[FileFormat]:
-        """The formats that fit the object; formats of Gaussians are left out, with a note, if it has none.
+        """The formats that apply to the object; Gaussian formats are left out, with a warning, if it has no Gaussians.
 
         Raises:
             ValueError: No format is left.
@@ -156,7 +158,7 @@ class TexturedMeshExporter(Exporter):
     def _mesh_products(
         self, shape: Exportable, formats: list[FileFormat], notes: Notes, stages: Stages
     ) -> tuple[dict[type, Product], MeshReport]:
-        """The mesh products that ``formats`` need, by class, and the report on the mesh."""
+        """The mesh products that ``formats`` need, by class, and the mesh report."""
         config, needs = self.config, {each.needs for each in formats}
         with stages.stage("surface") as step:
             found = self._find(shape, step)
@@ -216,7 +218,7 @@ class TexturedMeshExporter(Exporter):
         return mesh, textures
 
     def _find(self, shape: Exportable, progress: Callable[[float], None]) -> FoundSurface:
-        """The object's surface, extracted from its density unless the object is a surface."""
+        """The object's surface, extracted from its density unless the object itself is a surface."""
         config = self.config
         return find_surface(
             shape,
@@ -229,11 +231,11 @@ class TexturedMeshExporter(Exporter):
         )
 
     def _least_volume(self, mesh: Mesh, *, usable: bool) -> float | None:
-        """The volume below which components are dropped, as a fraction of the largest one; None keeps all.
+        """Volume below which components are dropped, as a fraction of the largest volume; None keeps all components.
 
         Args:
             mesh: The surface before clean-up.
-            usable: Whether it has usable texture coordinates.
+            usable: Whether this surface has usable texture coordinates.
         """
         if self.config.largest_component:
             return 1.0
@@ -258,7 +260,7 @@ class TexturedMeshExporter(Exporter):
         return replace(surface, authored=authored), dropped
 
     def _simplify(self, surface: Mesh, least: float | None, notes: Notes) -> Mesh:
-        """The surface within the face budget; the same object if it has few enough faces already."""
+        """The surface, decimated to the face budget; the same object if it already has few enough faces."""
         budget = self.config.max_faces
         if budget is None:
             budget = len(surface.faces) if surface.authored else DEFAULT_FACES
@@ -274,7 +276,7 @@ class TexturedMeshExporter(Exporter):
         return mesh
 
     def _with_own_uvs(self, own: Mesh, mesh: Mesh, problem: str, notes: Notes) -> Mesh:
-        """The mesh with its original texture coordinates if they still fit; otherwise a note gives the reason.
+        """The mesh with the texture coordinates of ``own`` if they still fit; otherwise a warning gives the reason.
 
         Args:
             own: The mesh before clean-up.

@@ -21,7 +21,7 @@ class Frame:
     """Axes and unit of a file.
 
     Attributes:
-        up: Upward axis: ``y`` as in :func:`to_y_up`, ``z`` for the axes of the world with the front at +x.
+        up: Up axis: ``y`` as in :func:`to_y_up`, ``z`` for the axes of the world with the front at +x.
         scale: File units (meters) per scene unit.
     """
 
@@ -30,15 +30,15 @@ class Frame:
 
     @property
     def comment(self) -> str:
-        """Description of the axes in file headers; :func:`scoredist3d.meshes.loading.load_mesh` interprets it."""
+        """Description of the axes in file headers; :func:`scoredist3d.meshes.loading.load_mesh` reads it."""
         return "y up, front +z" if self.up == "y" else "z up, front +x"
 
     def points(self, points: np.ndarray) -> np.ndarray:
-        """Convert (N, 3) positions to those of the file, float32."""
+        """Convert (N, 3) positions to the axes and unit of the file, float32."""
         return (self.directions(points) * np.float32(self.scale)).astype(np.float32)
 
     def directions(self, vectors: np.ndarray) -> np.ndarray:
-        """Convert (N, 3) directions to those of the file, without scaling."""
+        """Convert (N, 3) directions to the axes of the file, without scaling."""
         return to_y_up(vectors) if self.up == "y" else np.ascontiguousarray(vectors)
 
 

@@ -32,7 +32,9 @@ def to_uint8(image: Image) -> np.ndarray:
         if not np.issubdtype(array.dtype, np.floating):
             raise ValueError(f"image: the type must be uint8 or floating point, got {array.dtype}")
         if not np.isfinite(array).all():
-            raise ValueError(f"image: {int((~np.isfinite(array)).sum())} values are not finite")
+            raise ValueError(
+                f"image: {int((~np.isfinite(array)).sum())} values are not finite; remove NaN and infinity first"
+            )
         array = (array.clip(0.0, 1.0) * 255.0 + 0.5).astype(np.uint8)
     return np.ascontiguousarray(np.broadcast_to(array, (*array.shape[:2], 3)))
 
@@ -65,7 +67,7 @@ def image_grid(
         columns: Number of columns; by default the grid is as square as possible.
         labels: N captions below the images.
         gap: Pixels between cells.
-        background: Gray level of gaps and captions, 0 to 255.
+        background: Gray level of the gaps and caption backgrounds, 0 to 255.
 
     Raises:
         ValueError: There is no image, or the number of labels differs from that of the images.

@@ -1,6 +1,6 @@
-"""Products that an exporter makes from an object and that file formats write.
+"""Products of an export: the data that an exporter makes from an object for the writers of file formats.
 
-All of them are in world coordinates (z up) and scene units; a writer applies the ``frame`` to get the file's axes and
+All products are in world coordinates (z up) and scene units; a writer applies the ``frame`` to get the file's axes and
 unit.
 """
 

@@ -87,8 +87,9 @@ class ExportReport:
     def to_dict(self) -> dict[str, Any]:
         """One flat JSON-compatible dictionary.
 
-        The fields of the products stand beside those of the export. ``gaussians`` is always present, the other fields
-        of a product only if that product was made. If both products were made, ``bounds`` is that of the mesh.
+        The fields of the products are at the same level as those of the export. ``gaussians`` is always present; the
+        other fields of a product are present only if it was made. If both products were made, ``bounds`` is that of the
+        mesh.
         """
         fields: dict[str, Any] = {"gaussians": 0}
         for product in reversed(self.products):

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 logger = logging.getLogger(__name__)
 
 StageProgress = Callable[[str, float], None]
-"""Receives the name of a stage and the fraction of it that is done, in [0, 1]."""
+"""Callback that receives the name of a stage and the fraction of it that is done, in [0, 1]."""
 
 
 class Notes(list[str]):
@@ -27,7 +27,7 @@ class Stages:
     """Timer of the stages of an export.
 
     Args:
-        progress: Receives the progress of each stage, if given.
+        progress: Callback that receives the progress of each stage, or None.
     """
 
     def __init__(self, progress: StageProgress | None) -> None:

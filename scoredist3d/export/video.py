@@ -107,7 +107,7 @@ class VideoWriter:
             temporary.unlink(missing_ok=True)
 
     def _padded(self, frame: np.ndarray) -> np.ndarray:
-        """The frame, padded to even sizes as the codec of MP4 files requires."""
+        """The frame, padded to an even width and height as the codec of MP4 files requires."""
         height, width = (size % 2 if self._even else 0 for size in frame.shape[:2])
         return np.pad(frame, ((0, height), (0, width), (0, 0)), mode="edge")
 
@@ -155,18 +155,18 @@ class _Ffmpeg:
         self.pipe.send(np.ascontiguousarray(frame))
 
     def close(self, finish: bool) -> None:
-        """End the encoding; the file is complete if ``finish`` is true.
+        """Close ffmpeg and, if ``finish`` is true, check that it wrote a file.
 
         Raises:
             OSError: ffmpeg failed.
         """
         self.pipe.close()
         if finish and not (self.temporary.exists() and self.temporary.stat().st_size > 0):
-            raise OSError(f"ffmpeg wrote no video to {self.temporary}")
+            raise OSError(f"ffmpeg wrote no video to {self.temporary}; its error output gives the reason")
 
 
 class _Pillow:
-    """Encoder that collects raw frames in an unnamed file, because Pillow encodes all frames at once."""
+    """Encoder that collects raw frames in a temporary file, because Pillow encodes all frames at once."""
 
     def __init__(self, temporary: Path, height: int, width: int, fps: float) -> None:
         self.temporary, self.size, self.fps, self.count = temporary, (height, width), fps, 0

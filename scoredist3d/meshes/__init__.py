@@ -1,1 +1,1 @@
-"""Triangle meshes and Gaussian splats as data: files, iso-surfaces, repair, sampling and UV unwrapping."""
+"""Triangle mesh and Gaussian splat data: file loading, iso-surface extraction, repair, sampling and UV unwrapping."""

@@ -1,4 +1,4 @@
-"""Protocol of exportable objects (density and appearance at points in the world), and checked queries of it."""
+"""Protocol for exportable objects (density and appearance at world-space points), and validated queries of them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,10 @@ class SurfaceChannels:
 
 
 class Exportable(Protocol):
-    """Object inside a ball around the origin, in world coordinates (z up), which exporters and initialization read."""
+    """Object that can be exported or used for initialization.
+
+    It lies inside a ball around the origin; all coordinates are world coordinates (z up).
+    """
 
     @property
     def radius(self) -> float:
@@ -45,15 +48,15 @@ class Exportable(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """Device of the points that queries take."""
+        """Device on which queries expect their points."""
 
     @property
     def iso_level(self) -> float | None:
-        """Density on the surface if it is known (signed distances); None if it has to be estimated."""
+        """Density on the surface if known (as for signed distance fields); None if it has to be estimated."""
 
     @property
     def baked_lighting(self) -> bool:
-        """Whether the base color includes shading, so that viewers must display it unlit."""
+        """Whether the base color includes shading, in which case viewers must display it unlit."""
 
     def density(self, points: Tensor) -> Tensor:
         """Densities (N,) >= 0 at points (N, 3), in inverse scene units."""
@@ -77,7 +80,7 @@ def query_density(shape: Exportable, points: np.ndarray, *, chunk: int, progress
     """Densities (N,) float32 at points (N, 3), evaluated in chunks of ``chunk`` points and without gradients.
 
     Raises:
-        ValueError: The output has a wrong shape or is not finite.
+        ValueError: The output has the wrong shape or is not finite.
     """
     result = np.empty(len(points), dtype=np.float32)
     for start, batch in _batches(shape.device, points, chunk, progress):
@@ -89,7 +92,7 @@ def query_color(shape: Exportable, points: np.ndarray, *, chunk: int, progress: 
     """Colors (N, 3) float32 in [0, 1] at points (N, 3), evaluated in chunks of ``chunk`` points and without gradients.
 
     Raises:
-        ValueError: The output has a wrong shape, is not finite, or is more than 1e-3 outside [0, 1].
+        ValueError: The output has the wrong shape, is not finite, or is more than 1e-3 outside [0, 1].
     """
     return query_channels(shape, points, chunk=chunk, progress=progress)["base_color"]
 
@@ -105,11 +108,11 @@ def query_channels(
 ) -> dict[str, np.ndarray]:
     """Channels of :class:`SurfaceChannels` at points (N, 3), by name, float32; channels that are None are omitted.
 
-    They are evaluated in chunks of ``chunk`` points and without gradients. Normals have unit length, all other values
+    They are evaluated in chunks of ``chunk`` points and without gradients. Normals have unit length; all other values
     are in [0, 1]. ``normals`` (N, 3) are the outward unit normals of the surface at the points.
 
     Raises:
-        ValueError: An output has a wrong shape, is not finite or out of range, or is a normal of length 0.
+        ValueError: An output has the wrong shape, is not finite, is out of range, or is a normal of length 0.
     """
     found: dict[str, np.ndarray] = {}
     for start, batch in _batches(shape.device, points, chunk, progress):
@@ -129,7 +132,7 @@ _VECTORS = ("base_color", "normal")
 
 
 def _in_range(name: str, values: np.ndarray) -> np.ndarray:
-    """Values clipped to [0, 1] (within the tolerance of half precision); normals normalized."""
+    """Values clipped to [0, 1], an error if they are more than 1e-3 outside; normals are normalized instead."""
     if name == "normal":
         length = np.linalg.norm(values, axis=1, keepdims=True)
         if len(values) and length.min() < 1e-6:

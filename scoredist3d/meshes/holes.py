@@ -10,7 +10,7 @@ from scoredist3d.meshes.mesh import Mesh
 
 
 def fill_holes(mesh: Mesh) -> tuple[Mesh, int]:
-    """Close every boundary loop with a triangle fan around its center (a loop of three edges with one face).
+    """Close every boundary loop with a triangle fan around its center, or with one face if it has three edges.
 
     Args:
         mesh: A mesh without texture coordinates.
@@ -40,7 +40,7 @@ def fill_holes(mesh: Mesh) -> tuple[Mesh, int]:
 
 
 def boundary_loops(mesh: Mesh) -> list[np.ndarray]:
-    """Boundary loops as vertex indices, oriented so that faces that fill them match the orientation of the surface.
+    """Boundary loops as vertex indices, oriented so that faces filling them match the orientation of the surface.
 
     Boundary edges that are not part of a closed loop are omitted.
     """

@@ -36,7 +36,7 @@ def load_radiance(path: str | Path, *, key: str) -> Tensor:
         return torch.from_numpy(pixels)
     if suffix not in _DISPLAY_SUFFIXES:
         raise ValueError(
-            f"{key}: cannot read {path}: {suffix or 'a file without suffix'} is not supported; convert it to .hdr"
+            f"{key}: cannot read {path}: {suffix or 'a file without a suffix'} is not supported; convert it to .hdr"
         )
     return _load_display(path, key)
 
@@ -53,7 +53,7 @@ def _load_display(path: Path, key: str) -> Tensor:
 
 
 def _decode_hdr(data: bytes) -> np.ndarray:
-    """Radiance (H, W, 3) float32 from the bytes of a .hdr file: mantissa 2^(exponent - 136) / product of exposures."""
+    """Radiance (H, W, 3) float32 from .hdr file contents: mantissa * 2^(exponent - 136) / product of exposures."""
     header, separator, body = data.partition(b"\n\n")
     lines = header.decode("ascii", "replace").split("\n")
     if not separator or not lines[0].startswith(("#?RADIANCE", "#?RGBE")):
@@ -74,7 +74,10 @@ def _decode_hdr(data: bytes) -> np.ndarray:
 
 
 def _decode_rows(data: bytes, height: int, width: int) -> np.ndarray:
-    """RGBE pixels (H, W, 4) uint8. A row is flat, or starts with 2, 2, its width, and has each channel as runs."""
+    """RGBE pixels (H, W, 4) uint8.
+
+    Each row is either flat, or starts with 2, 2 and its width, followed by the runs of each channel.
+    """
     rows = np.empty((height, width, 4), dtype=np.uint8)
     marker = bytes((2, 2, width >> 8, width & 255)) if 8 <= width < 32768 else None
     position = 0

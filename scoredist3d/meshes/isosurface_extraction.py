@@ -2,7 +2,7 @@
 
 The surface is the zero level set of f(p) = min((d - s) / (d + s), (radius - |p|) / h), with density d, threshold s and
 grid step h. The first term is bounded and, near d = s, linear in log d, which suits densities that span orders of
-magnitude. The second term intersects the object with the ball, so that the surface is closed at the border.
+magnitude. The second term intersects the object with the ball, so the surface is closed at the ball's border.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class DensityGrid:
 def sample_grid(
     shape: Exportable, resolution: int, *, chunk: int = 131072, progress: Progress | None = None
 ) -> DensityGrid:
-    """Sample the density on a grid of ``resolution``^3 points over [-radius, radius]^3, only inside the ball.
+    """Sample the density at the points of a ``resolution``^3 grid over [-radius, radius]^3 that lie inside the ball.
 
     Raises:
         ValueError: A density is not finite or is negative.
@@ -74,14 +74,14 @@ def sample_grid(
 
 
 def automatic_threshold(grid: DensityGrid, levels: int = 48, *, setting: str = THRESHOLD_SETTING) -> float:
-    """Density whose iso-surface is closest to the surface that volume rendering shows.
+    """Density whose iso-surface is closest to the surface seen in volume rendering.
 
     Parallel rays enter the grid from its six sides. The rendered depth of a ray is where its opacity
     1 - exp(-sum density h) reaches half of the largest opacity of all rays; its depth on the iso-surface at level s is
     where the density first exceeds s. The candidates are log-spaced levels from ln 2 / (2 radius) (below it, not even a
-    ray across the whole ball is half opaque) to the largest density. The level with the smallest mean difference of the
-    two depths is chosen; the difference is capped at :data:`_MAX_DEPTH_ERROR` cells and has that value if only one of
-    the two depths exists. Of several levels that are equally good, the middle one is returned.
+    ray across the whole ball is half opaque) to the largest density. The level with the smallest mean difference
+    between the two depths is chosen; the difference is capped at :data:`_MAX_DEPTH_ERROR` cells, and equals that cap
+    if only one of the two depths exists. If several levels are equally good, the middle one is returned.
 
     Raises:
         ValueError: No ray reaches an opacity of 5 %, so the field is empty.
@@ -141,7 +141,7 @@ def extract_surface(
         shape: The object; its density is evaluated once per vertex and refinement step.
         grid: Result of :func:`sample_grid` for ``shape``.
         threshold: Density of the iso-surface.
-        fill_cavities: Treat empty regions that are not connected to the outside as solid.
+        fill_cavities: Whether to treat empty regions that are not connected to the outside as solid.
         refine_steps: Bisection steps per vertex; without them, steep densities produce staircase artifacts.
         chunk: Points per query.
         setting: Config key of the threshold, for error messages.
@@ -174,8 +174,9 @@ class FoundSurface:
     """Surface of an object, and the parameters of its extraction.
 
     Attributes:
-        mesh: World coordinates, outward winding.
-        threshold: Density of the iso-surface. This and the following are None if the object itself is a surface.
+        mesh: Mesh in world coordinates, with outward winding.
+        threshold: Density of the iso-surface. This and the following attributes are None if the object itself is a
+            surface.
         density_range: Smallest and largest density of the grid.
         opacity: Largest opacity of all axis-parallel rays.
         spacing: Grid step, scene units.
@@ -204,9 +205,9 @@ def find_surface(
     Args:
         shape: The object.
         resolution: Grid points along each axis of the cube around the ball.
-        threshold: Density of the iso-surface; None takes ``shape.iso_level`` or, failing that, the automatic threshold.
+        threshold: Density of the iso-surface; None uses ``shape.iso_level`` or, failing that, the automatic threshold.
         fill_cavities, refine_steps, chunk, setting: See :func:`extract_surface`.
-        progress: Callback that receives the fraction of evaluated densities.
+        progress: Callback that receives the fraction of densities evaluated so far.
 
     Raises:
         ValueError: There is no surface, or a density is negative or not finite.
@@ -234,7 +235,7 @@ def _contrast(density: np.ndarray, threshold: float) -> np.ndarray:
 
 
 def _level(grid: DensityGrid, threshold: float) -> np.ndarray:
-    """f of the module docstring on the grid, (N, N, N) float32; never exactly 0, which would give degenerate faces."""
+    """Values (N, N, N) float32 of f (module docstring) on the grid; never exactly 0, to avoid degenerate faces."""
     square = grid.axis.astype(np.float32) ** 2
     distance = np.sqrt(square[:, None, None] + square[None, :, None] + square[None, None, :])
     border = (grid.radius - distance) / grid.spacing
@@ -244,7 +245,7 @@ def _level(grid: DensityGrid, threshold: float) -> np.ndarray:
 
 
 def _fill_cavities(level: np.ndarray) -> None:
-    """Make empty regions that are not connected to the outside (the grid's corner) solid, in place."""
+    """Fill empty regions that are not connected to the outside (the grid's corner), in place."""
     from scipy.ndimage import label
 
     regions, count = label(level < 0, structure=np.ones((3, 3, 3)))
@@ -288,7 +289,7 @@ def _refine(
 
 
 def _evaluate(shape: Exportable, grid: DensityGrid, threshold: float, points: np.ndarray, chunk: int) -> np.ndarray:
-    """f (N,) at world points; the density is evaluated only inside the ball."""
+    """Values (N,) of f at world-space points; the density is evaluated only inside the ball."""
     f = ((grid.radius - np.linalg.norm(points, axis=1)) / grid.spacing).astype(np.float32)
     inside = f > 0
     density = query_density(shape, points[inside], chunk=chunk)

@@ -1,6 +1,6 @@
 """Loading of mesh files: geometry, texture coordinates and materials, in world coordinates.
 
-Files are read by trimesh. Several objects and materials are merged into one mesh with one set of texture images.
+Files are read by trimesh. Multiple objects and materials are merged into one mesh with one set of texture images.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ class LoadedMesh:
     """Mesh with texture images, top row first; an image is ``None`` if the file has none, 1 x 1 if it is constant.
 
     Attributes:
-        mesh: World coordinates, with the texture coordinates and vertex colors of the file, if it has any.
+        mesh: Mesh in world coordinates, with the texture coordinates and vertex colors of the file, if it has any.
         base_color: (H, W, 3) uint8, display sRGB.
         roughness: (H, W) uint8, linear.
         metallic: (H, W) uint8, linear.
         normal: (H, W, 3) uint8, tangent space, linear.
-        uv_changes: How the texture coordinates were changed, as a clause without its subject ("were moved ..."); empty
-            if they equal those of the file.
+        uv_changes: Description of how the texture coordinates were changed, as a clause without its subject ("were
+            moved ..."); empty if they equal those of the file.
     """
 
     mesh: Mesh
@@ -55,17 +55,19 @@ class LoadedMesh:
 
     @property
     def has_colors(self) -> bool:
-        """Whether the file has colors, which :meth:`appearance` needs."""
+        """Whether the file has colors, which :meth:`appearance` requires."""
         return self.base_color is not None or self.mesh.vertex_colors is not None
 
     def appearance(self, points: Tensor) -> SurfaceChannels:
-        """Appearance of the surface at its points closest to ``points`` (N, 3), world coordinates.
+        """Appearance at the surface points closest to ``points`` (N, 3), in world coordinates.
 
         Raises:
             ValueError: The file has neither a texture nor vertex colors.
         """
         if not self.has_colors:
-            raise ValueError("the mesh has no colors: its file has neither a texture nor vertex colors")
+            raise ValueError(
+                "the mesh has no colors: its file has neither a texture nor vertex colors; add one of them"
+            )
         from scoredist3d.ops.mesh.distance import closest_point
 
         mesh, device = self.mesh, points.device
@@ -109,15 +111,15 @@ def load_mesh(path: Path | str, up: Up = "auto") -> LoadedMesh:
 
     All objects of a scene are transformed and merged, and polygons are triangulated. Vertices at the same position are
     merged; texture coordinates are stored per face corner. The order of faces and vertices is preserved. Triangles with
-    two corners at the same position are removed, which is logged. Color factors are multiplied into the images, several
+    two corners at the same position are removed and logged. Color factors are multiplied into the images, multiple
     materials are packed into one atlas, and repeated textures are tiled so that coordinates are in [0, 1].
 
     Args:
-        path: A local file, relative to the working directory, or one of the files that are shipped with the program
-            (sketches). Texture files that it refers to are read too.
+        path: A local file, relative to the working directory, or one of the files shipped with the program
+            (sketches). Texture files that it refers to are also read.
         up: Up axis of the file. ``y`` maps +y up and +z forward to +z up and +x forward; ``z`` keeps the coordinates.
-            ``auto`` follows a comment "y up" or "z up" in OBJ, PLY and STL files (the exporter writes one); otherwise
-            it is y for glTF and OBJ, z for PLY and STL.
+            ``auto`` uses the axis named in a "y up" or "z up" comment in OBJ, PLY and STL files (the exporter writes
+            one); without such a comment, it means y for glTF and OBJ, and z for PLY and STL.
 
     Raises:
         ValueError: The file does not exist, has an unsupported suffix, cannot be parsed, or has no triangles.
@@ -142,7 +144,7 @@ def load_mesh(path: Path | str, up: Up = "auto") -> LoadedMesh:
 
 
 def fit_into(mesh: Mesh, radius: float, margin: float = 0.9) -> Mesh:
-    """Center a mesh (by its bounding box) and scale it so that its farthest vertex is at ``margin * radius``.
+    """Center a mesh (by its bounding box) and scale it so that its farthest vertex has norm ``margin * radius``.
 
     Raises:
         ValueError: All vertices are at the same position.
@@ -167,7 +169,7 @@ def _sample(image: np.ndarray, uv: Tensor | None, like: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class _Part:
-    """One object of the file, in the axes of the file, with the images of its material."""
+    """One object of a file, in the file's axes, with the images of its material."""
 
     vertices: np.ndarray
     faces: np.ndarray
@@ -178,7 +180,7 @@ class _Part:
 
 
 def _geometries(path: Path) -> list[tuple[Any, np.ndarray]]:
-    """All meshes of the scene in the file, each with its 4 x 4 transform to the world."""
+    """All meshes in the file, each with its 4 x 4 transform from object to scene coordinates."""
     import trimesh
 
     options: dict[str, Any] = {"merge_primitives": False} if path.suffix.lower() in (".glb", ".gltf") else {}
@@ -221,7 +223,7 @@ def _part(path: Path, geometry: Any, transform: np.ndarray) -> _Part | None:
 
 
 def _constant(images: Images) -> Images:
-    """Mean values of images, for objects without texture coordinates; the normal map is dropped."""
+    """Images reduced to their mean values, for objects without texture coordinates; the normal map is dropped."""
     means = {
         name: np.round(image.mean(axis=(0, 1), keepdims=True)).astype(np.uint8)
         for name, image in images.named().items()
@@ -231,7 +233,7 @@ def _constant(images: Images) -> Images:
 
 
 def _vertex_colors(geometry: Any, linear: bool) -> np.ndarray | None:
-    """Vertex colors (V, 3) uint8, display sRGB; ``linear`` says that the file stores linear values, as glTF does."""
+    """Vertex colors (V, 3) uint8, display sRGB; ``linear`` is true if the file stores linear values, as glTF does."""
     visual = geometry.visual
     attribute = getattr(visual, "vertex_attributes", {}).get("color")
     if attribute is None:
@@ -340,9 +342,9 @@ def _unique_rows(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _joined_images(parts: list[_Part]) -> tuple[Images, np.ndarray | None, str]:
-    """Merged images, corner coordinates (F, 3, 2) or None, and a clause on how the coordinates were changed."""
+    """Merged images, corner coordinates (F, 3, 2) or None, and a description as in :attr:`LoadedMesh.uv_changes`."""
     first = parts[0].images
-    changes = "were moved into the image, which the file repeats" if any(part.uvs_moved for part in parts) else ""
+    changes = "were moved into [0, 1], because they repeat the image" if any(part.uvs_moved for part in parts) else ""
     if all(part.images is first or _equal(part.images, first) for part in parts):
         without = sum(part.corner_uvs is None for part in parts)
         if without:
@@ -353,12 +355,12 @@ def _joined_images(parts: list[_Part]) -> tuple[Images, np.ndarray | None, str]:
     # The coordinates of a constant material may be arbitrary, and all points of its cell have the same color.
     inside = [uvs if part.images.need_uvs else np.full_like(uvs, 0.5) for part, uvs in zip(parts, filled, strict=True)]
     placed, images = join(inside, [_with_mean_color(part, parts) for part in parts])
-    changes = f"were moved, because the images of its {len(parts)} objects share one image"
+    changes = f"were moved into an atlas, because its {len(parts)} objects have different images"
     return images, np.concatenate(placed), changes
 
 
 def _with_mean_color(part: _Part, parts: list[_Part]) -> Images:
-    """Images of a part; a part with only vertex colors gets their mean if other parts have color images."""
+    """Images of a part; a part with only vertex colors gets their mean color if other parts have color images."""
     if (
         part.images.base_color is None
         and part.colors is not None

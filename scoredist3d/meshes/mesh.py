@@ -13,13 +13,13 @@ class Mesh:
     """Triangle mesh; faces are counter-clockwise seen from outside.
 
     Attributes:
-        vertices: (V, 3) float32, world (z up).
+        vertices: (V, 3) float32, world coordinates (z up).
         faces: (F, 3) int64, indices into ``vertices``.
         uvs: (T, 2) float32 or None, texture coordinates; the origin is the bottom left corner of the image.
         uv_faces: (F, 3) int64 or None, indices into ``uvs``. Vertices on seams have several texture coordinates without
-            being duplicated, so that the surface stays closed.
+            being duplicated, so the surface stays closed.
         vertex_colors: (V, 3) uint8 or None, display sRGB.
-        authored: Whether the mesh comes from a user's file, so that it is decimated only on request.
+        authored: Whether the mesh comes from a user's file; such a mesh is decimated only on request.
     """
 
     vertices: np.ndarray
@@ -106,9 +106,9 @@ def component_labels(mesh: Mesh) -> tuple[int, np.ndarray]:
 
 
 def drop_small_components(mesh: Mesh, fraction: float) -> tuple[Mesh, int]:
-    """Remove components whose volume is below ``fraction`` of the largest volume; also returns the number removed.
+    """Remove components whose volume is below ``fraction`` of the largest volume, and return the number removed.
 
-    ``fraction`` 0 keeps every component with a positive volume, 1 keeps only the largest one. Components with a
+    A fraction of 0 keeps every component with a positive volume; 1 keeps only the largest one. Components with a
     negative volume are walls of inner cavities and are always removed.
 
     Raises:
@@ -117,7 +117,9 @@ def drop_small_components(mesh: Mesh, fraction: float) -> tuple[Mesh, int]:
     count, labels = component_labels(mesh)
     volumes = np.bincount(labels, _face_volumes(mesh), count)
     if volumes.max() <= 0:
-        raise ValueError("the surface encloses no positive volume: its faces are oriented inwards")
+        raise ValueError(
+            "the surface encloses no positive volume: its faces are oriented inwards; reverse their winding"
+        )
     if fraction >= 1:
         keep = np.arange(count) == volumes.argmax()
     else:
@@ -137,7 +139,7 @@ def compact(mesh: Mesh) -> Mesh:
 
 
 def smooth(mesh: Mesh, iterations: int, shrink: float = 0.5, grow: float = -0.53) -> Mesh:
-    """Taubin smoothing (1995): Laplacian steps, alternating inwards and slightly larger outwards, keep the volume."""
+    """Volume-preserving Taubin smoothing (1995): Laplacian steps, alternating inward and slightly larger outward."""
     from scipy.sparse import coo_matrix, diags
 
     directed = mesh.faces[:, [0, 1, 1, 2, 2, 0, 1, 0, 2, 1, 0, 2]].reshape(-1, 2)
@@ -156,8 +158,8 @@ def decimate(mesh: Mesh, max_faces: int) -> Mesh:
     """Quadric edge collapse (Garland and Heckbert 1997) down to at most ``max_faces`` faces, then :func:`repair`.
 
     The collapse keeps a closed surface closed but may merge thin walls into non-manifold edges, which the repair
-    splits. It sometimes fails, for example if two edges with the same end points remain. Then a few lower targets,
-    which give other collapses, are tried until there are no more defects than before.
+    splits. The repair sometimes fails, for example if two edges with the same end points remain. In that case, a few
+    lower targets, which lead to different collapses, are tried until there are no more defects than before.
     """
     if len(mesh.faces) <= max_faces:
         return mesh
@@ -234,7 +236,7 @@ def _part_sheets(mesh: Mesh, shift: int) -> Mesh:
 
 
 def _edge_angles(low: np.ndarray, high: np.ndarray, opposite: np.ndarray) -> np.ndarray:
-    """Angles (N,) around the edges from ``low`` to ``high`` of faces with third corner ``opposite``, (N, 3) each."""
+    """Angles (N,) of faces around their edges ``low`` to ``high``; ``opposite`` are the third corners; (N, 3) each."""
     along = (high - low).astype(np.float64)
     across = np.cross(along, np.eye(3)[np.abs(along).argmin(axis=1)])
     upwards = np.cross(along, across) / np.maximum(np.linalg.norm(along, axis=1, keepdims=True), 1e-20)
@@ -243,7 +245,7 @@ def _edge_angles(low: np.ndarray, high: np.ndarray, opposite: np.ndarray) -> np.
 
 
 def _face_normals(mesh: Mesh) -> np.ndarray:
-    """Normals (F, 3) float64, whose length is twice the area."""
+    """Normals (F, 3) float64, whose length is twice the face area."""
     a, b, c = (mesh.vertices[mesh.faces[:, k]].astype(np.float64) for k in range(3))
     return np.cross(b - a, c - a)
 

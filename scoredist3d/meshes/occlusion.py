@@ -9,7 +9,7 @@ import numpy as np
 from scoredist3d.meshes.mesh import Mesh
 from scoredist3d.meshes.sampling import stratified_mesh_points
 
-_OFFSET = 3.0  # offset along the normal in pixels, against self-shadowing
+_OFFSET = 3.0  # offset along the normal in pixels, to avoid self-shadowing
 _SAMPLES_PER_PIXEL = 8
 
 
@@ -26,7 +26,7 @@ def ambient_occlusion(
         points: (N, 3), on the surface.
         normals: (N, 3), unit.
         directions: Number of directions on the whole sphere (a Fibonacci lattice, so the result is deterministic).
-        resolution: Side of the depth images, pixels.
+        resolution: Side length of the depth images, in pixels.
 
     Returns:
         (N,) float32 in [0, 1], 1 where nothing is occluded.
@@ -52,7 +52,7 @@ def ambient_occlusion(
 
 
 def _depth_image(image: np.ndarray, depth: np.ndarray, resolution: int) -> np.ndarray:
-    """Depth image (resolution^2,): largest ``depth`` (N,) per pixel; empty pixels take the largest neighbor."""
+    """Depth image (resolution^2,): largest ``depth`` (N,) per pixel; empty pixels take their largest neighbor."""
     from scipy.ndimage import maximum_filter
 
     nearest = np.full(resolution**2, -np.inf, dtype=np.float32)

@@ -13,7 +13,7 @@ from scoredist3d.meshes.mesh import Mesh
 
 
 def mesh_points(mesh: Mesh, count: int, generator: np.random.Generator) -> np.ndarray:
-    """(count, 3) points on a mesh, uniform by area, in numpy."""
+    """(count, 3) points on a mesh, distributed uniformly by area, as a numpy array."""
     area = mesh.face_areas
     face = generator.choice(len(area), count, p=area / area.sum())
     weights = generator.dirichlet((1.0, 1.0, 1.0), count)
@@ -37,8 +37,8 @@ def surface_sampler(mesh: Mesh, like: Tensor) -> Callable[[torch.Generator, int]
     """Sampler of points on a mesh, uniform by area, and the outward unit normals of their faces, (N, 3) each.
 
     Args:
-        mesh: World coordinates.
-        like: Sets the device and dtype of the points; the generator must be on that device.
+        mesh: Mesh in world coordinates.
+        like: Tensor that sets the device and dtype of the points; the generator must be on that device.
 
     Raises:
         ValueError: The total area of the faces is zero.
@@ -46,7 +46,7 @@ def surface_sampler(mesh: Mesh, like: Tensor) -> Callable[[torch.Generator, int]
     triangles = torch.from_numpy(np.ascontiguousarray(mesh.vertices[mesh.faces])).to(like)
     cumulative = torch.from_numpy(mesh.face_areas.cumsum(dtype=np.float64)).to(like.device)
     if len(cumulative) == 0 or not float(cumulative[-1]) > 0:
-        raise ValueError("the mesh has no area to sample points on: check that it has faces that are not degenerate")
+        raise ValueError("the mesh has no area to sample points on: check that it has non-degenerate faces")
 
     def sample(generator: torch.Generator, count: int) -> tuple[Tensor, Tensor]:
         place = torch.rand(count, generator=generator, device=like.device, dtype=torch.float64)
@@ -64,9 +64,9 @@ def points_near(mesh: Mesh, spread: float, like: Tensor) -> Callable[[torch.Gene
     """Sampler of points near a mesh: points on its surface (see :func:`surface_sampler`) plus Gaussian noise.
 
     Args:
-        mesh: World coordinates.
+        mesh: Mesh in world coordinates.
         spread: Standard deviation of the noise, scene units.
-        like: As for :func:`surface_sampler`.
+        like: As in :func:`surface_sampler`.
     """
     on_surface = surface_sampler(mesh, like)
 

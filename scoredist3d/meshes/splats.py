@@ -1,9 +1,9 @@
-"""3D Gaussian splats outside of any optimization, and their PLY files.
+"""3D Gaussian splats as plain data, independent of any optimization, and loading of their PLY files.
 
 Files have the layout of the original implementation of 3D Gaussian splatting (arXiv 2308.04079), which common viewers
 and editors read: ``x y z nx ny nz f_dc_* f_rest_* opacity scale_* rot_*``, all float, binary little endian. Opacities
-are stored as logits, scales as logarithms, colors as spherical harmonics coefficients, channel by channel. The world of
-the files is y up, as in all other exports.
+are stored as logits, scales as logarithms, colors as spherical harmonics coefficients, channel by channel. Files
+are y up, like all other exports by default.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _FORMATS = {"binary_little_endian": "<", "binary_big_endian": ">", "ascii": ""}
 
 @dataclass(frozen=True)
 class Splats:
-    """``N`` Gaussians in the world (3D Gaussian splatting, arXiv 2308.04079).
+    """``N`` Gaussians in world coordinates (3D Gaussian splatting, arXiv 2308.04079).
 
     Attributes:
         means: (N, 3), scene units.
@@ -69,7 +69,7 @@ class Splats:
 
     @property
     def degree(self) -> int:
-        """Degree of the spherical harmonics; 0 without a view-dependent part."""
+        """Degree of the spherical harmonics; 0 if there is no view-dependent part."""
         return 0 if self.harmonics is None else math.isqrt(self.harmonics.shape[1] + 1) - 1
 
     def rotated(self, rotation: Tensor, quaternion: Tensor) -> Splats:
@@ -114,14 +114,14 @@ def splat_properties(degree: int) -> list[str]:
 
 
 def read_splats(path: Path | str, up: Up = "auto") -> Splats:
-    """Read a PLY file in the layout of the module docstring, with its properties in any order.
+    """Read Gaussians from a PLY file in the layout of the module docstring; the order of its properties may differ.
 
     Args:
         path: A local file.
-        up: Up axis of the file; ``auto`` follows a comment "y up" or "z up" and is y without one.
+        up: Up axis of the file; ``auto`` uses the axis named in a "y up" or "z up" comment, or y if there is none.
 
     Raises:
-        ValueError: The file does not exist, is damaged, has another layout, or has values that are not finite.
+        ValueError: The file does not exist, is damaged, has a different layout, or has values that are not finite.
     """
     table, axis = read_points_table(path, up)
     rest = sum(name.startswith("f_rest_") for name in table)
@@ -149,14 +149,15 @@ def read_splats(path: Path | str, up: Up = "auto") -> Splats:
 
 
 def read_points(path: Path | str, up: Up = "auto") -> tuple[Tensor, Tensor | None]:
-    """World positions (N, 3) and colors (N, 3) in [0, 1] of a PLY point cloud; colors are None if it has none.
+    """World-space positions (N, 3) and colors (N, 3) in [0, 1] of a PLY point cloud.
 
-    Colors are read from ``red green blue`` (integers are divided by the maximum of their type) or, failing that, from
-    the coefficients of Gaussian splats.
+    The colors are None if the file has none. They are read from ``red green blue`` (integers are divided by the maximum
+    of their type) or, failing that, from the coefficients of Gaussian splats.
 
     Args:
         path: A local file.
-        up: As for :func:`read_splats`, but ``auto`` without a comment is z for plain point clouds, as for PLY meshes.
+        up: As in :func:`read_splats`, except that without a comment ``auto`` means z for plain point clouds, as it does
+            for PLY meshes.
 
     Raises:
         ValueError: The file does not exist, is damaged, or has no positions.
@@ -174,7 +175,7 @@ def read_points(path: Path | str, up: Up = "auto") -> tuple[Tensor, Tensor | Non
 
 
 def is_splats(table: dict[str, np.ndarray]) -> bool:
-    """Whether a table of :func:`read_points_table` has the properties of Gaussian splats."""
+    """Whether a table from :func:`read_points_table` has the properties of Gaussian splats."""
     return {"f_dc_0", "opacity", "scale_0", "rot_0"} <= table.keys()
 
 
@@ -246,7 +247,7 @@ def _layout(path: Path, lines: list[str]) -> tuple[str, int, list[tuple[str, str
         raise ValueError(f"{path.name}: the header must declare a format and have vertex as its first element")
     names = [name for name, _ in properties]
     if not names or len(set(names)) < len(names):
-        raise ValueError(f"{path.name}: the points have no properties, or two properties of the same name")
+        raise ValueError(f"{path.name}: the points have no properties, or two properties with the same name")
     return order, count, properties
 
 

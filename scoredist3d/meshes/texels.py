@@ -31,7 +31,7 @@ class Texels:
 
 
 def texel_points(mesh: Mesh, texels: Texels) -> np.ndarray:
-    """World points (M, 3) of the texels."""
+    """World-space surface points (M, 3) of the texels."""
     corners = mesh.vertices[mesh.faces[texels.face]]
     points: np.ndarray = np.einsum("mk,mkc->mc", texels.barycentric, corners)
     return points
@@ -84,10 +84,12 @@ def _all_candidates(mesh: Mesh, size: int) -> tuple[np.ndarray, np.ndarray, np.n
 def _candidates(
     triangles: np.ndarray, first: np.ndarray, extent: np.ndarray, offset: int, size: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Texels inside or near the triangles (n, 3, 2), in texels.
+    """Candidate texels of the triangles (n, 3, 2): those whose centers are inside or near a triangle.
+
+    All lengths and triangle corners are in units of texels.
 
     Returns:
-        Texel index, face, clamped barycentric weights, and distance to the triangle in texels (negative inside).
+        Texel index, face, clamped barycentric weights, and distance to the triangle (negative inside).
     """
     counts = extent.prod(axis=1)
     face = np.repeat(np.arange(len(triangles)), counts)
@@ -115,18 +117,21 @@ def _candidates(
 
 
 def _resolve(index: np.ndarray, face: np.ndarray, barycentric: np.ndarray, outside: np.ndarray, size: int) -> Texels:
-    """Choose the candidate with the smallest distance for each texel."""
+    """Choose the candidate face with the smallest distance for each texel."""
     gutter = np.flatnonzero(outside > 0)
     order = np.concatenate([gutter[np.argsort(-outside[gutter], kind="stable")], np.flatnonzero(outside == 0)])
     winner = np.full(size * size, -1, dtype=np.int64)
-    winner[index[order]] = order  # for repeated indices the last assignment counts
+    winner[index[order]] = order  # for repeated indices, the last assignment wins
     texel = np.flatnonzero(winner >= 0)
     chosen = winner[texel]
     return Texels(index=texel, face=face[chosen], barycentric=barycentric[chosen])
 
 
 def fill_uncovered(texture: np.ndarray, index: np.ndarray) -> np.ndarray:
-    """Copy of a texture (H, W, C) where all texels but the flat indices ``index`` (M,) take the nearest one's value."""
+    """Copy of a texture (H, W, C) whose uncovered texels are filled.
+
+    ``index`` (M,) are the flat indices of the covered texels; all others take the value of the nearest covered texel.
+    """
     from scipy.ndimage import distance_transform_edt
 
     covered = np.zeros(texture.shape[0] * texture.shape[1], dtype=bool)

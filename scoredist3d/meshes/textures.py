@@ -16,7 +16,7 @@ _MAX_REPEATS = 64
 
 @dataclass(frozen=True)
 class Images:
-    """Texture images of a material, top row first; ``None`` if it has none, 1 x 1 if it is constant.
+    """Texture images of a material, top row first; ``None`` for absent channels, 1 x 1 for constant ones.
 
     Attributes:
         base_color: (H, W, 3) uint8, display sRGB.
@@ -36,7 +36,7 @@ class Images:
 
     @property
     def need_uvs(self) -> bool:
-        """Whether any image is not constant."""
+        """Whether any image is not constant, so that texture coordinates are needed."""
         return any((image != image[:1, :1]).any() for image in self.named().values())
 
 
@@ -74,7 +74,7 @@ def sample_image(image: np.ndarray, uvs: Tensor) -> Tensor:
 
 
 def into_unit_square(corner_uvs: np.ndarray, images: Images) -> tuple[np.ndarray, Images]:
-    """Move texture coordinates outside [0, 1], which repeat the image, into [0, 1].
+    """Map texture coordinates that repeat the image into [0, 1].
 
     Args:
         corner_uvs: (F, 3, 2), coordinates of the face corners.
@@ -123,7 +123,7 @@ def join(uvs: list[np.ndarray], images: list[Images]) -> tuple[list[np.ndarray],
 
     Args:
         uvs: Corner coordinates (F, 3, 2) in [0, 1] of each material.
-        images: Images of each material. A channel that a material lacks but others have gets a neutral value: white,
+        images: Images of each material. A channel that only other materials have gets a neutral value: white,
             roughness 1, metallic 0, an unperturbed normal.
 
     Returns:
@@ -150,7 +150,7 @@ def join(uvs: list[np.ndarray], images: list[Images]) -> tuple[list[np.ndarray],
 
 
 def _place(uvs: np.ndarray, index: int, columns: int, rows: int, cell: int) -> np.ndarray:
-    """Map coordinates in the image of a cell to the atlas."""
+    """Map texture coordinates of the image in one cell to coordinates in the atlas."""
     texels = 1.0 + uvs * (cell - 2)
     x = (index % columns) * cell + texels[..., 0]
     y = (rows - 1 - index // columns) * cell + texels[..., 1]

@@ -17,7 +17,7 @@ from scoredist3d.meshes.texels import overlap
 
 logger = logging.getLogger(__name__)
 
-# Largest fraction of the surface without area in the texture, and of the used texels that several faces share.
+# Largest acceptable fraction of the surface without area in the texture, and of used texels shared by several faces.
 _TOLERANCE = 0.01
 _OVERLAP_SIZE = 512
 _WORKER = Path(__file__).with_name("xatlas_worker.py")
@@ -27,13 +27,13 @@ def unwrap(mesh: Mesh, texture_size: int, *, padding: int = 4, timeout: float = 
     """Compute texture coordinates of a mesh.
 
     Args:
-        mesh: Should be decimated: xatlas takes 1 s for 8,000 faces but a minute for 80,000.
+        mesh: Mesh, which should be decimated: xatlas takes 1 s for 8,000 faces but a minute for 80,000.
         texture_size: Side of the square texture, texels.
         padding: Distance between charts, texels.
         timeout: Time limit of xatlas, seconds; 0 uses :func:`face_atlas` without trying xatlas.
 
     Returns:
-        The mesh with ``uvs`` and ``uv_faces``, and a sentence on why the fallback atlas was used ("" if it was not).
+        The mesh with ``uvs`` and ``uv_faces``, and a sentence with the reason for the fallback atlas ("" without it).
     """
     reason = "its time limit is 0"
     if timeout > 0:
@@ -67,7 +67,7 @@ def unusable_uvs(mesh: Mesh) -> str:
     areas = mesh.face_areas
     lost = float(areas[np.abs(du1 * dv2 - du2 * dv1) < 1e-14].sum() / max(float(areas.sum()), 1e-20))
     if lost > _TOLERANCE:
-        return f"{100 * lost:.0f} % of the surface has no place in the texture"
+        return f"{100 * lost:.0f} % of the surface has no area in the texture"
     shared = overlap(mesh, _OVERLAP_SIZE)
     return f"{100 * shared:.0f} % of the used texels belong to several faces" if shared > _TOLERANCE else ""
 
@@ -98,7 +98,7 @@ def _xatlas(mesh: Mesh, texture_size: int, padding: int, timeout: float) -> Mesh
 
 
 def face_atlas(mesh: Mesh, texture_size: int) -> Mesh:
-    """Atlas of separate faces, for any mesh: a grid of square cells, each with two faces as right triangles.
+    """Atlas with one chart per face, for any mesh: a grid of square cells, each with two faces as right triangles.
 
     Raises:
         ValueError: The texture is too small: cells have fewer than 8 texels per side.

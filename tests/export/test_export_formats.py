@@ -27,7 +27,7 @@ def test_scale_height_and_axis_in_every_format(tmp_path, up):
     for suffix in ("glb", "obj", "ply", "stl"):
         size = np.ptp(trimesh.load(tmp_path / f"box.{suffix}", force="mesh").bounds, axis=0)
         np.testing.assert_allclose(size, extent["y" if suffix == "glb" else up], rtol=0.06)
-        # The loader finds the upward axis in the header.
+        # The loader finds the up axis in the header.
         low, high = load_mesh(tmp_path / f"box.{suffix}").mesh.bounds
         np.testing.assert_allclose(high - low, extent["z"], rtol=0.06)
 

@@ -253,7 +253,7 @@ SAID = {
     "none": (None, "INFO", "it has no texture coordinates; "),
     "outside": (3.0 * UVS, "WARNING", "its own texture coordinates are not used: they reach from"),
     "overlapping": (UVS % [1.0, 0.5], "WARNING", "its own texture coordinates are not used: 100 % of the used texels"),
-    "points": (0.0 * UVS, "WARNING", "its own texture coordinates are not used: 100 % of the surface has no place"),
+    "points": (0.0 * UVS, "WARNING", "its own texture coordinates are not used: 100 % of the surface has no area"),
 }
 
 
@@ -285,8 +285,8 @@ def test_texture_coordinates_that_repeat_or_share_the_image_are_described(tmp_pa
         textured(mesh=write_obj(tmp_path, UVS + 1.0, material="m"))
         textured(mesh=write_obj(tmp_path, UVS, material="m", objects=2))
     repeated, shared = [r.message for r in caplog.records if "geometry.mesh: cube.obj" in r.message]
-    assert "are used, which were moved into the image, which the file repeats" in repeated
-    assert "are used, which were moved, because the images of its 2 objects share one image" in shared
+    assert "are used, which were moved into [0, 1], because they repeat the image" in repeated
+    assert "are used, which were moved into an atlas, because its 2 objects have different images" in shared
 
 
 def test_coordinates_outside_of_the_image_are_replaced():

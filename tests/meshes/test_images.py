@@ -85,7 +85,7 @@ def test_display_images_become_linear(tmp_path):
     ("name", "content", "message"),
     [
         ("a.exr", b"v/1", "k: cannot read .*a.exr: .exr is not supported; convert it to .hdr"),
-        ("noname", b"", "a file without suffix is not supported"),
+        ("noname", b"", "a file without a suffix is not supported"),
         ("a.png", b"no picture", "k: cannot read .*a.png"),
         ("a.hdr", b"P6\n\n", "has no Radiance header"),
         ("b.hdr", HEADER.replace(b"rgbe", b"xyze") + b"\n-Y 1 +X 1\n0000", "its pixel format is 32-bit_rle_xyze"),

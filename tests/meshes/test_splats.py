@@ -172,7 +172,7 @@ def test_point_clouds_as_text_and_binary(tmp_path):
         (b"", XYZ, {"kind": "binary_little_endian", "count": 10**12}, "is truncated: 1000000000000 points need"),
         (b"", XYZ, {"kind": "binary_middle_endian"}, "is not valid PLY"),
         (b"", XYZ + "property list uchar int z2\n", {}, "is not a scalar of a known type"),
-        (b"", XYZ + "property float x\n", {}, "two properties of the same name"),
+        (b"", XYZ + "property float x\n", {}, "two properties with the same name"),
         (b"", "", {}, "have no properties"),
         (b"", XYZ, {"count": "many"}, "is not valid PLY"),
     ],

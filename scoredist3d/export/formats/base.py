@@ -1,6 +1,6 @@
 """Registry of file formats.
 
-A format is a function that writes one product of an export to a file. Registering it is one decorator::
+A format is a function that writes one product of an export to a file. A decorator registers it::
 
     @register_format("stl", suffix=".stl", needs=SurfaceProduct, summary="Binary STL of the surface.")
     def write_stl(path: Path, product: SurfaceProduct) -> list[Path]: ...
@@ -33,11 +33,11 @@ class FileFormat:
 
     Attributes:
         name: Name in ``exporter.formats``.
-        suffix: End of the file name, with its dot.
+        suffix: End of the file name, including the dot.
         needs: Class of the product that is written, one of :mod:`scoredist3d.export.products`.
-        write: Writes a product to a path; returns all files written, each after those it refers to.
+        write: Function that writes a product to a path and returns all files written, each after those it refers to.
         summary: Content of the file, in one sentence.
-        problem: Returns the reason why the format is unavailable, or an empty string.
+        problem: Function that returns the reason why the format is unavailable, or an empty string.
         has_unlit: Whether the format can mark a mesh as unlit.
     """
 
@@ -71,15 +71,15 @@ def register_format(
 
     Args:
         name: Name in ``exporter.formats``, lower case with dashes.
-        suffix: End of the file name, with its dot.
+        suffix: End of the file name, including the dot.
         needs: Class of the product that the writer receives. The exporter makes only the products that are needed.
         summary: Content of the file, in one sentence.
-        problem: Returns the reason why the format is unavailable, e.g. a missing package and how to install it, or an
-            empty string. It is called before any work is done.
+        problem: Function that returns the reason why the format is unavailable, e.g. a missing package and how to
+            install it, or an empty string. It is called before any work is done.
         has_unlit: Whether the format can mark a mesh as unlit.
 
     Raises:
-        ValueError: Another function is registered under this name.
+        ValueError: Another function is already registered under this name.
     """
 
     def decorate(write: Writer[ProductT]) -> Writer[ProductT]:
@@ -105,7 +105,7 @@ def lookup_format(name: str) -> FileFormat:
     """The format registered as ``name``.
 
     Raises:
-        ValueError: No such format; the message lists near matches and all names.
+        ValueError: No format has this name; the message lists near matches and all names.
     """
     known = format_names()
     if name not in _formats:

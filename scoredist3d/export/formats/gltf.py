@@ -63,7 +63,7 @@ def write_glb(path: Path, product: TexturedProduct) -> list[Path]:
     """Write a binary glTF file with one mesh and one metallic-roughness material, both named after the file.
 
     The base color texture is sRGB. Occlusion, roughness and metallic share one linear texture (red, green, blue). A
-    normal map comes with tangents. Without roughness and metallic textures the material is fully rough and not
+    normal map is accompanied by tangents. Without roughness and metallic textures the material is fully rough and not
     metallic. An unlit mesh declares ``KHR_materials_unlit``; viewers without that extension fall back to the material.
 
     Raises:
@@ -173,7 +173,7 @@ class _GlbBuilder:
         return self._append("textures", {"source": source, "sampler": 0})
 
     def glb(self) -> bytes:
-        """The bytes of the file."""
+        """Contents of the GLB file."""
         self.document["buffers"] = [{"byteLength": len(self.data)}]
         text = json.dumps(self.document, separators=(",", ":")).encode("ascii")
         text += b" " * (-len(text) % 4)

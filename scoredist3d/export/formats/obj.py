@@ -1,6 +1,6 @@
 """OBJ: one textured mesh with its MTL file and PNG textures.
 
-It is y up by default, like the GLB, because most importers assume it.
+The file is y up by default, like GLB, because most importers assume y up.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _MAPS = {"roughness": "map_Pr", "metallic": "map_Pm", "normal": "norm"}
     summary="OBJ with its MTL file and the baked textures as PNG files.",
 )
 def write_obj(path: Path, product: TexturedProduct) -> list[Path]:
-    """Write ``name.obj``, ``name.mtl``, ``name.png`` and one ``name-<channel>.png`` per further texture.
+    """Write ``name.obj``, ``name.mtl``, ``name.png`` and one ``name-<channel>.png`` per additional texture.
 
     The surface stays closed: seams exist only in the texture indices. MTL has no key for occlusion, so that texture is
     omitted.

@@ -16,7 +16,7 @@ from scoredist3d.export.products import ColoredSurfaceProduct
     summary="Binary PLY of the surface before simplification, with vertex colors and normals.",
 )
 def write_ply(path: Path, product: ColoredSurfaceProduct) -> list[Path]:
-    """Write a binary PLY file with vertex colors and normals; a comment in its header names the upward axis.
+    """Write a binary PLY file with vertex colors and normals; a comment in its header names the up axis.
 
     Raises:
         ValueError: The mesh has no vertex colors.

@@ -31,10 +31,10 @@ def write_splat_product(path: Path, product: SplatProduct) -> list[Path]:
 def write_splats(path: Path | str, splats: Splats) -> None:
     """Write Gaussians to a PLY file, y up.
 
-    The file is written directly; the caller stages it where atomicity matters.
+    The file is written directly; callers that need an atomic write must stage it.
 
     Raises:
-        ValueError: The number of spherical-harmonic coefficients does not belong to a degree from 0 to 3.
+        ValueError: The number of spherical-harmonic coefficients does not match a degree from 0 to 3.
     """
     kept = 0 if splats.harmonics is None else splats.harmonics.shape[1]
     if kept not in (0, 3, 8, 15):

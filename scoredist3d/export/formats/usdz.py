@@ -18,7 +18,7 @@ INSTALL = "pip install usd-core"
 
 
 def usdz_problem() -> str:
-    """The reason why USDZ files cannot be written, or an empty string."""
+    """Reason why USDZ files cannot be written, or an empty string."""
     if importlib.util.find_spec("pxr") is not None:
         return ""
     return f"exporter.formats: usdz needs the package usd-core, which is not installed: {INSTALL}"
@@ -35,7 +35,7 @@ def write_usdz(path: Path, product: TexturedProduct) -> list[Path]:
     """Write a USDZ file with one mesh and one ``UsdPreviewSurface``, y up, in meters.
 
     The uncompressed archive holds a binary layer and PNG textures. The normal map uses USD's tangent frames, which
-    follow +u and +v, as those of glTF do.
+    follow +u and +v like those of glTF.
 
     Raises:
         ValueError: usd-core is missing, or the mesh has no texture coordinates.
