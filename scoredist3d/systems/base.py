@@ -1,7 +1,8 @@
 """Base classes of systems, and the assembly of components that systems share.
 
-A system is a plain ``nn.Module``: a notebook or a test can step it. :mod:`scoredist3d.training` wraps it in a Lightning
-module; Lightning takes seconds to import, which listing components or checking a config must not cost.
+A system is a plain ``nn.Module`` that a notebook or a test can step directly. :mod:`scoredist3d.training` wraps it in a
+Lightning module. Lightning takes seconds to import and is not imported here, so that listing components or checking a
+config stays fast.
 """
 
 from __future__ import annotations
@@ -60,15 +61,15 @@ class SystemInputs:
 
 
 class System(nn.Module, ABC):
-    """Representation and objective of a run under a frozen prior.
+    """Representation and objective of a run with a frozen prior.
 
-    The prior is kept outside the module tree, so it is part of no ``state_dict``, checkpoint or optimizer. Previews and
+    The prior is kept outside the module tree, so no ``state_dict``, checkpoint or optimizer contains it. Previews and
     videos need one of the protocols of :mod:`scoredist3d.systems.interfaces`.
     """
 
     @dataclass
     class Config(ComponentConfig):
-        """Blocks of every system."""
+        """Config blocks that every system has."""
 
         optimizer: OptimizerConfig = field(
             default_factory=OptimizerConfig, metadata={"help": "Optimizer and its learning rates."}
@@ -135,9 +136,9 @@ class System(nn.Module, ABC):
             system: The ``system`` block of that run.
 
         Raises:
-            ValueError: This system cannot, or the state holds a representation that cannot be used.
+            ValueError: The system does not support this, or the representation in the state cannot be used.
         """
-        raise ValueError("system.init_from: this system cannot start from another run")
+        raise ValueError("system.init_from: this system cannot start from another run; remove the option")
 
     def check_finite(self) -> None:
         """Wait for the results of the guidances' pending finite checks.
@@ -178,7 +179,7 @@ class GuidedSystem(System):
 
     @dataclass
     class Config(System.Config):
-        """Blocks of systems with one guidance."""
+        """Config blocks of systems with one guidance."""
 
         guidance: ComponentConfig = component("guidance", "sds", "Turns the prior's prediction into a gradient.")
         prompt_processor: ComponentConfig = component(

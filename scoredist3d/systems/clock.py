@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 class Clock:
     """The current step, counted in two ways.
 
-    A scene that was initialized from an earlier run has already been optimized for :attr:`offset` steps. Who reads
-    which count is decided here and nowhere else:
+    A scene that was initialized from an earlier run has already been optimized for :attr:`offset` steps. The two
+    counts have separate uses:
 
     - ``run_step``: everything that belongs to the run. Learning rates, guidance, regularizers and their weights,
       the camera sampler, encoder noise, densification.

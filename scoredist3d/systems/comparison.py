@@ -130,7 +130,7 @@ def _on_canvas(block: Any, canvas: ComponentConfig) -> Any:
 
 
 def _learning_rates(blocks: dict[str, Any]) -> dict[str, Any]:
-    """Each method's learning-rate schedules by the names of its groups in the comparison."""
+    """Learning-rate schedules of all methods, keyed by the names of their groups in the comparison."""
     rates = {}
     for label, block in blocks.items():
         rates[label] = block.optimizer.lr

@@ -49,7 +49,7 @@ def convert(source: Scene, target: Scene, config: ConversionConfig, rng: Rng) ->
         rng: Randomness of the target's initialization.
 
     Returns:
-        Sentences on what was done, for the log.
+        Log messages that state what was done.
 
     Raises:
         ValueError: The source has no surface, or the target's geometry or material cannot be initialized from it.
@@ -71,7 +71,7 @@ def convert(source: Scene, target: Scene, config: ConversionConfig, rng: Rng) ->
 
 
 def _initialize_geometry(source: Scene, target: Scene, config: ConversionConfig, rng: Rng) -> list[str]:
-    """Extract the source's surface and initialize the target's geometry from it; returns sentences for the log."""
+    """Extract the source's surface and initialize the target's geometry from it; returns log messages."""
     if not isinstance(target.geometry, Initializable):
         raise ValueError(
             f"geometry.type: {target.blocks['geometry'].type} cannot be initialized from another representation; "

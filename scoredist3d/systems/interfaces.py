@@ -1,6 +1,6 @@
-"""Protocols of what a system can show; :mod:`scoredist3d.visualization` makes previews and videos from them.
+"""Protocols of systems that :mod:`scoredist3d.visualization` can show in previews and videos.
 
-A system implements one of the three and contains no drawing code of its own.
+A system implements one of the three protocols and contains no drawing code of its own.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from scoredist3d.systems.scene import Scene
 
 
 class DataTerm(Protocol):
-    """What the renders of a step are compared with: a prior's prediction, or images."""
+    """Loss of the renders of one step against a prior's prediction or against images."""
 
     def __call__(self, renders: Sequence[Render], clock: Clock, rng: Rng) -> TrainingStep:
         """The loss on the renders, one for each scene, and values to log."""
@@ -51,7 +51,7 @@ class Objective:
             scenes: Scenes to render.
             cameras: (B), the views of every scene.
             data_term: Loss on the renders.
-            clock: Current step: renders use its scene step, everything else its run step.
+            clock: Current step; renders use its scene step, and all other terms use its run step.
             rng: Randomness of this rank.
         """
         step = clock.run_step

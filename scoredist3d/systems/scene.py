@@ -32,8 +32,8 @@ class Scene(nn.Module):
 
     Attributes:
         blocks: The configs of the parts, by name.
-        clock: The current step; see :class:`~scoredist3d.systems.clock.Clock`. Saved with the weights in the buffer
-            ``steps``: scene step and offset.
+        clock: The current step; see :class:`~scoredist3d.systems.clock.Clock`. The buffer ``steps`` (scene step,
+            offset) saves it with the weights.
     """
 
     steps: Tensor
@@ -71,7 +71,7 @@ class Scene(nn.Module):
 
     @property
     def step(self) -> int:
-        """The step that the parts are set to and that evaluation renders at: ``clock.scene_step``."""
+        """Scene step to which the parts are set, also used by evaluation renders: ``clock.scene_step``."""
         return self.clock.scene_step
 
     @property
@@ -103,7 +103,7 @@ class Scene(nn.Module):
 
         Args:
             step: Run step.
-            optimizer: Its per-parameter state follows parameters that change their size.
+            optimizer: Optimizer whose per-parameter state is resized along with the parameters.
             rng: The same on all ranks.
         """
         if self.geometry.densification is not None:
@@ -111,13 +111,13 @@ class Scene(nn.Module):
                 self.geometry.densification.step_post_backward(step, optimizer, rng)
 
     def restore_step(self, step: int) -> None:
-        """Set the active grid levels as after ``step`` steps of the run; the occupancy grid is in the state."""
+        """Set the active grid levels to those after ``step`` steps of the run; the occupancy grid is in the state."""
         self._set_clock(self.clock.at(step))
         self.geometry.update_step(self.clock.scene_step)
         self.material.update_step(self.clock.scene_step)
 
     def fits(self, state: Mapping[str, Any]) -> bool:
-        """Whether ``state`` has the names and shapes of this scene's; parameters of variable size are resized first."""
+        """Whether names and shapes in ``state`` match this scene; parameters of variable size are resized first."""
         return fits(self, state)
 
     def continue_from(self, state: dict[str, Any]) -> None:
@@ -126,7 +126,7 @@ class Scene(nn.Module):
         self.continue_at(self.clock.scene_step)
 
     def continue_at(self, scene_step: int) -> None:
-        """Let the run start at ``scene_step`` of the scene."""
+        """Start a run at step 0 with a scene that has already been optimized for ``scene_step`` steps."""
         self.clock = Clock(offset=scene_step)
         self.restore_step(0)
 
@@ -161,7 +161,7 @@ class SceneShape:
 
     @property
     def iso_level(self) -> float | None:
-        """Density on the surface where it is known, else None."""
+        """Density on the surface; None if it has to be estimated."""
         return self._geometry.iso_level
 
     @property

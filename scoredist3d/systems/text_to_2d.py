@@ -27,7 +27,7 @@ class TextTo2D(GuidedSystem):
     class Config(GuidedSystem.Config):
         """The canvas and its conditioning."""
 
-        geometry: ComponentConfig = component("geometry", "image-canvas", "The images.")
+        geometry: ComponentConfig = component("geometry", "image-canvas", "Images to optimize.")
         particles_per_step: int | None = option(
             None, "Particles in each step's batch, drawn without replacement; null takes all of them.", ge=1
         )
@@ -104,6 +104,6 @@ class TextTo2D(GuidedSystem):
 
 
 def _cameras_at(view: tuple[float, float], batch: int, size: int) -> Cameras:
-    """Identical cameras at an azimuth and elevation in degrees, as conditioning for images that no camera took."""
+    """Identical cameras at an azimuth and elevation in degrees, on which the prior is conditioned."""
     azimuth, elevation, distance, fovy = (torch.full((batch,), value) for value in (*view, 3.0, 40.0))
     return orbit(azimuth, elevation, distance, fovy, size, size)

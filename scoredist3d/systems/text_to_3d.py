@@ -40,14 +40,14 @@ class TextTo3D(GuidedSystem):
 
     Attributes:
         scenes: The scenes, one per particle.
-        cameras: Samples the views of each step and gives evaluation cameras.
+        cameras: Sampler of the views of each step and of evaluation cameras.
         objective: Renders the scenes and adds the regularizers.
         source: Frozen copy of the initial scene, for editing methods only.
     """
 
     @dataclass
     class Config(GuidedSystem.Config):
-        """Blocks of the representation and the regularizers."""
+        """Config blocks of the representation and the regularizers."""
 
         geometry: ComponentConfig = component("geometry", "implicit-volume", "Density and features of the object.")
         material: ComponentConfig = component("material", "unlit", "Turns features into color.")
@@ -59,7 +59,8 @@ class TextTo3D(GuidedSystem):
             1, "Scenes rendered in each step, drawn without replacement; all are rendered from the same cameras.", ge=1
         )
         init_from: str | None = option(
-            None, "Run folder or checkpoint whose scene initializes this one; another representation is converted."
+            None,
+            "Run folder or checkpoint whose scene initializes this one; a different representation is converted.",
         )
         conversion: ConversionConfig = field(
             default_factory=ConversionConfig, metadata={"help": "Conversion from another representation."}
@@ -205,7 +206,7 @@ class TextTo3D(GuidedSystem):
             scene.post_backward(step, optimizer, stream)
 
     def restore_step(self, step: int) -> None:
-        """Set the active grid levels as after ``step`` steps; the occupancy grids are in the checkpoint."""
+        """Set the active grid levels to those after ``step`` steps; the occupancy grids are in the checkpoint."""
         for scene in self.scenes:
             scene.restore_step(step)
 
@@ -240,7 +241,7 @@ class _Distillation:
     """Data term of one step: the guidance's loss on the latents of all renders.
 
     Attributes:
-        system: Gives prior, prompts, guidance and the initial scene.
+        system: System with the prior, the prompts, the guidance and the initial scene.
         cameras: (B), the views of every scene.
         drawn: Index of the scene of each render.
     """
@@ -287,7 +288,7 @@ class _Distillation:
 
 
 def _streams(rng: Rng, count: int) -> list[Rng]:
-    """Independent randomness for each of ``count`` scenes; the first one draws as the scene of a one-scene run does."""
+    """Independent random streams of ``count`` scenes; the first is the stream of a run with a single scene."""
     return [rng.derive(f"particle/{index}") if index else rng for index in range(count)]
 
 

@@ -1,4 +1,4 @@
-"""Summary of its settings that a run prints before it starts."""
+"""Summary of a run's settings, printed before the run starts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from scoredist3d.training.folder import RunFolder
 def announce(
     config: ExperimentConfig, devices: Devices, folder: RunFolder, resume: Path | None, done: int, console: Console
 ) -> None:
-    """Print prompt, method, steps and folder of a run; for a resumed run also changes of its schedules."""
+    """Print the prompt, method, steps and folder of a run, and the schedule changes of a resumed run."""
     system = config.system
     parts = [getattr(system, name, None) for name in ("geometry", "material", "background", "renderer")]
     source = getattr(config.prior, "pretrained_model_name_or_path", None)
@@ -40,7 +40,7 @@ def announce(
 
 
 def _schedule_lines(config: ExperimentConfig, folder: RunFolder, done: int) -> list[str]:
-    """Sentences on the schedules of a resumed run."""
+    """Messages about the schedules of a resumed run."""
     steps, kept = config.trainer.max_steps, config.trainer.schedule_steps
     lines = []
     if kept not in (None, steps):

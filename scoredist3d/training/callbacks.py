@@ -22,7 +22,7 @@ from scoredist3d.training.outputs import save_preview
 
 
 class StepCallback(pl.Callback):
-    """Base class: calls :meth:`after_step` once per optimizer step, not once per accumulated batch."""
+    """Base class of callbacks that run :meth:`after_step` once per optimizer step, not once per accumulated batch."""
 
     def __init__(self) -> None:
         self._seen = 0
@@ -120,7 +120,7 @@ class MetricsWriter(StepCallback):
             self._window_start = (step, time.perf_counter())
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Close the event file, also after an error."""
+        """Close the event file, even after an error."""
         if self.events is not None:
             self.events.close()
 
@@ -190,7 +190,10 @@ def _check_ranks_agree(trainer: pl.Trainer, module: TrainingModule) -> None:
         norms = torch.stack([norm.double() for norm in torch._foreach_norm(list(module.system.parameters()))])
         everywhere = trainer.strategy.all_gather(norms)
     if not torch.allclose(everywhere, norms.expand_as(everywhere), rtol=1e-5, atol=1e-12):
-        raise RuntimeError(f"step {trainer.global_step}: the ranks have different weights; gradients were not averaged")
+        raise RuntimeError(
+            f"step {trainer.global_step}: the ranks have different weights, so gradients were not averaged; "
+            "resume from the last checkpoint on one device"
+        )
 
 
 class StopOnRequest(StepCallback):

@@ -34,7 +34,7 @@ def write_checkpoint(checkpoint: dict[str, Any], path: str | Path) -> None:
 
 
 def read_checkpoint(path: str | Path, *, mmap: bool = False) -> dict[str, Any]:
-    """Load a checkpoint to the CPU; only tensors and plain values are accepted, so a foreign file cannot execute code.
+    """Load a checkpoint to the CPU; only tensors and plain values are accepted, so a file cannot execute code.
 
     Args:
         path: The file.
@@ -66,7 +66,7 @@ def read_checkpoint(path: str | Path, *, mmap: bool = False) -> dict[str, Any]:
 
 
 def checkpoint_step(path: str | Path) -> int:
-    """Number of optimizer steps of a checkpoint; raises as :func:`read_checkpoint` does."""
+    """Number of optimizer steps of a checkpoint; raises the errors of :func:`read_checkpoint`."""
     return int(read_checkpoint(path, mmap=True)["global_step"])
 
 

@@ -34,13 +34,13 @@ class Console:
         self._next = 0.0
 
     def say(self, text: str = "") -> None:
-        """Print a message on a new line, below a progress line."""
+        """Print a message on a new line, below the progress line if there is one."""
         if not self.quiet:
             self._end_line()
             self._print(text)
 
     def due(self) -> bool:
-        """Whether enough time has passed to print the progress line again; avoids formatting it for nothing."""
+        """Whether enough time has passed to print the progress line again; if not, the caller need not format it."""
         return not self.quiet and time.monotonic() >= self._next
 
     def progress(self, text: str) -> None:
@@ -67,7 +67,7 @@ class Console:
 
 
 class StageClock:
-    """Wall time and outcome of each stage of work; outcomes are ``done``, ``interrupted`` and ``failed``."""
+    """Wall time and outcome of each stage of a run; outcomes are ``done``, ``interrupted`` and ``failed``."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -75,7 +75,7 @@ class StageClock:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Context whose duration is added to stage ``name``, also if it raises."""
+        """Context whose duration is added to stage ``name``, even if it raises."""
         start = time.perf_counter()
         self.status[name] = "failed"
         try:
@@ -88,7 +88,7 @@ class StageClock:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
     def summary(self) -> str:
-        """``start-up 4.1 s, training 121.0 s, ...; 140.2 s in all``."""
+        """Times of all stages and their sum: ``start-up 4.1 s, training 121.0 s, ...; 140.2 s in all``."""
         parts = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in self.seconds.items())
         return f"{parts}; {sum(self.seconds.values()):.1f} s in all"
 

@@ -1,4 +1,4 @@
-"""Several processes for one run: this process is rank 0 and starts the others."""
+"""Runs with several processes: the main process is rank 0 and starts the other ranks."""
 
 from __future__ import annotations
 
@@ -57,11 +57,11 @@ class Devices:
 
     @property
     def first(self) -> str:
-        """Device of rank 0, as torch names it."""
+        """Device of rank 0 as a torch device string: ``cpu`` or ``cuda:<number>``."""
         return "cpu" if self.kind == "cpu" else f"cuda:{self.indices[0]}"
 
     def argument(self) -> str:
-        """The devices as an argument of the worker's command line."""
+        """The ``--devices`` argument of the worker's command line."""
         return f"cpu:{self.world_size}" if self.kind == "cpu" else ",".join(map(str, self.indices))
 
     def describe(self) -> str:
@@ -155,7 +155,7 @@ def _worker_environment() -> dict[str, str]:
 
 
 def free_port() -> int:
-    """An unused TCP port of this machine."""
+    """An unused TCP port on this machine."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]

@@ -1,4 +1,4 @@
-"""Builds the system of a config and trains it with Lightning."""
+"""Construction of the system described by a config, and its training with Lightning."""
 
 from __future__ import annotations
 
@@ -90,16 +90,16 @@ def start_of(config: ExperimentConfig) -> str | None:
 
 
 def begin(system: System, config: ExperimentConfig, context: RankContext, *, resumed: bool) -> None:
-    """Check a new system against the trainer and initialize it from another run where configured.
+    """Check that the trainer supports a new system and, if configured, initialize the system from another run.
 
     Args:
-        system: Just built.
-        config: The run.
-        context: This process.
-        resumed: A checkpoint will be loaded, so there is nothing to initialize.
+        system: Newly built system.
+        config: Config of the run.
+        context: Devices and rank of this process.
+        resumed: Whether a checkpoint will be loaded, in which case nothing is initialized.
 
     Raises:
-        ValueError: The other run cannot be used, or the representation densifies and the trainer does not support that.
+        ValueError: The other run cannot be used, or the trainer does not support densification.
     """
     _check_densification(system, config, context)
     start = start_of(config)
@@ -126,10 +126,10 @@ def fit(
     """Train a system in place until ``trainer.max_steps`` or an interrupt.
 
     Args:
-        system: Just built, also if a checkpoint is resumed.
-        config: The run.
+        system: Newly built system, even if a checkpoint is resumed.
+        config: Config of the run.
         folder: Folder of the run.
-        context: This process.
+        context: Devices and rank of this process.
         console: Prints the progress.
         guard: Requests a stop after a signal.
         resume: Checkpoint to continue from.
@@ -188,7 +188,7 @@ def _leave_group(*, failed: bool) -> None:
 
 
 def _check_densification(system: System, config: ExperimentConfig, context: RankContext) -> None:
-    """Densification needs a single process and unscaled gradients.
+    """Check that the trainer supports densification, which needs a single process and unscaled gradients.
 
     Raises:
         ValueError: The system densifies and the trainer uses several devices, accumulation or 16-bit precision.
@@ -197,8 +197,8 @@ def _check_densification(system: System, config: ExperimentConfig, context: Rank
         return
     if context.devices.world_size > 1:
         raise ValueError(
-            "system.geometry: densification changes the number of elements, which several devices do not support; "
-            "use one device, or set system.geometry.densify.enabled=false"
+            "system.geometry: densification changes the number of elements, which training on several devices does not "
+            "support; use one device, or set system.geometry.densify.enabled=false"
         )
     if config.trainer.accumulate > 1:
         raise ValueError(

@@ -32,51 +32,51 @@ class RunFolder:
             with suppress(FileExistsError):
                 root.mkdir(parents=True)
                 return cls(root)
-        raise ValueError(f"{base} and 998 folders with numbered suffixes exist already; choose another tag")
+        raise ValueError(f"{base} and 998 folders with numbered suffixes already exist; choose another tag")
 
     @property
     def checkpoints(self) -> Path:
-        """Numbered checkpoints and ``last.ckpt``."""
+        """Folder of the numbered checkpoints and ``last.ckpt``."""
         return self.root / "ckpts"
 
     @property
     def last_checkpoint(self) -> Path:
-        """The newest checkpoint."""
+        """Newest checkpoint."""
         return self.checkpoints / LAST_CHECKPOINT
 
     @property
     def images(self) -> Path:
-        """Preview grids."""
+        """Folder of the preview grids."""
         return self.root / "images"
 
     @property
     def videos(self) -> Path:
-        """The final video."""
+        """Folder of the final video."""
         return self.root / "videos"
 
     @property
     def export(self) -> Path:
-        """Exported objects."""
+        """Folder of the exported objects."""
         return self.root / "export"
 
     @property
     def code(self) -> Path:
-        """Snapshot of the code."""
+        """Folder of the code snapshot."""
         return self.root / "code"
 
     @property
     def tensorboard(self) -> Path:
-        """TensorBoard events."""
+        """Folder of the TensorBoard event files."""
         return self.root / "tb"
 
     @property
     def metrics(self) -> Path:
-        """Logged values, one row per logging window."""
+        """File of the logged values, one row per logging window."""
         return self.root / "metrics.csv"
 
     @property
     def configs(self) -> Path:
-        """Resolved config, written config and commands."""
+        """Folder of the resolved config, the written config and the commands."""
         return self.root / "configs"
 
     @property
@@ -86,7 +86,7 @@ class RunFolder:
 
     @property
     def resolved_config(self) -> Path:
-        """The complete config, which repeats the run."""
+        """Complete config, with which the run can be repeated."""
         return self.configs / RESOLVED_CONFIG
 
 
@@ -111,14 +111,16 @@ def find_run(path: str | Path) -> tuple[RunFolder, Path]:
         raise ValueError(f"{path} is a pipeline; give one of its stages: {stages or 'none has started'}")
     folder = RunFolder(path.parent if path.name == "ckpts" else path)
     if not folder.resolved_config.is_file():
-        raise ValueError(f"{path} is not a run folder: it has no configs/{RESOLVED_CONFIG}")
+        raise ValueError(
+            f"{path} is not a run folder: it has no configs/{RESOLVED_CONFIG}; give a folder <name>/<tag>@<time>"
+        )
     if not folder.last_checkpoint.is_file():
         raise ValueError(f"{path} has no checkpoint yet (ckpts/{LAST_CHECKPOINT} is missing); train the run first")
     return folder, folder.last_checkpoint
 
 
 def stages_begun(root: Path) -> dict[str, Path]:
-    """Resolved configs of those stages of a pipeline that can be resumed, by name."""
+    """Resolved config of each pipeline stage that can be resumed, by stage name."""
     folders = {path.name: RunFolder(path) for path in root.iterdir() if path.is_dir()}
     return {
         name: folder.resolved_config

@@ -30,10 +30,11 @@ class EndlessSteps:
 
 
 class TrainingModule(pl.LightningModule):
-    """Trains a :class:`System`; its ``state_dict`` is that of the system.
+    """Trains a :class:`System` and uses the system's ``state_dict`` as its own.
 
-    Randomness: micro-batch ``m`` of rank ``r`` among ``R`` ranks draws as rank ``r + m R``, so accumulating gradients
-    over k micro-batches computes the same as k ranks. State shared by all ranks (occupancy grid) draws as rank 0.
+    Randomness: micro-batch ``m`` of rank ``r`` among ``R`` ranks uses the random stream of rank ``r + m R``, so
+    accumulating gradients over k micro-batches gives the same result as k ranks. State shared by all ranks (occupancy
+    grid) uses the stream of rank 0.
     """
 
     def __init__(self, system: System, trainer_config: TrainerConfig, rng: Rng) -> None:
@@ -48,8 +49,8 @@ class TrainingModule(pl.LightningModule):
         ignored = [f"system.{name}" for name, p in system.named_parameters() if id(p) not in grouped]
         if trainer_config.accumulate > 1 and any(p.requires_grad and id(p) not in grouped for p in system.parameters()):
             raise ValueError(
-                "trainer.accumulate: the guidance trains its own network with one update per batch, which excludes "
-                "accumulation; set trainer.accumulate=1 and increase data.batch_size, or use several devices"
+                "trainer.accumulate: the guidance trains its own network with one update per batch, so gradients "
+                "cannot be accumulated; set trainer.accumulate=1 and increase data.batch_size, or use several devices"
             )
         self._ddp_params_and_buffers_to_ignore = ignored
         self._gradient_norms: list[tuple[int, list[str], Tensor]] = []
@@ -91,22 +92,22 @@ class TrainingModule(pl.LightningModule):
         return result.loss
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
-        """The optimizer's update and the densification that follows it, before any callback saves the state."""
+        """Apply the optimizer's update and then densify, before any callback saves the state."""
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         self.system.post_backward(self.global_step, self.trainer.optimizers[0], self.rng.shared())
 
     def on_after_backward(self) -> None:
-        """Name parameters without gradient on several devices, where DDP would wait for their gradients forever."""
+        """Check, on several devices, that every parameter has a gradient; DDP would wait forever for a missing one."""
         if self.trainer.world_size > 1 and self.system.steps_everything:
             missing = [name for name, p in self._optimized() if p.grad is None]
             if missing:
                 raise ValueError(
-                    f"step {self.global_step}: {', '.join(missing)} got no gradient, which a run on several devices "
-                    "requires; freeze or remove that component, or use one device"
+                    f"step {self.global_step}: {', '.join(missing)} got no gradient, but training on several devices "
+                    "needs a gradient for every parameter; freeze or remove that component, or use one device"
                 )
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Check that gradients are finite, at once on the CPU and with the next log line on a GPU, and clip them."""
+        """Check that gradients are finite (at once on the CPU, with the next log line on a GPU), then clip them."""
         gradients = {name: p.grad for name, p in self._optimized() if p.grad is not None}
         norms = torch.stack([norm.float() for norm in torch._foreach_norm(list(gradients.values()))])
         total = torch.linalg.vector_norm(norms)
@@ -123,7 +124,7 @@ class TrainingModule(pl.LightningModule):
         """Evaluate all pending finite checks; called before anything is logged or saved.
 
         Raises:
-            NonFiniteError: Names the step and the loss term or tensor.
+            NonFiniteError: A value is NaN or infinite; the message names the step and the loss term or tensor.
         """
         self.buffer.fetch()
         self.check_gradients()
@@ -133,7 +134,7 @@ class TrainingModule(pl.LightningModule):
         """Check the gradient norms collected so far, with one transfer from the device.
 
         Raises:
-            NonFiniteError: Names the step and the parameter.
+            NonFiniteError: A norm is NaN or infinite; the message names the step and the parameter.
         """
         pending, self._gradient_norms = self._gradient_norms, []
         if not pending:

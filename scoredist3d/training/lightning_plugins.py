@@ -11,7 +11,7 @@ from scoredist3d.training.checkpoint import read_checkpoint, write_checkpoint
 
 
 class AtomicCheckpointIO(CheckpointIO):
-    """Checkpoint I/O through :mod:`scoredist3d.training.checkpoint`: atomic writing, reading without code execution."""
+    """Checkpoint I/O with :mod:`scoredist3d.training.checkpoint`: atomic writing, reading without executing code."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Write a checkpoint atomically."""
@@ -35,7 +35,7 @@ class LocalRanks(ClusterEnvironment):
 
     @property
     def creates_processes_externally(self) -> bool:
-        """True: Lightning must not start processes."""
+        """Always True, so that Lightning starts no processes."""
         return True
 
     @property
@@ -50,7 +50,7 @@ class LocalRanks(ClusterEnvironment):
 
     @staticmethod
     def detect() -> bool:
-        """False: Lightning must not select this environment automatically."""
+        """Always False, so that Lightning does not select this environment automatically."""
         return False
 
     def world_size(self) -> int:
@@ -68,9 +68,9 @@ class LocalRanks(ClusterEnvironment):
         """Do nothing; the rank is fixed at construction."""
 
     def local_rank(self) -> int:
-        """Rank on this machine, which has all ranks."""
+        """Rank on this machine, which hosts all ranks."""
         return self._rank
 
     def node_rank(self) -> int:
-        """Number of this machine, the only one."""
+        """Index of this machine, which is the only one."""
         return 0

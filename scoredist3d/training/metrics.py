@@ -37,7 +37,7 @@ class MetricBuffer:
         """Move the pending scalars to the host.
 
         Raises:
-            NonFiniteError: A scalar is NaN or infinite; names the first such step and scalar.
+            NonFiniteError: A scalar is NaN or infinite; the message names the first such step and scalar.
         """
         if not self._pending:
             return

@@ -1,4 +1,4 @@
-"""Files that a run produces for people: preview grids, the final video and the exported objects."""
+"""User-facing results of a run: preview grids, the final video and the exported objects."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Exported:
         results: Results of the exporter, with paths in ``export/``.
         reports: Report file of each result.
         missing: Reason for each object that could not be exported, by its name.
-        remark: Sentence on the earlier files that were replaced, or an empty string.
+        remark: Message about the earlier files that were replaced, or an empty string.
     """
 
     results: list[ExportResult]
@@ -66,7 +66,7 @@ class Exported:
 
     @property
     def problem(self) -> str | None:
-        """Sentence on the objects that could not be exported; None if all could."""
+        """Message about the objects that could not be exported; None if all were exported."""
         return no_mesh(self.missing) if self.missing else None
 
 
@@ -75,8 +75,8 @@ class NoMeshError(ValueError):
 
 
 def no_mesh(missing: Mapping[str, str]) -> str:
-    """``no mesh was written of mug-2: <reason>; of mug-3: <reason>``."""
-    return "no mesh was written " + "; ".join(f"of {name}: {why}" for name, why in missing.items())
+    """Message about objects without a mesh: ``no mesh was written for mug-2: <reason>; for mug-3: <reason>``."""
+    return "no mesh was written " + "; ".join(f"for {name}: {why}" for name, why in missing.items())
 
 
 @torch.no_grad()
@@ -89,7 +89,7 @@ def write_video(
     in ``videos/previous-<n>/``.
 
     Returns:
-        The path of the video, and a sentence on the files that it replaced (may be empty).
+        The path of the video, and a message about the files that it replaced (may be empty).
     """
     snapshots = sorted(folder.images.glob("step-*.png"), key=step_of)
     expected = max(1, config.test.frames)
@@ -122,7 +122,10 @@ def export_objects(
     """
     shapes = system.shapes()
     if not shapes:
-        raise ValueError(f"system.type={config.system.type} optimizes images, so there is no object to export")
+        raise ValueError(
+            f"system.type={config.system.type} optimizes images, so there is no object to export; "
+            "export a text-to-3d run"
+        )
     exporter, name = registry.build(config.exporter), slug(config.prompt)
     names = [name, *(f"{name}-{index}" for index in range(2, len(shapes) + 1))]
     results: list[ExportResult] = []
@@ -145,7 +148,7 @@ def export_objects(
 
 
 def set_export_aside(folder: RunFolder) -> str:
-    """Move the files of an earlier export to ``export/previous-<n>/``; returns a sentence on it, or an empty string."""
+    """Move the files of an earlier export to ``export/previous-<n>/``; returns a message, or "" if there are none."""
     with new_folder(folder.root / ".export.tmp") as staging:
         replacement = Replacement.plan(staging, folder.export, _exported_before(folder))
         if replacement.previous is not None:
@@ -160,7 +163,7 @@ def _replacement_entry(replacement: Replacement) -> dict[str, Any]:
 
 
 def _exported_before(folder: RunFolder) -> list[str]:
-    """Names of the current export's files according to its reports; foreign files in the folder are not included."""
+    """Names of the current export's files according to its reports; other files in the folder are not included."""
     names = []
     for path in folder.export.glob("report*.json"):
         written = read_json(path).get("bytes")

@@ -32,7 +32,7 @@ class PipelineResult:
 
     Attributes:
         folder: Folder of the pipeline.
-        stages: Results by name of the stages that ran in this session.
+        stages: Result of each stage that ran in this session, by stage name.
         status: Status of the last stage that ran; see :class:`scoredist3d.training.run.RunResult`.
         error: Reason for a status other than ``done``.
     """
@@ -60,14 +60,14 @@ def run_pipeline(
 
     Args:
         pipeline: The validated stages.
-        devices: As for :func:`scoredist3d.training.run.run_training`.
+        devices: As in :func:`scoredist3d.training.run.run_training`.
         resume: Folder of an earlier pipeline to continue; for the schedules of resumed stages see
             :func:`scoredist3d.config.resume.resumed_stages`.
         output: Folder to use instead of ``<output_root>/<name>/<tag>@<time>``.
         console: Prints progress and messages.
 
     Raises:
-        ValueError, NonFiniteError, KeyboardInterrupt: As for a single run; finished stages are kept.
+        ValueError, NonFiniteError, KeyboardInterrupt: As in a single run; finished stages are kept.
     """
     console = console or Console()
     _check_sources(pipeline)
@@ -226,7 +226,7 @@ def _is_done(folder: RunFolder, config: ExperimentConfig, name: str) -> bool:
         then.system.init_from = config.system.init_from  # type: ignore[attr-defined]  # The folder may have been moved.
     if dump(then.system) != dump(config.system) or then.prompt != config.prompt:
         raise ConfigError(
-            f"{STAGES}.{name}: is already done with other options, in {folder.root}; rename or remove that folder to "
-            "run the stage again, or restore its options"
+            f"{STAGES}.{name}: this stage is already done with other options (in {folder.root}); rename or remove that "
+            "folder to run the stage again, or restore its options"
         )
     return True

@@ -1,4 +1,4 @@
-"""Reconstruction of a known object from posed images: measures what a representation can do, without distillation."""
+"""Reconstruction of a known object from posed images, which measures a representation without distillation."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class ImageRegression:
     mask_weight: float
 
     def __call__(self, renders: Sequence[Render], clock: Clock, rng: Rng) -> TrainingStep:
-        """The loss on the render of one scene."""
+        """Loss on the render of one scene."""
         (render,) = renders
         color = functional.mse_loss(render.rgb, self.views.over(render.background))
         mask = functional.mse_loss(render.opacity, self.views.alpha)
@@ -102,10 +102,10 @@ def fit_scene(
     """Optimize a scene to reproduce posed images.
 
     Args:
-        scene: Trained in place.
-        views: The images; each step draws a batch of them without replacement.
-        settings: Optimizer, regularizers and lengths.
-        rng: All randomness of the fit.
+        scene: Scene to optimize, in place.
+        views: Target images; each step draws a batch of them without replacement.
+        settings: Number of steps, batch size, optimizer and losses.
+        rng: Source of all random numbers.
         on_step: Called after each step with the step and its loss.
 
     Returns:
@@ -133,7 +133,7 @@ def fit_scene(
 
 @torch.no_grad()
 def view_psnr(scene: Scene, views: PosedViews, background: float = 1.0) -> float:
-    """Peak signal-to-noise ratio in dB of the scene's renders against the views, both over one gray level."""
+    """PSNR in dB of the scene's renders against the views, both composited over the gray level ``background``."""
     error = 0.0
     for index in range(len(views)):
         view = views[torch.tensor([index], device=views.rgb.device)]

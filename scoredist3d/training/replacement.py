@@ -66,7 +66,7 @@ class Replacement:
             (self.target / name).unlink()
 
     def describe(self) -> str:
-        """Sentence on the replaced files; empty if nothing was replaced."""
+        """Message about the replaced files; empty if nothing was replaced."""
         if self.previous is None:
             return ""
         return f"replaced {', '.join(self.replaced)}; the earlier files are in {self.previous}"

@@ -1,7 +1,7 @@
 """Entry points of a run: train, validate, test and export; called by the command line and by notebooks.
 
 ``devices`` is ``"auto"`` (first GPU, else CPU), ``"cpu"``, ``"cpu:2"`` (two processes, to try distributed training) or
-a list of GPU numbers. Training uses all of them, everything else the first.
+a list of GPU numbers. Training uses all of them; validation, test and export use only the first.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ class RunResult:
     Attributes:
         folder: Folder of the run.
         step: Optimizer steps of the state that was used.
-        paths: Everything that was written, by label.
-        seconds: Wall time of each stage of work.
-        status: ``done``; ``interrupted`` (by a signal; a checkpoint is saved); or ``no mesh`` (some object could not be
+        paths: All files and folders that were written, by label.
+        seconds: Wall time of each stage, such as start-up, training or export.
+        status: ``done``; ``interrupted`` (by a signal; a checkpoint is saved); or ``no mesh`` (an object could not be
             exported; everything else is complete).
         error: Reason for a status other than ``done``.
         system: The system in its final state, on its device.
@@ -85,14 +85,14 @@ def run_training(
     """Train, then write the final video and export the object.
 
     Args:
-        config: The validated run.
-        devices: One of the forms in the module docstring.
+        config: Validated config of the run.
+        devices: Devices of the run; the module docstring lists the accepted forms.
         resume: Run folder or checkpoint to continue in place, up to ``trainer.max_steps`` of ``config``;
             :func:`scoredist3d.config.resume.load_resumed` loads a config whose schedules continue.
         output: Folder to use instead of ``<output_root>/<name>/<tag>@<time>``.
         source: The config as written, with interpolations; saved as ``configs/config.yaml`` for resuming.
         export: Export the object at the end; not needed for a stage that is followed by another one.
-        resume_from: Path to resume from, for the message after an interrupt; by default the run's folder.
+        resume_from: Path to resume from, for the message after an interrupt; the run's folder by default.
         begun: Called once the folder exists and the checkpoint, if any, has been loaded.
         console: Prints progress and messages.
 
@@ -133,10 +133,10 @@ def run_training(
 
 
 def check_sources(config: ExperimentConfig) -> None:
-    """Check that everything a new run reads exists, before anything is written.
+    """Check that all inputs of a new run exist, before anything is written.
 
     Raises:
-        ConfigError: Files or runs that the config names do not exist; one line each.
+        ConfigError: Files or runs named in the config do not exist; the message has one line for each.
     """
     problems = missing_files(config)
     start = start_of(config)
@@ -212,7 +212,7 @@ def _evaluation(
 
 
 def _announce(session: Session, devices: Devices, console: Console, checkpoint: Path | None) -> None:
-    """Print the run's settings; a new session begins here, a resumed one once its checkpoint has been loaded."""
+    """Print the run's settings and begin the session of a new run; a resumed one begins after its checkpoint loads."""
     with session.clock.stage("start-up"):
         announce(session.config, devices, session.folder, checkpoint, session.step, console)
         slow = slow_prior_warning(session.config, devices)
@@ -225,7 +225,7 @@ def _announce(session: Session, devices: Devices, console: Console, checkpoint: 
 def _optimize(
     session: Session, context: RankContext, console: Console, guard: InterruptGuard, checkpoint: Path | None
 ) -> RunResult:
-    """Build the system and train it; afterwards it is on the first device."""
+    """Build and train the system; when training is complete, the system is on the first device."""
     config, folder, clock = session.config, session.folder, session.clock
     _announce(session, context.devices, console, checkpoint)
 

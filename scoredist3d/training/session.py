@@ -1,4 +1,4 @@
-"""Record of one session of a run: the snapshot of its inputs, and its summary."""
+"""Record of one session of a run: a snapshot of its inputs, and its summary."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Session:
         """Args:
         folder: Folder of the run.
         config: Config of this session.
-        clock: Times of the stages of work.
+        clock: Wall times of the stages.
         source: The config as written, with interpolations.
         step: Optimizer steps done in earlier sessions.
         begun: Called once the session has begun.

@@ -1,4 +1,4 @@
-"""Snapshot of what a run consists of: command, configuration, code version and packages."""
+"""Snapshot of the inputs of a run: command, configuration, code version and packages."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def save_snapshot(
     """Write ``configs/`` and ``code/`` of one session of a run; files of earlier sessions are kept.
 
     - ``configs/command.txt``: one line per session with time, version and command.
-    - ``configs/resolved.yaml`` and ``configs/config.yaml``: configs of the latest session. Earlier, different ones are
-      in ``configs/history/session-<n>/``, where n is the last session that used them.
-    - ``code/``: code of the first session. ``commit.txt`` and ``changes.diff`` if the package runs from a git checkout,
+    - ``configs/resolved.yaml`` and ``configs/config.yaml``: configs of the latest session. Earlier configs that differ
+      are in ``configs/history/session-<n>/``, where n is the last session that used them.
+    - ``code/``: code of the first session: ``commit.txt`` and ``changes.diff`` if the package runs from a git checkout,
       ``packages.txt`` (name==version, as ``pip freeze`` lists them) and a copy of the user's ``custom/`` packages.
       A session whose code differs from that of the previous session writes ``code/session-<n>/``.
 

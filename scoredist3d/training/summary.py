@@ -14,7 +14,7 @@ from scoredist3d.training.folder import SUMMARY, RunFolder
 
 RUNNING, DONE, INTERRUPTED, FAILED, NO_MESH = "running", "done", "interrupted", "failed", "no mesh"
 NOT_BEGUN = "not begun"
-"""Status of a pipeline's stage that has no summary."""
+"""Status of a pipeline stage that has no summary."""
 
 
 def write_summary(
@@ -32,7 +32,7 @@ def write_summary(
     Args:
         folder: Folder of the run.
         config: Config of the run.
-        clock: Times of the stages of work of this session.
+        clock: Wall times of the stages of this session.
         status: One of the status constants of this module.
         step: Optimizer steps of the saved state.
         error: Reason for a status other than ``done``.
@@ -51,7 +51,7 @@ def write_summary(
 
 
 def add_files(folder: RunFolder, part: Path, paths: Mapping[str, Path]) -> None:
-    """Replace the paths in the subfolder ``part`` by ``paths`` in an existing summary."""
+    """Replace the paths inside the subfolder ``part`` with ``paths`` in an existing summary."""
     summary = read_json(folder.summary)
     if not isinstance(summary.get("paths"), dict):
         return  # No summary, or one of an earlier version.

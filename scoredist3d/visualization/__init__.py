@@ -1,1 +1,1 @@
-"""Images for people: preview grids during training and the final video."""
+"""Visual output of a run: preview grids during training, and the final video."""

@@ -20,9 +20,9 @@ from scoredist3d.visualization.views import depth_image, render_views
 def preview_grid(system: System, config: PreviewConfig) -> np.ndarray:
     """(H, W, 3) uint8 grid of what a system optimizes.
 
-    - Scenes: one row each for color, opacity and depth of the first scene and for the color of every further scene,
-      one column per view.
-    - Images of several methods: one labelled row per method.
+    - Scenes: one column per view; rows for the color, opacity and depth of the first scene and for the color of each
+      further scene.
+    - Images of several methods: one labeled row per method.
     - Images: arranged in a near-square grid.
 
     Raises:
@@ -60,7 +60,7 @@ def scene_rows(system: HasScenes, config: PreviewConfig) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def method_rows(system: HasMethods, size: int) -> dict[str, Tensor]:
-    """Images of each method by its label, (columns, size, size, 3); shorter rows are filled with white."""
+    """Images of each method, (columns, size, size, 3), by its label; shorter rows are padded with white images."""
     rows = {label: method.images() for label, method in system.methods.items()}
     columns = max(len(images) for images in rows.values())
     return {label: _resized(images, size, columns) for label, images in rows.items()}
@@ -74,7 +74,7 @@ def _resized(images: Tensor, size: int, columns: int) -> Tensor:
 
 
 def _grid_of_rows(rows: Mapping[str, Tensor], *, labelled: bool) -> np.ndarray:
-    """One row of images per entry; the first image of a labelled row carries its name."""
+    """Grid with one row of images per entry; in a labeled grid, the first image of each row shows the row's name."""
     columns = len(next(iter(rows.values())))
     names = [name if column == 0 else "" for name in rows for column in range(columns)]
     images = [image for row in rows.values() for image in row]

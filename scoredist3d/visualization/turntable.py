@@ -32,7 +32,7 @@ class Video:
 
 
 def video_name(system: System) -> str:
-    """File stem of the final video: ``turntable`` of scenes, ``optimisation`` of images."""
+    """File stem of the final video: ``turntable`` for scenes, ``optimisation`` for images."""
     return "turntable" if isinstance(system, HasScenes) else "optimisation"
 
 
@@ -44,14 +44,14 @@ def final_video(system: System, config: TurntableConfig, snapshots: Sequence[Pat
 
 
 def turntable(system: HasScenes, config: TurntableConfig) -> Video:
-    """One full turn around the scenes, which are shown side by side."""
+    """Video of one full turn around the scenes, which are shown side by side."""
     azimuths = [360.0 * index / config.frames for index in range(config.frames)]
     cameras = system.evaluation_cameras(azimuths, config.elevation, config.height, config.width)
     return Video(_side_by_side(system, cameras), cameras)
 
 
 def animation(snapshots: Sequence[Path], least: int) -> Iterator[Tensor]:
-    """The preview images of a run as frames, each repeated so often that there are at least ``least`` frames."""
+    """The preview images of a run as frames, repeated equally to give at least ``least`` frames."""
     hold = -(-least // max(1, len(snapshots)))
     for path in snapshots:
         with Image.open(path) as image:
@@ -60,7 +60,7 @@ def animation(snapshots: Sequence[Path], least: int) -> Iterator[Tensor]:
 
 
 def _side_by_side(system: HasScenes, cameras: Cameras) -> Iterator[Tensor]:
-    """(H, scenes x W, 3), one frame per camera."""
+    """Frames (H, scenes x W, 3) that show the scenes side by side, one per camera."""
     turns = [render_views(scene, cameras) for scene in system.list_scenes()]
     for renders in zip(*turns, strict=True):
         yield torch.cat([render.rgb[0] for render in renders], dim=1)

@@ -15,7 +15,7 @@ from scoredist3d.systems.scene import Scene
 
 @torch.no_grad()
 def render_views(scene: Scene, cameras: Cameras) -> Iterator[Render]:
-    """Renders of one camera each at the scene's current step, without randomness; ``rgb`` is a display image."""
+    """One render per camera at the scene's current step, without randomness; ``rgb`` is a display image."""
     for index in range(len(cameras)):
         render = scene(cameras[index].to(scene.geometry.device), step=scene.step, rng=None)
         yield replace(render, rgb=scene.material.display(render.rgb))
@@ -26,7 +26,7 @@ def depth_image(depth: Tensor, opacity: Tensor) -> Tensor:
 
     Args:
         depth: (B, H, W, 1), scene units.
-        opacity: (B, H, W, 1); pixels up to 0.5 count as background.
+        opacity: (B, H, W, 1); pixels with at most 0.5 count as background.
     """
     seen = opacity > 0.5
     if not bool(seen.any()):

@@ -170,7 +170,7 @@ def test_an_override_after_an_option_that_takes_a_value_is_still_an_override(her
         ("--config c.yaml --train prompt=x sed=1", "sed: unknown key (value 1). Did you mean 'seed'?"),
         ("--config qqqq.yaml --train", "config file qqqq.yaml does not exist."),
         ("--test outputs/no", "run outputs/no does not exist."),
-        ("--test .", ". is not a run folder: it has no configs/resolved.yaml"),
+        ("--test .", ". is not a run folder: it has no configs/resolved.yaml; give a folder <name>/<tag>@<time>"),
         ("--describe guidance", "--describe needs KIND/NAME, as in guidance/sds; got 'guidance'"),
         ("--describe guidance/sdx", "no guidance is called 'sdx'. Did you mean 'sds' or 'sdi'? Known: sdi, sds"),
     ],

@@ -108,7 +108,7 @@ def test_done_stages_are_not_taken_for_others(tmp_path: Path, capsys: pytest.Cap
     (folder,) = (tmp_path / "out" / "both").iterdir()
     other = ["--train", "--resume", str(folder), "--gpu", "cpu", "stages.refine.system.loss.sparsity=3"]
     assert cli.main(other) == cli.USAGE_ERROR
-    assert "stages.refine: is already done with other options" in capsys.readouterr().err
+    assert "stages.refine: this stage is already done with other options" in capsys.readouterr().err
     assert cli.main(["--train", "--resume", str(folder), "--gpu", "cpu"]) == cli.OK  # the refused options are not kept
 
 

@@ -74,7 +74,7 @@ def test_a_run_without_a_mesh_fails_and_keeps_the_rest(tmp_path: Path, capsys: p
     code, folder = train(written(tmp_path), IMPOSSIBLE)
     assert code == cli.RUN_FAILED
     message = last_line(capsys)
-    why = "no mesh was written of red-left-blob: no surface: exporter.threshold is 1e+09"
+    why = "no mesh was written for red-left-blob: no surface: exporter.threshold is 1e+09"
     assert message.startswith(f"error: {why}")
     assert f"--export {folder} " in message and f"--resume {folder} trainer.max_steps=N" in message
     told = summary(folder)
@@ -117,10 +117,10 @@ def test_objects_without_a_mesh_are_named(
     monkeypatch.setattr(TexturedMeshExporter, "export", some)
     code, folder = train(written(tmp_path), "system.particles=2")
     assert code == cli.RUN_FAILED
-    assert last_line(capsys).startswith("error: no mesh was written of red-left-blob-2: nothing is solid.")
+    assert last_line(capsys).startswith("error: no mesh was written for red-left-blob-2: nothing is solid.")
     assert summary(folder)["status"] == "no mesh" and "glb" in summary(folder)["paths"]
     assert again("export", folder) == cli.RUN_FAILED
-    assert last_line(capsys) == "error: no mesh was written of red-left-blob-2: nothing is solid"
+    assert last_line(capsys) == "error: no mesh was written for red-left-blob-2: nothing is solid"
     monkeypatch.undo()
     assert again("export", folder) == cli.OK
     assert summary(folder)["status"] == "done" and "glb 2" in summary(folder)["paths"]
@@ -134,7 +134,7 @@ def test_a_pipeline_fails_without_the_mesh_of_its_last_stage_only(
     assert code == cli.RUN_FAILED
     assert f"--resume {folder} stages.refine.trainer.max_steps=N" in last_line(capsys)
     told = summary(folder)
-    assert told["status"] == "no mesh" and told["error"].startswith("no mesh was written of red-left-blob")
+    assert told["status"] == "no mesh" and told["error"].startswith("no mesh was written for red-left-blob")
     assert [(stage["path"], stage["status"]) for stage in told["stages"].values()] == [
         ("coarse", "done"),
         ("refine", "no mesh"),

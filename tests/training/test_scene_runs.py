@@ -97,12 +97,12 @@ def test_an_empty_scene_does_not_cost_the_others_their_meshes(tmp_path: Path, mo
     assert names(both) == ["red-left-blob.glb", "red-left-blob-2.glb"] and both.problem is None
     second = export("red-left-blob")
     assert names(second) == ["red-left-blob-2.glb"]
-    assert second.problem == "no mesh was written of red-left-blob: nothing is solid"
+    assert second.problem == "no mesh was written for red-left-blob: nothing is solid"
     # What the first export made of the scene that is empty now does not stay among the files of the second.
     assert sorted(path.name for path in folder.export.glob("*.*")) == ["red-left-blob-2.glb", "report.json"]
     kept = sorted(path.name for path in (folder.export / "previous-1").iterdir())
     assert kept == ["red-left-blob-2.glb", "red-left-blob.glb", "report-2.json", "report.json"]
-    with pytest.raises(NoMeshError, match="of red-left-blob: nothing is solid; of red-left-blob-2: nothing is solid"):
+    with pytest.raises(NoMeshError, match="for red-left-blob: nothing is solid; for red-left-blob-2: nothing is solid"):
         export("red-left-blob", "red-left-blob-2")
     assert (folder.export / "red-left-blob-2.glb").is_file()
 
