@@ -1,5 +1,6 @@
 """Typed configuration: fields, schedules, layers of YAML, validation. Nothing here has side effects."""
 
+from scoredist3d.config import walker as walker  # installs the parser of blocks
 from scoredist3d.config.errors import ConfigError, FieldError, under
 from scoredist3d.config.fields import Block, ComponentConfig, component, component_map, option
 from scoredist3d.config.schedule import Schedule

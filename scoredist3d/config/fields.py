@@ -61,16 +61,22 @@ def field_types(cls: type) -> dict[str, Any]:
     return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
 
 
+_parser: list[Callable[[Any, dict[str, Any]], Any]] = []
+"""The function that parses keywords; set by :mod:`scoredist3d.config.walker`, which depends on this module."""
+
+
+def set_parser(parse: Callable[[Any, dict[str, Any]], Any]) -> None:
+    """Install the function that makes an instance of a block class from its keywords."""
+    _parser[:] = [parse]
+
+
 class _BlockType(type):
     """The class of block classes: a call parses its keywords."""
 
     if not TYPE_CHECKING:  # type checkers see the dataclass's own signature
 
         def __call__(cls, **values: Any) -> Any:
-            # The walker knows the registry, which components import: too early to import it above.
-            from scoredist3d.config.walker import from_keywords
-
-            return from_keywords(cls, values)
+            return _parser[0](cls, values)
 
     def construct(cls, values: dict[str, Any]) -> Any:
         """An instance that holds ``values`` of all fields as they are, unchecked."""

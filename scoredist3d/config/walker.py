@@ -15,7 +15,7 @@ from typing import Any
 from scoredist3d import registry
 from scoredist3d.config.coercion import MISSING_MARK, Problem, is_bare, parse_leaf, shown
 from scoredist3d.config.errors import ConfigError, join_path
-from scoredist3d.config.fields import MISSING, Block, ComponentConfig, accepted_type, field_types
+from scoredist3d.config.fields import MISSING, Block, ComponentConfig, accepted_type, field_types, set_parser
 from scoredist3d.config.schedule import Schedule
 
 
@@ -238,3 +238,6 @@ def default_value(field: dataclasses.Field[Any], base: Any = None) -> Any:
     if field.default_factory is not MISSING:
         return field.default_factory()
     return field.default
+
+
+set_parser(from_keywords)

@@ -178,8 +178,8 @@ class GridSurface(Surface):
             mesh = self._constant()
         if not len(mesh.faces):
             raise FieldError(
-                f"a grid of {self.config.resolution} cells does not resolve the source mesh; raise it, or check that the "
-                "mesh lies inside the ball of geometry.radius",
+                f"a grid of {self.config.resolution} cells does not resolve the source mesh; raise it, or check that "
+                "the mesh lies inside the ball of geometry.radius",
                 "resolution",
             )
         error = float(distance_to(source.mesh, mesh.vertices).abs().mean())

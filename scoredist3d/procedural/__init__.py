@@ -20,11 +20,10 @@ from scoredist3d.procedural.attributes import (
     MODES,
     PATTERNS,
     SIZES,
-    azimuth_symmetry,
 )
 from scoredist3d.procedural.captions import Caption, Dropout, caption, captions_for, simple_caption, view_words
 from scoredist3d.procedural.lexicon import lexicon
-from scoredist3d.procedural.objects import Objects, sample_objects
+from scoredist3d.procedural.objects import Objects, azimuth_symmetry, sample_objects
 from scoredist3d.procedural.primitives import NUM_HOLES, NUM_SOLIDS, Hits, cast_rays, occupancy
 from scoredist3d.procedural.rendering import DEFAULT_LIGHT, ShapeRender, render_objects, shade
 from scoredist3d.procedural.tokenizer import build_tokenizer

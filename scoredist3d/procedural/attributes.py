@@ -3,13 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-import torch
-from torch import Tensor
-
-if TYPE_CHECKING:
-    from scoredist3d.procedural.objects import Objects
 
 
 @dataclass(frozen=True)
@@ -145,19 +138,3 @@ AZIMUTH_SYMMETRY: dict[str, int] = {family.name: family.symmetry for family in F
 # Part and feature names that take no article, and numerals at the start of a feature.
 PLURALS = frozenset({"legs", "books", "fins", "arms", "engines"})
 COUNTS = frozenset({"one", "two", "three", "four", "five", "six", "eight"})
-
-
-def azimuth_symmetry(objects: Objects) -> Tensor:
-    """Order of rotational symmetry about z of each object, (N,) int64.
-
-    1 means a unique front, 2 that the object repeats after 180 degrees, 0 that the azimuth is undefined. In contrast to
-    AZIMUTH_SYMMETRY, it depends on the mode (a round table) and on the size: a round object of size "wide" is oval.
-    """
-    device = objects.category.device
-    table = torch.zeros(len(FAMILIES), max(len(family.modes) for family in FAMILIES), dtype=torch.int64)
-    for i, family in enumerate(FAMILIES):
-        for k, mode in enumerate(family.modes):
-            table[i, k] = family.symmetry if mode.symmetry is None else mode.symmetry
-    orders = table.to(device)[objects.category, objects.mode]
-    oval = torch.where(orders % 2 == 0, 2, 1)
-    return torch.where(objects.size == SIZES.index("wide"), oval, orders)

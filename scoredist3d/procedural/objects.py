@@ -241,3 +241,19 @@ def _build(
             built, builder.num_pieces, factors[chosen], extent[chosen], axial=FAMILIES[i].symmetry != 1
         )
     return geometry, surface
+
+
+def azimuth_symmetry(objects: Objects) -> Tensor:
+    """Order of rotational symmetry about z of each object, (N,) int64.
+
+    1 means a unique front, 2 that the object repeats after 180 degrees, 0 that the azimuth is undefined. In contrast to
+    AZIMUTH_SYMMETRY, it depends on the mode (a round table) and on the size: a round object of size "wide" is oval.
+    """
+    device = objects.category.device
+    table = torch.zeros(len(FAMILIES), max(len(family.modes) for family in FAMILIES), dtype=torch.int64)
+    for i, family in enumerate(FAMILIES):
+        for k, mode in enumerate(family.modes):
+            table[i, k] = family.symmetry if mode.symmetry is None else mode.symmetry
+    orders = table.to(device)[objects.category, objects.mode]
+    oval = torch.where(orders % 2 == 0, 2, 1)
+    return torch.where(objects.size == SIZES.index("wide"), oval, orders)
