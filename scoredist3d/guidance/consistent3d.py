@@ -63,7 +63,7 @@ class ConsistencyDistillationSampling(TrajectoryGuidance):
             {"from": 2.0, "to": 8.0, "end": 3000}, "Clamp every element of the gradient to [-value, value].", gt=0
         )
         fixed_noise: bool = option(
-            True, "Use one noise per particle for the whole run instead of fresh noise at every step."
+            True, "Use the same noise sample for a particle in the whole run instead of fresh noise at every step."
         )
 
         def validate(self) -> list[str]:

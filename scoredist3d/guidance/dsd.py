@@ -80,8 +80,14 @@ class DiverseScoreDistillation(TrajectoryGuidance):
             _SQRT, "Highest timestep t; give t_min the same schedule to anneal a single timestep.", ge=0, le=1
         )
         ode_steps: int = option(10, "Number of ODE steps over the whole range of timesteps.", ge=1)
-        interval: float = option(0.1, "Width of the window for u, as a fraction of t minus its final value.", ge=0)
-        random_interval: bool = option(True, "Draw u uniformly from the window instead of using its upper end.")
+        interval: float = option(
+            0.1,
+            "Width of the window above t that contains the timestep u, as a fraction of t minus its final value.",
+            ge=0,
+        )
+        random_interval: bool = option(
+            True, "Draw the timestep u uniformly from its window above t; false uses the upper end of the window."
+        )
         view_noise: Literal["shared", "per-view"] = option(
             "shared",
             "Initial noise of views that the prior denoises jointly. shared: one for all; per-view: one for each.",
@@ -204,7 +210,11 @@ class DiverseScoreDistillation(TrajectoryGuidance):
         return self._on_ode(x, timesteps[-1], conditions, ctx, kept)
 
     def _keeps(self, timestep: float, timesteps: list[float]) -> bool:
-        """Whether a prediction is cached: its timestep is on the grid shared by all steps (u only for DSD*)."""
+        """Whether the prediction at ``timestep`` is cached.
+
+        That is the case for the timesteps of the grid, which all steps share. u, the last of ``timesteps``, is on the
+        grid only for DSD*.
+        """
         return self.config.exact or timestep != timesteps[-1]
 
     def _on_ode(

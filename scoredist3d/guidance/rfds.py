@@ -80,7 +80,7 @@ class RectifiedFlowDistillation(Guidance):
         return Score(gradient)
 
     def nfe(self, conditions: CFGConditions, ctx: StepContext) -> NFE:
-        """One guided prediction plus the unguided predictions of the coupling."""
+        """One guided prediction, plus the unguided predictions needed to compute coupled noise."""
         coupling = {"none": 0, "reverse": 1, "trajectory": self.config.coupling_steps if self._couples(ctx) else 0}
         return NFE(super().nfe(conditions, ctx).prior + coupling[self.config.coupling])
 

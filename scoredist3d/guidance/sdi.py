@@ -56,8 +56,8 @@ class ScoreDistillationViaInversion(TrajectoryGuidance):
     noise. A render has no previous prediction, so ``kappa: inversion`` recovers one from z by DDIM inversion to t + tau
     with a negative guidance scale. ``cached`` stores the previous prediction of each free image, so that the run is
     exactly DDIM: a new target is computed every ``cached_inner_steps`` steps, and plain gradient descent at a learning
-    rate equal to the batch size reaches it in one step. ``random`` is SDS with w = lambda; ``fixed`` uses one noise per
-    particle.
+    rate equal to the batch size reaches it in one step. ``random`` is SDS with w = lambda; ``fixed`` uses one
+    noise sample per particle.
 
     To anneal t, set t_min and t_max to the same linear schedule (in the paper, from 1 to 0.2 over the run).
     """

@@ -1,4 +1,4 @@
-"""Base class of distillation methods: options, timesteps, guided predictions, the loss, finite checks and previews."""
+"""Base class of distillation methods: options, timesteps, guided predictions, the loss, NaN checks and previews."""
 
 from __future__ import annotations
 
@@ -202,7 +202,7 @@ class Guidance(nn.Module, ABC):
         )
 
     def check_finite(self) -> None:
-        """Wait for the results of finite checks that are still pending on the device.
+        """Wait for the results of the checks for NaN and infinity that are still pending on the device.
 
         Raises:
             NonFiniteError: A check has failed.
