@@ -97,7 +97,7 @@ class DiverseScoreDistillation(TrajectoryGuidance):
             "auto: reuse the ODE's predictions while a particle's prompt and camera stay the same; never: recompute.",
         )
         exact: bool = option(
-            False, "DSD*: follow DDIM on the timesteps of the schedule of t, one optimizer step per timestep."
+            False, "DSD*: follow DDIM on the timesteps of t's schedule, with one optimizer step per timestep."
         )
 
         def validate(self) -> list[str]:

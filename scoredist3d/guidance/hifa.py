@@ -52,7 +52,8 @@ class HiFA(Guidance):
         latent_weight: Schedule = option(1.0, "Weight of the latent term.", ge=0)
         image_weight: Schedule = option(
             0.1,
-            "Weight lambda_rgb of the image term, on the render or, if latents are optimized, through the decoder.",
+            "Weight lambda_rgb of the image term, which acts on the render, or through the decoder if latents are "
+            "optimized.",
             ge=0,
         )
         denoise_steps: int = option(4, "Number of DDIM steps from x_t to the target.", ge=1)

@@ -49,13 +49,13 @@ class ManifoldCorrective(Guidance):
 
         guidance_scale: Schedule = option(
             8.0,
-            "Guidance scale omega, the weight of eps_c - eps_u; far below that of SDS. The paper's value is unknown "
+            "Guidance scale omega, the weight of eps_c - eps_u; far lower than for SDS. The paper's value is unknown "
             "to us.",
         )
         corrective: str = option(
             AUTO,
-            "Corrective network. auto: that of the embedded prior; identity: none (SDS); any other value: a folder "
-            "written by scripts/train_corrective.py.",
+            "Corrective network. auto: the one trained for the embedded prior; identity: none (SDS); any other value: "
+            "a folder written by scripts/train_corrective.py.",
         )
         beta: Schedule = option(
             1.0,
