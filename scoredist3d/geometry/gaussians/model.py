@@ -85,7 +85,7 @@ class Gaussians(GaussianParameters):
         init_up: Literal["auto", "y", "z"] = option(
             "auto", "Upward axis of init_file; auto uses the convention of the file format."
         )
-        init_fit: bool = option(True, "Center the object of init_file and scale it to reach 0.9 of the radius.")
+        init_fit: bool = option(True, "Center the object of init_file and scale it to extend to 0.9 of the radius.")
         init_radius: float = option(
             0.5, "Radius of the initial ball for init=sphere, as a fraction of geometry.radius.", gt=0, le=1
         )
