@@ -189,8 +189,8 @@ class Geometry(nn.Module, ABC):
     def __init__(self, config: Config, *, rng: Rng | None = None, material: Material | None = None) -> None:
         """Args:
         config: Options.
-        rng: Draws initial values; equal on all ranks.
-        material: The scene's material, which sets the number of features and converts colours to features.
+        rng: Random streams for the initial values; equal on all ranks.
+        material: The scene's material, which sets the number of features and converts colors to features.
         """
         super().__init__()
         self.radius = config.radius

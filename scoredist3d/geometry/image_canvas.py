@@ -163,7 +163,7 @@ class ImageCanvas(nn.Module):
             values = values if latents else _scaled(prior.decode(values), self.size).clamp(0.0, 1.0)
         if values.shape[1:] != self.values.shape[1:]:
             raise FieldError(
-                f"this prior encodes images of {prior.image_size} pixels, so that latents of size "
+                f"this prior encodes images of {prior.image_size} pixels, so latents of size "
                 f"{self.size} cannot be initialized from an image; set geometry.size={prior.image_size}",
                 "size",
             )
@@ -234,5 +234,5 @@ def _scaled(images: Tensor, size: int) -> Tensor:
 
 
 def _mark_initialized(canvas: Any, _: Any) -> None:
-    """Keep the values of a loaded state."""
+    """Mark the canvas as initialized after loading a state, so that the loaded values are kept."""
     canvas._uninitialized = False

@@ -24,13 +24,14 @@ class SDFInitConfig(ComponentConfig):
     )
     shape_init_size: float = option(
         0.5,
-        "Radius of the initial sphere or maximum distance of the mesh from the origin, as a fraction of the radius.",
+        "Radius of the initial sphere, or maximum distance of the mesh from the origin, as a fraction of "
+        "geometry.radius.",
         gt=0,
         le=1,
     )
     shape_init_axes: tuple[float, float, float] = option(
         (0.5, 0.5, 0.5),
-        "Semi-axes of the initial ellipsoid along x, y and z, as fractions of the radius.",
+        "Semi-axes of the initial ellipsoid along x, y and z, as fractions of geometry.radius.",
         gt=0,
         le=1,
     )

@@ -82,7 +82,7 @@ class TexturedMesh(Surface):
         )
         fit: bool = option(True, "Center the mesh of the file and scale it to fit_size.")
         fit_size: float = option(
-            0.9, "Largest distance of the scaled mesh from the origin; fraction of the radius.", gt=0, le=1
+            0.9, "Largest distance of the scaled mesh from the origin, as a fraction of the radius.", gt=0, le=1
         )
         texture: Literal["image", "field"] = option(
             "image", "Source of the features: texels of an image, or a hash grid with a network."
@@ -102,7 +102,7 @@ class TexturedMesh(Surface):
         network: NetworkConfig = field(default_factory=NetworkConfig, metadata={"help": "Network after the hash grid."})
         deformable: bool = option(False, "Also train the positions of the vertices.")
         max_offset: float = option(
-            0.1, "Maximum displacement of a vertex along each axis, fraction of the radius.", gt=0
+            0.1, "Maximum displacement of a vertex along each axis, as a fraction of the radius.", gt=0
         )
         fix_texture: bool = option(False, "Freeze the features and train only the vertices.")
 

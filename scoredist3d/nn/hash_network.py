@@ -43,7 +43,7 @@ class HashGridConfig:
         default_factory=CoarseToFineConfig, metadata={"help": "Schedule that activates the levels from coarse to fine."}
     )
     backend: Literal["auto", "torch", "native", "triton", "tinycudann"] = option(
-        "auto", "Implementation of the encoding; for analytic normals, auto replaces tinycudann."
+        "auto", "Implementation of the encoding; with analytic normals, tinycudann falls back to auto."
     )
 
 

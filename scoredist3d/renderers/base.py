@@ -96,13 +96,14 @@ class Renderer(nn.Module, ABC):
     ) -> None:
         """Args:
         config: Options.
-        geometry: The geometry to render, of the class that ``supports`` names.
-        material: Turns features of the geometry into colours.
-        background: Colours behind the object.
-        rng: Draws initial values of the renderer's own networks; equal on all ranks.
+        geometry: The geometry to render, which must satisfy :attr:`supports`.
+        material: Converts features of the geometry to colors.
+        background: Colors behind the object.
+        rng: Random streams for the initial values of the renderer's own networks; equal on all ranks.
 
         Raises:
-            ValueError: The geometry is of another kind, or its number of features is not that of the material.
+            ValueError: The geometry does not satisfy :attr:`supports`, or the numbers of features of the geometry and
+                the material differ.
         """
         super().__init__()
         if not isinstance(geometry, self.supports):

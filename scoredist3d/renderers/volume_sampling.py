@@ -55,7 +55,7 @@ class Bins:
     num_rays: int
 
     def points(self, rays: RayBatch) -> Tensor:
-        """(H * K, 3), one point per interval: its midpoint, or the fraction of it given by the ray's jitter."""
+        """(H * K, 3), one point per interval: its midpoint, or the position given by the ray's jitter."""
         shift = 0.5 if rays.jitter is None else rays.jitter[self.rays, None]
         index = torch.arange(self.count, device=self.near.device)
         distance = self.near + (index + shift) * self.width

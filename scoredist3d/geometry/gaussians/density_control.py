@@ -37,13 +37,13 @@ class DensifyConfig:
     )
     size_threshold: float = option(
         0.02,
-        "Gaussians whose largest standard deviation is at most this are cloned, others split. Fraction of the radius.",
+        "Gaussians are cloned if their largest standard deviation is at most this fraction of the radius, else split.",
         ge=0,
     )
     split_factor: float = option(1.6, "Splitting divides the standard deviations by this factor.", gt=1)
     prune_opacity: float = option(0.005, "Gaussians with a lower opacity are removed.", ge=0, lt=0.5)
     prune_scale: float = option(
-        0.5, "Gaussians with a larger standard deviation are removed. Fraction of the radius.", gt=0
+        0.5, "Gaussians with a standard deviation above this fraction of the radius are removed.", gt=0
     )
     opacity_reset_every: int = option(
         3000,

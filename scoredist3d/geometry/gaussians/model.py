@@ -85,8 +85,10 @@ class Gaussians(GaussianParameters):
         init_up: Literal["auto", "y", "z"] = option(
             "auto", "Upward axis of init_file; auto uses the convention of the file format."
         )
-        init_fit: bool = option(True, "Center the object of init_file and scale it to reach 0.9 of the radius.")
-        init_radius: float = option(0.5, "Radius of the ball for init=sphere, as a fraction of the radius.", gt=0, le=1)
+        init_fit: bool = option(True, "Center the object of init_file and scale it to extend to 0.9 of the radius.")
+        init_radius: float = option(
+            0.5, "Radius of the initial ball for init=sphere, as a fraction of geometry.radius.", gt=0, le=1
+        )
         init_opacity: float = option(0.1, "Initial opacity of each Gaussian.", gt=0, lt=1)
         surface: SurfaceInitConfig = field(
             default_factory=SurfaceInitConfig, metadata={"help": "Initialization on a surface."}
