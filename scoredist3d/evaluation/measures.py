@@ -1,6 +1,7 @@
 """Statistics of sets of images: saturation, fine detail, diversity, and distance to real renders.
 
-Images are (N, H, W, 3) in [0, 1]. Features are (N, F); the benchmarks use the probe's features.
+Images are (N, H, W, 3) in [0, 1]. Features are (N, F); the benchmarks use those of
+:class:`scoredist3d.procedural.probe.Probe`, a small classifier of rendered objects.
 """
 
 from __future__ import annotations
@@ -128,8 +129,8 @@ def objects_of_caption(
 def real_pictures(objects: Objects, cameras: Cameras, *, white: bool, seed: int = 0) -> Tensor:
     """Renders (N, H, W, 3) of object i by camera i.
 
-    The background is white. With ``white=False``, each one is either white or a random gray, as in the
-    training data.
+    The background is white. With ``white=False``, the background of each image is either white or a random gray, as in
+    the training data.
     """
     count, device = len(objects), objects.device
     background = torch.ones(count, 3, device=device)

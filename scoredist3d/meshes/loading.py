@@ -360,7 +360,7 @@ def _joined_images(parts: list[_Part]) -> tuple[Images, np.ndarray | None, str]:
 
 
 def _with_mean_color(part: _Part, parts: list[_Part]) -> Images:
-    """Images of a part; a part with only vertex colors gets their mean color if other parts have color images."""
+    """Images of a part; one with only vertex colors gets the mean of its colors if other parts have color images."""
     if (
         part.images.base_color is None
         and part.colors is not None

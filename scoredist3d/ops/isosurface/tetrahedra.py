@@ -101,7 +101,8 @@ def generate(resolution: int, radius: float | None = None) -> dict[str, Tensor]:
         tets = tets[near[tets.long()].any(dim=1)]
     if not len(tets):
         raise ValueError(
-            f"tetrahedral grid: radius {radius} is too small for resolution {resolution}: no tetrahedron is left"
+            f"tetrahedral grid: radius {radius} is too small for resolution {resolution}: no tetrahedron is left; "
+            "increase the radius"
         )
     used = torch.zeros(side**3, dtype=torch.bool)
     used[tets.reshape(-1).long()] = True

@@ -113,7 +113,7 @@ class _Crossings:
 
 
 def _crossings(codes: Tensor, clip: Tensor, faces: Tensor) -> _Crossings:
-    """Crossings of the coded silhouettes ``codes`` (B, 2, H, W), differentiable in ``clip``."""
+    """Crossings of the encoded silhouettes ``codes`` (B, 2, H, W), differentiable in ``clip``."""
     height, width = codes.shape[2:]
     place = codes.reshape(-1).nonzero()[:, 0]
     code = codes.reshape(-1)[place] - 1

@@ -149,7 +149,7 @@ def _find(
 
 @triton.jit
 def _crossing_end(clip, vertex, crossed, x, y, half_width, half_height, direction, vertical):
-    """Coordinates (u, v, w) of an end of each edge, along and across the pair, from the center of the near pixel."""
+    """Coordinates (u, v, w), as in :func:`_see`, of one end of each edge, relative to the center of the near pixel."""
     px = tl.load(clip + vertex * 4, mask=crossed, other=0.0)
     py = tl.load(clip + vertex * 4 + 1, mask=crossed, other=0.0)
     w = tl.load(clip + vertex * 4 + 3, mask=crossed, other=1.0)
@@ -161,7 +161,7 @@ def _crossing_end(clip, vertex, crossed, x, y, half_width, half_height, directio
 def _crossing(
     clip, faces, code, here, column, row, image, vertical, num_vertices, height, width, half_width, half_height
 ):  # fmt: skip
-    """Crossings of coded silhouettes: both pixels, ends of the edge, and the terms of ``antialias._way``."""
+    """Crossings decoded from ``code``: both pixels, edge ends, and terms of the quotient in ``antialias._way``."""
     crossed = code > 0
     code = tl.where(crossed, code - 1, 0)
     swapped, edge = code % 2, code // 2
@@ -262,7 +262,7 @@ def _silhouette_gradient_kernel(
 
 
 def silhouettes(clip: Tensor, faces: Tensor, across: Tensor, triangle: Tensor, depth: Tensor) -> Tensor:
-    """Coded silhouette edges between adjacent pixels, (B, 2, H, W) int64, as in ``torch_backend.silhouettes``."""
+    """Encoded silhouette edges between adjacent pixels, (B, 2, H, W) int64, as in ``torch_backend.silhouettes``."""
     return _search(clip, faces, across, triangle, depth, None, None)
 
 

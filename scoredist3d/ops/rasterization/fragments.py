@@ -64,7 +64,7 @@ def shade_hits(clip: Tensor, faces: Tensor, triangle: Tensor, *, backend: str = 
     Args:
         clip: (B, V, 4), vertices in clip space.
         faces: (F, 3).
-        triangle: (B, H, W) int32, visible triangle + 1, or 0.
+        triangle: (B, H, W) int32, index + 1 of the visible triangle; 0 if there is none.
         backend: auto, torch (differentiable to any order), native (torch, but gathers rows in C) or triton
             (differentiable once).
     """

@@ -16,10 +16,10 @@ class RasterKernels(Protocol):
     """Interface of a backend module; its functions are documented in ``torch_backend``."""
 
     def visible_triangles(self, clip: Tensor, faces: Tensor, height: int, width: int) -> Tensor:
-        """Visible triangle + 1 of each pixel, or 0; (B, H, W) int32."""
+        """Index + 1 of the visible triangle at each pixel, 0 if there is none; (B, H, W) int32."""
 
     def silhouettes(self, clip: Tensor, faces: Tensor, across: Tensor, triangle: Tensor, depth: Tensor) -> Tensor:
-        """Coded silhouette edges between adjacent pixels, (B, 2, H, W) int64."""
+        """Encoded silhouette edges between adjacent pixels, (B, 2, H, W) int64."""
 
 
 @cache

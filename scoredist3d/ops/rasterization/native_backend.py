@@ -9,7 +9,7 @@ from scoredist3d.ops import native
 
 
 def visible_triangles(clip: Tensor, faces: Tensor, height: int, width: int) -> Tensor:
-    """Visible triangle + 1 of each pixel, or 0; (B, H, W) int32, as in ``torch_backend.visible_triangles``."""
+    """Index + 1 of the visible triangle at each pixel, 0 if there is none; (B, H, W) int32, as in ``torch_backend``."""
     batch, vertices = clip.shape[:2]
     keys = torch.empty(batch, height, width, dtype=torch.int64)
     out = torch.empty(batch, height, width, dtype=torch.int32)
@@ -19,7 +19,7 @@ def visible_triangles(clip: Tensor, faces: Tensor, height: int, width: int) -> T
 
 
 def silhouettes(clip: Tensor, faces: Tensor, across: Tensor, triangle: Tensor, depth: Tensor) -> Tensor:
-    """Coded silhouette edges between adjacent pixels, (B, 2, H, W) int64, as in ``torch_backend.silhouettes``."""
+    """Encoded silhouette edges between adjacent pixels, (B, 2, H, W) int64, as in ``torch_backend.silhouettes``."""
     batch, height, width = triangle.shape
     out = torch.empty(batch, 2, height, width, dtype=torch.int64)
     tensors = [tensor.contiguous() for tensor in (clip, faces, across, triangle, depth)]

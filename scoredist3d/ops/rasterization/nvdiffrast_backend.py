@@ -15,7 +15,10 @@ from torch import Tensor
 
 
 def visible_triangles(clip: Tensor, faces: Tensor, height: int, width: int) -> Tensor:
-    """Visible triangle + 1 of each pixel, or 0; (B, H, W) int32, top row first (nvdiffrast: bottom row first)."""
+    """Index + 1 of the visible triangle at each pixel, 0 if there is none; (B, H, W) int32.
+
+    The top row comes first (nvdiffrast itself starts with the bottom row).
+    """
     with torch.no_grad():
         found, _ = nvdiffrast.rasterize(_context(clip.device), clip.contiguous(), faces.contiguous(), (height, width))
     return found[..., 3].flip(1).round().to(torch.int32).contiguous()

@@ -82,7 +82,10 @@ def quantize(depth: Tensor) -> Tensor:
 
 
 def visible_triangles(clip: Tensor, faces: Tensor, height: int, width: int) -> Tensor:
-    """Nearest triangle + 1 at every pixel center (the first one of equal depth), or 0; (B, H, W) int32."""
+    """Index + 1 of the nearest triangle at each pixel center, 0 if there is none; (B, H, W) int32.
+
+    Of triangles with equal depth, the first is chosen.
+    """
     batch, count = clip.shape[0], faces.shape[0]
     setup = set_up(clip, faces, height, width)
     keys = torch.full((batch * height * width,), _EMPTY, dtype=torch.int64, device=clip.device)
@@ -168,8 +171,8 @@ class _Walks:
     def move_inside(self, points: list[Tensor]) -> list[Tensor]:
         """Shift the lines of the walks by a millionth of the distance to the centers of their first triangles.
 
-        Then they pass through the triangles even if the pixel center is outside due to rounding, and rarely along
-        edges. ``points`` are the three corners (K, 3); returns them relative to the shifted lines.
+        The shifted lines pass through the triangles even if rounding places the pixel center outside, and they rarely
+        run exactly along an edge. ``points`` are the three corners (K, 3); returns them relative to the shifted lines.
         """
         (_, v0, w0), (_, v1, w1), (_, v2, w2) = (point.unbind(1) for point in points)
         shift = 1e-6 * (((v0 + v1) + v2) / ((w0 + w1) + w2))

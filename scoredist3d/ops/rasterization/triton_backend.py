@@ -182,7 +182,7 @@ def _resolve_kernel(keys, triangle, num_pixels, BLOCK: tl.constexpr):
 
 
 def visible_triangles(clip: Tensor, faces: Tensor, height: int, width: int) -> Tensor:
-    """Visible triangle + 1 of each pixel, or 0; (B, H, W) int32, as in ``torch_backend.visible_triangles``."""
+    """Index + 1 of the visible triangle at each pixel, 0 if there is none; (B, H, W) int32, as in ``torch_backend``."""
     batch, count, device = clip.shape[0], faces.shape[0], clip.device
     items, pixels = batch * count, batch * height * width
     if items == 0:

@@ -1,7 +1,7 @@
 """Projection of Gaussians in Triton, one kernel per pass: CUDA, float32 (also in Triton's interpreter, for the tests).
 
-``torch_backend.project`` is the reference. The backward kernel recomputes the intermediate values from the inputs; each
-of its programs loops over the cameras for its Gaussians; this needs no atomics and gives bit-identical results.
+``torch_backend.project`` is the reference. The backward kernel recomputes the intermediate values from the inputs. Each
+of its programs loops over the cameras for its Gaussians, which needs no atomics and gives bit-identical results.
 """
 
 # mypy: disallow-untyped-defs=False, check-untyped-defs=False
