@@ -67,8 +67,8 @@ class TextTo2D(GuidedSystem):
             self.canvas = ImageCanvas(canvas, prior=self.prior, rng=inputs.rng, view=view, keep_start=edits)
         if edits and not self.canvas.starts_from_images:
             _log.warning(
-                f"guidance.type: {config.guidance.type} edits images, but these start as noise; set "
-                "geometry.init_prompt or geometry.init_image to what should be edited."
+                f"guidance.type: {config.guidance.type} edits images, but the initial images are noise; set "
+                "geometry.init_prompt or geometry.init_image to the images to edit."
             )
 
     def training_step(self, step: int, rng: Rng) -> TrainingStep:
