@@ -45,7 +45,7 @@ class TrainingStep:
 
 @dataclass(frozen=True)
 class SystemInputs:
-    """What a system is built from besides its config and the prior.
+    """Inputs from which a system is built, in addition to its config and the prior.
 
     Attributes:
         prompt: Description of the result.
@@ -125,7 +125,7 @@ class System(nn.Module, ABC):
 
     @property
     def densifies(self) -> bool:
-        """Whether parameters may change their size during training (adaptive density control)."""
+        """Whether parameters may change in size during training (adaptive density control)."""
         return False
 
     def init_from(self, state: Mapping[str, Any], system: ComponentConfig | None = None) -> None:

@@ -76,7 +76,7 @@ class Scene(nn.Module):
 
     @property
     def densifies(self) -> bool:
-        """Whether parameters may change their size during training."""
+        """Whether parameters may change in size during training."""
         return self.geometry.densifies
 
     def forward(self, cameras: Cameras, *, step: int, rng: Rng | None, needs: Set[str] = frozenset()) -> Render:

@@ -21,7 +21,10 @@ _log = logging.getLogger(__name__)
 
 @register("system", "text-to-2d", summary="Optimize free images that match the prompt.")
 class TextTo2D(GuidedSystem):
-    """Canvas -> (prior.encode) -> guidance. Particles share nothing: each is an independent run of the method."""
+    """Optimizes images by distillation: canvas -> (prior.encode) -> guidance.
+
+    Particles share nothing: each is an independent run of the method.
+    """
 
     @dataclass
     class Config(GuidedSystem.Config):
@@ -29,17 +32,17 @@ class TextTo2D(GuidedSystem):
 
         geometry: ComponentConfig = component("geometry", "image-canvas", "Images to optimize.")
         particles_per_step: int | None = option(
-            None, "Particles in each step's batch, drawn without replacement; null takes all of them.", ge=1
+            None, "Particles in each step's batch, drawn without replacement; null uses all of them.", ge=1
         )
         view: tuple[float, float] | None = option(
             None,
-            "Azimuth and elevation in degrees that condition a camera-conditioned prior; null gives no camera.",
+            "Azimuth and elevation in degrees that condition a camera-conditioned prior; null passes no camera to it.",
             ge=-180,
             le=180,
         )
 
         def validate(self) -> list[str]:
-            """Problems: a geometry that is not a canvas, or more particles per step than there are."""
+            """Problems of the block: a geometry other than a canvas, or more particles per step than exist."""
             problems = super().validate()
             if self.geometry is not None and self.geometry.type not in ("", "image-canvas"):
                 problems.append(f"geometry.type: text-to-2d optimizes an image-canvas, not {self.geometry.type}")
@@ -64,8 +67,8 @@ class TextTo2D(GuidedSystem):
             self.canvas = ImageCanvas(canvas, prior=self.prior, rng=inputs.rng, view=view, keep_start=edits)
         if edits and not self.canvas.starts_from_images:
             _log.warning(
-                f"guidance.type: {config.guidance.type} edits images, but these start as noise; set "
-                "geometry.init_prompt or geometry.init_image to what should be edited."
+                f"guidance.type: {config.guidance.type} edits images, but the initial images are noise; set "
+                "geometry.init_prompt or geometry.init_image to the images to edit."
             )
 
     def training_step(self, step: int, rng: Rng) -> TrainingStep:

@@ -33,7 +33,7 @@ _log = logging.getLogger(__name__)
 
 @register("system", "text-to-3d", summary="Optimize a 3D scene whose rendered views match the prompt.")
 class TextTo3D(GuidedSystem):
-    """Cameras -> renderer -> prior.encode -> guidance, plus weighted regularizers.
+    """Optimizes 3D scenes: cameras -> renderer -> prior.encode -> guidance, plus weighted regularizers.
 
     A run with several ``particles`` optimizes that many scenes; each step renders some of them, and the guidance
     receives their indices. Editing methods also receive renders of the initial scene from the same cameras.
@@ -67,7 +67,7 @@ class TextTo3D(GuidedSystem):
         )
 
         def validate(self) -> list[str]:
-            """Problems: parts that do not fit together, and edits without a scene to edit."""
+            """Problems of the block: parts that do not fit together, or an editing method without a scene to edit."""
             problems = super().validate()
             if self.geometry is not None and self.geometry.type == "image-canvas":
                 problems.append(
@@ -93,7 +93,7 @@ class TextTo3D(GuidedSystem):
             return problems
 
         def _unusable_losses(self, renderer: Any) -> list[str]:
-            """Problems: regularizers that the geometry or the renderer does not support; zero weights are skipped."""
+            """Problems with regularizers that the geometry or the renderer does not support; skips zero weights."""
             problems = []
             blocks: dict[str, Any] = self.loss
             for name, block in blocks.items():
@@ -107,8 +107,8 @@ class TextTo3D(GuidedSystem):
                     )
                 for lacking in sorted(term.needs - renderer.outputs):
                     problems.append(
-                        f"loss.{name}: needs the map {lacking}, which the renderer {self.renderer.type} does not "
-                        f"output; set system.loss.{name}=null"
+                        f"loss.{name}: the term needs the map {lacking}, which the renderer {self.renderer.type} does "
+                        f"not output; set system.loss.{name}=null"
                     )
             return problems
 
@@ -144,7 +144,7 @@ class TextTo3D(GuidedSystem):
 
     @property
     def densifies(self) -> bool:
-        """Whether the geometry's parameters may change their size during training."""
+        """Whether the geometry's parameters may change in size during training."""
         return self.scenes[0].densifies
 
     def training_step(self, step: int, rng: Rng) -> TrainingStep:
@@ -268,7 +268,10 @@ class _Distillation:
 
     @torch.no_grad()
     def _source_latents(self, count: int, clock: Clock, rng: Rng) -> Tensor | None:
-        """Latents of the initial scene over the same backgrounds, repeated ``count`` times; None without edits."""
+        """Latents of the initial scene over the same backgrounds, repeated ``count`` times.
+
+        None unless the guidance is an editing method.
+        """
         source = self.system.source
         if source is None:
             return None

@@ -75,7 +75,7 @@ class StageClock:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Context whose duration is added to stage ``name``, even if it raises."""
+        """Context manager whose duration is added to stage ``name``, even if an error is raised in it."""
         start = time.perf_counter()
         self.status[name] = "failed"
         try:
@@ -107,7 +107,7 @@ class _ConsoleHandler(logging.Handler):
 
 @contextmanager
 def log_to(console: Console) -> Iterator[None]:
-    """Context in which log records of this package are printed on the console only."""
+    """Context manager in which log records of this package are printed on the console only."""
     logger, handler = logging.getLogger("scoredist3d"), _ConsoleHandler(console)
     level, propagate = logger.level, logger.propagate
     logger.addHandler(handler)

@@ -147,7 +147,10 @@ class TrainingModule(pl.LightningModule):
         for step, names, norms in pending:
             for name, value in zip(names, values[position : position + len(norms)], strict=True):
                 if not math.isfinite(value):
-                    raise NonFiniteError(f"step {step}: the gradient of {name} has norm {value}")
+                    raise NonFiniteError(
+                        f"step {step}: the gradient of {name} has norm {value}. Lower the learning rate, or set "
+                        "prior.precision=fp32 to rule out 16-bit overflow."
+                    )
             position += len(norms)
 
     def _optimized(self) -> list[tuple[str, torch.nn.Parameter]]:

@@ -48,7 +48,10 @@ class MetricBuffer:
             for key, value in row.items():
                 number = next(numbers) if isinstance(value, Tensor) else float(value)
                 if not math.isfinite(number):
-                    raise NonFiniteError(f"step {step}: {key} is {number}")
+                    raise NonFiniteError(
+                        f"step {step}: {key} is {number}. Lower the learning rate, or set prior.precision=fp32 to rule "
+                        "out 16-bit overflow."
+                    )
                 self._values.setdefault(key, []).append(number)
                 self.latest[key] = number
 

@@ -1,4 +1,4 @@
-"""Reconstruction of a known object from posed images, which measures a representation without distillation."""
+"""Reconstruction of a known object from posed images, to evaluate a representation without distillation."""
 
 from __future__ import annotations
 

@@ -191,7 +191,7 @@ def run_export(
 def _evaluation(
     config: ExperimentConfig, checkpoint: Path | str, devices: DeviceSpec, console: Console | None, what: str
 ) -> Iterator[tuple[System, RunFolder, RunResult, Console, StageClock]]:
-    """Context with a trained system; prints the list of written files at the end."""
+    """Context manager that provides a trained system and prints the list of written files at the end."""
     console, clock = console or Console(), StageClock()
     where = Devices.parse(devices)
     where = Devices(where.kind, where.indices[:1])

@@ -41,7 +41,7 @@ def save_snapshot(
 
 
 def _add_command(path: Path, command: Sequence[str]) -> int:
-    """Append the line of this session and return its number."""
+    """Append a line for this session to the file ``path``; returns the number of the session, from 1."""
     before = path.read_text(encoding="utf-8") if path.is_file() else ""
     time = datetime.now().astimezone().isoformat(timespec="seconds")
     # A command with quoted line breaks stays on one line.
