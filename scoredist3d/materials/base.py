@@ -114,7 +114,8 @@ class Material(nn.Module, ABC):
         """
 
     def harmonics(self, features: Tensor) -> Tensor | None:
-        """(N, K, 3) spherical harmonics of degrees 1 and above, as stored in splat files; None if it has none.
+        """(N, K, 3) spherical harmonics of degrees 1 and above, as stored in splat files; None if the colors are not
+        stored as spherical harmonics.
 
         Args:
             features: (N, num_features).

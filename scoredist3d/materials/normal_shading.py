@@ -49,7 +49,7 @@ class NormalShading(Material):
         return 0.5 + 0.5 * inputs.normals
 
     def channels(self, inputs: ShadingInputs) -> SurfaceChannels:
-        """Mid gray."""
+        """Mid gray as the base color, since this material has no color."""
         return SurfaceChannels(torch.full_like(inputs.features[:, :1], 0.5).expand(-1, 3))
 
     def features_of(self, channels: SurfaceChannels) -> Tensor:

@@ -88,7 +88,7 @@ class Autoencoder(FrozenNetwork, ImageCodec):
         return (latents.to(x.dtype) - self._shift) * self._scale
 
     def decode(self, latents: Tensor) -> Tensor:
-        """The images decoded from latents in the denoiser's units."""
+        """The images decoded from latents that are scaled and shifted as in the denoiser's input."""
         with torch.autocast(latents.device.type, enabled=False):
             return self.network.decode((latents / self._scale + self._shift).to(self.dtype)).sample
 

@@ -95,7 +95,8 @@ class PromptProcessor:
         debias_words: list[str] | None = option(None, "Words that debiasing may remove; null means all words.")
         debias_threshold: float = option(
             0.95,
-            "A word is removed if P(view | prompt), divided by its mean with and without the word, is below this.",
+            "A word is removed if P / (0.5 P + 0.5 Q) is below this, where P and Q are the probabilities of the view "
+            "given the prompt with and without the word.",
             ge=0,
             le=1,
         )
