@@ -214,7 +214,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ),
     ({"prompt": " "}, 'prompt: must not be empty; give it as prompt="a red mug"'),
     ({"name": "a/b"}, "name: must be one folder name without slashes, got 'a/b'"),
-    ({"test": {"width": 33}}, "test.width: must be even, got 33"),
+    ({"test": {"width": 33}}, "test.width: must be even for mp4, got 33"),
     (
         {"system": {"guidance": {"t_range": [0.9, 0.1]}}},
         "system.guidance.t_range: the first value must not exceed the second, got [0.9, 0.1]",
