@@ -156,7 +156,7 @@ def report_alias(old: str, new: str) -> None:
 
 
 def same_component(first: Any, second: Any) -> bool:
-    """Whether two names are equal, or are aliases of the same component of any kind."""
+    """Whether two names are equal or, because of an alias, select the same component of any kind."""
     if first == second:
         return True
     for kind in KINDS:

@@ -226,8 +226,8 @@ def _from_flat_list(items: list[Any]) -> tuple[Segment, ...]:
     """Segments of ``[start_step, from, to, end_step, to, end_step, ...]``."""
     if len(items) < 4 or len(items) % 2 or not all(_is_number(item) for item in items):
         raise ValueError(
-            "a schedule list must be [start_step, from, to, end_step], followed by two numbers (to, end_step) for each "
-            f"further segment; got {items!r}"
+            "a schedule list must consist of numbers: [start_step, from, to, end_step], and a further pair "
+            f"(to, end_step) for each additional segment; got {items!r}"
         )
     first = {"start": items[0], "from": items[1], "to": items[2], "end": items[3]}
     return _segments([first, *({"to": items[i], "end": items[i + 1]} for i in range(4, len(items), 2))])

@@ -194,8 +194,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"system": {"guidance": {"guidance_scale": [0, 1, 2]}}},
-        "system.guidance.guidance_scale: a schedule list is [start_step, from, to, end_step], with further "
-        "pairs to, end_step for more segments, all of them numbers; got [0, 1, 2]",
+        "system.guidance.guidance_scale: a schedule list must consist of numbers: [start_step, from, to, "
+        "end_step], and a further pair (to, end_step) for each additional segment; got [0, 1, 2]",
     ),
     (
         {"system": {"loss": {"sparsity": -1}}},
