@@ -1,8 +1,8 @@
 """Import of user packages in ``custom/``, which register components.
 
-``custom/`` of a source checkout belongs to the program and is always imported. ``custom/`` of the current folder may
-contain code from anybody, so only commands that build a run import it. ``--custom FOLDER`` imports a folder in any
-command.
+``custom/`` of a source checkout is part of the program and is always imported. ``custom/`` of the current folder may
+contain untrusted code, so it is only imported by commands that build a run. With ``--custom FOLDER``, any command
+imports that folder.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def custom_folders(*, builds: bool, named: Sequence[Path] = ()) -> list[Path]:
     """The folders of user packages that a command imports.
 
     Args:
-        builds: Whether the command builds a run and so imports ``custom/`` of the current folder.
+        builds: Whether the command builds a run and therefore imports ``custom/`` of the current folder.
         named: Folders given with ``--custom``.
     """
     root = checkout_root()
@@ -40,8 +40,8 @@ def loaded_folders() -> list[Path]:
 def load_custom(folders: Sequence[Path]) -> list[str]:
     """Import every package and module of ``folders`` as ``custom.<name>``.
 
-    A package is a sub-folder; of one without an ``__init__.py``, each module is imported. Names that start with ``_``
-    or ``.`` are skipped.
+    Each subfolder is a package; if it has no ``__init__.py``, each of its modules is imported. Names that start with
+    ``_`` or ``.`` are skipped.
 
     Returns:
         One sentence per package that could not be imported, with the error and the line that raised it.

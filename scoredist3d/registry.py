@@ -1,13 +1,13 @@
-"""Registry of components: from a kind and a name to a class.
+"""Registry of components, which maps a kind and a name to a class.
 
-A component is a class with a nested ``Config`` dataclass (see :mod:`scoredist3d.config.fields`) and the constructor of
-its kind (:data:`ARGUMENTS`). Registering it is one decorator::
+A component is a class with a nested ``Config`` dataclass (see :mod:`scoredist3d.config.fields`) and a constructor with
+the arguments of its kind (:data:`ARGUMENTS`). It is registered with a decorator::
 
-    @register("guidance", "sds", summary="Follow the denoiser's error on a noised render.", arxiv="2209.14988")
+    @register("guidance", "sds", summary="Residual of the noise prediction on a noised render.", arxiv="2209.14988")
     class ScoreDistillationSampling(Guidance): ...
 
 The modules of a kind's package are imported at the first look-up of that kind, so a new component needs one new file
-and no other change. User packages in ``custom/`` register through the same decorator.
+and no other change. User packages in ``custom/`` use the same decorator.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
     "data": ("world_size",),
     "exporter": (),
 }
-"""Keyword arguments that the constructors of a kind take after ``config``; its base class says what they are."""
+"""Keyword arguments that the constructors of a kind take after ``config``; see the base class of the kind."""
 
 ClassT = TypeVar("ClassT", bound=type)
 
@@ -73,7 +73,7 @@ class Entry:
 
 
 class UnknownComponentError(ValueError):
-    """A name under which no component of the kind is registered."""
+    """Error for a name under which no component of the kind is registered."""
 
 
 _entries: dict[str, dict[str, Entry]] = {kind: {} for kind in KINDS}
@@ -95,12 +95,12 @@ def register(
     Args:
         kind: One of :data:`KINDS`.
         name: The registry name, lower case with dashes.
-        summary: One line for ``--list``: the component's idea.
+        summary: Description of the component in one line, for ``--list``.
         arxiv: The arXiv id of the component's paper, if any.
         aliases: Earlier names, which keep working; the first use of each is logged.
 
     Raises:
-        ValueError: Unknown kind, a class without a ``Config``, or a name already taken by another class.
+        ValueError: The kind is unknown, the class has no ``Config``, or another class is registered under the name.
     """
     if kind not in KINDS:
         raise ValueError(f"unknown component kind {kind!r}; kinds are {', '.join(KINDS)}")
@@ -125,7 +125,7 @@ def register(
 
 
 def _own_config(cls: Any, kind: str, name: str) -> None:
-    """Give a component class a ``Config`` of its own, which knows its kind and type."""
+    """Set kind and type of the ``Config`` of a component class; an inherited ``Config`` is subclassed first."""
     if cls.Config.__qualname__ != f"{cls.__qualname__}.Config":  # inherited
         names = {"__module__": cls.__module__, "__qualname__": f"{cls.__qualname__}.Config"}
         cls.Config = type(cls.Config)("Config", (cls.Config,), names | {"__doc__": cls.Config.__doc__})
@@ -156,7 +156,7 @@ def report_alias(old: str, new: str) -> None:
 
 
 def same_component(first: Any, second: Any) -> bool:
-    """Whether two names select the same component of some kind, because one is an earlier name of the other."""
+    """Whether two names are equal or, because of an alias, select the same component of any kind."""
     if first == second:
         return True
     for kind in KINDS:
@@ -174,7 +174,7 @@ def lookup(kind: str, name: str) -> Entry:
     """The entry registered as ``kind/name``.
 
     Raises:
-        UnknownComponentError: No such name; the message lists near matches and all names.
+        UnknownComponentError: The name is unknown; the message lists near matches and all names.
     """
     _load(kind)
     if name not in _entries[kind] and name in _aliases[kind]:
@@ -207,7 +207,7 @@ def build(config: Any, **runtime: Any) -> Any:
     """Construct the component that a validated config describes: ``cls(config, **runtime)``.
 
     Raises:
-        TypeError: ``runtime`` holds an argument that the constructors of this kind do not take.
+        TypeError: ``runtime`` contains an argument that the constructors of this kind do not take.
     """
     entry = entry_of(config)
     accepted = ARGUMENTS[entry.kind]

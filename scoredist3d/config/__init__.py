@@ -1,4 +1,4 @@
-"""Typed configuration: fields, schedules, layers of YAML, validation. Nothing here has side effects."""
+"""Typed configuration: fields, schedules, merging of YAML files, validation. Importing it has no side effects."""
 
 from scoredist3d.config import walker as walker  # installs the parser of blocks
 from scoredist3d.config.errors import ConfigError, FieldError, under

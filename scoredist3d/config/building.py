@@ -1,4 +1,4 @@
-"""From a configuration made in Python to the component."""
+"""Construction of a component from a configuration made in Python."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def build(config: ComponentConfig, **runtime: Any) -> Any:
 
     Raises:
         ConfigError: A value of ``config`` or a relation between its values is wrong.
-        TypeError: An argument that this kind of component does not take, or a missing one.
+        TypeError: An argument is missing, or this kind of component does not take it.
     """
     if not isinstance(config, ComponentConfig):
         raise ConfigError(f"build needs the Config of a component, such as SDS.Config(), got {type(config).__name__}")

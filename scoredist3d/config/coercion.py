@@ -1,4 +1,4 @@
-"""Parsing and description of single values: what a type hint and its bounds accept."""
+"""Parsing of single values according to a type hint and bounds, and descriptions of the accepted values."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from scoredist3d.registry import near_matches
 
 NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 MISSING_MARK = "???"
-"""The value of a key that must still be given."""
+"""Placeholder in a config for a value that must still be given."""
 _SCHEDULE_FORM = "a schedule {from, to, start, end, shape}"
 
 Bounds = Mapping[str, float | None]
@@ -22,7 +22,7 @@ ParseNested = Callable[[type, Any], Any]
 
 
 class Problem(ValueError):
-    """A value that its field does not accept; ``where`` is its position inside a list or mapping, or empty."""
+    """Error for an invalid value of a field; ``where`` is its position in a list or mapping, or empty."""
 
     def __init__(self, message: str, where: str = ""):
         super().__init__(message)
@@ -32,14 +32,14 @@ class Problem(ValueError):
 def parse_leaf(hint: Any, value: Any, bounds: Bounds, nested: ParseNested) -> Any:
     """``value`` converted to the type ``hint``.
 
-    Whole numbers are accepted for floats. Text that spells a number is accepted for numbers, since YAML 1.1 reads
-    ``1e-3`` as text. True and false are not numbers.
+    Integers are accepted as floats. A string that contains a number is accepted as a number, since YAML 1.1 reads
+    ``1e-3`` as a string. Booleans are not accepted as numbers.
 
     Args:
         hint: The type of the field.
-        value: A plain value, or one of the right type already.
+        value: A plain value, or a value that already has the type.
         bounds: Bounds of every number in the value.
-        nested: Parses a dataclass inside the value.
+        nested: Function that parses a dataclass inside the value.
 
     Raises:
         Problem: The value has the wrong type or lies outside ``bounds``.
@@ -70,7 +70,7 @@ def parse_leaf(hint: Any, value: Any, bounds: Bounds, nested: ParseNested) -> An
 
 
 def described(hint: Any, bounds: Bounds) -> str:
-    """Description of what a field accepts, such as ``a number >= 0`` or ``one of 'linear', 'cosine'``."""
+    """Description of the values that a field accepts, such as ``a number >= 0`` or ``one of 'linear', 'cosine'``."""
     origin, arguments = get_origin(hint), get_args(hint)
     if hint is Schedule:
         return f"a number{_limits(bounds)} or {_SCHEDULE_FORM}"
@@ -97,14 +97,14 @@ def described(hint: Any, bounds: Bounds) -> str:
 
 
 def is_bare(value: Any) -> bool:
-    """Whether an entry of a component map is a number, a schedule or an interpolation: not a block, and not null."""
+    """Whether an entry of a component map is a number, a schedule or an interpolation, rather than a block or null."""
     if isinstance(value, dict):
         return not {"from", "to"}.isdisjoint(value)
     return value is not None
 
 
 def shown(value: Any, limit: int = 80) -> str:
-    """``value`` as quoted in messages: null, true and false as in YAML, long values shortened."""
+    """``value`` as text for messages: null, true and false as in YAML; long values are shortened."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     text = repr(value)
@@ -132,7 +132,7 @@ def _within(number: float, bounds: Bounds) -> bool:
 
 
 def _as_number(value: Any) -> Any:
-    """The number that ``value`` spells if it is such a text, else ``value``."""
+    """The number in ``value`` if it is a string that contains a number, otherwise ``value``."""
     if isinstance(value, str) and NUMBER.fullmatch(value.strip()):
         number = float(value)
         return int(number) if number.is_integer() and not re.search(r"[.eE]", value) else number
@@ -154,7 +154,7 @@ def _parse_schedule(value: Any, bounds: Bounds) -> Schedule:
     try:
         schedule = Schedule.parse(_with_numbers(value))
     except ValueError as error:
-        # For a wrong number the message lists what is accepted; for a wrong schedule it names the wrong part.
+        # A wrong number gets a message with the accepted values; a wrong schedule, one that names the wrong part.
         raise Problem(str(error) if isinstance(value, (dict, list)) else wanted) from None
     if not all(_within(number, bounds) for number in schedule.values):
         raise Problem(wanted)
@@ -162,7 +162,7 @@ def _parse_schedule(value: Any, bounds: Bounds) -> Schedule:
 
 
 def _with_numbers(value: Any) -> Any:
-    """``value`` with numbers in place of text that spells them, inside lists and mappings as well."""
+    """``value`` with strings that contain a number converted to numbers, also inside lists and mappings."""
     if isinstance(value, dict):
         return {key: _with_numbers(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,4 +1,4 @@
-"""Output of ``--list`` and ``--describe``: registered components, and the fields of one, in columns."""
+"""Output of ``--list`` and ``--describe``: the registered components, and the fields of a component in columns."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ WIDTH = 120
 
 
 class Row(NamedTuple):
-    """One field: key, default, accepted values, help text."""
+    """Texts that describe one field: key, default, accepted values and help."""
 
     key: str
     default: str

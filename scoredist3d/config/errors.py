@@ -1,4 +1,4 @@
-"""Errors about values of a configuration, with the path of the field that they are about."""
+"""Errors in the values of a configuration, with the path of the field."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Self
 class FieldError(ValueError):
     """A configured value that a component cannot use.
 
-    A component raises it with a path inside its own block (``"t_min"``). Code that holds the block adds the path of the
-    block with :func:`under`, so that the message starts with the whole key (``system.guidance.t_min: ...``).
+    A component raises it with a path relative to its own block (``"t_min"``). The caller prepends the path of the block
+    with :func:`under`, so that the message starts with the complete key (``system.guidance.t_min: ...``).
 
     Attributes:
-        problem: What is wrong and what to do, without the path.
-        path: Dotted path of the field; empty where the message is about the whole block.
+        problem: Description of the problem and its remedy, without the path.
+        path: Dotted path of the field; empty if the problem concerns the whole block.
     """
 
     def __init__(self, problem: str, path: str = "") -> None:
@@ -23,7 +23,7 @@ class FieldError(ValueError):
         self.problem, self.path = problem, path
 
     def under(self, path: str) -> Self:
-        """The same error with ``path`` in front of its own path."""
+        """The same error with ``path`` prepended to its path."""
         return type(self)(self.problem, join_path(path, self.path))
 
 
@@ -33,11 +33,11 @@ class ConfigError(FieldError):
 
 @contextmanager
 def under(path: str, *, claim: bool = False) -> Iterator[None]:
-    """Puts ``path`` in front of the path of every :class:`FieldError` that is raised inside.
+    """Context manager that prepends ``path`` to the path of every :class:`FieldError` raised in its body.
 
     Args:
-        path: Dotted path of the block that the code inside works on.
-        claim: Whether other ``ValueError`` s also become errors about this block.
+        path: Dotted path of the block that the body uses.
+        claim: Whether to convert any other ``ValueError`` to a :class:`FieldError` for this block.
     """
     try:
         yield
@@ -50,5 +50,5 @@ def under(path: str, *, claim: bool = False) -> Iterator[None]:
 
 
 def join_path(path: str, key: str) -> str:
-    """``path.key``; either may be empty."""
+    """``path.key``, or the other part if one is empty."""
     return f"{path}.{key}" if path and key else path or key

@@ -10,29 +10,30 @@ from scoredist3d.config.fields import Block, ComponentConfig, component, option
 
 @dataclass
 class TrainerConfig(Block):
-    """Length, precision and gradient handling of the optimisation."""
+    """Length, precision and gradient handling of the optimization."""
 
-    max_steps: int = option(1000, "Optimiser steps.", ge=1)
+    max_steps: int = option(1000, "Number of optimizer steps.", ge=1)
     precision: Literal["32-true", "16-mixed", "bf16-mixed"] = option(
         "32-true",
-        "Floating-point precision of the optimisation. A CPU needs 32-true: bf16 was measured 26 times slower there.",
+        "Floating-point precision of the optimization. A CPU requires 32-true: bf16 was measured "
+        "26 times slower there.",
     )
-    accumulate: int = option(1, "Batches whose gradients are averaged into one optimiser step.", ge=1)
+    accumulate: int = option(1, "Batches whose gradients are averaged into one optimizer step.", ge=1)
     gradient_clip_norm: float | None = option(
-        None, "Largest L2 norm of the gradient of all parameters together; null does not clip.", gt=0
+        None, "Maximum L2 norm of the gradient of all parameters together; null disables clipping.", gt=0
     )
-    detect_anomaly: bool = option(False, "Let autograd report the operation that produced a NaN gradient (slow).")
+    detect_anomaly: bool = option(False, "Make autograd report the operation that produced a NaN gradient (slow).")
     schedule_steps: int | None = option(
         None,
         "Value of ${trainer.max_steps} in other fields, such as the end of a schedule; null is max_steps. "
-        "A resumed run with another max_steps keeps the number of its first session.",
+        "A run resumed with another max_steps keeps the value of its first session.",
         ge=1,
     )
 
 
 @dataclass
 class CheckpointConfig(Block):
-    """Checkpoints of a run. ``ckpts/last.ckpt`` is always written, at the end and on an interrupt."""
+    """Checkpoints of a run. ``ckpts/last.ckpt`` is always written at the end and on an interrupt."""
 
     every_n_steps: int = option(500, "Save at every multiple of this many steps; 0 saves only at the end.", ge=0)
     keep: int = option(1, "Number of checkpoints to keep; older ones are deleted.", ge=1)
@@ -46,17 +47,17 @@ class PreviewConfig(Block):
     azimuths: list[float] = option(
         [0.0, 90.0, 180.0, 270.0], "Azimuths of the columns in degrees; 0 is the front.", ge=-360, le=360
     )
-    elevation: float = option(15.0, "Degrees above the horizon.", ge=-90, le=90)
+    elevation: float = option(15.0, "Elevation of the camera in degrees above the horizon.", ge=-90, le=90)
     size: int = option(128, "Pixels per side of one image.", ge=8, le=4096)
 
     def validate(self) -> list[str]:
-        """Reports a grid without columns."""
+        """Check that there is at least one azimuth."""
         return [] if self.azimuths else ["azimuths: must hold at least one angle; every_n_steps=0 turns previews off"]
 
 
 @dataclass
 class LogConfig(Block):
-    """Metrics of the optimisation."""
+    """Metrics of the optimization."""
 
     every_n_steps: int = option(10, "Steps between two rows of metrics.csv and TensorBoard.", ge=1)
     tensorboard: bool = option(True, "Also write TensorBoard events.")
@@ -68,15 +69,15 @@ class TurntableConfig(Block):
 
     frames: int = option(60, "Number of frames of one full turn.", ge=1)
     fps: int = option(30, "Frames per second.", ge=1, le=240)
-    height: int = option(256, "Pixels; even for an mp4.", ge=8, le=4096)
-    width: int = option(256, "Pixels; even for an mp4.", ge=8, le=4096)
-    elevation: float = option(15.0, "Degrees above the horizon.", ge=-90, le=90)
+    height: int = option(256, "Height of the video in pixels; must be even for mp4.", ge=8, le=4096)
+    width: int = option(256, "Width of the video in pixels; must be even for mp4.", ge=8, le=4096)
+    elevation: float = option(15.0, "Elevation of the camera in degrees above the horizon.", ge=-90, le=90)
     format: Literal["mp4", "gif", "webp"] = option("mp4", "File format; gif and webp need no ffmpeg.")
 
     def validate(self) -> list[str]:
-        """Reports odd sizes of an mp4, which its codec cannot encode."""
+        """Check that the width and height of an mp4 are even, as its codec requires."""
         return [
-            f"{name}: must be even, got {getattr(self, name)}"
+            f"{name}: must be even for mp4, got {getattr(self, name)}"
             for name in ("height", "width")
             if self.format == "mp4" and getattr(self, name) % 2
         ]
@@ -103,7 +104,7 @@ class ExperimentConfig(Block):
     test: TurntableConfig = field(default_factory=TurntableConfig, metadata={"help": "The turntable video."})
 
     def validate(self) -> list[str]:
-        """Reports an empty prompt, and names that cannot be folder names."""
+        """Check that the prompt is not empty and that name and tag are valid folder names."""
         problems = []
         if not self.prompt.strip():
             problems.append('prompt: must not be empty; give it as prompt="a red mug"')

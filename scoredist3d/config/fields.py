@@ -1,18 +1,19 @@
-"""How a component declares its configuration.
+"""Declaration of the configuration of a component.
 
 A component's nested ``Config`` is a dataclass derived from :class:`ComponentConfig`; each field is made by
-:func:`option`, :func:`component` or :func:`component_map`, which carry the help text and the legal range to the
+:func:`option`, :func:`component` or :func:`component_map`. The help text and the bounds given there are used by the
 validator, ``--describe`` and the documentation::
 
     @dataclass
     class Config(ComponentConfig):
-        radius: float = option(1.0, "Radius of the ball that holds the object, in scene units.", gt=0)
-        guidance_scale: Schedule = option(7.5, "gamma of eps_u + gamma (eps_c - eps_u).", ge=0)
-        geometry: ComponentConfig = component("geometry", "implicit-volume", "What is optimised.")
-        loss: dict[str, ComponentConfig] = component_map("loss", "Regularisers by name.")
+        radius: float = option(1.0, "Radius of the bounding sphere of the object, in scene units.", gt=0)
+        guidance_scale: Schedule = option(7.5, "Guidance scale gamma of eps_u + gamma (eps_c - eps_u).", ge=0)
+        geometry: ComponentConfig = component("geometry", "implicit-volume", "Representation that is optimized.")
+        loss: dict[str, ComponentConfig] = component_map("loss", "Regularizers by name.")
 
-Calling a ``Config`` in Python reads its keywords as a YAML block is read: plain numbers become schedules, absent blocks
-get their default component, and a wrong keyword, type or value raises :class:`~scoredist3d.config.errors.ConfigError`.
+Calling a ``Config`` in Python parses its keyword arguments like a YAML block: plain numbers become schedules, absent
+blocks get their default component, and a wrong keyword, type or value raises
+:class:`~scoredist3d.config.errors.ConfigError`.
 """
 
 from __future__ import annotations
@@ -45,10 +46,10 @@ MISSING = dataclasses.MISSING
 
 @functools.cache
 def field_types(cls: type) -> dict[str, Any]:
-    """Name to resolved type of every field of a dataclass, whether its annotations are strings or not.
+    """The resolved type of every field of a dataclass, by name; annotations may be strings.
 
-    Names are looked up in the module and in the classes around the definition, so a ``Config`` may refer to a dataclass
-    in the same class.
+    Names are looked up in the module and in the enclosing classes of the definition, so a ``Config`` may refer to a
+    dataclass in the same class.
     """
     surroundings: dict[str, Any] = {}
     for base in reversed(cls.__mro__):
@@ -62,16 +63,16 @@ def field_types(cls: type) -> dict[str, Any]:
 
 
 _parser: list[Callable[[Any, dict[str, Any]], Any]] = []
-"""The function that parses keywords; set by :mod:`scoredist3d.config.walker`, which depends on this module."""
+"""The function that parses keyword arguments; set by :mod:`scoredist3d.config.walker`, which depends on this module."""
 
 
 def set_parser(parse: Callable[[Any, dict[str, Any]], Any]) -> None:
-    """Install the function that makes an instance of a block class from its keywords."""
+    """Set the function that constructs an instance of a block class from keyword arguments."""
     _parser[:] = [parse]
 
 
 class _BlockType(type):
-    """The class of block classes: a call parses its keywords."""
+    """Metaclass of blocks: calling a block class parses the keyword arguments."""
 
     if not TYPE_CHECKING:  # type checkers see the dataclass's own signature
 
@@ -79,29 +80,29 @@ class _BlockType(type):
             return _parser[0](cls, values)
 
     def construct(cls, values: dict[str, Any]) -> Any:
-        """An instance that holds ``values`` of all fields as they are, unchecked."""
+        """An instance with the given ``values`` of all fields, which are neither checked nor converted."""
         return type.__call__(cls, **values)
 
 
 class Block(metaclass=_BlockType):
-    """Base of configuration dataclasses whose constructor checks and converts its keywords like a YAML block.
+    """Base class of configuration dataclasses whose constructor checks and converts its arguments like a YAML block.
 
-    The constructor checks each field by itself. Relations between fields (``validate``) are checked when a whole
-    configuration is parsed from YAML or built, so a configuration may be put together in any order.
+    The constructor checks each field separately. Relations between fields (``validate``) are checked when a whole
+    configuration is parsed from YAML or a component is built, so the fields can be set in any order.
     """
 
     def validate(self) -> list[str]:
-        """Problems that one field alone cannot show, a sentence each, starting with the field's name; none if empty."""
+        """Violated relations between fields, as one sentence each that starts with a field's name."""
         return []
 
 
 @dataclass
 class ComponentConfig(Block):
-    """Base of every component's ``Config``.
+    """Base class of the ``Config`` of every component.
 
     Attributes:
-        kind: The registry kind of the component; set on the class by ``register``, empty on unregistered classes.
-        type: Its registry name, likewise.
+        kind: Registry kind of the component; set on the class by ``register``, empty on unregistered classes.
+        type: Registry name of the component; set in the same way.
     """
 
     kind: ClassVar[str] = ""
@@ -125,13 +126,13 @@ def option(
 
     Args:
         default: The default value; lists and dicts are copied per instance. Without a default the field is required.
-        help: What the field does, for ``--describe``.
+        help: Description of the field, for ``--describe``.
         ge, gt, le, lt: Bounds of a number, of every element of a list or tuple, and of every value of a schedule.
-        example: Shown where a required field is missing.
-        file: Whether the text names a file that a run reads.
+        example: Example shown in the error message if a required field is missing.
+        file: Whether the value is the path of a file that a run reads.
         aliases: Earlier keys of the field, which keep working.
-        choices: Returns the texts that the field accepts; called at validation, because user packages may register
-            more of them.
+        choices: Function that returns the strings that the field accepts; called at validation, because user packages
+            may register more of them.
     """
     metadata = {
         "help": help,
@@ -163,8 +164,8 @@ def accepted_type(field: dataclasses.Field[Any], hint: Any) -> Any:
 def component(kind: str, default_type: str | None, help: str = "") -> Any:
     """A block whose ``type`` names a registered component of ``kind``.
 
-    A block without a type, and an absent one, is of type ``default_type``. With ``default_type=None`` the block is
-    optional: absent means ``None``.
+    A block without a type and an absent block have the type ``default_type``. With ``default_type=None``, the block is
+    optional, and its value is None if it is absent.
     """
     return dataclasses.field(
         default=None, metadata={"help": help, "component": kind, "default_type": default_type}, kw_only=True

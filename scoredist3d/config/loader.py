@@ -1,9 +1,9 @@
 """Merging of YAML files and overrides into one plain dictionary.
 
-Later layers win: the files of ``include:`` (in order), the file itself, further files, and the overrides of the command
-line, which together are one layer. A layer that changes the ``type`` of a block discards the earlier keys of the block,
-since the fields of one class mean nothing to another. Interpolations ``${...}`` are resolved after the last layer.
-This module does not know which keys exist; :mod:`scoredist3d.config.walker` does.
+Layers are merged in this order, and later ones take precedence: the files of ``include:``, the file itself, further
+files, and the command-line overrides, which form one layer. A layer that changes the ``type`` of a block discards the
+keys of the block in earlier layers, since they belong to another class. Interpolations ``${...}`` are resolved after
+the last layer. This module does not check whether keys exist; see :mod:`scoredist3d.config.walker`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from scoredist3d.registry import near_matches, report_alias, same_component
 STAGES = "stages"
 # Overrides of these keys are literal text: `prompt=a mug: blue` is a sentence, not a YAML mapping.
 TEXT_KEYS = ("prompt", "negative_prompt", "name", "tag")
-# Mappings whose entries may be the bare value of one key. They are expanded before merging, so both forms merge.
+# Mappings in which an entry may be the value of one key instead of a block. Such entries are expanded before merging.
 SHORTHANDS: dict[tuple[str, ...], str] = {("system", "loss"): "weight"}
 
 
@@ -34,22 +34,22 @@ def load(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> dict[str
     """The merged and resolved content of config files and overrides.
 
     Args:
-        files: YAML files; later ones win. A relative path is searched in the working directory and its ``configs/``,
-            then among the recipes that ship with the program.
-        overrides: ``key.path=value`` with the value in YAML; list items by index (``a.b.0=1``).
+        files: YAML files; later ones take precedence. A relative path is looked up in the working directory and its
+            ``configs/``, then among the recipes that ship with the program.
+        overrides: ``key.path=value`` with the value in YAML; list items are addressed by index (``a.b.0=1``).
 
     Returns:
-        Plain dicts, lists and scalars. Values that are still ``???`` are kept for the validator to report.
+        Plain dicts, lists and scalars. Values ``???`` are kept, and the validator reports them as missing.
 
     Raises:
-        ConfigError: A file that is missing, includes itself or is not YAML; a malformed override; an interpolation of
-            a key that does not exist.
+        ConfigError: A file is missing, includes itself or is not YAML; an override is malformed; or an interpolation
+            refers to a key that does not exist.
     """
     return resolve(merge_layers(files, overrides))
 
 
 def merge_layers(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """The merged content with interpolations not yet resolved; arguments and errors as for :func:`load`."""
+    """The merged content before interpolations are resolved; arguments and errors as for :func:`load`."""
     merged: dict[str, Any] = {}
     for file in files:
         for layer in _file_layers(find_config(file), ()):
@@ -95,10 +95,10 @@ def merge(base: Any, layer: Any, path: tuple[str, ...] = ()) -> Any:
 
 
 def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
-    """The layer that ``key.path=value`` strings describe.
+    """The layer given by ``key.path=value`` strings.
 
     Raises:
-        ConfigError: No ``=``, an empty key, or a value that is not YAML.
+        ConfigError: An override has no ``=``, an empty key, or a value that is not YAML.
     """
     layer: dict[str, Any] = {}
     for override in overrides:
@@ -126,12 +126,12 @@ def _override_value(override: str, parts: list[str], text: str) -> Any:
 
 
 def escape_interpolations(text: str) -> str:
-    """``text`` escaped so that :func:`resolve` returns it unchanged, ``${`` included."""
+    """``text`` escaped so that :func:`resolve` returns it unchanged even if it contains ``${``."""
     return re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + "\\${", text)
 
 
 def _file_layers(file: Path, chain: tuple[Path, ...]) -> list[dict[str, Any]]:
-    """The layers of one file, its includes first; ``chain`` holds the files that include it, outermost first."""
+    """The layers of one file, its includes first; ``chain`` lists the files that include it, outermost first."""
     file = file.resolve()
     if file in chain:
         trail = " -> ".join(_short(link) for link in (*chain[chain.index(file) :], file))
@@ -148,7 +148,7 @@ def _file_layers(file: Path, chain: tuple[Path, ...]) -> list[dict[str, Any]]:
 
 
 def _includes(block: dict[str, Any], file: Path, key: str) -> list[str]:
-    """The files in the ``include`` of a block; the key is removed from the block."""
+    """The files listed under ``include`` in a block; the key is removed from the block."""
     includes = block.pop("include", [])
     includes = [includes] if isinstance(includes, str) else includes
     if not isinstance(includes, list) or not all(isinstance(name, str) for name in includes):
@@ -161,7 +161,7 @@ def _included(name: str, file: Path, chain: tuple[Path, ...]) -> list[dict[str, 
 
 
 def _stage(block: Any, file: Path, chain: tuple[Path, ...], name: str) -> dict[str, Any]:
-    """One stage of a pipeline: its block merged over what it includes, without the ``???`` of included recipes."""
+    """One stage of a pipeline: its block merged over its includes, whose top-level ``???`` values are left out."""
     if not isinstance(block, dict):
         raise ConfigError(f"{_short(file)}: {STAGES}.{name} must be a block, got {block!r}")
     block = dict(block)
@@ -181,9 +181,9 @@ def _stage(block: Any, file: Path, chain: tuple[Path, ...], name: str) -> dict[s
 
 
 def _with_parts(block: Any, file: Path, chain: tuple[Path, ...], path: tuple[str, ...]) -> Any:
-    """``block`` with every nested ``include: file.yaml#key.path`` replaced by the block at that path of that file.
+    """``block`` with every nested ``include: file.yaml#key.path`` replaced by the block at that path in that file.
 
-    Interpolations that refer to keys of the included block refer to those of the copy.
+    Interpolations in the included block that refer to its own keys are changed to refer to the keys of the copy.
     """
     if not isinstance(block, dict):
         return block
@@ -196,10 +196,10 @@ def _with_parts(block: Any, file: Path, chain: tuple[Path, ...], path: tuple[str
 
 
 def _part(name: str, file: Path, chain: tuple[Path, ...], key: str) -> dict[str, Any]:
-    """The block at ``file.yaml#key.path``.
+    """The block at ``key.path`` in a file, for a name of the form ``file.yaml#key.path``.
 
     Raises:
-        ConfigError: There is no such block.
+        ConfigError: The file has no such block.
     """
     there, hash_mark, inner = name.partition("#")
     part: Any = {}
@@ -214,7 +214,7 @@ def _part(name: str, file: Path, chain: tuple[Path, ...], key: str) -> dict[str,
 
 
 def _moved(value: Any, old: str, new: str) -> Any:
-    """``value`` with the path ``old`` at the start of interpolations replaced by ``new``."""
+    """``value`` with interpolations ``${old.key}`` changed to ``${new.key}``."""
     if isinstance(value, dict):
         return {key: _moved(item, old, new) for key, item in value.items()}
     if isinstance(value, list):
@@ -253,7 +253,7 @@ def _read_yaml(file: Path) -> dict[str, Any]:
 
 
 def _yaml_problem(error: Exception) -> str:
-    """The first line of a parser's message."""
+    """The error message of a parser in one line."""
     if isinstance(error, yaml.MarkedYAMLError):
         return " ".join(part for part in (error.context, error.problem) if part)
     return str(error).strip().splitlines()[0]
@@ -278,7 +278,7 @@ def resolve(merged: dict[str, Any]) -> dict[str, Any]:
 
 
 def _resolve_node(config: Any, value: Any, path: tuple[Any, ...], problems: list[str]) -> Any:
-    """``value``, the content of ``config`` at ``path``, with interpolations replaced; failures go to ``problems``."""
+    """``value``, the content of ``config`` at ``path``, with interpolations resolved; errors go to ``problems``."""
     if isinstance(value, dict):
         return {key: _resolve_node(config, item, (*path, key), problems) for key, item in value.items()}
     if isinstance(value, list):
@@ -291,7 +291,7 @@ def _resolve_node(config: Any, value: Any, path: tuple[Any, ...], problems: list
             node = node[key]
         return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
     except InterpolationToMissingValueError:
-        # The validator reports the missing value; a value that refers to it is missing for the same reason.
+        # The value that the interpolation refers to is missing, so this one is too; the validator reports both.
         return MISSING_MARK
     except OmegaConfBaseException as error:
         problems.append(f"{'.'.join(map(str, path))}: cannot resolve {value!r}: {_yaml_problem(error)}")
@@ -299,7 +299,7 @@ def _resolve_node(config: Any, value: Any, path: tuple[Any, ...], problems: list
 
 
 def _expand_shorthands(layer: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
-    key = SHORTHANDS.get(path[2:] if path[:1] == (STAGES,) else path)  # a stage is a config of its own
+    key = SHORTHANDS.get(path[2:] if path[:1] == (STAGES,) else path)  # a stage is a complete config
     if key is None:
         return layer
     return {name: {key: value} if is_bare(value) else value for name, value in layer.items()}
@@ -322,7 +322,7 @@ def _is_index(key: Any) -> bool:
 
 
 def _short(path: Path) -> str:
-    """``path`` relative to the working directory if it is inside it, else unchanged."""
+    """``path`` relative to the working directory if it is inside that directory, otherwise unchanged."""
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 

@@ -1,9 +1,10 @@
-"""Pipelines: several runs in sequence, each starting from the result of the one before.
+"""Pipelines: several runs in sequence, each of which starts from the result of the previous one.
 
 A pipeline is a config file with ``stages:``, one block per stage in order. The block of a stage is a complete config
-and may have an ``include``. Keys next to ``stages`` apply to all stages; a stage's own values win over them; the
-command line and the files after the pipeline's win over both. ``trainer.max_steps=10`` sets a value in every stage,
-``stages.coarse.trainer.max_steps=10`` in one, and ``stages.coarse=null`` removes a stage.
+and may have an ``include``. Keys next to ``stages`` apply to all stages. The values of a stage take precedence over
+them, and the files after the pipeline file and the command line take precedence over both.
+``trainer.max_steps=10`` sets a value in every stage, ``stages.coarse.trainer.max_steps=10`` sets it in one, and
+``stages.coarse=null`` removes a stage.
 """
 
 from __future__ import annotations
@@ -23,11 +24,12 @@ STAGE_PREFIX = "stage:"
 
 @dataclass(frozen=True)
 class Pipeline:
-    """The validated runs of a pipeline.
+    """Validated configurations of the stages of a pipeline.
 
     Attributes:
-        stages: By name, in order. ``system.init_from`` is ``stage:NAME`` in a stage that starts from another one.
-        written: The merged stages with interpolations kept: the content of a complete pipeline file.
+        stages: Configuration of each stage, by name, in order. ``system.init_from`` is ``stage:NAME`` in a stage that
+            starts from another stage.
+        written: The merged stages before interpolations are resolved, as the content of a complete pipeline file.
     """
 
     stages: dict[str, ExperimentConfig]
@@ -40,32 +42,33 @@ class Pipeline:
 
 
 def source_stage(config: ExperimentConfig) -> str | None:
-    """The name of the stage that ``config`` starts from; None if it starts from no stage."""
+    """The name of the stage that ``config`` starts from; None if there is none."""
     start = getattr(config.system, "init_from", None)
     return start.removeprefix(STAGE_PREFIX) if start is not None and start.startswith(STAGE_PREFIX) else None
 
 
 def at_stage(name: str, message: str) -> str:
-    """``message`` about the config of a stage, with ``stages.<name>`` in front of the key in each line."""
+    """An error message about a stage, with ``stages.<name>.`` prepended to each line, which starts with a key."""
     return "\n".join(f"{STAGES}.{name}.{line}" for line in message.splitlines())
 
 
 def is_pipeline(merged: dict[str, Any]) -> bool:
-    """Whether merged layers describe several runs."""
+    """Whether merged layers describe a pipeline rather than a single run."""
     return STAGES in merged
 
 
 def load_pipeline(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> Pipeline:
-    """The typed runs of the pipeline that files and overrides describe.
+    """The pipeline that config files and overrides describe.
 
     Raises:
-        ConfigError: As for a single run, with the stage in front of each line; unknown or badly named stages.
+        ConfigError: As for a single run, with the name of the stage in each line; or a stage is unknown or has an
+            invalid name.
     """
     written, later = _split(files)
     given = merge(later, parse_overrides(overrides))
     blocks = written.get(STAGES)
     if not isinstance(blocks, dict) or not blocks:
-        raise ConfigError(f"{STAGES}: at least one stage is needed")
+        raise ConfigError(f"{STAGES}: at least one stage is needed; add a block with the name of the stage")
     own = given.pop(STAGES, {})
     _check_names(blocks, own, given)
     common = {key: value for key, value in written.items() if key != STAGES}
@@ -89,13 +92,13 @@ def load_pipeline(files: Sequence[str | Path], overrides: Sequence[str] = ()) ->
 
 
 def _split(files: Sequence[str | Path]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The merged files up to the last one with stages, and the merged files after it, which apply to every stage."""
+    """The merged files up to the last one with ``stages``, and the merged files after it, which apply to all stages."""
     last = max(index for index, file in enumerate(files) if STAGES in merge_layers([file]))
     return merge_layers(files[: last + 1]), merge_layers(files[last + 1 :])
 
 
 def _check_names(blocks: dict[str, Any], own: Any, given: dict[str, Any]) -> None:
-    """Refuses overrides of stages that do not exist."""
+    """Raise an error if ``own`` or ``given`` overrides the stages incorrectly, e.g. a stage that does not exist."""
     if not isinstance(own, dict):
         raise ConfigError(f"{STAGES}: override single values, as in {STAGES}.{next(iter(blocks))}.trainer.max_steps=10")
     for name, block in own.items():
@@ -114,7 +117,7 @@ def _check_names(blocks: dict[str, Any], own: Any, given: dict[str, Any]) -> Non
 
 
 def _located(line: str, names: list[str], count: int) -> str:
-    """A problem once if all ``count`` stages have it, else once per stage with the stage in front."""
+    """The line, unchanged if all ``count`` stages have this problem; otherwise one line per stage, with its name."""
     if len(names) == count:
         return line
     return "\n".join(at_stage(name, line) for name in names)
@@ -123,7 +126,7 @@ def _located(line: str, names: list[str], count: int) -> str:
 def _merged(
     common: dict[str, Any], block: dict[str, Any], given: dict[str, Any], own: dict[str, Any], previous: str | None
 ) -> dict[str, Any]:
-    """The merged layers of a stage; without an ``init_from`` of its own it starts from the ``previous`` stage."""
+    """The merged layers of a stage; if ``system.init_from`` is not set, it refers to the ``previous`` stage."""
     merged: dict[str, Any] = merge(common, block)
     if "name" in common:
         merged["name"] = common["name"]  # rather than the name of an included recipe

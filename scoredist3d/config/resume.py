@@ -1,4 +1,4 @@
-"""The configuration of a resumed run: its own one, merged with new files and overrides, with its schedules kept."""
+"""Configuration of a resumed run: the stored one, merged with new files and overrides, with unchanged schedules."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from scoredist3d.config.validation import load_plain, resolve_run
 def resumed_layers(
     stored: str | Path, files: Sequence[str | Path] = (), overrides: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Merged layers of a resumed run, interpolations kept.
+    """Merged layers of a resumed run, with unresolved interpolations.
 
-    A new number of steps does not move the run's schedules: ``${trainer.max_steps}`` still stands for the earlier
-    number (``trainer.schedule_steps``), unless ``files`` or ``overrides`` set ``trainer.schedule_steps``.
+    A new number of steps does not change the schedules: unless ``files`` or ``overrides`` set
+    ``trainer.schedule_steps``, it is set to the earlier number, which remains the value of ``${trainer.max_steps}``.
 
     Args:
         stored: The config file of the run.
-        files: Further config files; later ones win.
-        overrides: ``key.path=value``.
+        files: Further config files; later ones take precedence.
+        overrides: Strings ``key.path=value``.
 
     Raises:
         ConfigError: As for :func:`scoredist3d.config.loader.load`.
@@ -37,11 +37,11 @@ def resumed_layers(
 
 
 def resumed_stages(pipeline: Pipeline, resolved: Mapping[str, str | Path]) -> dict[str, dict[str, Any]]:
-    """Merged layers of the stages of a resumed pipeline, schedules kept as by :func:`resumed_layers`.
+    """Merged layers of the stages of a resumed pipeline, with unchanged schedules as in :func:`resumed_layers`.
 
     Args:
         pipeline: The pipeline with the new files and overrides.
-        resolved: Resolved config files of the stages that have begun, by name of the stage.
+        resolved: Resolved config files of the stages that have started, by name of the stage.
     """
     stages = dict(pipeline.written[STAGES])
     for name, file in resolved.items():
@@ -58,9 +58,9 @@ def load_resumed(
 
 
 def changed_schedules(before: Any, after: Any, step: int, path: str = "") -> list[str]:
-    """``key old -> new`` of every schedule whose value at ``step`` differs between two configurations.
+    """A line ``key old -> new`` for every schedule whose value at ``step`` differs between two configurations.
 
-    Only keys that both configurations have are compared.
+    Only keys that are present in both configurations are compared.
     """
     if isinstance(before, Schedule) and isinstance(after, Schedule):
         old, new = before(step), after(step)

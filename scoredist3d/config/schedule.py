@@ -1,4 +1,4 @@
-"""Values that change with the optimiser step."""
+"""Values that change with the optimizer step."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class Segment:
     p = (step - start) / (end - start):
 
     * ``linear`` interpolates in p;
-    * ``cosine`` in (1 - cos pi p) / 2, flat at both ends;
-    * ``exp`` geometrically, so both values must be positive;
-    * ``sqrt`` in sqrt(p) (HiFA's annealing);
-    * ``step`` keeps ``start_value`` and jumps at ``end``.
+    * ``cosine`` interpolates in (1 - cos pi p) / 2, which is flat at both ends;
+    * ``exp`` interpolates geometrically, so both values must be positive;
+    * ``sqrt`` interpolates in sqrt(p) (HiFA's annealing);
+    * ``step`` stays at ``start_value`` and jumps to ``end_value`` at ``end``.
     """
 
     start_value: float
@@ -33,7 +33,7 @@ class Segment:
     shape: str = "linear"
 
     def __call__(self, step: int) -> float:
-        """The value at an optimiser step."""
+        """The value at an optimizer step."""
         if step >= self.end:
             return self.end_value
         if step <= self.start or self.shape == "step":
@@ -48,32 +48,32 @@ class Segment:
         return self.start_value + (self.end_value - self.start_value) * p
 
     def to_config(self) -> dict[str, Any]:
-        """The mapping that parses back to this segment."""
+        """The mapping that parses to this segment."""
         return dict(zip(KEYS, (self.start_value, self.end_value, self.start, self.end, self.shape), strict=True))
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """A number that may depend on the optimiser step: a constant, or one or more :class:`Segment` s in order.
+    """A number that may depend on the optimizer step: a constant, or one or more :class:`Segment` s in order.
 
-    Between two segments the value stays at the end of the earlier one. :meth:`parse` lists the forms in a config.
+    Between two segments, the value is the end value of the earlier one. :meth:`parse` lists the forms in a config file.
 
     Attributes:
-        segments: At least one; each starts at or after the end of the one before.
+        segments: One or more segments; each starts at or after the end of the previous one.
     """
 
     segments: tuple[Segment, ...]
 
     @classmethod
     def constant(cls, value: float) -> Schedule:
-        """The same value at every step."""
+        """A schedule with the same value at every step."""
         return cls.ramp(value, value)
 
     @classmethod
     def ramp(
         cls, start_value: float, end_value: float, start: int = 0, end: int = 0, shape: str = "linear"
     ) -> Schedule:
-        """A schedule of one segment."""
+        """A schedule with one segment."""
         return cls((Segment(float(start_value), float(end_value), start, end, shape),))
 
     @classmethod
@@ -85,14 +85,14 @@ class Schedule:
 
                 * a number;
                 * ``{from, to, start, end, shape}``, where ``start`` is 0 and ``shape`` linear by default;
-                * a list of such blocks; by default, ``from`` and ``start`` of a later one are ``to`` and ``end`` of the
-                  one before;
+                * a list of such blocks; by default, ``from`` and ``start`` of a block are ``to`` and ``end`` of the
+                  previous one;
                 * key points ``[[step, value], ...]``, with linear interpolation between them;
-                * ``[start_step, from, to, end_step]``, which may go on with further pairs ``to, end_step``, the form of
-                  threestudio.
+                * ``[start_step, from, to, end_step]``, the form of threestudio; each further pair ``to, end_step``
+                  adds a segment.
 
         Raises:
-            ValueError: Not one of these forms; the message says which part is wrong.
+            ValueError: The value has none of these forms; the message names the wrong part.
         """
         if isinstance(value, Schedule):
             return value
@@ -107,12 +107,12 @@ class Schedule:
                 return cls(_from_points(value))
             return cls(_from_flat_list(list(value)))
         raise ValueError(
-            "a schedule is a number, a block {from, to, start, end, shape}, a list of blocks, key points "
+            "a schedule must be a number, a block {from, to, start, end, shape}, a list of blocks, key points "
             f"[[step, value], ...] or [start_step, from, to, end_step], got {value!r}"
         )
 
     def __call__(self, step: int) -> float:
-        """The value at an optimiser step."""
+        """The value at an optimizer step."""
         current = self.segments[0]
         for segment in self.segments[1:]:
             if segment.start > step:
@@ -122,12 +122,12 @@ class Schedule:
 
     @property
     def values(self) -> tuple[float, ...]:
-        """The values at the ends of all segments, in order; every value lies between the smallest and the largest."""
+        """Start and end value of each segment, in order; their range bounds the schedule at every step."""
         return tuple(value for segment in self.segments for value in (segment.start_value, segment.end_value))
 
     @property
     def steps(self) -> tuple[int, ...]:
-        """The steps at which segments start and end, in order."""
+        """Start and end step of each segment, in order."""
         return tuple(step for segment in self.segments for step in (segment.start, segment.end))
 
     @property
@@ -161,7 +161,7 @@ class Schedule:
         return all(later <= earlier for earlier, later in pairwise(self.values))
 
     def to_config(self) -> Any:
-        """The plainest form that parses back to this schedule."""
+        """The simplest config value that parses to this schedule."""
         if self == Schedule.constant(self.start_value):
             return self.start_value
         blocks = [segment.to_config() for segment in self.segments]
@@ -169,7 +169,7 @@ class Schedule:
 
 
 def _segments(blocks: Iterable[dict[str, Any]]) -> tuple[Segment, ...]:
-    """Checked segments of blocks ``{from, to, start, end, shape}``; the end of one is the default start of the next."""
+    """Segments from blocks ``{from, to, start, end, shape}``; by default, each starts where the previous one ends."""
     segments: list[Segment] = []
     for block in blocks:
         defaults: dict[str, Any] = {"start": 0, "shape": "linear"}
@@ -179,7 +179,7 @@ def _segments(blocks: Iterable[dict[str, Any]]) -> tuple[Segment, ...]:
         if segments and segment.start < segments[-1].end:
             raise ValueError(
                 f"segments of a schedule must not overlap: one starts at step {segment.start}, before the end of the "
-                f"one before it, step {segments[-1].end}"
+                f"previous one, step {segments[-1].end}"
             )
         segments.append(segment)
     return tuple(segments)
@@ -226,8 +226,8 @@ def _from_flat_list(items: list[Any]) -> tuple[Segment, ...]:
     """Segments of ``[start_step, from, to, end_step, to, end_step, ...]``."""
     if len(items) < 4 or len(items) % 2 or not all(_is_number(item) for item in items):
         raise ValueError(
-            "a schedule list is [start_step, from, to, end_step], with further pairs to, end_step for more segments, "
-            f"all of them numbers; got {items!r}"
+            "a schedule list must consist of numbers: [start_step, from, to, end_step], and a further pair "
+            f"(to, end_step) for each additional segment; got {items!r}"
         )
     first = {"start": items[0], "from": items[1], "to": items[2], "end": items[3]}
     return _segments([first, *({"to": items[i], "end": items[i + 1]} for i in range(4, len(items), 2))])

@@ -26,33 +26,33 @@ ConfigT = TypeVar("ConfigT")
 
 
 def validate(plain: dict[str, Any]) -> ExperimentConfig:
-    """The typed run that a merged and resolved dictionary describes.
+    """The typed configuration of the run that a merged and resolved dictionary describes.
 
     Raises:
-        ConfigError: Unknown keys, wrong types, values out of range, unknown component names, missing keys or relations
-            that do not hold; all of them, one line each, starting with the key's path.
+        ConfigError: There are unknown or missing keys, wrong types, values out of range, unknown component names or
+            violated relations; the message lists all of them, one line each, starting with the key's path.
     """
     return parse(ExperimentConfig, plain)
 
 
 def load_experiment(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> ExperimentConfig:
-    """The typed run that files and overrides describe; see :func:`resolve_run` for interpolations.
+    """The typed configuration that files and overrides describe; see :func:`resolve_run` for interpolations.
 
     Raises:
-        ConfigError: As :func:`scoredist3d.config.loader.load` and :func:`validate`.
+        ConfigError: As for :func:`scoredist3d.config.loader.load` and :func:`validate`.
     """
     return load_plain(merge_layers(files, overrides))
 
 
 def load_plain(merged: dict[str, Any]) -> ExperimentConfig:
-    """The typed run that merged layers describe; see :func:`load_experiment`."""
+    """The typed configuration that merged layers describe; see :func:`load_experiment`."""
     return validate(resolve_run(merged))
 
 
 def resolve_run(merged: dict[str, Any]) -> dict[str, Any]:
-    """Merged layers with every interpolation replaced, over the defaults of the blocks that are not components.
+    """Merged layers with interpolations resolved; absent keys of blocks that are not components get their defaults.
 
-    ``${trainer.max_steps}`` is replaced by ``trainer.schedule_steps`` if that is set.
+    If ``trainer.schedule_steps`` is set, ``${trainer.max_steps}`` is replaced by its value.
 
     Raises:
         ConfigError: An interpolation refers to a key that does not exist.
@@ -71,9 +71,9 @@ def resolve_run(merged: dict[str, Any]) -> dict[str, Any]:
 
 
 def missing_files(config: Any, path: str = "") -> list[str]:
-    """One line for each file that a configuration names but that does not exist.
+    """One line for each file that is named in a configuration but does not exist.
 
-    Validation itself does not access the disk, so a config can be checked on another machine.
+    :func:`validate` does not check for files, so a config can also be validated on another machine.
     """
     problems: list[str] = []
     for field in own_fields(type(config)):
@@ -100,13 +100,13 @@ def parse_component(kind: str, plain: dict[str, Any]) -> Any:
     """The config of one component for ``registry.build``, as in ``parse_component("prior", {"type": "diffusers"})``.
 
     Raises:
-        ConfigError: As :func:`validate`.
+        ConfigError: As for :func:`validate`.
     """
     return parse_component_block(kind, plain)
 
 
 def dump(config: Any) -> Any:
-    """Plain dicts, lists and scalars that :func:`validate` turns into an equal configuration."""
+    """Plain dicts, lists and scalars that :func:`validate` converts to an equal configuration."""
     if isinstance(config, Schedule):
         return config.to_config()
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
@@ -126,15 +126,15 @@ def to_yaml(config: Any) -> str:
 
 
 def layers_to_yaml(merged: dict[str, Any]) -> str:
-    """Merged layers as the text of a config file, with interpolations kept.
+    """Merged layers as the text of a config file, with unresolved interpolations.
 
-    A resumed run starts from it, so overriding a value also changes the values that refer to it.
+    A resumed run reads this file, so overriding a value also changes the values that refer to it.
     """
     return yaml.dump(merged, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes lists of plain values on one line, and quotes text that looks like a number."""
+    """YAML dumper that writes lists of scalars in one line and quotes strings that look like numbers."""
 
 
 def _represent_list(dumper: _Dumper, items: list[Any]) -> yaml.Node:
@@ -143,7 +143,7 @@ def _represent_list(dumper: _Dumper, items: list[Any]) -> yaml.Node:
 
 
 def _represent_text(dumper: _Dumper, text: str) -> yaml.Node:
-    # PyYAML writes 1e-3 without quotes, which the loader reads as a number, by the rules of YAML 1.2.
+    # PyYAML writes the string 1e-3 without quotes, which the loader reads as a number, as in YAML 1.2.
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="'" if NUMBER.fullmatch(text) else None)
 
 
@@ -152,7 +152,7 @@ _Dumper.add_representer(str, _represent_text)
 
 
 def _escape(value: Any) -> Any:
-    """``value`` with ``${`` escaped in every text, so that loading does not resolve it again."""
+    """``value`` with ``${`` escaped in every string, so that loading does not resolve it again."""
     if isinstance(value, dict):
         return {key: _escape(item) for key, item in value.items()}
     if isinstance(value, list):

@@ -1,7 +1,7 @@
-"""The one place where values become typed configuration: blocks of YAML, and keywords of a ``Config`` in Python.
+"""Parser of typed configurations, from YAML blocks and from the keyword arguments of a ``Config`` in Python.
 
-The walker follows a block along the configuration dataclass of its component (``type: sds`` leads to
-``ScoreDistillationSampling.Config`` through the registry) down to the last leaf, and collects every mistake on the way.
+The walker traverses a block together with the configuration dataclass of its component (the registry maps ``type: sds``
+to ``ScoreDistillationSampling.Config``), down to single values, and collects all mistakes.
 """
 
 from __future__ import annotations
@@ -25,28 +25,28 @@ def parse_block(cls: type, value: Any, *, relations: bool = True) -> Any:
     Args:
         cls: A configuration dataclass.
         value: A mapping from keys to plain values or configurations, or an instance of ``cls`` to check.
-        relations: Whether to call ``validate`` on each block.
+        relations: Whether to check relations between fields, by calling ``validate`` on each block.
 
     Raises:
-        ConfigError: All mistakes, one line each, starting with the key's path.
+        ConfigError: There are mistakes; the message lists all of them, one line each, starting with the key's path.
     """
     walker = Walker(relations=relations)
     return walker.finished(walker.dataclass(cls, value, ""))
 
 
 def parse_component_block(kind: str, value: Any) -> Any:
-    """The configuration of one component of ``kind``; its keys are reported under the name of the kind."""
+    """The configuration of one component of ``kind``; in error messages, its keys start with the name of the kind."""
     walker = Walker()
     return walker.finished(walker.component(kind, value, None, kind))
 
 
 def from_keywords(cls: Any, values: dict[str, Any]) -> Any:
-    """What ``cls(**values)`` returns for a :class:`~scoredist3d.config.fields.Block`."""
+    """The result of ``cls(**values)`` for a :class:`~scoredist3d.config.fields.Block`."""
     return parse_block(cls, values, relations=False)
 
 
 class Walker:
-    """Walks over one value, collecting problems and the paths of all keys that exist."""
+    """Parser of one value, which collects problems and the paths of all known keys."""
 
     def __init__(self, *, relations: bool = True) -> None:
         self.relations = relations
@@ -55,10 +55,10 @@ class Walker:
         self.known_paths: list[str] = []
 
     def finished(self, config: Any) -> Any:
-        """``config``, if there was no problem.
+        """``config``, unless there were problems.
 
         Raises:
-            ConfigError: There was.
+            ConfigError: There were problems; the message lists all of them.
         """
         problems = self.all_problems()
         if problems:
@@ -66,11 +66,11 @@ class Walker:
         return config
 
     def report(self, path: str, problem: str) -> None:
-        """Add one problem of the value at ``path``."""
+        """Record a problem with the value at ``path``."""
         self.problems.append(f"{path}: {problem}" if path else problem)
 
     def all_problems(self) -> list[str]:
-        """Every problem in order of discovery; hints for unknown keys need all known ones, so these are made last."""
+        """All problems, in order of discovery, including unknown keys, whose hints depend on all known keys."""
         problems = list(self.problems)
         for position, path, key, value, siblings in reversed(self.unknown):
             hint = self._hint(key, siblings)
@@ -84,7 +84,7 @@ class Walker:
         return registry.near_matches(key, siblings) or f" Known keys: {', '.join(siblings) or 'none'}"
 
     def dataclass(self, cls: Any, value: Any, path: str, base: Any = None) -> Any:
-        """A new instance of ``cls``, or ``None`` after reporting why not. Absent keys come from ``base``, if given."""
+        """A new instance of ``cls``, or None if problems were recorded; absent keys are taken from ``base``."""
         if isinstance(value, cls):
             cls, value = type(value), {field.name: getattr(value, field.name) for field in own_fields(type(value))}
         if not isinstance(value, dict):
@@ -115,7 +115,7 @@ class Walker:
     def _current_keys(
         self, fields: Sequence[dataclasses.Field[Any]], block: dict[str, Any], path: str
     ) -> dict[str, Any]:
-        """``block`` with the earlier keys of fields replaced by their present names."""
+        """``block`` with earlier names of fields replaced by their current names."""
         current = {old: field.name for field in fields for old in field.metadata.get("aliases", ()) if old in block}
         for old, new in current.items():
             registry.report_alias(join_path(path, old), join_path(path, new))
@@ -124,14 +124,14 @@ class Walker:
         return {current.get(key, key): value for key, value in block.items()}
 
     def _checked(self, config: Any, path: str) -> Any:
-        """``config``, after its own ``validate`` (relations between fields) has reported its problems."""
+        """``config``; problems found by its ``validate`` method (relations between fields) are recorded."""
         check = getattr(config, "validate", None) if self.relations else None
         for problem in check() if check else []:
             self.problems.append(join_path(path, problem))
         return config
 
     def field(self, field: dataclasses.Field[Any], hint: Any, value: Any, path: str, base: Any) -> Any:
-        """The value of one field from what was given for it (``MISSING`` if nothing was)."""
+        """The parsed value of one field; ``value`` is the given value, or ``MISSING`` if there is none."""
         if isinstance(value, str) and value == MISSING_MARK:
             return self._missing(field, path)
         default = default_value(field, base)
@@ -159,7 +159,7 @@ class Walker:
             return None
 
     def _nested(self, cls: type, value: Any) -> Any:
-        """A dataclass inside a list, a dict or an optional field."""
+        """Parse a dataclass inside a list, a dict or an optional field."""
         walker = Walker(relations=self.relations)
         config = walker.dataclass(cls, value, "")
         problems = walker.all_problems()
@@ -172,7 +172,7 @@ class Walker:
         self.report(path, f"is required but missing; set it in a config file or on the command line: {example}")
 
     def component(self, kind: str, value: Any, default_type: str | None, path: str) -> Any:
-        """The config of the class that ``value['type']`` names, or a new one equal to the config ``value``."""
+        """The config of the component that ``value['type']`` names, or a checked copy if ``value`` is a config."""
         if isinstance(value, ComponentConfig):
             return self._component_instance(kind, value, path)
         if value is None and default_type is None:
@@ -200,7 +200,7 @@ class Walker:
         return self.dataclass(type(config), config, path)
 
     def component_map(self, field: dataclasses.Field[Any], value: Any, path: str) -> dict[str, Any]:
-        """Blocks by name; a bare value is the block's shorthand key, and ``null`` takes an entry out."""
+        """The configs by name; a bare value is a block with only the shorthand key, and ``null`` removes an entry."""
         kind, shorthand = field.metadata["component_map"], field.metadata["shorthand"]
         if value is None:
             return {}
@@ -232,7 +232,7 @@ def block_class(hint: Any) -> type | None:
 
 
 def default_value(field: dataclasses.Field[Any], base: Any = None) -> Any:
-    """The field's value in the instance ``base``, if given, else its own default; ``MISSING`` if it is required."""
+    """The field's value in ``base``, if given, otherwise its default; ``MISSING`` if it is required."""
     if base is not None:
         return getattr(base, field.name)
     if field.default_factory is not MISSING:

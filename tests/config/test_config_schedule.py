@@ -150,9 +150,9 @@ def test_properties_of_schedules_of_many_segments(seed: int) -> None:
         ([[0, 1], [5, 2, 3]], r"a key point of a schedule is \[step, value\] with two numbers, got \[5, 2, 3\]"),
         ([[5, 1], [0, 2]], "must not decrease, got 0 after 5"),
         ([[0.5, 1], [2, 2]], "steps must be whole numbers"),
-        ([0, 1, 2, 3, 4], "with further pairs to, end_step"),
-        ([{"from": 1, "to": 2, "end": 9}, [5, 2]], "a schedule list is"),
-        ([], "a schedule is a number, a block"),
+        ([0, 1, 2, 3, 4], r"and a further pair \(to, end_step\) for each additional segment"),
+        ([{"from": 1, "to": 2, "end": 9}, [5, 2]], "a schedule list must consist of numbers"),
+        ([], "a schedule must be a number, a block"),
     ],
 )
 def test_a_wrong_part_of_a_schedule_is_named(value: Any, message: str) -> None:

@@ -194,8 +194,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"system": {"guidance": {"guidance_scale": [0, 1, 2]}}},
-        "system.guidance.guidance_scale: a schedule list is [start_step, from, to, end_step], with further "
-        "pairs to, end_step for more segments, all of them numbers; got [0, 1, 2]",
+        "system.guidance.guidance_scale: a schedule list must consist of numbers: [start_step, from, to, "
+        "end_step], and a further pair (to, end_step) for each additional segment; got [0, 1, 2]",
     ),
     (
         {"system": {"loss": {"sparsity": -1}}},
@@ -214,7 +214,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ),
     ({"prompt": " "}, 'prompt: must not be empty; give it as prompt="a red mug"'),
     ({"name": "a/b"}, "name: must be one folder name without slashes, got 'a/b'"),
-    ({"test": {"width": 33}}, "test.width: must be even, got 33"),
+    ({"test": {"width": 33}}, "test.width: must be even for mp4, got 33"),
     (
         {"system": {"guidance": {"t_range": [0.9, 0.1]}}},
         "system.guidance.t_range: the first value must not exceed the second, got [0.9, 0.1]",
