@@ -141,7 +141,7 @@ class System(nn.Module, ABC):
         raise ValueError("system.init_from: this system cannot start from another run; remove the option")
 
     def check_finite(self) -> None:
-        """Wait for the results of the guidances' pending finite checks.
+        """Wait for the results of the guidances' pending checks for NaN and infinity.
 
         Raises:
             NonFiniteError: A check found a non-finite value.

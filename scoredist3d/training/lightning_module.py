@@ -1,4 +1,4 @@
-"""Lightning module around a system: automatic optimization, learning rates and finite checks."""
+"""Lightning module around a system: automatic optimization, learning rates and checks for NaN and infinity."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ class TrainingModule(pl.LightningModule):
             self.buffer.add(self.global_step, {"gradient_norm": total})
 
     def check_finite(self) -> None:
-        """Evaluate all pending finite checks; called before anything is logged or saved.
+        """Evaluate all pending checks for NaN and infinity; called before anything is logged or saved.
 
         Raises:
             NonFiniteError: A value is NaN or infinite; the message names the step and the loss term or tensor.
