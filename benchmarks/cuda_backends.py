@@ -5,7 +5,7 @@
 
 Runs the quickstart once per backend with the same seed (backends whose package is missing are named and left out) and
 prints time per step, the probe's reading of 8 views and the PSNR between those views and the torch run's. Rounding
-differs between backends and optimisation amplifies it, so the scenes agree as two good solutions do, not bit by bit;
+differs between backends and optimization amplifies it, so the scenes agree as two good solutions do, not bit by bit;
 that single renders and gradients agree is tested in ``tests/ops`` and ``tests/renderers``.
 """
 
@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
     print(
         f"\n{torch.cuda.get_device_name(device)}, torch {torch.__version__}, {arguments.prompt!r}, {NUM_VIEWS} views\n"
     )
-    print("| hash grid | marching, compositing | ms/step | category | colour | IoU | PSNR against torch, dB |")
+    print("| hash grid | marching, compositing | ms/step | category | color | IoU | PSNR against torch, dB |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for grid, march, milliseconds, category, color, iou, psnr in rows:
         same = "-" if psnr > 90 else f"{psnr:.1f}"

@@ -4,7 +4,7 @@
     python benchmarks/export_quality.py
     python benchmarks/export_quality.py --views 8 --size 256 exporter.texture_size=2048
 
-Each object is a signed distance and a colour in closed form. Its GLB is read by trimesh and rendered by the small ray
+Each object is a signed distance and a color in closed form. Its GLB is read by trimesh and rendered by the small ray
 caster below, which shares no code with the package: PSNR is against the object's own views (sphere tracing of the
 distance), over a white background. The Chamfer distance is the mean distance of points of the file to the true surface
 and of points of the true surface to the file, in scene units (the ball's radius is 1). Exits with 1 where a PSNR is
@@ -70,7 +70,7 @@ def smooth_color(points: Tensor) -> Tensor:
 
 
 def check_color(points: Tensor) -> Tensor:
-    """Cells of 0.2 with soft edges, two colours."""
+    """Cells of 0.2 with soft edges, two colors."""
     wave = torch.sin(points * (math.pi / 0.2) + 0.4).prod(dim=1, keepdim=True)
     share = torch.sigmoid(20.0 * wave)
     return share * points.new_tensor([0.9, 0.2, 0.1]) + (1 - share) * points.new_tensor([0.1, 0.3, 0.8])

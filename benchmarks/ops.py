@@ -61,9 +61,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--per-level-scale", type=float, default=1.5)
     parser.add_argument("--rays", type=int, default=4096)
     parser.add_argument("--step-size", type=float, default=2 / 64)
-    parser.add_argument("--views", type=int, default=1, help="images at once, rasterised and splatted")
+    parser.add_argument("--views", type=int, default=1, help="images at once, rasterized and splatted")
     parser.add_argument("--subdivisions", type=int, default=5, help="of the sphere: 20 * 4^this triangles")
-    parser.add_argument("--image-sizes", type=int, nargs="+", default=[256, 512], help="pixels per side, rasterised")
+    parser.add_argument("--image-sizes", type=int, nargs="+", default=[256, 512], help="pixels per side, rasterized")
     parser.add_argument("--splats", type=parse_size, nargs="+", metavar="GAUSSIANS@PIXELS", help="for example 5000@128")
     parser.add_argument("--tetrahedra", type=int, nargs="+", default=[32, 64, 128], help="steps along an axis, even")
     parser.add_argument("--flexicubes", type=int, nargs="+", default=[32, 64], help="cubes along an axis")
@@ -127,7 +127,7 @@ def make_spec(arguments: argparse.Namespace) -> HashGridSpec:
 
 
 def ray_points(count: int, generator: torch.Generator) -> torch.Tensor:
-    """Points along rays through the unit cube, 64 on each: neighbours share cells, as they do in rendering."""
+    """Points along rays through the unit cube, 64 on each: neighbors share cells, as they do in rendering."""
     rays = -(-count // 64)
     ends = torch.rand(2, rays, 1, 3, generator=generator)
     along = torch.linspace(0, 1, 64)[None, :, None]
@@ -214,7 +214,7 @@ def compositing_rows(arguments: argparse.Namespace, device: torch.device) -> Ite
     samples = ray_marching.march_rays(*rays, radius=1.0, step_size=arguments.step_size)
     densities = (20 * torch.rand(len(samples), generator=generator) ** 4).to(device).requires_grad_()
     colors = torch.rand(len(samples), 3, generator=generator).to(device).requires_grad_()
-    size = f"compositing {len(samples)} intervals, colour and opacity"
+    size = f"compositing {len(samples)} intervals, color and opacity"
     for name in usable(compositing.BACKENDS, device):
         image = partial(composite_and_differentiate, samples=samples, backend=name)
         yield f"{size}: forward", name, partial(image, densities.detach(), colors.detach())

@@ -1,4 +1,4 @@
-"""Rows of ``ops.py`` for meshes: rasterisation, iso-surfaces, distance."""
+"""Rows of ``ops.py`` for meshes: rasterization, iso-surfaces, distance."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ def rasterize_rows(arguments: argparse.Namespace, device: torch.device) -> Itera
         clip = to_clip(vertices, projection)
         for name in names:
             visible = partial(rasterize.rasterize, clip, faces, size, size, backend=name)
-            yield f"rasterise {label}: forward", name, visible
+            yield f"rasterize {label}: forward", name, visible
         for name, pipeline in pipelines:
-            operator = f"rasterise, interpolate, antialias {label}"
+            operator = f"rasterize, interpolate, antialias {label}"
             yield f"{operator}: forward", name, partial(pipeline, vertices, projection, size)
             learn = partial(draw_and_differentiate, pipeline, moving, projection, size)
             yield f"{operator}: + vertex gradient", name, learn
@@ -109,7 +109,7 @@ def tetrahedra_rows(arguments: argparse.Namespace, device: torch.device) -> Iter
 
 
 def flexicubes_rows(arguments: argparse.Namespace, device: torch.device) -> Iterator[Row]:
-    """As in training: with weights, quads cut in four, and the deviation that a regulariser takes."""
+    """As in training: with weights, quads cut in four, and the deviation that a regularizer takes."""
     for resolution in arguments.flexicubes:
         grid = cubes.voxel_grid(resolution).to(device)
         weights = 0.1 * torch.randn(grid.num_cubes, 21, generator=torch.Generator().manual_seed(0))

@@ -4,8 +4,8 @@
     python benchmarks/quickstart_quality.py --out outputs/quality                 # 12 prompts x 3 seeds, on the CPU
     python benchmarks/quickstart_quality.py --out outputs/quality --gpu 0 --jobs 6
 
-Each asset is seen from 8 held-back cameras (azimuths and elevations between those of the previews) over white; the
-probe reads category and colour. Silhouettes from 12 cameras are compared with 256 random members of the category's
+Each asset is seen from 8 held-out cameras (azimuths and elevations between those of the previews) over white; the
+probe reads category and color. Silhouettes from 12 cameras are compared with 256 random members of the category's
 family: the best mean IoU is reported, with ``--rivals`` beside that of the best other family (64 members each; minutes
 on a CPU). The exported mesh is checked for holes. Writes ``quality.md``, ``quality.json`` and ``sheet.png``.
 """
@@ -133,7 +133,7 @@ def summarise(out: Path, expected: int) -> int:
     rivals = all("best_other" in row for row in rows)
     iou = "IoU (best other family)" if rivals else "IoU"
     lines = [
-        f"| prompt | seed | category | colour | {iou} | faces | watertight | GLB MiB |",
+        f"| prompt | seed | category | color | {iou} | faces | watertight | GLB MiB |",
         "| --- " * 8 + "|",
     ]
     for row in rows:
@@ -154,7 +154,7 @@ def summarise(out: Path, expected: int) -> int:
     closed = sum(row["mesh"]["watertight"] for row in rows)
     lines += [
         "",
-        f"{len(rows)} assets: category {mean('category'):.3f}, colour {mean('color'):.3f} of all views, "
+        f"{len(rows)} assets: category {mean('category'):.3f}, color {mean('color'):.3f} of all views, "
         f"IoU {mean('iou'):.2f}{other}; "
         f"{good} of {len(rows)} assets reach 0.9 in both; {closed} meshes are watertight; "
         f"{mean('seconds'):.0f} s per asset.",

@@ -6,8 +6,8 @@
     python benchmarks/representations.py --only dmtet gaussians --steps 200
 
 The object is procedural, its views come from an exact ray caster. Every representation is the fragment of
-``configs/representation`` named in the table, fitted by Adam to the squared difference of colour and coverage over its
-own backgrounds. PSNR is over 12 views that were held back, Chamfer distance (mean, both ways, in thousandths of the
+``configs/representation`` named in the table, fitted by Adam to the squared difference of color and coverage over its
+own backgrounds. PSNR is over 12 views that were held out, Chamfer distance (mean, both ways, in thousandths of the
 ball's radius) is between the exported surface and the points of the true one that can be seen from outside. Time is
 that of the steps alone (warm-up of one step left out), memory is the process's peak on a CPU and torch's peak on a GPU.
 """
@@ -109,7 +109,7 @@ def parts_of(case: Case) -> Any:
 
 
 def true_object(category: str, color: str, seed: int) -> Objects:
-    """One object of one colour with parts of another."""
+    """One object of one color with parts of another."""
     generator = torch.Generator().manual_seed(seed)
     other = (COLORS.index(color) + 3) % len(COLORS)
     return sample_objects(
@@ -202,7 +202,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--category", default="mug", choices=CATEGORIES)
     parser.add_argument("--color", default="red", choices=COLORS)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--pictures", help="folder for pictures of the held-back views")
+    parser.add_argument("--pictures", help="folder for pictures of the held-out views")
     parser.add_argument("--json", action="store_true", help="one line of figures, for one --only, in this process")
     arguments = parser.parse_args(argv)
     if arguments.json:

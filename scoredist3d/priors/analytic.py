@@ -180,11 +180,11 @@ class GaussianMixturePrior(Prior):
 def _blobs(config: GaussianMixturePrior.Config) -> Mixture:
     """Discs of four colors at two positions, as latents of the configured size."""
     side = config.image_size
-    centre = (torch.arange(side, dtype=torch.float64) + 0.5) / side * 2.0 - 1.0
+    center = (torch.arange(side, dtype=torch.float64) + 0.5) / side * 2.0 - 1.0
     means, labels = [], []
     for color, rgb in _BLOB_COLORS.items():
         for place, offset in _BLOB_PLACES.items():
-            distance = ((centre[None, :] - offset).square() + centre[:, None].square()).sqrt()
+            distance = ((center[None, :] - offset).square() + center[:, None].square()).sqrt()
             cover = ((0.45 - distance) * side / 2.0 + 0.5).clamp(0.0, 1.0)
             disc = torch.tensor(rgb, dtype=torch.float64)[:, None, None]
             means.append(2.0 * (cover * disc + (1.0 - cover) * 0.5) - 1.0)
