@@ -142,7 +142,7 @@ class PipelinePrior(Prior):
         if width != own_width:
             raise PriorError(
                 f"{key}: {name} attends to text embeddings of width {width}, but the prior's text encoder "
-                f"computes embeddings of width {own_width}; use a model of the same family"
+                f"computes {own_width}-dimensional ones; use a model of the same family"
             )
         if other.channels != self.denoiser.channels:
             raise PriorError(
