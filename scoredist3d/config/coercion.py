@@ -218,7 +218,7 @@ def _parse_dict(
     parsed = {}
     for key, item in value.items():
         if not isinstance(key, str):
-            raise Problem(f"must be {described(hint, bounds)}; the name {shown(key)} is not text, put quotes around it")
+            raise Problem(f"must be {described(hint, bounds)}; the name {shown(key)} is not text; put quotes around it")
         try:
             parsed[key] = parse_leaf(arguments[1], item, bounds, nested)
         except Problem as problem:

@@ -57,7 +57,7 @@ class PreviewConfig(Block):
 
 @dataclass
 class LogConfig(Block):
-    """Metrics of the optimization."""
+    """Options for logging the metrics of the optimization."""
 
     every_n_steps: int = option(10, "Steps between two rows of metrics.csv and TensorBoard.", ge=1)
     tensorboard: bool = option(True, "Also write TensorBoard events.")

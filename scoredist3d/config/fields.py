@@ -92,7 +92,7 @@ class Block(metaclass=_BlockType):
     """
 
     def validate(self) -> list[str]:
-        """Violated relations between fields, as one sentence each that starts with a field's name."""
+        """Violated relations between fields: one sentence for each, starting with a field's name."""
         return []
 
 

@@ -29,7 +29,7 @@ class OptimizerConfig:
     weight_decay: float = option(0.0, "Decoupled weight decay (adamw only).", ge=0)
 
     def __post_init__(self) -> None:
-        """Convert plain numbers to schedules, also if the values were not validated."""
+        """Convert plain numbers to schedules, even if the values have not been validated."""
         self.lr = Schedule.parse(self.lr)
         self.lr_groups = {name: Schedule.parse(value) for name, value in self.lr_groups.items()}
 

@@ -48,7 +48,7 @@ def source_stage(config: ExperimentConfig) -> str | None:
 
 
 def at_stage(name: str, message: str) -> str:
-    """An error message about a stage, with ``stages.<name>.`` prepended to each line, which starts with a key."""
+    """An error message about a stage: ``stages.<name>.`` is prepended to the key at the start of each line."""
     return "\n".join(f"{STAGES}.{name}.{line}" for line in message.splitlines())
 
 
@@ -98,7 +98,12 @@ def _split(files: Sequence[str | Path]) -> tuple[dict[str, Any], dict[str, Any]]
 
 
 def _check_names(blocks: dict[str, Any], own: Any, given: dict[str, Any]) -> None:
-    """Raise an error if ``own`` or ``given`` overrides the stages incorrectly, e.g. a stage that does not exist."""
+    """Check overrides of stages, both below ``stages`` (``own``) and at the top level (``given``).
+
+    Raises:
+        ConfigError: The overrides are not blocks or null, name a stage that does not exist, or lack the prefix
+            ``stages.``.
+    """
     if not isinstance(own, dict):
         raise ConfigError(f"{STAGES}: override single values, as in {STAGES}.{next(iter(blocks))}.trainer.max_steps=10")
     for name, block in own.items():

@@ -53,7 +53,8 @@ class Diffuse(Material):
         )
         evaluation: Literal["albedo", "diffuse", "textureless"] = option(
             "albedo",
-            "Content of evaluation images: the unlit albedo, or the albedo or a white surface lit from the camera.",
+            "Content of evaluation images: the unlit albedo (albedo), the albedo lit from the camera (diffuse), or a "
+            "white surface lit from the camera (textureless).",
         )
 
         def validate(self) -> list[str]:

@@ -48,7 +48,7 @@ class Latent(Material):
         """Options of latent renders."""
 
         output: Literal["latents", "rgb"] = option(
-            "latents", "Render latents, or colors through a linear map of the latents, which is then optimized."
+            "latents", "Render latents, or colors computed from them by a linear map; rgb also optimizes the map."
         )
 
     def __init__(self, config: Config, *, rng: Rng | None = None, prior: Any = None) -> None:

@@ -141,8 +141,8 @@ class PipelinePrior(Prior):
         own_width, width = (denoiser.adapter_points().text_width for denoiser in (self.denoiser, other))
         if width != own_width:
             raise PriorError(
-                f"{key}: {name} attends to text embeddings of width {width}, and the prior's text encoder computes "
-                f"{own_width}; use a model of the same family"
+                f"{key}: {name} attends to text embeddings of width {width}, but the prior's text encoder "
+                f"computes {own_width}-dimensional ones; use a model of the same family"
             )
         if other.channels != self.denoiser.channels:
             raise PriorError(

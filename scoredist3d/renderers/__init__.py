@@ -1,4 +1,4 @@
-"""Renderers: render images of a representation from cameras."""
+"""Renderers, which render images of a geometry and its material from cameras."""
 
 from scoredist3d.renderers.base import Render, Renderer
 

@@ -184,8 +184,8 @@ def clip_positions(vertices: Tensor, cameras: Cameras, radius: float) -> Tensor:
     """(B, V, 4) OpenGL clip-space positions of (V, 3) world points.
 
     The clip planes enclose the visible part of a ball of twice the ``radius``. The near plane is at a tenth of the
-    distance to the ball, because it is measured along the viewing axis, where points at the side of a wide image are
-    nearer than along their rays.
+    distance from the camera to the ball of ``radius``: clip planes bound the depth along the viewing axis, and for
+    points at the side of a wide image this depth is much smaller than the distance along the ray.
     """
     nearest, furthest = cameras.origins.norm(dim=-1).aminmax()
     near, far = (0.1 * (nearest - radius)).clamp_min(0.01 * radius), furthest + 2 * radius

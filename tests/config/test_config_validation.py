@@ -155,7 +155,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     (
         {"system": {"optimizer": {"groups": {1: 0.1}}}},
         "system.optimizer.groups: must be a mapping from names, each value a number >= 0 or a schedule "
-        "{from, to, start, end, shape}; the name 1 is not text, put quotes around it",
+        "{from, to, start, end, shape}; the name 1 is not text; put quotes around it",
     ),
     # Schedules.
     (
