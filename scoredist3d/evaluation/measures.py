@@ -127,7 +127,7 @@ def objects_of_caption(
 
 @torch.no_grad()
 def real_pictures(objects: Objects, cameras: Cameras, *, white: bool, seed: int = 0) -> Tensor:
-    """Renders (N, H, W, 3) of object i by camera i.
+    """Renders (N, H, W, 3) of each object from the camera with the same index.
 
     The background is white. With ``white=False``, the background of each image is either white or a random gray, as in
     the training data.

@@ -44,7 +44,7 @@ class Comparison(System):
         )
 
         def validate(self) -> list[str]:
-            """Problems of the block: unknown labels, or methods that are not text-to-2d systems."""
+            """Problems with the block: unknown labels, or methods that are not text-to-2d systems."""
             problems = super().validate()
             for label in self.only:
                 if label not in self.methods:

@@ -26,7 +26,7 @@ class ConversionConfig:
 
     resolution: int = option(128, "Density samples along each side of the cube around the ball.", ge=8, le=1024)
     threshold: Literal["auto"] | float = option(
-        "auto", "Density on the surface; auto determines it from the densities and reports it.", gt=0
+        "auto", "Density threshold of the surface; auto determines it from the densities and reports it.", gt=0
     )
     min_component_volume: float = option(
         0.02,

@@ -1,4 +1,4 @@
-"""A 3D scene: geometry, material, background and the renderer over them."""
+"""A 3D scene: geometry, material, background and the renderer that draws them."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ class SceneShape:
 
     @property
     def iso_level(self) -> float | None:
-        """Density on the surface; None if it has to be estimated."""
+        """Density threshold that defines the surface; None if it has to be estimated."""
         return self._geometry.iso_level
 
     @property

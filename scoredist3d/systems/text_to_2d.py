@@ -1,4 +1,4 @@
-"""Text to images: a guidance applied to free images, for comparing and teaching methods."""
+"""Text to images: a guidance applied directly to images, for comparing and teaching methods."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from scoredist3d.systems.base import GuidedSystem, SystemInputs, TrainingStep, n
 _log = logging.getLogger(__name__)
 
 
-@register("system", "text-to-2d", summary="Optimize free images that match the prompt.")
+@register("system", "text-to-2d", summary="Optimize images directly so that they match the prompt.")
 class TextTo2D(GuidedSystem):
     """Optimizes images by distillation: canvas -> (prior.encode) -> guidance.
 
@@ -42,7 +42,7 @@ class TextTo2D(GuidedSystem):
         )
 
         def validate(self) -> list[str]:
-            """Problems of the block: a geometry other than a canvas, or more particles per step than exist."""
+            """Problems with the block: a geometry other than a canvas, or more particles per step than exist."""
             problems = super().validate()
             if self.geometry is not None and self.geometry.type not in ("", "image-canvas"):
                 problems.append(f"geometry.type: text-to-2d optimizes an image-canvas, not {self.geometry.type}")

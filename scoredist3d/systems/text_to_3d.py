@@ -67,7 +67,7 @@ class TextTo3D(GuidedSystem):
         )
 
         def validate(self) -> list[str]:
-            """Problems of the block: parts that do not fit together, or an editing method without a scene to edit."""
+            """Problems with the block: parts that do not fit together, or an editing method without a scene to edit."""
             problems = super().validate()
             if self.geometry is not None and self.geometry.type == "image-canvas":
                 problems.append(

@@ -33,7 +33,10 @@ def build_optimizer(
             trainable.append((group.get("optimizer", config), {"name": group["name"], "params": params}))
     names = [group["name"] for _, group in trainable]
     if not names:
-        raise ValueError("nothing to optimize: no component of system has trainable parameters")
+        raise ValueError(
+            "nothing to optimize: no component of system has trainable parameters; "
+            "choose a geometry, material or background that has some"
+        )
     for name in config.lr_groups:
         if not any(_belongs(group, name) for group in names):
             raise ValueError(
@@ -95,7 +98,11 @@ def set_learning_rates(optimizer: torch.optim.Optimizer, config: OptimizerConfig
 
 
 def learning_rate(config: OptimizerConfig, group: str) -> Schedule:
-    """Schedule of a group: the longest key of ``lr_groups`` that is its name or a parent of it, else ``lr``."""
+    """Learning-rate schedule of a group.
+
+    It is the value of the longest key of ``lr_groups`` that is the name of the group or a dotted prefix of it, or
+    ``lr`` if there is none.
+    """
     matches = [name for name in config.lr_groups if _belongs(group, name)]
     return config.lr_groups[max(matches, key=len)] if matches else config.lr
 

@@ -20,8 +20,8 @@ class Replacement:
     Attributes:
         staging: Folder with the new files, on the same file system as ``target``.
         target: Folder of the current set.
-        replaced: Names of the files of the earlier set, all of which are kept; empty if none of them changes.
-        previous: Folder that keeps the earlier set, ``<target>/previous-<n>``; None if nothing is replaced.
+        replaced: Names of all files of the current set, even unchanged ones; empty if none of them changes.
+        previous: Folder in which the current set is kept, ``<target>/previous-<n>``; None if nothing is replaced.
     """
 
     staging: Path
@@ -36,7 +36,7 @@ class Replacement:
         Args:
             staging: Folder with the new files.
             target: Folder of the current set; it need not exist.
-            earlier: Names of files of the earlier set, in addition to those with the name of a new file.
+            earlier: Names of files of the current set; files named like a new file or a report always belong to it.
             reports: Names of files whose changes do not count as a difference, such as a report with times.
         """
         new, reports = {path.name for path in staging.iterdir()}, set(reports)

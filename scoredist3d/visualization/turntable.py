@@ -51,7 +51,7 @@ def turntable(system: HasScenes, config: TurntableConfig) -> Video:
 
 
 def animation(snapshots: Sequence[Path], least: int) -> Iterator[Tensor]:
-    """The preview images of a run as frames, repeated equally to give at least ``least`` frames."""
+    """The preview images of a run as frames, each shown the same number of times, at least ``least`` in total."""
     hold = -(-least // max(1, len(snapshots)))
     for path in snapshots:
         with Image.open(path) as image:

@@ -200,7 +200,7 @@ INLINE int64_t walk_to_silhouette(Walk *walk, int64_t face) {
 }
 
 /* out (B, 2, H, W): silhouette between each pixel and its neighbor to the right (first plane) or below (second plane):
- * 1 + 2 half-edge + (1 if the nearer surface is that of the neighbor), or 0. */
+ * 1 + 2 * half_edge + (1 if the nearer surface is that of the neighbor), or 0. */
 void sd3d_raster_silhouettes(const float *clip, const int32_t *faces, const int32_t *across, const int32_t *triangle,
                              const float *depth, int64_t *out, int64_t batch, int64_t vertices, int64_t height,
                              int64_t width, int64_t threads) {

@@ -108,7 +108,7 @@ def _find(
     clip, faces, across, triangle, depth, here, column, row, image, mask, vertical, num_vertices, height, width,
     half_width, half_height, PAIRS: tl.constexpr,
 ):  # fmt: skip
-    """Codes of the silhouettes between pixels and their neighbors: 0 or 1 + 2 half-edge + (neighbor is nearer)."""
+    """Codes of the silhouettes between pixels and their neighbors: 0 or 1 + 2 * half_edge + (neighbor is nearer)."""
     there = here + tl.where(vertical, width, 1)
     paired = mask & tl.where(vertical, row + 1 < height, column + 1 < width)
     active, swapped, face = _pair(triangle, depth, here, there, paired)

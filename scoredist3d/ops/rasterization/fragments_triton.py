@@ -190,9 +190,10 @@ def shade(clip: Tensor, faces: Tensor, triangle: Tensor) -> tuple[Tensor, Tensor
 
 
 def interpolate(attributes: Tensor, barycentric: Tensor, triangle: Tensor, corners: Tensor) -> Tensor:
-    """Interpolate attributes (V, C) or (B, V, C), with rows ``corners`` (F, 3), to (B, H, W, C).
+    """Interpolate attributes (V, C) or (B, V, C) at every pixel, (B, H, W, C).
 
-    Differentiable once, in ``attributes`` and ``barycentric``.
+    ``corners`` (F, 3) holds the attribute row of each corner of each triangle. Differentiable once, in ``attributes``
+    and ``barycentric``.
     """
     image: Tensor = _Interpolate.apply(attributes, barycentric, triangle, corners)
     return image

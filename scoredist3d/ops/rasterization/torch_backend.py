@@ -214,8 +214,8 @@ def silhouettes(clip: Tensor, faces: Tensor, across: Tensor, triangle: Tensor, d
 
     Returns:
         (B, 2, H, W) int64, for the neighbors to the right and below: 0 if there is no silhouette, otherwise
-        1 + 2 half-edge, plus 1 if the nearer surface is that of the neighbor. Edges that are closer to the direction of
-        the walk than to its normal are ignored.
+        ``1 + 2 * half_edge``, plus 1 if the nearer surface is that of the neighbor. Edges that are closer to the
+        direction of the walk than to its normal are ignored.
     """
     batch, height, width = triangle.shape
     screen = screen_positions(clip, height, width)

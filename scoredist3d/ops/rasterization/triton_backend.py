@@ -125,7 +125,10 @@ def _edge(planes, box, item, mask, k: tl.constexpr, x, y):
 
 @triton.jit
 def _draw(planes, box, item, offset, keys, mask, num_triangles, height, width):
-    """Draw the covered pixels among ``offset`` (CHUNKS, PIXELS) in the boxes of the triangles ``item`` (CHUNKS,)."""
+    """Draw the covered pixels of one chunk per row: triangle ``item`` (CHUNKS,), pixels ``offset`` (CHUNKS, PIXELS).
+
+    Offsets are row-major indices in the bounding box of the triangle.
+    """
     columns = tl.load(box + item * 8 + 2, mask=mask, other=1)[:, None]
     rows = tl.load(box + item * 8 + 6, mask=mask, other=0)[:, None]
     column = tl.load(box + item * 8, mask=mask, other=0)[:, None] + offset % columns
