@@ -35,8 +35,8 @@ def load_radiance(path: str | Path, *, key: str) -> Tensor:
             raise FieldError(f"cannot read {path}: {error}", key) from None
         return torch.from_numpy(pixels)
     if suffix not in _DISPLAY_SUFFIXES:
-        raise ValueError(
-            f"{key}: cannot read {path}: {suffix or 'a file without a suffix'} is not supported; convert it to .hdr"
+        raise FieldError(
+            f"cannot read {path}: {suffix or 'a file without a suffix'} is not supported; convert it to .hdr", key
         )
     return _load_display(path, key)
 

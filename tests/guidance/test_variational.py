@@ -209,9 +209,7 @@ def test_wrong_choices_are_refused_in_one_sentence(tiny, tmp_path):
     with pytest.raises(ValueError, match=r"^phi\.network: this prior has no network .* use network=unet"):
         build_score_model(ScoreModelConfig(network="lora"), blobs(), Rng())
     other_text = tiny_folder(tmp_path / "text", text_width=64)
-    with pytest.raises(
-        ValueError, match=r"guidance\.phi\.model: .* text embeddings of width 64, .* computes 128"
-    ):
+    with pytest.raises(ValueError, match=r"guidance\.phi\.model: .* text embeddings of width 64, .* computes 128"):
         build_score_model(ScoreModelConfig(model=str(other_text)), tiny, Rng())
     other_timesteps = tiny_folder(tmp_path / "timesteps", beta_schedule="linear")
     with pytest.raises(ValueError, match=r"guidance\.phi\.model: the noise schedule of .* is not the prior's"):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -210,12 +209,20 @@ class Guidance(nn.Module, ABC):
         self._check.collect()
 
     def begin(
-        self, z: Tensor, step: int, rng: Rng, *, particles: Sequence[int] | None = None, **extras: Tensor | None
+        self,
+        z: Tensor,
+        step: int,
+        rng: Rng,
+        *,
+        particles: Sequence[int] | None = None,
+        rgb: Tensor | None = None,
+        opacity: Tensor | None = None,
+        source: Tensor | None = None,
     ) -> StepContext:
-        """Context of a step, with timesteps drawn from ``rng``; ``extras`` are its optional tensors."""
+        """Context of a step, with timesteps drawn from ``rng``; the other arguments are those of :meth:`forward`."""
         timesteps = self.sample_timesteps(len(z), step, rng)
         shown = (0,) * len(z) if particles is None else tuple(particles)
-        return StepContext(step, timestep_tensor(timesteps, z), tuple(timesteps), rng, shown, **extras)
+        return StepContext(step, timestep_tensor(timesteps, z), tuple(timesteps), rng, shown, rgb, opacity, source)
 
     def sample_timesteps(self, batch: int, step: int, rng: Rng) -> list[float]:
         """Timesteps of a batch: uniform draws from [t_min(step), t_max(step)], quantized to those of the prior.
@@ -275,11 +282,19 @@ class Guidance(nn.Module, ABC):
 
     @torch.no_grad()
     def preview(
-        self, z: Tensor, conditions: CFGConditions, step: int, rng: Rng, *, denoise_steps: int = 15, **extras: Any
+        self,
+        z: Tensor,
+        conditions: CFGConditions,
+        step: int,
+        rng: Rng,
+        *,
+        denoise_steps: int = 15,
+        particles: Sequence[int] | None = None,
+        source: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Noisy input of a step, its one-step prediction and its full denoising, as (B, H, W, 3) images in [0, 1]."""
         z = z.detach()
-        context = self.begin(z, step, rng, **extras)
+        context = self.begin(z, step, rng, particles=particles, source=source)
         x_t = self.noisy_input(z, conditions, context)
         one_step = self.guided(x_t, conditions, context).x0
         scale = self._value("guidance_scale", step)
