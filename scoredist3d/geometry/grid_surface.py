@@ -178,8 +178,8 @@ class GridSurface(Surface):
             mesh = self._constant()
         if not len(mesh.faces):
             raise FieldError(
-                f"a grid of {self.config.resolution} cells does not resolve the source mesh; raise it, or check that "
-                "the mesh lies inside the ball of geometry.radius",
+                f"a grid of {self.config.resolution} cells per axis does not resolve the source mesh; raise it, or "
+                "check that the mesh lies inside the ball of geometry.radius",
                 "resolution",
             )
         error = float(distance_to(source.mesh, mesh.vertices).abs().mean())
@@ -223,9 +223,9 @@ class GridSurface(Surface):
         mesh = self.extract(positions, self.signed_distances())
         if not len(mesh.faces) and not self._was_empty:
             logger.warning(
-                "the surface is empty: no signed distance on the grid of %d cells is negative, so renders show only "
-                "the background; lower the learning rates of geometry.sdf and geometry.deform, or the weights of "
-                "losses that shrink the object",
+                "the surface is empty: no signed distance on the grid of %d cells per axis is negative, so renders "
+                "show only the background; lower the learning rates of geometry.sdf and geometry.deform, or the "
+                "weights of losses that shrink the object",
                 self.config.resolution,
             )
         self._was_empty = not len(mesh.faces)

@@ -314,7 +314,9 @@ class TexturedMesh(Surface):
         return DEFAULT_FACES if unwrapped and not mesh.authored else len(mesh.faces)
 
     def _with_uvs(self, mesh: Mesh, given: Mesh, problem: str, uv_changes: str) -> tuple[Mesh, str]:
-        """The mesh with its own texture coordinates if they are usable, otherwise with new ones for an image.
+        """The mesh with its own texture coordinates if they are usable, otherwise with new ones or none.
+
+        New texture coordinates are made if the features are in an image; with a field, the mesh has none.
 
         Args:
             mesh: The mesh after simplification.

@@ -34,8 +34,9 @@ class Bridge(Guidance):
 
         G = w2(t) w (eps_hat(x_t, y_target) - eps_hat(x_t, y_source)),
 
-    without classifier-free guidance and without the injected noise. It is the one-step form of a dual diffusion bridge
-    from the appearance of the renders after stage one, described in words, to good images of the prompt. The texts are
+    without classifier-free guidance and without the injected noise, where w is ``stage_two_weight`` and w2(t) is
+    ``stage_two_weighting``. It is the one-step form of a dual diffusion bridge from the appearance of the renders after
+    stage one, described in words, to good images of the prompt. The texts are
 
         y_target = prompt + target_modifier,    y_source = source_prompt, or prompt + source_modifier.
 

@@ -55,9 +55,9 @@ class DiverseScoreDistillation(TrajectoryGuidance):
     the item's view. If z = x0(u) lies on this trajectory, the step is the DDIM step from u to t (compare SDI).
     Different initial noises give different assets.
 
-    The same schedule for t_min and t_max anneals the timestep t. u is drawn from a window above t, which closes as t
-    reaches the end of its schedule. If neither the prompt nor the camera changes between steps (2D), the trajectory is
-    computed once.
+    To anneal the timestep t, set t_min and t_max to the same schedule. u is drawn from a window above t, which closes
+    as t reaches the end of its schedule. If neither the prompt nor the camera changes between steps (2D), the
+    trajectory is computed once.
 
     ``exact`` is DSD*: the ODE is solved on the timesteps of the schedule of t, and u is the timestep of the previous
     step. Plain gradient descent with a learning rate equal to the batch size, with every particle in every step, is

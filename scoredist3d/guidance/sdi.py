@@ -158,9 +158,10 @@ class ScoreDistillationViaInversion(TrajectoryGuidance):
         return NFE(forward + steps * self.guided_nfe(conditions, self._inversion_scale(ctx)))
 
     def inversion_timesteps(self, ctx: StepContext) -> list[float]:
-        """Timesteps of an inversion from the clean image to t + tau.
+        """Increasing timesteps of an inversion from the clean image to t + tau.
 
-        Between them are the timesteps below t at index 1 and at every (N / inversion_steps)-th index above it.
+        The intermediate timesteps are those below t with the indices 1, 1 + s, 1 + 2 s, ..., where the stride s is
+        N / inversion_steps, rounded down but at least 1.
         """
         grid, config = self.grid, self.config
         spacing = max(1, grid.count // config.inversion_steps)

@@ -30,7 +30,7 @@ class Distortion(Loss):
     needs = frozenset({"distortion"})
 
     def __call__(self, render: Render, geometry: Geometry, step: int, rng: Rng) -> Tensor:
-        """The mean over all pixels.
+        """The loss, averaged over all pixels.
 
         Raises:
             ValueError: The render has no map ``distortion``.

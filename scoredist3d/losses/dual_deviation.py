@@ -31,7 +31,7 @@ class DualDeviation(MeshLoss):
         """No further options."""
 
     def of_mesh(self, mesh: SurfaceMesh, adjacency: EdgeFaces, radius: float) -> Tensor:
-        """The mean over the dual vertices.
+        """The loss, averaged over the dual vertices.
 
         Raises:
             ValueError: The mesh was not extracted by FlexiCubes.

@@ -28,5 +28,5 @@ class EdgeLength(MeshLoss):
     config: Config
 
     def of_mesh(self, mesh: SurfaceMesh, adjacency: EdgeFaces, radius: float) -> Tensor:
-        """The mean over the edges."""
+        """The loss, averaged over the edges."""
         return edge_length(mesh.vertices / radius, mesh.faces, target=self.config.target, adjacency=adjacency)

@@ -40,7 +40,7 @@ class Eikonal(Loss):
     config: Config
 
     def __call__(self, render: Render, geometry: Geometry, step: int, rng: Rng) -> Tensor:
-        """The mean over the points.
+        """The loss, averaged over the points.
 
         Raises:
             ValueError: The geometry has no signed distance, or the render has no map ``position``.

@@ -35,7 +35,7 @@ class Laplacian(MeshLoss):
     config: Config
 
     def of_mesh(self, mesh: SurfaceMesh, adjacency: EdgeFaces, radius: float) -> Tensor:
-        """The mean over the vertices that belong to a face."""
+        """The loss, averaged over the vertices that belong to a face."""
         moved = mesh.vertices
         if self.config.relative and mesh.rest is not None:
             moved = moved - mesh.rest

@@ -23,5 +23,5 @@ class NormalConsistency(MeshLoss):
         """No further options."""
 
     def of_mesh(self, mesh: SurfaceMesh, adjacency: EdgeFaces, radius: float) -> Tensor:
-        """The mean over the edges with two faces."""
+        """The loss, averaged over the edges with two faces."""
         return normal_consistency(mesh.vertices, mesh.faces, adjacency=adjacency)

@@ -28,7 +28,7 @@ class Opaque(Loss):
     config: Config
 
     def __call__(self, render: Render, geometry: Geometry, step: int, rng: Rng) -> Tensor:
-        """The mean over all pixels, in nats."""
+        """The loss, averaged over all pixels, in nats."""
         opacity = render.opacity
         if opacity.dtype in (torch.float16, torch.bfloat16):
             opacity = opacity.float()  # 1 - margin would round to 1

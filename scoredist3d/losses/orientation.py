@@ -31,7 +31,7 @@ class Orientation(Loss):
     needs = frozenset({"orientation"})
 
     def __call__(self, render: Render, geometry: Geometry, step: int, rng: Rng) -> Tensor:
-        """The mean over rays with an opacity above 0.
+        """The loss, averaged over rays with an opacity above 0.
 
         Raises:
             ValueError: The render has no map ``orientation``.

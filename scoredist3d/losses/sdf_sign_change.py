@@ -25,7 +25,7 @@ class SdfSignChange(Loss):
     """Mean of H(sigmoid(s_a), sign s_b) + H(sigmoid(s_b), sign s_a) over the grid edges (a, b) where s changes sign.
 
     H is the binary cross-entropy and s the signed distance in units of the radius (Munkberg et al. 2022, equation 2).
-    The loss removes floaters and cavities, which are invisible in the images.
+    The loss removes floaters and also cavities inside the object, which are invisible in the images.
     """
 
     @dataclass
@@ -35,7 +35,7 @@ class SdfSignChange(Loss):
     applies_to = HasSDFGrid
 
     def __call__(self, render: Render, geometry: Geometry, step: int, rng: Rng) -> Tensor:
-        """The mean over the edges; 0 without sign changes.
+        """The loss, averaged over the edges; 0 without sign changes.
 
         Raises:
             ValueError: The geometry has no signed distance grid.

@@ -75,7 +75,7 @@ class SketchShape(Loss):
         self._pool: Callable[[float, int, torch.device], _Pool] = cache(self._make_pool)
 
     def __call__(self, render: Render, geometry: Geometry, step: int, rng: Rng) -> Tensor:
-        """The weighted mean over the points of the step.
+        """The loss, a weighted mean over the points of the step.
 
         Raises:
             ValueError: The geometry is not a field, or the mesh file cannot be read.

@@ -30,5 +30,5 @@ class Sparsity(Loss):
     config: Config
 
     def __call__(self, render: Render, geometry: Geometry, step: int, rng: Rng) -> Tensor:
-        """The mean over all pixels."""
+        """The loss, averaged over all pixels."""
         return (render.opacity.square() + self.config.epsilon).sqrt().mean()

@@ -33,7 +33,7 @@ class ZVariance(Loss):
     config: Config
 
     def __call__(self, render: Render, geometry: Geometry, step: int, rng: Rng) -> Tensor:
-        """The mean over the rays with an opacity above ``min_opacity``.
+        """The loss, averaged over the rays with an opacity above ``min_opacity``.
 
         Raises:
             ValueError: The render has no map ``depth_variance``.
