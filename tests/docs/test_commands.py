@@ -199,7 +199,7 @@ def test_the_example_loss_computes_something(workplace: Path) -> None:
 
 @pytest.mark.slow
 def test_the_example_in_python_trains() -> None:
-    (example,) = (block for block in blocks("python") if "scoredist3d.fit" in block)
+    (example,) = (block for block in blocks("python") if "fit(system" in block)
     assert "steps=600" in example
     names: dict[str, Any] = {}
     small = 'radius=1.0, grid={"num_levels": 2, "log2_hashmap_size": 8}), renderer=VolumeRenderer.Config(num_samples=8'
@@ -207,6 +207,17 @@ def test_the_example_in_python_trains() -> None:
     exec("from scoredist3d.renderers.volume import VolumeRenderer\n" + example, names)
     assert names["config"].loss["sparsity"].weight(600) == pytest.approx(0.1)
     assert names["system"].prompts.prompt == "a red mug"
+
+
+@pytest.mark.slow
+def test_the_python_example_of_the_readme_trains() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert "steps=320" in example
+    names: dict[str, Any] = {}
+    exec(example.replace("steps=320", "steps=1"), names)
+    assert names["config"].guidance.guidance_scale(0) == 5
+    assert all(p.grad is not None for p in names["system"].geometry.parameters())
 
 
 def test_null_takes_a_loss_out(workplace: Path) -> None:
