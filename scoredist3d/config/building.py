@@ -1,4 +1,4 @@
-"""Construction of a component from a configuration made in Python."""
+"""Construction of a component from a configuration created in Python."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def build(config: ComponentConfig, **runtime: Any) -> Any:
             for each kind.
 
     Raises:
-        ConfigError: A value of ``config`` or a relation between its values is wrong.
-        TypeError: An argument is missing, or this kind of component does not take it.
+        ConfigError: A value in ``config`` is invalid, or its values contradict each other.
+        TypeError: A required argument of the constructor is missing, or the constructor does not accept an argument.
     """
     if not isinstance(config, ComponentConfig):
         raise ConfigError(f"build needs the Config of a component, such as SDS.Config(), got {type(config).__name__}")

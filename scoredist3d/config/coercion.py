@@ -1,4 +1,4 @@
-"""Parsing of single values according to a type hint and bounds, and descriptions of the accepted values."""
+"""Conversion of single values to the type of a field, check of their bounds, and descriptions of accepted values."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from scoredist3d.registry import near_matches
 
 NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 MISSING_MARK = "???"
-"""Placeholder in a config for a value that must still be given."""
+"""Placeholder in a config for a required value that has not been set."""
 _SCHEDULE_FORM = "a schedule {from, to, start, end, shape}"
 
 Bounds = Mapping[str, float | None]
@@ -22,7 +22,12 @@ ParseNested = Callable[[type, Any], Any]
 
 
 class Problem(ValueError):
-    """Error for an invalid value of a field; ``where`` is its position in a list or mapping, or empty."""
+    """An invalid value of a field.
+
+    Attributes:
+        where: Position of the invalid item in a list or mapping, such as ``2`` or ``encoding.0``; empty if the problem
+            concerns the whole value.
+    """
 
     def __init__(self, message: str, where: str = ""):
         super().__init__(message)
@@ -32,14 +37,14 @@ class Problem(ValueError):
 def parse_leaf(hint: Any, value: Any, bounds: Bounds, nested: ParseNested) -> Any:
     """``value`` converted to the type ``hint``.
 
-    Integers are accepted as floats. A string that contains a number is accepted as a number, since YAML 1.1 reads
-    ``1e-3`` as a string. Booleans are not accepted as numbers.
+    Integers are accepted as floats. A string that represents a number is accepted as a number, since YAML 1.1
+    reads ``1e-3`` as a string. Booleans are not accepted as numbers.
 
     Args:
         hint: The type of the field.
-        value: A plain value, or a value that already has the type.
-        bounds: Bounds of every number in the value.
-        nested: Function that parses a dataclass inside the value.
+        value: A plain value, or a value that already has the type ``hint``.
+        bounds: Bounds of every number in ``value``.
+        nested: Function that converts a plain value to a dataclass; called with the dataclass and the value.
 
     Raises:
         Problem: The value has the wrong type or lies outside ``bounds``.
@@ -84,7 +89,7 @@ def described(hint: Any, bounds: Bounds) -> str:
     if origin in (list, tuple):
         return f"a list, each item {described(arguments[0], bounds)}"
     if origin is dict:
-        return f"a mapping from names, each value {described(arguments[1], bounds)}"
+        return f"a mapping from names to values, each value {described(arguments[1], bounds)}"
     if dataclasses.is_dataclass(hint):
         return f"a block ({', '.join(field.name for field in dataclasses.fields(hint) if field.init)})"
     leaves = {
@@ -104,7 +109,7 @@ def is_bare(value: Any) -> bool:
 
 
 def shown(value: Any, limit: int = 80) -> str:
-    """``value`` as text for messages: null, true and false as in YAML; long values are shortened."""
+    """``value`` as text for a message; null, true and false are written as in YAML, and long values are shortened."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     text = repr(value)
@@ -132,7 +137,7 @@ def _within(number: float, bounds: Bounds) -> bool:
 
 
 def _as_number(value: Any) -> Any:
-    """The number in ``value`` if it is a string that contains a number, otherwise ``value``."""
+    """``value`` converted to a number if it is a string that represents one, otherwise ``value`` unchanged."""
     if isinstance(value, str) and NUMBER.fullmatch(value.strip()):
         number = float(value)
         return int(number) if number.is_integer() and not re.search(r"[.eE]", value) else number
@@ -154,7 +159,7 @@ def _parse_schedule(value: Any, bounds: Bounds) -> Schedule:
     try:
         schedule = Schedule.parse(_with_numbers(value))
     except ValueError as error:
-        # A wrong number gets a message with the accepted values; a wrong schedule, one that names the wrong part.
+        # The message for a scalar lists the accepted values; the message for a list or mapping names the invalid part.
         raise Problem(str(error) if isinstance(value, (dict, list)) else wanted) from None
     if not all(_within(number, bounds) for number in schedule.values):
         raise Problem(wanted)
@@ -162,7 +167,7 @@ def _parse_schedule(value: Any, bounds: Bounds) -> Schedule:
 
 
 def _with_numbers(value: Any) -> Any:
-    """``value`` with strings that contain a number converted to numbers, also inside lists and mappings."""
+    """``value`` with all strings that represent numbers converted to numbers, also inside lists and mappings."""
     if isinstance(value, dict):
         return {key: _with_numbers(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,4 +1,4 @@
-"""Output of ``--list`` and ``--describe``: the registered components, and the fields of a component in columns."""
+"""Output of ``--list`` and ``--describe``: lists of the registered components, and tables of their fields."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ WIDTH = 120
 
 
 class Row(NamedTuple):
-    """Texts that describe one field: key, default, accepted values and help."""
+    """One field as a row of a table: key, default value, accepted values and help text."""
 
     key: str
     default: str
@@ -55,7 +55,7 @@ def describe_component(kind: str, name: str) -> str:
 
 
 def format_rows(rows: list[Row]) -> str:
-    """Rows as columns, with the help text below the accepted values."""
+    """The rows as a table with aligned columns; each help text is below the accepted values."""
     key_width = max(len("key"), *(len(row.key) for row in rows))
     default_width = min(max(len("default"), *(len(row.default) for row in rows)), 24)
     indent = " " * (2 + key_width + 2 + default_width + 2)
@@ -85,9 +85,9 @@ def _rows(cls: type, prefix: str, base: Any = None) -> Iterator[Row]:
             classes = [registry.lookup(kind, name).config_cls for name in registry.names(kind)]
             short = any(shorthand in field_types(cls) for cls in classes)
             accepts = (
-                f"{kind} names (--list {kind}), each with its {shorthand} or a block"
+                f"a mapping from {kind} names (--list {kind}) to {shorthand} values or blocks"
                 if short
-                else f"labels of your choice, each with a block whose type is a {kind} (--list {kind})"
+                else f"a mapping from labels of your choice to blocks, each with a {kind} as its type (--list {kind})"
             )
             yield Row(key, shown(dump(default)), accepts, text)
         elif nested is not None and default is not None:

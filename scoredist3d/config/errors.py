@@ -1,4 +1,4 @@
-"""Errors in the values of a configuration, with the path of the field."""
+"""Exceptions for invalid configuration values; each exception contains the path of the field."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import Self
 class FieldError(ValueError):
     """A configured value that a component cannot use.
 
-    A component raises it with a path relative to its own block (``"t_min"``). The caller prepends the path of the block
-    with :func:`under`, so that the message starts with the complete key (``system.guidance.t_min: ...``).
+    A component raises this error with a path relative to the block of the component (``"t_min"``). The caller prepends
+    the path of the block with :func:`under`, so that the message starts with the complete key
+    (``system.guidance.t_min: ...``).
 
     Attributes:
         problem: Description of the problem and its remedy, without the path.
@@ -23,12 +24,12 @@ class FieldError(ValueError):
         self.problem, self.path = problem, path
 
     def under(self, path: str) -> Self:
-        """The same error with ``path`` prepended to its path."""
+        """A copy of the error with ``path`` prepended to the path of the field."""
         return type(self)(self.problem, join_path(path, self.path))
 
 
 class ConfigError(FieldError):
-    """A mistake in a config file, a configuration made in Python, an override or the command line."""
+    """A mistake in a config file, a configuration created in Python, an override or the command line."""
 
 
 @contextmanager
@@ -50,5 +51,5 @@ def under(path: str, *, claim: bool = False) -> Iterator[None]:
 
 
 def join_path(path: str, key: str) -> str:
-    """``path.key``, or the other part if one is empty."""
+    """``path.key``; if one of the two is empty, the other one."""
     return f"{path}.{key}" if path and key else path or key

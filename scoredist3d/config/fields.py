@@ -1,8 +1,8 @@
 """Declaration of the configuration of a component.
 
-A component's nested ``Config`` is a dataclass derived from :class:`ComponentConfig`; each field is made by
-:func:`option`, :func:`component` or :func:`component_map`. The help text and the bounds given there are used by the
-validator, ``--describe`` and the documentation::
+A component's nested ``Config`` is a dataclass derived from :class:`ComponentConfig`; each field is declared with
+:func:`option`, :func:`component` or :func:`component_map`. The validator, ``--describe`` and the documentation use the
+help text and the bounds of the declaration::
 
     @dataclass
     class Config(ComponentConfig):
@@ -11,8 +11,8 @@ validator, ``--describe`` and the documentation::
         geometry: ComponentConfig = component("geometry", "implicit-volume", "Representation that is optimized.")
         loss: dict[str, ComponentConfig] = component_map("loss", "Regularizers by name.")
 
-Calling a ``Config`` in Python parses its keyword arguments like a YAML block: plain numbers become schedules, absent
-blocks get their default component, and a wrong keyword, type or value raises
+Calling a ``Config`` in Python parses its keyword arguments like a YAML block: plain numbers become schedules in
+fields of that type, absent blocks get their default component, and an invalid keyword, type or value raises
 :class:`~scoredist3d.config.errors.ConfigError`.
 """
 
@@ -46,10 +46,10 @@ MISSING = dataclasses.MISSING
 
 @functools.cache
 def field_types(cls: type) -> dict[str, Any]:
-    """The resolved type of every field of a dataclass, by name; annotations may be strings.
+    """Mapping from the field names of a dataclass to the resolved types; annotations may be strings.
 
-    Names are looked up in the module and in the enclosing classes of the definition, so a ``Config`` may refer to a
-    dataclass in the same class.
+    Names in annotations are looked up in the module and in the classes that enclose the dataclass, so a ``Config`` may
+    refer to another dataclass that is nested in the same class.
     """
     surroundings: dict[str, Any] = {}
     for base in reversed(cls.__mro__):
@@ -63,7 +63,7 @@ def field_types(cls: type) -> dict[str, Any]:
 
 
 _parser: list[Callable[[Any, dict[str, Any]], Any]] = []
-"""The function that parses keyword arguments; set by :mod:`scoredist3d.config.walker`, which depends on this module."""
+"""Holder of the function that parses keyword arguments, which :mod:`scoredist3d.config.walker` sets when imported."""
 
 
 def set_parser(parse: Callable[[Any, dict[str, Any]], Any]) -> None:
@@ -74,13 +74,13 @@ def set_parser(parse: Callable[[Any, dict[str, Any]], Any]) -> None:
 class _BlockType(type):
     """Metaclass of blocks: calling a block class parses the keyword arguments."""
 
-    if not TYPE_CHECKING:  # type checkers see the dataclass's own signature
+    if not TYPE_CHECKING:  # type checkers see the signature of the dataclass
 
         def __call__(cls, **values: Any) -> Any:
             return _parser[0](cls, values)
 
     def construct(cls, values: dict[str, Any]) -> Any:
-        """An instance with the given ``values`` of all fields, which are neither checked nor converted."""
+        """An instance with ``values``, one for each field, which are neither checked nor converted."""
         return type.__call__(cls, **values)
 
 
@@ -92,7 +92,7 @@ class Block(metaclass=_BlockType):
     """
 
     def validate(self) -> list[str]:
-        """Violated relations between fields: one sentence for each, starting with a field's name."""
+        """One message for each violated relation between fields; a message starts with the name of a field."""
         return []
 
 
@@ -102,7 +102,7 @@ class ComponentConfig(Block):
 
     Attributes:
         kind: Registry kind of the component; set on the class by ``register``, empty on unregistered classes.
-        type: Registry name of the component; set in the same way.
+        type: Registry name of the component; set on the class by ``register``, empty on unregistered classes.
     """
 
     kind: ClassVar[str] = ""
@@ -122,17 +122,18 @@ def option(
     aliases: Sequence[str] = (),
     choices: Callable[[], Sequence[str]] | None = None,
 ) -> Any:
-    """A leaf field of a configuration dataclass.
+    """A field of a configuration dataclass that holds a plain value rather than a component.
 
     Args:
-        default: The default value; lists and dicts are copied per instance. Without a default the field is required.
-        help: Description of the field, for ``--describe``.
+        default: The default value; lists and dicts are copied for each instance. A field without a default is
+            required.
+        help: Description of the field, shown by ``--describe``.
         ge, gt, le, lt: Bounds of a number, of every element of a list or tuple, and of every value of a schedule.
-        example: Example shown in the error message if a required field is missing.
+        example: Example override shown in the error message if the field is required but missing.
         file: Whether the value is the path of a file that a run reads.
-        aliases: Earlier keys of the field, which keep working.
+        aliases: Earlier names of the field, which are still accepted.
         choices: Function that returns the strings that the field accepts; called at validation, because user packages
-            may register more of them.
+            may register further ones.
     """
     metadata = {
         "help": help,
@@ -150,9 +151,11 @@ def option(
 
 
 def accepted_type(field: dataclasses.Field[Any], hint: Any) -> Any:
-    """The type that values of a field must have: ``hint``, with ``str`` narrowed to the field's choices, if it has any.
+    """The type that values of a field must have: ``hint``, with ``str`` narrowed to the choices of the field, if any.
 
-    ``hint`` is the field's resolved type, ``str`` or ``list[str]`` if the field has choices.
+    Args:
+        field: A field of a configuration dataclass.
+        hint: The resolved type of the field; ``str`` or ``list[str]`` if the field has choices.
     """
     choices = field.metadata.get("choices")
     if choices is None:
@@ -162,10 +165,10 @@ def accepted_type(field: dataclasses.Field[Any], hint: Any) -> Any:
 
 
 def component(kind: str, default_type: str | None, help: str = "") -> Any:
-    """A block whose ``type`` names a registered component of ``kind``.
+    """A field for a block whose ``type`` names a registered component of ``kind``.
 
-    A block without a type and an absent block have the type ``default_type``. With ``default_type=None``, the block is
-    optional, and its value is None if it is absent.
+    ``default_type`` is the type of a block without ``type`` and of an absent block. With ``default_type=None``, the
+    block is optional, and the value of the field is None if the block is absent.
     """
     return dataclasses.field(
         default=None, metadata={"help": help, "component": kind, "default_type": default_type}, kw_only=True
@@ -173,7 +176,11 @@ def component(kind: str, default_type: str | None, help: str = "") -> Any:
 
 
 def component_map(kind: str, help: str = "", *, shorthand: str = "weight") -> Any:
-    """A mapping from registered names of ``kind`` to their blocks; a bare number or schedule sets ``shorthand``."""
+    """A field for a mapping from names to blocks of components of ``kind``.
+
+    The type of a block without ``type`` is its name in the mapping. A number or schedule in place of a block stands for
+    a block in which only the key ``shorthand`` is set.
+    """
     return dataclasses.field(
         default_factory=dict, metadata={"help": help, "component_map": kind, "shorthand": shorthand}, kw_only=True
     )

@@ -2,8 +2,8 @@
 
 Layers are merged in this order, and later ones take precedence: the files of ``include:``, the file itself, further
 files, and the command-line overrides, which form one layer. A layer that changes the ``type`` of a block discards the
-keys of the block in earlier layers, since they belong to another class. Interpolations ``${...}`` are resolved after
-the last layer. This module does not check whether keys exist; see :mod:`scoredist3d.config.walker`.
+keys of the block in earlier layers, since those keys belong to another class. Interpolations ``${...}`` are resolved
+after the last layer. This module does not check whether keys exist; see :mod:`scoredist3d.config.walker`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from scoredist3d.registry import near_matches, report_alias, same_component
 STAGES = "stages"
 # Overrides of these keys are literal text: `prompt=a mug: blue` is a sentence, not a YAML mapping.
 TEXT_KEYS = ("prompt", "negative_prompt", "name", "tag")
-# Mappings in which an entry may be the value of one key instead of a block. Such entries are expanded before merging.
+# Paths of mappings in which an entry may be a bare value instead of a block, and the key of the block that this value
+# sets. Such entries are expanded to blocks before merging.
 SHORTHANDS: dict[tuple[str, ...], str] = {("system", "loss"): "weight"}
 
 
@@ -36,20 +37,20 @@ def load(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> dict[str
     Args:
         files: YAML files; later ones take precedence. A relative path is looked up in the working directory and its
             ``configs/``, then among the recipes that ship with the program.
-        overrides: ``key.path=value`` with the value in YAML; list items are addressed by index (``a.b.0=1``).
+        overrides: Strings ``key.path=value``, where ``value`` is YAML; list items are addressed by index (``a.b.0=1``).
 
     Returns:
         Plain dicts, lists and scalars. Values ``???`` are kept, and the validator reports them as missing.
 
     Raises:
-        ConfigError: A file is missing, includes itself or is not YAML; an override is malformed; or an interpolation
-            refers to a key that does not exist.
+        ConfigError: A file is missing, includes itself or is not valid YAML; an override is malformed; or an
+            interpolation refers to a key that does not exist.
     """
     return resolve(merge_layers(files, overrides))
 
 
 def merge_layers(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """The merged content before interpolations are resolved; arguments and errors as for :func:`load`."""
+    """The merged content before interpolations are resolved; for arguments and errors, see :func:`load`."""
     merged: dict[str, Any] = {}
     for file in files:
         for layer in _file_layers(find_config(file), ()):
@@ -59,10 +60,10 @@ def merge_layers(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> 
 
 
 def find_config(file: str | Path) -> Path:
-    """The existing config file with the path or name ``file``.
+    """The path of the existing config file that ``file`` refers to.
 
     Raises:
-        ConfigError: There is no such file; the message names similar ones.
+        ConfigError: There is no such file; the message names similar files.
     """
     file = Path(file)
     places = [Path.cwd(), Path.cwd() / "configs", shipped_root(), shipped_root() / "configs"]
@@ -77,7 +78,10 @@ def find_config(file: str | Path) -> Path:
 
 
 def merge(base: Any, layer: Any, path: tuple[str, ...] = ()) -> Any:
-    """``layer`` merged over ``base``; neither is modified. Mappings merge key by key, other values are replaced."""
+    """``layer`` merged over ``base``; neither is modified.
+
+    Mappings are merged key by key; other values are replaced.
+    """
     if isinstance(layer, dict):
         layer = _expand_shorthands(layer, path)
     if isinstance(base, list) and isinstance(layer, dict) and layer and all(_is_index(key) for key in layer):
@@ -95,7 +99,7 @@ def merge(base: Any, layer: Any, path: tuple[str, ...] = ()) -> Any:
 
 
 def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
-    """The layer given by ``key.path=value`` strings.
+    """The layer that override strings ``key.path=value`` describe.
 
     Raises:
         ConfigError: An override has no ``=``, an empty key, or a value that is not YAML.
@@ -126,16 +130,16 @@ def _override_value(override: str, parts: list[str], text: str) -> Any:
 
 
 def escape_interpolations(text: str) -> str:
-    """``text`` escaped so that :func:`resolve` returns it unchanged even if it contains ``${``."""
+    """``text`` escaped so that :func:`resolve` returns the original text even if it contains ``${``."""
     return re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + "\\${", text)
 
 
 def _file_layers(file: Path, chain: tuple[Path, ...]) -> list[dict[str, Any]]:
-    """The layers of one file, its includes first; ``chain`` lists the files that include it, outermost first."""
+    """The layers of one file and its includes, in merge order; ``chain`` lists the including files, outermost first."""
     file = file.resolve()
     if file in chain:
         trail = " -> ".join(_short(link) for link in (*chain[chain.index(file) :], file))
-        raise ConfigError(f"include cycle: {trail}")
+        raise ConfigError(f"include cycle: {trail}; remove one of these includes")
     own = _read_yaml(file)
     layers = [layer for name in _includes(own, file, "include") for layer in _included(name, file, chain)]
     stages = own.pop(STAGES, None)
@@ -152,7 +156,7 @@ def _includes(block: dict[str, Any], file: Path, key: str) -> list[str]:
     includes = block.pop("include", [])
     includes = [includes] if isinstance(includes, str) else includes
     if not isinstance(includes, list) or not all(isinstance(name, str) for name in includes):
-        raise ConfigError(f"{_short(file)}: {key} must be a list of files, got {includes!r}")
+        raise ConfigError(f"{_short(file)}: {key} must be a file or a list of files, got {includes!r}")
     return includes
 
 
@@ -161,7 +165,7 @@ def _included(name: str, file: Path, chain: tuple[Path, ...]) -> list[dict[str, 
 
 
 def _stage(block: Any, file: Path, chain: tuple[Path, ...], name: str) -> dict[str, Any]:
-    """One stage of a pipeline: its block merged over its includes, whose top-level ``???`` values are left out."""
+    """One stage of a pipeline: its block merged over the files that it includes, without top-level ``???`` values."""
     if not isinstance(block, dict):
         raise ConfigError(f"{_short(file)}: {STAGES}.{name} must be a block, got {block!r}")
     block = dict(block)
@@ -173,7 +177,7 @@ def _stage(block: Any, file: Path, chain: tuple[Path, ...], name: str) -> dict[s
             if STAGES in layer:
                 raise ConfigError(
                     f"{_short(file)}: {key} names a pipeline, but a stage is a single run; "
-                    f"include one of its stages, as in {included}#{STAGES}.{next(iter(layer[STAGES]))}"
+                    f"include one stage of the pipeline, as in {included}#{STAGES}.{next(iter(layer[STAGES]))}"
                 )
             stage = merge(stage, {key: value for key, value in layer.items() if value != MISSING_MARK})
     result: dict[str, Any] = merge(stage, _with_parts(block, file, chain, ()))
@@ -181,9 +185,9 @@ def _stage(block: Any, file: Path, chain: tuple[Path, ...], name: str) -> dict[s
 
 
 def _with_parts(block: Any, file: Path, chain: tuple[Path, ...], path: tuple[str, ...]) -> Any:
-    """``block`` with every nested ``include: file.yaml#key.path`` replaced by the block at that path in that file.
+    """``block`` with every nested ``include: file.yaml#key.path`` replaced by the named block.
 
-    Interpolations in the included block that refer to its own keys are changed to refer to the keys of the copy.
+    Interpolations that refer to keys inside the included block are changed to refer to the same keys in the copy.
     """
     if not isinstance(block, dict):
         return block
@@ -196,7 +200,7 @@ def _with_parts(block: Any, file: Path, chain: tuple[Path, ...], path: tuple[str
 
 
 def _part(name: str, file: Path, chain: tuple[Path, ...], key: str) -> dict[str, Any]:
-    """The block at ``key.path`` in a file, for a name of the form ``file.yaml#key.path``.
+    """The block that ``name`` refers to, which has the form ``file.yaml#key.path``.
 
     Raises:
         ConfigError: The file has no such block.
@@ -209,7 +213,7 @@ def _part(name: str, file: Path, chain: tuple[Path, ...], key: str) -> dict[str,
     for step in inner.split("."):
         part = part.get(step) if isinstance(part, dict) else None
     if not isinstance(part, dict):
-        raise ConfigError(f"{_short(file)}: {key} must name a block as file.yaml#key.path, got {name}")
+        raise ConfigError(f"{_short(file)}: {key} must name an existing block as file.yaml#key.path, got {name}")
     return part
 
 
@@ -232,7 +236,7 @@ def _find_include(name: str, including: Path, chain: tuple[Path, ...]) -> Path:
         return _find_include(str(renamed), including, chain)
     trail = " -> ".join([*(_short(link) for link in (*chain, including)), name])
     raise ConfigError(
-        f"{_short(including)}: included file {name} does not exist, neither next to it nor in configs/ "
+        f"{_short(including)}: included file {name} does not exist in the folder of the including file or in configs/ "
         f"({trail}).{_similar_files(Path(name))}"
     )
 
@@ -242,7 +246,7 @@ def _read_yaml(file: Path) -> dict[str, Any]:
         content = _plain(OmegaConf.load(file))
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise ConfigError(f"{_short(file)}, line {line}: not valid YAML, {_yaml_problem(error)}") from None
+        raise ConfigError(f"{_short(file)}, line {line}: not valid YAML ({_yaml_problem(error)})") from None
     except UnicodeDecodeError:
         raise ConfigError(f"{_short(file)}: not a UTF-8 text file") from None
     except (yaml.YAMLError, OmegaConfBaseException, OSError) as error:
@@ -253,7 +257,7 @@ def _read_yaml(file: Path) -> dict[str, Any]:
 
 
 def _yaml_problem(error: Exception) -> str:
-    """The error message of a parser in one line."""
+    """The message of a parser error, on one line."""
     if isinstance(error, yaml.MarkedYAMLError):
         return " ".join(part for part in (error.context, error.problem) if part)
     return str(error).strip().splitlines()[0]
@@ -278,7 +282,7 @@ def resolve(merged: dict[str, Any]) -> dict[str, Any]:
 
 
 def _resolve_node(config: Any, value: Any, path: tuple[Any, ...], problems: list[str]) -> Any:
-    """``value``, the content of ``config`` at ``path``, with interpolations resolved; errors go to ``problems``."""
+    """``value``, the content of ``config`` at ``path``, with interpolations resolved; adds errors to ``problems``."""
     if isinstance(value, dict):
         return {key: _resolve_node(config, item, (*path, key), problems) for key, item in value.items()}
     if isinstance(value, list):
@@ -291,7 +295,7 @@ def _resolve_node(config: Any, value: Any, path: tuple[Any, ...], problems: list
             node = node[key]
         return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
     except InterpolationToMissingValueError:
-        # The value that the interpolation refers to is missing, so this one is too; the validator reports both.
+        # The interpolation refers to a missing value, so this value is missing too; the validator reports both.
         return MISSING_MARK
     except OmegaConfBaseException as error:
         problems.append(f"{'.'.join(map(str, path))}: cannot resolve {value!r}: {_yaml_problem(error)}")
@@ -299,7 +303,7 @@ def _resolve_node(config: Any, value: Any, path: tuple[Any, ...], problems: list
 
 
 def _expand_shorthands(layer: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
-    key = SHORTHANDS.get(path[2:] if path[:1] == (STAGES,) else path)  # a stage is a complete config
+    key = SHORTHANDS.get(path[2:] if path[:1] == (STAGES,) else path)  # the block of a stage is a complete config
     if key is None:
         return layer
     return {name: {key: value} if is_bare(value) else value for name, value in layer.items()}

@@ -1,4 +1,4 @@
-"""Configuration of the optimizer, which every system has."""
+"""Configuration of the optimizer of a system."""
 
 from __future__ import annotations
 
@@ -11,20 +11,24 @@ from scoredist3d.config.schedule import Schedule
 
 @dataclass
 class OptimizerConfig:
-    """One optimizer over all parameter groups of a system."""
+    """The optimizer for all parameter groups of a system."""
 
     name: Literal["adam", "adamw", "sgd"] = option(
         "adam",
-        "adamw adds decoupled weight decay to adam; sgd is plain gradient descent, with which the steps of "
-        "several methods equal those of a sampler.",
+        "Optimization algorithm. adamw adds decoupled weight decay to adam; sgd is plain gradient descent, for which "
+        "the steps of several methods equal the steps of a sampler.",
     )
     lr: Schedule = option(0.01, "Learning rate of the parameter groups that are not in lr_groups.", ge=0)
     lr_groups: dict[str, Schedule] = option(
         {}, "Learning rates of individual parameter groups, e.g. {geometry.encoding: 0.01, background: 0.001}.", ge=0
     )
-    betas: tuple[float, float] = option((0.9, 0.99), "Decay rates of the two moments.", ge=0, lt=1)
+    betas: tuple[float, float] = option(
+        (0.9, 0.99), "Decay rates of the first and second moment estimates.", ge=0, lt=1
+    )
     eps: float = option(
-        1e-15, "Added to the square root of the second moment; small because hash-grid gradients are small.", gt=0
+        1e-15,
+        "Constant added to the square root of the second moment; small because hash-grid gradients are small.",
+        gt=0,
     )
     weight_decay: float = option(0.0, "Decoupled weight decay (adamw only).", ge=0)
 
@@ -34,7 +38,7 @@ class OptimizerConfig:
         self.lr_groups = {name: Schedule.parse(value) for name, value in self.lr_groups.items()}
 
     def validate(self) -> list[str]:
-        """Check that weight decay is only set for an optimizer that supports it."""
+        """Check that weight decay is set only for an optimizer that supports it."""
         if self.name != "adamw" and self.weight_decay > 0:
             return [f"weight_decay: {self.weight_decay} has no effect with name={self.name}; use name=adamw"]
         return []

@@ -1,10 +1,10 @@
 """Pipelines: several runs in sequence, each of which starts from the result of the previous one.
 
-A pipeline is a config file with ``stages:``, one block per stage in order. The block of a stage is a complete config
-and may have an ``include``. Keys next to ``stages`` apply to all stages. The values of a stage take precedence over
-them, and the files after the pipeline file and the command line take precedence over both.
-``trainer.max_steps=10`` sets a value in every stage, ``stages.coarse.trainer.max_steps=10`` sets it in one, and
-``stages.coarse=null`` removes a stage.
+A pipeline is a config file with a mapping ``stages:``, which contains one block per stage, in order. The block of a
+stage is a complete config and may have an ``include``. Keys next to ``stages`` apply to all stages; keys in the block
+of a stage take precedence over them. The command line and the files after the pipeline file take precedence over both.
+The override ``trainer.max_steps=10`` sets a value in every stage, ``stages.coarse.trainer.max_steps=10`` sets it in
+one, and ``stages.coarse=null`` removes a stage.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class Pipeline:
     """Validated configurations of the stages of a pipeline.
 
     Attributes:
-        stages: Configuration of each stage, by name, in order. ``system.init_from`` is ``stage:NAME`` in a stage that
-            starts from another stage.
+        stages: Mapping from the names of the stages to their configurations, in order.
+            ``system.init_from`` is ``stage:NAME`` in a stage that starts from another stage.
         written: The merged stages before interpolations are resolved, as the content of a complete pipeline file.
     """
 
@@ -37,18 +37,18 @@ class Pipeline:
 
     @property
     def first(self) -> ExperimentConfig:
-        """The first stage; all stages use its name, tag and output_root."""
+        """The configuration of the first stage, whose name, tag and output_root apply to all stages."""
         return next(iter(self.stages.values()))
 
 
 def source_stage(config: ExperimentConfig) -> str | None:
-    """The name of the stage that ``config`` starts from; None if there is none."""
+    """The name of the stage that ``config`` starts from, or None if it does not start from a stage."""
     start = getattr(config.system, "init_from", None)
     return start.removeprefix(STAGE_PREFIX) if start is not None and start.startswith(STAGE_PREFIX) else None
 
 
 def at_stage(name: str, message: str) -> str:
-    """An error message about a stage: ``stages.<name>.`` is prepended to the key at the start of each line."""
+    """``message`` with ``stages.<name>.`` prepended to each line, since each line starts with a key of the stage."""
     return "\n".join(f"{STAGES}.{name}.{line}" for line in message.splitlines())
 
 
@@ -61,14 +61,14 @@ def load_pipeline(files: Sequence[str | Path], overrides: Sequence[str] = ()) ->
     """The pipeline that config files and overrides describe.
 
     Raises:
-        ConfigError: As for a single run, with the name of the stage in each line; or a stage is unknown or has an
-            invalid name.
+        ConfigError: The configuration of a stage is invalid (each line names the stage, unless the problem concerns all
+            stages); or a stage is unknown or has an invalid name.
     """
     written, later = _split(files)
     given = merge(later, parse_overrides(overrides))
     blocks = written.get(STAGES)
     if not isinstance(blocks, dict) or not blocks:
-        raise ConfigError(f"{STAGES}: at least one stage is needed; add a block with the name of the stage")
+        raise ConfigError(f"{STAGES}: at least one stage is required; add a block under the name of the stage")
     own = given.pop(STAGES, {})
     _check_names(blocks, own, given)
     common = {key: value for key, value in written.items() if key != STAGES}
@@ -101,11 +101,14 @@ def _check_names(blocks: dict[str, Any], own: Any, given: dict[str, Any]) -> Non
     """Check overrides of stages, both below ``stages`` (``own``) and at the top level (``given``).
 
     Raises:
-        ConfigError: The overrides are not blocks or null, name a stage that does not exist, or lack the prefix
+        ConfigError: An override is neither a block nor null, names a stage that does not exist, or lacks the prefix
             ``stages.``.
     """
     if not isinstance(own, dict):
-        raise ConfigError(f"{STAGES}: override single values, as in {STAGES}.{next(iter(blocks))}.trainer.max_steps=10")
+        raise ConfigError(
+            f"{STAGES}: must be a mapping; override single values, as in "
+            f"{STAGES}.{next(iter(blocks))}.trainer.max_steps=10"
+        )
     for name, block in own.items():
         if name not in blocks:
             raise ConfigError(f"{STAGES}.{name}: no such stage; the stages are {', '.join(blocks)}")
@@ -122,7 +125,7 @@ def _check_names(blocks: dict[str, Any], own: Any, given: dict[str, Any]) -> Non
 
 
 def _located(line: str, names: list[str], count: int) -> str:
-    """The line, unchanged if all ``count`` stages have this problem; otherwise one line per stage, with its name."""
+    """``line`` unchanged if all ``count`` stages have this problem; otherwise one line for each stage in ``names``."""
     if len(names) == count:
         return line
     return "\n".join(at_stage(name, line) for name in names)
@@ -131,10 +134,10 @@ def _located(line: str, names: list[str], count: int) -> str:
 def _merged(
     common: dict[str, Any], block: dict[str, Any], given: dict[str, Any], own: dict[str, Any], previous: str | None
 ) -> dict[str, Any]:
-    """The merged layers of a stage; if ``system.init_from`` is not set, it refers to the ``previous`` stage."""
+    """The merged layers of a stage; ``system.init_from``, if not set, becomes the ``previous`` stage."""
     merged: dict[str, Any] = merge(common, block)
     if "name" in common:
-        merged["name"] = common["name"]  # rather than the name of an included recipe
+        merged["name"] = common["name"]  # takes precedence over the name in an included recipe
     merged = merge(merge(merged, given), own)
     system = merged.setdefault("system", {})
     if previous is not None and "init_from" not in system:

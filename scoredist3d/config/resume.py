@@ -1,4 +1,4 @@
-"""Configuration of a resumed run: the stored one, merged with new files and overrides, with unchanged schedules."""
+"""Configuration of a resumed run: the stored one merged with new files and overrides, without changes to schedules."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ def resumed_layers(
 ) -> dict[str, Any]:
     """Merged layers of a resumed run, with unresolved interpolations.
 
-    A new number of steps does not change the schedules: unless ``files`` or ``overrides`` set
-    ``trainer.schedule_steps``, it is set to the earlier number, which remains the value of ``${trainer.max_steps}``.
+    A new ``trainer.max_steps`` does not change the schedules: unless ``files`` or ``overrides`` set
+    ``trainer.schedule_steps``, this function sets it to the earlier number of steps, which remains the value of
+    ``${trainer.max_steps}``.
 
     Args:
         stored: The config file of the run.
         files: Further config files; later ones take precedence.
-        overrides: Strings ``key.path=value``.
+        overrides: Strings ``key.path=value``, merged after all files.
 
     Raises:
         ConfigError: As for :func:`scoredist3d.config.loader.load`.
@@ -37,11 +38,11 @@ def resumed_layers(
 
 
 def resumed_stages(pipeline: Pipeline, resolved: Mapping[str, str | Path]) -> dict[str, dict[str, Any]]:
-    """Merged layers of the stages of a resumed pipeline, with unchanged schedules as in :func:`resumed_layers`.
+    """Merged layers of each stage of a resumed pipeline, by name; for schedules, see :func:`resumed_layers`.
 
     Args:
         pipeline: The pipeline with the new files and overrides.
-        resolved: Resolved config files of the stages that have started, by name of the stage.
+        resolved: Mapping from the names of the stages that have started to their resolved config files.
     """
     stages = dict(pipeline.written[STAGES])
     for name, file in resolved.items():
@@ -95,7 +96,7 @@ def _schedule_steps(stored: str | Path) -> Any:
 
 
 def _with_schedule_steps(merged: dict[str, Any], steps: Any) -> dict[str, Any]:
-    """``merged`` with ``trainer.schedule_steps`` set to ``steps``, or unchanged if no value depends on it."""
+    """``merged`` with ``trainer.schedule_steps`` set to ``steps``, or unchanged if no value depends on that key."""
     kept: dict[str, Any] = merge(merged, {"trainer": {"schedule_steps": steps}})
     before, after = (merge(resolve_run(layers), {"trainer": {"schedule_steps": None}}) for layers in (merged, kept))
     return merged if before == after else kept

@@ -48,15 +48,16 @@ class Segment:
         return self.start_value + (self.end_value - self.start_value) * p
 
     def to_config(self) -> dict[str, Any]:
-        """The mapping that parses to this segment."""
+        """The mapping ``{from, to, start, end, shape}`` that describes this segment in a config."""
         return dict(zip(KEYS, (self.start_value, self.end_value, self.start, self.end, self.shape), strict=True))
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """A number that may depend on the optimizer step: a constant, or one or more :class:`Segment` s in order.
+    """A number that may depend on the optimizer step: a constant, or a sequence of :class:`Segment` objects.
 
-    Between two segments, the value is the end value of the earlier one. :meth:`parse` lists the forms in a config file.
+    Between two segments, the value is the end value of the earlier one. :meth:`parse` lists the forms that a config
+    value may have.
 
     Attributes:
         segments: One or more segments; each starts at or after the end of the previous one.
@@ -78,21 +79,21 @@ class Schedule:
 
     @classmethod
     def parse(cls, value: Any) -> Schedule:
-        """A schedule from a config value.
+        """The schedule that a config value describes.
 
         Args:
             value: One of
 
                 * a number;
                 * ``{from, to, start, end, shape}``, where ``start`` is 0 and ``shape`` linear by default;
-                * a list of such blocks; by default, ``from`` and ``start`` of a block are ``to`` and ``end`` of the
-                  previous one;
+                * a list of such blocks; by default, ``from`` and ``start`` of a block equal ``to`` and ``end`` of
+                  the previous one;
                 * key points ``[[step, value], ...]``, with linear interpolation between them;
                 * ``[start_step, from, to, end_step]``, the form of threestudio; each further pair ``to, end_step``
                   adds a segment.
 
         Raises:
-            ValueError: The value has none of these forms; the message names the wrong part.
+            ValueError: The value has none of these forms, or a part of it is invalid; the message names that part.
         """
         if isinstance(value, Schedule):
             return value
@@ -122,7 +123,7 @@ class Schedule:
 
     @property
     def values(self) -> tuple[float, ...]:
-        """Start and end value of each segment, in order; their range bounds the schedule at every step."""
+        """Start and end value of each segment, in order; the schedule never leaves the range of these values."""
         return tuple(value for segment in self.segments for value in (segment.start_value, segment.end_value))
 
     @property
@@ -169,7 +170,7 @@ class Schedule:
 
 
 def _segments(blocks: Iterable[dict[str, Any]]) -> tuple[Segment, ...]:
-    """Segments from blocks ``{from, to, start, end, shape}``; by default, each starts where the previous one ends."""
+    """Segments from blocks ``{from, to, start, end, shape}``; ``start`` is the end of the previous one by default."""
     segments: list[Segment] = []
     for block in blocks:
         defaults: dict[str, Any] = {"start": 0, "shape": "linear"}
@@ -178,8 +179,8 @@ def _segments(blocks: Iterable[dict[str, Any]]) -> tuple[Segment, ...]:
         segment = _segment(defaults | block)
         if segments and segment.start < segments[-1].end:
             raise ValueError(
-                f"segments of a schedule must not overlap: one starts at step {segment.start}, before the end of the "
-                f"previous one, step {segments[-1].end}"
+                f"segments of a schedule must not overlap: a segment starts at step {segment.start}, but the previous "
+                f"segment ends at step {segments[-1].end}"
             )
         segments.append(segment)
     return tuple(segments)
@@ -188,22 +189,22 @@ def _segments(blocks: Iterable[dict[str, Any]]) -> tuple[Segment, ...]:
 def _segment(items: dict[str, Any]) -> Segment:
     unknown = sorted(map(str, items.keys() - set(KEYS)))
     if unknown:
-        raise ValueError(f"a schedule has the keys {', '.join(KEYS)}; got {unknown[0]!r}")
+        raise ValueError(f"the keys of a schedule are {', '.join(KEYS)}; got {unknown[0]!r}")
     for key in ("from", "to", "end"):
         if key not in items:
-            raise ValueError(f"a schedule needs {key!r} (from, to, end; optionally start, shape)")
+            raise ValueError(f"a schedule requires the key {key!r} (required: from, to, end; optional: start, shape)")
     for key in ("from", "to", "start", "end"):
         if not _is_number(items[key]):
-            raise ValueError(f"a schedule's {key!r} must be a number, got {items[key]!r}")
+            raise ValueError(f"the key {key!r} of a schedule must be a number, got {items[key]!r}")
     start_value, end_value, start, end, shape = (items[key] for key in KEYS)
     if shape not in SHAPES:
-        raise ValueError(f"a schedule's shape is one of {', '.join(SHAPES)}, got {shape!r}")
+        raise ValueError(f"the shape of a schedule must be one of {', '.join(SHAPES)}, got {shape!r}")
     if start != int(start) or end != int(end) or start < 0 or end < start:
         raise ValueError(
-            f"a schedule's steps must be whole numbers with 0 <= start <= end, got start={start}, end={end}"
+            f"the steps of a schedule must be whole numbers with 0 <= start <= end, got start={start}, end={end}"
         )
     if shape == "exp" and min(start_value, end_value) <= 0:
-        raise ValueError("an exp schedule needs from > 0 and to > 0")
+        raise ValueError("a schedule of shape exp requires from > 0 and to > 0")
     return Segment(float(start_value), float(end_value), int(start), int(end), shape)
 
 
@@ -211,10 +212,10 @@ def _from_points(points: Iterable[Any]) -> tuple[Segment, ...]:
     points = list(points)
     for point in points:
         if len(point) != 2 or not all(_is_number(number) for number in point):
-            raise ValueError(f"a key point of a schedule is [step, value] with two numbers, got {point!r}")
+            raise ValueError(f"a key point of a schedule must be two numbers [step, value], got {point!r}")
     for (earlier, _), (later, _) in pairwise(points):
         if later < earlier:
-            raise ValueError(f"the steps of a schedule's key points must not decrease, got {later} after {earlier}")
+            raise ValueError(f"the steps of key points of a schedule must not decrease, got {later} after {earlier}")
     if len(points) == 1:
         points *= 2
     return _segments(

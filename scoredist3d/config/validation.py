@@ -1,7 +1,7 @@
 """Conversion between plain dictionaries and typed configuration.
 
-Parsing collects all mistakes before it raises, one line each, so that a config can be corrected in one pass. The parser
-itself is in :mod:`scoredist3d.config.walker`.
+The parser, :mod:`scoredist3d.config.walker`, collects all mistakes and raises one error with one line for each of them,
+so that a config can be corrected in one pass.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ def load_experiment(files: Sequence[str | Path], overrides: Sequence[str] = ()) 
 
 
 def load_plain(merged: dict[str, Any]) -> ExperimentConfig:
-    """The typed configuration that merged layers describe; see :func:`load_experiment`."""
+    """The typed configuration that merged layers, before interpolation, describe; see :func:`load_experiment`."""
     return validate(resolve_run(merged))
 
 
 def resolve_run(merged: dict[str, Any]) -> dict[str, Any]:
     """Merged layers with interpolations resolved; absent keys of blocks that are not components get their defaults.
 
-    If ``trainer.schedule_steps`` is set, ``${trainer.max_steps}`` is replaced by its value.
+    If ``trainer.schedule_steps`` is set, ``${trainer.max_steps}`` is resolved to the value of that key.
 
     Raises:
         ConfigError: An interpolation refers to a key that does not exist.
@@ -73,7 +73,7 @@ def resolve_run(merged: dict[str, Any]) -> dict[str, Any]:
 def missing_files(config: Any, path: str = "") -> list[str]:
     """One line for each file that is named in a configuration but does not exist.
 
-    :func:`validate` does not check for files, so a config can also be validated on another machine.
+    :func:`validate` does not check whether files exist, so a config can be validated on a machine that lacks them.
     """
     problems: list[str] = []
     for field in own_fields(type(config)):
@@ -91,7 +91,7 @@ def missing_files(config: Any, path: str = "") -> list[str]:
 
 
 def parse(cls: type[ConfigT], plain: dict[str, Any]) -> ConfigT:
-    """An instance of the configuration dataclass ``cls`` from a plain dictionary; errors as for :func:`validate`."""
+    """An instance of the configuration dataclass ``cls`` from a plain dictionary; for errors, see :func:`validate`."""
     config: ConfigT = parse_block(cls, plain)
     return config
 
@@ -106,7 +106,7 @@ def parse_component(kind: str, plain: dict[str, Any]) -> Any:
 
 
 def dump(config: Any) -> Any:
-    """Plain dicts, lists and scalars that :func:`validate` converts to an equal configuration."""
+    """``config`` as plain dicts, lists and scalars, which :func:`validate` converts to an equal configuration."""
     if isinstance(config, Schedule):
         return config.to_config()
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
@@ -121,20 +121,20 @@ def dump(config: Any) -> Any:
 
 
 def to_yaml(config: Any) -> str:
-    """The text of a complete config file, as saved with a run and printed by ``--dry-run``."""
+    """``config`` as the text of a complete config file, which is saved with a run and printed by ``--dry-run``."""
     return yaml.dump(_escape(dump(config)), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
 def layers_to_yaml(merged: dict[str, Any]) -> str:
     """Merged layers as the text of a config file, with unresolved interpolations.
 
-    A resumed run reads this file, so overriding a value also changes the values that refer to it.
+    A resumed run reads this file, so an override of a value also changes all values that refer to it.
     """
     return yaml.dump(merged, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
 class _Dumper(yaml.SafeDumper):
-    """YAML dumper that writes lists of scalars in one line and quotes strings that look like numbers."""
+    """YAML dumper that writes lists of scalars on one line and quotes strings that look like numbers."""
 
 
 def _represent_list(dumper: _Dumper, items: list[Any]) -> yaml.Node:
@@ -143,7 +143,7 @@ def _represent_list(dumper: _Dumper, items: list[Any]) -> yaml.Node:
 
 
 def _represent_text(dumper: _Dumper, text: str) -> yaml.Node:
-    # PyYAML writes the string 1e-3 without quotes, which the loader reads as a number, as in YAML 1.2.
+    # PyYAML writes the string 1e-3 without quotes, but the loader reads 1e-3 as a number, as in YAML 1.2.
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="'" if NUMBER.fullmatch(text) else None)
 
 
@@ -152,7 +152,7 @@ _Dumper.add_representer(str, _represent_text)
 
 
 def _escape(value: Any) -> Any:
-    """``value`` with ``${`` escaped in every string, so that loading does not resolve it again."""
+    """``value`` with ``${`` escaped in every string, so that loading the file returns the string unchanged."""
     if isinstance(value, dict):
         return {key: _escape(item) for key, item in value.items()}
     if isinstance(value, list):

@@ -20,7 +20,7 @@ from scoredist3d.config.schedule import Schedule
 
 
 def parse_block(cls: type, value: Any, *, relations: bool = True) -> Any:
-    """An instance of the configuration dataclass ``cls``.
+    """An instance of the configuration dataclass ``cls`` with the values in ``value``.
 
     Args:
         cls: A configuration dataclass.
@@ -28,14 +28,15 @@ def parse_block(cls: type, value: Any, *, relations: bool = True) -> Any:
         relations: Whether to check relations between fields, by calling ``validate`` on each block.
 
     Raises:
-        ConfigError: There are mistakes; the message lists all of them, one line each, starting with the key's path.
+        ConfigError: ``value`` contains mistakes; the message lists all of them, one line each, starting with the path
+            of the key.
     """
     walker = Walker(relations=relations)
     return walker.finished(walker.dataclass(cls, value, ""))
 
 
 def parse_component_block(kind: str, value: Any) -> Any:
-    """The configuration of one component of ``kind``; in error messages, its keys start with the name of the kind."""
+    """The configuration of one component of ``kind``; in error messages, the paths of its keys start with ``kind``."""
     walker = Walker()
     return walker.finished(walker.component(kind, value, None, kind))
 
@@ -46,7 +47,7 @@ def from_keywords(cls: Any, values: dict[str, Any]) -> Any:
 
 
 class Walker:
-    """Parser of one value, which collects problems and the paths of all known keys."""
+    """Parser of one configuration, which collects all problems and the paths of all known keys."""
 
     def __init__(self, *, relations: bool = True) -> None:
         self.relations = relations
@@ -55,10 +56,10 @@ class Walker:
         self.known_paths: list[str] = []
 
     def finished(self, config: Any) -> Any:
-        """``config``, unless there were problems.
+        """``config``, if no problems were recorded.
 
         Raises:
-            ConfigError: There were problems; the message lists all of them.
+            ConfigError: Problems were recorded; the message lists all of them.
         """
         problems = self.all_problems()
         if problems:
@@ -70,7 +71,10 @@ class Walker:
         self.problems.append(f"{path}: {problem}" if path else problem)
 
     def all_problems(self) -> list[str]:
-        """All problems, in order of discovery, including unknown keys, whose hints depend on all known keys."""
+        """All problems in order of discovery, including unknown keys.
+
+        Call this method after parsing, because the hints for unknown keys depend on the paths of all known keys.
+        """
         problems = list(self.problems)
         for position, path, key, value, siblings in reversed(self.unknown):
             hint = self._hint(key, siblings)
@@ -84,7 +88,7 @@ class Walker:
         return registry.near_matches(key, siblings) or f" Known keys: {', '.join(siblings) or 'none'}"
 
     def dataclass(self, cls: Any, value: Any, path: str, base: Any = None) -> Any:
-        """A new instance of ``cls``, or None if problems were recorded; absent keys are taken from ``base``."""
+        """A new instance of ``cls``, or None if problems were recorded; absent keys have the values of ``base``."""
         if isinstance(value, cls):
             cls, value = type(value), {field.name: getattr(value, field.name) for field in own_fields(type(value))}
         if not isinstance(value, dict):
@@ -115,23 +119,23 @@ class Walker:
     def _current_keys(
         self, fields: Sequence[dataclasses.Field[Any]], block: dict[str, Any], path: str
     ) -> dict[str, Any]:
-        """``block`` with earlier names of fields replaced by their current names."""
+        """``block`` with keys that are earlier names of fields replaced by the current names."""
         current = {old: field.name for field in fields for old in field.metadata.get("aliases", ()) if old in block}
         for old, new in current.items():
             registry.report_alias(join_path(path, old), join_path(path, new))
             if new in block:
-                self.report(join_path(path, old), f"is an old name of {new}, which is also given; remove one of them")
+                self.report(join_path(path, old), f"is an old name of {new}, which is also set; remove one of them")
         return {current.get(key, key): value for key, value in block.items()}
 
     def _checked(self, config: Any, path: str) -> Any:
-        """``config``; problems found by its ``validate`` method (relations between fields) are recorded."""
+        """``config`` unchanged; violated relations between fields, found by ``config.validate``, are recorded."""
         check = getattr(config, "validate", None) if self.relations else None
         for problem in check() if check else []:
             self.problems.append(join_path(path, problem))
         return config
 
     def field(self, field: dataclasses.Field[Any], hint: Any, value: Any, path: str, base: Any) -> Any:
-        """The parsed value of one field; ``value`` is the given value, or ``MISSING`` if there is none."""
+        """The parsed value of one field; ``value`` is ``MISSING`` if the block does not contain the key."""
         if isinstance(value, str) and value == MISSING_MARK:
             return self._missing(field, path)
         default = default_value(field, base)
@@ -159,7 +163,7 @@ class Walker:
             return None
 
     def _nested(self, cls: type, value: Any) -> Any:
-        """Parse a dataclass inside a list, a dict or an optional field."""
+        """An instance of the dataclass ``cls`` for a value inside a list, a dict or a union."""
         walker = Walker(relations=self.relations)
         config = walker.dataclass(cls, value, "")
         problems = walker.all_problems()
@@ -172,7 +176,7 @@ class Walker:
         self.report(path, f"is required but missing; set it in a config file or on the command line: {example}")
 
     def component(self, kind: str, value: Any, default_type: str | None, path: str) -> Any:
-        """The config of the component that ``value['type']`` names, or a checked copy if ``value`` is a config."""
+        """The config of the component that ``value['type']`` names; if ``value`` is a config, a checked copy of it."""
         if isinstance(value, ComponentConfig):
             return self._component_instance(kind, value, path)
         if value is None and default_type is None:
@@ -183,7 +187,9 @@ class Walker:
             return None
         name = block.get("type", default_type)
         if name is None or name == MISSING_MARK:
-            self.report(f"{path}.type", f"is required but missing; known: {', '.join(registry.names(kind)) or 'none'}")
+            self.report(
+                f"{path}.type", f"is required but missing; known types: {', '.join(registry.names(kind)) or 'none'}"
+            )
             return None
         try:
             entry = registry.lookup(kind, str(name))
@@ -194,13 +200,16 @@ class Walker:
 
     def _component_instance(self, kind: str, config: ComponentConfig, path: str) -> Any:
         if config.kind != kind:
-            given = f"that of {config.kind}/{config.type}" if config.kind else type(config).__qualname__
+            given = f"the Config of {config.kind}/{config.type}" if config.kind else type(config).__qualname__
             self.report(path, f"must be the Config of a registered {kind}, got {given}")
             return None
         return self.dataclass(type(config), config, path)
 
     def component_map(self, field: dataclasses.Field[Any], value: Any, path: str) -> dict[str, Any]:
-        """The configs by name; a bare value is a block with only the shorthand key, and ``null`` removes an entry."""
+        """Mapping from names to configs.
+
+        A bare value stands for a block in which only the shorthand key is set; ``null`` removes an entry.
+        """
         kind, shorthand = field.metadata["component_map"], field.metadata["shorthand"]
         if value is None:
             return {}
@@ -223,7 +232,7 @@ def own_fields(cls: type) -> list[dataclasses.Field[Any]]:
 
 
 def block_class(hint: Any) -> type | None:
-    """The dataclass that a field of type ``X`` or ``X | None`` holds as a nested block."""
+    """The dataclass ``X`` if ``hint``, the type of a field, is ``X`` or ``X | None``; otherwise None."""
     members = [member for member in (typing.get_args(hint) or (hint,)) if member is not type(None)]
     if len(members) != 1 or typing.get_origin(hint) not in (None, typing.Union, types.UnionType):
         return None
@@ -232,7 +241,7 @@ def block_class(hint: Any) -> type | None:
 
 
 def default_value(field: dataclasses.Field[Any], base: Any = None) -> Any:
-    """The field's value in ``base``, if given, otherwise its default; ``MISSING`` if it is required."""
+    """The field's value in ``base`` or, if that is None, the field's default; ``MISSING`` for a required field."""
     if base is not None:
         return getattr(base, field.name)
     if field.default_factory is not MISSING:

@@ -1,6 +1,6 @@
-"""Statistics of sets of images: saturation, fine detail, diversity, and distance to real renders.
+"""Statistics of sets of images: saturation, fine detail, diversity, and distance to reference renders.
 
-Images are (N, H, W, 3) in [0, 1]. Features are (N, F); the benchmarks use those of
+Images are (N, H, W, 3) in [0, 1]. Features are (N, F); the benchmarks use the features of
 :class:`scoredist3d.procedural.probe.Probe`, a small classifier of rendered objects.
 """
 
@@ -23,10 +23,10 @@ def saturation(images: Tensor) -> Tensor:
 
 
 def high_frequency_share(images: Tensor) -> Tensor:
-    """Share of each image's luminance power above 0.25 cycles per pixel (half the Nyquist frequency), (N,).
+    """Share (N,) of each image's luminance power above 0.25 cycles per pixel (half the Nyquist frequency).
 
-    The mean of the luminance is excluded. The limit applies to the radial frequency, so the corners of the spectrum are
-    included. An image that is uniform up to rounding (standard deviation below 1e-6) has share 0.
+    The mean of the luminance is excluded. The threshold applies to the radial frequency, so the corners of the spectrum
+    are included. An image that is uniform up to rounding (standard deviation below 1e-6) has share 0.
     """
     luminance = images @ images.new_tensor([0.299, 0.587, 0.114])
     power = torch.fft.fft2(luminance - luminance.mean((1, 2), keepdim=True)).abs().square()
@@ -39,13 +39,14 @@ def high_frequency_share(images: Tensor) -> Tensor:
 
 
 def kernel_distance(x: Tensor, y: Tensor) -> float:
-    """Unbiased squared maximum mean discrepancy under k(a, b) = (a.b / F + 1)^3, the KID of arXiv 1801.01401 (eq. 4).
+    """Unbiased estimate of the squared maximum mean discrepancy between two sets of features.
 
-    Its expectation is 0 if both samples come from the same distribution, so single values can be negative.
+    With the kernel k(a, b) = (a.b / F + 1)^3, this is the KID of arXiv 1801.01401 (eq. 4). The expectation is 0 if both
+    sets come from the same distribution, so single estimates can be negative.
 
     Args:
-        x: (N, F), N >= 2.
-        y: (M, F), M >= 2.
+        x: (N, F) features, N >= 2.
+        y: (M, F) features, M >= 2.
 
     Raises:
         ValueError: ``x`` or ``y`` has fewer than two rows.
@@ -64,7 +65,7 @@ def kernel_distance(x: Tensor, y: Tensor) -> float:
 
 
 def pair_distance(features: Tensor) -> float:
-    """Mean Euclidean distance between all pairs of rows of (N, F) features.
+    """Mean Euclidean distance over all pairs of rows of (N, F) features.
 
     Raises:
         ValueError: ``features`` has fewer than two rows.
@@ -81,10 +82,10 @@ def label_entropy(labels: Tensor) -> float:
 
 
 def expected_entropy(labels: Tensor, count: int, *, draws: int = 500, seed: int = 0) -> float:
-    """Mean :func:`label_entropy` of ``count`` labels drawn with replacement from (M,) labels.
+    """Mean :func:`label_entropy` of ``count`` labels drawn with replacement from (M,) labels, over ``draws`` samples.
 
-    Compare the label entropy of a set of ``count`` images with this value, not with that of a larger set, because the
-    estimate is lower for smaller sets from the same source.
+    Compare the label entropy of a set of ``count`` images with this value, not with the label entropy of a larger set,
+    because the estimate is lower for smaller sets from the same source.
     """
     generator = torch.Generator().manual_seed(seed)
     index = torch.randint(len(labels), (draws, count), generator=generator)
@@ -127,7 +128,7 @@ def objects_of_caption(
 
 @torch.no_grad()
 def real_pictures(objects: Objects, cameras: Cameras, *, white: bool, seed: int = 0) -> Tensor:
-    """Renders (N, H, W, 3) of each object from the camera with the same index.
+    """Reference renders (N, H, W, 3) of each object from the camera with the same index.
 
     The background is white. With ``white=False``, the background of each image is either white or a random gray, as in
     the training data.

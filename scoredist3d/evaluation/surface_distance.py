@@ -13,9 +13,10 @@ from scoredist3d.procedural import Objects, cast_rays
 
 
 def sphere_cameras(count: int, *, distance: float, fovy_deg: float, size: int, turn: float = 0.0) -> Cameras:
-    """``count`` cameras on a golden spiral around the origin, looking at it.
+    """``count`` cameras that lie on a golden spiral around the origin and look at the origin.
 
-    ``turn`` rotates the spiral, in units of its azimuth step; values in (0, 1) give views between those of ``turn=0``.
+    ``turn`` is the rotation of the spiral in units of the azimuth step between consecutive cameras. Values in (0, 1)
+    give views between those of ``turn=0``.
     """
     index = torch.arange(count, dtype=torch.float32) + 0.5
     elevation = torch.rad2deg(torch.asin(1.0 - 2.0 * index / count))
@@ -25,7 +26,7 @@ def sphere_cameras(count: int, *, distance: float, fovy_deg: float, size: int, t
 
 
 def visible_points(object: Objects, *, views: int = 64, size: int = 64, distance: float = 3.2) -> Tensor:
-    """Points (P, 3) on the surface of one procedural object that are visible from outside."""
+    """Points (P, 3) on the surface of one procedural object that are visible from cameras around the object."""
     cameras = sphere_cameras(views, distance=distance, fovy_deg=40.0, size=size).to(object.device)
     points = []
     for index in range(views):
@@ -40,7 +41,7 @@ def visible_points(object: Objects, *, views: int = 64, size: int = 64, distance
 def chamfer_distance(first: np.ndarray, second: np.ndarray) -> float:
     """Chamfer distance between point sets (N, 3) and (M, 3), in scene units.
 
-    It is the mean of the two directed mean nearest-neighbor distances, which are not squared.
+    The distance is the mean of the two directed mean nearest-neighbor distances, which are not squared.
     """
     from scipy.spatial import cKDTree
 

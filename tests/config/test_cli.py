@@ -264,7 +264,7 @@ def test_list_and_describe(here: Path, runs: FakeRuns, capsys: pytest.CaptureFix
     assert cli.main(["--describe", "system/text-to-3d"]) == cli.OK
     text = capsys.readouterr().out
     assert "  guidance          sds          a guidance (--list guidance)\n" in text
-    assert "loss names (--list loss), each with its weight or a block\n" in text
+    assert "a mapping from loss names (--list loss) to weight values or blocks\n" in text
     assert cli.main(["--describe", "material/paint"]) == cli.OK
     assert "color  (required)" in capsys.readouterr().out
 

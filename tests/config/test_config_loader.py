@@ -186,14 +186,14 @@ def test_a_cycle_is_named_with_its_chain(here: Path) -> None:
     write(
         here, top="include: [a.yaml]\n", a="include: [b.yaml]\n", b="include: [a.yaml]\n", self="include: [self.yaml]\n"
     )
-    assert error_of(["top.yaml"]) == "include cycle: a.yaml -> b.yaml -> a.yaml"
-    assert error_of(["self.yaml"]) == "include cycle: self.yaml -> self.yaml"
+    assert error_of(["top.yaml"]) == "include cycle: a.yaml -> b.yaml -> a.yaml; remove one of these includes"
+    assert error_of(["self.yaml"]) == "include cycle: self.yaml -> self.yaml; remove one of these includes"
 
 
 def test_a_missing_include_is_named_with_its_chain(here: Path) -> None:
     write(here, top="include: [sub/a.yaml]\n", sub__a="include: [b.yaml]\n")
     assert error_of(["top.yaml"]) == (
-        "sub/a.yaml: included file b.yaml does not exist, neither next to it nor in configs/ "
+        "sub/a.yaml: included file b.yaml does not exist in the folder of the including file or in configs/ "
         "(top.yaml -> sub/a.yaml -> b.yaml)."
     )
 
@@ -213,7 +213,7 @@ def test_a_missing_file_has_near_matches(here: Path) -> None:
 def test_bad_yaml_says_file_and_line(here: Path, text: str, line: int) -> None:
     write(here, bad=text, top="include: [bad.yaml]\n")
     for file in ("bad.yaml", "top.yaml"):
-        assert error_of([file]).startswith(f"bad.yaml, line {line}: not valid YAML, while ")
+        assert error_of([file]).startswith(f"bad.yaml, line {line}: not valid YAML (while ")
     # The reason is the parser's, in one line; its wording depends on how PyYAML was built.
     assert "\n" not in error_of(["bad.yaml"])
 
@@ -227,8 +227,8 @@ def test_an_override_that_is_no_yaml(here: Path) -> None:
     ("text", "message"),
     [
         ("- 1\n- 2\n", "bad.yaml: must be a mapping (`key: value` lines), got [1, 2]"),
-        ("include: {a: b}\n", "bad.yaml: include must be a list of files, got {'a': 'b'}"),
-        ("include: [3]\n", "bad.yaml: include must be a list of files, got [3]"),
+        ("include: {a: b}\n", "bad.yaml: include must be a file or a list of files, got {'a': 'b'}"),
+        ("include: [3]\n", "bad.yaml: include must be a file or a list of files, got [3]"),
     ],
 )
 def test_a_file_of_another_form_is_refused(here: Path, text: str, message: str) -> None:

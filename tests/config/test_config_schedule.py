@@ -144,12 +144,12 @@ def test_properties_of_schedules_of_many_segments(seed: int) -> None:
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ([{"from": 1, "to": 2, "end": 9}, {"to": 3, "start": 8, "end": 20}], "must not overlap: one starts at step 8"),
-        ([{"to": 2, "end": 9}], "a schedule needs 'from'"),
-        ([{"from": 1, "to": 2, "end": 9}, {"to": 3}], "a schedule needs 'end'"),
-        ([[0, 1], [5, 2, 3]], r"a key point of a schedule is \[step, value\] with two numbers, got \[5, 2, 3\]"),
+        ([{"from": 1, "to": 2, "end": 9}, {"to": 3, "start": 8, "end": 20}], "overlap: a segment starts at step 8"),
+        ([{"to": 2, "end": 9}], "a schedule requires the key 'from'"),
+        ([{"from": 1, "to": 2, "end": 9}, {"to": 3}], "a schedule requires the key 'end'"),
+        ([[0, 1], [5, 2, 3]], r"a key point of a schedule must be two numbers \[step, value\], got \[5, 2, 3\]"),
         ([[5, 1], [0, 2]], "must not decrease, got 0 after 5"),
-        ([[0.5, 1], [2, 2]], "steps must be whole numbers"),
+        ([[0.5, 1], [2, 2]], "the steps of a schedule must be whole numbers"),
         ([0, 1, 2, 3, 4], r"and a further pair \(to, end_step\) for each additional segment"),
         ([{"from": 1, "to": 2, "end": 9}, [5, 2]], "a schedule list must consist of numbers"),
         ([], "a schedule must be a number, a block"),

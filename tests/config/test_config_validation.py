@@ -101,7 +101,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
         {"system": {"loss": {"sparsty": 1.0}}},
         "system.loss.sparsty: no loss is called 'sparsty'. Did you mean 'sparsity'? Known: sparsity",
     ),
-    ({"system": {"texture": {"color": [1, 1, 1]}}}, "system.texture.type: is required but missing; known: paint"),
+    ({"system": {"texture": {"color": [1, 1, 1]}}}, "system.texture.type: is required but missing; known types: paint"),
     (
         {"system": {"guidance": "sdi"}},
         "system.guidance: must be a block whose type names a guidance, as in {type: sdi}; got 'sdi'",
@@ -154,7 +154,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"system": {"loss": [1.0]}}, "system.loss: must be a mapping from loss names to weights or blocks, got [1.0]"),
     (
         {"system": {"optimizer": {"groups": {1: 0.1}}}},
-        "system.optimizer.groups: must be a mapping from names, each value a number >= 0 or a schedule "
+        "system.optimizer.groups: must be a mapping from names to values, each value a number >= 0 or a schedule "
         "{from, to, start, end, shape}; the name 1 is not text; put quotes around it",
     ),
     # Schedules.
@@ -173,23 +173,25 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"system": {"guidance": {"guidance_scale": {"from": 1, "to": 2}}}},
-        "system.guidance.guidance_scale: a schedule needs 'end' (from, to, end; optionally start, shape)",
+        "system.guidance.guidance_scale: a schedule requires the key 'end' "
+        "(required: from, to, end; optional: start, shape)",
     ),
     (
         {"system": {"guidance": {"guidance_scale": {"from": 1, "to": 2, "end": 5, "shape": "linaer"}}}},
-        "system.guidance.guidance_scale: a schedule's shape is one of linear, cosine, exp, sqrt, step, got 'linaer'",
+        "system.guidance.guidance_scale: the shape of a schedule must be one of linear, cosine, exp, sqrt, step, "
+        "got 'linaer'",
     ),
     (
         {"system": {"guidance": {"guidance_scale": {"from": 1, "to": 2, "stop": 5}}}},
-        "system.guidance.guidance_scale: a schedule has the keys from, to, start, end, shape; got 'stop'",
+        "system.guidance.guidance_scale: the keys of a schedule are from, to, start, end, shape; got 'stop'",
     ),
     (
         {"system": {"guidance": {"guidance_scale": {"from": 0, "to": 2, "end": 5, "shape": "exp"}}}},
-        "system.guidance.guidance_scale: an exp schedule needs from > 0 and to > 0",
+        "system.guidance.guidance_scale: a schedule of shape exp requires from > 0 and to > 0",
     ),
     (
         {"system": {"guidance": {"guidance_scale": {"from": 0, "to": 2, "start": 9, "end": 5}}}},
-        "system.guidance.guidance_scale: a schedule's steps must be whole numbers with 0 <= start <= end, "
+        "system.guidance.guidance_scale: the steps of a schedule must be whole numbers with 0 <= start <= end, "
         "got start=9, end=5",
     ),
     (
@@ -212,8 +214,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
         "system.texture.color: is required but missing; set it in a config file or on the command line: "
         "system.texture.color=...",
     ),
-    ({"prompt": " "}, 'prompt: must not be empty; give it as prompt="a red mug"'),
-    ({"name": "a/b"}, "name: must be one folder name without slashes, got 'a/b'"),
+    ({"prompt": " "}, 'prompt: must not be empty; set it, for example with prompt="a red mug"'),
+    ({"name": "a/b"}, "name: must be a single folder name without slashes, got 'a/b'"),
     ({"test": {"width": 33}}, "test.width: must be even for mp4, got 33"),
     (
         {"system": {"guidance": {"t_range": [0.9, 0.1]}}},
@@ -279,7 +281,7 @@ def test_the_saved_config_runs_again_by_itself(tmp_path: Any) -> None:
 def test_one_component_can_be_parsed_alone() -> None:
     config = parse_component("guidance", {"type": "sdi", "inversion_steps": 3})
     assert (config.inversion_steps, config.type) == (3, "sdi")
-    with pytest.raises(ConfigError, match=r"^guidance.type: is required but missing; known: sdi, sds$"):
+    with pytest.raises(ConfigError, match=r"^guidance.type: is required but missing; known types: sdi, sds$"):
         parse_component("guidance", {"inversion_steps": 3})
 
 

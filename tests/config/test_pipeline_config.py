@@ -88,7 +88,11 @@ def test_what_is_saved_means_the_same_again(file: Path, tmp_path: Path) -> None:
     ("old", "new", "message"),
     [
         ("coarse: {include: recipe.yaml}", "coarse: 3", r"stages\.coarse must be a block"),
-        ("coarse: {include: recipe.yaml}", "coarse: {include: 3}", r"stages\.coarse\.include must be a list of files"),
+        (
+            "coarse: {include: recipe.yaml}",
+            "coarse: {include: 3}",
+            r"stages\.coarse\.include must be a file or a list of files",
+        ),
         ("coarse: {include: recipe.yaml}", "coarse: {include: none.yaml}", r"none\.yaml does not exist"),
         ("coarse: {include: recipe.yaml}", "a/b: {include: recipe.yaml}", r"the name of a stage is a folder name"),
         ("{sparsity: 2.0}", "{sparsty: 2.0}", r"stages\.refine\.system\.loss\.sparsty"),

@@ -113,7 +113,7 @@ def test_a_whole_run_may_be_made_in_python() -> None:
         ),
         (
             lambda: TextTo3D.Config(guidance=ImplicitVolume.Config()),
-            "guidance: must be the Config of a registered guidance, got that of geometry/implicit-volume",
+            "guidance: must be the Config of a registered guidance, got the Config of geometry/implicit-volume",
         ),
         (
             lambda: TextTo3D.Config(loss={"sparsity": {"wieght": 1}}),
