@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrainingStep:
-    """Result of one forward pass.
+    """Result of one forward pass of a system.
 
     Attributes:
         loss: Scalar to differentiate.

@@ -28,7 +28,7 @@ PARTS = ("geometry", "material", "background", "renderer")
 
 
 class Scene(nn.Module):
-    """Geometry, material, background and renderer, built from their config blocks.
+    """A 3D scene: geometry, material, background and renderer, built from their config blocks.
 
     Attributes:
         blocks: The configs of the parts, by name.

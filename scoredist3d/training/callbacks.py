@@ -81,7 +81,7 @@ class MetricsWriter(StepCallback):
         self._restored: dict[str, list[float]] = {}
 
     def state_dict(self) -> dict[str, Any]:
-        """The values logged since the last row, which a checkpoint stores."""
+        """The values logged since the last row, to be stored in a checkpoint."""
         return {"window": self._module.buffer.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -120,7 +120,7 @@ class MetricsWriter(StepCallback):
             self._window_start = (step, time.perf_counter())
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Close the event file, even after an error."""
+        """Close the TensorBoard event file, even after an error."""
         if self.events is not None:
             self.events.close()
 

@@ -65,7 +65,7 @@ class Devices:
         return f"cpu:{self.world_size}" if self.kind == "cpu" else ",".join(map(str, self.indices))
 
     def describe(self) -> str:
-        """Description of the devices for people, e.g. ``CPU, 2 processes``."""
+        """Human-readable description of the devices, e.g. ``CPU, 2 processes``."""
         if self.kind == "cpu":
             return "CPU" if self.world_size == 1 else f"CPU, {self.world_size} processes"
         import torch
@@ -149,7 +149,7 @@ class Workers:
 
 
 def _worker_environment() -> dict[str, str]:
-    """Environment in which workers import the same package as this process, regardless of the current folder."""
+    """Environment variables with which workers import the same package as this process, whatever the current folder."""
     paths = [str(PACKAGE.parent), os.environ.get("PYTHONPATH", "")]
     return os.environ | {"PYTHONPATH": os.pathsep.join(path for path in paths if path)}
 

@@ -216,7 +216,7 @@ def _check_densification(system: System, config: ExperimentConfig, context: Rank
 def _trainer_options(
     system: System, config: ExperimentConfig, folder: RunFolder, context: RankContext
 ) -> dict[str, Any]:
-    """Keyword arguments of the Lightning trainer."""
+    """Keyword arguments for the constructor of the Lightning trainer."""
     from pytorch_lightning.strategies import DDPStrategy
 
     from scoredist3d.training.lightning_plugins import AtomicCheckpointIO, LocalRanks

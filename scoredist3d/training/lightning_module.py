@@ -87,7 +87,7 @@ class TrainingModule(pl.LightningModule):
         result = self.system.training_step(self.global_step, Rng(self.rng.seed, rank))
         self.buffer.add(self.global_step, {"loss": result.loss.detach(), **result.scalars})
         if self.device.type == "cpu":
-            # The check waits for no transfer here, and stops before a non-finite loss reaches the weights.
+            # A CPU needs no transfer, so the check can stop the run before a non-finite loss reaches the weights.
             self.buffer.fetch()
         return result.loss
 
@@ -107,7 +107,7 @@ class TrainingModule(pl.LightningModule):
                 )
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Check that gradients are finite (on a GPU, before the next logged row or checkpoint), then clip them."""
+        """Check that gradients are finite (deferred to the next log row or checkpoint on a GPU), then clip them."""
         gradients = {name: p.grad for name, p in self._optimized() if p.grad is not None}
         norms = torch.stack([norm.float() for norm in torch._foreach_norm(list(gradients.values()))])
         total = torch.linalg.vector_norm(norms)

@@ -41,7 +41,7 @@ class Exported:
     Attributes:
         results: Results of the exporter, with paths in ``export/``.
         reports: Report file of each result.
-        missing: For each object that could not be exported, the reason, by object name.
+        missing: Reasons why objects could not be exported, by object name.
         remark: Message about the earlier files that were replaced, or an empty string.
     """
 

@@ -92,7 +92,7 @@ def run_training(
         output: Folder to use instead of ``<output_root>/<name>/<tag>@<time>``.
         source: The config as written, with interpolations; saved as ``configs/config.yaml`` for resuming.
         export: Export the object at the end; not needed for a stage that is followed by another one.
-        resume_from: Path that the messages name for resuming; the run's folder by default.
+        resume_from: Path that messages give for ``--resume``; the run's folder by default.
         begun: Called once the folder exists and the checkpoint, if any, has been loaded.
         console: Prints progress and messages.
 
@@ -100,9 +100,9 @@ def run_training(
         The result; its ``status`` and ``error`` report an object that could not be exported.
 
     Raises:
-        ValueError: The config, the devices or the checkpoint are invalid.
+        ValueError: The config, the devices or the checkpoint cannot be used.
         NonFiniteError: Training diverged; no non-finite state has been saved.
-        KeyboardInterrupt: A signal stopped the run outside training; the console shows how to continue.
+        KeyboardInterrupt: The run was interrupted outside training; the console shows how to continue.
     """
     console, clock, context = console or Console(), StageClock(), RankContext(Devices.parse(devices))
     check_precision(config, devices)
@@ -212,7 +212,7 @@ def _evaluation(
 
 
 def _announce(session: Session, devices: Devices, console: Console, checkpoint: Path | None) -> None:
-    """Print the settings of a run and begin the session of a new run; a resumed run begins it after loading."""
+    """Print the settings of a run and begin its session, unless a checkpoint has to be loaded first."""
     with session.clock.stage("start-up"):
         announce(session.config, devices, session.folder, checkpoint, session.step, console)
         slow = slow_prior_warning(session.config, devices)
