@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrainingStep:
-    """Result of one forward pass.
+    """Result of one forward pass of a system.
 
     Attributes:
         loss: Scalar to differentiate.
@@ -49,9 +49,9 @@ class SystemInputs:
 
     Attributes:
         prompt: Description of the result.
-        negative_prompt: Replaces the empty prompt in guidance.
+        negative_prompt: Prompt that replaces the empty prompt in guidance.
         cameras: Sampler of the training views, for systems that render; None selects the default sampler.
-        rng: Draws initial values.
+        rng: Random streams from which initial values are drawn.
     """
 
     prompt: str
@@ -61,7 +61,7 @@ class SystemInputs:
 
 
 class System(nn.Module, ABC):
-    """Representation and objective of a run with a frozen prior.
+    """Base class of systems: the representation and objective of a run with a frozen prior.
 
     The prior is kept outside the module tree, so no ``state_dict``, checkpoint or optimizer contains it. Previews and
     videos need one of the protocols of :mod:`scoredist3d.systems.interfaces`.
@@ -86,10 +86,10 @@ class System(nn.Module, ABC):
         rng: Rng | None = None,
     ) -> None:
         """Args:
-        config: Options.
+        config: Options of the system.
         prior: The diffusion model; it is frozen.
         prompt, negative_prompt, cameras: See :class:`SystemInputs`.
-        rng: Draws initial values; ``Rng()`` if not given.
+        rng: Random streams from which initial values are drawn; None means ``Rng()``.
         """
         super().__init__()
         self.config = config
@@ -99,7 +99,7 @@ class System(nn.Module, ABC):
 
     @abstractmethod
     def assemble(self, inputs: SystemInputs) -> None:
-        """Build the modules of the system from its config; part of the construction."""
+        """Build the modules of the system from its config; called by the constructor."""
 
     @property
     def prior(self) -> Prior:
@@ -108,7 +108,7 @@ class System(nn.Module, ABC):
 
     @abstractmethod
     def training_step(self, step: int, rng: Rng) -> TrainingStep:
-        """One forward pass; all randomness is derived from ``rng`` and ``step``."""
+        """Loss and values to log of one forward pass; all randomness is derived from ``rng`` and ``step``."""
 
     @abstractmethod
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -136,7 +136,7 @@ class System(nn.Module, ABC):
             system: The ``system`` block of that run.
 
         Raises:
-            ValueError: The system does not support this, or the representation in the state cannot be used.
+            ValueError: The system does not support this, or the representation in ``state`` cannot be used.
         """
         raise ValueError("system.init_from: this system cannot start from another run; remove the option")
 
@@ -157,7 +157,7 @@ class System(nn.Module, ABC):
         """Densify the representation after the optimizer's update of ``step``; all ranks share ``rng``."""
 
     def restore_step(self, step: int) -> None:
-        """Set state that is a function of the step alone, to evaluate a checkpoint after ``step`` steps."""
+        """Set the state that depends only on the step, to evaluate a checkpoint saved after ``step`` steps."""
 
     def to_device(self, device: torch.device) -> None:
         """Move the system and its prior; Lightning moves only the module tree, which does not contain the prior."""
@@ -213,7 +213,7 @@ class GuidedSystem(System):
         opacity: Tensor | None = None,
         source: Tensor | None = None,
     ) -> TrainingStep:
-        """The guidance's loss and its values to log; arguments as in :meth:`Guidance.forward`."""
+        """The guidance's loss and values to log; the arguments are those of :meth:`Guidance.forward`."""
         with under("guidance"):
             output = self.guidance(
                 latents, conditions, step, rng, rgb=rgb, opacity=opacity, particles=particles, source=source
@@ -227,7 +227,7 @@ class GuidedSystem(System):
 
 
 def named_groups(block: str, module: nn.Module) -> list[dict[str, Any]]:
-    """A block's parameter groups, prefixed by its name: ``geometry`` + ``encoding`` -> ``geometry.encoding``."""
+    """Parameter groups of a module, prefixed with its block: ``geometry`` + ``encoding`` -> ``geometry.encoding``."""
     own: Any = getattr(module, "parameter_groups", None)
     groups = own() if own is not None else [{"name": block, "params": list(module.parameters())}]
     return [

@@ -1,4 +1,4 @@
-"""Several methods side by side, each with the same prompt, prior, seed and initial images."""
+"""Comparison of several methods with the same prompt, prior, seed and initial images."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from scoredist3d.systems.text_to_2d import TextTo2D
 
 @register("system", "comparison", summary="Optimize the same images with several methods side by side.")
 class Comparison(System):
-    """One text-to-2d system per method, stepped together.
+    """System that contains one text-to-2d system per method and steps them together.
 
     All methods use the same step and the same random streams, and each has its own optimizer. A method therefore
-    computes exactly what it computes alone with the same seed and canvas.
+    computes exactly what it would compute alone with the same seed and canvas.
 
     Attributes:
         systems: The system of each method.
@@ -50,7 +50,7 @@ class Comparison(System):
                 if label not in self.methods:
                     known = list(self.methods)
                     hint = near_matches(label, known)
-                    problems.append(f"only: there is no method {label!r}.{hint} Methods are {', '.join(known)}")
+                    problems.append(f"only: there is no method {label!r}.{hint} The methods are {', '.join(known)}")
             for label, block in self.methods.items():
                 if block is not None and block.type != "text-to-2d":
                     problems.append(f"methods.{label}.type: a comparison takes text-to-2d systems, not {block.type}")
@@ -93,7 +93,7 @@ class Comparison(System):
         return dict(zip(self.labels, self.systems, strict=True))
 
     def training_step(self, step: int, rng: Rng) -> TrainingStep:
-        """The sum of the methods' losses, each with its own log entries: ``loss/sds``, ``sds/t``, ..."""
+        """The sum of the methods' losses, with log entries for each method: ``loss/sds``, ``sds/t``, ..."""
         scalars: dict[str, Tensor | float] = {}
         losses = []
         for label, system in self.methods.items():

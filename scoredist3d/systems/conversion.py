@@ -22,7 +22,7 @@ from scoredist3d.systems.scene import Scene, SceneShape
 
 @dataclass
 class ConversionConfig:
-    """Extraction of the earlier scene's surface; used only if the representation changes."""
+    """Options for extracting the earlier scene's surface; used only if the representation changes."""
 
     resolution: int = option(128, "Density samples along each side of the cube around the ball.", ge=8, le=1024)
     threshold: Literal["auto"] | float = option(
@@ -30,7 +30,7 @@ class ConversionConfig:
     )
     min_component_volume: float = option(
         0.02,
-        "Remove components smaller than this fraction of the largest; 1 keeps only the largest.",
+        "Remove components whose volume is below this fraction of the largest one's; 1 keeps only the largest.",
         ge=0,
         le=1,
     )
@@ -39,14 +39,14 @@ class ConversionConfig:
 def convert(source: Scene, target: Scene, config: ConversionConfig, rng: Rng) -> list[str]:
     """Initialize ``target`` with the object of ``source``.
 
-    Parts that are configured equally in both scenes keep their trained weights. If the geometries differ, the target's
+    Parts whose configs are equal in both scenes keep their trained weights. If the geometries differ, the target's
     geometry is initialized from the surface and the appearance of the source.
 
     Args:
         source: Trained scene.
         target: Scene to initialize.
-        config: Surface extraction.
-        rng: Randomness of the target's initialization.
+        config: Options for the surface extraction.
+        rng: Random streams for the initialization of the target.
 
     Returns:
         Log messages that state what was done.
@@ -57,14 +57,14 @@ def convert(source: Scene, target: Scene, config: ConversionConfig, rng: Rng) ->
     learning = ("material", "background", "geometry")
     alike = {name for name in learning if weights_compatible(target.blocks[name], source.blocks[name])}
     lines = [
-        f"{name}: continued"
+        f"{name}: trained weights are kept"
         for name in learning[:2]
         if name in alike and _copy_weights(getattr(source, name), getattr(target, name))
     ]
     if "geometry" in alike and _copy_weights(source.geometry, target.geometry):
         _copy_weights(source.renderer, target.renderer)
         target.continue_at(source.clock.scene_step)
-        lines.append("geometry: continued")
+        lines.append("geometry: trained weights are kept")
     else:
         lines += _initialize_geometry(source, target, config, rng)
     return [f"system.init_from: {line}" for line in lines]
@@ -86,7 +86,13 @@ def _initialize_geometry(source: Scene, target: Scene, config: ConversionConfig,
     lines = []
     if found.threshold is not None and found.density_range is not None:
         low, high = found.density_range
-        how = "given" if threshold is not None else "known" if shape.iso_level is not None else "found"
+        how = (
+            "as configured"
+            if threshold is not None
+            else "defined by the geometry"
+            if shape.iso_level is not None
+            else "determined automatically"
+        )
         lines.append(f"surface at density {found.threshold:.4g} ({how}; densities lie in [{low:.4g}, {high:.4g}])")
     found_topology = topology(mesh)
     closed = (
@@ -105,7 +111,7 @@ def _initialize_geometry(source: Scene, target: Scene, config: ConversionConfig,
 
 
 def weights_compatible(ours: ComponentConfig, theirs: ComponentConfig | None) -> bool:
-    """Whether weights trained under one block can be used under the other.
+    """Whether weights trained with one config block can be used with the other.
 
     Equal names and shapes of tensors are not enough: the entries of a hash grid depend on the radius and on the growth
     factor of its levels. Only the options in the class's ``free_options`` may differ.
@@ -118,7 +124,7 @@ def weights_compatible(ours: ComponentConfig, theirs: ComponentConfig | None) ->
 
 
 def _without(block: dict[str, Any], options: Iterable[str]) -> dict[str, Any]:
-    """A block as plain data without the given options, each named ``key`` or ``key.path``."""
+    """Copy of a block of plain data without ``options``, each named ``key`` or ``key.path``."""
     kept = copy.deepcopy(block)
     for option_path in options:
         *parents, last = option_path.split(".")
@@ -130,7 +136,7 @@ def _without(block: dict[str, Any], options: Iterable[str]) -> dict[str, Any]:
 
 
 def _copy_weights(source: nn.Module, target: nn.Module) -> bool:
-    """Load the weights of a part if names and shapes agree; returns whether any were loaded."""
+    """Load the weights of ``source`` into ``target`` if names and shapes agree; returns whether any were loaded."""
     state = source.state_dict()
     if not state or not fits(target, state):
         return False

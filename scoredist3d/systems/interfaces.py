@@ -35,8 +35,8 @@ class HasImages(Protocol):
 
 @runtime_checkable
 class HasMethods(Protocol):
-    """A system that optimizes images by several methods side by side."""
+    """A system that optimizes images with several methods side by side."""
 
     @property
     def methods(self) -> Mapping[str, HasImages]:
-        """The system of each method, by its label."""
+        """The system of each method, by method label."""

@@ -24,14 +24,14 @@ from scoredist3d.systems.scene import Scene
 
 
 class DataTerm(Protocol):
-    """Loss of the renders of one step against a prior's prediction or against images."""
+    """Loss on the renders of one step, computed from a prior's prediction or from target images."""
 
     def __call__(self, renders: Sequence[Render], clock: Clock, rng: Rng) -> TrainingStep:
         """The loss on the renders, one for each scene, and values to log."""
 
 
 class Objective:
-    """Renders scenes and adds up the loss: data term + auxiliary losses + sum_i weight_i regularizer_i.
+    """Objective that renders scenes and sums their loss: data term + auxiliary losses + sum_i weight_i regularizer_i.
 
     With several scenes, auxiliary losses and regularizers are averaged over the scenes.
 
@@ -49,13 +49,13 @@ class Objective:
 
         Args:
             scenes: Scenes to render.
-            cameras: (B), the views of every scene.
+            cameras: (B) cameras from which every scene is rendered.
             data_term: Loss on the renders.
             clock: Current step; renders use its scene step, and all other terms use its run step.
-            rng: Randomness of this rank.
+            rng: Random streams of this rank.
         """
         step = clock.run_step
-        # Terms with zero weight are skipped, and so are the maps that only they need.
+        # Terms with zero weight are skipped, and so are the maps that only these terms need.
         active = {name: loss for name, loss in self.losses.items() if loss.weight(step) != 0.0}
         needs: frozenset[str] = frozenset().union(*(loss.needs for loss in active.values()))
         renders = [scene(cameras, step=clock.scene_step, rng=rng, needs=needs) for scene in scenes]

@@ -28,7 +28,7 @@ PARTS = ("geometry", "material", "background", "renderer")
 
 
 class Scene(nn.Module):
-    """Geometry, material, background and renderer, built from their config blocks.
+    """A 3D scene: geometry, material, background and renderer, built from their config blocks.
 
     Attributes:
         blocks: The configs of the parts, by name.
@@ -50,8 +50,8 @@ class Scene(nn.Module):
     ) -> None:
         """Args:
         geometry, material, background, renderer: Config blocks of the parts.
-        rng: Draws the initial parameters; the same on all ranks.
-        prior: Diffusion model, for materials that produce its latents.
+        rng: Random streams of the initial parameters; the same on all ranks.
+        prior: Diffusion model, needed by materials that produce its latents.
         """
         super().__init__()
         self.blocks = dict(zip(PARTS, (geometry, material, background, renderer), strict=True))
@@ -71,7 +71,7 @@ class Scene(nn.Module):
 
     @property
     def step(self) -> int:
-        """Scene step to which the parts are set, also used by evaluation renders: ``clock.scene_step``."""
+        """Current scene step, ``clock.scene_step``, which evaluation renders use as well."""
         return self.clock.scene_step
 
     @property
@@ -104,7 +104,7 @@ class Scene(nn.Module):
         Args:
             step: Run step.
             optimizer: Optimizer whose per-parameter state is resized along with the parameters.
-            rng: The same on all ranks.
+            rng: Random streams, the same on all ranks.
         """
         if self.geometry.densification is not None:
             with under("geometry"):
@@ -151,7 +151,7 @@ class SceneShape:
 
     @property
     def radius(self) -> float:
-        """Radius of the ball that holds the object, scene units."""
+        """Radius of the ball that contains the object, in scene units."""
         return self._geometry.radius
 
     @property
@@ -181,12 +181,12 @@ class SceneShape:
 
     @torch.no_grad()
     def surface(self) -> Mesh | None:
-        """The mesh of a geometry that is a surface, else None."""
+        """The mesh of the geometry if it represents a surface, else None."""
         return self._geometry.surface() if isinstance(self._geometry, HasSurface) else None
 
     @torch.no_grad()
     def splats(self) -> Splats | None:
-        """The Gaussians of a geometry that consists of them, else None."""
+        """The Gaussians of the geometry if it consists of Gaussians, else None."""
         if not isinstance(self._geometry, HasGaussians):
             return None
         return self._geometry.splats(
@@ -195,7 +195,7 @@ class SceneShape:
 
 
 def merged_groups(groups: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Parameter groups of equal name merged into one, in the order of first appearance."""
+    """Parameter groups in which those of equal name are merged into one, in the order of first appearance."""
     merged: dict[str, list[nn.Parameter]] = {}
     for group in groups:
         merged.setdefault(group["name"], []).extend(group["params"])

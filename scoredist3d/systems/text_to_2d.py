@@ -1,4 +1,4 @@
-"""Text to images: a guidance applied directly to images, for comparing and teaching methods."""
+"""Text to images: optimizes images directly with a guidance, to compare and teach methods."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class TextTo2D(GuidedSystem):
 
     @dataclass
     class Config(GuidedSystem.Config):
-        """The canvas and its conditioning."""
+        """Options of the canvas and its conditioning."""
 
         geometry: ComponentConfig = component("geometry", "image-canvas", "Images to optimize.")
         particles_per_step: int | None = option(
@@ -79,14 +79,14 @@ class TextTo2D(GuidedSystem):
             latents = self.canvas.latents(self.prior, index, rng("encode", step, device))
         source = None
         if self.guidance.needs_source:
-            # Same encoder noise as above, so that the latents differ only where the image was edited.
+            # This uses the same encoder noise as above, so that the latents differ only where the image was edited.
             source = self.canvas.source(self.prior, index, rng("encode", step, device))
         conditions = self.prompts(self._cameras(len(index)), batch=len(index))
         rgb = self.canvas.pixels(self.prior, index)
         return self.guide(latents, conditions, step, rng, rgb=rgb, particles=drawn.tolist(), source=source)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """One group, ``canvas``."""
+        """The only parameter group, ``canvas``."""
         return named_groups("canvas", self.canvas)
 
     def images(self) -> Tensor:
@@ -94,7 +94,7 @@ class TextTo2D(GuidedSystem):
         return self.canvas.images(self.prior)
 
     def _draw(self, step: int, rng: Rng) -> Tensor:
-        """Indices of the step's particles, (B,) on the CPU; the same on all ranks, as methods keep particle state."""
+        """Indices of the particles of a step, (B,) on the CPU, equal on all ranks; methods store data per particle."""
         particles = len(self.canvas.values)
         count = self.settings.particles_per_step
         if count is None or count == particles:

@@ -40,14 +40,14 @@ class TextTo3D(GuidedSystem):
 
     Attributes:
         scenes: The scenes, one per particle.
-        cameras: Sampler of the views of each step and of evaluation cameras.
+        cameras: Sampler of the training cameras; it also provides the evaluation cameras.
         objective: Renders the scenes and adds the regularizers.
         source: Frozen copy of the initial scene, for editing methods only.
     """
 
     @dataclass
     class Config(GuidedSystem.Config):
-        """Config blocks of the representation and the regularizers."""
+        """Options of the representation and the regularizers."""
 
         geometry: ComponentConfig = component("geometry", "implicit-volume", "Density and features of the object.")
         material: ComponentConfig = component("material", "unlit", "Turns features into color.")
@@ -166,7 +166,7 @@ class TextTo3D(GuidedSystem):
             system: The ``system`` block of that run; without it, the representation must be the same.
 
         Raises:
-            ValueError: The state holds no scene, or one that cannot be converted.
+            ValueError: ``state`` contains no scene, or the scene cannot be converted.
         """
         prefix = "scenes.0."
         weights = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
@@ -184,7 +184,7 @@ class TextTo3D(GuidedSystem):
     def _convert(self, weights: Mapping[str, Any], system: Any) -> None:
         """Convert the scene of another run, given by its weights and ``system`` block, into the first scene."""
         if not weights:
-            raise ValueError("system.init_from: that run optimized images; give a run of text-to-3d")
+            raise ValueError("system.init_from: that run optimized images and has no scene; give a run of text-to-3d")
         if system is None:
             raise ValueError(
                 "system.init_from: the scene of that run has another representation; pass its system block as well"
@@ -215,7 +215,7 @@ class TextTo3D(GuidedSystem):
         return list(self.scenes)
 
     def evaluation_cameras(self, azimuths: Sequence[float], elevation: float, height: int, width: int) -> Cameras:
-        """Cameras around the object, angles in degrees; distance and field of view are those of the camera block."""
+        """Cameras around the object, angles in degrees; distance and field of view are those of the ``data`` block."""
         return self.cameras.evaluation(azimuths, elevation, height, width)
 
     def shapes(self) -> list[SceneShape]:
@@ -242,8 +242,8 @@ class _Distillation:
 
     Attributes:
         system: System with the prior, the prompts, the guidance and the initial scene.
-        cameras: (B), the views of every scene.
-        drawn: Index of the scene of each render.
+        cameras: (B) cameras from which every scene is rendered.
+        drawn: Indices of the rendered scenes.
     """
 
     system: TextTo3D
@@ -296,7 +296,7 @@ def _streams(rng: Rng, count: int) -> list[Rng]:
 
 
 def _renderers_of(geometry: ComponentConfig) -> str:
-    """Names of the renderers that support a geometry."""
+    """Names of the renderers that support a geometry, joined by "or" for an error message."""
     cls = registry.entry_of(geometry).cls
     found = [name for name in registry.names("renderer") if issubclass(cls, _supported_by(name))]
     return " or ".join(found) or "another geometry"

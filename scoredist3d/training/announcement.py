@@ -40,24 +40,24 @@ def announce(
 
 
 def _schedule_lines(config: ExperimentConfig, folder: RunFolder, done: int) -> list[str]:
-    """Messages about the schedules of a resumed run."""
+    """Messages about schedules that a resumed run does not stretch or that change abruptly at step ``done``."""
     steps, kept = config.trainer.max_steps, config.trainer.schedule_steps
     lines = []
     if kept not in (None, steps):
         lines.append(
-            f"Schedules that depend on trainer.max_steps still end at step {kept}; trainer.schedule_steps={steps} "
-            "stretches them."
+            f"Schedules that depend on trainer.max_steps still end at step {kept}; set "
+            f"trainer.schedule_steps={steps} to stretch them to the new length."
         )
     try:
         before = load_experiment([folder.resolved_config])
     except ConfigError:
-        return lines  # Written by another version of the program: nothing to compare with.
+        return lines  # Another version of the program wrote this config, so it cannot be compared.
     changed = changed_schedules(before, config, done)
     if changed:
-        lines.append(f"These values jump at step {done}: {', '.join(changed)}.")
+        lines.append(f"These scheduled values change abruptly at step {done}: {', '.join(changed)}.")
     return lines
 
 
 def _methods(system: Any) -> str:
-    """The distillation method of a run, or the methods of a comparison."""
+    """Name of the distillation method of a run, or the labels of the methods of a comparison."""
     return system.guidance.type if hasattr(system, "guidance") else ", ".join(system.chosen)

@@ -1,4 +1,4 @@
-"""Lightning callbacks after each optimizer step: metrics, preview grids, checkpoints, stopping, progress line."""
+"""Lightning callbacks that run after optimizer steps: metrics, previews, checkpoints, stopping, progress line."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class StepCallback(pl.Callback):
         self._seen = 0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start counting at the step of a resumed checkpoint."""
+        """Start counting at the step of the resumed checkpoint, or at 0 in a new run."""
         self._seen = trainer.global_step
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -48,7 +48,7 @@ def is_due(step: int, every: int, max_steps: int) -> bool:
 
 
 class OnceRestored(pl.Callback):
-    """Calls a function once before the first step, after a checkpoint, if any, has been loaded."""
+    """Callback that calls a function once, before the first step and after the checkpoint, if any, has been loaded."""
 
     def __init__(self, function: Callable[[], None]) -> None:
         self.function = function
@@ -66,10 +66,10 @@ class OnceRestored(pl.Callback):
 
 
 class MetricsWriter(StepCallback):
-    """Writes means over a window of steps to ``metrics.csv`` and TensorBoard.
+    """Callback that writes the mean of each logged scalar over a window of steps to ``metrics.csv`` and TensorBoard.
 
     ``metrics.csv`` contains no wall times, so a resumed run writes the same rows as an uninterrupted one; checkpoints
-    hold the unfinished window. On several devices the values are those of rank 0.
+    store the values of the unfinished window. On several devices, the logged values are those of rank 0.
     """
 
     def __init__(self, folder: RunFolder, config: LogConfig, *, is_writer: bool) -> None:
@@ -81,11 +81,11 @@ class MetricsWriter(StepCallback):
         self._restored: dict[str, list[float]] = {}
 
     def state_dict(self) -> dict[str, Any]:
-        """The values of the unfinished window."""
+        """The values logged since the last row, to be stored in a checkpoint."""
         return {"window": self._module.buffer.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep the window of the checkpoint until training starts."""
+        """Keep the unfinished window of the checkpoint, which is restored when training starts."""
         self._restored = state_dict["window"]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
@@ -104,7 +104,7 @@ class MetricsWriter(StepCallback):
             self.events = SummaryWriter(str(self.folder.tensorboard), purge_step=step + 1 if step else None)
 
     def after_step(self, trainer: pl.Trainer, module: TrainingModule, step: int) -> None:
-        """Write a row if one is due."""
+        """Write a row of mean values if one is due."""
         if not is_due(step, self.config.every_n_steps, trainer.max_steps):
             return
         module.check_finite()
@@ -120,26 +120,29 @@ class MetricsWriter(StepCallback):
             self._window_start = (step, time.perf_counter())
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Close the event file, even after an error."""
+        """Close the TensorBoard event file, even after an error."""
         if self.events is not None:
             self.events.close()
 
 
 class PreviewGrids(StepCallback):
-    """Saves preview grids ``images/step-000200.png`` at regular steps and at the end."""
+    """Callback that saves preview grids, e.g. ``images/step-000200.png``, at regular steps and after the last step."""
 
     def __init__(self, config: PreviewConfig, folder: RunFolder) -> None:
         super().__init__()
         self.config, self.folder = config, folder
 
     def after_step(self, trainer: pl.Trainer, module: TrainingModule, step: int) -> None:
-        """Save a grid if one is due."""
+        """Save a preview grid if one is due."""
         if is_due(step, self.config.every_n_steps, trainer.max_steps):
             save_preview(module.system, self.config, self.folder, step)
 
 
 class Checkpoints(StepCallback):
-    """Saves ``step-*.ckpt`` and ``last.ckpt``, a hard link to the newest; all ranks take part, rank 0 writes."""
+    """Callback that saves ``step-*.ckpt`` files and ``last.ckpt``, a hard link to the newest one.
+
+    All ranks take part in saving, but only rank 0 writes files.
+    """
 
     def __init__(self, folder: Path, config: CheckpointConfig, *, is_writer: bool) -> None:
         super().__init__()
@@ -147,7 +150,7 @@ class Checkpoints(StepCallback):
         self.saved_step = -1
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Delete partial files that a killed process left."""
+        """Delete the temporary files left by a process that was killed while writing a checkpoint."""
         super().on_train_start(trainer, pl_module)
         if self.is_writer and self.folder.is_dir():
             remove_leftovers(self.folder)
@@ -179,10 +182,10 @@ class Checkpoints(StepCallback):
 
 
 def _check_ranks_agree(trainer: pl.Trainer, module: TrainingModule) -> None:
-    """Check that all ranks have the same weights, as averaged gradients imply.
+    """Check that all ranks have the same weights, which follows if gradients are averaged over the ranks.
 
     Raises:
-        RuntimeError: The weights differ, so the gradients of some rank were not averaged.
+        RuntimeError: The weights differ, so gradients were not averaged over all ranks.
     """
     if trainer.world_size == 1:
         return
@@ -197,7 +200,7 @@ def _check_ranks_agree(trainer: pl.Trainer, module: TrainingModule) -> None:
 
 
 class StopOnRequest(StepCallback):
-    """Saves a checkpoint and ends the run after the step in which a rank received a signal."""
+    """Callback that saves a checkpoint and ends the run after the step in which a rank received a signal."""
 
     def __init__(self, guard: InterruptGuard, checkpoints: Checkpoints) -> None:
         super().__init__()
@@ -219,7 +222,7 @@ class StopOnRequest(StepCallback):
 
 
 class ProgressLine(StepCallback):
-    """Prints a progress line with step, speed, losses, memory and time."""
+    """Callback that prints a progress line with the step, speed, losses, memory use, elapsed and remaining time."""
 
     def __init__(self, console: Console) -> None:
         super().__init__()
@@ -234,7 +237,7 @@ class ProgressLine(StepCallback):
         self._warm = (0, 0.0)
 
     def after_step(self, trainer: pl.Trainer, module: TrainingModule, step: int) -> None:
-        """Print the line if it is due."""
+        """Print the progress line if it is due."""
         if not self._warm[1]:
             self._warm = (step, time.monotonic())
         if self.console.due() or (step >= trainer.max_steps and not self.console.quiet):

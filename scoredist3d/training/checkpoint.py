@@ -1,7 +1,7 @@
 """Checkpoint files: written atomically, read without executing code.
 
-A checkpoint is a plain dict of tensors, numbers, strings and containers of them. Its ``scoredist3d`` entry holds the
-format of the file and the version of the program that wrote it.
+A checkpoint is a plain dict of tensors, numbers, strings and containers of these. Its ``scoredist3d`` entry holds the
+number of the file format and the version of the program that wrote the file.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ FORMAT = 1
 
 
 def write_checkpoint(checkpoint: dict[str, Any], path: str | Path) -> None:
-    """Write atomically: ``path`` holds the old file or the complete new one at any time, even after a power failure."""
+    """Write a checkpoint atomically: even after a power failure, ``path`` is the old or the complete new file."""
     path = Path(path)
     with atomic_file(path) as file:
         torch.save(checkpoint | {MARKER: {"format": FORMAT, "version": scoredist3d.__version__}}, file)
@@ -37,18 +37,18 @@ def read_checkpoint(path: str | Path, *, mmap: bool = False) -> dict[str, Any]:
     """Load a checkpoint to the CPU; only tensors and plain values are accepted, so a file cannot execute code.
 
     Args:
-        path: The file.
+        path: Checkpoint file.
         mmap: Leave the tensors on disk until they are used.
 
     Raises:
-        ValueError: The file is missing, damaged, written by another program, or has another format.
+        ValueError: The file is missing, damaged, written by another program, or has an unsupported format.
     """
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"checkpoint {path} does not exist{_alternatives(path)}")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Warnings about pickles, which are rejected anyway.
+            warnings.simplefilter("ignore")  # They concern pickles, which are rejected anyway.
             checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except PermissionError as error:
         raise ValueError(f"{path} cannot be read: permission denied; change its permissions") from error
@@ -66,7 +66,7 @@ def read_checkpoint(path: str | Path, *, mmap: bool = False) -> dict[str, Any]:
 
 
 def checkpoint_step(path: str | Path) -> int:
-    """Number of optimizer steps of a checkpoint; raises the errors of :func:`read_checkpoint`."""
+    """Number of optimizer steps done before a checkpoint was saved; raises the errors of :func:`read_checkpoint`."""
     return int(read_checkpoint(path, mmap=True)["global_step"])
 
 
@@ -74,7 +74,7 @@ def load_weights(module: nn.Module, weights: dict[str, Any]) -> None:
     """Load a checkpoint's ``state_dict`` into ``module``; geometries of variable size are resized first.
 
     Raises:
-        ValueError: Names or shapes differ: the checkpoint belongs to another configuration.
+        ValueError: Names or shapes of tensors differ, so the checkpoint belongs to another configuration.
     """
     prepare_loading(module, weights)
     own = module.state_dict()
@@ -98,7 +98,7 @@ def _shape(value: Any) -> tuple[int, ...]:
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """Hard-link ``source`` as ``target``, atomically; copies the file if links are not supported."""
+    """Atomically make ``target`` a hard link to ``source``, or a copy of it if hard links are not supported."""
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     with suppress(FileNotFoundError):
         temporary.unlink()
@@ -116,13 +116,13 @@ def kept_checkpoints(folder: Path) -> list[Path]:
 
 
 def step_of(path: Path) -> int:
-    """The step in the name of a numbered checkpoint or preview; -1 if the name has none."""
+    """Step number in the file name of a numbered checkpoint or preview; -1 if the name contains none."""
     digits = path.stem.removeprefix("step-")
     return int(digits) if digits.isdecimal() else -1
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete temporary files that a killed process left while writing."""
+    """Delete the temporary files in ``folder`` left by a process that was killed while writing."""
     for leftover in folder.glob(".*.tmp"):
         leftover.unlink(missing_ok=True)
 

@@ -20,7 +20,7 @@ SECONDS_BETWEEN_REFRESHES = 0.2
 
 
 class Console:
-    """Prints messages, and a progress line that is redrawn on a terminal and repeated every few seconds elsewhere.
+    """Prints messages and a progress line, which is redrawn on a terminal and printed every few seconds elsewhere.
 
     A quiet console (all ranks but rank 0) prints nothing. A console whose output pipe is closed (``| head``) becomes
     quiet, so that the run still finishes.
@@ -44,7 +44,7 @@ class Console:
         return not self.quiet and time.monotonic() >= self._next
 
     def progress(self, text: str) -> None:
-        """Print the progress line."""
+        """Print ``text`` as the progress line, which replaces the previous one on a terminal."""
         if self.quiet:
             return
         if not self.interactive:
@@ -75,7 +75,7 @@ class StageClock:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Context manager whose duration is added to stage ``name``, even if an error is raised in it."""
+        """Context manager that adds its duration to the time of stage ``name``, even if an error is raised inside."""
         start = time.perf_counter()
         self.status[name] = "failed"
         try:
@@ -94,7 +94,7 @@ class StageClock:
 
 
 class _ConsoleHandler(logging.Handler):
-    """Prints log records of this package on the console."""
+    """Logging handler that prints the log records of this package on the console."""
 
     def __init__(self, console: Console) -> None:
         super().__init__(logging.INFO)
@@ -122,14 +122,14 @@ def log_to(console: Console) -> Iterator[None]:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as ``0:07``, ``12:30`` or ``1:02:03``."""
+    """A number of seconds formatted as ``0:07``, ``12:30`` or ``1:02:03``."""
     whole = max(0, round(seconds))
     hours, minutes = whole // 3600, whole // 60 % 60
     return f"{hours}:{minutes:02d}:{whole % 60:02d}" if hours else f"{minutes}:{whole % 60:02d}"
 
 
 def peak_memory_gib() -> float:
-    """Largest resident memory of the process so far, in GiB."""
+    """Peak resident memory of this process so far, in GiB."""
     info = psutil.Process().memory_info()
     if hasattr(info, "peak_wset"):  # Windows
         return float(info.peak_wset) / 2**30
@@ -140,7 +140,7 @@ def peak_memory_gib() -> float:
 
 
 def memory_use(device: torch.device) -> str:
-    """Resident memory of the process, and the peak of allocated GPU memory if a GPU is used."""
+    """Text with the resident memory of this process and, if ``device`` is a GPU, the peak of its allocated memory."""
     text = f"{psutil.Process().memory_info().rss / 2**30:.2f} GiB"
     if device.type == "cuda":
         text += f" + GPU {torch.cuda.max_memory_allocated(device) / 2**30:.2f} GiB"

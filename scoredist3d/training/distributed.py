@@ -21,7 +21,7 @@ DeviceSpec = str | list[int]
 
 @dataclass(frozen=True)
 class Devices:
-    """Devices of a run, one rank each.
+    """Devices of a run, with one rank per device or CPU process.
 
     Attributes:
         kind: ``cpu`` or ``cuda``.
@@ -36,7 +36,7 @@ class Devices:
         """Parse ``"auto"`` (first GPU, else CPU), ``"cpu"``, ``"cpu:2"`` (two processes) or a list of GPU numbers.
 
         Raises:
-            ValueError: Any other value, or an empty list.
+            ValueError: ``devices`` has another form, or is an empty list.
         """
         import torch
 
@@ -65,7 +65,7 @@ class Devices:
         return f"cpu:{self.world_size}" if self.kind == "cpu" else ",".join(map(str, self.indices))
 
     def describe(self) -> str:
-        """Human-readable description."""
+        """Human-readable description of the devices, e.g. ``CPU, 2 processes``."""
         if self.kind == "cpu":
             return "CPU" if self.world_size == 1 else f"CPU, {self.world_size} processes"
         import torch
@@ -78,9 +78,9 @@ class Devices:
 class Workers:
     """Context manager that runs the processes of ranks 1 .. n-1.
 
-    Workers read the resolved config from a temporary file, because the run folder still holds the config of the
-    previous session while a checkpoint is being resumed. A worker exits when its parent does. If a worker fails, the
-    run ends, because the other ranks would wait for it forever.
+    Workers read the resolved config from a temporary file, because the run folder of a resumed run still holds the
+    config of the previous session until the checkpoint is loaded. A worker exits when the process that started it
+    exits. If a worker fails, the run ends, because the other ranks would wait for the worker forever.
 
     Attributes:
         devices: Devices of all ranks.
@@ -118,7 +118,7 @@ class Workers:
         processes, self.processes = self.processes, []
         for process in processes:
             if kind is not None:
-                process.kill()  # It waits for this rank forever, and it writes no files.
+                process.kill()  # The worker would wait for this rank forever; it writes no files.
             try:
                 process.wait(timeout=60)
             except subprocess.TimeoutExpired:
@@ -149,7 +149,7 @@ class Workers:
 
 
 def _worker_environment() -> dict[str, str]:
-    """Environment in which workers import the same package as this process, regardless of the current folder."""
+    """Environment variables with which workers import the same package as this process, whatever the current folder."""
     paths = [str(PACKAGE.parent), os.environ.get("PYTHONPATH", "")]
     return os.environ | {"PYTHONPATH": os.pathsep.join(path for path in paths if path)}
 

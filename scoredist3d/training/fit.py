@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RankContext:
-    """The rank of this process in a run.
+    """Rank of this process in a run, and the devices of the run.
 
     Attributes:
         devices: Devices of all ranks.
@@ -60,7 +60,7 @@ class FitResult:
     """Outcome of training.
 
     Attributes:
-        step: Total number of optimizer steps done.
+        step: Number of optimizer steps done, earlier sessions of the run included.
         interrupted: Whether a signal stopped training before the last step; a checkpoint is saved.
     """
 
@@ -85,7 +85,7 @@ def build_system(config: ExperimentConfig, context: RankContext) -> System:
 
 
 def start_of(config: ExperimentConfig) -> str | None:
-    """The run that initializes a new run (``system.init_from``); None for systems without this option."""
+    """Path of the run that initializes a new run (``system.init_from``); None if there is no such run or option."""
     return getattr(config.system, "init_from", None)
 
 
@@ -123,7 +123,7 @@ def fit(
     resume: Path | None = None,
     restored: Callable[[], None] = lambda: None,
 ) -> FitResult:
-    """Train a system in place until ``trainer.max_steps`` or an interrupt.
+    """Train a system in place until ``trainer.max_steps`` is reached or a signal requests a stop.
 
     Args:
         system: Newly built system, even if a checkpoint is resumed.
@@ -131,9 +131,9 @@ def fit(
         folder: Folder of the run.
         context: Devices and rank of this process.
         console: Prints the progress.
-        guard: Requests a stop after a signal.
+        guard: Reports whether a signal has requested a stop.
         resume: Checkpoint to continue from.
-        restored: Called once that checkpoint is loaded, before the first step.
+        restored: Called once before the first step, after the checkpoint, if any, has been loaded.
 
     Raises:
         NonFiniteError: A loss term or gradient is NaN or infinite.
@@ -177,7 +177,7 @@ def _callbacks(
 
 
 def _leave_group(*, failed: bool) -> None:
-    """Leave the process group of this rank; a failed NCCL rank aborts it."""
+    """Leave the process group of this rank; with NCCL, a rank that failed aborts the group instead."""
     if not torch.distributed.is_initialized():
         return
     if failed and torch.distributed.get_backend() == "nccl":
@@ -191,7 +191,8 @@ def _check_densification(system: System, config: ExperimentConfig, context: Rank
     """Check that the trainer supports densification, which needs a single process and unscaled gradients.
 
     Raises:
-        ValueError: The system densifies and the trainer uses several devices, accumulation or 16-bit precision.
+        ValueError: The system uses densification, but the trainer uses several devices, accumulation or
+            16-mixed precision.
     """
     if not system.densifies:
         return
@@ -215,7 +216,7 @@ def _check_densification(system: System, config: ExperimentConfig, context: Rank
 def _trainer_options(
     system: System, config: ExperimentConfig, folder: RunFolder, context: RankContext
 ) -> dict[str, Any]:
-    """Keyword arguments of the Lightning trainer."""
+    """Keyword arguments for the constructor of the Lightning trainer."""
     from pytorch_lightning.strategies import DDPStrategy
 
     from scoredist3d.training.lightning_plugins import AtomicCheckpointIO, LocalRanks
@@ -223,7 +224,7 @@ def _trainer_options(
     plugins: list[Any] = [AtomicCheckpointIO(), LocalRanks(context.rank, context.devices.world_size, context.port)]
     strategy: Any = "auto"
     if context.devices.world_size > 1:
-        # Buffers follow from the shared random stream and from weights that are equal on all ranks.
+        # Buffers need no broadcast: the shared random stream and equal weights make them equal on all ranks.
         strategy = DDPStrategy(broadcast_buffers=False, find_unused_parameters=not system.steps_everything)
     trainer = config.trainer
     on_cpu = context.devices.kind == "cpu"
@@ -249,7 +250,7 @@ def _trainer_options(
 
 
 def import_lightning() -> None:
-    """Import Lightning, which takes seconds, without its warnings; later imports are free."""
+    """Import Lightning without its warnings; the first import takes seconds, and later ones take no time."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         importlib.import_module("pytorch_lightning")
@@ -257,7 +258,7 @@ def import_lightning() -> None:
 
 @contextmanager
 def _quiet_lightning() -> Iterator[None]:
-    """Silence Lightning's banners and hints, which concern choices that this program makes on purpose."""
+    """Context manager that silences Lightning's banners and hints about deliberate choices of this program."""
     loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning_fabric")]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():

@@ -18,13 +18,13 @@ _UNSAFE = re.compile(r"[^\w.+-]+")
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Paths inside the folder of one run; the properties create nothing."""
+    """Paths inside the folder of one run; reading a property creates no file or folder."""
 
     root: Path
 
     @classmethod
     def create(cls, output_root: str | Path, name: str, tag: str, *, now: datetime | None = None) -> RunFolder:
-        """Create the folder of a new run; runs within the same second get the suffixes ``-2``, ``-3``, ..."""
+        """Create the folder of a new run; runs created in the same second get the suffixes ``-2``, ``-3``, ..."""
         stamp = (now or datetime.now()).strftime("%Y%m%d-%H%M%S")
         base = Path(output_root) / slug(name) / f"{slug(tag)}@{stamp}"
         for attempt in range(1, 1000):
@@ -41,7 +41,7 @@ class RunFolder:
 
     @property
     def last_checkpoint(self) -> Path:
-        """Newest checkpoint."""
+        """Path of the newest checkpoint, ``last.ckpt``."""
         return self.checkpoints / LAST_CHECKPOINT
 
     @property
@@ -71,7 +71,7 @@ class RunFolder:
 
     @property
     def metrics(self) -> Path:
-        """File of the logged values, one row per logging window."""
+        """File with the logged values, one row per logging window."""
         return self.root / "metrics.csv"
 
     @property
@@ -81,17 +81,17 @@ class RunFolder:
 
     @property
     def summary(self) -> Path:
-        """Machine-readable summary of the run."""
+        """File with the machine-readable summary of the run."""
         return self.root / SUMMARY
 
     @property
     def resolved_config(self) -> Path:
-        """Complete config, with which the run can be repeated."""
+        """File with the complete config, from which the run can be repeated."""
         return self.configs / RESOLVED_CONFIG
 
 
 def find_run(path: str | Path) -> tuple[RunFolder, Path]:
-    """Run folder and checkpoint for the path of a run folder or of a checkpoint file inside one.
+    """Run folder and checkpoint that belong to ``path``, a run folder or a checkpoint file inside a run folder.
 
     Raises:
         ValueError: The path does not exist, is not a run folder, or contains no checkpoint yet.
@@ -108,7 +108,7 @@ def find_run(path: str | Path) -> tuple[RunFolder, Path]:
         return folder, path
     if (path / PIPELINE_CONFIG).is_file():
         stages = ", ".join(str(found.parent.parent) for found in sorted(path.glob(f"*/configs/{RESOLVED_CONFIG}")))
-        raise ValueError(f"{path} is a pipeline; give one of its stages: {stages or 'none has started'}")
+        raise ValueError(f"{path} is a pipeline; give one of its stages: {stages or '(no stage has started)'}")
     folder = RunFolder(path.parent if path.name == "ckpts" else path)
     if not folder.resolved_config.is_file():
         raise ValueError(
@@ -120,7 +120,7 @@ def find_run(path: str | Path) -> tuple[RunFolder, Path]:
 
 
 def stages_begun(root: Path) -> dict[str, Path]:
-    """Resolved config of each pipeline stage that can be resumed, by stage name."""
+    """Path of the resolved config of each pipeline stage that can be resumed, by stage name."""
     folders = {path.name: RunFolder(path) for path in root.iterdir() if path.is_dir()}
     return {
         name: folder.resolved_config

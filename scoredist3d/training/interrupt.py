@@ -13,12 +13,12 @@ from typing import Any
 class InterruptGuard:
     """Context manager in which the first signal requests a graceful stop and the second ends the process at once.
 
-    Outside :attr:`graceful` sections (loading, export) the first signal raises ``KeyboardInterrupt`` immediately.
+    While :attr:`graceful` is False (loading, export), the first signal raises ``KeyboardInterrupt`` immediately.
     Ending at once is safe, because every file is written atomically. Signals can only be caught in the main thread; in
     other threads, and with ``active=False``, the guard does nothing.
 
     Attributes:
-        graceful: Whether a signal is handled after the current step.
+        graceful: Whether the first signal takes effect only after the current step.
         received: Number of the received signal, or None.
     """
 
@@ -38,7 +38,7 @@ class InterruptGuard:
 
     @property
     def exit_code(self) -> int:
-        """128 + signal number, as shells report it: 130 after Ctrl-C."""
+        """Exit code 128 + signal number, as shells report it: 130 after Ctrl-C."""
         return 128 + (self.received or signal.SIGINT)
 
     def __enter__(self) -> InterruptGuard:

@@ -20,7 +20,7 @@ from scoredist3d.training.optimizer import build_optimizer, set_learning_rates
 
 
 class EndlessSteps:
-    """Endless data loader of empty batches, one per forward pass; the run ends at ``trainer.max_steps``."""
+    """Endless data loader that yields batch numbers instead of data; the run ends at ``trainer.max_steps``."""
 
     def __iter__(self) -> Iterator[int]:
         batch = 0
@@ -30,11 +30,11 @@ class EndlessSteps:
 
 
 class TrainingModule(pl.LightningModule):
-    """Trains a :class:`System` and uses the system's ``state_dict`` as its own.
+    """Lightning module that trains a :class:`System`; its ``state_dict`` is that of the system.
 
     Randomness: micro-batch ``m`` of rank ``r`` among ``R`` ranks uses the random stream of rank ``r + m R``, so
-    accumulating gradients over k micro-batches gives the same result as k ranks. State shared by all ranks (occupancy
-    grid) uses the stream of rank 0.
+    accumulating gradients over k micro-batches gives the same result as k ranks. State shared by all ranks, such as
+    the occupancy grid, uses the stream of rank 0.
     """
 
     def __init__(self, system: System, trainer_config: TrainerConfig, rng: Rng) -> None:
@@ -44,7 +44,7 @@ class TrainingModule(pl.LightningModule):
         self.rng = rng
         self.buffer = MetricBuffer()
         self.micro_batch = 0
-        # A guidance trains its own networks outside DDP's backward pass.
+        # Networks that a guidance trains itself take no part in DDP's backward pass.
         grouped = {id(p) for group in system.parameter_groups() for p in group["params"]}
         ignored = [f"system.{name}" for name, p in system.named_parameters() if id(p) not in grouped]
         if trainer_config.accumulate > 1 and any(p.requires_grad and id(p) not in grouped for p in system.parameters()):
@@ -56,7 +56,7 @@ class TrainingModule(pl.LightningModule):
         self._gradient_norms: list[tuple[int, list[str], Tensor]] = []
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
-        """The system's state without a prefix, so that evaluation can load it without Lightning."""
+        """The system's ``state_dict`` without a name prefix, so that evaluation can load it without Lightning."""
         return self.system.state_dict(*args, **kwargs)
 
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> None:  # type: ignore[override]
@@ -82,12 +82,12 @@ class TrainingModule(pl.LightningModule):
             self.system.prepare_step(step, self.rng.shared())
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """One forward pass of the system."""
+        """Run one forward pass of the system, collect the values to log, and return the loss."""
         rank = self.trainer.global_rank + self.micro_batch * self.trainer.world_size
         result = self.system.training_step(self.global_step, Rng(self.rng.seed, rank))
         self.buffer.add(self.global_step, {"loss": result.loss.detach(), **result.scalars})
         if self.device.type == "cpu":
-            # No transfer to wait for: stop before a non-finite loss reaches the weights.
+            # A CPU needs no transfer, so the check can stop the run before a non-finite loss reaches the weights.
             self.buffer.fetch()
         return result.loss
 
@@ -107,7 +107,7 @@ class TrainingModule(pl.LightningModule):
                 )
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Check that gradients are finite (at once on the CPU, with the next log line on a GPU), then clip them."""
+        """Check that gradients are finite (deferred to the next log row or checkpoint on a GPU), then clip them."""
         gradients = {name: p.grad for name, p in self._optimized() if p.grad is not None}
         norms = torch.stack([norm.float() for norm in torch._foreach_norm(list(gradients.values()))])
         total = torch.linalg.vector_norm(norms)
@@ -141,7 +141,7 @@ class TrainingModule(pl.LightningModule):
             return
         scaler = self._scaler()
         if scaler is not None and scaler.get_scale() >= 1.0:
-            return  # The loss scaler finds its scale by overflowing and skips those steps.
+            return  # The loss scaler adapts its scale to overflows, and skips the steps in which they occur.
         values = torch.cat([norms for _, _, norms in pending]).tolist()
         position = 0
         for step, names, norms in pending:

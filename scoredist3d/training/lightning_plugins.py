@@ -1,4 +1,4 @@
-"""Lightning plugins for this program's checkpoint files and for ranks that it starts itself."""
+"""Lightning plugins for this program's checkpoint files and for the ranks that this program starts."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from scoredist3d.training.checkpoint import read_checkpoint, write_checkpoint
 
 
 class AtomicCheckpointIO(CheckpointIO):
-    """Checkpoint I/O with :mod:`scoredist3d.training.checkpoint`: atomic writing, reading without executing code."""
+    """Checkpoint I/O by :mod:`scoredist3d.training.checkpoint`: writes atomically, reads without executing code."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Write a checkpoint atomically."""
         write_checkpoint(checkpoint, path)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        """Read a checkpoint to the CPU."""
+        """Read a checkpoint and place its tensors on the CPU."""
         return read_checkpoint(path)
 
     def remove_checkpoint(self, path: Any) -> None:
@@ -27,7 +27,7 @@ class AtomicCheckpointIO(CheckpointIO):
 
 
 class LocalRanks(ClusterEnvironment):
-    """Cluster of one process per device of this machine, started by ``distributed.Workers``."""
+    """Cluster environment with one process per device of this machine; ``distributed.Workers`` starts the processes."""
 
     def __init__(self, rank: int, world_size: int, port: int) -> None:
         super().__init__()
@@ -68,9 +68,9 @@ class LocalRanks(ClusterEnvironment):
         """Do nothing; the rank is fixed at construction."""
 
     def local_rank(self) -> int:
-        """Rank on this machine, which hosts all ranks."""
+        """Rank of this process on this machine; equal to the global rank, because all ranks are on one machine."""
         return self._rank
 
     def node_rank(self) -> int:
-        """Index of this machine, which is the only one."""
+        """Index of this machine; always 0, because a run uses one machine."""
         return 0

@@ -15,7 +15,7 @@ from scoredist3d.guidance.core.checks import NonFiniteError
 
 
 class MetricBuffer:
-    """Per-step scalars that stay on their device until :meth:`fetch`.
+    """Buffer of per-step scalars, which stay on their device until :meth:`fetch`.
 
     ``add`` needs no device synchronization. ``fetch`` moves all pending scalars in one transfer and keeps the values
     until :meth:`mean_row` closes the window, so that a checkpoint between two rows can store the unfinished window.
@@ -30,7 +30,7 @@ class MetricBuffer:
         self.latest: dict[str, float] = {}
 
     def add(self, step: int, scalars: dict[str, Tensor | float]) -> None:
-        """Collect scalars of one step: numbers, or one-element tensors, which are detached."""
+        """Collect the scalars of one step: numbers, or one-element tensors, which are detached."""
         self._pending.append((step, {k: v.detach() if isinstance(v, Tensor) else v for k, v in scalars.items()}))
 
     def fetch(self) -> None:
@@ -68,13 +68,13 @@ class MetricBuffer:
         return {key: list(values) for key, values in self._values.items()}
 
     def load_state_dict(self, state: dict[str, list[float]]) -> None:
-        """Restore an unfinished window."""
+        """Restore the values of an unfinished window."""
         self._pending = []
         self._values = {key: list(values) for key, values in state.items()}
 
 
 class MetricsFile:
-    """``metrics.csv``: one row per logging window, first column ``step``.
+    """Writer of ``metrics.csv``, which has one row per logging window and ``step`` as its first column.
 
     Rows are appended and flushed, so a killed run loses at most the row being written. Opening the file for a resumed
     run drops an incomplete last line and every row after the resumed step. A new scalar adds a column, for which the

@@ -15,16 +15,16 @@ from scoredist3d.registry import near_matches
 def build_optimizer(
     config: OptimizerConfig, groups: Sequence[dict[str, Any]], *, fused: bool = True
 ) -> torch.optim.Optimizer:
-    """The configured optimizer.
+    """The optimizer that a config describes, over named parameter groups.
 
     Args:
         config: Optimizer and learning rates.
         groups: Parameter groups ``{"name", "params"}``; groups without trainable parameters are skipped. A group with
-            the key ``optimizer`` uses that config instead.
-        fused: Use torch's fused update.
+            the key ``optimizer`` uses the config under this key instead of ``config``.
+        fused: Use PyTorch's fused implementation of the update.
 
     Raises:
-        ValueError: ``lr_groups`` names a group that does not exist, or nothing is trainable.
+        ValueError: ``lr_groups`` names a group that does not exist, or no parameter is trainable.
     """
     trainable: list[tuple[OptimizerConfig, dict[str, Any]]] = []
     for group in groups:
@@ -67,7 +67,7 @@ class SideBySide(torch.optim.Optimizer):
     def __init__(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:
         self.optimizers = tuple(optimizers)
         super().__init__([group for optimizer in optimizers for group in optimizer.param_groups], {})
-        # The dicts of the inner optimizers themselves, so that a learning rate set here reaches them.
+        # These are the dicts of the inner optimizers, not copies, so a learning rate set here takes effect there.
         self.param_groups = [group for optimizer in optimizers for group in optimizer.param_groups]
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -85,7 +85,7 @@ class SideBySide(torch.optim.Optimizer):
         return {"side_by_side": [optimizer.state_dict() for optimizer in self.optimizers]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load what :meth:`state_dict` returned."""
+        """Load states in the form that :meth:`state_dict` returns."""
         for optimizer, state in zip(self.optimizers, state_dict["side_by_side"], strict=True):
             optimizer.load_state_dict(state)
         self.param_groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
@@ -100,8 +100,8 @@ def set_learning_rates(optimizer: torch.optim.Optimizer, config: OptimizerConfig
 def learning_rate(config: OptimizerConfig, group: str) -> Schedule:
     """Learning-rate schedule of a group.
 
-    It is the value of the longest key of ``lr_groups`` that is the name of the group or a dotted prefix of it, or
-    ``lr`` if there is none.
+    This is the value of the longest key of ``lr_groups`` that is the name of the group or a dotted prefix of the name,
+    or ``lr`` if no key matches.
     """
     matches = [name for name in config.lr_groups if _belongs(group, name)]
     return config.lr_groups[max(matches, key=len)] if matches else config.lr

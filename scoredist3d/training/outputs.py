@@ -25,7 +25,7 @@ from scoredist3d.visualization.turntable import final_video, video_name
 
 
 def save_preview(system: System, config: PreviewConfig, folder: RunFolder, step: int, *, prefix: str = "step") -> Path:
-    """Save the preview grid as ``images/<prefix>-000200.png``."""
+    """Save the preview grid as ``images/<prefix>-<step>.png``, e.g. ``images/step-000200.png``; returns its path."""
     return save_png(preview_grid(system, config), folder.images / f"{prefix}-{step:06d}.png")
 
 
@@ -41,7 +41,7 @@ class Exported:
     Attributes:
         results: Results of the exporter, with paths in ``export/``.
         reports: Report file of each result.
-        missing: Reason for each object that could not be exported, by its name.
+        missing: Reasons why objects could not be exported, by object name.
         remark: Message about the earlier files that were replaced, or an empty string.
     """
 
@@ -71,7 +71,7 @@ class Exported:
 
 
 class NoMeshError(ValueError):
-    """None of the objects could be exported."""
+    """Error raised if no object could be exported."""
 
 
 def no_mesh(missing: Mapping[str, str]) -> str:
@@ -85,8 +85,8 @@ def write_video(
 ) -> tuple[Path, str]:
     """Write the final video: a turntable of scenes, or an animation of the optimization of images.
 
-    The cameras of a turntable are written next to it as ``<name>-cameras.json``. An earlier video that differs is kept
-    in ``videos/previous-<n>/``.
+    The cameras of a turntable are written next to the video as ``<name>-cameras.json``. An earlier video that differs
+    is kept in ``videos/previous-<n>/``.
 
     Returns:
         The path of the video, and a message about the files that it replaced (may be empty).
@@ -111,13 +111,13 @@ def write_video(
 def export_objects(
     system: System, config: ExperimentConfig, folder: RunFolder, progress: Callable[[str, float], None]
 ) -> Exported:
-    """Export all objects to ``export/``, with one ``report.json`` per object.
+    """Export all objects to ``export/``, with one report per object: ``report.json``, ``report-2.json``, ...
 
     Files of an earlier export that differ are kept in ``export/previous-<n>/`` and named in the reports. Objects that
     cannot be exported are skipped.
 
     Raises:
-        NoMeshError: No object could be exported; no file has changed.
+        NoMeshError: No object could be exported; all files in ``export/`` are unchanged.
         ValueError: The system has no 3D object (text-to-2d).
     """
     shapes = system.shapes()

@@ -1,7 +1,7 @@
 """Pipelines: run stages one after another, each in its own folder, and resume interrupted pipelines.
 
 ``<output_root>/<name>/<tag>@<time>/`` holds ``pipeline.yaml`` (the requested stages) and one run folder per stage. A
-stage is done if its ``summary.json`` says so. A stage with a checkpoint is resumed; a stage without one starts again.
+stage is done if its ``summary.json`` says so. A stage with a checkpoint is resumed; any other stage starts at step 0.
 """
 
 from __future__ import annotations
@@ -56,10 +56,10 @@ def run_pipeline(
     output: Path | str | None = None,
     console: Console | None = None,
 ) -> PipelineResult:
-    """Train the stages in order and export the last one.
+    """Train the stages in order and export the object of the last one.
 
     Args:
-        pipeline: The validated stages.
+        pipeline: Validated configs of the stages.
         devices: As in :func:`scoredist3d.training.run.run_training`.
         resume: Folder of an earlier pipeline to continue; for the schedules of resumed stages see
             :func:`scoredist3d.config.resume.resumed_stages`.
@@ -67,7 +67,7 @@ def run_pipeline(
         console: Prints progress and messages.
 
     Raises:
-        ValueError, NonFiniteError, KeyboardInterrupt: As in a single run; finished stages are kept.
+        ValueError, NonFiniteError, KeyboardInterrupt: As in a single run; the results of finished stages are kept.
     """
     console = console or Console()
     _check_sources(pipeline)
@@ -94,7 +94,7 @@ def run_pipeline(
 def _run_stages(
     pipeline: Pipeline, result: PipelineResult, record: _Record, devices: DeviceSpec, console: Console
 ) -> None:
-    """Run the stages that are not done and record their results; the last one sets the pipeline's status."""
+    """Run the stages that are not done and record their results; the last of them sets the pipeline's status."""
     root, names = result.folder, list(pipeline.stages)
     resumed = resumed_stages(pipeline, stages_begun(root))
     how = f"To continue the pipeline: {command_name()} --train --resume {root}"
@@ -112,7 +112,8 @@ def _run_stages(
         console.say(f"Stage {number} of {len(names)}, {name}:")
         if restart:
             console.say(
-                f"{source} has changed, so {name} starts again; its earlier folder is {_set_aside(folder.root)}"
+                f"Stage {source} has changed, so stage {name} starts again; its earlier results are in "
+                f"{_set_aside(folder.root)}"
             )
         try:
             stage = run_training(
@@ -142,7 +143,8 @@ def _run_stages(
 class _Record:
     """Writes ``pipeline.yaml`` and ``summary.json`` of one session of a pipeline.
 
-    A resumed session begins with its first stage, so options that this stage rejects leave the files unchanged.
+    A resumed session is recorded only once its first stage begins, so options that this stage rejects leave the files
+    unchanged.
     """
 
     def __init__(self, root: Path, pipeline: Pipeline) -> None:
@@ -150,7 +152,7 @@ class _Record:
         self.begun = False
 
     def begin(self) -> None:
-        """Write ``pipeline.yaml`` and keep an earlier version of it in ``history/``; later calls do nothing."""
+        """Write ``pipeline.yaml`` and keep a version that differs in ``history/``; later calls do nothing."""
         if self.begun:
             return
         self.begun = True
@@ -169,7 +171,7 @@ class _Record:
 
 
 def _check_sources(pipeline: Pipeline) -> None:
-    """Check that the input files of all stages exist, before the first stage runs for hours."""
+    """Check that the input files of all stages exist, before the first stage, which may take hours, starts."""
     _check_each(pipeline.stages, check_sources)
 
 

@@ -13,7 +13,7 @@ from scoredist3d.training.metrics import MetricBuffer
 from scoredist3d.training.optimizer import build_optimizer, set_learning_rates
 
 CHECK_EVERY = 10
-"""Steps between two checks for non-finite values on devices where a check waits for the device."""
+"""Number of steps between two checks for non-finite values, on devices where a check has to wait for results."""
 
 
 def fit(
@@ -27,14 +27,14 @@ def fit(
     """Optimize a system in place.
 
     With the same configuration and seed, the result equals that of a run on one device in float32 without gradient
-    clipping and accumulation. That also needs ``rng=Rng(seed)`` when the system is built.
+    clipping and accumulation, provided that the system was built with ``rng=Rng(seed)``.
 
     Args:
         system: A new system, e.g. from :func:`scoredist3d.build`.
-        steps: Optimizer steps.
-        seed: Source of all randomness while training.
-        device: Moves the system there first.
-        on_step: Called after each step with its number (from 0) and its logged values, such as ``loss``.
+        steps: Number of optimizer steps.
+        seed: Seed of all random numbers drawn during training.
+        device: Device to which the system is moved first; None leaves the system where it is.
+        on_step: Called after each step with the step number (from 0) and the logged values, such as ``loss``.
 
     Raises:
         NonFiniteError: A loss is NaN or infinite.

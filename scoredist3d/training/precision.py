@@ -1,4 +1,4 @@
-"""Checks of the floating-point precision of a run against its devices."""
+"""Checks that the devices of a run suit its floating-point precision."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def check_precision(config: ExperimentConfig, devices: DeviceSpec) -> None:
     """Check that the devices support ``trainer.precision``.
 
     Raises:
-        ConfigError: Mixed precision on a CPU.
+        ConfigError: The config sets mixed precision, and the device is a CPU.
     """
     precision = config.trainer.precision
     if Devices.parse(devices).kind != "cpu" or precision == "32-true":

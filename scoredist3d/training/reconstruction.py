@@ -56,8 +56,8 @@ class FitSettings:
     """Settings of a reconstruction.
 
     Attributes:
-        steps: Optimizer steps.
-        batch_size: Views per step.
+        steps: Number of optimizer steps.
+        batch_size: Number of views per step.
         optimizer: Optimizer and learning rates.
         losses: Regularizers by name.
         mask_weight: Weight of the mean squared error between opacity and alpha.
@@ -74,7 +74,7 @@ class FitSettings:
 class ImageRegression:
     """Data term: mean squared errors of color and opacity against images.
 
-    The images are composited over the scene's own background, so that the background is not reconstructed.
+    The images are composited over the background that the scene renders, so that the background is not reconstructed.
 
     Attributes:
         views: (B) views, rendered from their cameras.
@@ -85,7 +85,7 @@ class ImageRegression:
     mask_weight: float
 
     def __call__(self, renders: Sequence[Render], clock: Clock, rng: Rng) -> TrainingStep:
-        """Loss on the render of one scene."""
+        """The loss on the render of one scene, with its color and opacity terms to log."""
         (render,) = renders
         color = functional.mse_loss(render.rgb, self.views.over(render.background))
         mask = functional.mse_loss(render.opacity, self.views.alpha)
@@ -106,7 +106,7 @@ def fit_scene(
         views: Target images; each step draws a batch of them without replacement.
         settings: Number of steps, batch size, optimizer and losses.
         rng: Source of all random numbers.
-        on_step: Called after each step with the step and its loss.
+        on_step: Called after each step with the step number (from 0) and the loss.
 
     Returns:
         The loss of each step.

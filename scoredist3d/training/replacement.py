@@ -31,12 +31,12 @@ class Replacement:
 
     @classmethod
     def plan(cls, staging: Path, target: Path, earlier: Iterable[str], reports: Iterable[str] = ()) -> Replacement:
-        """Compare the new files with the current ones.
+        """Compare the new files with the current set and return the plan for replacing it.
 
         Args:
             staging: Folder with the new files.
             target: Folder of the current set; it need not exist.
-            earlier: Names of files of the current set; files named like a new file or a report always belong to it.
+            earlier: Names of files of the current set; a file named like a new file or a report always belongs to it.
             reports: Names of files whose changes do not count as a difference, such as a report with times.
         """
         new, reports = {path.name for path in staging.iterdir()}, set(reports)
@@ -49,10 +49,10 @@ class Replacement:
         return cls(staging, target, tuple(old), target / f"{_PREVIOUS}{max(taken, default=0) + 1}")
 
     def apply(self, order: Iterable[str] = ()) -> None:
-        """Keep the earlier files and move each new file into place atomically.
+        """Keep the current files in ``previous`` and move each new file into place atomically.
 
         Args:
-            order: Names of new files to move first, in this order; a file comes after the files that it refers to.
+            order: Names of new files to move first, in this order; list a file after the files that it refers to.
         """
         self.target.mkdir(parents=True, exist_ok=True)
         new = list(dict.fromkeys([*order, *sorted(path.name for path in self.staging.iterdir())]))

@@ -47,7 +47,7 @@ class RunResult:
 
     Attributes:
         folder: Folder of the run.
-        step: Optimizer steps of the state that was used.
+        step: Number of optimizer steps of the state that was trained or evaluated.
         paths: All files and folders that were written, by label.
         seconds: Wall time of each stage, such as start-up, training or export.
         status: ``done``; ``interrupted`` (by a signal; a checkpoint is saved); or ``no mesh`` (an object could not be
@@ -92,7 +92,7 @@ def run_training(
         output: Folder to use instead of ``<output_root>/<name>/<tag>@<time>``.
         source: The config as written, with interpolations; saved as ``configs/config.yaml`` for resuming.
         export: Export the object at the end; not needed for a stage that is followed by another one.
-        resume_from: Path to resume from, for the message after an interrupt; the run's folder by default.
+        resume_from: Path that messages give for ``--resume``; the run's folder by default.
         begun: Called once the folder exists and the checkpoint, if any, has been loaded.
         console: Prints progress and messages.
 
@@ -100,9 +100,9 @@ def run_training(
         The result; its ``status`` and ``error`` report an object that could not be exported.
 
     Raises:
-        ValueError: A mistake in the config, the devices or the checkpoint.
+        ValueError: The config, the devices or the checkpoint cannot be used.
         NonFiniteError: Training diverged; no non-finite state has been saved.
-        KeyboardInterrupt: Interrupted outside training; the console says how to continue.
+        KeyboardInterrupt: The run was interrupted outside training; the console shows how to continue.
     """
     console, clock, context = console or Console(), StageClock(), RankContext(Devices.parse(devices))
     check_precision(config, devices)
@@ -152,7 +152,7 @@ def check_sources(config: ExperimentConfig) -> None:
 def run_validation(
     config: ExperimentConfig, checkpoint: Path | str, *, devices: DeviceSpec = "auto", console: Console | None = None
 ) -> RunResult:
-    """Render the preview views of a trained run: ``images/validation-<step>.png``."""
+    """Render the preview grid of a trained run and save it as ``images/validation-<step>.png``."""
     with _evaluation(config, checkpoint, devices, console, "validate") as (system, folder, result, console, clock):
         with clock.stage("images"):
             path = save_preview(system, config.preview, folder, result.step, prefix="validation")
@@ -212,7 +212,7 @@ def _evaluation(
 
 
 def _announce(session: Session, devices: Devices, console: Console, checkpoint: Path | None) -> None:
-    """Print the run's settings and begin the session of a new run; a resumed one begins after its checkpoint loads."""
+    """Print the settings of a run and begin its session, unless a checkpoint has to be loaded first."""
     with session.clock.stage("start-up"):
         announce(session.config, devices, session.folder, checkpoint, session.step, console)
         slow = slow_prior_warning(session.config, devices)
@@ -255,7 +255,7 @@ def _new_system(session: Session, context: RankContext, *, resumed: bool) -> Sys
     """Build and initialize the system; if that fails, the folder of a new run is removed.
 
     Raises:
-        ConfigError: A mistake in the config that only building the system reveals.
+        ConfigError: The config has a mistake that only building the system reveals.
     """
     try:
         system = build_system(session.config, context)
@@ -280,7 +280,7 @@ def _finish(result: RunResult, session: Session, console: Console, *, export: bo
         _export(system, config, folder, result, console, clock)
     except NoMeshError as error:
         result.status, result.error = NO_MESH, str(error)
-        aside = set_export_aside(folder)  # Those files show the state of an earlier session.
+        aside = set_export_aside(folder)  # These files were exported from the state of an earlier session.
         if aside:
             console.say(f"export: {aside}")
     if result.error is not None:
@@ -357,7 +357,7 @@ def _close(result: RunResult, session: Session, resume_from: Path | None, consol
     summary = session.end(result.status, result.error, step=result.step, paths=result.paths)
     assert summary is not None
     result.paths["summary"] = summary
-    console.say("Done:" if result.error is None else "Done, except for a mesh:")
+    console.say("Done:" if result.error is None else "Done, except for missing meshes:")
     _list(result, console, session.clock)
     if result.error is not None:
         stage = f"stages.{folder.root.name}." if resume_from else ""
@@ -385,4 +385,4 @@ def _how_to_resume(folder: RunFolder, resume_from: Path | None) -> str:
 def _after_interrupt(folder: RunFolder, resume_from: Path | None) -> str:
     if folder.last_checkpoint.is_file():
         return f"Stopped; the last checkpoint is {folder.last_checkpoint}. {_how_to_resume(folder, resume_from)}"
-    return "Stopped before the first checkpoint; nothing to resume."
+    return "Stopped before the first checkpoint; there is nothing to resume."

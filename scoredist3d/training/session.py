@@ -71,7 +71,7 @@ class Session:
         return write_summary(self.folder, self.config, self.clock, status=status, error=error, step=step, paths=paths)
 
     def discard(self) -> None:
-        """Delete the record of the first session of a run; records of later sessions are kept."""
+        """Delete the record of this session if it is the first of the run; otherwise do nothing."""
         if self.number != 1:
             return
         self.number = 0
@@ -79,9 +79,9 @@ class Session:
             shutil.rmtree(made, ignore_errors=True)
         self.folder.summary.unlink(missing_ok=True)
         with suppress(OSError):
-            self.folder.root.rmdir()  # Stays if it contains other files.
+            self.folder.root.rmdir()  # The folder is kept if it contains other files.
 
     def _saved_step(self) -> int:
-        with suppress(ValueError):  # No checkpoint yet, or a damaged one.
+        with suppress(ValueError):  # There is no checkpoint yet, or it is damaged.
             return checkpoint_step(self.folder.last_checkpoint)
         return self.step

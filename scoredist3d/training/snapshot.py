@@ -16,7 +16,7 @@ from scoredist3d.files import new_folder, write_atomically
 from scoredist3d.training.folder import RESOLVED_CONFIG, WRITTEN_CONFIG, RunFolder
 
 _SESSION = "session-"
-_LARGEST_DIFF = 5_000_000  # Characters; a larger difference contains data, not code.
+_LARGEST_DIFF = 5_000_000  # In characters; a larger difference contains data, not code.
 
 
 def save_snapshot(
@@ -44,7 +44,7 @@ def _add_command(path: Path, command: Sequence[str]) -> int:
     """Append a line for this session to the file ``path``; returns the number of the session, from 1."""
     before = path.read_text(encoding="utf-8") if path.is_file() else ""
     time = datetime.now().astimezone().isoformat(timespec="seconds")
-    # A command with quoted line breaks stays on one line.
+    # Line breaks inside the command are escaped, so that it stays on one line.
     shown = shlex.join(command).replace("\n", "'$'\\n''")
     text = f"{before}{time}  scoredist3d {scoredist3d.__version__}  {shown}\n"
     write_atomically(path, text)
@@ -95,7 +95,7 @@ def _same_files(first: Path, second: Path) -> bool:
 
 
 def _files(folder: Path) -> set[Path]:
-    """Relative paths of the files of one session."""
+    """Relative paths of the code files of one session, without the subfolders of later sessions."""
     found = {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
     return {path for path in found if not path.parts[0].startswith(_SESSION)}
 
@@ -109,7 +109,7 @@ def installed_packages() -> list[str]:
 
 
 def git_state(folder: Path) -> dict[str, str]:
-    """Contents of ``commit.txt`` and ``changes.diff`` for the repository of ``folder``; empty if there is none."""
+    """Contents of ``commit.txt`` and ``changes.diff`` for the repository of ``folder``; empty outside a repository."""
     commit = _git(folder, "rev-parse", "HEAD")
     if commit is None:
         return {}

@@ -34,7 +34,7 @@ def write_summary(
         config: Config of the run.
         clock: Wall times of the stages of this session.
         status: One of the status constants of this module.
-        step: Optimizer steps of the saved state.
+        step: Number of optimizer steps of the saved state.
         error: Reason for a status other than ``done``.
         paths: Files inside ``folder`` by label.
     """
@@ -51,10 +51,10 @@ def write_summary(
 
 
 def add_files(folder: RunFolder, part: Path, paths: Mapping[str, Path]) -> None:
-    """Replace the paths inside the subfolder ``part`` with ``paths`` in an existing summary."""
+    """Replace the listed files of the subfolder ``part`` with ``paths`` in an existing summary."""
     summary = read_json(folder.summary)
     if not isinstance(summary.get("paths"), dict):
-        return  # No summary, or one of an earlier version.
+        return  # There is no summary, or an earlier version of the program wrote it.
     kept = {label: path for label, path in summary["paths"].items() if not str(path).startswith(f"{part.name}/")}
     summary["paths"] = kept | {label: _relative(path, folder.root) for label, path in paths.items()}
     write_json(folder.summary, summary)
@@ -69,7 +69,7 @@ def settle_export(folder: RunFolder, step: int, problem: str | None) -> None:
 
 
 def is_done(folder: RunFolder, max_steps: int) -> bool:
-    """Whether a run finished with at least ``max_steps`` steps; summaries of earlier versions have no status."""
+    """Whether a run finished with at least ``max_steps`` steps; a summary without a status counts as finished."""
     summary = read_json(folder.summary)
     return bool(summary) and summary.get("status", DONE) == DONE and int(summary.get("step", 0)) >= max_steps
 
@@ -77,7 +77,7 @@ def is_done(folder: RunFolder, max_steps: int) -> bool:
 def write_pipeline_summary(
     root: Path, stages: Mapping[str, ExperimentConfig], *, status: str, error: str | None = None
 ) -> Path:
-    """Replace the summary of a pipeline, which contains the summaries of its stages and totals.
+    """Replace the summary of a pipeline, which contains totals and the summaries of its stages.
 
     Prompt, seed and paths are those of the last stage, which produces the pipeline's object.
     """

@@ -11,7 +11,7 @@ from scoredist3d.custom import load_custom
 
 
 def main() -> None:
-    """Train as one rank, without output; only rank 0 prints and writes files."""
+    """Train as one of the ranks 1 .. n-1, without output; only rank 0 prints and writes files."""
     parser = argparse.ArgumentParser(prog="scoredist3d.training.worker")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--config", type=Path, required=True)

@@ -18,7 +18,7 @@ from scoredist3d.visualization.views import depth_image, render_views
 
 @torch.no_grad()
 def preview_grid(system: System, config: PreviewConfig) -> np.ndarray:
-    """(H, W, 3) uint8 grid of what a system optimizes.
+    """Preview grid of a system, an (H, W, 3) uint8 image.
 
     - Scenes: one column per view; rows for the color, opacity and depth of the first scene and for the color of each
       further scene.
@@ -39,9 +39,9 @@ def preview_grid(system: System, config: PreviewConfig) -> np.ndarray:
 
 @torch.no_grad()
 def scene_rows(system: HasScenes, config: PreviewConfig) -> dict[str, Tensor]:
-    """Rows of a preview by name, each (views, size, size, 3) in [0, 1].
+    """Rows of images of a preview grid, by name, each (views, size, size, 3) in [0, 1].
 
-    ``rgb``, ``opacity`` and ``depth`` show the first scene, ``rgb 2``, ``rgb 3``, ... the others.
+    ``rgb``, ``opacity`` and ``depth`` show the first scene; ``rgb 2``, ``rgb 3``, ... show the others.
     """
     cameras = system.evaluation_cameras(config.azimuths, config.elevation, config.size, config.size)
     first, *others = system.list_scenes()
@@ -60,7 +60,7 @@ def scene_rows(system: HasScenes, config: PreviewConfig) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def method_rows(system: HasMethods, size: int) -> dict[str, Tensor]:
-    """Images of each method, (columns, size, size, 3), by its label; shorter rows are padded with white images."""
+    """Images of each method, (columns, size, size, 3), by method label; shorter rows are padded with white images."""
     rows = {label: method.images() for label, method in system.methods.items()}
     columns = max(len(images) for images in rows.values())
     return {label: _resized(images, size, columns) for label, images in rows.items()}
@@ -74,7 +74,7 @@ def _resized(images: Tensor, size: int, columns: int) -> Tensor:
 
 
 def _grid_of_rows(rows: Mapping[str, Tensor], *, labelled: bool) -> np.ndarray:
-    """Grid with one row of images per entry; in a labeled grid, the first image of each row shows the row's name."""
+    """Image grid with one row per entry; in a labeled grid, the first image of each row shows the row's name."""
     columns = len(next(iter(rows.values())))
     names = [name if column == 0 else "" for name in rows for column in range(columns)]
     images = [image for row in rows.values() for image in row]

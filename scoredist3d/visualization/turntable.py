@@ -20,7 +20,7 @@ from scoredist3d.visualization.views import render_views
 
 @dataclass(frozen=True)
 class Video:
-    """Frames of a video.
+    """Frames of a video, and their cameras if there are any.
 
     Attributes:
         frames: (H, W, 3) images in [0, 1].
@@ -51,7 +51,7 @@ def turntable(system: HasScenes, config: TurntableConfig) -> Video:
 
 
 def animation(snapshots: Sequence[Path], least: int) -> Iterator[Tensor]:
-    """The preview images of a run as frames, each shown the same number of times, at least ``least`` in total."""
+    """The preview images of a run as at least ``least`` video frames; each is repeated the same number of times."""
     hold = -(-least // max(1, len(snapshots)))
     for path in snapshots:
         with Image.open(path) as image:

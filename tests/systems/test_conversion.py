@@ -124,14 +124,14 @@ def test_conversions_are_a_function_of_the_seed(nerf: Scene) -> None:
 
 def test_the_level_is_found_told_and_can_be_given(nerf: Scene) -> None:
     found = convert(nerf, scene("dmtet"), SETTINGS, Rng())
-    assert "surface at density" in found[0] and "(found; densities lie in [" in found[0]
+    assert "surface at density" in found[0] and "(determined automatically; densities lie in [" in found[0]
     given = convert(nerf, scene("dmtet"), ConversionConfig(resolution=48, threshold=3.0), Rng())
-    assert "surface at density 3 (given;" in given[0]
+    assert "surface at density 3 (as configured;" in given[0]
     with pytest.raises(ValueError, match="densities lie in"):
         convert(nerf, scene("dmtet"), ConversionConfig(resolution=48, threshold=1e6), Rng())
     sdf = scene("sdf")
     convert(nerf, sdf, SETTINGS, Rng())
-    assert "(known;" in convert(sdf, scene("dmtet"), SETTINGS, Rng())[0]
+    assert "(defined by the geometry;" in convert(sdf, scene("dmtet"), SETTINGS, Rng())[0]
 
 
 def test_equal_parts_go_on_with_what_they_have_learned(nerf: Scene) -> None:
@@ -139,7 +139,10 @@ def test_equal_parts_go_on_with_what_they_have_learned(nerf: Scene) -> None:
     done, next_stage = scene("nerf", seed=1, **environment), scene("nerf", material={"type": "diffuse"}, **environment)
     done.prepare_step(7, Rng())
     lines = convert(done, next_stage, SETTINGS, Rng())
-    assert lines == ["system.init_from: background: continued", "system.init_from: geometry: continued"]
+    assert lines == [
+        "system.init_from: background: trained weights are kept",
+        "system.init_from: geometry: trained weights are kept",
+    ]
     for part in ("geometry", "background", "renderer"):
         ours, theirs = getattr(next_stage, part).state_dict(), getattr(done, part).state_dict()
         assert ours and all(torch.equal(value, theirs[name]) for name, value in ours.items())

@@ -95,7 +95,7 @@ def test_a_stage_whose_start_has_changed_begins_anew(tmp_path: Path, capsys: pyt
     first = state(folder / "refine")
     again = ["--train", "--resume", str(folder), "--gpu", "cpu", "stages.coarse.trainer.max_steps=3"]
     assert cli.main(again) == cli.OK
-    assert "coarse has changed, so refine starts again" in capsys.readouterr().out
+    assert "Stage coarse has changed, so stage refine starts again" in capsys.readouterr().out
     assert state(folder / "coarse")["scenes.0.steps"].tolist() == [2, 0]
     kept, second = state(folder / "refine-before-1"), state(folder / "refine")
     assert all(torch.equal(kept[name], first[name]) for name in first)
@@ -124,7 +124,7 @@ def test_an_extended_stage_keeps_its_schedules(tmp_path: Path, capsys: pytest.Ca
     assert [stage["trainer"]["max_steps"] for stage in shown] == [1, 2]
     assert shown[1]["system"]["optimizer"]["lr"]["end"] == 1
     assert cli.main([*again, "stages.refine.trainer.max_steps=2"]) == cli.OK
-    assert "still end at step 1; trainer.schedule_steps=2 stretches them" in capsys.readouterr().out
+    assert "still end at step 1; set trainer.schedule_steps=2 to stretch them" in capsys.readouterr().out
     resolved = yaml.safe_load((folder / "refine" / "configs" / "resolved.yaml").read_text())
     assert resolved["trainer"]["max_steps"] == 2 and resolved["system"]["optimizer"]["lr"]["end"] == 1
     assert "max_steps: 1" in (folder / "history" / "pipeline-1.yaml").read_text()

@@ -233,7 +233,7 @@ def test_a_longer_run_keeps_its_schedules_and_the_records_of_earlier_sessions(
     capsys.readouterr()
     assert again("train", folder, "trainer.max_steps=3") == cli.OK
     out = capsys.readouterr().out
-    assert "still end at step 2; trainer.schedule_steps=3 stretches them" in out and "jump" not in out
+    assert "still end at step 2; set trainer.schedule_steps=3 to stretch them" in out and "abruptly" not in out
     assert again("train", folder, "trainer.max_steps=5") == cli.OK
     rows = read_rows(folder / "metrics.csv")[1]
     assert [float(row["lr/canvas"]) for row in rows] == pytest.approx([0.1, 0.055, 0.01, 0.01, 0.01])
@@ -241,7 +241,10 @@ def test_a_longer_run_keeps_its_schedules_and_the_records_of_earlier_sessions(
     assert again("train", folder, "trainer.max_steps=4") == cli.USAGE_ERROR
     assert "trainer.max_steps: 4 is less than the 5 steps" in capsys.readouterr().err
     assert again("train", folder, "trainer.max_steps=6", "trainer.schedule_steps=6") == cli.OK
-    assert "These values jump at step 5: system.optimizer.lr 0.01 -> 0.025." in capsys.readouterr().out
+    assert (
+        "These scheduled values change abruptly at step 5: system.optimizer.lr 0.01 -> 0.025."
+        in capsys.readouterr().out
+    )
 
     lines = (folder / "configs" / "command.txt").read_text().splitlines()
     assert len(lines) == 4  # the refused session has not begun
