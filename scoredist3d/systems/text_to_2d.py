@@ -23,7 +23,8 @@ _log = logging.getLogger(__name__)
 class TextTo2D(GuidedSystem):
     """Optimizes images by distillation: canvas -> (prior.encode) -> guidance.
 
-    Particles share nothing: each is an independent run of the method.
+    Particles are separate images. They interact only if the method couples them, such as VSD, whose second network is
+    trained on all of them.
     """
 
     @dataclass
