@@ -35,15 +35,17 @@ class Bridge(Guidance):
         G = w2(t) w (eps_hat(x_t, y_target) - eps_hat(x_t, y_source)),
 
     without classifier-free guidance and without the injected noise, where w is ``stage_two_weight`` and w2(t) is
-    ``stage_two_weighting``. It is the one-step form of a dual diffusion bridge from the appearance of the renders after
-    stage one, described in words, to good images of the prompt. The texts are
+    ``stage_two_weighting``. It is the one-step form of a dual diffusion bridge between two image distributions, each
+    described by a text: from images with the defects of the renders after stage one to good images that match the
+    prompt. The texts are
 
         y_target = prompt + target_modifier,    y_source = source_prompt, or prompt + source_modifier.
 
-    For two Gaussians of equal spread G is a constant drift. Stage two therefore has no fixed point and must be short.
-    ``path: full`` solves the whole bridge (arXiv 2203.08382): z is inverted to timestep t with the source text and
-    sampled back with the target text to z', and G = w (z - z'). Use it at the end of an optimization, with decreasing
-    timesteps. To edit an image, start from it with ``stage_two_start_step: 0`` and describe it as the source.
+    For two Gaussians of equal covariance, G is a constant drift. Stage two therefore has no fixed point and must be
+    short. ``path: full`` solves the whole bridge (arXiv 2203.08382): z is inverted to timestep t with the source text
+    and sampled back with the target text to z', and G = w (z - z'). Use it at the end of an optimization, with
+    decreasing timesteps. To edit an image, start from it with ``stage_two_start_step: 0`` and describe it as the
+    source.
     """
 
     @dataclass

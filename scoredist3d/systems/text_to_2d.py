@@ -95,7 +95,10 @@ class TextTo2D(GuidedSystem):
         return self.canvas.images(self.prior)
 
     def _draw(self, step: int, rng: Rng) -> Tensor:
-        """Indices of the particles of a step, (B,) on the CPU, equal on all ranks; methods store data per particle."""
+        """Indices of the particles of a step, (B,) on the CPU.
+
+        The indices are equal on all ranks. Methods store data for each particle under its index.
+        """
         particles = len(self.canvas.values)
         count = self.settings.particles_per_step
         if count is None or count == particles:

@@ -97,7 +97,7 @@ class TrainingModule(pl.LightningModule):
         self.system.post_backward(self.global_step, self.trainer.optimizers[0], self.rng.shared())
 
     def on_after_backward(self) -> None:
-        """Check, on several devices, that every parameter has a gradient; DDP would wait forever for a missing one."""
+        """With several devices, check that every parameter has a gradient; DDP would wait forever for a missing one."""
         if self.trainer.world_size > 1 and self.system.steps_everything:
             missing = [name for name, p in self._optimized() if p.grad is None]
             if missing:

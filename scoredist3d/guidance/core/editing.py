@@ -32,7 +32,7 @@ class EditingGuidance(Guidance):
         source_prompt: str = option(
             "",
             "Description of the source. Repeat the words of the prompt for everything that should stay the same; if "
-            "empty, the source is not described.",
+            "empty, the source prediction is conditioned on no text other than view words.",
         )
 
     config: Config

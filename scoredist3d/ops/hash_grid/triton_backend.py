@@ -1,8 +1,8 @@
 """Hash grid kernels in Triton: CUDA, float32 (also in Triton's interpreter, for the tests).
 
 One program handles a block of points in one level. Gradients of the table are summed with atomics, so on a GPU their
-last bits vary from run to run. Floating-point contraction is disabled, so that points fall into the same cells as in
-the torch reference.
+last bits vary from run to run. Contraction into FMA is disabled, so that points fall into the same cells as in the
+torch reference.
 """
 
 # mypy: disallow-untyped-defs=False, check-untyped-defs=False

@@ -2,7 +2,8 @@
 
 One kernel finds the silhouettes and blends colors across them; another computes the gradients of colors and clip
 positions. Each program handles pairs of adjacent pixels: horizontal pairs in the first half of the grid, vertical pairs
-in the second half. As in the reference, the search is in float64 without contraction, the crossings in float32.
+in the second half. As in the reference, the search is in float64 without contraction into FMA, and the crossings are
+in float32.
 """
 
 # mypy: disallow-untyped-defs=False, check-untyped-defs=False
@@ -60,9 +61,11 @@ def _pick(by0, by1, for0, for1, for2):
 
 @triton.jit
 def _start(clip, faces, face, base, active, x, y, half_width, half_height, direction, vertical):
-    """First edge of each walk: shift of its line, whether there is such an edge, opposite corner, and both vertices.
+    """First edge that each walk crosses.
 
-    A vertex is (index, u, v, w); the first has v <= 0, the second has v > 0.
+    Returns the offset that shifts the line of the walk toward the center of its first triangle, whether the line leaves
+    that triangle through an edge, the corner opposite to that edge, and the two vertices of the edge. A vertex is
+    (index, u, v, w); the first has v <= 0, the second has v > 0.
     """
     i0 = tl.load(faces + face * 3, mask=active, other=0).to(tl.int64)
     i1 = tl.load(faces + face * 3 + 1, mask=active, other=0).to(tl.int64)

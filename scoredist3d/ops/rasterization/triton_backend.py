@@ -3,9 +3,9 @@
 The z-buffer has 64-bit keys (depth, then triangle) and is updated by an atomic minimum, so that the result does not
 depend on the order of the triangles. Bounding boxes are divided into chunks of pixels, and a fixed number of programs
 share the chunks of all triangles. All programs therefore take equally long, whatever the sizes of the triangles, and
-the host does not synchronize. The arithmetic is float64 without contraction, in the order of the reference, so that
-both find the same triangles. Loops are ``while`` loops because Triton's interpreter does not accept a tensor as the
-bound of ``range``. Sizes that change during training are not specialized, to avoid recompilation.
+the host does not synchronize. The arithmetic is float64 without contraction into FMA, in the order of the reference, so
+that both find the same triangles. Loops are ``while`` loops because Triton's interpreter does not accept a tensor as
+the bound of ``range``. Sizes that change during training are not specialized, to avoid recompilation.
 """
 
 # mypy: disallow-untyped-defs=False, check-untyped-defs=False
