@@ -27,8 +27,8 @@ class DeltaDenoising(EditingGuidance):
 
     Both predictions use the same eps and t. The source is a good image of its own text, so its SDS gradient is the
     error of SDS. Subtracting it from the gradient of the edited latents leaves the difference between the texts. Start
-    the optimization from the source. For two Gaussians of equal spread the fixed point is z_src + (m_y - m_src), a pure
-    translation of the source. Equal texts at z = z_src give exactly 0.
+    the optimization from the source. For two Gaussians of equal covariance, the fixed point is z_src + (m_y - m_src), a
+    pure translation of the source. Equal texts at z = z_src give exactly 0.
     """
 
     @dataclass
