@@ -159,6 +159,8 @@ def same_component(first: Any, second: Any) -> bool:
     """Whether two names are equal or, because of an alias, select the same component of any kind."""
     if first == second:
         return True
+    if not (isinstance(first, str) and isinstance(second, str)):
+        return False  # not names, so there is no alias; validation reports such types
     for kind in KINDS:
         _load(kind)
     return any(aliases.get(first, first) == aliases.get(second, second) for aliases in _aliases.values())

@@ -273,3 +273,9 @@ def test_an_earlier_name_of_a_component_keeps_its_block(here: Path) -> None:
     for name, kept in (("delta-denoising", True), ("dds", True), ("pds", False)):
         merged = merge(base, {"system": {"guidance": {"type": name, "guidance_scale": 3}}})["system"]["guidance"]
         assert ("source_prompt" in merged) == kept
+
+
+@pytest.mark.parametrize("wrong", [["dds"], {"name": "dds"}, None])
+def test_a_type_that_is_no_name_is_left_to_validation(here: Path, wrong: Any) -> None:
+    merged = merge({"guidance": {"type": "dds"}}, {"guidance": {"type": wrong}})
+    assert merged == {"guidance": {"type": wrong}}
