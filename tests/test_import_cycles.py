@@ -49,6 +49,11 @@ def import_graph() -> dict[str, set[str]]:
     return graph
 
 
+def part_of(name: str) -> str:
+    """Package or top-level module of ``scoredist3d`` that contains a module; ``scoredist3d`` for the root."""
+    return name.split(".")[1] if "." in name else name
+
+
 def cycles(graph: dict[str, set[str]]) -> list[list[str]]:
     """Strongly connected components of the import graph with two or more modules."""
     reachable = {name: set(descendants(graph, name)) for name in graph}
@@ -86,3 +91,12 @@ def test_all_kinds_of_import_count() -> None:
 
 def test_there_are_no_import_cycles() -> None:
     assert cycles(import_graph()) == [], "put the shared types into a module that imports neither of them"
+
+
+def test_no_package_imports_one_that_imports_it_back() -> None:
+    packages: dict[str, set[str]] = {}
+    for name, imported in import_graph().items():
+        part = part_of(name)
+        packages.setdefault(part, set()).update({part_of(other) for other in imported} - {part})
+    del packages["scoredist3d"]  # its public names are imported when they are used
+    assert cycles({part: others - {"scoredist3d"} for part, others in packages.items()}) == []

@@ -129,14 +129,6 @@ def parts_imported(module: Path) -> set[str]:
     return {name[1] for name in own if name[1] in LEVELS}
 
 
-def every_part_named(module: Path) -> set[str]:
-    """Like :func:`parts_imported`, with the imports for type checkers."""
-    tree = ast.parse(module.read_text(encoding="utf-8"))
-    froms = [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
-    names = [name.split(".") for name in froms if name.startswith("scoredist3d.")]
-    return parts_imported(module) | {name[1] for name in names if name[1] in LEVELS}
-
-
 def roots_at_import(module: Path) -> set[str]:
     return {name.split(".")[0] for name in imports(module, inside_functions=False)}
 
@@ -154,19 +146,6 @@ def test_imports_point_downwards(module: Path) -> None:
         assert used == set(), f"{part} imports nothing of ours"
     upwards = {other for other in used if LEVELS[other] > LEVELS.get(part, 0)}
     assert upwards == set(), f"{part} (level {LEVELS.get(part)}) must not import what stands above it"
-
-
-def test_no_package_imports_one_that_imports_it_back() -> None:
-    """Imports in functions and for type checkers count."""
-    uses: dict[str, set[str]] = {}
-    for module in MODULES:
-        uses.setdefault(part_of(module), set()).update(every_part_named(module) - {part_of(module)})
-    reached = {part: set(others) for part, others in uses.items()}
-    for _ in uses:
-        reached = {
-            part: others.union(*(reached.get(other, set()) for other in others)) for part, others in reached.items()
-        }
-    assert [part for part, others in reached.items() if part in others] == []
 
 
 def test_third_party_packages_are_those_of_the_list() -> None:

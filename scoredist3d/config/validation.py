@@ -19,7 +19,7 @@ from scoredist3d.config.experiment import ExperimentConfig
 from scoredist3d.config.fields import MISSING, ComponentConfig
 from scoredist3d.config.loader import escape_interpolations, merge, merge_layers, resolve
 from scoredist3d.config.schedule import Schedule
-from scoredist3d.config.walker import default_value, own_fields, parse_block, parse_component_block
+from scoredist3d.config.walker import Walker, default_value, own_fields, parse_block
 from scoredist3d.paths import find_shipped
 
 ConfigT = TypeVar("ConfigT")
@@ -102,7 +102,8 @@ def parse_component(kind: str, plain: dict[str, Any]) -> Any:
     Raises:
         ConfigError: As for :func:`validate`.
     """
-    return parse_component_block(kind, plain)
+    walker = Walker()
+    return walker.finished(walker.component(kind, plain, None, kind))
 
 
 def dump(config: Any) -> Any:

@@ -35,12 +35,6 @@ def parse_block(cls: type, value: Any, *, relations: bool = True) -> Any:
     return walker.finished(walker.dataclass(cls, value, ""))
 
 
-def parse_component_block(kind: str, value: Any) -> Any:
-    """The configuration of one component of ``kind``; in error messages, the paths of its keys start with ``kind``."""
-    walker = Walker()
-    return walker.finished(walker.component(kind, value, None, kind))
-
-
 def from_keywords(cls: Any, values: dict[str, Any]) -> Any:
     """The result of ``cls(**values)`` for a :class:`~scoredist3d.config.fields.Block`."""
     return parse_block(cls, values, relations=False)

@@ -59,8 +59,7 @@ class TextTo2D(GuidedSystem):
     def assemble(self, inputs: SystemInputs) -> None:
         """Build guidance, prompts and canvas."""
         super().assemble(inputs)
-        self.settings = self.config
-        config = self.settings
+        config = self.config
         view = None if config.view is None else _cameras_at(config.view, 1, self.prior.image_size)
         edits = self.guidance.needs_source
         canvas: Any = config.geometry
@@ -100,13 +99,13 @@ class TextTo2D(GuidedSystem):
         The indices are equal on all ranks. Methods store data for each particle under its index.
         """
         particles = len(self.canvas.values)
-        count = self.settings.particles_per_step
+        count = self.config.particles_per_step
         if count is None or count == particles:
             return torch.arange(particles)
         return torch.randperm(particles, generator=rng("particles", step))[:count]
 
     def _cameras(self, batch: int) -> Cameras | None:
-        view = self.settings.view
+        view = self.config.view
         return None if view is None else _cameras_at(view, batch, self.canvas.size).to(self.device)
 
 

@@ -15,7 +15,7 @@ from torch.nn import functional
 from scoredist3d import registry
 from scoredist3d.cameras import Cameras
 from scoredist3d.config import ComponentConfig, Schedule, component, component_map, option
-from scoredist3d.config.validation import parse_component
+from scoredist3d.data.random_camera import RandomCamera
 from scoredist3d.geometry.base import Geometry
 from scoredist3d.geometry.protocols import describe_capability
 from scoredist3d.registry import register
@@ -117,9 +117,8 @@ class TextTo3D(GuidedSystem):
     def assemble(self, inputs: SystemInputs) -> None:
         """Build guidance, prompts, scenes and objective."""
         super().assemble(inputs)
-        self.settings = self.config
-        config, rng = self.settings, inputs.rng.shared()
-        self.cameras = inputs.cameras or registry.build(parse_component("data", {"type": "random-camera"}))
+        config, rng = self.config, inputs.rng.shared()
+        self.cameras = RandomCamera(RandomCamera.Config()) if inputs.cameras is None else inputs.cameras
         self._seed = rng.seed
         streams = _streams(rng, config.particles)
         self.scenes: TypedModuleList[Scene] = TypedModuleList(self._scene(config, stream) for stream in streams)
@@ -140,7 +139,7 @@ class TextTo3D(GuidedSystem):
     @property
     def steps_everything(self) -> bool:
         """Whether every step renders every scene; scenes that are not drawn get no gradient."""
-        return self.settings.particles_per_step == len(self.scenes)
+        return self.config.particles_per_step == len(self.scenes)
 
     @property
     def densifies(self) -> bool:
@@ -172,7 +171,7 @@ class TextTo3D(GuidedSystem):
         weights = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
         first = self.scenes[0]
         alike = system is None or all(
-            weights_compatible(getattr(self.settings, name), getattr(system, name, None))
+            weights_compatible(getattr(self.config, name), getattr(system, name, None))
             for name in ("geometry", "material", "background")
         )
         if not (alike and first.fits(weights)):
@@ -192,7 +191,7 @@ class TextTo3D(GuidedSystem):
         source = self._scene(system, Rng())
         source.load_state_dict(weights)
         source.to(self.device)
-        for line in convert(source, self.scenes[0], self.settings.conversion, Rng(self._seed)):
+        for line in convert(source, self.scenes[0], self.config.conversion, Rng(self._seed)):
             _log.info("%s", line)
 
     def prepare_step(self, step: int, rng: Rng) -> None:
@@ -229,7 +228,7 @@ class TextTo3D(GuidedSystem):
 
     def _draw(self, step: int, rng: Rng) -> list[int]:
         """Indices of the scenes of this step, the same on every rank."""
-        count = self.settings.particles_per_step
+        count = self.config.particles_per_step
         if self.steps_everything:
             return list(range(count))
         drawn: list[int] = torch.randperm(len(self.scenes), generator=rng("particles", step))[:count].tolist()

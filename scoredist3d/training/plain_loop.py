@@ -42,11 +42,11 @@ def fit(
     if device is not None:
         system.to_device(torch.device(device))
     rng, buffer = Rng(seed), MetricBuffer()
-    settings: Any = system.config
-    optimizer = build_optimizer(settings.optimizer, system.parameter_groups())
+    settings = system.config.optimizer
+    optimizer = build_optimizer(settings, system.parameter_groups())
     every = 1 if on_step is not None or system.device.type == "cpu" else CHECK_EVERY
     for step in range(steps):
-        set_learning_rates(optimizer, settings.optimizer, step)
+        set_learning_rates(optimizer, settings, step)
         system.prepare_step(step, rng)
         result = system.training_step(step, rng)
         buffer.add(step, {"loss": result.loss, **result.scalars})

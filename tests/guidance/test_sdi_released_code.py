@@ -5,6 +5,7 @@ from itertools import pairwise
 import pytest
 import torch
 from shared.method_cases import CountingPrior, gradient, latents
+from shared.sdi_cases import at, red, sdi
 from shared.trajectory_cases import (
     ddim,
     ddim_inverse,
@@ -12,26 +13,8 @@ from shared.trajectory_cases import (
 
 from scoredist3d.diffusion.schedule import NoiseSchedule
 from scoredist3d.guidance.core.context import item_noise
-from scoredist3d.guidance.sdi import ScoreDistillationViaInversion as SDI
-from scoredist3d.priors import CFGConditions, Prediction, guided_prediction
+from scoredist3d.priors import Prediction, guided_prediction
 from scoredist3d.seeding import Rng
-
-
-def sdi(prior, **options) -> SDI:
-    return SDI(SDI.Config(**options), prior=prior)
-
-
-def falling(start: float, end: float, last: int) -> dict:
-    timesteps = {"from": start, "to": end, "end": last}
-    return {"t_min": timesteps, "t_max": timesteps}
-
-
-def at(timestep: float, **options) -> dict:
-    return {"t_min": timestep, "t_max": timestep, **options}
-
-
-def red(prior) -> CFGConditions:
-    return CFGConditions(prior.embed(["red"]), prior.embed([""]))
 
 
 class Timed(CountingPrior):

@@ -115,7 +115,7 @@ def test_a_run_in_latents_and_the_run_in_colour_after_it(embedded):
     first.training_step(0, Rng(1)).loss.backward()
     (view,) = render_views(first.scenes[0], first.evaluation_cameras([0.0], 10.0, 8, 8))
     assert view.rgb.shape == (1, 8, 8, 3) and view.background.shape == (1, 8, 8, 4)
-    second.init_from(first.state_dict(), first.settings)
+    second.init_from(first.state_dict(), first.config)
     for name in ("geometry", "material"):
         ours, theirs = (getattr(run.scenes[0], name).state_dict() for run in (second, first))
         assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
