@@ -17,8 +17,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-NUM_SOLIDS = 14
-NUM_HOLES = 2
+NUM_SOLIDS = 16
+NUM_HOLES = 4
 NUM_COLUMNS = 21
 # Columns of the geometry table: M (row-major), m, q_xy, q_z, ax, bx, ay, by, xlo, zlo, zhi.
 _MATRIX, _OFFSET = slice(0, 9), slice(9, 12)
