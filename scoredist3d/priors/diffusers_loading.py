@@ -11,7 +11,6 @@ import importlib.util
 import json
 import logging
 import math
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
