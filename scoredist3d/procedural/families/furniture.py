@@ -1,4 +1,4 @@
-"""Chair, stool, table, bed, bookshelf, lamp and candle."""
+"""Chair, stool, table, bed, bookshelf, lamp, candle and clock."""
 
 from __future__ import annotations
 
@@ -129,3 +129,29 @@ def candle(b: Builder) -> None:
         b.round((x, y, -half + half * share), 0.22, half * share, on=~one)
         b.ball((x, y, top + 0.2), (0.1, 0.1, 0.18), on=~one, paint=flame)
         b.round((x, y, top + 0.03), 0.025, 0.06, on=~one, paint=wick if k else core)
+
+
+def clock(b: Builder) -> None:
+    """An alarm clock that faces forward (+x): a round or square case, thin hands, two bells and two feet."""
+    radius, half = b.uniform(0.56, 0.64), b.uniform(0.2, 0.25)
+    disc = b.round_piece((0, 0, 0), radius, half, frame=ALONG_X)
+    b.add(b.either(b.mode == 0, disc, b.box_piece((0, 0, 0), (half, radius * 0.92, radius * 0.92))))
+    white, dark = b.fixed(0.97, 0.97, 0.94), b.fixed(0.1, 0.1, 0.12)
+    b.round((half, 0, 0), radius * 0.78, 0.02, frame=ALONG_X, paint=white)
+    front = half + 0.03
+    for k in range(4):
+        angle = math.radians(90 * k)
+        y, z = radius * 0.66 * math.sin(angle), radius * 0.66 * math.cos(angle)
+        b.bar((front, y * 0.86, z * 0.86), (front, y * 1.1, z * 1.1), 0.015, 0.024, paint=dark)
+    hour = b.uniform(20.0, 340.0)
+    minute = hour + b.uniform(60.0, 300.0)
+    for turn, length, wide in ((hour, 0.36, 0.03), (minute, 0.6, 0.02)):
+        y, z = torch.sin(torch.deg2rad(turn)) * radius * length, torch.cos(torch.deg2rad(turn)) * radius * length
+        b.box((front, y / 2, z / 2), (0.02, wide, radius * length / 2), frame=b.turn(roll=-turn), paint=dark)
+    for side in (-1, 1):
+        tilt = b.turn(roll=-28.0 * side)
+        y, z = side * radius * 0.52, radius * 0.96
+        b.ball((0, y, z), (0.2, 0.2, 0.19), zlo=0.0, frame=tilt, paint=b.second)
+        b.rod((0, side * radius * 0.5, -radius * 0.8), (0, side * radius * 0.74, -radius * 1.2), 0.05, paint=b.second)
+    b.rod((0, 0, radius * 0.9), (0, 0, radius * 1.22), 0.03, paint=b.plain)
+    b.box((0, 0, radius * 1.24), (0.05, 0.12, 0.035), paint=b.plain)
