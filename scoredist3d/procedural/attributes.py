@@ -134,7 +134,7 @@ FAMILIES: tuple[Category, ...] = (
     Category("bicycle", ("bike",), _modes((None, None), (None, "basket"), parts=("wheels",))),
     Category(
         "ladder",
-        ("stepladder",),
+        (),
         (Mode("folding", None, ("rungs",)), Mode("straight", None, ("rungs",), 2)),
     ),
     Category(
@@ -152,7 +152,7 @@ FAMILIES: tuple[Category, ...] = (
     Category("windmill", ("mill",), _modes((None, "three blades"), (None, "four blades"), parts=("blades",))),
     Category("helicopter", ("chopper",), _modes((None, "two blades"), (None, "four blades"), parts=("blades",))),
     Category(
-        "balloon", ("air balloon",), (Mode(None, "string", ("string",)), Mode(None, "basket", ("basket",), 4)), 0
+        "balloon", (), (Mode(None, "string", ("string",)), Mode(None, "basket", ("basket",), 4)), 0
     ),
     Category("clock", ("alarm clock",), _modes(("round", None), ("square", None), parts=("bells",))),
     Category("racket", ("tennis racket",), _modes(("round", None), ("oval", None), parts=("handle",)), 2),
@@ -170,10 +170,10 @@ FAMILIES: tuple[Category, ...] = (
     Category("spider", (), _modes(("round", None), ("long", None), parts=("legs",))),
     Category("palm tree", ("palm",), _modes(("straight", None), ("curved", None), parts=("trunk",))),
     Category(
-        "sword", ("longsword",), _modes((None, "straight guard"), (None, "round guard"), parts=("guard",)), 2
+        "sword", (), _modes((None, "straight guard"), (None, "round guard"), parts=("guard",)), 2
     ),
     Category("key", ("door key",), _modes((None, "two teeth"), (None, "three teeth"), parts=("ring",))),
-    Category("hammer", ("mallet",), _modes((None, "claw"), (None, "round head"), parts=("handle",))),
+    Category("hammer", (), _modes((None, "claw"), (None, "round head"), parts=("handle",))),
     Category("mailbox", ("postbox",), _modes(("round", None), ("flat", None), parts=("flag",))),
     Category(
         "barrel", ("keg",), (Mode("standing", None, ("hoops",)), Mode("lying", None, ("hoops",), 2)), 0

@@ -53,7 +53,7 @@ def flower(b: Builder) -> None:
         )
     b.ball((0, 0, 0), (0.15, middle, middle), frame=frame, paint=b.second_or(1.0, 0.82, 0.1))
     stem = b.uniform(0.5, 0.58)
-    b.round((-0.08, 0, -stem - 0.14), 0.045, stem, paint=green)
+    b.round((-0.08, 0, -stem - 0.14), 0.034, stem, paint=green)
     for side in (-1, 1):
         b.ball((-0.06, side * 0.2, -stem - 0.3), (0.09, 0.05, 0.22), frame=b.turn(roll=-52.0 * side), paint=green)
 

@@ -43,8 +43,8 @@ def windmill(b: Builder) -> None:
         along, across = frame[:, :, 2], frame[:, :, 1]
         on = four if k == 3 else None
         middle = along * (span / 2)[:, None]
-        b.box((hub, middle[:, 1], top + middle[:, 2]), (0.022, 0.022, span / 2), frame=frame, on=on, paint=b.second)
-        sail = along * (span * 0.6)[:, None] + across * 0.085
+        b.box((hub, middle[:, 1], top + middle[:, 2]), (0.022, 0.022, span / 2), frame=frame, on=on, paint=b.fixed(0.25, 0.17, 0.1))
+        sail = along * (span * 0.6)[:, None] + across * 0.1
         b.box((hub, sail[:, 1], top + sail[:, 2]), (0.012, 0.085, span * 0.38), frame=frame, on=on, paint=b.second)
 
 

@@ -54,6 +54,8 @@ def car(b: Builder) -> None:
                 frame=ALONG_Y,
                 paint=b.fixed(0.12, 0.12, 0.13),
             )
+        hub = b.fixed(0.75, 0.76, 0.78)
+        b.round((axle * length, 0, -height), tyre * 0.5, width * 0.95 + 0.1, frame=ALONG_Y, paint=hub)
     for side in (-1, 1):
         b.round((length, side * width * 0.66, 0.04), 0.08, 0.035, frame=ALONG_X, paint=b.fixed(1.0, 0.95, 0.6))
     b.box((length, 0, -height * 0.65), (0.04, width * 0.98, 0.055), paint=b.fixed(0.3, 0.3, 0.32))
@@ -90,7 +92,7 @@ def sailboat(b: Builder) -> None:
     height = b.uniform(0.56, 0.66)
     b.ball((0, 0, 0), (length, beam, draft), zhi=0.0, paint=b.second)
     b.box((-0.42 * length, 0, 0.06), (0.2, beam * 0.5, 0.1), paint=b.second)
-    b.round((0.06, 0, height), 0.035, height + 0.05, paint=b.fixed(0.45, 0.3, 0.18))
+    b.round((0.06, 0, height), 0.028, height + 0.05, paint=b.fixed(0.45, 0.3, 0.18))
     # The sails are swung out, as on a real boat, so they are visible from the front too.
     swing = b.uniform(18.0, 30.0)
     b.box(
