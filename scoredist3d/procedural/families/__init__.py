@@ -3,7 +3,17 @@
 from collections.abc import Callable
 
 from scoredist3d.procedural.builder import Builder
-from scoredist3d.procedural.families import animals, buildings, figures, furniture, kitchen, nature, outdoors, tools, vehicles
+from scoredist3d.procedural.families import (
+    animals,
+    buildings,
+    figures,
+    furniture,
+    kitchen,
+    nature,
+    outdoors,
+    tools,
+    vehicles,
+)
 
 BUILDERS: dict[str, Callable[[Builder], None]] = {
     "mug": kitchen.mug,

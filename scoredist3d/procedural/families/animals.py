@@ -41,7 +41,9 @@ def fish(b: Builder) -> None:
         b.bar((tail + 0.12, 0, 0), tip, 0.09, 0.035, taper=(1.7, 1.0), on=forked, paint=b.second)
         eye = (length * 0.62, side * thick * 0.66, height * 0.2)
         b.ball(eye, (0.085, 0.05, 0.085), paint=b.fixed(0.97, 0.97, 0.97))
-        b.ball((length * 0.65, side * (thick * 0.66 + 0.035), height * 0.2), (0.045, 0.03, 0.045), paint=b.fixed(*_DARK))
+        b.ball(
+            (length * 0.65, side * (thick * 0.66 + 0.035), height * 0.2), (0.045, 0.03, 0.045), paint=b.fixed(*_DARK)
+        )
         fin = b.turn(pitch=-62.0, yaw=-24.0 * side)
         b.ball((-0.02, side * thick * 1.05, -0.08), (0.1, 0.025, 0.22), frame=fin, paint=b.second)
     b.box((-0.1, 0, height * 0.98), (0.38, 0.028, 0.17), taper=(0.5, 1.0), paint=b.second)

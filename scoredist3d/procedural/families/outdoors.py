@@ -43,7 +43,13 @@ def windmill(b: Builder) -> None:
         along, across = frame[:, :, 2], frame[:, :, 1]
         on = four if k == 3 else None
         middle = along * (span / 2)[:, None]
-        b.box((hub, middle[:, 1], top + middle[:, 2]), (0.022, 0.022, span / 2), frame=frame, on=on, paint=b.fixed(0.25, 0.17, 0.1))
+        b.box(
+            (hub, middle[:, 1], top + middle[:, 2]),
+            (0.022, 0.022, span / 2),
+            frame=frame,
+            on=on,
+            paint=b.fixed(0.25, 0.17, 0.1),
+        )
         sail = along * (span * 0.6)[:, None] + across * 0.1
         b.box((hub, sail[:, 1], top + sail[:, 2]), (0.012, 0.085, span * 0.38), frame=frame, on=on, paint=b.second)
 
@@ -63,7 +69,9 @@ def balloon(b: Builder) -> None:
     floor = -height * 1.1 - 0.42
     for sx in (-1, 1):
         for sy in (-1, 1):
-            b.rod((sx * 0.15, sy * 0.15, floor + 0.1), (sx * 0.19, sy * 0.19, -height * 0.9), 0.016, on=~toy, paint=rope)
+            b.rod(
+                (sx * 0.15, sy * 0.15, floor + 0.1), (sx * 0.19, sy * 0.19, -height * 0.9), 0.016, on=~toy, paint=rope
+            )
     b.box((0, 0, floor), (0.17, 0.17, 0.14), taper=(1.15, 1.15), on=~toy, paint=basket)
     b.box((0, 0, floor + 0.14), (0.215, 0.215, 0.025), on=~toy, paint=basket)
 
@@ -94,7 +102,11 @@ def swing(b: Builder) -> None:
     for side in (-1, 1):
         for front in (-1, 1):
             b.rod((front * foot, side * (width + 0.08), 0), (0, side * width, height), 0.036)
-        b.rod((-foot * 0.62, side * (width + 0.05), height * 0.38), (foot * 0.62, side * (width + 0.05), height * 0.38), 0.024)
+        b.rod(
+            (-foot * 0.62, side * (width + 0.05), height * 0.38),
+            (foot * 0.62, side * (width + 0.05), height * 0.38),
+            0.024,
+        )
     seat = b.uniform(0.34, 0.42)
     rope = b.fixed(0.42, 0.36, 0.28)
     for k, side in enumerate((-1, 1)):
