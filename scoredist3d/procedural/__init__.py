@@ -1,6 +1,6 @@
 """Procedural 3D objects with captions and exact geometry: training and benchmark data for the embedded prior.
 
-Objects are unions of clipped quadrics, some of them hollow, from 28 families. A closed-form ray caster in plain PyTorch
+Objects are unions of clipped quadrics, some of them hollow, from 53 families. A closed-form ray caster in plain PyTorch
 renders them. Everything is batched over N objects and runs on any device.
 
     generator = torch.Generator(device).manual_seed(0)

@@ -131,10 +131,63 @@ FAMILIES: tuple[Category, ...] = (
     Category("castle tower", ("castle", "tower"), _modes(("round", None), ("square", None), parts=("flag",))),
     Category("lighthouse", (), _modes((None, "pointed roof"), (None, "round roof"), parts=("roof",))),
     Category("ice cream cone", ("ice cream",), _modes((None, "one scoop"), (None, "two scoops"), parts=("cone",)), 0),
+    Category("bicycle", ("bike",), _modes((None, None), (None, "basket"), parts=("wheels",))),
+    Category(
+        "ladder",
+        (),
+        (Mode("folding", None, ("rungs",)), Mode("straight", None, ("rungs",), 2)),
+    ),
+    Category(
+        "umbrella",
+        ("parasol",),
+        (Mode(None, "curved handle", ("handle",)), Mode(None, "straight handle", ("handle",), 0)),
+    ),
+    Category(
+        "street lamp",
+        ("lamppost", "street light"),
+        (Mode(None, "one lantern", ("base",)), Mode(None, "two lanterns", ("base",), 2)),
+    ),
+    Category("fork", ("dinner fork",), _modes((None, "three tines"), (None, "four tines"), parts=("handle",)), 2),
+    Category("guitar", (), _modes(("acoustic", None), ("electric", None), parts=("neck",))),
+    Category("windmill", ("mill",), _modes((None, "three blades"), (None, "four blades"), parts=("blades",))),
+    Category("helicopter", ("chopper",), _modes((None, "two blades"), (None, "four blades"), parts=("blades",))),
+    Category("balloon", (), (Mode(None, "string", ("string",)), Mode(None, "basket", ("basket",), 4)), 0),
+    Category("clock", ("alarm clock",), _modes(("round", None), ("square", None), parts=("bells",))),
+    Category("racket", ("tennis racket",), _modes(("round", None), ("oval", None), parts=("handle",)), 2),
+    Category("swing", ("swing set",), (Mode(None, "one seat", ("seat",)), Mode(None, "two seats", ("seats",))), 2),
+    Category("broom", ("broomstick",), (Mode("round", None, ("stick",)), Mode("flat", None, ("stick",), 2)), 0),
+    Category("bench", ("park bench",), _modes((None, None), (None, "arms"), parts=("legs",))),
+    Category("cat", ("kitten",), _modes(("sitting", None), ("standing", None), parts=("ears", "snout"))),
+    Category("dog", ("puppy",), _modes(("sitting", None), ("standing", None), parts=("ears",))),
+    Category("duck", ("duckling",), _modes(("sitting", None), ("standing", None), parts=("wings",))),
+    Category("fish", ("goldfish",), _modes((None, "round tail"), (None, "forked tail"), parts=("tail", "fins"))),
+    Category("spider", (), _modes(("round", None), ("long", None), parts=("legs",))),
+    Category("palm tree", ("palm",), _modes(("straight", None), ("curved", None), parts=("trunk",))),
+    Category("sword", (), _modes((None, "straight guard"), (None, "round guard"), parts=("guard",)), 2),
+    Category("key", ("door key",), _modes((None, "two teeth"), (None, "three teeth"), parts=("ring",))),
+    Category("hammer", (), _modes((None, "claw"), (None, "round head"), parts=("handle",))),
+    Category("mailbox", ("postbox",), _modes(("round", None), ("flat", None), parts=("flag",))),
+    Category("barrel", ("keg",), (Mode("standing", None, ("hoops",)), Mode("lying", None, ("hoops",), 2)), 0),
 )
 CATEGORIES: tuple[str, ...] = tuple(family.name for family in FAMILIES)
 MODES: dict[str, tuple[Mode, ...]] = {family.name: family.modes for family in FAMILIES}
 AZIMUTH_SYMMETRY: dict[str, int] = {family.name: family.symmetry for family in FAMILIES}
 # Part and feature names that take no article, and numerals at the start of a feature.
-PLURALS = frozenset({"legs", "books", "fins", "arms", "engines"})
+PLURALS = frozenset(
+    {
+        "legs",
+        "books",
+        "fins",
+        "arms",
+        "engines",
+        "wheels",
+        "rungs",
+        "blades",
+        "bells",
+        "seats",
+        "ears",
+        "wings",
+        "hoops",
+    }
+)
 COUNTS = frozenset({"one", "two", "three", "four", "five", "six", "eight"})

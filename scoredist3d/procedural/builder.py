@@ -20,6 +20,8 @@ NUM_SURFACE_COLUMNS = 8
 # Frames of primitives whose own axis (local z) does not point up: columns are the local axes in the object's frame.
 ALONG_X = ((0.0, 0.0, 1.0), (1.0, 0.0, 0.0), (0.0, 1.0, 0.0))  # local z -> x, x -> y, y -> z
 ALONG_Y = ((0.0, 1.0, 0.0), (0.0, 0.0, 1.0), (1.0, 0.0, 0.0))  # local z -> y, x -> z, y -> x
+BELOW_X = ((0.0, 0.0, 1.0), (0.0, 1.0, 0.0), (-1.0, 0.0, 0.0))  # local z -> x, x -> -z, y -> y
+BELOW_Y = ((0.0, -1.0, 0.0), (0.0, 0.0, 1.0), (-1.0, 0.0, 0.0))  # local z -> y, x -> -z, y -> -x
 
 
 @dataclass(frozen=True)
@@ -176,6 +178,31 @@ class Builder:
     def ball(self, center: Vector, half: Vector, **options: Any) -> None:
         """Add an ellipsoid, or the part of it between ``zlo`` and ``zhi``, both in [-1, 1]."""
         self.add(self.ball_piece(center, half, **options))
+
+    def rod(self, start: Vector, end: Vector, radius: Number, *, top: Number = 1.0, **options: Any) -> None:
+        """Add a cylinder or cone from one point to another: ``top * radius`` at ``end``."""
+        center, half, frame = self._span(start, end)
+        self.round(center, radius, half, top=top, frame=frame, **options)
+
+    def bar(self, start: Vector, end: Vector, depth: Number, width: Number, **options: Any) -> None:
+        """Add a box from one point to another, with half-sizes ``depth`` and ``width`` across.
+
+        ``width`` is along y, unless the bar itself is nearly parallel to y.
+        """
+        center, half, frame = self._span(start, end)
+        self.box(center, (depth, width, half), frame=frame, **options)
+
+    def _span(self, start: Vector, end: Vector) -> tuple[Vector, Tensor, Tensor]:
+        """Middle, half of the length, and frame (local z from start to end) of a segment."""
+        first, last = self.vector(start), self.vector(end)
+        axis = torch.nn.functional.normalize(last - first, dim=-1)
+        side = axis.new_tensor([0.0, 1.0, 0.0]).expand_as(axis)
+        up = axis.new_tensor([0.0, 0.0, 1.0]).expand_as(axis)
+        reference = torch.where(axis[:, 1:2].abs() < 0.95, side, up)
+        across = torch.nn.functional.normalize(torch.linalg.cross(reference, axis), dim=-1)
+        frame = torch.stack([across, torch.linalg.cross(axis, across), axis], -1)
+        middle = (first + last) / 2
+        return (middle[:, 0], middle[:, 1], middle[:, 2]), (last - first).norm(dim=-1) / 2, frame
 
     def _rotation(self, frame: tuple[tuple[float, ...], ...] | Tensor | None) -> Tensor:
         if frame is None:

@@ -161,7 +161,7 @@ def test_tokenizer(tmp_path):
 
     build_tokenizer(tmp_path)
     tokenizer = CLIPTokenizer.from_pretrained(tmp_path)
-    assert len(tokenizer) <= 1024
+    assert len(tokenizer) <= 1536
     assert tokenizer.model_max_length == 24
     start, end = tokenizer.bos_token_id, tokenizer.eos_token_id
     assert (start, end) == (len(tokenizer) - 2, len(tokenizer) - 1)
