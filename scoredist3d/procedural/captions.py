@@ -1,7 +1,7 @@
 """Captions of procedural objects, with a record of the attributes that each caption states.
 
-Grammar: ``["" | a | the] [photo of | render of | three d model of | toy] [size] [structure] [finish] [pattern] {color} {noun}
-[with {color} {part or pattern} [and {structure}]] [, {front | side | back | overhead} view]
+Grammar: ``["" | a | the] [photo of | render of | three d model of | toy] [size] [structure] [finish] [pattern]
+{color} {noun} [with {color} {part or pattern} [and {structure}]] [, {front | side | back | overhead} view]
 [, on a {background} background]``. Attributes are left out independently of each other, so the distribution of the
 attributes given a caption is known. There are two exceptions: a pattern without its second color means the one in
 DEFAULT_SECOND, and a material without a color ("wooden", "metal") means the one in NATURAL_COLORS.
