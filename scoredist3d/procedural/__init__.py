@@ -17,15 +17,27 @@ from scoredist3d.procedural.attributes import (
     CATEGORIES,
     COLOR_VALUES,
     COLORS,
+    FINISHES,
     MODES,
     PATTERNS,
     SIZES,
 )
-from scoredist3d.procedural.captions import Caption, Dropout, caption, captions_for, simple_caption, view_words
+from scoredist3d.procedural.captions import (
+    DEFECTS,
+    Caption,
+    Dropout,
+    caption,
+    captions_for,
+    degraded_caption,
+    simple_caption,
+    view_words,
+)
+from scoredist3d.procedural.defects import degrade
 from scoredist3d.procedural.lexicon import lexicon
 from scoredist3d.procedural.objects import Objects, azimuth_symmetry, sample_objects
 from scoredist3d.procedural.primitives import NUM_HOLES, NUM_SOLIDS, Hits, cast_rays, occupancy
-from scoredist3d.procedural.rendering import DEFAULT_LIGHT, ShapeRender, render_objects, shade
+from scoredist3d.procedural.rendering import DEFAULT_LIGHT, ShapeRender, render_objects
+from scoredist3d.procedural.shading import shade
 from scoredist3d.procedural.tokenizer import build_tokenizer
 
 __all__ = [
@@ -34,6 +46,8 @@ __all__ = [
     "COLORS",
     "COLOR_VALUES",
     "DEFAULT_LIGHT",
+    "DEFECTS",
+    "FINISHES",
     "MODES",
     "NUM_HOLES",
     "NUM_SOLIDS",
@@ -49,6 +63,8 @@ __all__ = [
     "caption",
     "captions_for",
     "cast_rays",
+    "degrade",
+    "degraded_caption",
     "lexicon",
     "occupancy",
     "render_objects",

@@ -50,8 +50,8 @@ COLOR_TABLE: dict[str, tuple[float, float, float]] = {
     "purple": (0.52, 0.12, 0.74),
     "pink": (1.00, 0.56, 0.76),
     "brown": (0.45, 0.25, 0.10),
-    "black": (0.12, 0.12, 0.13),
-    "white": (0.98, 0.98, 0.97),
+    "black": (0.13, 0.13, 0.14),
+    "white": (0.90, 0.90, 0.89),
     "gray": (0.52, 0.52, 0.53),
 }
 COLORS: tuple[str, ...] = tuple(COLOR_TABLE)
@@ -63,7 +63,16 @@ PATTERN_NOUNS: dict[str, tuple[str, ...]] = {
     "checkered": ("checks",),
     "dotted": ("dots", "spots"),
 }
+# Second color of a pattern whose caption names only one color: white, except on light colors.
+DEFAULT_SECOND: dict[str, str] = {color: "black" if color in ("white", "yellow") else "white" for color in COLORS}
 PATTERN_WEIGHTS: tuple[float, ...] = (0.50, 0.12, 0.12, 0.12, 0.07, 0.07)
+# Unstated objects ("") are as matt as those called matt.
+FINISHES: tuple[str, ...] = ("", "shiny", "matt", "metal")
+FINISH_SYNONYMS: dict[str, str] = {"matt": "matte"}
+FINISH_WEIGHTS: tuple[float, ...] = (0.61, 0.13, 0.13, 0.13)
+# Colors of materials unless a caption states another one.
+NATURAL_COLORS: dict[str, str] = {"wooden": "brown", "metal": "gray"}
+WOOD_COLOR: tuple[float, float, float] = (0.66, 0.43, 0.22)  # of brown wooden objects; their grain is darker
 SIZES: tuple[str, ...] = ("", "tall", "short", "wide")
 SIZE_WEIGHTS: tuple[float, ...] = (0.55, 0.15, 0.15, 0.15)
 # Scale factors of (x, y, z), applied before the object is fitted into the unit ball again.
@@ -75,6 +84,7 @@ SIZE_STRETCH: tuple[tuple[float, float, float], ...] = (
 )
 
 PLAIN, STRIPED, CHECKERED, DOTTED, WOODEN, BRICK = range(6)
+SHINY, MATT, METAL = 1, 2, 3
 
 
 def _modes(*modes: tuple[str | None, str | None], parts: tuple[str, ...]) -> tuple[Mode, ...]:

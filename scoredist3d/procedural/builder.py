@@ -14,8 +14,11 @@ from scoredist3d.procedural.primitives import NUM_HOLES, NUM_SOLIDS, empty_geome
 Number = float | Tensor
 Vector = tuple[Number, Number, Number]
 
-# Columns of the surface table: first color, second color (equal without a pattern), pattern, phase.
+# Columns of the surface table: first color, second color (equal without a pattern), pattern, finish.
 NUM_SURFACE_COLUMNS = 8
+
+# Brightness of successive pieces, so that neighboring parts of one color can be told apart.
+_TINTS = (1.0, 0.90, 1.06, 0.94, 1.03, 0.87)
 
 # Frames of primitives whose own axis (local z) does not point up: columns are the local axes in the object's frame.
 ALONG_X = ((0.0, 0.0, 1.0), (1.0, 0.0, 0.0), (0.0, 1.0, 0.0))  # local z -> x, x -> y, y -> z
@@ -26,11 +29,20 @@ BELOW_Y = ((0.0, -1.0, 0.0), (0.0, 0.0, 1.0), (-1.0, 0.0, 0.0))  # local z -> y,
 
 @dataclass(frozen=True)
 class Paint:
-    """Paint of one primitive of n objects: main color (n, 3), second color (n, 3) and pattern index (n,)."""
+    """Paint of one primitive of n objects.
+
+    Attributes:
+        first, second: (n, 3), colors.
+        pattern: (n,), index into PATTERNS.
+        finish: (n,), index into FINISHES.
+        tinted: Whether the brightness may differ slightly between primitives.
+    """
 
     first: Tensor
     second: Tensor
     pattern: Tensor
+    finish: Tensor
+    tinted: bool = True
 
 
 @dataclass(frozen=True)
@@ -55,7 +67,14 @@ class Builder:
     """
 
     def __init__(
-        self, mode: Tensor, first: Tensor, second: Tensor, pattern: Tensor, two_tone: Tensor, generator: torch.Generator
+        self,
+        mode: Tensor,
+        first: Tensor,
+        second: Tensor,
+        pattern: Tensor,
+        two_tone: Tensor,
+        generator: torch.Generator,
+        finish: Tensor | None = None,
     ) -> None:
         self.count = len(mode)
         self.mode = mode
@@ -64,10 +83,11 @@ class Builder:
         self._none = torch.zeros_like(pattern)
         self._two_tone = two_tone[:, None]
         self._second = second
-        self.main = Paint(first, second, pattern)
-        self.plain = Paint(first, first, self._none)
+        self._finish = self._none if finish is None else finish
+        self.main = Paint(first, second, pattern, self._finish)
+        self.plain = Paint(first, first, self._none, self._finish)
         part = torch.where(self._two_tone, second, first)
-        self.second = Paint(part, part, self._none)
+        self.second = Paint(part, part, self._none, self._finish)
         self._pieces: list[Piece] = []
 
     def uniform(self, low: float, high: float) -> Tensor:
@@ -77,13 +97,14 @@ class Builder:
     def fixed(self, red: float, green: float, blue: float) -> Paint:
         """The same color for all objects, e.g. for tires, windows and eyes."""
         color = torch.tensor([red, green, blue], device=self.device).expand(self.count, 3)
-        return Paint(color, color, self._none)
+        return Paint(color, color, self._none, self._none, tinted=False)
 
     def second_or(self, red: float, green: float, blue: float) -> Paint:
         """The second color if the object has two colors, else the natural color of the part."""
         natural = torch.tensor([red, green, blue], device=self.device)
         color = torch.where(self._two_tone, self._second, natural)
-        return Paint(color, color, self._none)
+        finish = torch.where(self._two_tone[:, 0], self._finish, self._none)
+        return Paint(color, color, self._none, finish, tinted=False)
 
     def number(self, value: Number) -> Tensor:
         """Convert a number or a (count,) tensor to a (count,) tensor."""
@@ -145,6 +166,8 @@ class Builder:
             torch.where(rows, yes.paint.first, no.paint.first),
             torch.where(rows, yes.paint.second, no.paint.second),
             torch.where(condition, yes.paint.pattern, no.paint.pattern),
+            torch.where(condition, yes.paint.finish, no.paint.finish),
+            yes.paint.tinted and no.paint.tinted,
         )
         hole = None
         if yes.hole is not None and no.hole is not None:
@@ -247,16 +270,24 @@ class Builder:
         rows = NUM_SOLIDS + NUM_HOLES
         geometry = empty_geometry(self.count, self.device)[:, None].repeat(1, rows, 1)
         surface = torch.zeros(self.count, rows, NUM_SURFACE_COLUMNS, device=self.device)
-        phase = self.uniform(0.0, 1.0)
         placed = list(enumerate(hollow + full))
         placed += [(NUM_SOLIDS + i, piece.hole) for i, piece in enumerate(hollow) if piece.hole is not None]
         for row, piece in placed:
             geometry[:, row] = piece.geometry
-            surface[:, row, 0:3] = piece.paint.first
-            surface[:, row, 3:6] = piece.paint.second
+            tint = _TINTS[row % len(_TINTS)] if piece.paint.tinted else 1.0
+            surface[:, row, 0:3] = _tinted(piece.paint.first, tint)
+            surface[:, row, 3:6] = _tinted(piece.paint.second, tint)
             surface[:, row, 6] = piece.paint.pattern.float()
-            surface[:, row, 7] = phase
+            surface[:, row, 7] = piece.paint.finish.float()
         return geometry, surface
+
+
+def _tinted(color: Tensor, factor: float) -> Tensor:
+    """Colors (n, 3) with another brightness: white ones never become lighter, and black ones never darker."""
+    darkest, lightest = min(_TINTS), max(_TINTS)
+    white, black = color.amin(-1, keepdim=True) > 0.75, color.amax(-1, keepdim=True) < 0.28
+    factors = torch.where(white & (factor != 1.0), factor / lightest, factor)
+    return torch.where(black, color + 0.35 * (factor - darkest), color * factors).clamp(0.0, 1.0)
 
 
 def _axis_rotation(degrees: Tensor, axis: int) -> Tensor:
@@ -314,11 +345,11 @@ def _extreme_points(geometry: Tensor, matrix: Tensor, offset: Tensor) -> Tensor:
     y = torch.where(q_xy > 0, ring * angles.sin(), wy * angles.sin().sign())
     x = torch.maximum(x, xlo * wx)
     local = [(c.expand_as(x) - offset[..., k, None, None]).flatten(-2) for k, c in enumerate((x, y, z))]
-    inverse = _inverse(matrix)
+    inverse = inverse_3x3(matrix)
     return torch.stack([sum(inverse[..., i, k, None] * local[k] for k in range(3)) for i in range(3)], 1)  # type: ignore[misc]
 
 
-def _inverse(matrix: Tensor) -> Tensor:
+def inverse_3x3(matrix: Tensor) -> Tensor:
     """Inverse of (..., 3, 3) matrices by cross products of their rows, much faster than a batched factorization."""
     a, b, c = matrix.unbind(-2)
     columns = torch.stack([torch.linalg.cross(b, c), torch.linalg.cross(c, a), torch.linalg.cross(a, b)], -1)

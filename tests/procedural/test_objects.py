@@ -9,6 +9,7 @@ from scoredist3d.procedural import (
     CATEGORIES,
     COLOR_VALUES,
     COLORS,
+    FINISHES,
     MODES,
     PATTERNS,
     SIZES,
@@ -17,10 +18,12 @@ from scoredist3d.procedural import (
     render_objects,
     sample_objects,
 )
+from scoredist3d.procedural.attributes import DEFAULT_SECOND, WOOD_COLOR
+from scoredist3d.procedural.patterns import surface_color
 from scoredist3d.procedural.primitives import NUM_HOLES, NUM_SOLIDS
 
 COUNT = len(CATEGORIES)
-FIELDS = ("geometry", "surface", "category", "color", "second_color", "pattern", "size", "mode")
+FIELDS = ("geometry", "surface", "category", "color", "second_color", "pattern", "size", "mode", "finish")
 
 
 def _generator(seed: int = 0) -> torch.Generator:
@@ -52,17 +55,35 @@ def test_same_generator_same_objects():
 def test_attributes_are_balanced_and_independent():
     count = 40_000
     objects = sample_objects(count, _generator(1))
+    # The colors of wooden and metal objects depend on the material.
+    free = (objects.pattern != PATTERNS.index("wooden")) & (objects.finish != FINISHES.index("metal"))
     for name, number in (("category", COUNT), ("color", 12)):
-        share = getattr(objects, name).bincount(minlength=number) / count
+        share = getattr(objects, name)[free].bincount(minlength=number) / free.sum()
         assert (share * number - 1).abs().max() < 0.15  # 4 standard errors at 53 classes
-    joint = torch.zeros(12, len(PATTERNS)).index_put((objects.color, objects.pattern), torch.ones(()), accumulate=True)
-    expected = joint.sum(1, keepdim=True) * joint.sum(0, keepdim=True) / count
-    chi_square = ((joint - expected) ** 2 / expected).sum()
-    assert chi_square < 55 + 4 * 110**0.5  # 55 degrees of freedom
+    plain = objects.finish == 0
+    for number, other in ((12, objects.color), (COUNT, objects.category)):
+        rows = free & plain
+        joint = torch.zeros(number, len(PATTERNS))
+        joint.index_put_((other[rows], objects.pattern[rows]), torch.ones(()), accumulate=True)
+        joint = joint[:, joint.sum(0) > 0]
+        expected = joint.sum(1, keepdim=True) * joint.sum(0, keepdim=True) / joint.sum()
+        chi_square = ((joint - expected) ** 2 / expected).sum()
+        freedom = (number - 1) * (joint.shape[1] - 1)
+        assert chi_square < freedom + 4 * (2 * freedom) ** 0.5
     single = (objects.second_color == objects.color).float().mean()
     assert 0.4 < single < 0.6
     needs_two = (objects.pattern >= 1) & (objects.pattern <= 3)
     assert (objects.second_color != objects.color)[needs_two].all()
+    assert (objects.finish[objects.pattern >= PATTERNS.index("wooden")] % 2 == 0).all()
+    shares = objects.finish.bincount(minlength=4) / count
+    assert torch.allclose(shares, torch.tensor([0.645, 0.112, 0.13, 0.112]), atol=0.015)
+
+
+def test_default_second_colors_contrast():
+    values = dict(zip(COLORS, COLOR_VALUES, strict=True))
+    for name, second in DEFAULT_SECOND.items():
+        assert second != name
+        assert torch.dist(torch.tensor(values[name]), torch.tensor(values[second])) > 0.3
 
 
 def test_fixed_attributes_are_kept_and_checked():
@@ -81,6 +102,10 @@ def test_fixed_attributes_are_kept_and_checked():
         sample_objects(2, _generator(), category=0, mode=2)
     with pytest.raises(ValueError, match=r"second_color: .* must differ"):
         sample_objects(2, _generator(), color=1, second_color=1, pattern=PATTERNS.index("striped"))
+    with pytest.raises(ValueError, match="wooden and brick objects cannot be shiny or metal"):
+        sample_objects(2, _generator(), pattern=PATTERNS.index("brick"), finish=FINISHES.index("metal"))
+    metal = sample_objects(500, _generator(), finish=FINISHES.index("metal"))
+    assert (metal.pattern < PATTERNS.index("wooden")).all()
     with pytest.raises(ValueError, match="count must be at least 1"):
         sample_objects(0, _generator())
 
@@ -125,19 +150,22 @@ def test_selection_joining_and_trimming():
 
 def test_main_color_dominates_and_is_as_named():
     """The mean hue of the visible surface, without the shading, is closest to the named color."""
-    count = COUNT * 12
-    category = torch.arange(COUNT).repeat_interleave(12)
-    objects = sample_objects(count, _generator(6), category=category, color=torch.arange(12).repeat(COUNT))
+    count = 28 * 12
+    category = torch.arange(28).repeat_interleave(12)
+    objects = sample_objects(count, _generator(6), category=category, color=torch.arange(12).repeat(28), finish=0)
     dominant = torch.zeros(count)
     azimuths = (20.0, 140.0, 260.0)
+    named = torch.tensor(COLOR_VALUES)[objects.color]
+    wood = (objects.pattern == PATTERNS.index("wooden")) & (objects.color == COLORS.index("brown"))
+    named = torch.where(wood[:, None], torch.tensor(WOOD_COLOR), named)[:, None, None]
+
+    def unlit(surface, geometry, hits, light, directions):
+        return surface_color(surface, geometry, hits)[0]
+
     for azimuth in azimuths:
         cameras = _cameras(torch.full((count,), azimuth), elevation=25.0, size=20)
-        # The shading scales the unlit color by a factor that the normal determines, so it can be removed per pixel.
-        render = render_objects(objects, cameras, antialias=1, light=torch.tensor([[0.0, 0.0, -1.0]]).expand(count, 3))
-        rgba, normal = render.rgba, render.normal
-        light = 0.45 + 0.075 * (1 + normal[..., 2]) + 0.45 * (-normal[..., 2]).clamp_min(0)
-        albedo = rgba[..., :3] / light[..., None]
-        named = torch.tensor(COLOR_VALUES)[objects.color][:, None, None]
+        rgba = render_objects(objects, cameras, antialias=1, shader=unlit).rgba
+        albedo = rgba[..., :3]
         # Within 4 standard deviations of the jitter, or in the darker tones of the materials (same hue, mortar).
         near = (albedo - named).norm(dim=-1) < 0.27
         near |= ((albedo - named * 0.62).norm(dim=-1) < 0.2) & (objects.pattern >= 4)[:, None, None]
@@ -154,7 +182,9 @@ def test_front_is_towards_plus_x():
     """A snowman's carrot is visible only from the front; a mug's handle is on the right of the front view."""
     snowman = CATEGORIES.index("snowman")
     white = COLORS.index("white")
-    objects = sample_objects(16, _generator(7), category=snowman, color=white, second_color=white, pattern=0)
+    objects = sample_objects(
+        16, _generator(7), category=snowman, color=white, second_color=white, pattern=0, size=0, finish=0
+    )
 
     def carrot(azimuth: float) -> torch.Tensor:
         rgb = render_objects(objects, _cameras(torch.full((16,), azimuth), size=48)).over(torch.ones(3))
