@@ -67,7 +67,7 @@ def captions_for_scenes(
     for row, view, background in zip(
         zip(*(column.tolist() for column in columns), strict=True), views, backgrounds, strict=True
     ):
-        text = _sentence(*row, rng, dropout)
+        text = _sentence(row, rng, dropout)
         if text and view is not None and rng.random() >= dropout.view and _length(text) + 3 <= MAX_WORDS:
             text = f"{text}, {view} view"
         if text and background is not None and rng.random() >= dropout.background and _length(text) + 5 <= MAX_WORDS:
@@ -81,14 +81,16 @@ def _length(text: str) -> int:
     return text.count(" ") + text.count(",") + 1
 
 
-def _sentence(
-    category: int, color: int, other: int, other_color: int, relation: int, rng: random.Random, dropout: Dropout
-) -> str:
-    """A caption without view and background; empty with the probability ``dropout.empty``."""
+def _sentence(row: tuple[int, ...], rng: random.Random, dropout: Dropout) -> str:
+    """A caption without view and background; empty with the probability ``dropout.empty``.
+
+    ``row`` holds the category and color of the first object, those of the second one, and the relation.
+    """
     if rng.random() < dropout.empty:
         return ""
     articles = rng.random() < 0.75
-    nouns = [_noun(*attributes, articles, rng, dropout) for attributes in ((category, color), (other, other_color))]
+    category, color, other, other_color, relation = row
+    nouns = [_noun(category, color, articles, rng, dropout), _noun(other, other_color, articles, rng, dropout)]
     if relation == BESIDE and rng.random() < 0.5:
         nouns.reverse()
     body = f"{nouns[0]} {rng.choice(RELATION_PHRASES[RELATIONS[relation]])} {nouns[1]}"
