@@ -10,7 +10,7 @@ from scoredist3d.procedural.captions import BACKGROUNDS, GENERIC_NOUNS, VIEWS
 _FUNCTION_WORDS = (
     "a an the of with and on in at by to for from some no not is it its that this very photo render three d model toy "
     "view background object style picture image side top bottom front rear left right small large big little "
-    "beside next"
+    "quality detail beside next behind wood smooth cartoon sharp high sign says word letters"
 )
 
 

@@ -27,7 +27,7 @@ SCENE_SOLIDS = 28
 # Objects with a flat top, and where the first object stands on it: x in units of the extent of the support.
 _SUPPORTS = {
     name: x
-    for name, x in {"table": 0.0, "stool": 0.0, "bed": 0.12, "bench": 0.05, "barrel": 0.0, "crate": 0.0}.items()
+    for name, x in {"table": 0.0, "stool": 0.0, "bed": 0.12, "bench": 0.08, "barrel": 0.0, "crate": 0.0}.items()
     if name in CATEGORIES
 }
 _TOO_LARGE = frozenset({"table", "bed", "bench", "bookshelf"})  # furniture that nobody puts on other furniture
@@ -40,6 +40,7 @@ _GAP_BESIDE = (0.06, 0.18)
 _SINK = 0.003  # depth to which an object sinks into its support, so that no light passes below it
 _BASE_HEIGHT = 0.08  # points that are at most this high above the lowest one belong to the base
 _DIRECTIONS, _RADII = 24, 20
+_NO_OBSTACLE = 9.0  # more than the extent of any object
 
 
 @dataclass(frozen=True)
@@ -232,7 +233,8 @@ def _compass(device: torch.device) -> Tensor:
 def _room(support: Objects, place: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Height of the top at ``place`` (N, 2), exact, and the distances to its edge and to obstacles, (N, _DIRECTIONS).
 
-    The distances are those of the last rays, cast downwards, before the height falls or rises.
+    The edge is the last point at the height of the top, so that gaps between slats are no edges. An obstacle is the
+    first point above that height. The rays, cast downwards, are 1 / _RADII apart.
     """
     radii = torch.arange(_RADII + 1, device=place.device) / _RADII
     flat = place[:, None, None] + radii[:, None] * _compass(place.device)[:, None]  # (N, K, R, 2)
@@ -240,14 +242,10 @@ def _room(support: Objects, place: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     down = torch.tensor([0.0, 0.0, -1.0], device=place.device).expand_as(origins)
     height = (2.0 - cast_rays(support.geometry, origins, down).t).unflatten(1, (_DIRECTIONS, _RADII + 1))
     top = height[:, 0, 0]
-    fall, rise = height < top[:, None, None] - 0.01, height > top[:, None, None] + 0.01
-
-    def distance(hit: Tensor) -> Tensor:
-        steps = (hit.long().cumsum(2) == 0).sum(2) - 1
-        return radii[steps.clamp_min(0)]
-
-    # Beyond the last ring nothing is an obstacle.
-    return top, distance(fall | rise), torch.where(rise.any(2), distance(rise), 9.0)
+    above = height - top[:, None, None]
+    free = torch.where(above > 0.01, radii - 1.0 / _RADII, _NO_OBSTACLE).amin(2)
+    edge = torch.where(above.abs() < 0.01, radii, 0.0).amax(2)
+    return top, torch.minimum(edge, free), free
 
 
 def _arrange_beside(first: Objects, second: Objects, uniform: Tensor) -> tuple[Tensor, Tensor]:
