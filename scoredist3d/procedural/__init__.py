@@ -38,6 +38,8 @@ from scoredist3d.procedural.objects import Objects, azimuth_symmetry, sample_obj
 from scoredist3d.procedural.primitives import NUM_HOLES, NUM_SOLIDS, Hits, cast_rays, occupancy
 from scoredist3d.procedural.rendering import DEFAULT_LIGHT, ShapeRender, render_objects
 from scoredist3d.procedural.shading import shade
+from scoredist3d.procedural.scene_captions import captions_for_scenes, scene_caption
+from scoredist3d.procedural.scenes import RELATIONS, SCENE_SOLIDS, Scenes, sample_scenes
 from scoredist3d.procedural.tokenizer import build_tokenizer
 
 __all__ = [
@@ -52,16 +54,20 @@ __all__ = [
     "NUM_HOLES",
     "NUM_SOLIDS",
     "PATTERNS",
+    "RELATIONS",
+    "SCENE_SOLIDS",
     "SIZES",
     "Caption",
     "Dropout",
     "Hits",
     "Objects",
+    "Scenes",
     "ShapeRender",
     "azimuth_symmetry",
     "build_tokenizer",
     "caption",
     "captions_for",
+    "captions_for_scenes",
     "cast_rays",
     "degrade",
     "degraded_caption",
@@ -69,6 +75,8 @@ __all__ = [
     "occupancy",
     "render_objects",
     "sample_objects",
+    "sample_scenes",
+    "scene_caption",
     "shade",
     "simple_caption",
     "view_words",

@@ -315,7 +315,7 @@ def fit(geometry: Tensor, num_pieces: int, factors: Tensor, radius: Tensor, *, a
     matrix = geometry[..., 0:9].unflatten(-1, (3, 3)) / factors[:, None, None, :]
     offset = geometry[..., 9:12]
     solids = slice(0, num_pieces)
-    points = _extreme_points(geometry[:, solids], matrix[:, solids], offset[:, solids])
+    points = extreme_points(geometry[:, solids], matrix[:, solids], offset[:, solids])
     real = (geometry[:, solids, 20] > geometry[:, solids, 19])[:, None, :, None]
     low = torch.where(real, points, math.inf).amin((2, 3))
     high = torch.where(real, points, -math.inf).amax((2, 3))
@@ -331,12 +331,12 @@ def fit(geometry: Tensor, num_pieces: int, factors: Tensor, radius: Tensor, *, a
     return result
 
 
-def _extreme_points(geometry: Tensor, matrix: Tensor, offset: Tensor) -> Tensor:
-    """Points in the world whose convex hull approximates each primitive, (N, 3, E, S)."""
+def extreme_points(geometry: Tensor, matrix: Tensor, offset: Tensor, *, levels: int = 5, turns: int = 12) -> Tensor:
+    """Points in the world whose convex hull approximates each primitive, (N, 3, E, levels * turns)."""
     q_xy, q_z, ax, bx, ay, by, xlo, zlo, zhi = (geometry[..., k, None] for k in range(12, 21))
-    fractions = torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0], device=geometry.device)
-    angles = torch.arange(12, device=geometry.device) * (2 * math.pi / 12) + math.pi / 12
-    z = (zlo + (zhi - zlo) * fractions)[..., None]  # (N, E, 5, 1)
+    fractions = torch.arange(levels, device=geometry.device) / (levels - 1)
+    angles = torch.arange(turns, device=geometry.device) * (2 * math.pi / turns) + math.pi / turns
+    z = (zlo + (zhi - zlo) * fractions)[..., None]  # (N, E, levels, 1)
     q_xy, q_z, ax, bx, ay, by, xlo = (column[..., None] for column in (q_xy, q_z, ax, bx, ay, by, xlo))
     wx, wy = ax + bx * z, ay + by * z
     # The ring of an ellipsoid at height z has radius sqrt(w^2 - z^2).

@@ -150,9 +150,9 @@ def test_selection_joining_and_trimming():
 
 def test_main_color_dominates_and_is_as_named():
     """The mean hue of the visible surface, without the shading, is closest to the named color."""
-    count = 28 * 12
-    category = torch.arange(28).repeat_interleave(12)
-    objects = sample_objects(count, _generator(6), category=category, color=torch.arange(12).repeat(28), finish=0)
+    count = COUNT * 12
+    category = torch.arange(COUNT).repeat_interleave(12)
+    objects = sample_objects(count, _generator(6), category=category, color=torch.arange(12).repeat(COUNT), finish=0)
     dominant = torch.zeros(count)
     azimuths = (20.0, 140.0, 260.0)
     named = torch.tensor(COLOR_VALUES)[objects.color]
