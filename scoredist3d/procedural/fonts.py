@@ -22,7 +22,7 @@ from scoredist3d.procedural.glyphs import CHARACTERS, PIXELS, SKELETONS, Stroke
 
 _RESOLUTION = 56  # bitmap pixels per cap height, a multiple of the seven rows of the pixel font
 _MARGIN = 2  # empty bitmap pixels around each glyph
-_CELL_WIDTH = 68  # bitmap pixels
+_CELL_WIDTH = 80  # bitmap pixels, enough for the widest glyph
 _SUPERSAMPLING = 3
 _UNIT_X, _UNIT_Y = 0.1, 0.125  # cap heights per unit of the skeletons
 _SPACING = 0.01  # distance of the points that represent a stroke, in cap heights
@@ -230,7 +230,9 @@ def _stroke_glyph(font: Font, character: str) -> tuple[Tensor, float]:
     """
     pen = torch.tensor(font.pen)
     scale = torch.tensor([_UNIT_X * font.stretch, _UNIT_Y * (1 - 2 * font.pen[1])])
-    paths = [[(x * float(scale[0]), y * float(scale[1]), soft) for x, y, soft in s.points] for s in SKELETONS[character]]
+    paths = [
+        [(x * float(scale[0]), y * float(scale[1]), soft) for x, y, soft in s.points] for s in SKELETONS[character]
+    ]
     lines = [_path(path, s.closed, font) for path, s in zip(paths, SKELETONS[character], strict=True)]
     if font.serif > 0:
         lines += _serifs(SKELETONS[character], scale, font.serif)

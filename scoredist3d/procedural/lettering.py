@@ -1,10 +1,10 @@
 """Signs and mugs that carry short words: objects, renders and captions.
 
-    generator = torch.Generator(device).manual_seed(0)
-    lettered = sample_lettered(256, generator)                    # words of the training split
-    cameras = lettering_cameras(lettered, 128, generator)         # one camera per object, near the front
-    image = render_lettered(lettered, cameras)                    # ShapeRender
-    captions = captions_for_lettered(lettered, random.Random(0))  # "a red sign that says a b 1 2"
+generator = torch.Generator(device).manual_seed(0)
+lettered = sample_lettered(256, generator)                    # words of the training split
+cameras = lettering_cameras(lettered, 128, generator)         # one camera per object, near the front
+image = render_lettered(lettered, cameras)                    # ShapeRender
+captions = captions_for_lettered(lettered, random.Random(0))  # "a red sign that says a b 1 2"
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ SIGN, MUG = range(len(KINDS))
 DISTANCE, FOVY_DEG = 3.2, 40.0
 AZIMUTH_DEG = (35.0, 15.0)
 """Largest absolute azimuth of the cameras for each kind; the word on a mug bends away from the front."""
-LETTERING_WORDS = "sign mug cup board that says reads saying with the word letters in on one post two posts"
-"""Words of the captions, for the vocabulary of a tokenizer."""
 
 _INKED = 0  # row of the primitive that carries the word
-_MIN_CONTRAST = 0.36  # difference of luminance between ink and surface
+_MIN_CONTRAST = 0.38  # difference of luminance between ink and surface
 _JITTER = 0.04  # standard deviation of the colors
-_EXTENT = (0.90, 0.97)  # range of the distance of the farthest point from the center
+_EXTENT = (0.92, 0.99)  # range of the distance of the farthest point from the center
 _MUG_ARC = math.radians(42.0)  # largest azimuth on a mug that the word reaches
 _MUG_HEIGHT = 0.62  # largest height of letters, as a fraction of the mug's
-_MAX_STRETCH = 1.5  # largest ratio of the vertical to the horizontal scale of letters
+_MAX_STRETCH = (1.3, 1.6)  # largest ratio of the vertical to the horizontal scale of letters on each kind
+_MAX_MUG_WIDTH = 3.7  # in cap heights; wider words on mugs are set in the condensed font
+_CONDENSED = [font.name for font in FONTS].index("condensed")
 _LUMINANCE = (0.2126, 0.7152, 0.0722)
 _CPU_CHUNK, _DEVICE_CHUNK = 1 << 16, 1 << 22
 
@@ -147,10 +147,11 @@ def sample_lettered(
     base = sample_objects(count, generator, category=CATEGORIES.index("mug"), pattern=PLAIN, size=0)
     ink = _contrasting(base.color, generator)
     layout = layout_text(words, fonts, source)
+    if font is None:
+        fonts = torch.where((kinds == MUG) & (layout.width > _MAX_MUG_WIDTH), _CONDENSED, fonts)
+        layout = layout_text(words, fonts, source)
     geometry, surface = _build(base, kinds, layout.width, generator)
-    objects = replace(
-        base, geometry=geometry, surface=surface, category=torch.where(kinds == MUG, base.category, -1)
-    )
+    objects = replace(base, geometry=geometry, surface=surface, category=torch.where(kinds == MUG, base.category, -1))
     fill = 0.86 + 0.14 * torch.rand(count, generator=generator, device=source)
     upper = tuple(word.upper() for word in words)
     lettered = Lettered(objects, upper, kinds, fonts, ink, _jittered(ink, generator), fill)
@@ -276,9 +277,7 @@ def _build(base: Objects, kinds: Tensor, width: Tensor, generator: torch.Generat
     first = _jittered(base.color, generator)
     two_tone = base.color != base.second_color
     second = torch.where(two_tone[:, None], _jittered(base.second_color, generator), first)
-    extent = _EXTENT[0] + (_EXTENT[1] - _EXTENT[0]) * torch.rand(
-        len(kinds), generator=generator, device=kinds.device
-    )
+    extent = _EXTENT[0] + (_EXTENT[1] - _EXTENT[0]) * torch.rand(len(kinds), generator=generator, device=kinds.device)
     for kind in range(len(KINDS)):
         chosen = (kinds == kind).nonzero()[:, 0]
         if len(chosen) == 0:
@@ -297,8 +296,9 @@ def _build(base: Objects, kinds: Tensor, width: Tensor, generator: torch.Generat
 
 def _sign(b: Builder, width: Tensor) -> None:
     """A board in front of one post or two posts; two-colored signs have a border. Lengths are in cap heights."""
-    half_width = width / 2 + b.uniform(0.28, 0.45)
-    half_height = b.uniform(0.78, 0.95)
+    half_width = width / 2 + b.uniform(0.25, 0.4)
+    # Boards of long words are higher, for letters that are stretched.
+    half_height = b.uniform(0.8, 0.95) * (1 + 0.1 * (width - 1.5).clamp_min(0))
     thick = 0.05 * half_width + 0.03
     post, below = 0.045 * half_width + 0.05, b.uniform(0.35, 0.6) * half_width
     b.box((0, 0, 0), (thick, half_width, half_height), paint=b.plain)
@@ -357,11 +357,12 @@ def _letter_scale(lettered: Lettered, half: Tensor, width: Tensor) -> Tensor:
         half: (N, 3), half-sizes of the inked primitive; for a mug, the first one is its radius.
         width: (N,), width of the words in cap heights.
     """
-    on_board = torch.minimum(1.88 * half[:, 1] / width, 1.32 * half[:, 2])
-    around = torch.minimum(2 * _MUG_ARC * half[:, 0] / width, 2 * _MUG_HEIGHT * half[:, 2])
-    upright = torch.minimum(_MAX_STRETCH * around, 2 * _MUG_HEIGHT * half[:, 2])
     mug = lettered.kind == MUG
-    scale = torch.stack([torch.where(mug, around, on_board), torch.where(mug, upright, on_board)], -1)
+    wide = torch.where(mug, 2 * _MUG_ARC * half[:, 0], 1.86 * half[:, 1])
+    high = torch.where(mug, 2 * _MUG_HEIGHT * half[:, 2], 1.4 * half[:, 2])
+    stretch = torch.tensor(_MAX_STRETCH, device=width.device)[lettered.kind]
+    horizontal = torch.minimum(wide / width, high)
+    scale = torch.stack([horizontal, torch.minimum(stretch * horizontal, high)], -1)
     return scale * lettered.fill[:, None]
 
 

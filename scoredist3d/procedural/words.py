@@ -22,7 +22,10 @@ COMMON_WORDS: tuple[str, ...] = tuple(
     QUEEN WITCH GHOST LUCKY HAPPY SMILE DREAM PEACE POWER LIGHT NIGHT TODAY QUICK QUIET EXTRA FRESH SWEET SPICY JUMBO
     """.split()
 )
+LETTERING_WORDS = "sign mug cup that says reads with the word in letters on one post two posts front view"
+"""Words of the captions of lettered objects, apart from colors and characters."""
 _P_COMMON = 0.35
+_P_EACH = 0.01  # largest probability of one common word among those of its length
 # A quotation that is not part of a word, as the apostrophe of "a dog's bowl" would be.
 _QUOTED = re.compile(r"""(?<!\w)(?:'([^'"]+)'|"([^'"]+)"|‘([^‘’]+)’|“([^“”]+)”)(?!\w)""")
 
@@ -44,7 +47,7 @@ def random_word(rng: random.Random, *, held_out: bool = False, lengths: tuple[in
     """
     length = rng.choice(lengths)
     common = [word for word in COMMON_WORDS if len(word) == length and is_held_out(word) == held_out]
-    if common and rng.random() < _P_COMMON:
+    if rng.random() < min(_P_COMMON, _P_EACH * len(common)):
         return rng.choice(common)
     alphabet = rng.choices((_LETTERS, CHARACTERS, _DIGITS), (0.5, 0.38, 0.12))[0]
     while True:
