@@ -1,11 +1,11 @@
 """Fonts of capital letters and digits, and anti-aliased text, batched on any device.
 
 Six fonts share one skeleton of pen strokes and differ in their pens, proportions and corners; the seventh is made of
-5x7 squares. Glyphs are drawn once as bitmaps. Text is sampled from these bitmaps at arbitrary points, so it can be drawn
-on a grid of pixels (:func:`draw_text`) or on the surface of an object (:class:`TextLayout`).
+5x7 squares. Glyphs are drawn once as bitmaps. Text is sampled from these bitmaps at arbitrary points, so it can be
+drawn on a grid of pixels (:func:`draw_text`) or on the surface of an object (:class:`TextLayout`).
 
-Text coordinates: the unit is the height of a capital letter, x points to the right, y up, and the origin is the center of
-the text.
+Text coordinates: the unit is the height of a capital letter (the cap height), x points to the right, y up, and the
+origin is the center of the text.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -230,12 +231,11 @@ def _stroke_glyph(font: Font, character: str) -> tuple[Tensor, float]:
     """
     pen = torch.tensor(font.pen)
     scale = torch.tensor([_UNIT_X * font.stretch, _UNIT_Y * (1 - 2 * font.pen[1])])
-    paths = [
-        [(x * float(scale[0]), y * float(scale[1]), soft) for x, y, soft in s.points] for s in SKELETONS[character]
-    ]
-    lines = [_path(path, s.closed, font) for path, s in zip(paths, SKELETONS[character], strict=True)]
+    sx, sy = scale.tolist()
+    strokes = SKELETONS[character]
+    lines = [_path([(x * sx, y * sy, soft) for x, y, soft in s.points], s.closed, font) for s in strokes]
     if font.serif > 0:
-        lines += _serifs(SKELETONS[character], scale, font.serif)
+        lines += _serifs(strokes, scale, font.serif)
     points = torch.cat([_dense(line) for line in lines])
     points = points - torch.stack([points[:, 0].min(), torch.tensor(0.0)]) + pen
     rows, columns = _RESOLUTION + 2 * _MARGIN, _CELL_WIDTH
@@ -297,7 +297,7 @@ def _serifs(strokes: Sequence[Stroke], scale: Tensor, half: float) -> list[Tenso
 def _dense(line: Tensor) -> Tensor:
     """Points along a polyline (P, 2), at most ``_SPACING`` apart."""
     parts = []
-    for start, end in zip(line[:-1], line[1:], strict=True):
+    for start, end in pairwise(line):
         steps = max(1, math.ceil(float((end - start).norm()) / _SPACING))
         parts.append(torch.lerp(start, end, torch.linspace(0, 1, steps + 1)[:, None]))
     return torch.cat(parts)

@@ -12,8 +12,8 @@ class Stroke:
     """A line drawn with the pen.
 
     Attributes:
-        points: Vertices (x, y, soft); x is up to 8 units from the left, y from 0 at the baseline to 8 at the cap height.
-            Soft vertices are rounded.
+        points: Vertices (x, y, soft); x is up to 8 units from the left, y is 0 at the baseline and 8 at the cap
+            height. Soft vertices are rounded.
         closed: Whether the line returns to its first vertex.
     """
 

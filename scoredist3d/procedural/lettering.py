@@ -214,8 +214,8 @@ def captions_for_lettered(
 ) -> list[str]:
     """One random caption for each object, with the word spelled: "a red sign that says a b 1 2".
 
-    The color of the object is left out for 30 % of the captions; 20 % state the color of the letters, and 10 % the posts
-    of a sign.
+    The color of the object is left out for 30 % of the captions. 20 % state the color of the letters, and 10 % the
+    posts of a sign.
 
     Args:
         lettered: N objects.
