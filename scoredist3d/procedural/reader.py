@@ -24,6 +24,9 @@ BLANK = 0
 """Class of columns without a character; character k of CHARACTERS has class k + 1."""
 
 
+_BLANK_BIAS = -3.0
+
+
 class Reader(nn.Module):
     """Convolutional network with about 0.3 million parameters.
 
@@ -54,6 +57,10 @@ class Reader(nn.Module):
             nn.SiLU(),
             nn.Conv1d(4 * width, len(characters) + 1, 1),
         )
+        # With equal odds the network first learns that most columns hold no character, and stays there for long.
+        bias = self.line[-1].bias
+        if not bias.is_meta:
+            nn.init.constant_(bias[BLANK : BLANK + 1].detach(), _BLANK_BIAS)
 
     def forward(self, images: Tensor) -> Tensor:
         """Log-probabilities (B, 32, characters + 1) of each column for (B, H, W, 3) images in [0, 1].
@@ -112,7 +119,9 @@ class Reader(nn.Module):
             FileNotFoundError: The folder contains no reader.
         """
         if not (folder / "config.json").is_file():
-            raise FileNotFoundError(f"{folder} contains no reader; give a folder with config.json and reader.safetensors")
+            raise FileNotFoundError(
+                f"{folder} contains no reader; give a folder with config.json and reader.safetensors"
+            )
         with torch.device("meta"):  # avoids a draw from the global random stream
             reader = cls(**json.loads((folder / "config.json").read_text()))
         weights = {name: tensor.float() for name, tensor in load_file(folder / "reader.safetensors").items()}

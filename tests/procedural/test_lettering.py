@@ -64,9 +64,7 @@ def test_spelling():
     assert spelled("AB12") == "a b 1 2"
     assert spell_quoted("a sign that says 'AB12'") == "a sign that says a b 1 2"
     assert spell_quoted('a mug with the word "tea", side view') == "a mug with the word t e a, side view"
-    assert (
-        spell_quoted("\u201cGo\u201d and \u2018up\u2019 on a dog's bowl's rim") == "g o and u p on a dog's bowl's rim"
-    )
+    assert spell_quoted("\u201cGo\u201d, \u2018up\u2019 on a dog's bowl's rim") == "g o, u p on a dog's bowl's rim"
     assert spell_quoted("a sign that says 'stop now'") == "a sign that says s t o p n o w"
     assert spell_quoted("a 'très bon' mug") == "a 'très bon' mug"
 
