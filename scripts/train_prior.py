@@ -53,7 +53,7 @@ class Recipe:
 
     objects: int = 70_000
     scenes: int = 10_000
-    lettered: int = 5_000
+    lettered: int = 2_500
     views: int = 4
     refreshes: int = 0
     vae_steps: int = 4000

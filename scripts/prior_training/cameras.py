@@ -46,12 +46,3 @@ def training_cameras(
     distance = extent / torch.tan(torch.deg2rad(fovy / 2))
     return orbit(azimuth, elevation, distance, fovy, size, size)
 
-
-def lettering_cameras(count: int, size: int, generator: torch.Generator, device: torch.device) -> Cameras:
-    """Random standard cameras in front of a sign: azimuth within 35 degrees, elevation in [-5, 35] degrees."""
-
-    def uniform(low: float, high: float) -> Tensor:
-        return low + (high - low) * torch.rand(count, generator=generator, device=device)
-
-    fovy = torch.full((count,), FOVY_DEG, device=device)
-    return orbit(uniform(-35.0, 35.0), uniform(-5.0, 35.0), DISTANCE * uniform(0.95, 1.05), fovy, size, size)

@@ -17,17 +17,20 @@ from scoredist3d.procedural import (
     AZIMUTH_SYMMETRY,
     CATEGORIES,
     COLORS,
+    DEFECTS,
     PATTERNS,
+    RELATIONS,
     azimuth_symmetry,
+    degrade,
     render_objects,
     sample_objects,
+    sample_scenes,
+    scene_caption,
     simple_caption,
 )
 from scoredist3d.procedural.attributes import BRICK, CHECKERED, DOTTED, STRIPED, WOODEN
 from scoredist3d.procedural.captions import with_article
-from scoredist3d.procedural.defects import DEFECTS, degrade
 from scoredist3d.procedural.probe import Probe, ProbeReading
-from scoredist3d.procedural.scenes import RELATIONS, sample_scenes, scene_caption
 
 from .cameras import training_cameras
 
@@ -239,11 +242,12 @@ def defect_statistics(sampler: Sampler, *, scale: float, count: int) -> dict[str
     rgba = torch.cat(
         [render_objects(objects[k : k + 128], cameras[k : k + 128], antialias=2).rgba for k in range(0, count, 128)]
     ).movedim(-1, 1)
-    image = rgba[:, :3] * rgba[:, 3:] + 1 - rgba[:, 3:]
-    rows["renders, no defect"] = picture_statistics(image.movedim(1, -1))
+    white = torch.ones(1, 3, 1, 1, device=device)
+    none = torch.full((count,), -1, device=device)
+    rows["renders, no defect"] = picture_statistics(degrade(rgba, white, none, generator).movedim(1, -1))
     for k, name in enumerate(DEFECTS):
         kind = torch.full((count,), k, device=device)
-        bad = degrade(image, rgba[:, 3:], kind, generator)
+        bad = degrade(rgba, white, kind, generator)
         rows[f"renders, {name}"] = picture_statistics(bad.movedim(1, -1))
     return rows
 

@@ -14,23 +14,30 @@ from torch import Tensor
 from scoredist3d.cameras import Cameras
 from scoredist3d.priors.camera_embedding import camera_embedding
 from scoredist3d.procedural import (
+    DEFECTS,
     NUM_SOLIDS,
     Dropout,
     Objects,
     azimuth_symmetry,
     captions_for,
+    captions_for_scenes,
     cast_rays,
+    degrade,
+    degraded_caption,
     render_objects,
     sample_objects,
+    sample_scenes,
     shade,
     view_words,
 )
-from scoredist3d.procedural.captions import degraded_caption
-from scoredist3d.procedural.defects import DEFECTS, degrade
-from scoredist3d.procedural.lettering import captions_for_lettered, render_lettered, sample_lettered
-from scoredist3d.procedural.scenes import captions_for_scenes, sample_scenes
+from scoredist3d.procedural.lettering import (
+    captions_for_lettered,
+    lettering_cameras,
+    render_lettered,
+    sample_lettered,
+)
 
-from .cameras import REFERENCE_EXTENT, lettering_cameras, training_cameras
+from .cameras import REFERENCE_EXTENT, training_cameras
 
 RENDER_BLOCK = 256
 _CHUNK_RAYS = 1 << 22
@@ -72,13 +79,9 @@ class Part:
 
     def degraded(self, rgba: Tensor, background: Tensor, index: Tensor, generator: torch.Generator) -> Tensor:
         """The composite of the views at ``index``, with the defects that their captions name; (B, 3, H, W)."""
-        image = rgba[:, :3] * rgba[:, 3:] + background * (1 - rgba[:, 3:])
-        for k in range(2):
-            defect = self.defects[index, k]
-            chosen = (defect >= 0).nonzero()[:, 0]
-            if len(chosen):
-                image[chosen] = degrade(image[chosen], rgba[chosen, 3:], defect[chosen], generator)
-        return image
+        image = degrade(rgba, background, self.defects[index, 0], generator)
+        opaque = torch.cat([image, torch.ones_like(image[:, :1])], 1)
+        return degrade(opaque, background, self.defects[index, 1], generator)
 
 
 class Renderer:
@@ -141,12 +144,9 @@ def scene_part(
         scenes.objects,
         renderer(scenes.objects, cameras),
         cameras,
-        lambda names, backgrounds, dropout: [
-            caption.text
-            for caption in captions_for_scenes(
-                scenes.to("cpu"), rng, views=names, backgrounds=backgrounds, dropout=dropout
-            )
-        ],
+        lambda names, backgrounds, dropout: captions_for_scenes(
+            scenes.to("cpu"), rng, views=names, backgrounds=backgrounds, dropout=dropout
+        ),
         (generator, rng, tokenize),
         symmetry=torch.zeros_like(scenes.objects.category),
         second=scenes.second.category,
@@ -168,11 +168,12 @@ def _part(
     count, device = len(objects), objects.device
     background = _gray_backgrounds(count, generator, device)
     words = ["white" if white else "gray" for white in (background == 1).tolist()]
-    chance = torch.rand(2, count, generator=generator, device=device) < torch.tensor(
-        [[_DEFECT_SHARE], [_DEFECT_SHARE * _SECOND_DEFECT]], device=device
-    )
+    chance = torch.rand(2, count, generator=generator, device=device)
     drawn = torch.randint(0, len(DEFECTS), (2, count), generator=generator, device=device)
-    defects = torch.where(chance, drawn, -1).T.contiguous()
+    first = torch.where(chance[0] < _DEFECT_SHARE, drawn[0], -1)
+    # The interior of an object cannot be flattened after its composite has been degraded.
+    twice = (first >= 0) & (chance[1] < _SECOND_DEFECT) & (drawn[1] != DEFECTS.index("low detail"))
+    defects = torch.stack([first, torch.where(twice, drawn[1], -1)], 1)
     named = defects.tolist()
 
     def tokens(views: Sequence[str | None] | None, dropout: Dropout) -> Tensor:
@@ -207,7 +208,7 @@ def lettered_part(
     """``views`` views of each of ``count`` signs and mugs with a word of the training words."""
     lettered = sample_lettered(count, generator, renderer.device).repeat_interleave(views)
     total = len(lettered)
-    cameras = lettering_cameras(total, renderer.image_size, generator, renderer.device)
+    cameras = lettering_cameras(lettered, renderer.image_size, generator)
     ids = tokenize(captions_for_lettered(lettered, rng))
     none = torch.full((total,), -1, dtype=torch.int64, device=renderer.device)
     return Part(

@@ -5,11 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 from scoredist3d.export.images import image_grid, save_png
-from scoredist3d.procedural import CATEGORIES, COLORS, PATTERNS, simple_caption
-from scoredist3d.procedural.attributes import FINISHES
+from scoredist3d.procedural import (
+    CATEGORIES,
+    COLORS,
+    DEFECTS,
+    FINISHES,
+    PATTERNS,
+    RELATIONS,
+    scene_caption,
+    simple_caption,
+)
 from scoredist3d.procedural.captions import with_article
-from scoredist3d.procedural.defects import DEFECTS
-from scoredist3d.procedural.scenes import RELATIONS, scene_caption
 
 from .evaluation import Sampler
 
