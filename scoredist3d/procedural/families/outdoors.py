@@ -82,10 +82,10 @@ def bench(b: Builder) -> None:
     arms = b.mode == 1
     for k in range(4):
         x = depth * (k - 1.5) / 1.5
-        b.box((x, 0, 0), (0.062, width, 0.02))
+        b.box((x, 0, 0), (0.062, width, 0.013))
     for k in range(3):
         z = 0.17 + 0.17 * k
-        b.box((-depth - 0.03 - lean * z * 1.6, 0, z), (0.02, width, 0.06), frame=b.turn(pitch=-9.0))
+        b.box((-depth - 0.03 - lean * z * 1.6, 0, z), (0.013, width, 0.06), frame=b.turn(pitch=-9.0))
     for side in (-1, 1):
         y = side * width * 0.84
         b.bar((depth * 0.9, y, -0.44), (depth * 0.9, y, b.select(arms, 0.24, 0.0)), 0.035, 0.035, paint=b.second)
