@@ -104,6 +104,19 @@ def test_objects_fill_the_unit_ball_and_are_centred():
     assert ((high + low).abs().amax(-1) / 2 < 0.2).all()
 
 
+def test_many_families_have_thin_rods():
+    """Rungs, spokes, tines, strings, whiskers and poles are thinner than 0.05 scene units (3 pixels of 128)."""
+    objects = sample_objects(COUNT * 4, _generator(15), category=torch.arange(COUNT).repeat_interleave(4), size=0)
+    size = 2 / objects.geometry[:, :NUM_SOLIDS, :9].unflatten(-1, (3, 3)).norm(dim=-1)
+    used = objects.geometry[:, :NUM_SOLIDS, 20] > objects.geometry[:, :NUM_SOLIDS, 19]
+    width = torch.where(used, size.sort(-1).values[..., 1], 9.0).amin(1)  # a rod is thin along two of its axes
+    thin = {CATEGORIES[i] for i in range(COUNT) if width[4 * i : 4 * i + 4].max() < 0.05}
+    assert thin >= {
+        *("bicycle", "ladder", "umbrella", "fork", "guitar", "windmill", "helicopter", "balloon", "clock"),
+        *("racket", "swing", "broom", "cat", "street lamp", "mailbox"),
+    }
+
+
 def test_selection_joining_and_trimming():
     objects = sample_objects(COUNT, _generator(5), category=torch.arange(COUNT))
     assert len(objects[3]) == len(objects[-1]) == 1
