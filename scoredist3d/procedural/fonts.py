@@ -149,8 +149,8 @@ def layout_text(texts: Sequence[str], font: int | Tensor, device: torch.device |
     left = torch.where(real, left, math.inf)
     # A slanted text is wider; its center stays where it is.
     slant = atlas.slants[fonts]
-    tensors = (glyphs, left, width + slant, slant)
-    return TextLayout(*(tensor.to(device) for tensor in tensors), _atlas(str(torch.device(device))).bitmaps)
+    glyphs, left, width, slant = (tensor.to(device) for tensor in (glyphs, left, width + slant, slant))
+    return TextLayout(glyphs, left, width, slant, _atlas(str(torch.device(device))).bitmaps)
 
 
 def draw_text(
