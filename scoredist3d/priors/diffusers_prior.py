@@ -91,6 +91,7 @@ class DiffusersPrior(PipelinePrior):
         source = self.open(config)
         super().__init__(config, source)
         self.text = load_text_encoder(source, config.precision)
+        self._camera_extent = source.camera_extent()
 
     @torch.no_grad()
     def embed(self, prompts: Sequence[str], cameras: Cameras | None = None) -> Conditioning:
@@ -109,7 +110,7 @@ class DiffusersPrior(PipelinePrior):
             return None
         if cameras is None:
             return torch.zeros(batch, CAMERA_EMBEDDING_SIZE, device=self.device)
-        return camera_embedding(cameras).to(self.device)
+        return camera_embedding(cameras, self._camera_extent).to(self.device)
 
 
 def load_text_encoder(source: PipelineSource, precision: Precision) -> TextEncoder:

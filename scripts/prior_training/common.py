@@ -38,7 +38,7 @@ def learning_rate(step: int, total: int, peak: float, *, warmup: int = 200, hold
     """Learning rate: linear warm-up, constant until the fraction ``hold`` of the run, then cosine decay to 1 %."""
     if step < warmup:
         return peak * (step + 1) / warmup
-    progress = max(0.0, (step / max(total, 1) - hold) / (1 - hold))
+    progress = max(0.0, (step / max(total, 1) - hold) / max(1 - hold, 1e-9))
     return peak * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0))))
 
 
@@ -68,6 +68,7 @@ class Stage:
         generator: Source of batches, noise and timesteps; its state is saved, so that a resumed stage continues with
             the same numbers.
         warmup: Steps of the linear warm-up.
+        hold: Fraction of the steps after which the learning rate decays; 1 for a constant one.
         save_every_s: Seconds between two saved states.
         step: Number of finished steps.
     """
@@ -81,6 +82,7 @@ class Stage:
     peak_lr: float
     generator: torch.Generator
     warmup: int = 200
+    hold: float = 0.5
     save_every_s: float = 60.0
     step: int = 0
     _saved_at: float = 0.0
@@ -144,6 +146,6 @@ class Stage:
 
     def set_lr(self) -> None:
         """Set the learning rate of the optimizer for the current step."""
-        lr = learning_rate(self.step, self.total, self.peak_lr, warmup=self.warmup)
+        lr = learning_rate(self.step, self.total, self.peak_lr, warmup=self.warmup, hold=self.hold)
         for group in self.optimizer.param_groups:
             group["lr"] = lr

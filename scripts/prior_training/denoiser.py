@@ -1,4 +1,4 @@
-"""Stage 2: the denoiser and its text encoder, trained jointly from scratch.
+"""Stage 3: the denoiser and its text encoder, trained jointly from scratch.
 
 The loss is the unweighted error of the v-prediction at uniform timesteps. A min-SNR weight would be 0.006 at a
 signal-to-noise ratio of -22 dB, where text has the largest effect.
@@ -45,14 +45,17 @@ def train_denoiser(
     compile_: bool,
     refreshes: int,
     minutes: float = 0.0,
+    peak_lr: float = 1e-3,
+    hold: float = 0.5,
     ema_decay: float = 0.999,
 ) -> Denoiser:
     """Train the denoiser and return its averaged weights; the pool is refreshed ``refreshes`` times.
 
-    With ``minutes``, the number of steps is set after the first 120 so that the training takes that time.
+    With ``minutes``, the number of steps is set after the first 120 so that the training takes that time. The learning
+    rate rises to ``peak_lr`` and decays after the fraction ``hold`` of the steps.
     """
     device = pool.device
-    stage = _stage(denoiser, steps, work, generator, device, ema_decay)
+    stage = _stage(denoiser, steps, work, generator, device, ema_decay, peak_lr, hold)
     stage.resume(device)
     alphas_bar = build_scheduler().alphas_cumprod.to(device)
     amp = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
@@ -63,7 +66,7 @@ def train_denoiser(
         prediction = denoiser(alpha * z + sigma * noise, t, token_ids, camera)
         return (prediction.float() - (alpha * noise - sigma * z)).square().mean()
 
-    step_loss = torch.compile(loss_of) if compile_ else loss_of
+    step_loss = torch.compile(loss_of, dynamic=False) if compile_ else loss_of
     timed_since = time.monotonic()
     while stage.step < stage.total:
         period = stage.total // (refreshes + 1)
@@ -92,14 +95,21 @@ def train_denoiser(
 
 
 def _stage(
-    denoiser: Denoiser, steps: int, work: Path, generator: torch.Generator, device: torch.device, ema_decay: float
+    denoiser: Denoiser,
+    steps: int,
+    work: Path,
+    generator: torch.Generator,
+    device: torch.device,
+    ema_decay: float,
+    peak_lr: float,
+    hold: float,
 ) -> Stage:
     """The training loop of a denoiser, which is moved to the device."""
     denoiser.to(device).train()
     if device.type == "cuda":
         denoiser.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     fused = {"fused": True} if device.type == "cuda" else {}
-    optimizer = torch.optim.AdamW(denoiser.parameters(), lr=1e-3, betas=(0.9, 0.99), weight_decay=0.01, **fused)
+    optimizer = torch.optim.AdamW(denoiser.parameters(), lr=peak_lr, betas=(0.9, 0.99), weight_decay=0.01, **fused)
     return Stage(
         "denoiser",
         {"denoiser": denoiser},
@@ -107,7 +117,8 @@ def _stage(
         {"denoiser": Ema(denoiser, ema_decay)},
         steps,
         work,
-        1e-3,
+        peak_lr,
         generator,
         warmup=min(300, steps // 5),
+        hold=hold,
     )
