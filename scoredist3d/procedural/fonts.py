@@ -61,7 +61,7 @@ FONTS: tuple[Font, ...] = (
     Font("bold", (0.1, 0.08), stretch=1.15, gap=0.13),
     Font("condensed", (0.075, 0.07), stretch=0.72, corner=0.2, gap=0.16),
     Font("slab", (0.076, 0.046), stretch=1.04, square=True, serif=0.13, gap=0.12),
-    Font("octagonal", (0.064, 0.064), stretch=0.98, corner=0.2, chamfer=True, square=True, gap=0.18),
+    Font("octagonal", (0.064, 0.064), stretch=0.98, corner=0.25, chamfer=True, square=True, gap=0.18),
     Font("italic", (0.076, 0.062), stretch=0.94, corner=0.34, slant=0.24, gap=0.15),
     Font("pixel", (0.0, 0.0), gap=1 / 7),
 )
@@ -149,8 +149,8 @@ def layout_text(texts: Sequence[str], font: int | Tensor, device: torch.device |
     left = torch.where(real, left, math.inf)
     # A slanted text is wider; its center stays where it is.
     slant = atlas.slants[fonts]
-    tensors = (glyphs, left, width + slant, slant)
-    return TextLayout(*(tensor.to(device) for tensor in tensors), _atlas(str(torch.device(device))).bitmaps)
+    glyphs, left, width, slant = (tensor.to(device) for tensor in (glyphs, left, width + slant, slant))
+    return TextLayout(glyphs, left, width, slant, _atlas(str(torch.device(device))).bitmaps)
 
 
 def draw_text(

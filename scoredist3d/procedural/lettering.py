@@ -144,7 +144,7 @@ def sample_lettered(
         return drawn if fixed is None else torch.full_like(drawn, fixed)
 
     kinds, fonts = index(len(KINDS), kind), index(len(FONTS), font)
-    base = sample_objects(count, generator, category=CATEGORIES.index("mug"), pattern=PLAIN, size=0)
+    base = sample_objects(count, generator, category=CATEGORIES.index("mug"), pattern=PLAIN, size=0, finish=0)
     ink = _contrasting(base.color, generator)
     layout = layout_text(words, fonts, source)
     if font is None:
@@ -337,14 +337,14 @@ def _ink_shader(lettered: Lettered, shader: Callable[..., Tensor]) -> Callable[.
     scale = _letter_scale(lettered, half, layout.width)
     mug = (lettered.kind == MUG)[:, None]
 
-    def inked(surface: Tensor, geometry: Tensor, hits: Hits, light: Tensor, *others: Tensor) -> Tensor:
+    def inked(surface: Tensor, geometry: Tensor, hits: Hits, light: Tensor, directions: Tensor) -> Tensor:
         x, y, z = hits.local.unbind(-1)
         u = torch.where(mug, torch.atan2(y, x) * half[:, 0:1], y * half[:, 1:2])
         normal = hits.local_normal
         outside = torch.where(mug, normal[..., 2].abs() < 0.5, normal[..., 0] > 0.9)
         carries = outside & (hits.primitive == _INKED) & torch.isfinite(hits.t)
         ink = layout.coverage(u / scale[:, 0:1], z * half[:, 2:3] / scale[:, 1:2]) * carries
-        return _blend(shader, (surface, geometry, hits, light, *others), ink, lettered.ink_color)
+        return shader(surface, geometry, hits, light, directions, ink=(ink, lettered.ink_color))
 
     return inked
 
@@ -364,16 +364,3 @@ def _letter_scale(lettered: Lettered, half: Tensor, width: Tensor) -> Tensor:
     horizontal = torch.minimum(wide / width, high)
     scale = torch.stack([horizontal, torch.minimum(stretch * horizontal, high)], -1)
     return scale * lettered.fill[:, None]
-
-
-def _blend(shader: Callable[..., Tensor], arguments: tuple[Any, ...], coverage: Tensor, color: Tensor) -> Tensor:
-    """Shaded colors with ink blended over the unlit color: coverage (N, R), color (N, 3).
-
-    Shading is linear in the unlit color, so the shaded color of a white surface is the lighting.
-    """
-    surface, *others = arguments
-    white = surface.clone()
-    white[..., 0:6] = 1.0
-    white[..., 6] = float(PLAIN)
-    lighting = shader(white, *others)
-    return torch.lerp(shader(surface, *others), lighting * color[:, None, :], coverage[..., None])

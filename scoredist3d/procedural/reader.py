@@ -48,6 +48,10 @@ class Reader(nn.Module):
             inner = outer
         self.body = nn.Sequential(*layers)
         self.attention = nn.Conv2d(inner, 1, 1)
+        last = nn.Conv1d(4 * width, len(characters) + 1, 1)
+        # With equal odds the network first learns that most columns hold no character, and stays there for long.
+        if last.bias is not None and not last.bias.is_meta:
+            nn.init.constant_(last.bias[BLANK : BLANK + 1].detach(), _BLANK_BIAS)
         self.line = nn.Sequential(
             nn.Conv1d(2 * inner, 4 * width, 5, padding=2),
             nn.GroupNorm(8, 4 * width),
@@ -55,12 +59,8 @@ class Reader(nn.Module):
             nn.Conv1d(4 * width, 4 * width, 5, padding=2),
             nn.GroupNorm(8, 4 * width),
             nn.SiLU(),
-            nn.Conv1d(4 * width, len(characters) + 1, 1),
+            last,
         )
-        # With equal odds the network first learns that most columns hold no character, and stays there for long.
-        bias = self.line[-1].bias
-        if not bias.is_meta:
-            nn.init.constant_(bias[BLANK : BLANK + 1].detach(), _BLANK_BIAS)
 
     def forward(self, images: Tensor) -> Tensor:
         """Log-probabilities (B, 32, characters + 1) of each column for (B, H, W, 3) images in [0, 1].

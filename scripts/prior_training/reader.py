@@ -18,7 +18,7 @@ from scoredist3d.procedural.lettering import lettering_cameras, render_lettered,
 from scoredist3d.procedural.reader import READER_SIZE, Reader, character_accuracy, exact_match
 
 from .common import Ema, Stage
-from .pool import composite, random_backgrounds
+from .compositing import composite, random_backgrounds
 
 PEAK_LR = 2e-3
 
