@@ -41,7 +41,7 @@ class PriorSizes:
     text_heads: int = 4
     norm_groups: int = 16
     image_size: int = IMAGE_SIZE
-    latent_channels: int = 16
+    latent_channels: int = 24
 
     @property
     def latent_size(self) -> int:

@@ -21,10 +21,18 @@ from .pool import Pool
 from .spectrum import band_noise, gains
 
 _PEAK_LR = 1.5e-3
-_FINE_GAIN = 1.2
-"""Gain of the encoder (see :func:`.spectrum.gains`) that is enforced between 0.15 and 0.5 cycles per pixel."""
-_FINE_BANDS = ((0.15, 0.3), (0.3, 0.5))
-_PROBE_STD = 0.04  # standard deviation of the perturbation, for images in [0, 1]
+_FINE_BANDS: tuple[tuple[tuple[float, float], float], ...] = (
+    ((0.06, 0.12), 1.2),
+    ((0.12, 0.18), 1.0),
+    ((0.18, 0.25), 0.8),
+    ((0.25, 0.35), 0.6),
+    ((0.35, 0.5), 0.5),
+)
+"""Bands of spatial frequency, in cycles per pixel, and the gain of the encoder that is enforced in each of them.
+
+The gain is the norm of the change of the latents, divided by their standard deviation, per norm of the change of the
+image. It is about 1.5 for coarse structure without any enforcement."""
+_PROBE_STD = 0.03  # standard deviation of the perturbation, for images in [0, 1]
 
 
 def augmented_batch(pool: Pool, count: int, generator: torch.Generator) -> Tensor:
@@ -51,7 +59,7 @@ def augmented_batch(pool: Pool, count: int, generator: torch.Generator) -> Tenso
 
 
 def reconstruction_loss(prediction: Tensor, target: Tensor) -> Tensor:
-    """L1 + MSE + 0.5 L1 of the image gradients + 0.25 L1 of the local contrast.
+    """L1 + 5 MSE + 0.5 L1 of the image gradients + 0.25 L1 of the local contrast.
 
     The local contrast is the standard deviation over windows of 8x8 pixels. It makes the latents contain the amount of
     noise and fine texture, of which they cannot contain every pixel.
@@ -59,7 +67,7 @@ def reconstruction_loss(prediction: Tensor, target: Tensor) -> Tensor:
     difference = prediction - target
     dx = difference[..., :, 1:] - difference[..., :, :-1]
     dy = difference[..., 1:, :] - difference[..., :-1, :]
-    loss = difference.abs().mean() + difference.square().mean() + 0.5 * (dx.abs().mean() + dy.abs().mean())
+    loss = difference.abs().mean() + 5 * difference.square().mean() + 0.5 * (dx.abs().mean() + dy.abs().mean())
     return loss + 0.25 * (_contrast(prediction) - _contrast(target)).abs().mean()
 
 
@@ -74,15 +82,22 @@ class AutoencoderLoss:
 
     A quarter of the batch is also decoded from latents of half the size to an image of half the size, which keeps the
     latents smooth, so that a small denoiser can model them (equivariance regularization, arXiv 2502.09509). The same
-    quarter is encoded again with band-limited noise. Its latents must change by at least ``_FINE_GAIN`` times the
-    change of the image; without this, an encoder hardly answers to detail that is finer than five pixels.
+    quarter is encoded again with band-limited noise, to which the latents must answer with the gains of
+    ``_FINE_BANDS``; without this, an encoder hardly answers to detail that is finer than five pixels.
     """
 
     def __init__(self, vae: AutoencoderKL) -> None:
         self.vae = vae
 
-    def __call__(self, image: Tensor, noise: Tensor, perturbation: Tensor) -> Tensor:
-        """The loss for images (B, 3, H, W) in [-1, 1], latent noise (B, C, h, w) and perturbations (B/4, 3, H, W)."""
+    def __call__(self, image: Tensor, noise: Tensor, perturbation: Tensor, target: Tensor) -> Tensor:
+        """The loss.
+
+        Args:
+            image: (B, 3, H, W) in [-1, 1].
+            noise: (B, C, h, w), standard normal noise of the latents.
+            perturbation: (B/4, 3, H, W), change of the first images.
+            target: Scalar, gain that the encoder must reach for the perturbation.
+        """
         vae, quarter = self.vae, len(perturbation)
         posterior = vae.encode(image).latent_dist
         # A small constant noise keeps the decoder smooth in latent space; a KL weight alone does not at this size.
@@ -90,12 +105,12 @@ class AutoencoderLoss:
         loss = reconstruction_loss(vae.decode(z).sample.float(), image)
         kl = 0.5 * (posterior.mean.square() + posterior.var - posterior.logvar - 1).mean()
         coarse = vae.decode(functional.avg_pool2d(z[:quarter], 2)).sample.float()
-        loss = loss + 0.25 * reconstruction_loss(coarse, functional.avg_pool2d(image[:quarter], 2))
+        loss = loss + 0.1 * reconstruction_loss(coarse, functional.avg_pool2d(image[:quarter], 2))
         mean = posterior.mean[:quarter].float()
         moved = vae.encode(image[:quarter] + perturbation).latent_dist.mean.float()
         change = (moved - mean).flatten(1).norm(dim=1) / posterior.mean.float().std().detach()
         gain = 2.0 * change / perturbation.flatten(1).norm(dim=1)  # per change of an image in [0, 1]
-        return loss + 2e-5 * kl + 0.1 * (1 - gain / _FINE_GAIN).clamp_min(0).square().mean()
+        return loss + 2e-5 * kl + 0.05 * (1 - gain / target).clamp_min(0).square().mean()
 
 
 def train_vae(
@@ -128,11 +143,11 @@ def train_vae(
         stage.set_lr()
         image = augmented_batch(pool, batch, generator)
         noise = torch.randn(batch, vae.config.latent_channels, size, size, generator=generator, device=device)
+        band, target = _FINE_BANDS[stage.step % len(_FINE_BANDS)]
         # Twice the standard deviation, because the images span [-1, 1].
-        bands = _FINE_BANDS[stage.step % len(_FINE_BANDS)]
-        perturbation = band_noise(image[: max(1, batch // 4)].shape, bands, 2 * _PROBE_STD, generator)
+        perturbation = band_noise(image[: max(1, batch // 4)].shape, band, 2 * _PROBE_STD, generator)
         with amp:
-            loss = step_loss(image, noise, perturbation)
+            loss = step_loss(image, noise, perturbation, torch.tensor(target, device=device))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
