@@ -24,11 +24,10 @@ BLANK = 0
 """Class of columns without a character; character k of CHARACTERS has class k + 1."""
 
 
-_BLANK_BIAS = -3.0
-
-
 class Reader(nn.Module):
     """Convolutional network with about 0.3 million parameters.
+
+    Each channel is normalized on its own, so that the colors of ink and background do not matter.
 
     Args:
         characters: Characters in the order of the outputs.
@@ -43,23 +42,20 @@ class Reader(nn.Module):
         layers: list[nn.Module] = []
         inner = 3
         for outer, stride in zip(channels, strides, strict=True):
-            layers += [nn.Conv2d(inner, outer, 3, stride=stride, padding=1), nn.GroupNorm(8, outer), nn.SiLU()]
-            layers += [nn.Conv2d(outer, outer, 3, padding=1), nn.GroupNorm(8, outer), nn.SiLU()]
+            layers += [nn.Conv2d(inner, outer, 3, stride=stride, padding=1), nn.GroupNorm(outer, outer), nn.SiLU()]
+            layers += [nn.Conv2d(outer, outer, 3, padding=1), nn.GroupNorm(outer, outer), nn.SiLU()]
             inner = outer
         self.body = nn.Sequential(*layers)
         self.attention = nn.Conv2d(inner, 1, 1)
         classes = len(characters) + 1
         # Each of the 32 columns of the features scores two, so that narrow letters and their gaps have one each.
         last = nn.Conv1d(4 * width, 2 * classes, 1)
-        # With equal odds the network first learns that most columns hold no character, and stays there for long.
-        if last.bias is not None and not last.bias.is_meta:
-            nn.init.constant_(last.bias[BLANK::classes].detach(), _BLANK_BIAS)
         self.line = nn.Sequential(
             nn.Conv1d(2 * inner, 4 * width, 5, padding=2),
-            nn.GroupNorm(8, 4 * width),
+            nn.GroupNorm(4 * width, 4 * width),
             nn.SiLU(),
             nn.Conv1d(4 * width, 4 * width, 5, padding=2),
-            nn.GroupNorm(8, 4 * width),
+            nn.GroupNorm(4 * width, 4 * width),
             nn.SiLU(),
             last,
         )
