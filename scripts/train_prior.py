@@ -58,8 +58,10 @@ class Recipe:
     refreshes: int = 0
     vae_steps: int = 4000
     vae_batch: int = 256
+    vae_minutes: float = 0.0
     probe_steps: int = 2000
     probe_batch: int = 512
+    probe_minutes: float = 0.0
     denoiser_steps: int = 9000
     denoiser_batch: int = 1024
     denoiser_minutes: float = 0.0
@@ -230,6 +232,7 @@ class Training:
                 work=self.work,
                 generator=self.generator,
                 compile_=self.compile_,
+                minutes=recipe.vae_minutes,
             )
             vae.save_pretrained(self.work / "vae")
         else:
@@ -251,6 +254,7 @@ class Training:
             work=self.work,
             generator=self.generator,
             compile_=self.compile_,
+            minutes=self.recipe.probe_minutes,
         )
         save_probe(probe, self.out / "probe")
         self._note("probe trained")

@@ -52,7 +52,7 @@ COLOR_TABLE: dict[str, tuple[float, float, float]] = {
     "brown": (0.45, 0.25, 0.10),
     "black": (0.13, 0.13, 0.14),
     "white": (0.90, 0.90, 0.89),
-    "gray": (0.52, 0.52, 0.53),
+    "gray": (0.48, 0.48, 0.49),
 }
 COLORS: tuple[str, ...] = tuple(COLOR_TABLE)
 COLOR_VALUES: tuple[tuple[float, float, float], ...] = tuple(COLOR_TABLE.values())

@@ -11,8 +11,8 @@ from scoredist3d.procedural.builder import inverse_3x3
 from scoredist3d.procedural.patterns import surface_color
 from scoredist3d.procedural.primitives import Hits, take_rows
 
-# The brightest diffuse surface is 1.05 times its albedo, so that the lightest white stays below 0.97.
-_AMBIENT, _SKY, _DIFFUSE, _FILL = 0.40, 0.14, 0.52, 0.24
+# The brightest diffuse surface is 1.03 times its albedo, so that the lightest white stays below 0.97.
+_AMBIENT, _SKY, _DIFFUSE, _FILL = 0.45, 0.14, 0.46, 0.22
 _EXPONENT, _HIGHLIGHT = 40.0, 0.9
 _LIGHT_DISTANCE = 3.0  # of highlights; a near light moves over flat faces
 
@@ -61,7 +61,7 @@ def shade(
 def _points(geometry: Tensor, hits: Hits) -> Tensor:
     """Hit points in the world, (N, R, 3)."""
     inverse = inverse_3x3(geometry[..., 0:9].unflatten(-1, (3, 3)))
-    center = -(inverse @ geometry[..., 9:12, None])
+    center = -(inverse * geometry[..., None, 9:12]).sum(-1, keepdim=True)
     rows = take_rows(torch.cat([inverse, center], -1).flatten(-2), hits.primitive).unflatten(-1, (3, 4))
     return (rows[..., 0:3] * hits.local[..., None, :]).sum(-1) + rows[..., 3]
 
@@ -77,7 +77,7 @@ def lighting(normal: Tensor, light: Tensor) -> Tensor:
         light: (N, 3), unit directions towards the light.
     """
     lambert = (normal * light[:, None, :]).sum(-1).clamp_min(0.0)
-    fill_direction = light * torch.tensor([-1.0, -1.0, 0.25], device=light.device)
+    fill_direction = torch.cat([-light[:, :2], 0.25 * light[:, 2:]], -1)
     fill = (normal * fill_direction[:, None, :]).sum(-1).clamp_min(0.0)
     return _AMBIENT + _SKY * 0.5 * (1.0 + normal[..., 2]) + _DIFFUSE * lambert + _FILL * fill
 

@@ -6,7 +6,6 @@ signal-to-noise ratio of -22 dB, where text has the largest effect.
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import torch
@@ -51,11 +50,11 @@ def train_denoiser(
 ) -> Denoiser:
     """Train the denoiser and return its averaged weights; the pool is refreshed ``refreshes`` times.
 
-    With ``minutes``, the number of steps is set after the first 120 so that the training takes that time. The learning
-    rate rises to ``peak_lr`` and decays after the fraction ``hold`` of the steps.
+    With ``minutes``, the number of steps is set so that the training takes that time. The learning rate rises to ``peak_lr`` and decays after the fraction ``hold`` of the steps.
     """
     device = pool.device
-    stage = _stage(denoiser, steps, work, generator, device, ema_decay, peak_lr, hold)
+    stage = _stage(denoiser, steps, work, generator, device, ema_decay, peak_lr)
+    stage.hold, stage.minutes = hold, minutes
     stage.resume(device)
     alphas_bar = build_scheduler().alphas_cumprod.to(device)
     amp = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
@@ -67,7 +66,6 @@ def train_denoiser(
         return (prediction.float() - (alpha * noise - sigma * z)).square().mean()
 
     step_loss = torch.compile(loss_of, dynamic=False) if compile_ else loss_of
-    timed_since = time.monotonic()
     while stage.step < stage.total:
         period = stage.total // (refreshes + 1)
         if refreshes and stage.step and stage.step % period == 0 and stage.total - stage.step >= period:
@@ -84,12 +82,6 @@ def train_denoiser(
         stage.optimizer.step()
         stage.emas["denoiser"].update(denoiser)
         stage.advance(loss.detach(), batch=batch, log_every=max(1, steps // 50))
-        if minutes and stage.step == 20:
-            float(loss)  # synchronizes, so that the compilation is not timed
-            timed_since = time.monotonic()
-        elif minutes and stage.step == 120:
-            float(loss)
-            stage.fit_to(minutes, since=timed_since, skipped=20)
     averaged: Denoiser = stage.emas["denoiser"].module
     return averaged
 
@@ -102,7 +94,6 @@ def _stage(
     device: torch.device,
     ema_decay: float,
     peak_lr: float,
-    hold: float,
 ) -> Stage:
     """The training loop of a denoiser, which is moved to the device."""
     denoiser.to(device).train()
@@ -120,5 +111,4 @@ def _stage(
         peak_lr,
         generator,
         warmup=min(300, steps // 5),
-        hold=hold,
     )

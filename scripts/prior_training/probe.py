@@ -74,6 +74,7 @@ def train_probe(
     work: Path,
     generator: torch.Generator,
     compile_: bool,
+    minutes: float = 0.0,
     width: int = 32,
 ) -> Probe:
     """Train the probe and return its averaged weights."""
@@ -85,6 +86,7 @@ def train_probe(
     emas = {"probe": Ema(probe, 0.998)}
     warmup = min(200, steps // 5)
     stage = Stage("probe", {"probe": probe}, optimizer, emas, steps, work, _PEAK_LR, generator, warmup=warmup)
+    stage.minutes = minutes
     stage.resume(device)
     amp = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
     read = torch.compile(probe, dynamic=False) if compile_ else probe

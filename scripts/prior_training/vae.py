@@ -99,7 +99,15 @@ class AutoencoderLoss:
 
 
 def train_vae(
-    vae: AutoencoderKL, pool: Pool, *, steps: int, batch: int, work: Path, generator: torch.Generator, compile_: bool
+    vae: AutoencoderKL,
+    pool: Pool,
+    *,
+    steps: int,
+    batch: int,
+    work: Path,
+    generator: torch.Generator,
+    compile_: bool,
+    minutes: float = 0.0,
 ) -> AutoencoderKL:
     """Train the autoencoder and return its averaged weights, with ``scaling_factor`` set."""
     device = pool.device
@@ -110,6 +118,7 @@ def train_vae(
     emas = {"vae": Ema(vae, 0.998)}
     warmup = min(200, steps // 5)
     stage = Stage("vae", {"vae": vae}, optimizer, emas, steps, work, _PEAK_LR, generator, warmup=warmup)
+    stage.minutes = minutes
     stage.resume(device)
     amp = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
     loss_of = AutoencoderLoss(vae)

@@ -25,7 +25,7 @@ def duck(b: Builder) -> None:
         wing = b.turn(pitch=-14.0, yaw=-6.0 * side)
         b.ball((-0.1, side * body * 0.62, 0.06), (body * 0.62, 0.09, 0.2), frame=wing, paint=b.second)
         y = side * body * 0.3
-        b.rod((0.0, y, -body * 0.5), (0.02, y, -body * 0.62 - 0.32), 0.026, on=standing, paint=orange)
+        b.rod((0.0, y, -body * 0.5), (0.02, y, -body * 0.62 - 0.32), 0.02, on=standing, paint=orange)
         b.box((0.09, y, -body * 0.62 - 0.32), (0.15, 0.1, 0.022), on=standing, paint=orange)
 
 

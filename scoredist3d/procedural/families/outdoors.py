@@ -22,8 +22,8 @@ def street_lamp(b: Builder) -> None:
         top = height - 0.04
         b.rod((0, 0, height - 0.16), (x, y, top), 0.026, on=on)
         b.round((x, y, top - 0.08), 0.16, 0.08, top=0.2, on=on)
-        b.round((x, y, top - 0.28), 0.075, 0.12, top=1.7, on=on, paint=glass)
-        b.round((x, y, top - 0.41), 0.085, 0.025, on=on)
+        b.round((x, y, top - 0.25), 0.07, 0.09, top=1.6, on=on, paint=glass)
+        b.round((x, y, top - 0.35), 0.085, 0.025, on=on)
 
 
 def windmill(b: Builder) -> None:
@@ -82,10 +82,10 @@ def bench(b: Builder) -> None:
     arms = b.mode == 1
     for k in range(4):
         x = depth * (k - 1.5) / 1.5
-        b.box((x, 0, 0), (0.062, width, 0.02))
+        b.box((x, 0, 0), (0.062, width, 0.013))
     for k in range(3):
         z = 0.17 + 0.17 * k
-        b.box((-depth - 0.03 - lean * z * 1.6, 0, z), (0.02, width, 0.06), frame=b.turn(pitch=-9.0))
+        b.box((-depth - 0.03 - lean * z * 1.6, 0, z), (0.013, width, 0.06), frame=b.turn(pitch=-9.0))
     for side in (-1, 1):
         y = side * width * 0.84
         b.bar((depth * 0.9, y, -0.44), (depth * 0.9, y, b.select(arms, 0.24, 0.0)), 0.035, 0.035, paint=b.second)
@@ -143,7 +143,7 @@ def barrel(b: Builder) -> None:
     hoop = b.second_or(0.3, 0.3, 0.33)
     b.ball((0, 0, 0), (radius, radius, half * 1.6), zlo=-0.625, zhi=0.625, frame=frame)
     for k in (-1, 1):
-        for share, thick in ((0.4, 0.04), (0.86, 0.04)):
+        for share, thick in ((0.4, 0.032), (0.88, 0.032)):
             width = radius * (1 - (share / 1.6) ** 2) ** 0.5 + 0.018
             middle = frame[:, :, 2] * (half * share * k)[:, None]
             b.round((middle[:, 0], middle[:, 1], middle[:, 2]), width, thick, frame=frame, paint=hoop)

@@ -24,9 +24,8 @@ def ladder(b: Builder) -> None:
         x, y = reach + (slope - reach) * t, low + (high - low) * t
         on = ~folding if k >= 6 else None
         b.bar((x, -y, 2 * t), (x, y, 2 * t), 0.022, b.select(folding, 0.05, 0.024), on=on, paint=b.second)
-    t = 0.3
-    x, y = reach + (slope - reach) * t, low + (high - low) * t
-    b.rod((-x, -y, 2 * t), (-x, y, 2 * t), 0.022, on=folding, paint=b.plain)
+    x, y = reach + (slope - reach) * 0.3, low + (high - low) * 0.3
+    b.rod((-x, -y, 0.6), (-x, y, 0.6), 0.022, on=folding, paint=b.plain)
 
 
 def umbrella(b: Builder) -> None:
@@ -176,4 +175,4 @@ def guitar(b: Builder) -> None:
         b.rod((thick * 0.8 - 0.03, -0.17, z), (thick * 0.8 - 0.03, 0.17, z), 0.025, paint=light)
     string = b.select(acoustic, depth, 0.06) + 0.035
     for k in (-1, 0, 1):
-        b.box((string, k * 0.034, 0.2), (0.008, 0.008, 0.82), paint=light)
+        b.box((string, k * 0.036, 0.2), (0.011, 0.011, 0.82), paint=light)
