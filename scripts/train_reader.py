@@ -28,16 +28,17 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--work", type=Path, required=True, help="folder of the training state")
     parser.add_argument("--out", type=Path, required=True, help="folder of the trained reader")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--steps", type=int, default=8000)
+    parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--pool", type=int, default=16384, help="images that are rendered at a time")
-    parser.add_argument("--refill-every", type=int, default=1000, help="steps between two fillings of the pool")
+    parser.add_argument("--refill-every", type=int, default=2000, help="steps between two fillings of the pool")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--compile", action="store_true", help="compile the ray caster; pays off for many fillings")
     parser.add_argument("--miniature", action="store_true", help="a few steps on a few small images")
     options = parser.parse_args(argv)
     device = torch.device(options.device)
     steps, batch, count, width, antialias = options.steps, options.batch, options.pool, 24, 2
-    size, compile_ = 128, device.type == "cuda"
+    size, compile_ = 128, options.compile
     if options.miniature:
         steps, batch, count, width, antialias, size, compile_ = 4, 4, 6, 8, 1, 32, False
 

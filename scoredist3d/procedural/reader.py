@@ -1,7 +1,7 @@
 """The reader: a small network that reads the word on a sign or a mug from a 128x128 image.
 
 It is trained only on renders, never on samples of a prior, so it can evaluate images from priors and from distillation.
-Each of 32 columns of the image votes for a character or for none (connectionist temporal classification, CTC), so the
+Each of 64 columns of the image votes for a character or for none (connectionist temporal classification, CTC), so the
 reader knows no words and reads unseen ones as well as those of its training data.
 """
 
@@ -24,11 +24,10 @@ BLANK = 0
 """Class of columns without a character; character k of CHARACTERS has class k + 1."""
 
 
-_BLANK_BIAS = -3.0
-
-
 class Reader(nn.Module):
     """Convolutional network with about 0.3 million parameters.
+
+    Each channel is normalized on its own, so that the colors of ink and background do not matter.
 
     Args:
         characters: Characters in the order of the outputs.
@@ -43,27 +42,26 @@ class Reader(nn.Module):
         layers: list[nn.Module] = []
         inner = 3
         for outer, stride in zip(channels, strides, strict=True):
-            layers += [nn.Conv2d(inner, outer, 3, stride=stride, padding=1), nn.GroupNorm(8, outer), nn.SiLU()]
-            layers += [nn.Conv2d(outer, outer, 3, padding=1), nn.GroupNorm(8, outer), nn.SiLU()]
+            layers += [nn.Conv2d(inner, outer, 3, stride=stride, padding=1), nn.GroupNorm(outer, outer), nn.SiLU()]
+            layers += [nn.Conv2d(outer, outer, 3, padding=1), nn.GroupNorm(outer, outer), nn.SiLU()]
             inner = outer
         self.body = nn.Sequential(*layers)
         self.attention = nn.Conv2d(inner, 1, 1)
-        last = nn.Conv1d(4 * width, len(characters) + 1, 1)
-        # With equal odds the network first learns that most columns hold no character, and stays there for long.
-        if last.bias is not None and not last.bias.is_meta:
-            nn.init.constant_(last.bias[BLANK : BLANK + 1].detach(), _BLANK_BIAS)
+        classes = len(characters) + 1
+        # Each of the 32 columns of the features scores two, so that narrow letters and their gaps have one each.
+        last = nn.Conv1d(4 * width, 2 * classes, 1)
         self.line = nn.Sequential(
             nn.Conv1d(2 * inner, 4 * width, 5, padding=2),
-            nn.GroupNorm(8, 4 * width),
+            nn.GroupNorm(4 * width, 4 * width),
             nn.SiLU(),
             nn.Conv1d(4 * width, 4 * width, 5, padding=2),
-            nn.GroupNorm(8, 4 * width),
+            nn.GroupNorm(4 * width, 4 * width),
             nn.SiLU(),
             last,
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        """Log-probabilities (B, 32, characters + 1) of each column for (B, H, W, 3) images in [0, 1].
+        """Log-probabilities (B, 64, characters + 1) of each column for (B, H, W, 3) images in [0, 1].
 
         Images of other sizes are resized to 128x128.
         """
@@ -73,7 +71,8 @@ class Reader(nn.Module):
         maps = self.body(2.0 * pixels - 1.0)
         weights = self.attention(maps).softmax(2)
         columns = torch.cat([(weights * maps).sum(2), maps.amax(2)], 1)
-        return functional.log_softmax(self.line(columns).float().movedim(1, 2), -1)
+        scores = self.line(columns).float().movedim(1, 2)
+        return functional.log_softmax(scores.unflatten(2, (2, -1)).flatten(1, 2), -1)
 
     def loss(self, images: Tensor, words: Sequence[str]) -> Tensor:
         """Negative log-likelihood per character of the words for images (B, H, W, 3), (B,), differentiable.

@@ -118,7 +118,7 @@ def train_reader(
     work: Path,
     generator: torch.Generator,
     width: int = 24,
-    refill_every: int = 1000,
+    refill_every: int = 2000,
 ) -> Reader:
     """Train the reader and return its averaged weights.
 

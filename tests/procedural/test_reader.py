@@ -24,9 +24,9 @@ def test_size_and_shapes():
     reader = _reader()
     images = torch.rand(2, 128, 128, 3, generator=torch.Generator().manual_seed(0))
     scores = reader(images)
-    assert scores.shape == (2, 32, 37)
-    assert torch.allclose(scores.exp().sum(-1), torch.ones(2, 32), atol=1e-4)
-    assert reader(images[:1, ::2, ::2]).shape == (1, 32, 37)
+    assert scores.shape == (2, 64, 37)
+    assert torch.allclose(scores.exp().sum(-1), torch.ones(2, 64), atol=1e-4)
+    assert reader(images[:1, ::2, ::2]).shape == (1, 64, 37)
     assert all(isinstance(word, str) for word in reader.read(images))
 
 
