@@ -17,7 +17,7 @@ from shared.flow_folder import CHANNELS, FACTOR, SIDE, build_flow
 from scoredist3d import cli
 from scoredist3d.cameras import Cameras, orbit
 from scoredist3d.diffusion.schedule import FlowSchedule
-from scoredist3d.priors import CFGConditions, camera_embedding, sample
+from scoredist3d.priors import CFGConditions, camera_embedding, diffusers_loading, sample
 from scoredist3d.priors.diffusers_loading import PriorError
 from scoredist3d.priors.diffusers_prior import DiffusersPrior
 from scoredist3d.training.fit import import_lightning
@@ -181,3 +181,46 @@ def test_what_is_missing_or_does_not_fit_is_named(folder: Path, tmp_path: Path) 
     flux = with_index(folder, tmp_path / "flux", transformer=["diffusers", "FluxTransformer2DModel"])
     with pytest.raises(PriorError, match=r"has no unet; its denoiser is its transformer\. .* 3\.x"):
         load(flux)
+
+
+def test_the_packaged_model_is_named_when_it_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    packaged = {"embedded-flow": (tmp_path / "none", "scripts/train_flow_prior.py")}
+    monkeypatch.setattr(diffusers_loading, "_PACKAGED", packaged)
+    with pytest.raises(PriorError, match=r"'embedded-flow' is missing from .*none; .* scripts/train_flow_prior\.py"):
+        load(Path("embedded-flow"))
+
+
+RECIPES = {
+    "text-to-2d": ["system.geometry.particles=2"],
+    "text-to-3d": [
+        "system.geometry.grid={num_levels: 2, log2_hashmap_size: 6}",
+        "system.renderer.num_samples=8",
+        "data={height: 16, width: 16, batch_size: 2, resolution_milestones: []}",
+        "test={frames: 1, height: 8, width: 8}",
+        "exporter={type: textured-mesh, resolution: 16, texture_size: 32, max_faces: 100}",
+        "checkpoint.every_n_steps=0",
+        "preview.every_n_steps=0",
+    ],
+}
+
+
+@pytest.mark.parametrize("task", sorted(RECIPES))
+@pytest.mark.parametrize("method", ["sds", "sdi", "rfds", "fsd", "vsd", "vsd with another model"])
+def test_methods_distil_from_it(
+    task: str, method: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two steps of each recipe with the configuration of the packaged flow prior; phi may be another model."""
+    monkeypatch.setattr(diffusers_loading, "_PACKAGED", {"embedded-flow": (folder, "")})
+    method, _, sibling = method.partition(" ")
+    configs = [f"configs/{task}/{method}.yaml", "configs/prior/embedded-flow.yaml"]
+    overrides = ["prompt=a red mug", "trainer.max_steps=2", f"output_root={tmp_path}", *RECIPES[task]]
+    overrides += [f"system.guidance.phi.model={folder}"] if sibling else []
+    assert cli.main(["--config", *configs, "--gpu", "cpu", "--train", *overrides]) == cli.OK
+    (last,) = tmp_path.rglob("last.ckpt")
+    state = torch.load(last, map_location="cpu", weights_only=True)
+    assert state["global_step"] == 2
+    weights = [value for value in state["state_dict"].values() if isinstance(value, torch.Tensor)]
+    assert weights and all(value.isfinite().all() for value in weights)
+    # The adapters of phi start at zero.
+    adapters = [value for name, value in state["state_dict"].items() if ".phi.up." in name]
+    assert bool(adapters) == (method == "vsd") and (method != "vsd" or any(value.any() for value in adapters))
