@@ -43,7 +43,7 @@ class FlowSizes:
     text_width: int = 64
     text_layers: int = 2
     text_heads: int = 4
-    shift: float = 2.0
+    shift: float = 3.0
 
     @classmethod
     def miniature(cls) -> FlowSizes:

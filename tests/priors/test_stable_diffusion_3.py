@@ -25,7 +25,7 @@ from scoredist3d.training.fit import import_lightning
 import_lightning()  # before the tests: the import draws from a global random stream
 PROMPTS = ["a red mug", "a blue chair"]
 NEGATIVE = "a green sphere"
-SHIFT = 2.0
+SHIFT = 3.0
 WITHOUT_T5: dict[str, Any] = {"text_encoder_3": None, "tokenizer_3": None}
 """diffusers requires these arguments for a folder without T5."""
 
