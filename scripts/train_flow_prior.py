@@ -6,9 +6,9 @@ Every stage saves its state to ``--work`` once a minute; the same command resume
     python scripts/train_flow_prior.py --work runs/flow --out scoredist3d/assets           # on one H100 or H200
     python scripts/train_flow_prior.py --work runs/mini --out runs/mini/assets --miniature  # seconds, on a CPU (tests)
 
-The stages are: rendering a pool of captioned views; the autoencoder, unless ``--vae`` names a trained one; the
-transformer with its text encoders; export as fp16 safetensors in the layout of StableDiffusion3Pipeline. diffusers
-loads the folder with ``text_encoder_3=None, tokenizer_3=None``.
+The stages are: rendering a pool of captioned views and a second one of signs and mugs with words; the autoencoder,
+unless ``--vae`` names a trained one; the transformer with its text encoders; export as fp16 safetensors in the layout
+of StableDiffusion3Pipeline. diffusers loads the folder with ``text_encoder_3=None, tokenizer_3=None``.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)]
@@ -27,7 +28,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).res
 import torch
 from diffusers import AutoencoderKL
 from prior_training.common import load_state
-from prior_training.flow import FlowModel, Sources, standardize, train_flow
+from prior_training.flow import FlowModel, standardize, train_flow
 from prior_training.flow_models import FlowSizes, build_clip, build_transformer, save_flow_prior, zero_modulation
 from prior_training.models import PriorSizes, build_vae
 from prior_training.pool import Pool
@@ -37,6 +38,8 @@ from transformers import CLIPTokenizer
 from scoredist3d.procedural import build_tokenizer
 
 FOLDER = "prior-flow"
+STANDARD_IMAGES = 2048
+"""Number of images from which the mean and the standard deviation of latents are computed."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class Recipe:
     views: int = 5
     refreshes: int = 0
     lettered_objects: int = 200_000
-    lettered_share: float = 0.0
+    lettered_share: float = 0.4
     vae_steps: int = 3500
     vae_batch: int = 256
     flow_steps: int = 12_000
@@ -139,18 +142,19 @@ def train(run: Run, tokenizer: CLIPTokenizer, vae_folder: Path | None) -> int:
     recipe = run.recipe
     generator = torch.Generator(run.device).manual_seed(recipe.seed + 1)
     run.note(f"{json.dumps(asdict(recipe))} on {run.device}")
-    pool = build_pool(run, tokenizer)
-    pool.fill(0)
-    run.note(f"pool of {pool.count:,} views rendered")
-    vae = autoencoder(run, pool, generator, vae_folder)
+    pools = build_pools(run, tokenizer)
+    for pool, _ in pools:
+        pool.fill(0)
+        run.note(f"{type(pool).__name__} of {pool.count:,} views rendered")
+    vae = autoencoder(run, pools, generator, vae_folder)
     run.note(f"autoencoder: scaling {vae.config.scaling_factor}, shift {vae.config.shift_factor}")
-    pool.encode_with(vae)
-    sources: Sources = [(pool, 1.0)]
-    run.note("pool encoded")
+    for pool, _ in pools:
+        pool.encode_with(vae)
+    run.note("pools encoded")
     model = build_model(run, vae, tokenizer)
     averaged = train_flow(
         model,
-        sources,
+        pools,
         shift=run.sizes.shift,
         offset=vae.config.shift_factor * vae.config.scaling_factor,
         steps=recipe.flow_steps,
@@ -169,22 +173,31 @@ def train(run: Run, tokenizer: CLIPTokenizer, vae_folder: Path | None) -> int:
     return 0
 
 
-def build_pool(run: Run, tokenizer: CLIPTokenizer) -> Pool:
-    """The empty pool of training views."""
-    return Pool(
-        tokenizer,
-        objects=run.recipe.objects,
-        views=run.recipe.views,
-        image_size=run.images.image_size,
-        antialias=run.recipe.antialias,
-        seed=run.recipe.seed,
-        device=run.device,
-        compile_=run.compile_,
-    )
+def build_pools(run: Run, tokenizer: CLIPTokenizer) -> list[tuple[Any, float]]:
+    """The empty pools of training views with their shares of each batch."""
+    recipe = run.recipe
+    shared: dict[str, Any] = {
+        "image_size": run.images.image_size,
+        "antialias": recipe.antialias,
+        "seed": recipe.seed,
+        "device": run.device,
+        "compile_": run.compile_,
+    }
+    pools: list[tuple[Any, float]] = [
+        (Pool(tokenizer, objects=recipe.objects, views=recipe.views, **shared), 1.0 - recipe.lettered_share)
+    ]
+    if recipe.lettered_share > 0.0:
+        from prior_training.lettered import LetteredPool
+
+        lettered = LetteredPool(tokenizer, objects=recipe.lettered_objects, **shared)
+        pools.append((lettered, recipe.lettered_share))
+    return pools
 
 
-def autoencoder(run: Run, pool: Pool, generator: torch.Generator, folder: Path | None) -> AutoencoderKL:
-    """The autoencoder with standardized latents, loaded from ``folder`` if given, otherwise trained.
+def autoencoder(
+    run: Run, pools: list[tuple[Any, float]], generator: torch.Generator, folder: Path | None
+) -> AutoencoderKL:
+    """The autoencoder with standardized latents, loaded from ``folder`` if given, otherwise trained on the first pool.
 
     A finished one is loaded from the work folder: its scaling factor must not change between sessions.
     """
@@ -199,10 +212,11 @@ def autoencoder(run: Run, pool: Pool, generator: torch.Generator, folder: Path |
                 torch.manual_seed(run.recipe.seed)  # library modules draw their initial weights from the global stream
                 vae = build_vae(run.images)
             steps, batch = run.recipe.vae_steps, run.recipe.vae_batch
-            vae = train_vae(
-                vae, pool, steps=steps, batch=batch, work=run.work, generator=generator, compile_=run.compile_
-            )
-        standardize(vae, pool.random_images(min(pool.count, 4096), generator))
+            first = pools[0][0]
+            shared: dict[str, Any] = {"work": run.work, "generator": generator, "compile_": run.compile_}
+            vae = train_vae(vae, first, steps=steps, batch=batch, **shared)
+        images = [pool.random_images(max(1, round(share * STANDARD_IMAGES)), generator) for pool, share in pools]
+        standardize(vae, torch.cat(images))
         vae.save_pretrained(finished)
     vae.eval().requires_grad_(False)
     return vae

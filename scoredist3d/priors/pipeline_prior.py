@@ -43,8 +43,8 @@ class PipelinePrior(Prior):
 
         pretrained_model_name_or_path: str = option(
             EMBEDDED,
-            "A diffusers pipeline folder or hub id; 'embedded' and 'embedded-flow' are the small models that come with the "
-            "package.",
+            "A diffusers pipeline folder or hub id; 'embedded' and 'embedded-flow' are the small models that come with "
+            "the package.",
         )
         revision: str | None = option(None, "Branch, tag or commit of a hub id.")
         variant: str | None = option(None, "Preferred variant of the weight files, e.g. fp16.")

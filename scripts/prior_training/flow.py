@@ -107,7 +107,8 @@ def standardize(vae: AutoencoderKL, images: Tensor) -> None:
         images: Images (B, 3, H, W) in [0, 1].
     """
     codes = torch.cat([vae.encode(2.0 * chunk - 1.0).latent_dist.mean.float() for chunk in images.split(64)])
-    vae.register_to_config(scaling_factor=round(1.0 / float(codes.std()), 5), shift_factor=round(float(codes.mean()), 5))
+    mean, deviation = float(codes.mean()), float(codes.std())
+    vae.register_to_config(scaling_factor=round(1.0 / deviation, 5), shift_factor=round(mean, 5))
 
 
 def train_flow(

@@ -16,14 +16,14 @@ CHANNELS, FACTOR, SIDE = 16, 8, 8
 """Latent channels, pixels per latent pixel and latent pixels per side: images of 64 x 64 pixels."""
 
 
-def build_vae() -> AutoencoderKL:
-    """An f8 autoencoder with 16 latent channels."""
+def build_vae(channels: int = CHANNELS) -> AutoencoderKL:
+    """An f8 autoencoder."""
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
         block_out_channels=(8, 8, 8, 8),
         layers_per_block=1,
-        latent_channels=CHANNELS,
+        latent_channels=channels,
         norm_num_groups=4,
         sample_size=FACTOR * SIDE,
         scaling_factor=1.5,
