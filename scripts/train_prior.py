@@ -8,6 +8,11 @@ Every stage saves its state to ``--work`` once a minute; the same command resume
 
 The stages are: rendering a pool of captioned views; the autoencoder; the probe; the denoiser with its text encoder,
 during which the pool may be replaced by new views (``--refreshes``); export as fp16 safetensors in diffusers format.
+A long training is split into commands of a few minutes, each of which continues from the exported prior of the last one:
+
+    python scripts/train_prior.py --work W1 --out P1 --stages vae probe
+    python scripts/train_prior.py --work W2 --out P2 --init P1 --stages denoiser --denoiser-minutes 8 --seed 1 --hold 1
+    python scripts/train_prior.py --work W3 --out P3 --init P2 --stages denoiser --denoiser-minutes 8 --seed 2 --hold 0
 """
 
 from __future__ import annotations
@@ -17,6 +22,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,32 +35,39 @@ from diffusers import AutoencoderKL
 from prior_training.common import load_state
 from prior_training.denoiser import Denoiser, train_denoiser
 from prior_training.models import PriorSizes, build_text_encoder, build_unet, build_vae, save_prior
-from prior_training.pool import Pool
+from prior_training.pool import Pool, PoolSizes
 from prior_training.probe import save_probe, train_probe
-from prior_training.vae import reconstruction_psnr, train_vae
+from prior_training.vae import encoder_gains, reconstruction_psnr, train_vae
+from safetensors.torch import load_file
 from transformers import CLIPTokenizer
 
 from scoredist3d.procedural import build_tokenizer
 
 
+STAGES = ("vae", "probe", "denoiser")
+
+
 @dataclass(frozen=True)
 class Recipe:
-    """Sizes of a training run.
+    """Sizes of a training run; see the model card for those of the weights of the package."""
 
-    The weights of the package were trained with the defaults and ``--denoiser-minutes 10``, which gave 7,676 steps.
-    """
-
-    objects: int = 160_000
-    views: int = 5
+    objects: int = 70_000
+    scenes: int = 10_000
+    lettered: int = 2_500
+    views: int = 4
     refreshes: int = 0
-    vae_steps: int = 3500
+    vae_steps: int = 4000
     vae_batch: int = 256
-    probe_steps: int = 1800
+    vae_minutes: float = 0.0
+    probe_steps: int = 2000
     probe_batch: int = 512
+    probe_minutes: float = 0.0
     denoiser_steps: int = 9000
     denoiser_batch: int = 1024
     denoiser_minutes: float = 0.0
-    probe_width: int = 24
+    peak_lr: float = 1e-3
+    hold: float = 0.5
+    probe_width: int = 32
     antialias: int = 2
     seed: int = 0
 
@@ -62,7 +75,9 @@ class Recipe:
     def miniature(cls) -> Recipe:
         """Sizes for tests, which train in seconds."""
         return cls(
-            objects=28,
+            objects=24,
+            scenes=4,
+            lettered=2,
             views=2,
             refreshes=1,
             vae_steps=6,
@@ -89,6 +104,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--export-only", action="store_true", help="only export the averaged weights of the last saved states"
     )
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES), help="stages to run; default all")
+    parser.add_argument("--init", type=Path, help="folder with prior/ from an earlier command, to continue from")
     for name, default in asdict(Recipe()).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=None, help=f"default {default}")
     return parser.parse_args(argv)
@@ -112,7 +129,13 @@ def main(argv: list[str] | None = None) -> int:
     vae, denoiser = build_networks(sizes, tokenizer, recipe.seed)
     if arguments.export_only:
         return export_states(arguments.work, arguments.out / "prior", denoiser, device)
-    train(recipe, sizes, tokenizer, vae, denoiser, arguments.work, arguments.out, device, compile_)
+    if arguments.init is not None:
+        vae = AutoencoderKL.from_pretrained(arguments.init / "prior" / "vae", torch_dtype=torch.float32)
+        vae.save_pretrained(arguments.work / "vae")
+        load_denoiser(denoiser, arguments.init / "prior")
+    Training(recipe, sizes, tokenizer, arguments.work, arguments.out, device, compile_).run(
+        vae, denoiser, arguments.stages
+    )
     return 0
 
 
@@ -123,85 +146,136 @@ def build_networks(sizes: PriorSizes, tokenizer: CLIPTokenizer, seed: int) -> tu
         torch.manual_seed(seed)  # library modules draw their initial weights from the global stream
         vae = build_vae(sizes)
         denoiser = Denoiser(
-            build_unet(sizes, sizes.image_size // 4),
-            build_text_encoder(sizes, len(tokenizer), tokenizer.model_max_length, special),
+            build_unet(sizes), build_text_encoder(sizes, len(tokenizer), tokenizer.model_max_length, special)
         )
     return vae, denoiser
 
 
-def build_pool(
-    recipe: Recipe, sizes: PriorSizes, tokenizer: CLIPTokenizer, device: torch.device, compile_: bool
-) -> Pool:
-    """The empty pool of training views."""
-    return Pool(
-        tokenizer,
-        objects=recipe.objects,
-        views=recipe.views,
-        image_size=sizes.image_size,
-        antialias=recipe.antialias,
-        seed=recipe.seed,
-        device=device,
-        compile_=compile_,
-    )
+def load_denoiser(denoiser: Denoiser, folder: Path) -> None:
+    """Load the weights of an exported prior into the denoiser, if the folder contains any."""
+    for part, file in (("unet", "diffusion_pytorch_model.safetensors"), ("text_encoder", "model.safetensors")):
+        path = folder / part / file
+        if path.is_file():
+            weights = {name: tensor.float() for name, tensor in load_file(path).items()}
+            getattr(denoiser, part).load_state_dict(weights)
 
 
-def train(
-    recipe: Recipe,
-    sizes: PriorSizes,
-    tokenizer: CLIPTokenizer,
-    vae: AutoencoderKL,
-    denoiser: Denoiser,
-    work: Path,
-    out: Path,
-    device: torch.device,
-    compile_: bool,
-) -> None:
-    """Run all stages and write the prior and the probe to ``out``; finished stages are loaded from ``work``."""
-    began = time.monotonic()
+class Training:
+    """All stages of the training on one pool.
 
-    def note(text: str) -> None:
-        print(f"[{time.monotonic() - began:7.1f} s] {text}", flush=True)
+    Args:
+        recipe: Sizes and durations.
+        sizes: Sizes of the networks.
+        tokenizer: Tokenizer of the prior.
+        work: Folder of the training states; finished stages are loaded from it.
+        out: Target folder of ``prior/`` and ``probe/``.
+        device: Device of the training.
+        compile_: Whether to use torch.compile.
+    """
 
-    generator = torch.Generator(device).manual_seed(recipe.seed + 1)
-    pool = build_pool(recipe, sizes, tokenizer, device, compile_)
-    shared: dict[str, Any] = {"work": work, "generator": generator}
-    note(f"{json.dumps(asdict(recipe))} on {device}")
-    pool.fill(0)
-    note(f"pool of {pool.count:,} views rendered")
-    if (work / "vae").is_dir():  # finished earlier; its scaling factor must not change between sessions
-        vae = AutoencoderKL.from_pretrained(work / "vae").to(device)
-    else:
-        vae = train_vae(vae, pool, steps=recipe.vae_steps, batch=recipe.vae_batch, compile_=compile_, **shared)
-        vae.save_pretrained(work / "vae")
-    vae.eval().requires_grad_(False)
-    psnr = {
-        name: round(reconstruction_psnr(vae, pool, generator, background=name), 2) for name in ("white", "gray", "rgb")
-    }
-    note(f"autoencoder: scaling {vae.config.scaling_factor:.4f}, PSNR {psnr}")
-    probe_sizes: dict[str, Any] = {
-        "steps": recipe.probe_steps,
-        "batch": recipe.probe_batch,
-        "width": recipe.probe_width,
-    }
-    save_probe(train_probe(pool, vae, **probe_sizes, **shared), out / "probe")
-    note("probe trained")
-    pool.encode_with(vae)
-    note("pool encoded")
-    averaged = train_denoiser(
-        denoiser,
-        pool,
-        steps=recipe.denoiser_steps,
-        batch=recipe.denoiser_batch,
-        compile_=compile_,
-        refreshes=recipe.refreshes,
-        minutes=recipe.denoiser_minutes,
-        **shared,
-    )
-    networks = {"vae": vae, "unet": averaged.unet, "text_encoder": averaged.text_encoder}
-    save_prior(out / "prior", **networks, tokenizer=work / "tokenizer")
-    facts = {"recipe": asdict(recipe), "seconds": round(time.monotonic() - began), "psnr": psnr, "device": str(device)}
-    (work / "recipe.json").write_text(json.dumps(facts, indent=2))
-    note(f"prior written to {out / 'prior'}")
+    def __init__(
+        self,
+        recipe: Recipe,
+        sizes: PriorSizes,
+        tokenizer: CLIPTokenizer,
+        work: Path,
+        out: Path,
+        device: torch.device,
+        compile_: bool,
+    ) -> None:
+        self.recipe, self.work, self.out, self.device, self.compile_ = recipe, work, out, device, compile_
+        self.generator = torch.Generator(device).manual_seed(recipe.seed + 1)
+        self.pool = Pool(
+            tokenizer,
+            PoolSizes(recipe.objects, recipe.scenes, recipe.lettered, recipe.views),
+            image_size=sizes.image_size,
+            antialias=recipe.antialias,
+            seed=recipe.seed,
+            device=device,
+            compile_=compile_,
+        )
+        self.facts: dict[str, Any] = {"recipe": asdict(recipe), "device": str(device)}
+        self._began = time.monotonic()
+
+    def run(self, vae: AutoencoderKL, denoiser: Denoiser, stages: Sequence[str]) -> None:
+        """Run the named stages and write their networks."""
+        self._note(f"{json.dumps(asdict(self.recipe))} on {self.device}")
+        self.pool.fill(0)
+        self._note(f"pool of {self.pool.count:,} views rendered")
+        vae = self._autoencoder(vae, "vae" in stages)
+        if "probe" in stages:
+            self._probe(vae)
+        if "denoiser" in stages:
+            denoiser = self._denoiser(vae, denoiser)
+        networks = {"vae": vae, "unet": denoiser.unet, "text_encoder": denoiser.text_encoder}
+        if "denoiser" not in stages:
+            networks = {"vae": vae}
+        save_prior(self.out / "prior", networks, tokenizer=self.work / "tokenizer")
+        self.facts["seconds"] = round(time.monotonic() - self._began)
+        (self.work / "recipe.json").write_text(json.dumps(self.facts, indent=2))
+        self._note(f"prior written to {self.out / 'prior'}")
+
+    def _note(self, text: str) -> None:
+        print(f"[{time.monotonic() - self._began:7.1f} s] {text}", flush=True)
+
+    def _autoencoder(self, vae: AutoencoderKL, trains: bool) -> AutoencoderKL:
+        """The trained autoencoder, with its measurements in ``facts``."""
+        if (self.work / "vae").is_dir():  # finished earlier; its scaling factor must not change between commands
+            vae = AutoencoderKL.from_pretrained(self.work / "vae").to(self.device)
+        elif trains:
+            recipe = self.recipe
+            vae = train_vae(
+                vae,
+                self.pool,
+                steps=recipe.vae_steps,
+                batch=recipe.vae_batch,
+                work=self.work,
+                generator=self.generator,
+                compile_=self.compile_,
+                minutes=recipe.vae_minutes,
+            )
+            vae.save_pretrained(self.work / "vae")
+        else:
+            raise SystemExit("--stages: there is no trained autoencoder yet; add vae, or give --init")
+        vae.eval().requires_grad_(False)
+        names = ["white", "gray", "rgb"] + ["lettered"] * bool(self.recipe.lettered)
+        psnr = {name: round(reconstruction_psnr(vae, self.pool, self.generator, background=name), 2) for name in names}
+        self.facts |= {"psnr": psnr, "gains": encoder_gains(vae, self.pool, self.generator)}
+        self._note(f"autoencoder: scaling {vae.config.scaling_factor:.4f}, PSNR {psnr}, gains {self.facts['gains']}")
+        return vae
+
+    def _probe(self, vae: AutoencoderKL) -> None:
+        probe = train_probe(
+            self.pool,
+            vae,
+            steps=self.recipe.probe_steps,
+            batch=self.recipe.probe_batch,
+            width=self.recipe.probe_width,
+            work=self.work,
+            generator=self.generator,
+            compile_=self.compile_,
+            minutes=self.recipe.probe_minutes,
+        )
+        save_probe(probe, self.out / "probe")
+        self._note("probe trained")
+
+    def _denoiser(self, vae: AutoencoderKL, denoiser: Denoiser) -> Denoiser:
+        self.pool.encode_with(vae)
+        self._note("pool encoded")
+        recipe = self.recipe
+        return train_denoiser(
+            denoiser,
+            self.pool,
+            steps=recipe.denoiser_steps,
+            batch=recipe.denoiser_batch,
+            work=self.work,
+            generator=self.generator,
+            compile_=self.compile_,
+            refreshes=recipe.refreshes,
+            minutes=recipe.denoiser_minutes,
+            peak_lr=recipe.peak_lr,
+            hold=recipe.hold,
+        )
 
 
 def export_states(work: Path, folder: Path, denoiser: Denoiser, device: torch.device) -> int:
@@ -212,7 +286,8 @@ def export_states(work: Path, folder: Path, denoiser: Denoiser, device: torch.de
         return 1
     denoiser.load_state_dict(state["emas"]["denoiser"])
     vae = AutoencoderKL.from_pretrained(work / "vae")
-    save_prior(folder, vae=vae, unet=denoiser.unet, text_encoder=denoiser.text_encoder, tokenizer=work / "tokenizer")
+    networks = {"vae": vae, "unet": denoiser.unet, "text_encoder": denoiser.text_encoder}
+    save_prior(folder, networks, tokenizer=work / "tokenizer")
     print(f"exported step {state['step']}")
     return 0
 

@@ -10,6 +10,7 @@ import importlib
 import importlib.util
 import json
 import logging
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -170,6 +171,24 @@ class PipelineSource:
         if not isinstance(entries, list) or not all(isinstance(entry, str) for entry in entries):
             raise PriorError(f'{self.key}: {path} must be a list of words or {{"words": [...]}}')
         return vocabulary_of(entries)
+
+    def camera_extent(self) -> float | None:
+        """The ``reference_extent`` of the folder's ``camera.json``; None for a pipeline without this file.
+
+        It is half the visible height at the origin, in scene units, for which the translation in the camera embedding
+        has length 1 (see :func:`~scoredist3d.priors.camera_embedding.camera_embedding`).
+
+        Raises:
+            PriorError: The file does not have this form.
+        """
+        path = None if self.folder is None else self.folder / "camera.json"
+        if path is None or not path.is_file():
+            return None
+        content = _read_json(path, self.key)
+        extent = content.get("reference_extent") if isinstance(content, dict) else None
+        if not isinstance(extent, int | float) or not 0 < extent < math.inf:
+            raise PriorError(f'{self.key}: {path} must be {{"reference_extent": NUMBER}} with a positive number')
+        return float(extent)
 
     def scheduler_config(self) -> dict[str, Any]:
         """The scheduler's configuration.

@@ -56,6 +56,7 @@ class DiffusersPrior(PipelinePrior):
         family = family_of(source)
         super().__init__(config, source, family.denoiser)
         self.text = family.load_text(source, config.precision)
+        self._camera_extent = source.camera_extent()
 
     @torch.no_grad()
     def embed(self, prompts: Sequence[str], cameras: Cameras | None = None) -> Conditioning:
@@ -74,4 +75,4 @@ class DiffusersPrior(PipelinePrior):
             return None
         if cameras is None:
             return torch.zeros(batch, CAMERA_EMBEDDING_SIZE, device=self.device)
-        return camera_embedding(cameras).to(self.device)
+        return camera_embedding(cameras, self._camera_extent).to(self.device)

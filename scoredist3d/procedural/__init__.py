@@ -1,6 +1,6 @@
 """Procedural 3D objects with captions and exact geometry: training and benchmark data for the embedded prior.
 
-Objects are unions of clipped quadrics, some of them hollow, from 28 families. A closed-form ray caster in plain PyTorch
+Objects are unions of clipped quadrics, some of them hollow, from 53 families. A closed-form ray caster in plain PyTorch
 renders them. Everything is batched over N objects and runs on any device.
 
     generator = torch.Generator(device).manual_seed(0)
@@ -17,15 +17,29 @@ from scoredist3d.procedural.attributes import (
     CATEGORIES,
     COLOR_VALUES,
     COLORS,
+    FINISHES,
     MODES,
     PATTERNS,
     SIZES,
 )
-from scoredist3d.procedural.captions import Caption, Dropout, caption, captions_for, simple_caption, view_words
+from scoredist3d.procedural.captions import (
+    DEFECTS,
+    Caption,
+    Dropout,
+    caption,
+    captions_for,
+    degraded_caption,
+    simple_caption,
+    view_words,
+)
+from scoredist3d.procedural.defects import degrade
 from scoredist3d.procedural.lexicon import lexicon
 from scoredist3d.procedural.objects import Objects, azimuth_symmetry, sample_objects
 from scoredist3d.procedural.primitives import NUM_HOLES, NUM_SOLIDS, Hits, cast_rays, occupancy
-from scoredist3d.procedural.rendering import DEFAULT_LIGHT, ShapeRender, render_objects, shade
+from scoredist3d.procedural.rendering import DEFAULT_LIGHT, ShapeRender, render_objects
+from scoredist3d.procedural.shading import shade
+from scoredist3d.procedural.scene_captions import captions_for_scenes, scene_caption
+from scoredist3d.procedural.scenes import RELATIONS, SCENE_SOLIDS, Scenes, sample_scenes
 from scoredist3d.procedural.tokenizer import build_tokenizer
 
 __all__ = [
@@ -34,25 +48,35 @@ __all__ = [
     "COLORS",
     "COLOR_VALUES",
     "DEFAULT_LIGHT",
+    "DEFECTS",
+    "FINISHES",
     "MODES",
     "NUM_HOLES",
     "NUM_SOLIDS",
     "PATTERNS",
+    "RELATIONS",
+    "SCENE_SOLIDS",
     "SIZES",
     "Caption",
     "Dropout",
     "Hits",
     "Objects",
+    "Scenes",
     "ShapeRender",
     "azimuth_symmetry",
     "build_tokenizer",
     "caption",
     "captions_for",
+    "captions_for_scenes",
     "cast_rays",
+    "degrade",
+    "degraded_caption",
     "lexicon",
     "occupancy",
     "render_objects",
     "sample_objects",
+    "sample_scenes",
+    "scene_caption",
     "shade",
     "simple_caption",
     "view_words",

@@ -50,9 +50,9 @@ COLOR_TABLE: dict[str, tuple[float, float, float]] = {
     "purple": (0.52, 0.12, 0.74),
     "pink": (1.00, 0.56, 0.76),
     "brown": (0.45, 0.25, 0.10),
-    "black": (0.12, 0.12, 0.13),
-    "white": (0.98, 0.98, 0.97),
-    "gray": (0.52, 0.52, 0.53),
+    "black": (0.13, 0.13, 0.14),
+    "white": (0.90, 0.90, 0.89),
+    "gray": (0.48, 0.48, 0.49),
 }
 COLORS: tuple[str, ...] = tuple(COLOR_TABLE)
 COLOR_VALUES: tuple[tuple[float, float, float], ...] = tuple(COLOR_TABLE.values())
@@ -63,7 +63,16 @@ PATTERN_NOUNS: dict[str, tuple[str, ...]] = {
     "checkered": ("checks",),
     "dotted": ("dots", "spots"),
 }
+# Second color of a pattern whose caption names only one color: white, except on light colors.
+DEFAULT_SECOND: dict[str, str] = {color: "black" if color in ("white", "yellow") else "white" for color in COLORS}
 PATTERN_WEIGHTS: tuple[float, ...] = (0.50, 0.12, 0.12, 0.12, 0.07, 0.07)
+# Unstated objects ("") are as matt as those called matt.
+FINISHES: tuple[str, ...] = ("", "shiny", "matt", "metal")
+FINISH_SYNONYMS: dict[str, str] = {"matt": "matte"}
+FINISH_WEIGHTS: tuple[float, ...] = (0.61, 0.13, 0.13, 0.13)
+# Colors of materials unless a caption states another one.
+NATURAL_COLORS: dict[str, str] = {"wooden": "brown", "metal": "gray"}
+WOOD_COLOR: tuple[float, float, float] = (0.66, 0.43, 0.22)  # of brown wooden objects; their grain is darker
 SIZES: tuple[str, ...] = ("", "tall", "short", "wide")
 SIZE_WEIGHTS: tuple[float, ...] = (0.55, 0.15, 0.15, 0.15)
 # Scale factors of (x, y, z), applied before the object is fitted into the unit ball again.
@@ -75,6 +84,7 @@ SIZE_STRETCH: tuple[tuple[float, float, float], ...] = (
 )
 
 PLAIN, STRIPED, CHECKERED, DOTTED, WOODEN, BRICK = range(6)
+SHINY, MATT, METAL = 1, 2, 3
 
 
 def _modes(*modes: tuple[str | None, str | None], parts: tuple[str, ...]) -> tuple[Mode, ...]:
@@ -131,10 +141,63 @@ FAMILIES: tuple[Category, ...] = (
     Category("castle tower", ("castle", "tower"), _modes(("round", None), ("square", None), parts=("flag",))),
     Category("lighthouse", (), _modes((None, "pointed roof"), (None, "round roof"), parts=("roof",))),
     Category("ice cream cone", ("ice cream",), _modes((None, "one scoop"), (None, "two scoops"), parts=("cone",)), 0),
+    Category("bicycle", ("bike",), _modes((None, None), (None, "basket"), parts=("wheels",))),
+    Category(
+        "ladder",
+        (),
+        (Mode("folding", None, ("rungs",)), Mode("straight", None, ("rungs",), 2)),
+    ),
+    Category(
+        "umbrella",
+        ("parasol",),
+        (Mode(None, "curved handle", ("handle",)), Mode(None, "straight handle", ("handle",), 0)),
+    ),
+    Category(
+        "street lamp",
+        ("lamppost", "street light"),
+        (Mode(None, "one lantern", ("base",)), Mode(None, "two lanterns", ("base",), 2)),
+    ),
+    Category("fork", ("dinner fork",), _modes((None, "three tines"), (None, "four tines"), parts=("handle",)), 2),
+    Category("guitar", (), _modes(("acoustic", None), ("electric", None), parts=("neck",))),
+    Category("windmill", ("mill",), _modes((None, "three blades"), (None, "four blades"), parts=("blades",))),
+    Category("helicopter", ("chopper",), _modes((None, "two blades"), (None, "four blades"), parts=("blades",))),
+    Category("balloon", (), (Mode(None, "string", ("string",)), Mode(None, "basket", ("basket",), 4)), 0),
+    Category("clock", ("alarm clock",), _modes(("round", None), ("square", None), parts=("bells",))),
+    Category("racket", ("tennis racket",), _modes(("round", None), ("oval", None), parts=("handle",)), 2),
+    Category("swing", ("swing set",), (Mode(None, "one seat", ("seat",)), Mode(None, "two seats", ("seats",))), 2),
+    Category("broom", ("broomstick",), (Mode("round", None, ("stick",)), Mode("flat", None, ("stick",), 2)), 0),
+    Category("bench", ("park bench",), _modes((None, None), (None, "arms"), parts=("legs",))),
+    Category("cat", ("kitten",), _modes(("sitting", None), ("standing", None), parts=("ears", "snout"))),
+    Category("dog", ("puppy",), _modes(("sitting", None), ("standing", None), parts=("ears",))),
+    Category("duck", ("duckling",), _modes(("sitting", None), ("standing", None), parts=("wings",))),
+    Category("fish", ("goldfish",), _modes((None, "round tail"), (None, "forked tail"), parts=("tail", "fins"))),
+    Category("spider", (), _modes(("round", None), ("long", None), parts=("legs",))),
+    Category("palm tree", ("palm",), _modes(("straight", None), ("curved", None), parts=("trunk",))),
+    Category("sword", (), _modes((None, "straight guard"), (None, "round guard"), parts=("guard",)), 2),
+    Category("key", ("door key",), _modes((None, "two teeth"), (None, "three teeth"), parts=("ring",))),
+    Category("hammer", (), _modes((None, "claw"), (None, "round head"), parts=("handle",))),
+    Category("mailbox", ("postbox",), _modes(("round", None), ("flat", None), parts=("flag",))),
+    Category("barrel", ("keg",), (Mode("standing", None, ("hoops",)), Mode("lying", None, ("hoops",), 2)), 0),
 )
 CATEGORIES: tuple[str, ...] = tuple(family.name for family in FAMILIES)
 MODES: dict[str, tuple[Mode, ...]] = {family.name: family.modes for family in FAMILIES}
 AZIMUTH_SYMMETRY: dict[str, int] = {family.name: family.symmetry for family in FAMILIES}
 # Part and feature names that take no article, and numerals at the start of a feature.
-PLURALS = frozenset({"legs", "books", "fins", "arms", "engines"})
+PLURALS = frozenset(
+    {
+        "legs",
+        "books",
+        "fins",
+        "arms",
+        "engines",
+        "wheels",
+        "rungs",
+        "blades",
+        "bells",
+        "seats",
+        "ears",
+        "wings",
+        "hoops",
+    }
+)
 COUNTS = frozenset({"one", "two", "three", "four", "five", "six", "eight"})

@@ -14,21 +14,35 @@ from scoredist3d.procedural.primitives import NUM_HOLES, NUM_SOLIDS, empty_geome
 Number = float | Tensor
 Vector = tuple[Number, Number, Number]
 
-# Columns of the surface table: first color, second color (equal without a pattern), pattern, phase.
+# Columns of the surface table: first color, second color (equal without a pattern), pattern, finish.
 NUM_SURFACE_COLUMNS = 8
+
+# Brightness of successive pieces, so that neighboring parts of one color can be told apart.
+_TINTS = (1.0, 0.90, 1.06, 0.94, 1.03, 0.87)
 
 # Frames of primitives whose own axis (local z) does not point up: columns are the local axes in the object's frame.
 ALONG_X = ((0.0, 0.0, 1.0), (1.0, 0.0, 0.0), (0.0, 1.0, 0.0))  # local z -> x, x -> y, y -> z
 ALONG_Y = ((0.0, 1.0, 0.0), (0.0, 0.0, 1.0), (1.0, 0.0, 0.0))  # local z -> y, x -> z, y -> x
+BELOW_X = ((0.0, 0.0, 1.0), (0.0, 1.0, 0.0), (-1.0, 0.0, 0.0))  # local z -> x, x -> -z, y -> y
+BELOW_Y = ((0.0, -1.0, 0.0), (0.0, 0.0, 1.0), (-1.0, 0.0, 0.0))  # local z -> y, x -> -z, y -> -x
 
 
 @dataclass(frozen=True)
 class Paint:
-    """Paint of one primitive of n objects: main color (n, 3), second color (n, 3) and pattern index (n,)."""
+    """Paint of one primitive of n objects.
+
+    Attributes:
+        first, second: (n, 3), colors.
+        pattern: (n,), index into PATTERNS.
+        finish: (n,), index into FINISHES.
+        tinted: Whether the brightness may differ slightly between primitives.
+    """
 
     first: Tensor
     second: Tensor
     pattern: Tensor
+    finish: Tensor
+    tinted: bool = True
 
 
 @dataclass(frozen=True)
@@ -53,7 +67,14 @@ class Builder:
     """
 
     def __init__(
-        self, mode: Tensor, first: Tensor, second: Tensor, pattern: Tensor, two_tone: Tensor, generator: torch.Generator
+        self,
+        mode: Tensor,
+        first: Tensor,
+        second: Tensor,
+        pattern: Tensor,
+        two_tone: Tensor,
+        generator: torch.Generator,
+        finish: Tensor | None = None,
     ) -> None:
         self.count = len(mode)
         self.mode = mode
@@ -62,10 +83,11 @@ class Builder:
         self._none = torch.zeros_like(pattern)
         self._two_tone = two_tone[:, None]
         self._second = second
-        self.main = Paint(first, second, pattern)
-        self.plain = Paint(first, first, self._none)
+        self._finish = self._none if finish is None else finish
+        self.main = Paint(first, second, pattern, self._finish)
+        self.plain = Paint(first, first, self._none, self._finish)
         part = torch.where(self._two_tone, second, first)
-        self.second = Paint(part, part, self._none)
+        self.second = Paint(part, part, self._none, self._finish)
         self._pieces: list[Piece] = []
 
     def uniform(self, low: float, high: float) -> Tensor:
@@ -75,13 +97,14 @@ class Builder:
     def fixed(self, red: float, green: float, blue: float) -> Paint:
         """The same color for all objects, e.g. for tires, windows and eyes."""
         color = torch.tensor([red, green, blue], device=self.device).expand(self.count, 3)
-        return Paint(color, color, self._none)
+        return Paint(color, color, self._none, self._none, tinted=False)
 
     def second_or(self, red: float, green: float, blue: float) -> Paint:
         """The second color if the object has two colors, else the natural color of the part."""
         natural = torch.tensor([red, green, blue], device=self.device)
         color = torch.where(self._two_tone, self._second, natural)
-        return Paint(color, color, self._none)
+        finish = torch.where(self._two_tone[:, 0], self._finish, self._none)
+        return Paint(color, color, self._none, finish, tinted=False)
 
     def number(self, value: Number) -> Tensor:
         """Convert a number or a (count,) tensor to a (count,) tensor."""
@@ -143,6 +166,8 @@ class Builder:
             torch.where(rows, yes.paint.first, no.paint.first),
             torch.where(rows, yes.paint.second, no.paint.second),
             torch.where(condition, yes.paint.pattern, no.paint.pattern),
+            torch.where(condition, yes.paint.finish, no.paint.finish),
+            yes.paint.tinted and no.paint.tinted,
         )
         hole = None
         if yes.hole is not None and no.hole is not None:
@@ -176,6 +201,31 @@ class Builder:
     def ball(self, center: Vector, half: Vector, **options: Any) -> None:
         """Add an ellipsoid, or the part of it between ``zlo`` and ``zhi``, both in [-1, 1]."""
         self.add(self.ball_piece(center, half, **options))
+
+    def rod(self, start: Vector, end: Vector, radius: Number, *, top: Number = 1.0, **options: Any) -> None:
+        """Add a cylinder or cone from one point to another: ``top * radius`` at ``end``."""
+        center, half, frame = self._span(start, end)
+        self.round(center, radius, half, top=top, frame=frame, **options)
+
+    def bar(self, start: Vector, end: Vector, depth: Number, width: Number, **options: Any) -> None:
+        """Add a box from one point to another, with half-sizes ``depth`` and ``width`` across.
+
+        ``width`` is along y, unless the bar itself is nearly parallel to y.
+        """
+        center, half, frame = self._span(start, end)
+        self.box(center, (depth, width, half), frame=frame, **options)
+
+    def _span(self, start: Vector, end: Vector) -> tuple[Vector, Tensor, Tensor]:
+        """Middle, half of the length, and frame (local z from start to end) of a segment."""
+        first, last = self.vector(start), self.vector(end)
+        axis = torch.nn.functional.normalize(last - first, dim=-1)
+        side = axis.new_tensor([0.0, 1.0, 0.0]).expand_as(axis)
+        up = axis.new_tensor([0.0, 0.0, 1.0]).expand_as(axis)
+        reference = torch.where(axis[:, 1:2].abs() < 0.95, side, up)
+        across = torch.nn.functional.normalize(torch.linalg.cross(reference, axis), dim=-1)
+        frame = torch.stack([across, torch.linalg.cross(axis, across), axis], -1)
+        middle = (first + last) / 2
+        return (middle[:, 0], middle[:, 1], middle[:, 2]), (last - first).norm(dim=-1) / 2, frame
 
     def _rotation(self, frame: tuple[tuple[float, ...], ...] | Tensor | None) -> Tensor:
         if frame is None:
@@ -220,16 +270,24 @@ class Builder:
         rows = NUM_SOLIDS + NUM_HOLES
         geometry = empty_geometry(self.count, self.device)[:, None].repeat(1, rows, 1)
         surface = torch.zeros(self.count, rows, NUM_SURFACE_COLUMNS, device=self.device)
-        phase = self.uniform(0.0, 1.0)
         placed = list(enumerate(hollow + full))
         placed += [(NUM_SOLIDS + i, piece.hole) for i, piece in enumerate(hollow) if piece.hole is not None]
         for row, piece in placed:
             geometry[:, row] = piece.geometry
-            surface[:, row, 0:3] = piece.paint.first
-            surface[:, row, 3:6] = piece.paint.second
+            tint = _TINTS[row % len(_TINTS)] if piece.paint.tinted else 1.0
+            surface[:, row, 0:3] = _tinted(piece.paint.first, tint)
+            surface[:, row, 3:6] = _tinted(piece.paint.second, tint)
             surface[:, row, 6] = piece.paint.pattern.float()
-            surface[:, row, 7] = phase
+            surface[:, row, 7] = piece.paint.finish.float()
         return geometry, surface
+
+
+def _tinted(color: Tensor, factor: float) -> Tensor:
+    """Colors (n, 3) with another brightness: white ones never become lighter, and black ones never darker."""
+    darkest, lightest = min(_TINTS), max(_TINTS)
+    white, black = color.amin(-1, keepdim=True) > 0.75, color.amax(-1, keepdim=True) < 0.28
+    factors = torch.where(white & (factor != 1.0), factor / lightest, factor)
+    return torch.where(black, color + 0.35 * (factor - darkest), color * factors).clamp(0.0, 1.0)
 
 
 def _axis_rotation(degrees: Tensor, axis: int) -> Tensor:
@@ -257,7 +315,7 @@ def fit(geometry: Tensor, num_pieces: int, factors: Tensor, radius: Tensor, *, a
     matrix = geometry[..., 0:9].unflatten(-1, (3, 3)) / factors[:, None, None, :]
     offset = geometry[..., 9:12]
     solids = slice(0, num_pieces)
-    points = _extreme_points(geometry[:, solids], matrix[:, solids], offset[:, solids])
+    points = extreme_points(geometry[:, solids], matrix[:, solids], offset[:, solids])
     real = (geometry[:, solids, 20] > geometry[:, solids, 19])[:, None, :, None]
     low = torch.where(real, points, math.inf).amin((2, 3))
     high = torch.where(real, points, -math.inf).amax((2, 3))
@@ -273,12 +331,12 @@ def fit(geometry: Tensor, num_pieces: int, factors: Tensor, radius: Tensor, *, a
     return result
 
 
-def _extreme_points(geometry: Tensor, matrix: Tensor, offset: Tensor) -> Tensor:
-    """Points in the world whose convex hull approximates each primitive, (N, 3, E, S)."""
+def extreme_points(geometry: Tensor, matrix: Tensor, offset: Tensor, *, levels: int = 5, turns: int = 12) -> Tensor:
+    """Points in the world whose convex hull approximates each primitive, (N, 3, E, levels * turns)."""
     q_xy, q_z, ax, bx, ay, by, xlo, zlo, zhi = (geometry[..., k, None] for k in range(12, 21))
-    fractions = torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0], device=geometry.device)
-    angles = torch.arange(12, device=geometry.device) * (2 * math.pi / 12) + math.pi / 12
-    z = (zlo + (zhi - zlo) * fractions)[..., None]  # (N, E, 5, 1)
+    fractions = torch.arange(levels, device=geometry.device) / (levels - 1)
+    angles = torch.arange(turns, device=geometry.device) * (2 * math.pi / turns) + math.pi / turns
+    z = (zlo + (zhi - zlo) * fractions)[..., None]  # (N, E, levels, 1)
     q_xy, q_z, ax, bx, ay, by, xlo = (column[..., None] for column in (q_xy, q_z, ax, bx, ay, by, xlo))
     wx, wy = ax + bx * z, ay + by * z
     # The ring of an ellipsoid at height z has radius sqrt(w^2 - z^2).
@@ -287,11 +345,11 @@ def _extreme_points(geometry: Tensor, matrix: Tensor, offset: Tensor) -> Tensor:
     y = torch.where(q_xy > 0, ring * angles.sin(), wy * angles.sin().sign())
     x = torch.maximum(x, xlo * wx)
     local = [(c.expand_as(x) - offset[..., k, None, None]).flatten(-2) for k, c in enumerate((x, y, z))]
-    inverse = _inverse(matrix)
+    inverse = inverse_3x3(matrix)
     return torch.stack([sum(inverse[..., i, k, None] * local[k] for k in range(3)) for i in range(3)], 1)  # type: ignore[misc]
 
 
-def _inverse(matrix: Tensor) -> Tensor:
+def inverse_3x3(matrix: Tensor) -> Tensor:
     """Inverse of (..., 3, 3) matrices by cross products of their rows, much faster than a batched factorization."""
     a, b, c = matrix.unbind(-2)
     columns = torch.stack([torch.linalg.cross(b, c), torch.linalg.cross(c, a), torch.linalg.cross(a, b)], -1)

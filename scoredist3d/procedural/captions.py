@@ -1,9 +1,10 @@
 """Captions of procedural objects, with a record of the attributes that each caption states.
 
-Grammar: ``["" | a | the] [photo of | render of | three d model of | toy] [size] [pattern or structure] {color} {noun}
-[with {color} {part or pattern} [and {structure}]] [, {front | side | back | overhead} view]
-[, on a {background} background]``. Each attribute is left out independently of the others, so the distribution of the
-attributes given a caption is known.
+Grammar: ``["" | a | the] [photo of | render of | three d model of | toy] [size] [structure] [finish] [pattern]
+{color} {noun} [with {color} {part or pattern} [and {structure}]] [, {front | side | back | overhead} view]
+[, on a {background} background]``. Attributes are left out independently of each other, so the distribution of the
+attributes given a caption is known. There are two exceptions: a pattern without its second color means the one in
+DEFAULT_SECOND, and a material without a color ("wooden", "metal") means the one in NATURAL_COLORS.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 from scoredist3d.cameras import Cameras
@@ -19,18 +20,25 @@ from scoredist3d.procedural.attributes import (
     CATEGORIES,
     COLORS,
     COUNTS,
+    DEFAULT_SECOND,
     FAMILIES,
+    FINISH_SYNONYMS,
+    FINISHES,
+    METAL,
+    NATURAL_COLORS,
     PATTERN_NOUNS,
     PATTERNS,
     PLAIN,
     PLURALS,
     SIZES,
+    WOODEN,
 )
 from scoredist3d.procedural.objects import Objects
 
 MAX_WORDS = 22  # words and commas; each is one token
 VIEWS = ("front", "side", "back", "overhead")
 BACKGROUNDS = ("white", "gray")
+DEFECTS = ("blurry", "oversaturated", "noisy", "low detail", "pixelated")
 GENERIC_NOUNS = ("object", "thing")
 _VOWELS = frozenset("aeiou")
 
@@ -40,8 +48,8 @@ class Caption(NamedTuple):
 
     Attributes:
         text: The caption.
-        category, color, second_color, pattern, size, mode, view, background: Whether the text states this attribute. A
-            named part ("with a blue hat") can hint at a mode that is not stated.
+        category, color, second_color, pattern, size, mode, view, background, finish: Whether the text states this
+            attribute. A named part ("with a blue hat") can hint at a mode that is not stated.
     """
 
     text: str
@@ -53,6 +61,7 @@ class Caption(NamedTuple):
     mode: bool = False
     view: bool = False
     background: bool = False
+    finish: bool = False
 
 
 @dataclass(frozen=True)
@@ -60,7 +69,12 @@ class Dropout:
     """Probabilities with which captions leave out or vary their parts.
 
     Attributes:
-        color, second_color, pattern, size, mode, noun: Probability of leaving out the attribute, if the object has it.
+        color, second_color, pattern, size, mode, noun, finish: Probability of leaving out the attribute, if the object
+            has it. For the colors, the next two apply where a pattern or a material is stated.
+        default_second: Probability of leaving out the second color of a stated pattern, if it is the default one;
+            others are always stated.
+        natural_color: Probability of leaving out the color of a stated material, if it is the natural one; others are
+            always stated.
         view, background: Probability of leaving out the view or the background, if they are given.
         empty: Probability of an empty caption.
         synonym: Probability of naming the category by a synonym.
@@ -78,9 +92,12 @@ class Dropout:
     empty: float = 0.10
     synonym: float = 0.2
     prefix: float = 0.3
+    finish: float = 0.5
+    default_second: float = 0.6
+    natural_color: float = 0.75
 
 
-NO_DROPOUT = Dropout(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+NO_DROPOUT = Dropout(**{field.name: 0.0 for field in fields(Dropout)})
 _DEFAULT = Dropout()
 _PREFIXES = ("photo of", "render of", "three d model of", "toy")
 
@@ -94,6 +111,7 @@ class Attributes(NamedTuple):
     pattern: int
     size: int
     mode: int
+    finish: int = 0
 
 
 def with_article(phrase: str) -> str:
@@ -149,9 +167,7 @@ def captions_for(
         ValueError: ``views`` or ``backgrounds`` differs in length from ``objects``.
     """
     count = len(objects)
-    columns = [
-        getattr(objects, name).tolist() for name in ("category", "color", "second_color", "pattern", "size", "mode")
-    ]
+    columns = [getattr(objects, name).tolist() for name in Attributes._fields]
     for name, words in (("views", views), ("backgrounds", backgrounds)):
         if words is not None and len(words) != count:
             raise ValueError(f"{name} must have one word for each of the {count} objects, got {len(words)}")
@@ -176,8 +192,11 @@ def caption(
     if draw() < dropout.empty:
         return Caption("")
     says = _statements(attributes, draw, dropout)
-    text = _open(_body(attributes, says, rng, dropout), draw, dropout)
-    length = text.count(" ") + 1
+    body = _body(attributes, says, rng, dropout)
+    text = _open(body, draw, dropout)
+    length = _length(text)
+    if length > MAX_WORDS:  # rare: a long structure with every attribute and a prefix
+        text, length = body, _length(body)
     says_view = view is not None and draw() >= dropout.view and length + 3 <= MAX_WORDS
     if says_view:
         text = f"{text}, {view} view"
@@ -193,14 +212,30 @@ def _statements(attributes: Attributes, draw: Callable[[], float], dropout: Drop
     mode = FAMILIES[attributes.category].modes[attributes.mode]
     says_noun = draw() >= dropout.noun
     says_color = draw() >= dropout.color
-    says_second = draw() >= dropout.second_color and attributes.second_color != attributes.color
+    says_second = draw() >= dropout.second_color
     says_pattern = draw() >= dropout.pattern
     says_size = draw() >= dropout.size and attributes.size != 0
     # Structures name parts specific to a family, so they would reveal a noun that is left out.
     says_mode = draw() >= dropout.mode and says_noun and (mode.adjective is not None or mode.feature is not None)
+    says_finish = draw() >= dropout.finish and attributes.finish != 0
     if attributes.pattern == PLAIN and draw() < 0.5:
         says_pattern = False  # people rarely mention that an object is plain
-    return Caption("", says_noun, says_color, says_second, says_pattern, says_size, says_mode)
+    if says_pattern and PATTERNS[attributes.pattern] in PATTERN_NOUNS:
+        default = COLORS[attributes.second_color] == DEFAULT_SECOND[COLORS[attributes.color]]
+        says_second = not default or draw() >= dropout.default_second
+    material = _material(attributes, says_pattern, says_finish)
+    if material is not None:
+        natural = COLORS[attributes.color] == NATURAL_COLORS[material]
+        says_color = not natural or draw() >= dropout.natural_color
+    says_second = says_second and attributes.second_color != attributes.color
+    return Caption("", says_noun, says_color, says_second, says_pattern, says_size, says_mode, finish=says_finish)
+
+
+def _material(attributes: Attributes, says_pattern: bool, says_finish: bool) -> str | None:
+    """The stated material that has a natural color, or None."""
+    if says_pattern and attributes.pattern == WOODEN:
+        return PATTERNS[WOODEN]
+    return FINISHES[METAL] if says_finish and attributes.finish == METAL else None
 
 
 def _body(attributes: Attributes, says: Caption, rng: random.Random, dropout: Dropout) -> str:
@@ -212,6 +247,9 @@ def _body(attributes: Attributes, says: Caption, rng: random.Random, dropout: Dr
         words.append(SIZES[attributes.size])
     if says.mode and mode.adjective is not None:
         words.append(mode.adjective)
+    if says.finish:
+        finish = FINISHES[attributes.finish]
+        words.append(FINISH_SYNONYMS.get(finish, finish) if rng.random() < dropout.synonym else finish)
     feature = mode.feature if says.mode else None
     color_words = COLORS[attributes.color] if says.color else None
     second = COLORS[attributes.second_color]
@@ -265,3 +303,35 @@ def _open(body: str, uniform: Callable[[], float], dropout: Dropout) -> str:
         return f"a {text}" if uniform() < 0.5 else text
     v = uniform()
     return with_article(body) if v < 0.6 else f"the {body}" if v < 0.75 else body
+
+
+def degraded_caption(text: str, defects: Sequence[str], rng: random.Random) -> str:
+    """A caption of an image with defects, e.g. "a blurry photo of a red mug", "a red mug, blurry, noisy" or "blurry".
+
+    In 30 % of the cases, it states only the defects. It has at most MAX_WORDS words, if the defects do.
+
+    Args:
+        text: Caption of the intact image; may be empty.
+        defects: Words from DEFECTS; none leaves the caption as it is.
+        rng: Source of all randomness.
+    """
+    if not defects:
+        return text
+    alone = ", ".join(defects)
+    if not text or rng.random() < 0.3:
+        return alone
+    article, _, rest = text.partition(" ")
+    bare = rest if article in ("a", "an", "the") and rest else text
+    adjectives = " ".join(defects)
+    if bare.startswith(_PREFIXES[:3]):
+        photo = with_article(f"{adjectives} {bare}")
+    else:
+        photo = with_article(f"{adjectives} photo of {text}")
+    forms = [photo, f"{text}, {alone}", f"{adjectives} {bare}", with_article(f"{adjectives} {bare}")]
+    rng.shuffle(forms)
+    return next((form for form in forms if _length(form) <= MAX_WORDS), alone)
+
+
+def _length(text: str) -> int:
+    """Number of words and commas."""
+    return text.count(" ") + text.count(",") + 1

@@ -12,23 +12,38 @@ from scoredist3d.procedural.attributes import (
     CATEGORIES,
     COLOR_VALUES,
     COLORS,
+    DEFAULT_SECOND,
     DOTTED,
     FAMILIES,
+    FINISH_WEIGHTS,
+    FINISHES,
+    MATT,
+    METAL,
+    NATURAL_COLORS,
     PATTERN_WEIGHTS,
     PATTERNS,
     PLAIN,
     SIZE_STRETCH,
     SIZE_WEIGHTS,
     SIZES,
+    WOOD_COLOR,
+    WOODEN,
 )
 from scoredist3d.procedural.builder import NUM_SURFACE_COLUMNS, Builder, fit
 from scoredist3d.procedural.families import BUILDERS
 
-_JITTER = 0.05  # standard deviation of the colors
+# Standard deviations of the colors. Those of wood and of black, white and gray objects differ in brightness rather than
+# in hue.
+_JITTER = 0.04
+_NEUTRAL_JITTER = (0.035, 0.012)  # of the brightness, of each channel
+_NEUTRALS = ("black", "white", "gray")
+_DARKEST, _LIGHTEST = 0.10, 0.92  # of black and white
 _EXTENT = (0.82, 0.95)  # range of the distance of the farthest point from the center
 # Probability of two colors for plain, wooden and brick objects. Patterned objects always have two colors, so half of
 # all objects do.
 _P_TWO_TONE = 0.28
+_P_DEFAULT_SECOND = 0.6  # of the patterned objects
+_P_NATURAL = 0.65  # of the wooden and of the metal objects
 
 
 @dataclass(frozen=True)
@@ -37,13 +52,14 @@ class Objects:
 
     Attributes:
         geometry: (N, E, 21), table of primitives; see :mod:`scoredist3d.procedural.primitives`.
-        surface: (N, E, 8), first color, second color, pattern and phase of each primitive.
+        surface: (N, E, 8), first color, second color, pattern and finish of each primitive.
         category: (N,) int64, index into CATEGORIES.
         color: (N,) int64, index into COLORS; the color of most of the surface.
         second_color: (N,) int64, color of the named parts or of the pattern; equals ``color`` if there is only one.
         pattern: (N,) int64, index into PATTERNS.
         size: (N,) int64, index into SIZES.
         mode: (N,) int64, index into ``MODES[category]``.
+        finish: (N,) int64, index into FINISHES.
     """
 
     geometry: Tensor
@@ -54,6 +70,7 @@ class Objects:
     pattern: Tensor
     size: Tensor
     mode: Tensor
+    finish: Tensor
 
     def __len__(self) -> int:
         return len(self.category)
@@ -114,26 +131,33 @@ def sample_objects(
     pattern: int | Tensor | None = None,
     size: int | Tensor | None = None,
     mode: int | Tensor | None = None,
+    finish: int | Tensor | None = None,
 ) -> Objects:
-    """Generate random objects with balanced, independent attributes.
+    """Generate random objects with balanced attributes.
 
-    Patterned objects (striped, checkered, dotted) always have two colors, other objects sometimes.
+    Attributes are independent with these exceptions. Patterned objects (striped, checkered, dotted) always have two
+    colors, other objects sometimes; 60 % of them have the second color in DEFAULT_SECOND. 65 % of the wooden and metal
+    objects have the color in NATURAL_COLORS. Wooden and brick objects are neither shiny nor metal.
 
     Args:
         count: Number of objects.
         generator: Source of all randomness; the objects are made on its device.
         device: Device of the result; by default that of the generator.
-        category, color, second_color, pattern, size, mode: Fixed attributes: one value for all objects, or (count,). A
-            fixed second color that equals the color gives single-colored objects.
+        category, color, second_color, pattern, size, mode, finish: Fixed attributes: one value for all objects, or
+            (count,). A fixed second color that equals the color gives single-colored objects.
 
     Raises:
-        ValueError: An attribute is out of range, or the two colors of a fixed pattern are equal.
+        ValueError: An attribute is out of range, the two colors of a fixed pattern are equal, or a fixed finish
+            contradicts a fixed pattern.
     """
     draw = _Draw(count, generator)
     categories = draw.attribute("category", category, len(CATEGORIES))
     colors = draw.attribute("color", color, len(COLORS))
     patterns = draw.attribute("pattern", pattern, len(PATTERNS), PATTERN_WEIGHTS)
     sizes = draw.attribute("size", size, len(SIZES), SIZE_WEIGHTS)
+    finishes = draw.attribute("finish", finish, len(FINISHES), FINISH_WEIGHTS)
+    patterns, finishes = _compatible(patterns, finishes, pattern is not None, finish is not None)
+    colors = _natural_colors(draw, colors, patterns, finishes, fixed=color is not None)
     seconds, two_tone = _second_colors(draw, colors, patterns, second_color, pattern is not None)
     if second_color is not None and pattern is None:
         # A single-colored object cannot have a two-color pattern.
@@ -141,8 +165,8 @@ def sample_objects(
     num_modes = torch.tensor([len(family.modes) for family in FAMILIES], device=generator.device)[categories]
     uniform_mode = (draw.uniform() * num_modes).long().clamp_max(num_modes - 1)
     modes = uniform_mode if mode is None else draw.given("mode", mode, num_modes)
-    geometry, surface = _build(draw, categories, modes, colors, seconds, patterns, sizes, two_tone)
-    objects = Objects(geometry, surface, categories, colors, seconds, patterns, sizes, modes)
+    geometry, surface = _build(draw, categories, modes, colors, seconds, patterns, sizes, two_tone, finishes)
+    objects = Objects(geometry, surface, categories, colors, seconds, patterns, sizes, modes, finishes)
     return objects if device is None else objects.to(device)
 
 
@@ -193,6 +217,30 @@ def _needs_two(patterns: Tensor) -> Tensor:
     return (patterns > PLAIN) & (patterns <= DOTTED)
 
 
+def _boosted(draw: _Draw, probability: float, classes: int) -> Tensor:
+    """Choose objects so that replacing a uniform attribute by a value gives that value the stated probability."""
+    return draw.uniform() < (probability * classes - 1) / (classes - 1)
+
+
+def _compatible(patterns: Tensor, finishes: Tensor, pattern_fixed: bool, finish_fixed: bool) -> tuple[Tensor, Tensor]:
+    """Patterns and finishes without shiny or metal wood and bricks; a fixed attribute takes precedence."""
+    clash = (patterns >= WOODEN) & (finishes != 0) & (finishes != MATT)
+    if not finish_fixed:
+        return patterns, torch.where(clash, 0, finishes)
+    if pattern_fixed and bool(clash.any()):
+        raise ValueError("finish: wooden and brick objects cannot be shiny or metal; use the finish 0 or matt")
+    return torch.where(clash, PLAIN, patterns), finishes
+
+
+def _natural_colors(draw: _Draw, colors: Tensor, patterns: Tensor, finishes: Tensor, *, fixed: bool) -> Tensor:
+    """Colors in which most wooden objects are brown and most metal objects gray, unless the colors are fixed."""
+    natural = _boosted(draw, _P_NATURAL, len(COLORS))
+    if fixed:
+        return colors
+    colors = torch.where(natural & (patterns == WOODEN), COLORS.index(NATURAL_COLORS["wooden"]), colors)
+    return torch.where(natural & (finishes == METAL), COLORS.index(NATURAL_COLORS["metal"]), colors)
+
+
 def _second_colors(
     draw: _Draw, colors: Tensor, patterns: Tensor, given: int | Tensor | None, pattern_fixed: bool
 ) -> tuple[Tensor, Tensor]:
@@ -200,12 +248,38 @@ def _second_colors(
     other = (colors + 1 + (draw.uniform() * (len(COLORS) - 1)).long().clamp_max(len(COLORS) - 2)) % len(COLORS)
     two_tone = draw.uniform() < _P_TWO_TONE
     patterned = _needs_two(patterns)
+    # ``other`` is the default color with probability 1 / 11 in any case.
+    usual = _boosted(draw, _P_DEFAULT_SECOND, len(COLORS) - 1)
+    default = torch.tensor([COLORS.index(DEFAULT_SECOND[name]) for name in COLORS], device=draw.device)[colors]
+    other = torch.where(patterned & usual, default, other)
     if given is None:
         return torch.where(patterned | two_tone, other, colors), two_tone & ~patterned
     seconds = draw.given("second_color", given, len(COLORS))
     if pattern_fixed and bool((patterned & (seconds == colors)).any()):
         raise ValueError("second_color: the two colors of striped, checkered and dotted objects must differ")
     return seconds, (seconds != colors) & ~patterned
+
+
+def _color_values(draw: _Draw, colors: Tensor, seconds: Tensor, patterns: Tensor) -> tuple[Tensor, Tensor]:
+    """First and second colors of the objects with jitter, (count, 3) each."""
+    palette = torch.tensor(COLOR_VALUES, device=draw.device)
+    # White differs from a white background even where it is brightest, and black leaves room for darker details.
+    lowest, highest = torch.zeros(len(COLORS), device=draw.device), torch.ones(len(COLORS), device=draw.device)
+    lowest[COLORS.index("black")], highest[COLORS.index("white")] = _DARKEST, _LIGHTEST
+    neutral = torch.tensor([name in _NEUTRALS for name in COLORS], device=draw.device)
+    wood = (patterns == WOODEN) & (colors == COLORS.index("brown"))
+
+    def jittered(base: Tensor, indices: Tensor, gray: Tensor) -> Tensor:
+        noise = torch.randn(draw.count, 4, generator=draw.generator, device=draw.device)
+        brightness, channel = _NEUTRAL_JITTER
+        muted = brightness * noise[:, :1] + channel * noise[:, 1:]
+        color = base + torch.where(gray[:, None], muted, _JITTER * noise[:, 1:])
+        return torch.clamp(color, lowest[indices, None], highest[indices, None])
+
+    base = torch.where(wood[:, None], torch.tensor(WOOD_COLOR, device=draw.device), palette[colors])
+    first = jittered(base, colors, neutral[colors] | wood)
+    second = jittered(palette[seconds], seconds, neutral[seconds])
+    return first, torch.where((seconds == colors)[:, None], first, second)
 
 
 def _build(
@@ -217,12 +291,10 @@ def _build(
     patterns: Tensor,
     sizes: Tensor,
     two_tone: Tensor,
+    finishes: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Geometry and surface tables of all objects, built family by family."""
-    palette = torch.tensor(COLOR_VALUES, device=draw.device)
-    noise = _JITTER * torch.randn(2, draw.count, 3, generator=draw.generator, device=draw.device)
-    first = (palette[colors] + noise[0]).clamp(0.0, 1.0)
-    second = torch.where((seconds == colors)[:, None], first, (palette[seconds] + noise[1]).clamp(0.0, 1.0))
+    first, second = _color_values(draw, colors, seconds, patterns)
     factors = torch.tensor(SIZE_STRETCH, device=draw.device)[sizes]
     extent = _EXTENT[0] + (_EXTENT[1] - _EXTENT[0]) * draw.uniform()
     rows = primitives.NUM_SOLIDS + primitives.NUM_HOLES
@@ -233,7 +305,13 @@ def _build(
         if len(chosen) == 0:
             continue
         builder = Builder(
-            modes[chosen], first[chosen], second[chosen], patterns[chosen], two_tone[chosen], draw.generator
+            modes[chosen],
+            first[chosen],
+            second[chosen],
+            patterns[chosen],
+            two_tone[chosen],
+            draw.generator,
+            finishes[chosen],
         )
         BUILDERS[name](builder)
         built, surface[chosen] = builder.tables()

@@ -1,4 +1,4 @@
-"""The probe: a small network that predicts category, colors, pattern and viewing azimuth from a 64x64 image.
+"""The probe: a small network that predicts category, colors, pattern and viewing azimuth from an image.
 
 It is trained only on renders of the procedural objects, never on samples of the prior, so it can evaluate images from
 the prior and from distillation. Its error on new renders is the lower bound to which measurements are compared.
@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 PROBE_FOLDER = Path(__file__).resolve().parents[1] / "assets" / "probe"
-INPUT_SIZE = 64
 
 
 @dataclass(frozen=True)
@@ -28,6 +27,7 @@ class ProbeReading:
 
     Attributes:
         category, color, second_color, pattern: (B, classes), log-probabilities.
+        present: (B, categories), logits of each category's presence, for images of several objects.
         direction: (B, 4, 2), unit vectors (cos k a, sin k a) of the azimuth a for the symmetry orders k = 1 to 4.
         features: (B, F), activations of the last hidden layer, for distances in feature space.
     """
@@ -36,6 +36,7 @@ class ProbeReading:
     color: Tensor
     second_color: Tensor
     pattern: Tensor
+    present: Tensor
     direction: Tensor
     features: Tensor
 
@@ -56,24 +57,31 @@ class ProbeReading:
 
 
 class Probe(nn.Module):
-    """Convolutional network with about 0.3 million parameters.
+    """Convolutional network with about 0.7 million parameters.
 
     Args:
         categories, colors, patterns: Class names, in the order of the outputs.
-        width: Channels of the first stage.
+        width: Channels of the first stage; a multiple of 8.
+        input_size: Height and width of the images that it was trained on, in pixels.
     """
 
     def __init__(
-        self, categories: Sequence[str], colors: Sequence[str], patterns: Sequence[str], *, width: int = 24
+        self,
+        categories: Sequence[str],
+        colors: Sequence[str],
+        patterns: Sequence[str],
+        *,
+        width: int = 32,
+        input_size: int = 128,
     ) -> None:
         super().__init__()
         self.categories, self.colors, self.patterns = tuple(categories), tuple(colors), tuple(patterns)
-        self.width = width
-        channels = [3, width, 2 * width, 3 * width, 4 * width]
+        self.width, self.input_size = width, input_size
+        channels = [3, width, 2 * width, 3 * width, 4 * width, 5 * width]
         layers: list[nn.Module] = []
         for index, (inner, outer) in enumerate(pairwise(channels)):
             layers += [
-                nn.Conv2d(inner, outer, 3, stride=2 if index else 1, padding=1),
+                nn.Conv2d(inner, outer, 3, stride=2, padding=1),
                 nn.GroupNorm(8, outer),
                 nn.SiLU(),
             ]
@@ -91,15 +99,17 @@ class Probe(nn.Module):
                 "color": nn.Linear(128, len(self.colors)),
                 "second_color": nn.Linear(128, len(self.colors)),
                 "pattern": nn.Linear(128, len(self.patterns)),
+                "present": nn.Linear(128, len(self.categories)),
                 "direction": nn.Linear(128, 8),
             }
         )
 
     def forward(self, images: Tensor) -> ProbeReading:
-        """Predictions for (B, H, W, 3) images in [0, 1]; images of other sizes are resized to 64x64."""
+        """Predictions for (B, H, W, 3) images in [0, 1]; images of other sizes are resized."""
         pixels = images.movedim(-1, 1)
-        if pixels.shape[-2:] != (INPUT_SIZE, INPUT_SIZE):
-            pixels = functional.interpolate(pixels, (INPUT_SIZE, INPUT_SIZE), mode="bilinear", antialias=True)
+        size = (self.input_size, self.input_size)
+        if pixels.shape[-2:] != size:
+            pixels = functional.interpolate(pixels, size, mode="bilinear", antialias=True)
         maps = self.body(2.0 * pixels - 1.0)
         pooled = torch.cat(
             [maps.mean((2, 3)), maps.amax((2, 3)), functional.adaptive_avg_pool2d(maps, 2).flatten(1)], dim=1
@@ -112,6 +122,7 @@ class Probe(nn.Module):
             second_color=functional.log_softmax(self.heads["second_color"](features), -1),
             pattern=functional.log_softmax(self.heads["pattern"](features), -1),
             direction=functional.normalize(direction, dim=-1),
+            present=self.heads["present"](features),
             features=features,
         )
 
@@ -132,4 +143,5 @@ class Probe(nn.Module):
 
     def config(self) -> dict[str, object]:
         """The arguments of the constructor, which :meth:`load` reads from ``config.json``."""
-        return {"categories": self.categories, "colors": self.colors, "patterns": self.patterns, "width": self.width}
+        names = {"categories": self.categories, "colors": self.colors, "patterns": self.patterns}
+        return {**names, "width": self.width, "input_size": self.input_size}

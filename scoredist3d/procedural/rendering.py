@@ -1,8 +1,7 @@
-"""Shading and anti-aliased rendering of procedural objects."""
+"""Anti-aliased rendering of procedural objects."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -10,19 +9,14 @@ import torch
 from torch import Tensor
 
 from scoredist3d.cameras import Cameras
-from scoredist3d.procedural.attributes import BRICK, CHECKERED, DOTTED, STRIPED, WOODEN
 from scoredist3d.procedural.objects import Objects
-from scoredist3d.procedural.primitives import Hits, cast_rays, take_rows
+from scoredist3d.procedural.primitives import Hits, cast_rays
+from scoredist3d.procedural.shading import shade
 
-# Direction towards the light: from above, slightly in front and to one side, so that top, front and both sides differ.
-DEFAULT_LIGHT: tuple[float, float, float] = (0.45, 0.40, 0.80)
+# Direction towards the light: from above, in front and to one side, so that top, front and both sides differ.
+DEFAULT_LIGHT: tuple[float, float, float] = (0.60, 0.45, 0.66)
 _AMBIENT, _SKY, _DIFFUSE = 0.45, 0.15, 0.45
 _CPU_CHUNK, _DEVICE_CHUNK = 1 << 14, 1 << 22
-_STRIPE_PERIOD = 0.38  # scene units
-_CHECK_PERIOD = 0.44
-_DOT_PERIOD = 0.30
-_GRAIN_PERIOD = 0.17
-_BRICK_PERIOD = 0.40
 
 
 @dataclass(frozen=True)
@@ -59,8 +53,8 @@ def render_objects(
 ) -> ShapeRender:
     """Render object i with camera i.
 
-    A pixel is the mean over ``antialias``^2 rays; colors are weighted by coverage. The lighting is Lambertian with
-    hemispheric ambient light and fixed in the world, so a view-independent color field can represent it.
+    A pixel is the mean over ``antialias``^2 rays; colors are weighted by coverage. The lighting is fixed in the world.
+    Except on shiny and metal objects, it is diffuse, so a view-independent color field can represent it.
 
     Args:
         objects: N objects; repeat them for several views.
@@ -105,7 +99,7 @@ def _render(
 ) -> tuple[Tensor, Tensor, Tensor]:
     directions = fine.rays().directions.flatten(1, 2)
     hits = cast(objects.geometry, fine.origins[:, None, :], directions)
-    rgb = shader(objects.surface, objects.geometry, hits, light)
+    rgb = shader(objects.surface, objects.geometry, hits, light, directions)
     hit = torch.isfinite(hits.t)
     values = torch.cat([rgb, hit[..., None], torch.where(hit, hits.t, 0.0)[..., None], hits.normal], -1)
     values = values * hit[..., None]
@@ -115,85 +109,3 @@ def _render(
     covered = mean / alpha.clamp_min(1e-6)
     normal = torch.nn.functional.normalize(mean[..., 5:8], dim=-1)
     return torch.cat([covered[..., :3], alpha], -1), covered[..., 4], normal
-
-
-def shade(surface: Tensor, geometry: Tensor, hits: Hits, light: Tensor) -> Tensor:
-    """Shaded colors of hits, (N, R, 3) in [0, 1]; a pure function without host synchronization.
-
-    Args:
-        surface: (N, E, 8), as in :class:`Objects`.
-        geometry: (N, E, 21).
-        hits: Result of :func:`cast_rays`.
-        light: (N, 3), directions towards the light.
-    """
-    rows = take_rows(surface, hits.primitive)
-    shape = take_rows(geometry[..., 0:14], hits.primitive)
-    albedo = _pattern(rows, shape, hits)
-    toward = torch.nn.functional.normalize(light, dim=-1)[:, None, :]
-    lambert = (hits.normal * toward).sum(-1).clamp_min(0.0)
-    sky = 0.5 * (1.0 + hits.normal[..., 2])
-    return (albedo * (_AMBIENT + _SKY * sky + _DIFFUSE * lambert)[..., None]).clamp(0.0, 1.0)
-
-
-def _pattern(rows: Tensor, shape: Tensor, hits: Hits) -> Tensor:
-    """Unlit color, (N, R, 3), from the two colors, the pattern and the surface coordinates."""
-    first, second, pattern, phase = rows[..., 0:3], rows[..., 3:6], rows[..., 6], rows[..., 7]
-    u, v, rings, circumference = _surface_coordinates(shape, hits)
-    stripes = _frac(rings / _STRIPE_PERIOD + phase) < 0.38
-    # Checks of the second color are slightly smaller than their cells, so the main color covers most of the surface.
-    cu, cv = _cells(u, circumference, _CHECK_PERIOD, 1), v / _CHECK_PERIOD + phase
-    checks = _check(_frac(cu), _frac(cv)) | _check(_frac(cu + 0.5), _frac(cv + 0.5))
-    row = torch.floor(v / _DOT_PERIOD + phase)
-    du = _frac(_cells(u, circumference, _DOT_PERIOD, 1) + 0.5 * _frac(row / 2) * 2) - 0.5
-    dv = _frac(v / _DOT_PERIOD + phase) - 0.5
-    dots = du * du + dv * dv < 0.31**2
-    two = ((pattern == STRIPED) & stripes) | ((pattern == CHECKERED) & checks) | ((pattern == DOTTED) & dots)
-    color = torch.where(two[..., None], second, first)
-
-    wave = 0.25 * torch.sin(5.0 * v + 6.0 * phase)
-    grain = (pattern == WOODEN) & (_frac(_cells(u, circumference, _GRAIN_PERIOD, 1) + wave) < 0.4)
-    color = torch.where(grain[..., None], 0.62 * color, color)
-    course = v / (0.5 * _BRICK_PERIOD) + phase
-    joint = _frac(_cells(u, circumference, _BRICK_PERIOD, 1) + 0.5 * _frac(torch.floor(course) / 2) * 2)
-    mortar = (pattern == BRICK) & ((_frac(course) < 0.2) | (joint < 0.1))
-    # Mortar contrasts with the bricks: it is darker for light colors and lighter for dark ones.
-    joints = torch.where(color.mean(-1, keepdim=True) > 0.55, 0.62 * color, 0.5 * color + 0.36)
-    return torch.where(mortar[..., None], joints, color)
-
-
-def _surface_coordinates(shape: Tensor, hits: Hits) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Coordinates on the surface: lengths (u, v) in scene units, v for stripes, and the period of u.
-
-    On round sides, u is the arc length and v the height. On flat faces, they are the two axes of the primitive that lie
-    in the face, and the period of u is infinite. Near their poles, ellipsoids are mapped like flat faces, except that
-    stripes remain rings.
-    """
-    half = 1.0 / shape[..., 0:9].unflatten(-1, (3, 3)).norm(dim=-1)
-    x, y, z = (hits.local * half).unbind(-1)
-    nx, ny, nz = hits.local_normal.abs().unbind(-1)
-    round_side = (shape[..., 12] > 0) & (nz < 0.9)
-    end = (nz >= nx) & (nz >= ny)
-    radius = torch.maximum(half[..., 0], half[..., 1])
-    angle = torch.atan2(hits.local[..., 1], hits.local[..., 0])
-    u = torch.where(end, x, torch.where(nx >= ny, y, x))
-    v = torch.where(end, y, z)
-    u = torch.where(round_side, angle * radius, u)
-    v = torch.where(round_side, z, v)
-    rings = torch.where(shape[..., 13] > 0, z, v)
-    return u, v, rings, torch.where(round_side, 2 * math.pi * radius, math.inf)
-
-
-def _cells(u: Tensor, circumference: Tensor, period: float, minimum: int) -> Tensor:
-    """``u`` in units of a period that is adapted so that a whole number of periods fits the circumference."""
-    around = torch.isfinite(circumference)
-    length = torch.where(around, circumference, 1.0)
-    whole = torch.round(length / period).clamp_min(minimum)
-    return torch.where(around, u * whole / length, u / period)
-
-
-def _check(u: Tensor, v: Tensor) -> Tensor:
-    return (u < 0.44) & (v < 0.44)
-
-
-def _frac(x: Tensor) -> Tensor:
-    return x - torch.floor(x)

@@ -38,7 +38,7 @@ def learning_rate(step: int, total: int, peak: float, *, warmup: int = 200, hold
     """Learning rate: linear warm-up, constant until the fraction ``hold`` of the run, then cosine decay to 1 %."""
     if step < warmup:
         return peak * (step + 1) / warmup
-    progress = max(0.0, (step / max(total, 1) - hold) / (1 - hold))
+    progress = max(0.0, (step / max(total, 1) - hold) / max(1 - hold, 1e-9))
     return peak * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0))))
 
 
@@ -68,6 +68,8 @@ class Stage:
         generator: Source of batches, noise and timesteps; its state is saved, so that a resumed stage continues with
             the same numbers.
         warmup: Steps of the linear warm-up.
+        hold: Fraction of the steps after which the learning rate decays; 1 for a constant one.
+        minutes: If positive, the number of steps is set after the first 120 so that the stage takes this time.
         save_every_s: Seconds between two saved states.
         step: Number of finished steps.
     """
@@ -81,8 +83,11 @@ class Stage:
     peak_lr: float
     generator: torch.Generator
     warmup: int = 200
+    hold: float = 0.5
+    minutes: float = 0.0
     save_every_s: float = 60.0
     step: int = 0
+    _timed_since: float = 0.0
     _saved_at: float = 0.0
     _logged: tuple[int, float] = (0, 0.0)
 
@@ -123,6 +128,12 @@ class Stage:
             FloatingPointError: The loss is not finite.
         """
         self.step += 1
+        if self.minutes and self.step in (20, 120):
+            float(loss)  # synchronizes; the first steps include the compilation and are not timed
+            if self.step == 20:
+                self._timed_since = time.monotonic()
+            elif self._timed_since:
+                self._fit()
         if self.step % log_every == 0 or self.step == self.total:
             value = float(loss)
             if not math.isfinite(value):
@@ -136,14 +147,14 @@ class Stage:
         if self.step == self.total or time.monotonic() - self._saved_at > self.save_every_s:
             self.save()
 
-    def fit_to(self, minutes: float, *, since: float, skipped: int) -> None:
-        """Set the number of steps so that the stage takes ``minutes``, at the rate of the steps after ``skipped``."""
-        rate = (self.step - skipped) / (time.monotonic() - since)
-        self.total = max(self.step + 1, round(self.step + 60.0 * minutes * rate))
+    def _fit(self) -> None:
+        """Set the number of steps to what fits into ``minutes``, at the rate of steps 20 to 120."""
+        rate = 100 / (time.monotonic() - self._timed_since)
+        self.total = max(self.step + 1, round(self.step + 60.0 * self.minutes * rate))
         print(f"{self.name}: {rate:.1f} steps/s, {self.total} steps in all", flush=True)
 
     def set_lr(self) -> None:
         """Set the learning rate of the optimizer for the current step."""
-        lr = learning_rate(self.step, self.total, self.peak_lr, warmup=self.warmup)
+        lr = learning_rate(self.step, self.total, self.peak_lr, warmup=self.warmup, hold=self.hold)
         for group in self.optimizer.param_groups:
             group["lr"] = lr

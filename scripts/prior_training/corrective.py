@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from scoredist3d.priors import CFGConditions, Conditioning, Prior, sample
 from scoredist3d.procedural import render_objects, sample_objects
 
+from .cameras import training_cameras
 from .common import Ema, learning_rate
-from .pool import composite, random_backgrounds, training_cameras
+from .compositing import composite, random_backgrounds
 
 BINS = 10
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")

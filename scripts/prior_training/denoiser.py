@@ -1,4 +1,4 @@
-"""Stage 2: the denoiser and its text encoder, trained jointly from scratch.
+"""Stage 3: the denoiser and its text encoder, trained jointly from scratch.
 
 The loss is the unweighted error of the v-prediction at uniform timesteps. A min-SNR weight would be 0.006 at a
 signal-to-noise ratio of -22 dB, where text has the largest effect.
@@ -6,7 +6,6 @@ signal-to-noise ratio of -22 dB, where text has the largest effect.
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import torch
@@ -45,14 +44,17 @@ def train_denoiser(
     compile_: bool,
     refreshes: int,
     minutes: float = 0.0,
+    peak_lr: float = 1e-3,
+    hold: float = 0.5,
     ema_decay: float = 0.999,
 ) -> Denoiser:
     """Train the denoiser and return its averaged weights; the pool is refreshed ``refreshes`` times.
 
-    With ``minutes``, the number of steps is set after the first 120 so that the training takes that time.
+    With ``minutes``, the number of steps is set so that the training takes that time. The learning rate rises to ``peak_lr`` and decays after the fraction ``hold`` of the steps.
     """
     device = pool.device
-    stage = _stage(denoiser, steps, work, generator, device, ema_decay)
+    stage = _stage(denoiser, steps, work, generator, device, ema_decay, peak_lr)
+    stage.hold, stage.minutes = hold, minutes
     stage.resume(device)
     alphas_bar = build_scheduler().alphas_cumprod.to(device)
     amp = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
@@ -63,8 +65,7 @@ def train_denoiser(
         prediction = denoiser(alpha * z + sigma * noise, t, token_ids, camera)
         return (prediction.float() - (alpha * noise - sigma * z)).square().mean()
 
-    step_loss = torch.compile(loss_of) if compile_ else loss_of
-    timed_since = time.monotonic()
+    step_loss = torch.compile(loss_of, dynamic=False) if compile_ else loss_of
     while stage.step < stage.total:
         period = stage.total // (refreshes + 1)
         if refreshes and stage.step and stage.step % period == 0 and stage.total - stage.step >= period:
@@ -81,25 +82,25 @@ def train_denoiser(
         stage.optimizer.step()
         stage.emas["denoiser"].update(denoiser)
         stage.advance(loss.detach(), batch=batch, log_every=max(1, steps // 50))
-        if minutes and stage.step == 20:
-            float(loss)  # synchronizes, so that the compilation is not timed
-            timed_since = time.monotonic()
-        elif minutes and stage.step == 120:
-            float(loss)
-            stage.fit_to(minutes, since=timed_since, skipped=20)
     averaged: Denoiser = stage.emas["denoiser"].module
     return averaged
 
 
 def _stage(
-    denoiser: Denoiser, steps: int, work: Path, generator: torch.Generator, device: torch.device, ema_decay: float
+    denoiser: Denoiser,
+    steps: int,
+    work: Path,
+    generator: torch.Generator,
+    device: torch.device,
+    ema_decay: float,
+    peak_lr: float,
 ) -> Stage:
     """The training loop of a denoiser, which is moved to the device."""
     denoiser.to(device).train()
     if device.type == "cuda":
         denoiser.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     fused = {"fused": True} if device.type == "cuda" else {}
-    optimizer = torch.optim.AdamW(denoiser.parameters(), lr=1e-3, betas=(0.9, 0.99), weight_decay=0.01, **fused)
+    optimizer = torch.optim.AdamW(denoiser.parameters(), lr=peak_lr, betas=(0.9, 0.99), weight_decay=0.01, **fused)
     return Stage(
         "denoiser",
         {"denoiser": denoiser},
@@ -107,7 +108,7 @@ def _stage(
         {"denoiser": Ema(denoiser, ema_decay)},
         steps,
         work,
-        1e-3,
+        peak_lr,
         generator,
         warmup=min(300, steps // 5),
     )

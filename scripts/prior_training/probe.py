@@ -1,4 +1,4 @@
-"""Stage 3: the probe, trained on real renders only.
+"""Stage 2: the probe, trained on real renders only and frozen before the denoiser is trained.
 
 Half of the renders pass through the autoencoder, so that the probe does not depend on sharp details.
 """
@@ -19,20 +19,37 @@ from scoredist3d.procedural import CATEGORIES, COLORS, PATTERNS
 from scoredist3d.procedural.probe import Probe, ProbeReading
 
 from .common import Ema, Stage
-from .pool import Pool, Targets, composite, random_backgrounds
+from .compositing import composite, random_backgrounds
+from .parts import Part
+from .pool import Pool
+
+_PEAK_LR = 2e-3
 
 
-def probe_loss(reading: ProbeReading, targets: Targets) -> Tensor:
-    """Cross-entropies of the attributes, plus 1 - cos(k e) for the azimuth error e and the symmetry order k."""
-    loss = functional.nll_loss(reading.category, targets.category)
-    loss = loss + functional.nll_loss(reading.color, targets.color)
-    loss = loss + 0.3 * functional.nll_loss(reading.second_color, targets.second_color)
-    loss = loss + 0.3 * functional.nll_loss(reading.pattern, targets.pattern)
-    order = targets.symmetry.clamp(1, 4)
-    angle = order * targets.azimuth
+def probe_loss(reading: ProbeReading, views: Part, index: Tensor) -> Tensor:
+    """Cross-entropies of the attributes, plus 1 - cos(k e) for the azimuth error e and the symmetry order k.
+
+    Scenes of two objects train only the list of kinds that are present.
+    """
+    first, second = views.category[index], views.second_category[index]
+    single = second < 0
+    present = functional.one_hot(first, len(CATEGORIES)).float()
+    rows = (~single).nonzero()[:, 0]
+    present[rows, second[rows]] = 1.0
+    loss = 5.0 * functional.binary_cross_entropy_with_logits(reading.present.float(), present)
+    for name, truth, weight in (
+        ("category", first, 1.0),
+        ("color", views.color[index], 1.0),
+        ("second_color", views.second_color[index], 0.3),
+        ("pattern", views.pattern[index], 0.5),
+    ):
+        loss = loss + weight * (functional.nll_loss(getattr(reading, name), truth, reduction="none") * single).mean()
+    symmetry = views.symmetry[index]
+    order = symmetry.clamp(1, 4)
+    angle = order * views.azimuth[index]
     aim = torch.stack([angle.cos(), angle.sin()], -1)
     direction = reading.direction[torch.arange(len(order), device=order.device), order - 1]
-    off = (1 - (direction * aim).sum(-1)) * (targets.symmetry > 0)
+    off = (1 - (direction * aim).sum(-1)) * (symmetry > 0)
     return loss + off.mean()
 
 
@@ -49,27 +66,30 @@ def corrupt(image: Tensor, vae: AutoencoderKL, generator: torch.Generator) -> Te
 
 
 def train_probe(
-    pool: Pool, vae: AutoencoderKL, *, steps: int, batch: int, work: Path, generator: torch.Generator, width: int = 24
+    pool: Pool,
+    vae: AutoencoderKL,
+    *,
+    steps: int,
+    batch: int,
+    work: Path,
+    generator: torch.Generator,
+    compile_: bool,
+    minutes: float = 0.0,
+    width: int = 32,
 ) -> Probe:
     """Train the probe and return its averaged weights."""
     device = pool.device
     with torch.random.fork_rng():
         torch.manual_seed(generator.initial_seed())  # library modules draw their initial weights from the global stream
-        probe = Probe(CATEGORIES, COLORS, PATTERNS, width=width).to(device)
-    optimizer = torch.optim.AdamW(probe.parameters(), lr=2e-3, betas=(0.9, 0.99), weight_decay=0.02)
-    stage = Stage(
-        "probe",
-        {"probe": probe},
-        optimizer,
-        {"probe": Ema(probe, 0.998)},
-        steps,
-        work,
-        2e-3,
-        generator,
-        warmup=min(200, steps // 5),
-    )
+        probe = Probe(CATEGORIES, COLORS, PATTERNS, width=width, input_size=pool.image_size).to(device)
+    optimizer = torch.optim.AdamW(probe.parameters(), lr=_PEAK_LR, betas=(0.9, 0.99), weight_decay=0.02)
+    emas = {"probe": Ema(probe, 0.998)}
+    warmup = min(200, steps // 5)
+    stage = Stage("probe", {"probe": probe}, optimizer, emas, steps, work, _PEAK_LR, generator, warmup=warmup)
+    stage.minutes = minutes
     stage.resume(device)
     amp = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
+    read = torch.compile(probe, dynamic=False) if compile_ else probe
     while stage.step < stage.total:
         stage.set_lr()
         index = pool.random_index(batch, generator)
@@ -78,7 +98,7 @@ def train_probe(
         with amp:
             with torch.no_grad():
                 image = corrupt(image, vae, generator)
-            loss = probe_loss(probe(image.movedim(1, -1)), pool.targets_at(index))
+            loss = probe_loss(read(image.movedim(1, -1)), pool.views, index)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(probe.parameters(), 1.0)

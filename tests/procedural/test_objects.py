@@ -9,6 +9,7 @@ from scoredist3d.procedural import (
     CATEGORIES,
     COLOR_VALUES,
     COLORS,
+    FINISHES,
     MODES,
     PATTERNS,
     SIZES,
@@ -17,9 +18,12 @@ from scoredist3d.procedural import (
     render_objects,
     sample_objects,
 )
+from scoredist3d.procedural.attributes import DEFAULT_SECOND, WOOD_COLOR
+from scoredist3d.procedural.patterns import surface_color
 from scoredist3d.procedural.primitives import NUM_HOLES, NUM_SOLIDS
 
-FIELDS = ("geometry", "surface", "category", "color", "second_color", "pattern", "size", "mode")
+COUNT = len(CATEGORIES)
+FIELDS = ("geometry", "surface", "category", "color", "second_color", "pattern", "size", "mode", "finish")
 
 
 def _generator(seed: int = 0) -> torch.Generator:
@@ -33,7 +37,7 @@ def _cameras(azimuth: torch.Tensor, elevation: float = 15.0, size: int = 32):
 
 
 def test_names():
-    assert len(CATEGORIES) == len(set(CATEGORIES)) == 28
+    assert len(CATEGORIES) == len(set(CATEGORIES)) == 53
     assert len(COLORS) == len(COLOR_VALUES) == 12
     assert set(MODES) == set(AZIMUTH_SYMMETRY) == set(CATEGORIES)
     assert all(len(modes) >= 2 for modes in MODES.values())
@@ -49,19 +53,37 @@ def test_same_generator_same_objects():
 
 
 def test_attributes_are_balanced_and_independent():
-    count = 20_000
+    count = 40_000
     objects = sample_objects(count, _generator(1))
-    for name, number in (("category", 28), ("color", 12)):
-        share = getattr(objects, name).bincount(minlength=number) / count
-        assert (share * number - 1).abs().max() < 0.15  # 4 standard errors at 28 classes
-    joint = torch.zeros(12, len(PATTERNS)).index_put((objects.color, objects.pattern), torch.ones(()), accumulate=True)
-    expected = joint.sum(1, keepdim=True) * joint.sum(0, keepdim=True) / count
-    chi_square = ((joint - expected) ** 2 / expected).sum()
-    assert chi_square < 55 + 4 * 110**0.5  # 55 degrees of freedom
+    # The colors of wooden and metal objects depend on the material.
+    free = (objects.pattern != PATTERNS.index("wooden")) & (objects.finish != FINISHES.index("metal"))
+    for name, number in (("category", COUNT), ("color", 12)):
+        share = getattr(objects, name)[free].bincount(minlength=number) / free.sum()
+        assert (share * number - 1).abs().max() < 0.15  # 4 standard errors at 53 classes
+    plain = objects.finish == 0
+    for number, other in ((12, objects.color), (COUNT, objects.category)):
+        rows = free & plain
+        joint = torch.zeros(number, len(PATTERNS))
+        joint.index_put_((other[rows], objects.pattern[rows]), torch.ones(()), accumulate=True)
+        joint = joint[:, joint.sum(0) > 0]
+        expected = joint.sum(1, keepdim=True) * joint.sum(0, keepdim=True) / joint.sum()
+        chi_square = ((joint - expected) ** 2 / expected).sum()
+        freedom = (number - 1) * (joint.shape[1] - 1)
+        assert chi_square < freedom + 4 * (2 * freedom) ** 0.5
     single = (objects.second_color == objects.color).float().mean()
     assert 0.4 < single < 0.6
     needs_two = (objects.pattern >= 1) & (objects.pattern <= 3)
     assert (objects.second_color != objects.color)[needs_two].all()
+    assert (objects.finish[objects.pattern >= PATTERNS.index("wooden")] % 2 == 0).all()
+    shares = objects.finish.bincount(minlength=4) / count
+    assert torch.allclose(shares, torch.tensor([0.645, 0.112, 0.13, 0.112]), atol=0.015)
+
+
+def test_default_second_colors_contrast():
+    values = dict(zip(COLORS, COLOR_VALUES, strict=True))
+    for name, second in DEFAULT_SECOND.items():
+        assert second != name
+        assert torch.dist(torch.tensor(values[name]), torch.tensor(values[second])) > 0.3
 
 
 def test_fixed_attributes_are_kept_and_checked():
@@ -75,35 +97,55 @@ def test_fixed_attributes_are_kept_and_checked():
     single = sample_objects(500, _generator(), color=2, second_color=2)
     assert not ((single.pattern >= 1) & (single.pattern <= 3)).any()
     with pytest.raises(ValueError, match="category must lie in"):
-        sample_objects(2, _generator(), category=28)
+        sample_objects(2, _generator(), category=COUNT)
     with pytest.raises(ValueError, match="mode must lie in"):
         sample_objects(2, _generator(), category=0, mode=2)
     with pytest.raises(ValueError, match=r"second_color: .* must differ"):
         sample_objects(2, _generator(), color=1, second_color=1, pattern=PATTERNS.index("striped"))
+    with pytest.raises(ValueError, match="wooden and brick objects cannot be shiny or metal"):
+        sample_objects(2, _generator(), pattern=PATTERNS.index("brick"), finish=FINISHES.index("metal"))
+    metal = sample_objects(500, _generator(), finish=FINISHES.index("metal"))
+    assert (metal.pattern < PATTERNS.index("wooden")).all()
     with pytest.raises(ValueError, match="count must be at least 1"):
         sample_objects(0, _generator())
 
 
 def test_objects_fill_the_unit_ball_and_are_centred():
-    objects = sample_objects(28 * 2, _generator(2), category=torch.arange(28).repeat(2))
-    axis = torch.linspace(-1.05, 1.05, 29)
-    grid = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"), -1).flatten(0, 2)
+    """Visible points, which include thin parts, span a centered box; nothing lies outside the unit ball."""
+    objects = sample_objects(COUNT, _generator(2), category=torch.arange(COUNT))
+    grid = torch.rand(4000, 3, generator=_generator(14)) * 2.2 - 1.1
     outside = grid[grid.norm(dim=-1) > 0.99]
-    for chunk in range(0, len(objects), 28):
-        part = objects[chunk : chunk + 28]
-        assert not part.occupancy(outside.expand(28, -1, 3)).any()
-        inside = part.occupancy(grid.expand(28, -1, 3))
-        low = torch.where(inside[..., None], grid, 9.0).amin(1)
-        high = torch.where(inside[..., None], grid, -9.0).amax(1)
-        # A grid of spacing 0.075 misses thin parts (wicks, propellers, flagpoles).
-        assert ((high - low).amax(-1) > 0.9).all()
-        assert ((high + low).abs().amax(-1) / 2 < 0.2).all()
+    assert not objects.occupancy(outside.expand(len(objects), -1, 3)).any()
+    low, high = torch.full((len(objects), 3), 9.0), torch.full((len(objects), 3), -9.0)
+    for azimuth, elevation in ((0.0, 5.0), (90.0, 5.0), (20.0, 60.0), (200.0, -60.0)):
+        cameras = _cameras(torch.full((len(objects),), azimuth), elevation, size=48)
+        render = render_objects(objects, cameras, antialias=1)
+        points = cameras.origins[:, None, None] + cameras.rays().directions * render.depth[..., None]
+        hit = render.rgba[..., 3:] > 0
+        assert (points.norm(dim=-1)[hit[..., 0]] < 0.99).all()
+        low = torch.minimum(low, torch.where(hit, points, 9.0).amin((1, 2)))
+        high = torch.maximum(high, torch.where(hit, points, -9.0).amax((1, 2)))
+    assert ((high - low).amax(-1) > 0.9).all()
+    assert ((high + low).abs().amax(-1) / 2 < 0.2).all()
+
+
+def test_many_families_have_thin_rods():
+    """Rungs, spokes, tines, strings, whiskers and poles are thinner than 0.05 scene units (3 pixels of 128)."""
+    objects = sample_objects(COUNT * 4, _generator(15), category=torch.arange(COUNT).repeat_interleave(4), size=0)
+    size = 2 / objects.geometry[:, :NUM_SOLIDS, :9].unflatten(-1, (3, 3)).norm(dim=-1)
+    used = objects.geometry[:, :NUM_SOLIDS, 20] > objects.geometry[:, :NUM_SOLIDS, 19]
+    width = torch.where(used, size.sort(-1).values[..., 1], 9.0).amin(1)  # a rod is thin along two of its axes
+    thin = {CATEGORIES[i] for i in range(COUNT) if width[4 * i : 4 * i + 4].max() < 0.05}
+    assert thin >= {
+        *("bicycle", "ladder", "umbrella", "fork", "guitar", "windmill", "helicopter", "balloon", "clock"),
+        *("racket", "swing", "broom", "cat", "street lamp", "mailbox"),
+    }
 
 
 def test_selection_joining_and_trimming():
-    objects = sample_objects(28, _generator(5), category=torch.arange(28))
+    objects = sample_objects(COUNT, _generator(5), category=torch.arange(COUNT))
     assert len(objects[3]) == len(objects[-1]) == 1
-    assert objects[-1].category.item() == 27
+    assert objects[-1].category.item() == COUNT - 1
     mask = objects.color == objects.color[0]
     assert len(objects[mask]) == int(mask.sum())
     twice = objects[:2].repeat_interleave(2)
@@ -121,27 +163,31 @@ def test_selection_joining_and_trimming():
 
 def test_main_color_dominates_and_is_as_named():
     """The mean hue of the visible surface, without the shading, is closest to the named color."""
-    count = 28 * 12
-    category = torch.arange(28).repeat_interleave(12)
-    objects = sample_objects(count, _generator(6), category=category, color=torch.arange(12).repeat(28))
-    dominant = torch.zeros(count)
-    azimuths = (20.0, 140.0, 260.0)
-    for azimuth in azimuths:
+    count = COUNT * 12
+    category = torch.arange(COUNT).repeat_interleave(12)
+    objects = sample_objects(count, _generator(6), category=category, color=torch.arange(12).repeat(COUNT), finish=0)
+    named_pixels, pixels = torch.zeros(count), torch.zeros(count)
+    named = torch.tensor(COLOR_VALUES)[objects.color]
+    wood = (objects.pattern == PATTERNS.index("wooden")) & (objects.color == COLORS.index("brown"))
+    named = torch.where(wood[:, None], torch.tensor(WOOD_COLOR), named)[:, None, None]
+
+    def unlit(surface, geometry, hits, light, directions):
+        return surface_color(surface, geometry, hits)[0]
+
+    for azimuth in (20.0, 140.0, 260.0):
         cameras = _cameras(torch.full((count,), azimuth), elevation=25.0, size=20)
-        # The shading scales the unlit color by a factor that the normal determines, so it can be removed per pixel.
-        render = render_objects(objects, cameras, antialias=1, light=torch.tensor([[0.0, 0.0, -1.0]]).expand(count, 3))
-        rgba, normal = render.rgba, render.normal
-        light = 0.45 + 0.075 * (1 + normal[..., 2]) + 0.45 * (-normal[..., 2]).clamp_min(0)
-        albedo = rgba[..., :3] / light[..., None]
-        named = torch.tensor(COLOR_VALUES)[objects.color][:, None, None]
+        rgba = render_objects(objects, cameras, antialias=1, shader=unlit).rgba
+        albedo = rgba[..., :3]
         # Within 4 standard deviations of the jitter, or in the darker tones of the materials (same hue, mortar).
         near = (albedo - named).norm(dim=-1) < 0.27
         near |= ((albedo - named * 0.62).norm(dim=-1) < 0.2) & (objects.pattern >= 4)[:, None, None]
         near |= ((albedo - named * 0.5 - 0.36).norm(dim=-1) < 0.2) & (objects.pattern == 5)[:, None, None]
         hit = rgba[..., 3] > 0
-        dominant += (near & hit).sum((1, 2)) / hit.sum((1, 2)) / len(azimuths)
-    family = dominant.view(28, 12).mean(1)
-    report = {CATEGORIES[i]: round(family[i].item(), 2) for i in range(28)}
+        named_pixels += (near & hit).sum((1, 2))
+        pixels += hit.sum((1, 2))
+    dominant = named_pixels / pixels
+    family = dominant.view(COUNT, 12).mean(1)
+    report = {CATEGORIES[i]: round(family[i].item(), 2) for i in range(COUNT)}
     assert (family > 0.6).all(), report
     assert (dominant > 0.6).float().mean() > 0.85, report
 
@@ -150,7 +196,9 @@ def test_front_is_towards_plus_x():
     """A snowman's carrot is visible only from the front; a mug's handle is on the right of the front view."""
     snowman = CATEGORIES.index("snowman")
     white = COLORS.index("white")
-    objects = sample_objects(16, _generator(7), category=snowman, color=white, second_color=white, pattern=0)
+    objects = sample_objects(
+        16, _generator(7), category=snowman, color=white, second_color=white, pattern=0, size=0, finish=0
+    )
 
     def carrot(azimuth: float) -> torch.Tensor:
         rgb = render_objects(objects, _cameras(torch.full((16,), azimuth), size=48)).over(torch.ones(3))
@@ -169,8 +217,8 @@ def test_front_is_towards_plus_x():
 
 
 def test_antialiased_alpha_is_the_mean_coverage():
-    objects = sample_objects(28, _generator(9), category=torch.arange(28))
-    cameras = _cameras(torch.full((28,), 30.0), size=16)
+    objects = sample_objects(COUNT, _generator(9), category=torch.arange(COUNT))
+    cameras = _cameras(torch.full((COUNT,), 30.0), size=16)
     coarse = render_objects(objects, cameras, antialias=2)
     fine = render_objects(objects, cameras.with_size(32, 32), antialias=1)
     alpha = fine.rgba[..., 3].unflatten(1, (16, 2)).unflatten(3, (16, 2)).mean((2, 4))
@@ -187,7 +235,7 @@ def test_antialiased_alpha_is_the_mean_coverage():
     depth = coarse.depth[~empty]
     assert depth.min() > 2.2
     assert depth.max() < 4.2
-    assert coarse.over(torch.rand(28, 3, generator=_generator())).shape == (28, 16, 16, 3)
+    assert coarse.over(torch.rand(COUNT, 3, generator=_generator())).shape == (COUNT, 16, 16, 3)
 
 
 def test_chunks_do_not_change_images():
@@ -215,7 +263,7 @@ def test_light_is_fixed_in_the_world():
 
 def test_azimuth_symmetry_is_that_of_the_silhouettes():
     """Rotating the camera by 360 / order degrees (any angle for order 0) does not change the silhouette."""
-    objects = sample_objects(28 * 8, _generator(13), category=torch.arange(28).repeat_interleave(8))
+    objects = sample_objects(COUNT * 8, _generator(13), category=torch.arange(COUNT).repeat_interleave(8))
     order = azimuth_symmetry(objects)
     turn = torch.where(order == 0, 77.0, 360.0 / order.clamp_min(1))
     here = render_objects(objects, _cameras(torch.full((len(objects),), 20.0), size=24)).rgba[..., 3]

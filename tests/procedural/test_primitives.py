@@ -175,7 +175,7 @@ def test_caster_and_shader_compile_without_graph_breaks():
 
     def render(geometry, surface, origins, directions):
         hits = cast_rays(geometry, origins, directions, group=NUM_SOLIDS)
-        return shade(surface, geometry, hits, light)
+        return shade(surface, geometry, hits, light, directions, ink=(torch.ones_like(hits.t), light))
 
     compiled = torch.compile(render, fullgraph=True, backend="eager")
     arguments = (objects.geometry, objects.surface, origins, directions)

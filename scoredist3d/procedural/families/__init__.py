@@ -3,7 +3,17 @@
 from collections.abc import Callable
 
 from scoredist3d.procedural.builder import Builder
-from scoredist3d.procedural.families import buildings, figures, furniture, kitchen, nature, vehicles
+from scoredist3d.procedural.families import (
+    animals,
+    buildings,
+    figures,
+    furniture,
+    kitchen,
+    nature,
+    outdoors,
+    tools,
+    vehicles,
+)
 
 BUILDERS: dict[str, Callable[[Builder], None]] = {
     "mug": kitchen.mug,
@@ -34,4 +44,29 @@ BUILDERS: dict[str, Callable[[Builder], None]] = {
     "castle tower": buildings.castle_tower,
     "lighthouse": buildings.lighthouse,
     "ice cream cone": kitchen.ice_cream_cone,
+    "bicycle": vehicles.bicycle,
+    "ladder": tools.ladder,
+    "umbrella": tools.umbrella,
+    "street lamp": outdoors.street_lamp,
+    "fork": tools.fork,
+    "guitar": tools.guitar,
+    "windmill": outdoors.windmill,
+    "helicopter": vehicles.helicopter,
+    "balloon": outdoors.balloon,
+    "clock": furniture.clock,
+    "racket": tools.racket,
+    "swing": outdoors.swing,
+    "broom": tools.broom,
+    "bench": outdoors.bench,
+    "cat": animals.cat,
+    "dog": animals.dog,
+    "duck": animals.duck,
+    "fish": animals.fish,
+    "spider": animals.spider,
+    "palm tree": nature.palm_tree,
+    "sword": tools.sword,
+    "key": tools.key,
+    "hammer": tools.hammer,
+    "mailbox": outdoors.mailbox,
+    "barrel": outdoors.barrel,
 }

@@ -19,10 +19,13 @@ def house(b: Builder) -> None:
     b.box((0, 0, height + peak), (depth * 1.12, width * 1.14, peak), taper=(1.0, 0.02), on=gable, paint=b.second)
     b.box((0, 0, height + peak), (depth * 1.14, width * 1.14, peak), taper=(0.03, 0.03), on=~gable, paint=b.second)
     b.box((depth, 0.0, -height * 0.42), (0.035, 0.13, height * 0.58), paint=b.fixed(*_DOOR))
-    window = b.fixed(*_WINDOW)
+    window, bars = b.fixed(*_WINDOW), b.fixed(0.3, 0.24, 0.2)
     for side in (-1, 1):
         b.box((depth, side * width * 0.6, height * 0.2), (0.035, 0.11, 0.12), paint=window)
         b.box((0, side * width, height * 0.2), (0.14, 0.035, 0.12), paint=window)
+        # Thin crosses divide the front windows into panes.
+        b.box((depth, side * width * 0.6, height * 0.2), (0.045, 0.012, 0.12), paint=bars)
+        b.box((depth, side * width * 0.6, height * 0.2), (0.045, 0.11, 0.012), paint=bars)
     b.box((-depth * 0.45, width * 0.5, height + peak * 1.35), (0.09, 0.09, peak * 0.7), paint=b.fixed(0.5, 0.3, 0.25))
 
 
@@ -48,7 +51,7 @@ def castle_tower(b: Builder) -> None:
         b.box((ring * cos, ring * sin, half + 0.26), (0.115, 0.125, 0.1), frame=b.turn(yaw=yaw), paint=b.plain)
     b.box((radius, 0, -half * 0.62), (0.06, 0.15, half * 0.38), paint=b.fixed(*_DOOR))
     b.box((radius * 0.98, 0, half * 0.4), (0.05, 0.075, 0.13), paint=b.fixed(0.15, 0.15, 0.17))
-    b.round((0, 0, half + 0.5), 0.03, 0.42, paint=b.fixed(0.5, 0.35, 0.2))
+    b.round((0, 0, half + 0.5), 0.024, 0.42, paint=b.fixed(0.5, 0.35, 0.2))
     b.box((0, 0.22, half + 0.76), (0.03, 0.22, 0.15), paint=b.second)
 
 

@@ -1,4 +1,4 @@
-"""Chair, stool, table, bed, bookshelf, lamp and candle."""
+"""Chair, stool, table, bed, bookshelf, lamp, candle and clock."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from scoredist3d.procedural.builder import ALONG_X, Builder
 def chair(b: Builder) -> None:
     """A seat on four legs with a backrest (-x); some chairs have arms."""
     half, depth = b.uniform(0.42, 0.5), b.uniform(0.42, 0.5)
-    leg, back, thick = b.uniform(0.32, 0.42), b.uniform(0.45, 0.6), b.uniform(0.055, 0.075)
-    b.box((0, 0, 0.04), (depth, half, 0.08), paint=b.second)
-    b.box((-depth + 0.06, 0, back), (0.07, half, back))
+    leg, back, thick = b.uniform(0.32, 0.42), b.uniform(0.45, 0.6), b.uniform(0.036, 0.05)
+    b.box((0, 0, 0.04), (depth, half, 0.06), paint=b.second)
+    b.box((-depth + 0.06, 0, back), (0.05, half, back))
     arms = b.mode == 1
     for side in (-1, 1):
         for front in (-1, 1):
             b.box((front * (depth - thick), side * (half - thick), -leg), (thick, thick, leg))
-        b.box((0.0, side * (half - 0.01), 0.42), (depth * 0.95, 0.075, 0.055), on=arms, paint=b.plain)
-        b.box((depth * 0.72, side * (half - 0.01), 0.22), (0.06, 0.06, 0.2), on=arms, paint=b.plain)
+        b.box((0.0, side * (half - 0.01), 0.42), (depth * 0.95, 0.06, 0.04), on=arms, paint=b.plain)
+        b.box((depth * 0.72, side * (half - 0.01), 0.22), (0.04, 0.04, 0.2), on=arms, paint=b.plain)
 
 
 def stool(b: Builder) -> None:
@@ -33,23 +33,23 @@ def stool(b: Builder) -> None:
         cos, sin = torch.cos(azimuth * math.pi / 180), torch.sin(azimuth * math.pi / 180)
         reach = radius * 0.72 + leg * 0.17
         on = ~three if k == 3 else None
-        b.round((reach * cos, reach * sin, -leg), 0.08, leg, frame=b.turn(yaw=azimuth, pitch=-splay), on=on)
+        b.round((reach * cos, reach * sin, -leg), 0.05, leg, frame=b.turn(yaw=azimuth, pitch=-splay), on=on)
     ring = radius * 0.72 + leg * 0.22
-    opening = b.round_piece((0, 0, -leg * 1.25), ring - 0.05, 0.1, paint=b.plain)
-    b.round((0, 0, -leg * 1.25), ring + 0.05, 0.045, hole=opening, paint=b.plain)
+    opening = b.round_piece((0, 0, -leg * 1.25), ring - 0.035, 0.1, paint=b.plain)
+    b.round((0, 0, -leg * 1.25), ring + 0.035, 0.03, hole=opening, paint=b.plain)
 
 
 def table(b: Builder) -> None:
     """A wide square top on four legs, or a round top on a pedestal."""
     width, depth = b.uniform(0.85, 1.0), b.uniform(0.6, 0.8)
-    leg, thick = b.uniform(0.36, 0.48), b.uniform(0.065, 0.09)
+    leg, thick = b.uniform(0.36, 0.48), b.uniform(0.045, 0.065)
     square = b.mode == 0
-    b.box((0, 0, 0), (depth, width, 0.085), on=square)
+    b.box((0, 0, 0), (depth, width, 0.06), on=square)
     for side in (-1, 1):
         for front in (-1, 1):
             b.box((front * (depth - 0.1), side * (width - 0.1), -leg), (thick, thick, leg), on=square, paint=b.second)
-    b.round((0, 0, 0), width * 0.9, 0.085, on=~square)
-    b.round((0, 0, -leg), 0.13, leg, on=~square, paint=b.second)
+    b.round((0, 0, 0), width * 0.9, 0.06, on=~square)
+    b.round((0, 0, -leg), 0.09, leg, on=~square, paint=b.second)
     b.round((0, 0, -2 * leg), 0.42, 0.07, top=0.6, on=~square, paint=b.second)
 
 
@@ -105,7 +105,7 @@ def lamp(b: Builder) -> None:
     dome = b.ball_piece((0, 0, -height), (shade, shade, height * 1.6), zlo=0.0, hole=vault)
     b.add(b.either(b.mode == 0, cone, dome))
     b.ball((0, 0, -height * 0.4), (0.15, 0.15, 0.17), paint=b.fixed(1.0, 0.93, 0.6))
-    b.round((0, 0, -height * 0.5 - pole), 0.055, pole + 0.1, paint=b.second)
+    b.round((0, 0, -height * 0.5 - pole), 0.036, pole + 0.1, paint=b.second)
     b.round((0, 0, -height * 0.5 - 2 * pole - 0.08), b.uniform(0.36, 0.44), 0.065, top=0.75, paint=b.second)
 
 
@@ -129,3 +129,29 @@ def candle(b: Builder) -> None:
         b.round((x, y, -half + half * share), 0.22, half * share, on=~one)
         b.ball((x, y, top + 0.2), (0.1, 0.1, 0.18), on=~one, paint=flame)
         b.round((x, y, top + 0.03), 0.025, 0.06, on=~one, paint=wick if k else core)
+
+
+def clock(b: Builder) -> None:
+    """An alarm clock that faces forward (+x): a round or square case, thin hands, two bells and two feet."""
+    radius, half = b.uniform(0.56, 0.64), b.uniform(0.2, 0.25)
+    disc = b.round_piece((0, 0, 0), radius, half, frame=ALONG_X)
+    b.add(b.either(b.mode == 0, disc, b.box_piece((0, 0, 0), (half, radius * 0.92, radius * 0.92))))
+    white, dark = b.fixed(0.97, 0.97, 0.94), b.fixed(0.1, 0.1, 0.12)
+    b.round((half, 0, 0), radius * 0.78, 0.02, frame=ALONG_X, paint=white)
+    front = half + 0.03
+    for k in range(4):
+        angle = math.radians(90 * k)
+        y, z = radius * 0.66 * math.sin(angle), radius * 0.66 * math.cos(angle)
+        b.bar((front, y * 0.86, z * 0.86), (front, y * 1.1, z * 1.1), 0.015, 0.024, paint=dark)
+    hour = b.uniform(20.0, 340.0)
+    minute = hour + b.uniform(60.0, 300.0)
+    for turn, length, wide in ((hour, 0.36, 0.03), (minute, 0.6, 0.02)):
+        y, z = torch.sin(torch.deg2rad(turn)) * radius * length, torch.cos(torch.deg2rad(turn)) * radius * length
+        b.box((front, y / 2, z / 2), (0.02, wide, radius * length / 2), frame=b.turn(roll=-turn), paint=dark)
+    for side in (-1, 1):
+        tilt = b.turn(roll=-28.0 * side)
+        y, z = side * radius * 0.52, radius * 0.96
+        b.ball((0, y, z), (0.2, 0.2, 0.19), zlo=0.0, frame=tilt, paint=b.second)
+        b.rod((0, side * radius * 0.5, -radius * 0.8), (0, side * radius * 0.74, -radius * 1.2), 0.05, paint=b.second)
+    b.rod((0, 0, radius * 0.9), (0, 0, radius * 1.22), 0.03, paint=b.plain)
+    b.box((0, 0, radius * 1.24), (0.05, 0.12, 0.035), paint=b.plain)

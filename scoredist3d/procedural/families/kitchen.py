@@ -43,8 +43,8 @@ def wine_glass(b: Builder) -> None:
     pointed = b.round_piece((0, 0, 0), 0.05, height * 0.75, top=width * 1.2 / 0.05, hole=funnel)
     b.add(b.either(egg, rounded, pointed))
     bottom = b.select(egg, height * 0.97, height * 0.73)
-    b.round((0, 0, -bottom - stem), 0.075, stem + 0.04, paint=b.second)
-    b.round((0, 0, -bottom - 2 * stem), width * 0.78, 0.07, top=0.25, paint=b.second)
+    b.round((0, 0, -bottom - stem), 0.036, stem + 0.04, paint=b.second)
+    b.round((0, 0, -bottom - 2 * stem), width * 0.78, 0.05, top=0.12, paint=b.second)
 
 
 def bowl(b: Builder) -> None:

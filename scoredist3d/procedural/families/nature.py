@@ -1,6 +1,8 @@
-"""Mushroom, pine tree, flower and cactus."""
+"""Mushroom, pine tree, flower, cactus and palm tree."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 
@@ -51,7 +53,7 @@ def flower(b: Builder) -> None:
         )
     b.ball((0, 0, 0), (0.15, middle, middle), frame=frame, paint=b.second_or(1.0, 0.82, 0.1))
     stem = b.uniform(0.5, 0.58)
-    b.round((-0.08, 0, -stem - 0.14), 0.045, stem, paint=green)
+    b.round((-0.08, 0, -stem - 0.14), 0.034, stem, paint=green)
     for side in (-1, 1):
         b.ball((-0.06, side * 0.2, -stem - 0.3), (0.09, 0.05, 0.22), frame=b.turn(roll=-52.0 * side), paint=green)
 
@@ -73,3 +75,29 @@ def cactus(b: Builder) -> None:
     b.round((0, 0, -half - 0.1), 0.27, 0.17, top=1.3, paint=pot)
     b.round((0, 0, -half + 0.08), 0.4, 0.055, paint=pot)
     b.round((radius, 0, half * 0.9), 0.05, 0.04, frame=ALONG_X, paint=b.fixed(1.0, 0.45, 0.65))
+
+
+def palm_tree(b: Builder) -> None:
+    """Six hanging leaves on a thin trunk, which is straight or curved towards the front (+x)."""
+    height, leaf = b.uniform(1.25, 1.4), b.uniform(0.34, 0.38)
+    trunk = b.second_or(0.5, 0.34, 0.18)
+    curve = b.select(b.mode == 1, b.uniform(0.3, 0.38), 0.0)
+    knots = [(curve * (k / 3) ** 2, b.number(0.0), height * k / 3) for k in range(4)]
+    for k in range(3):
+        b.rod(knots[k], knots[k + 1], 0.085 - 0.015 * k, top=0.86, paint=trunk)
+    x, _, z = knots[3]
+    for k in range(6):
+        yaw = math.radians(60 * k + 20)
+        cos, sin = math.cos(yaw), math.sin(yaw)
+        elbow = (x + cos * leaf, sin * leaf, z + 0.12)
+        tip = (x + cos * leaf * 1.9, sin * leaf * 1.9, z - 0.26)
+        across = b.turn(yaw=60.0 * k + 20.0)
+        for start, end, wide in (((x, b.number(0.0), z), elbow, 0.1), (elbow, tip, 0.13)):
+            middle = [(p + q) / 2 for p, q in zip(start, end, strict=True)]
+            run = ((end[0] - start[0]).square() + (b.number(end[1]) - b.number(start[1])).square()).sqrt()
+            rise = end[2] - start[2]
+            tilt = torch.rad2deg(torch.atan2(rise, run))
+            frame = across @ b.turn(pitch=-tilt)
+            long = (run.square() + rise.square()).sqrt() / 2
+            b.ball((middle[0], middle[1], middle[2]), (long * 1.3, wide, 0.035), frame=frame)
+    b.ball((x + 0.09, 0.04, z - 0.08), (0.08, 0.08, 0.08), paint=b.fixed(0.36, 0.2, 0.1))

@@ -1,4 +1,4 @@
-"""Rocket, car, airplane, sailboat and train engine; all face +x."""
+"""Rocket, car, airplane, sailboat, train engine, bicycle and helicopter; all face +x."""
 
 from __future__ import annotations
 
@@ -54,6 +54,8 @@ def car(b: Builder) -> None:
                 frame=ALONG_Y,
                 paint=b.fixed(0.12, 0.12, 0.13),
             )
+        hub = b.fixed(0.75, 0.76, 0.78)
+        b.round((axle * length, 0, -height), tyre * 0.5, width * 0.95 + 0.1, frame=ALONG_Y, paint=hub)
     for side in (-1, 1):
         b.round((length, side * width * 0.66, 0.04), 0.08, 0.035, frame=ALONG_X, paint=b.fixed(1.0, 0.95, 0.6))
     b.box((length, 0, -height * 0.65), (0.04, width * 0.98, 0.055), paint=b.fixed(0.3, 0.3, 0.32))
@@ -90,7 +92,7 @@ def sailboat(b: Builder) -> None:
     height = b.uniform(0.56, 0.66)
     b.ball((0, 0, 0), (length, beam, draft), zhi=0.0, paint=b.second)
     b.box((-0.42 * length, 0, 0.06), (0.2, beam * 0.5, 0.1), paint=b.second)
-    b.round((0.06, 0, height), 0.035, height + 0.05, paint=b.fixed(0.45, 0.3, 0.18))
+    b.round((0.06, 0, height), 0.028, height + 0.05, paint=b.fixed(0.45, 0.3, 0.18))
     # The sails are swung out, as on a real boat, so they are visible from the front too.
     swing = b.uniform(18.0, 30.0)
     b.box(
@@ -131,3 +133,48 @@ def train_engine(b: Builder) -> None:
         # Both wheels of an axle are one cylinder, whose middle is hidden by the frame.
         b.round((x, 0, -radius - 0.2), wheel, 0.37, frame=ALONG_Y, on=three if k == 2 else None, paint=dark)
     b.box((0.94, 0, -radius - 0.14), (0.2, 0.3, 0.14), taper=(0.1, 1.0), xlo=0.0, paint=b.plain)
+
+
+def bicycle(b: Builder) -> None:
+    """Two wheels with thin tires and spokes, a frame of tubes, a seat, a handlebar and sometimes a basket."""
+    wheel, base, tube = b.uniform(0.35, 0.38), b.uniform(0.52, 0.58), 0.03
+    dark = b.fixed(0.14, 0.14, 0.15)
+    for front in (-1, 1):
+        rim = b.round_piece((front * base, 0, 0), wheel - 0.055, 0.1, frame=ALONG_Y, paint=b.second)
+        b.round((front * base, 0, 0), wheel, 0.035, frame=ALONG_Y, hole=rim, paint=b.second)
+        for turn in (20.0, 110.0):
+            spoke = b.turn(pitch=turn + 15.0 * front)
+            b.box((front * base, 0, 0), (0.015, 0.015, wheel - 0.03), frame=spoke, paint=b.second)
+    crank, post, head = (-0.08, 0.0, -0.04), (-0.2, 0.0, 0.4), (base - 0.14, 0.0, 0.42)
+    b.rod(crank, (-0.24, 0, 0.54), tube)
+    b.rod(post, head, tube)
+    b.rod(crank, (base - 0.12, 0, 0.34), tube)
+    b.rod((-base, 0, 0), crank, tube * 0.8)
+    b.rod((-base, 0, 0), post, tube * 0.8)
+    b.rod((base, 0, 0), (base - 0.2, 0, 0.62), tube)
+    b.rod((base - 0.2, -0.24, 0.64), (base - 0.2, 0.24, 0.64), tube * 0.9, paint=dark)
+    b.ball((-0.26, 0, 0.56), (0.16, 0.085, 0.045), paint=dark)
+    b.rod((-0.19, -0.12, -0.12), (0.03, 0.12, 0.04), 0.028, paint=dark)
+    b.box((base + 0.02, 0, 0.5), (0.14, 0.17, 0.11), taper=(1.2, 1.15), on=b.mode == 1, paint=b.plain)
+
+
+def helicopter(b: Builder) -> None:
+    """A round cabin with a glass front, a thin tail with fin and rotor, skids, and two or four thin rotor blades."""
+    length, height = b.uniform(0.4, 0.46), b.uniform(0.28, 0.32)
+    b.ball((0, 0, 0), (length, height * 0.98, height))
+    b.ball((length * 0.36, 0, 0.03), (length * 0.68, height * 0.8, height * 0.82), paint=b.fixed(0.3, 0.45, 0.6))
+    tail = b.uniform(0.95, 1.05)
+    b.rod((-length * 0.5, 0, 0.08), (-tail, 0, 0.14), 0.12, top=0.35)
+    b.box((-tail, 0, 0.22), (0.11, 0.025, 0.2), taper=(0.6, 1.0), paint=b.second)
+    dark = b.fixed(0.22, 0.22, 0.24)
+    b.box((-tail - 0.02, 0.05, 0.22), (0.02, 0.012, 0.17), frame=b.turn(pitch=b.uniform(0.0, 90.0)), paint=dark)
+    b.round((0, 0, height + 0.08), 0.035, 0.12, paint=dark)
+    b.round((0, 0, height + 0.02), 0.13, 0.06, top=0.6, paint=b.plain)
+    turn = b.uniform(25.0, 65.0)
+    b.box((0, 0, height + 0.18), (0.95, 0.05, 0.014), frame=b.turn(yaw=turn), paint=b.second)
+    b.box((0, 0, height + 0.18), (0.95, 0.05, 0.014), frame=b.turn(yaw=turn + 90.0), on=b.mode == 1, paint=b.second)
+    for side in (-1, 1):
+        y = side * 0.27
+        b.rod((-0.36, y, -height - 0.16), (0.42, y, -height - 0.16), 0.022, paint=dark)
+        for x in (-0.18, 0.18):
+            b.rod((x, y * 0.5, -height * 0.7), (x, y, -height - 0.16), 0.018, paint=dark)
