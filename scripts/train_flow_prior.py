@@ -3,12 +3,16 @@
 
 Every stage saves its state to ``--work`` once a minute; the same command resumes an interrupted training.
 
-    python scripts/train_flow_prior.py --work runs/flow --out scoredist3d/assets           # on one H100 or H200
-    python scripts/train_flow_prior.py --work runs/mini --out runs/mini/assets --miniature  # seconds, on a CPU (tests)
+    python scripts/train_flow_prior.py --work runs/flow --out scoredist3d/assets --vae scoredist3d/assets/prior/vae
+    python scripts/train_flow_prior.py --work runs/mini --out runs/mini/assets --miniature   # seconds, on a CPU (tests)
 
-The stages are: rendering a pool of captioned views and a second one of signs and mugs with words; the autoencoder,
-unless ``--vae`` names a trained one; the transformer with its text encoders; export as fp16 safetensors in the layout
-of StableDiffusion3Pipeline. diffusers loads the folder with ``text_encoder_3=None, tokenizer_3=None``.
+The stages are: rendering a pool of captioned views, with signs and mugs that carry words; the autoencoder, unless
+``--vae`` names a trained one; the transformer with its text encoders; export as fp16 safetensors in the layout of
+StableDiffusion3Pipeline, which loads the folder with ``text_encoder_3=None, tokenizer_3=None``. A long training is
+split into commands of a few minutes, each of which continues from the exported prior of the last one:
+
+    python scripts/train_flow_prior.py --work W1 --out P1 --vae VAE --flow-minutes 8 --seed 1 --hold 1
+    python scripts/train_flow_prior.py --work W2 --out P2 --init P1 --flow-minutes 8 --seed 2 --hold 0
 """
 
 from __future__ import annotations
@@ -20,7 +24,6 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)]
@@ -28,11 +31,12 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).res
 import torch
 from diffusers import AutoencoderKL
 from prior_training.common import load_state
-from prior_training.flow import FlowModel, standardize, train_flow
+from prior_training.flow import FlowModel, LetteredViews, Sources, standardize, train_flow
 from prior_training.flow_models import FlowSizes, build_clip, build_transformer, save_flow_prior, zero_modulation
 from prior_training.models import PriorSizes, build_vae
-from prior_training.pool import Pool
+from prior_training.pool import Pool, PoolSizes
 from prior_training.vae import train_vae
+from safetensors.torch import load_file
 from transformers import CLIPTokenizer
 
 from scoredist3d.procedural import build_tokenizer
@@ -46,17 +50,20 @@ STANDARD_IMAGES = 2048
 class Recipe:
     """Sizes of a training run."""
 
-    objects: int = 160_000
-    views: int = 5
-    refreshes: int = 0
-    lettered_objects: int = 200_000
+    objects: int = 40_000
+    scenes: int = 6_000
+    lettered: int = 30_000
     lettered_share: float = 0.4
+    views: int = 4
+    refreshes: int = 0
     vae_steps: int = 3500
     vae_batch: int = 256
+    vae_minutes: float = 0.0
     flow_steps: int = 12_000
     flow_batch: int = 1024
     flow_minutes: float = 0.0
     peak_lr: float = 1e-3
+    hold: float = 0.5
     antialias: int = 2
     seed: int = 0
 
@@ -64,10 +71,11 @@ class Recipe:
     def miniature(cls) -> Recipe:
         """Sizes for tests, which train in seconds."""
         return cls(
-            objects=28,
+            objects=8,
+            scenes=2,
+            lettered=4,
             views=2,
             refreshes=1,
-            lettered_objects=8,
             vae_steps=4,
             vae_batch=4,
             flow_steps=6,
@@ -82,6 +90,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--work", type=Path, required=True, help="folder for the training states")
     parser.add_argument("--out", type=Path, required=True, help=f"target folder of {FOLDER}/")
     parser.add_argument("--vae", type=Path, help="folder of a trained autoencoder, e.g. scoredist3d/assets/prior/vae")
+    parser.add_argument("--init", type=Path, help=f"folder with {FOLDER}/ from an earlier command, to continue from")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--miniature", action="store_true", help="use tiny networks and a few steps, for tests")
     parser.add_argument(
@@ -133,28 +142,30 @@ def main(argv: list[str] | None = None) -> int:
         torch.backends.cudnn.benchmark = True
     run.work.mkdir(parents=True, exist_ok=True)
     tokenizer = build_tokenizer(run.work / "tokenizer")
-    return export_state(run, tokenizer) if arguments.export_only else train(run, tokenizer, arguments.vae)
+    return export_state(run, tokenizer) if arguments.export_only else train(run, tokenizer, arguments)
 
 
-def train(run: Run, tokenizer: CLIPTokenizer, vae_folder: Path | None) -> int:
+def train(run: Run, tokenizer: CLIPTokenizer, arguments: argparse.Namespace) -> int:
     """Run all stages and write the prior; finished stages are loaded from the work folder."""
     began = time.monotonic()
     recipe = run.recipe
     generator = torch.Generator(run.device).manual_seed(recipe.seed + 1)
     run.note(f"{json.dumps(asdict(recipe))} on {run.device}")
-    pools = build_pools(run, tokenizer)
-    for pool, _ in pools:
-        pool.fill(0)
-        run.note(f"{type(pool).__name__} of {pool.count:,} views rendered")
-    vae = autoencoder(run, pools, generator, vae_folder)
+    pool = build_pool(run, tokenizer)
+    pool.fill(0)
+    run.note(f"pool of {pool.count:,} views rendered")
+    init = None if arguments.init is None else arguments.init / FOLDER
+    vae = autoencoder(run, pool, generator, arguments.vae, init)
     run.note(f"autoencoder: scaling {vae.config.scaling_factor}, shift {vae.config.shift_factor}")
-    for pool, _ in pools:
-        pool.encode_with(vae)
-    run.note("pools encoded")
+    pool.encode_with(vae)
+    run.note("pool encoded")
+    sources: Sources = [(pool, 1.0 - recipe.lettered_share), (LetteredViews(pool), recipe.lettered_share)]
     model = build_model(run, vae, tokenizer)
+    if init is not None:
+        load_model(model, init)
     averaged = train_flow(
         model,
-        pools,
+        sources,
         shift=run.sizes.shift,
         offset=vae.config.shift_factor * vae.config.scaling_factor,
         steps=recipe.flow_steps,
@@ -165,6 +176,7 @@ def train(run: Run, tokenizer: CLIPTokenizer, vae_folder: Path | None) -> int:
         refreshes=recipe.refreshes,
         minutes=recipe.flow_minutes,
         peak_lr=recipe.peak_lr,
+        hold=recipe.hold,
     )
     export(run, vae, averaged)
     facts = {"recipe": asdict(recipe), "seconds": round(time.monotonic() - began), "device": str(run.device)}
@@ -173,61 +185,69 @@ def train(run: Run, tokenizer: CLIPTokenizer, vae_folder: Path | None) -> int:
     return 0
 
 
-def build_pools(run: Run, tokenizer: CLIPTokenizer) -> list[tuple[Any, float]]:
-    """The empty pools of training views with their shares of each batch."""
+def build_pool(run: Run, tokenizer: CLIPTokenizer) -> Pool:
+    """The empty pool of training views."""
     recipe = run.recipe
-    shared: dict[str, Any] = {
-        "image_size": run.images.image_size,
-        "antialias": recipe.antialias,
-        "seed": recipe.seed,
-        "device": run.device,
-        "compile_": run.compile_,
-    }
-    pools: list[tuple[Any, float]] = [
-        (Pool(tokenizer, objects=recipe.objects, views=recipe.views, **shared), 1.0 - recipe.lettered_share)
-    ]
-    if recipe.lettered_share > 0.0:
-        from prior_training.lettered import LetteredPool
-
-        lettered = LetteredPool(tokenizer, objects=recipe.lettered_objects, **shared)
-        pools.append((lettered, recipe.lettered_share))
-    return pools
+    return Pool(
+        tokenizer,
+        PoolSizes(recipe.objects, recipe.scenes, recipe.lettered, recipe.views),
+        image_size=run.images.image_size,
+        antialias=recipe.antialias,
+        seed=recipe.seed,
+        device=run.device,
+        compile_=run.compile_,
+    )
 
 
 def autoencoder(
-    run: Run, pools: list[tuple[Any, float]], generator: torch.Generator, folder: Path | None
+    run: Run, pool: Pool, generator: torch.Generator, trained: Path | None, init: Path | None
 ) -> AutoencoderKL:
-    """The autoencoder with standardized latents, loaded from ``folder`` if given, otherwise trained on the first pool.
+    """The autoencoder with standardized latents.
 
-    A finished one is loaded from the work folder: its scaling factor must not change between sessions.
+    The first of these is used: a finished one in the work folder, that of the prior ``init``, the one in ``trained``, a
+    newly trained one. The scaling factor of the first two must not change between commands.
     """
     finished = run.work / "vae"
-    if finished.is_dir():
-        vae = AutoencoderKL.from_pretrained(finished).to(run.device)
+    source = finished if finished.is_dir() else trained if init is None else init / "vae"
+    if source is not None:
+        vae = AutoencoderKL.from_pretrained(source, torch_dtype=torch.float32).to(run.device)
     else:
-        if folder is not None:
-            vae = AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32).to(run.device)
-        else:
-            with torch.random.fork_rng():
-                torch.manual_seed(run.recipe.seed)  # library modules draw their initial weights from the global stream
-                vae = build_vae(run.images)
-            steps, batch = run.recipe.vae_steps, run.recipe.vae_batch
-            first = pools[0][0]
-            shared: dict[str, Any] = {"work": run.work, "generator": generator, "compile_": run.compile_}
-            vae = train_vae(vae, first, steps=steps, batch=batch, **shared)
-        images = [pool.random_images(max(1, round(share * STANDARD_IMAGES)), generator) for pool, share in pools]
-        standardize(vae, torch.cat(images))
-        vae.save_pretrained(finished)
+        recipe = run.recipe
+        with torch.random.fork_rng():
+            torch.manual_seed(recipe.seed)  # library modules draw their initial weights from the global stream
+            vae = build_vae(run.images)
+        vae = train_vae(
+            vae,
+            pool,
+            steps=recipe.vae_steps,
+            batch=recipe.vae_batch,
+            work=run.work,
+            generator=generator,
+            compile_=run.compile_,
+            minutes=recipe.vae_minutes,
+        )
     vae.eval().requires_grad_(False)
+    if not finished.is_dir() and init is None:
+        index = pool.random_index(min(pool.count, STANDARD_IMAGES), generator, lettered=True)
+        standardize(vae, pool.images_at(index))
+    if not finished.is_dir():
+        vae.save_pretrained(finished)
     return vae
+
+
+def load_model(model: FlowModel, folder: Path) -> None:
+    """Load the weights of an exported prior."""
+    parts = (("transformer", "transformer"), ("clip", "text_encoder"), ("clip_2", "text_encoder_2"))
+    for name, part in parts:
+        (file,) = (folder / part).glob("*.safetensors")
+        getattr(model, name).load_state_dict({key: value.float() for key, value in load_file(file).items()})
 
 
 def build_model(run: Run, vae: AutoencoderKL, tokenizer: CLIPTokenizer) -> FlowModel:
     """The untrained transformer and text encoders."""
-    factor = 2 ** (len(vae.config.block_out_channels) - 1)
     with torch.random.fork_rng():
         torch.manual_seed(run.recipe.seed)  # library modules draw their initial weights from the global stream
-        transformer = build_transformer(run.sizes, vae.config.latent_channels, run.images.image_size // factor)
+        transformer = build_transformer(run.sizes, vae.config.latent_channels, run.images.latent_size)
         zero_modulation(transformer)
         return FlowModel(transformer, build_clip(run.sizes, tokenizer), build_clip(run.sizes, tokenizer))
 

@@ -6,7 +6,6 @@ shifted as in the model's sampler.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -20,7 +19,7 @@ from scoredist3d.diffusion.schedule import FlowSchedule
 from scoredist3d.priors.stable_diffusion_3 import joint_embedding, with_camera_token
 
 from .common import Ema, Stage
-from .pool import DenoiserBatch
+from .pool import DenoiserBatch, Pool
 
 UNIFORM_SHARE = 0.1
 """Share of uniform timesteps.
@@ -38,6 +37,25 @@ class BatchSource(Protocol):
 
     def refresh(self, filling: int) -> None:
         """Replace the content by new examples."""
+
+
+class LetteredViews:
+    """The views of the lettered objects of a pool, which the pool's own batches leave out.
+
+    Refreshing the pool refreshes them.
+    """
+
+    def __init__(self, pool: Pool) -> None:
+        self.pool = pool
+
+    def random_batch(self, count: int, generator: torch.Generator) -> DenoiserBatch:
+        """Random lettered views; captions and cameras are dropped as in the pool's own batches."""
+        first, end = self.pool.count_of_objects, self.pool.count
+        index = torch.randint(first, end, (count,), generator=generator, device=self.pool.device)
+        return self.pool.random_batch(count, generator, index=index)
+
+    def refresh(self, filling: int) -> None:
+        """Nothing: the pool is a source of its own."""
 
 
 Sources = Sequence[tuple[BatchSource, float]]
@@ -125,6 +143,7 @@ def train_flow(
     refreshes: int = 0,
     minutes: float = 0.0,
     peak_lr: float = 1e-3,
+    hold: float = 0.5,
     ema_decay: float = 0.999,
     long_share: float = 0.1,
 ) -> FlowModel:
@@ -144,16 +163,17 @@ def train_flow(
         refreshes: How often the sources are refilled, at equal distances.
         minutes: If positive, the number of steps is set after the first 120 so that the training takes that time.
         peak_lr: Highest learning rate.
+        hold: Fraction of the steps after which the learning rate decays; 1 for a constant one.
         ema_decay: Decay of the averaged weights.
         long_share: Share of the batches with the context length of a default call of StableDiffusion3Pipeline, so that
             the model can be sampled there, too.
     """
     device = generator.device
     stage = _stage(model, steps, work, generator, peak_lr, ema_decay)
+    stage.hold, stage.minutes = hold, minutes
     stage.resume(device)
     step_loss = loss_function(model, FlowSchedule(shift), compile_=compile_)
     amp = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
-    timed_since = time.monotonic()
     while stage.step < stage.total:
         period = stage.total // (refreshes + 1)
         if refreshes and stage.step and stage.step % period == 0 and stage.total - stage.step >= period:
@@ -173,12 +193,6 @@ def train_flow(
         stage.optimizer.step()
         stage.emas["flow"].update(model)
         stage.advance(loss.detach(), batch=batch, log_every=max(1, steps // 50))
-        if minutes and stage.step == 20:
-            float(loss)  # synchronizes, so that the compilation is not timed
-            timed_since = time.monotonic()
-        elif minutes and stage.step == 120:
-            float(loss)
-            stage.fit_to(minutes, since=timed_since, skipped=20)
     averaged: FlowModel = stage.emas["flow"].module
     return averaged
 

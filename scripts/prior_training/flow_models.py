@@ -20,6 +20,8 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 from scoredist3d.priors.stable_diffusion_3 import CAMERA_TOKEN, T5_LENGTH
 from scoredist3d.procedural import lexicon
 
+from .cameras import REFERENCE_EXTENT
+
 
 @dataclass(frozen=True)
 class FlowSizes:
@@ -138,5 +140,6 @@ def save_flow_prior(
         "transformer": ["diffusers", "SD3Transformer2DModel"],
         "vae": ["diffusers", "AutoencoderKL"],
     }
+    (folder / "camera.json").write_text(json.dumps({"reference_extent": REFERENCE_EXTENT}) + "\n")
     (folder / "vocabulary.json").write_text(json.dumps(lexicon(), indent=0) + "\n")
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")

@@ -20,6 +20,7 @@ from scoredist3d.diffusion.schedule import FlowSchedule
 from scoredist3d.priors import CFGConditions, camera_embedding, diffusers_loading, sample
 from scoredist3d.priors.diffusers_loading import PriorError
 from scoredist3d.priors.diffusers_prior import DiffusersPrior
+from scoredist3d.procedural.tokenizer import MAX_LENGTH
 from scoredist3d.training.fit import import_lightning
 
 import_lightning()  # before the tests: the import draws from a global random stream
@@ -96,7 +97,7 @@ def test_text_embeddings_are_the_pipelines(
             PROMPTS, PROMPTS, PROMPTS, do_classifier_free_guidance=False, **tokens
         )
     conditioning = prior.embed(PROMPTS)
-    assert conditioning.text.shape[1] == 24 + (256 if length is None else length)
+    assert conditioning.text.shape[1] == MAX_LENGTH + (256 if length is None else length)
     torch.testing.assert_close(conditioning.text, text)
     torch.testing.assert_close(conditioning.pooled, pooled)
     assert conditioning.camera is not None and not conditioning.camera.any()

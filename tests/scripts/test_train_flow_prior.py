@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -20,13 +19,10 @@ from scoredist3d.priors import CFGConditions, camera_embedding, sample
 from scoredist3d.priors.diffusers_prior import DiffusersPrior
 from scoredist3d.procedural import build_tokenizer
 
-SHARE = [] if find_spec("scoredist3d.procedural.lettering") else ["--lettered-share", "0"]
-
 
 def arguments(folder: Path, *options: str) -> list[str]:
     return [
         *("--miniature", "--device", "cpu", "--work", str(folder / "work"), "--out", str(folder / "assets")),
-        *SHARE,
         *options,
     ]
 
@@ -75,11 +71,24 @@ def test_rerun_resumes_at_the_end_and_changes_nothing(trained: Path) -> None:
 
 
 def test_a_trained_autoencoder_is_used(trained: Path, tmp_path: Path) -> None:
-    options = arguments(tmp_path, "--vae", str(trained / "work" / "vae"), "--flow-steps", "1", "--objects", "4")
+    options = arguments(tmp_path, "--vae", str(trained / "work" / "vae"), "--flow-steps", "1", "--objects", "2")
     assert train_flow_prior.main(options) == 0
     weights = [folder / "work" / "vae" / "diffusion_pytorch_model.safetensors" for folder in (trained, tmp_path)]
     assert weights[0].read_bytes() == weights[1].read_bytes()
     assert not (tmp_path / "work" / "vae.pt").exists()
+
+
+def test_a_training_continues_from_an_exported_prior(trained: Path, tmp_path: Path) -> None:
+    options = ["--init", str(trained / "assets"), "--flow-steps", "1", "--peak-lr", "0", "--objects", "2"]
+    assert train_flow_prior.main(arguments(tmp_path, *options)) == 0
+    for part in ("vae", "transformer", "text_encoder"):
+        before, after = (
+            load_file(next((folder / "assets" / "prior-flow" / part).glob("*.safetensors")))
+            for folder in (trained, tmp_path)
+        )
+        assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
+    facts = [json.loads((folder / "work" / "vae" / "config.json").read_text()) for folder in (trained, tmp_path)]
+    assert facts[0]["scaling_factor"] == facts[1]["scaling_factor"]
 
 
 def test_export_only_without_states_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
