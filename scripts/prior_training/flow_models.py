@@ -67,7 +67,7 @@ def build_transformer(sizes: FlowSizes, latent_channels: int, latent_size: int) 
         joint_attention_dim=2 * sizes.text_width,
         caption_projection_dim=width,
         pooled_projection_dim=2 * sizes.text_width,
-        pos_embed_max_size=latent_size // sizes.patch_size,
+        pos_embed_max_size=3 * latent_size // (2 * sizes.patch_size),  # wide images have up to 1.5 times the side
         qk_norm="rms_norm",
     )
 
