@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import evaluate_words
 import pytest
 import torch
 import train_flow_prior
 from prior_training.flow import FlowModel, mixed_batch, random_timesteps, standardize, train_flow
 from prior_training.flow_models import FlowSizes, build_clip, build_transformer, save_flow_prior, zero_modulation
 from prior_training.pool import DenoiserBatch
+from prior_training.reader import save_reader
 from safetensors.torch import load_file
 from shared.flow_folder import build_vae
 
@@ -18,6 +20,7 @@ from scoredist3d.cameras import Cameras, orbit
 from scoredist3d.priors import CFGConditions, camera_embedding, sample
 from scoredist3d.priors.diffusers_prior import DiffusersPrior
 from scoredist3d.procedural import build_tokenizer
+from scoredist3d.procedural.reader import Reader
 
 
 def arguments(folder: Path, *options: str) -> list[str]:
@@ -89,6 +92,19 @@ def test_a_training_continues_from_an_exported_prior(trained: Path, tmp_path: Pa
         assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
     facts = [json.loads((folder / "work" / "vae" / "config.json").read_text()) for folder in (trained, tmp_path)]
     assert facts[0]["scaling_factor"] == facts[1]["scaling_factor"]
+
+
+def test_words_of_samples_are_read(trained: Path, tmp_path: Path) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        save_reader(Reader(width=8), tmp_path / "reader")
+    options = ["--prior", str(trained / "assets" / "prior-flow"), "--reader", str(tmp_path / "reader")]
+    options += ["--out", str(tmp_path), "--device", "cpu", "--count", "4", "--steps", "1", "--scales", "1"]
+    assert evaluate_words.main(options) == 0
+    table = json.loads((tmp_path / "words.json").read_text())
+    assert list(table) == ["real renders", "real renders, encoded", "1 steps, scale 1"]
+    assert all(0.0 <= row["exact"] <= row["characters"] <= 1.0 for row in table.values())
+    assert (tmp_path / "words.png").stat().st_size > 1000
 
 
 def test_export_only_without_states_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
