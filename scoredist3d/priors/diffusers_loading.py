@@ -24,7 +24,13 @@ from scoredist3d.priors.vocabulary import vocabulary_of
 _log = logging.getLogger("scoredist3d")
 
 EMBEDDED = "embedded"
-EMBEDDED_FOLDER = Path(__file__).parent.parent / "assets" / "prior"
+_ASSETS = Path(__file__).parent.parent / "assets"
+EMBEDDED_FOLDER = _ASSETS / "prior"
+_PACKAGED = {
+    EMBEDDED: (EMBEDDED_FOLDER, "scripts/train_prior.py"),
+    "embedded-flow": (_ASSETS / "prior-flow", "scripts/train_flow_prior.py"),
+}
+"""Models that come with the package: their folders and the scripts that train them."""
 _INDEX = "model_index.json"
 MODEL_KEY = "prior.pretrained_model_name_or_path"
 
@@ -60,7 +66,7 @@ class PipelineSource:
         """Find the pipeline and read its index.
 
         Args:
-            name: ``embedded``, a local folder, or a hub id ``owner/model``.
+            name: ``embedded``, ``embedded-flow``, a local folder, or a hub id ``owner/model``.
             revision: Branch, tag or commit of a hub id.
             variant: Preferred variant of the weight files, e.g. ``fp16``.
             key: Configuration key that holds ``name``, for error messages.
@@ -68,13 +74,13 @@ class PipelineSource:
         Raises:
             PriorError: ``name`` is neither a pipeline folder nor a reachable hub id.
         """
-        path = EMBEDDED_FOLDER if name == EMBEDDED else Path(name).expanduser()
+        path = _PACKAGED[name][0] if name in _PACKAGED else Path(name).expanduser()
         if path.is_dir():
             return cls(str(path), path, revision, variant, _read_index(path, key), key)
-        if name == EMBEDDED:
+        if name in _PACKAGED:
             raise PriorError(
-                f"{key}: the embedded prior is missing from {path}; reinstall scoredist3d, train the prior with "
-                "scripts/train_prior.py, or name another diffusers folder"
+                f"{key}: the prior {name!r} is missing from {path}; reinstall scoredist3d, train the prior with "
+                f"{_PACKAGED[name][1]}, or name another diffusers folder"
             )
         if name.count("/") != 1 or name.startswith((".", "/", "~")):
             raise PriorError(f"{key}: {name!r} is neither an existing folder nor a hub id of the form owner/model")

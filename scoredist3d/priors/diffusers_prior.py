@@ -1,83 +1,47 @@
-"""The UNet family: Stable Diffusion 1.x and 2.x, the first stage of DeepFloyd IF, and camera-conditioned variants."""
+"""The prior for text-to-image models in diffusers layout; the class of a model's denoiser selects its family."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from scoredist3d.cameras import Cameras
-from scoredist3d.priors.adapters import AdapterPoints, attention_projections
 from scoredist3d.priors.camera_embedding import CAMERA_EMBEDDING_SIZE, camera_embedding
 from scoredist3d.priors.conditioning import Conditioning
-from scoredist3d.priors.denoiser import DenoiserNetwork
 from scoredist3d.priors.diffusers_loading import PipelineSource
-from scoredist3d.priors.frozen_network import Precision
+from scoredist3d.priors.pipeline_family import Family
 from scoredist3d.priors.pipeline_prior import PipelinePrior
-from scoredist3d.priors.text_encoding import TextEncoder
-from scoredist3d.priors.unet_support import check_unet, takes_cameras, text_width
+from scoredist3d.priors.stable_diffusion import STABLE_DIFFUSION
+from scoredist3d.priors.stable_diffusion_3 import STABLE_DIFFUSION_3
 from scoredist3d.registry import register
 
-_T5_LENGTH = 77
-"""Number of tokens per prompt in the training of DeepFloyd IF; T5 itself has no limit."""
+FAMILIES: tuple[Family, ...] = (STABLE_DIFFUSION, STABLE_DIFFUSION_3)
 
 
-class UNetDenoiser(DenoiserNetwork):
-    """A UNet2DConditionModel that attends to a text embedding, with or without camera conditioning.
+def family_of(source: PipelineSource) -> Family:
+    """The family of a pipeline.
 
-    A UNet with ``class_embed_type: projection`` and 16 inputs is conditioned on cameras (see
-    :func:`~scoredist3d.priors.camera_embedding.camera_embedding`).
+    For a model of no known family it is the UNet family, whose check rejects the model with an error that names it.
     """
-
-    def __init__(self, source: PipelineSource, precision: Precision) -> None:
-        """The arguments are those of :class:`DenoiserNetwork`."""
-        super().__init__(source, precision)
-        self.takes_cameras = takes_cameras(self.network.config)
-
-    @classmethod
-    def check(cls, source: PipelineSource) -> None:
-        """Check that the UNet needs no inputs other than the text embedding and, optionally, a camera."""
-        check_unet(source)
-
-    def inputs(self, conditioning: Conditioning) -> Mapping[str, Tensor | None]:
-        """Text embedding and camera embedding.
-
-        Raises:
-            ValueError: The model is conditioned on cameras and the conditioning has no camera embedding.
-        """
-        if self.takes_cameras and conditioning.camera is None:
-            raise ValueError(f"{self.name} is conditioned on cameras; make the conditioning with prior.embed")
-        return {"encoder_hidden_states": conditioning.text, "class_labels": conditioning.camera}
-
-    def adapter_points(self) -> AdapterPoints:
-        """The projections of all attention layers, and the timestep embedding."""
-        # add_k_proj and add_v_proj are the text projections of DeepFloyd IF.
-        names = ("to_q", "to_k", "to_v", "to_out.0", "add_k_proj", "add_v_proj")
-        width = self.network.time_embedding.linear_2.out_features
-        return AdapterPoints(
-            network=self.network,
-            linears=attention_projections(self.network, names),
-            time_embedding="time_embedding",
-            width=width,
-            text_width=text_width(self.network.config),
-        )
+    return next((family for family in FAMILIES if family.matches(source)), STABLE_DIFFUSION)
 
 
-@register("prior", "diffusers", summary="UNet models (Stable Diffusion 1 and 2, DeepFloyd IF) from a folder or hub id.")
+@register(
+    "prior", "diffusers", summary="Stable Diffusion 1, 2 and 3 and DeepFloyd IF from a diffusers folder or hub id."
+)
 class DiffusersPrior(PipelinePrior):
-    """A UNet with one CLIP or T5 text encoder, from a diffusers pipeline.
+    """A text-to-image model from a diffusers pipeline.
 
-    Stable Diffusion 1.x and 2.x and the first stage of DeepFloyd IF are supported; other families are rejected with an
-    error that names them (see :func:`~scoredist3d.priors.unet_support.check_unet`).
+    :data:`FAMILIES` lists the families that are supported; other models are rejected with an error that names their
+    family (see :func:`~scoredist3d.priors.unet_support.check_unet`).
     """
 
     @dataclass
     class Config(PipelinePrior.Config):
         """Options of the pipeline, its precision and its image size."""
-
-    denoiser_class = UNetDenoiser
 
     def __init__(self, config: Config) -> None:
         """Load the model on the CPU; move it with ``.to(device)``.
@@ -89,20 +53,21 @@ class DiffusersPrior(PipelinePrior):
             PriorError: The pipeline is missing, incomplete, or of a family that is not supported.
         """
         source = self.open(config)
-        super().__init__(config, source)
-        self.text = load_text_encoder(source, config.precision)
+        family = family_of(source)
+        super().__init__(config, source, family.denoiser)
+        self.text = family.load_text(source, config.precision)
         self._camera_extent = source.camera_extent()
 
     @torch.no_grad()
     def embed(self, prompts: Sequence[str], cameras: Cameras | None = None) -> Conditioning:
-        """The text encoder's last hidden state, and the camera embedding for a model with camera conditioning.
+        """The text embedding, and the camera embedding for a model with camera conditioning.
 
         Raises:
             ValueError: The numbers of prompts and cameras differ.
         """
         if cameras is not None and len(cameras) != len(prompts):
             raise ValueError(f"{len(prompts)} prompts require the same number of cameras, got {len(cameras)}")
-        return Conditioning(self.text.hidden_states(prompts), camera=self.camera_condition(cameras, len(prompts)))
+        return replace(self.text.conditioning(prompts), camera=self.camera_condition(cameras, len(prompts)))
 
     def camera_condition(self, cameras: Cameras | None, batch: int) -> Tensor | None:
         """(batch, 16) flattened camera matrices, zeros without cameras; None without camera conditioning."""
@@ -111,20 +76,3 @@ class DiffusersPrior(PipelinePrior):
         if cameras is None:
             return torch.zeros(batch, CAMERA_EMBEDDING_SIZE, device=self.device)
         return camera_embedding(cameras, self._camera_extent).to(self.device)
-
-
-def load_text_encoder(source: PipelineSource, precision: Precision) -> TextEncoder:
-    """The text encoder of a UNet model, CLIP or T5.
-
-    A CLIP encoder attends to padding unless its configuration sets ``use_attention_mask``, as in
-    StableDiffusionPipeline. A T5 encoder does not attend to padding, and its prompts are stripped and lower-cased, as
-    in IFPipeline without caption cleaning (DeepFloyd IF is the only family that combines T5 with a
-    UNet2DConditionModel).
-
-    Raises:
-        PriorError: A part is missing or incomplete.
-    """
-    config = source.network_config("text_encoder")
-    if config.get("model_type") == "t5":
-        return TextEncoder.load(source, precision, length=_T5_LENGTH, masks_padding=True, lower_case=True)
-    return TextEncoder.load(source, precision, masks_padding=bool(config.get("use_attention_mask", False)))

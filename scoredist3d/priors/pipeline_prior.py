@@ -23,14 +23,15 @@ from scoredist3d.priors.thresholding import SampleLimit
 class PipelinePrior(Prior):
     """A prior composed of the parts of a diffusers pipeline.
 
-    A family sets :attr:`denoiser_class`, loads its text encoders in its constructor and implements :meth:`Prior.embed`.
+    A subclass names the class of its denoiser, loads its text encoders in its constructor and implements
+    :meth:`Prior.embed`.
     A pipeline without ``vae`` is a pixel-space model: its latents are channels-first images in [-1, 1].
 
     Latents, timesteps and predictions keep the caller's data type; only the networks compute in ``precision``, outside
     of autocast.
 
     Attributes:
-        denoiser_class: Class of the denoising network.
+        denoiser_class: Class of the denoising network, for subclasses of one model family.
         name: The pipeline's folder or hub id.
         denoiser: The denoising network.
         codec: Converts between images and latents.
@@ -42,7 +43,8 @@ class PipelinePrior(Prior):
 
         pretrained_model_name_or_path: str = option(
             EMBEDDED,
-            "A diffusers pipeline folder or hub id; 'embedded' is the small model that comes with the package.",
+            "A diffusers pipeline folder or hub id; 'embedded' and 'embedded-flow' are the small models that come with "
+            "the package.",
         )
         revision: str | None = option(None, "Branch, tag or commit of a hub id.")
         variant: str | None = option(None, "Preferred variant of the weight files, e.g. fp16.")
@@ -58,12 +60,15 @@ class PipelinePrior(Prior):
 
     denoiser_class: ClassVar[type[DenoiserNetwork]]
 
-    def __init__(self, config: Config, source: PipelineSource) -> None:
+    def __init__(
+        self, config: Config, source: PipelineSource, denoiser_class: type[DenoiserNetwork] | None = None
+    ) -> None:
         """Load the denoiser and the autoencoder on the CPU; move the prior with ``.to(device)``.
 
         Args:
             config: Options of the prior.
             source: The pipeline that ``config`` names; see :meth:`open`.
+            denoiser_class: Class of the denoising network; by default :attr:`denoiser_class`.
 
         Raises:
             PriorError: A part is missing, incomplete, or not supported by this family.
@@ -71,7 +76,7 @@ class PipelinePrior(Prior):
         super().__init__()
         self.config = config
         self.name = source.name
-        self.denoiser = self.denoiser_class(source, config.precision)
+        self.denoiser = (denoiser_class or self.denoiser_class)(source, config.precision)
         # Reserves the place of the text encoder, which subclasses load: the fingerprints of saved correctives depend on
         # the order of the parts.
         self.register_module("text", None)
@@ -137,7 +142,7 @@ class PipelinePrior(Prior):
 
     def sibling(self, name: str, *, key: str) -> DenoiserNetwork:
         """The denoiser of another pipeline, in automatic precision; see :meth:`Prior.sibling`."""
-        other = self.denoiser_class(PipelineSource.open(name, key=key), "auto")
+        other = type(self.denoiser)(PipelineSource.open(name, key=key), "auto")
         own_width, width = (denoiser.adapter_points().text_width for denoiser in (self.denoiser, other))
         if width != own_width:
             raise PriorError(

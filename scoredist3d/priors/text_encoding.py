@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from scoredist3d.priors.conditioning import Conditioning
 from scoredist3d.priors.diffusers_loading import PipelineSource
 from scoredist3d.priors.frozen_network import FrozenNetwork, Precision, loading_dtype
 
@@ -79,6 +80,10 @@ class TextEncoder(FrozenNetwork):
     def hidden_states(self, prompts: Sequence[str]) -> Tensor:
         """The network's last hidden state, (B, L, D) in float32. The arguments are those of :meth:`outputs`."""
         return self.outputs(prompts).last_hidden_state.float()
+
+    def conditioning(self, prompts: Sequence[str]) -> Conditioning:
+        """The hidden states as the text of a conditioning."""
+        return Conditioning(self.hidden_states(prompts))
 
     def outputs(self, prompts: Sequence[str], *, all_layers: bool = False) -> Any:
         """The network's outputs as the model's own diffusers pipeline computes them, in the network's precision.

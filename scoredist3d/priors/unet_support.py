@@ -8,8 +8,8 @@ from typing import Any
 from scoredist3d.priors.camera_embedding import CAMERA_EMBEDDING_SIZE
 from scoredist3d.priors.diffusers_loading import PipelineSource, PriorError
 
-_CLASS = "UNet2DConditionModel"
-_SUPPORTED = "Stable Diffusion 1.x and 2.x, and the first stage of DeepFloyd IF, are supported"
+NETWORK = "UNet2DConditionModel"
+_SUPPORTED = "Stable Diffusion 1.x, 2.x and 3.x, and the first stage of DeepFloyd IF, are supported"
 
 # Values of a UNet configuration and the inputs that they require. DeepFloyd IF's values, "text" and "text_proj",
 # require only the text embedding.
@@ -43,9 +43,9 @@ def check_unet(source: PipelineSource) -> None:
         raise PriorError(f"{source.key}: {source.name} ({family}) has no unet{denoiser}. {_SUPPORTED}.")
     config = source.network_config("unet")
     name = source.index["unet"][1]
-    if name != _CLASS:
+    if name != NETWORK:
         raise PriorError(
-            f"{source.key}: the UNet of {source.name} ({family}) is a {name}, not a {_CLASS}. {_SUPPORTED}."
+            f"{source.key}: the UNet of {source.name} ({family}) is a {name}, not a {NETWORK}. {_SUPPORTED}."
         )
     needs = _unsupported_condition(config)
     if needs is not None:

@@ -1,0 +1,39 @@
+"""What a family of text-to-image models adds to the diffusers prior: a denoiser and a text encoding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from scoredist3d.priors.conditioning import Conditioning
+from scoredist3d.priors.denoiser import DenoiserNetwork
+from scoredist3d.priors.diffusers_loading import PipelineSource
+from scoredist3d.priors.frozen_network import Precision
+
+
+class PromptEncoder(Protocol):
+    """The text encoders of a pipeline, as one module."""
+
+    def conditioning(self, prompts: Sequence[str]) -> Conditioning:
+        """The text parts of the conditioning of ``prompts``, as the family's own diffusers pipeline computes them."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family of text-to-image models, recognized by the class of its denoising network.
+
+    Attributes:
+        network: diffusers class of the denoising network, as in ``model_index.json``.
+        denoiser: Calls the network; its ``part`` is the network's name in ``model_index.json``.
+        load_text: Loads the text encoders of a pipeline in a given precision.
+    """
+
+    network: str
+    denoiser: type[DenoiserNetwork]
+    load_text: Callable[[PipelineSource, Precision], PromptEncoder]
+
+    def matches(self, source: PipelineSource) -> bool:
+        """Whether the pipeline's denoiser is of this family."""
+        part = self.denoiser.part
+        return source.has(part) and bool(source.index[part][1] == self.network)
