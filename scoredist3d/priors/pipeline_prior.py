@@ -14,9 +14,10 @@ from scoredist3d.priors.adapters import AdapterPoints
 from scoredist3d.priors.base import Prior
 from scoredist3d.priors.conditioning import Conditioning
 from scoredist3d.priors.denoiser import DenoiserNetwork
-from scoredist3d.priors.diffusers_loading import EMBEDDED, PipelineSource, PriorError
+from scoredist3d.priors.diffusers_loading import EMBEDDED, PipelineSource, PriorError, local_folder, read_vocabulary
 from scoredist3d.priors.frozen_network import Precision
 from scoredist3d.priors.image_codec import load_codec, resize_shorter_side
+from scoredist3d.priors.vocabulary import Nouns
 from scoredist3d.priors.thresholding import SampleLimit
 
 
@@ -55,6 +56,11 @@ class PipelinePrior(Prior):
             ge=8,
             le=4096,
         )
+        allow_unknown_nouns: bool = option(
+            False,
+            "Accept a prompt that names no kind of object that the prior knows, with a warning; --anyway sets it. "
+            "Only priors whose vocabulary.json lists nouns, such as the embedded one, refuse such prompts.",
+        )
 
     denoiser_class: ClassVar[type[DenoiserNetwork]]
 
@@ -83,7 +89,10 @@ class PipelinePrior(Prior):
             )
         self.schedule = self.denoiser.schedule
         self.takes_cameras = self.denoiser.takes_cameras
-        self.vocabulary = source.vocabulary()
+        vocabulary = source.vocabulary()
+        if vocabulary is not None:
+            self.vocabulary, self.nouns = vocabulary.words, vocabulary.nouns
+        self.allow_unknown_nouns = config.allow_unknown_nouns
         self.image_size = config.image_size or self.denoiser.sample_size * self.codec.factor
         # The limits are those of pixel values and do not apply to latents.
         self._sample_limit = None if source.has("vae") else SampleLimit.from_scheduler_config(source.scheduler_config())
@@ -98,6 +107,17 @@ class PipelinePrior(Prior):
         return PipelineSource.open(
             config.pretrained_model_name_or_path, revision=config.revision, variant=config.variant
         )
+
+    @classmethod
+    def stated_nouns(cls, config: Config) -> Nouns | None:
+        """The nouns in the ``vocabulary.json`` of a local folder; None for a hub id.
+
+        Raises:
+            PriorError: The file does not have the right form.
+        """
+        folder = local_folder(config.pretrained_model_name_or_path)
+        vocabulary = None if folder is None else read_vocabulary(folder)
+        return None if vocabulary is None else vocabulary.nouns
 
     @property
     def device(self) -> torch.device:

@@ -9,12 +9,15 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from scoredist3d.procedural import lexicon
+from scoredist3d.procedural.attributes import FAMILIES
+from scoredist3d.procedural.captions import GENERIC_NOUNS
 
 IMAGE_SIZE = 64
 LATENT_STD = 0.5
@@ -128,6 +131,15 @@ def build_scheduler() -> DDIMScheduler:
     )
 
 
+def vocabulary() -> dict[str, Any]:
+    """The content of ``vocabulary.json``: the words of the captions, the nouns of each family, and generic nouns."""
+    return {
+        "words": list(lexicon()),
+        "nouns": {family.name: list(family.synonyms) for family in FAMILIES},
+        "generic_nouns": list(GENERIC_NOUNS),
+    }
+
+
 def save_prior(
     folder: Path, *, vae: AutoencoderKL, unet: UNet2DConditionModel, text_encoder: CLIPTextModel, tokenizer: Path
 ) -> None:
@@ -150,5 +162,5 @@ def save_prior(
         "vae": ["diffusers", "AutoencoderKL"],
     }
     shutil.copytree(tokenizer, folder / "tokenizer", dirs_exist_ok=True)
-    (folder / "vocabulary.json").write_text(json.dumps(lexicon(), indent=0) + "\n")
+    (folder / "vocabulary.json").write_text(json.dumps(vocabulary(), indent=1) + "\n")
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
