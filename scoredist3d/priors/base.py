@@ -15,7 +15,7 @@ from scoredist3d.diffusion.schedule import NoiseSchedule
 from scoredist3d.priors.adapters import AdapterPoints
 from scoredist3d.priors.conditioning import Conditioning
 from scoredist3d.priors.denoiser import DenoiserNetwork
-from scoredist3d.priors.vocabulary import Nouns, words_of
+from scoredist3d.priors.vocabulary import Nouns, Vocabulary, words_of
 
 
 class Prior(nn.Module, ABC):
@@ -73,8 +73,8 @@ class Prior(nn.Module, ABC):
         """The denoiser's output for (B, C, h, w) latents at timesteps ``t`` (B,) in [0, 1]."""
 
     @classmethod
-    def stated_nouns(cls, config: Any) -> Nouns | None:
-        """The :attr:`nouns` of the prior that ``config`` describes, without loading it; None if they are not known."""
+    def stated_vocabulary(cls, config: Any) -> Vocabulary | None:
+        """Words and nouns of the prior that ``config`` describes, without loading it; None if they are not limited."""
         return None
 
     def train(self, mode: bool = True) -> Self:

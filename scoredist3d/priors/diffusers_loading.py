@@ -72,8 +72,8 @@ class PipelineSource:
             return cls(str(path), path, revision, variant, _read_index(path, key), key)
         if name == EMBEDDED:
             raise PriorError(
-                f"{key}: the embedded prior is missing from {EMBEDDED_FOLDER}; reinstall scoredist3d, train the prior with "
-                "scripts/train_prior.py, or name another diffusers folder"
+                f"{key}: the embedded prior is missing from {EMBEDDED_FOLDER}; reinstall scoredist3d, train the "
+                "prior with scripts/train_prior.py, or name another diffusers folder"
             )
         if name.count("/") != 1 or name.startswith((".", "/", "~")):
             raise PriorError(f"{key}: {name!r} is neither an existing folder nor a hub id of the form owner/model")

@@ -17,8 +17,8 @@ from scoredist3d.priors.denoiser import DenoiserNetwork
 from scoredist3d.priors.diffusers_loading import EMBEDDED, PipelineSource, PriorError, local_folder, read_vocabulary
 from scoredist3d.priors.frozen_network import Precision
 from scoredist3d.priors.image_codec import load_codec, resize_shorter_side
-from scoredist3d.priors.vocabulary import Nouns
 from scoredist3d.priors.thresholding import SampleLimit
+from scoredist3d.priors.vocabulary import Vocabulary
 
 
 class PipelinePrior(Prior):
@@ -109,15 +109,14 @@ class PipelinePrior(Prior):
         )
 
     @classmethod
-    def stated_nouns(cls, config: Config) -> Nouns | None:
-        """The nouns in the ``vocabulary.json`` of a local folder; None for a hub id.
+    def stated_vocabulary(cls, config: Config) -> Vocabulary | None:
+        """The content of a local folder's ``vocabulary.json``; None for a hub id and for a folder without this file.
 
         Raises:
             PriorError: The file does not have the right form.
         """
         folder = local_folder(config.pretrained_model_name_or_path)
-        vocabulary = None if folder is None else read_vocabulary(folder)
-        return None if vocabulary is None else vocabulary.nouns
+        return None if folder is None else read_vocabulary(folder)
 
     @property
     def device(self) -> torch.device:

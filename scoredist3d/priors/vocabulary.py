@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
-_CLOSE = 0.75
-"""Similarity from which a spelling is close: one wrong letter in four, or two swapped letters in five."""
+_CLOSE_WORD, _CLOSE_NOUN = 0.75, 0.8
+"""Similarity from which a spelling is close: one wrong letter in four for words ("grey"), in five for nouns."""
 _SHORTEST = 4
 """Number of letters from which a part of a word says something about the whole word."""
 
@@ -42,11 +43,15 @@ class Nouns:
         nouns = [*self._kind_of_name(), *self.generic]
         return [noun for noun in nouns if any(f" {form} " in padded for form in (noun, *plurals(noun)))]
 
-    def nearest(self, text: str) -> str | None:
+    def nearest(self, text: str, correct: Container[str] = ()) -> str | None:
         """The kind whose name or synonym is the most similar to a word of the text; None if no name is similar.
 
         The last word of a phrase comes first ("glass" of "wine glass"), then the other words of a kind's name, then
         similar spellings.
+
+        Args:
+            text: A prompt without a known noun.
+            correct: Words that are not misspelled nouns, although they may resemble one ("three" and "tree").
         """
         names, words = self._kind_of_name(), words_of(text)
         last = {name.split()[-1]: kind for name, kind in reversed(names.items())}
@@ -56,7 +61,8 @@ class Nouns:
             for word in words:
                 if word in forms:
                     return forms[word]
-        return next((last[near] for word in words if (near := near_word(word, last)) is not None), None)
+        near = (near_word(word, last, _CLOSE_NOUN) for word in words if word not in correct)
+        return next((last[noun] for noun in near if noun is not None), None)
 
     def _kind_of_name(self) -> dict[str, str]:
         """The kind of each name and synonym, in lower case; the kinds themselves come first."""
@@ -87,18 +93,15 @@ class Vocabulary:
         Raises:
             ValueError: The content has another form; the message describes the form.
         """
-        block = content if isinstance(content, dict) else {"words": content}
-        words, kinds, generic = block.get("words"), block.get("nouns"), block.get("generic_nouns", [])
-        lists = [words, generic, *(kinds.values() if isinstance(kinds, dict) else [])]
-        if not all(map(_is_list_of_text, lists)) or not isinstance(kinds, dict | None):
+        block: dict[str, Any] = content if isinstance(content, dict) else {"words": content}
+        words, kinds, generic = block.get("words"), block.get("nouns", {}), block.get("generic_nouns", [])
+        if not isinstance(kinds, dict) or not all(map(_is_list_of_text, (words, generic, *kinds.values()))):
             raise ValueError(
                 'must be a list of words or {"words": [...], "nouns": {kind: [synonyms]}, "generic_nouns": [...]}'
             )
-        if not kinds:
-            return cls(vocabulary_of(words))
+        entries: list[str] = [*(words or []), *generic, *kinds, *itertools.chain(*kinds.values())]
         nouns = Nouns({kind: tuple(synonyms) for kind, synonyms in kinds.items()}, tuple(generic))
-        names = (name for kind, synonyms in nouns.kinds.items() for name in (kind, *synonyms))
-        return cls(vocabulary_of([*words, *names, *generic]), nouns)
+        return cls(vocabulary_of(entries), nouns if kinds else None)
 
 
 def plurals(noun: str) -> tuple[str, ...]:
@@ -112,11 +115,16 @@ def plurals(noun: str) -> tuple[str, ...]:
     return tuple(forms)
 
 
-def near_word(word: str, known: Iterable[str]) -> str | None:
+def near_word(word: str, known: Iterable[str], closeness: float = _CLOSE_WORD) -> str | None:
     """The known word that is the most similar to an unknown one, or None.
 
     In this order: its singular, the last part of a compound ("armchair" and "chair"), a close spelling, and a longer
     word that begins with it ("light" and "lighthouse").
+
+    Args:
+        word: A word in lower case.
+        known: Words in lower case.
+        closeness: Similarity of close spellings, in (0, 1]; 1 means equal.
     """
     known = list(known)
     for candidate in known:
@@ -125,7 +133,7 @@ def near_word(word: str, known: Iterable[str]) -> str | None:
     parts = [candidate for candidate in known if len(candidate) >= _SHORTEST and word.endswith(candidate)]
     if parts:
         return max(parts, key=len)
-    close = difflib.get_close_matches(word, known, n=1, cutoff=_CLOSE)
+    close = difflib.get_close_matches(word, known, n=1, cutoff=closeness)
     longer = [candidate for candidate in known if len(word) >= _SHORTEST and candidate.startswith(word)]
     return next(iter([*close, *longer]), None)
 

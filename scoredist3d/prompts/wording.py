@@ -9,7 +9,7 @@ from scoredist3d import registry
 from scoredist3d.config.experiment import ExperimentConfig
 from scoredist3d.config.fields import ConfigError
 from scoredist3d.priors.base import Prior
-from scoredist3d.priors.vocabulary import Nouns, near_word, words_of
+from scoredist3d.priors.vocabulary import Vocabulary, near_word, words_of
 
 _log = logging.getLogger(__name__)
 
@@ -26,23 +26,24 @@ def check_prompts(configs: Iterable[ExperimentConfig]) -> None:
     for config in configs:
         prior = registry.entry_of(config.prior).cls
         if issubclass(prior, Prior) and not getattr(config.prior, "allow_unknown_nouns", False):
-            problem = unknown_noun(prior.stated_nouns(config.prior), config.prompt)
+            vocabulary = prior.stated_vocabulary(config.prior)
+            problem = None if vocabulary is None else unknown_noun(vocabulary, config.prompt)
             problems |= {} if problem is None else {problem: None}
     if problems:
         raise ConfigError("\n".join(problems))
 
 
-def unknown_noun(nouns: Nouns | None, prompt: str) -> str | None:
+def unknown_noun(vocabulary: Vocabulary, prompt: str) -> str | None:
     """An error message for a prompt that names no known kind of object; None if it names one or has no words."""
-    if _names_a_kind(nouns, prompt) or nouns is None:
+    nouns = vocabulary.nouns
+    if nouns is None or not words_of(prompt) or nouns.known_in(prompt):
         return None
-    nearest = nouns.nearest(prompt)
+    nearest = nouns.nearest(prompt, correct=vocabulary.words)
     near = "" if nearest is None else f"; the nearest is {nearest!r}"
-    generic = f" (or, for any of them, {', '.join(nouns.generic)})" if nouns.generic else ""
+    known = ", ".join([*nouns.kinds, *nouns.generic])
     return (
-        f"prompt: {prompt!r} names no known kind of object{near}. Name one of the prior's kinds, which are "
-        f"{', '.join(nouns.kinds)}{generic}, or add --anyway (in a config, prior.allow_unknown_nouns: true) to run "
-        "all the same"
+        f"prompt: {prompt!r} names no known kind of object{near}. Use one of {known}, "
+        "or add --anyway (in a config, prior.allow_unknown_nouns: true) to run all the same"
     )
 
 
@@ -54,7 +55,7 @@ def refuse_or_warn(prior: Prior, prompt: str, negative_prompt: str) -> None:
     Raises:
         ValueError: The prompt names no known kind of object, and the prior does not allow this.
     """
-    problem = unknown_noun(prior.nouns, prompt)
+    problem = unknown_noun(Vocabulary(prior.vocabulary or frozenset(), prior.nouns), prompt)
     if problem is not None and not prior.allow_unknown_nouns:
         raise ValueError(problem)
     for key, text in (("prompt", prompt), ("negative_prompt", negative_prompt)):
@@ -82,14 +83,5 @@ def unknown_words_message(prior: Prior, text: str, key: str) -> str | None:
         return None
     known = sorted(prior.vocabulary)
     near = {word: near_word(word, known) for word in unknown}
-    words = (repr(word) + (f" (near: {other!r})" if other else "") for word, other in near.items())
-    return f"{key}: the prior was not trained on {', '.join(words)}, and may ignore {_them(unknown)}"
-
-
-def _them(words: list[str]) -> str:
-    return "it" if len(words) == 1 else "them"
-
-
-def _names_a_kind(nouns: Nouns | None, prompt: str) -> bool:
-    """Whether there is nothing to object to: no known set of nouns, no words, or a known noun."""
-    return nouns is None or not words_of(prompt) or bool(nouns.known_in(prompt))
+    words = ", ".join(repr(word) + (f" (near: {other!r})" if other else "") for word, other in near.items())
+    return f"{key}: the prior was not trained on {words}, and may ignore {'it' if len(unknown) == 1 else 'them'}"
