@@ -54,9 +54,9 @@ def test_anyway_applies_to_all_stages_of_a_pipeline(capsys: pytest.CaptureFixtur
 
 
 def test_runs_started_in_python_are_refused_too(here: Path) -> None:
-    with pytest.raises(ConfigError, match="^prompt: 'a giraffe' names no known kind"):
+    with pytest.raises(ConfigError, match=r"^prompt: 'a giraffe' names no known kind"):
         run_training(validate(parse_overrides([PROMPT])), devices="cpu")
-    with pytest.raises(ConfigError, match="^prompt: 'a giraffe' names no known kind"):
+    with pytest.raises(ConfigError, match=r"^prompt: 'a giraffe' names no known kind"):
         run_pipeline(load_pipeline(["configs/pipeline/magic3d.yaml"], [PROMPT]), devices="cpu")
     assert list(here.iterdir()) == []
 

@@ -92,8 +92,16 @@ def test_forms_of_the_file() -> None:
 
 @pytest.mark.parametrize(
     "content",
-    [None, 3, {}, {"words": "mug"}, {"words": [1]}, {"words": [], "nouns": ["mug"]}]
-    + [{"words": [], "nouns": {"mug": "cup"}}, {"words": [], "generic_nouns": "thing"}],
+    [
+        None,
+        3,
+        {},
+        {"words": "mug"},
+        {"words": [1]},
+        {"words": [], "nouns": ["mug"]},
+        {"words": [], "nouns": {"mug": "cup"}},
+        {"words": [], "generic_nouns": "thing"},
+    ],
 )
 def test_other_forms_are_refused(content: Any) -> None:
     with pytest.raises(ValueError, match="must be a list of words or"):
