@@ -174,7 +174,8 @@ def _run(options: argparse.Namespace) -> int:
     )
     config = load_plain(merged)
     if options.dry_run:
-        check_prompts([config] * (not source))
+        if not source:  # an existing run keeps its prompt
+            check_prompts([config])
         print_out(to_yaml(config), end="")
         return OK
     _check_devices(devices)
@@ -263,7 +264,7 @@ def _parse_arguments(arguments: list[str]) -> argparse.Namespace:
         raise ConfigError(
             f'{stray[0]!r} is neither an option nor key.path=value; write a prompt as prompt="{stray[0]}"'
         )
-    options.overrides = [*swallowed, *rest, *["prior.allow_unknown_nouns=true"] * options.anyway]
+    options.overrides = [*swallowed, *rest, *(["prior.allow_unknown_nouns=true"] if options.anyway else [])]
     return options
 
 
