@@ -150,6 +150,7 @@ def _run(options: argparse.Namespace) -> int:
     from scoredist3d.config.pipeline import is_pipeline
     from scoredist3d.config.resume import resumed_layers
     from scoredist3d.config.validation import layers_to_yaml, load_plain, to_yaml
+    from scoredist3d.prompts.wording import check_prompts
 
     mode = _mode(options)
     devices = parse_devices(options.gpu)
@@ -173,6 +174,8 @@ def _run(options: argparse.Namespace) -> int:
     )
     config = load_plain(merged)
     if options.dry_run:
+        if not source:  # an existing run keeps its prompt
+            check_prompts([config])
         print_out(to_yaml(config), end="")
         return OK
     _check_devices(devices)
@@ -192,6 +195,7 @@ def _run_stages(options: argparse.Namespace, mode: str, resumed: Path | None, de
     from scoredist3d.config.pipeline import load_pipeline
     from scoredist3d.config.resume import resumed_stages
     from scoredist3d.config.validation import load_plain, to_yaml
+    from scoredist3d.prompts.wording import check_prompts
     from scoredist3d.training.folder import PIPELINE_CONFIG, stages_begun
 
     if mode != "train":
@@ -201,6 +205,7 @@ def _run_stages(options: argparse.Namespace, mode: str, resumed: Path | None, de
     files = [*([] if resumed is None else [str(resumed / PIPELINE_CONFIG)]), *options.config]
     pipeline = load_pipeline(files, options.overrides)
     if options.dry_run:
+        check_prompts(pipeline.stages.values())
         layers = resumed_stages(pipeline, {} if resumed is None else stages_begun(resumed))
         stages = (f"# stage {name}\n{to_yaml(load_plain(merged))}" for name, merged in layers.items())
         print_out("---\n".join(stages), end="")
@@ -259,7 +264,7 @@ def _parse_arguments(arguments: list[str]) -> argparse.Namespace:
         raise ConfigError(
             f'{stray[0]!r} is neither an option nor key.path=value; write a prompt as prompt="{stray[0]}"'
         )
-    options.overrides = [*swallowed, *rest]
+    options.overrides = [*swallowed, *rest, *(["prior.allow_unknown_nouns=true"] if options.anyway else [])]
     return options
 
 
@@ -291,6 +296,7 @@ def _parser() -> _Parser:
         metavar="IDS",
         help="'0', '0,1', ..., 'cpu' or 'cpu:2' (processes); default: the first GPU if there is one, else the CPU",
     )
+    add("--anyway", action="store_true", help="train on a prompt that names no kind of object known to the prior")
     add("--dry-run", action="store_true", help="print the complete configuration of the run and exit")
     add("--list", nargs="?", const="", metavar="KIND", help="list the kinds of components, or the components of a kind")
     add("--describe", metavar="KIND/NAME", help="list the fields of a component")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from scoredist3d.diffusion.schedule import NoiseSchedule
 from scoredist3d.priors.adapters import AdapterPoints
 from scoredist3d.priors.conditioning import Conditioning
 from scoredist3d.priors.denoiser import DenoiserNetwork
-from scoredist3d.priors.vocabulary import words_of
+from scoredist3d.priors.vocabulary import Nouns, Vocabulary, words_of
 
 
 class Prior(nn.Module, ABC):
@@ -31,6 +31,9 @@ class Prior(nn.Module, ABC):
         views: Number of images that the denoiser processes jointly. Batches are multiples of it, and each group of
             ``views`` images has one common timestep.
         vocabulary: The words that the prior was trained on, if they are a known, limited set; otherwise None.
+        nouns: The kinds of objects that the prior was trained on, if they are a known, limited set; otherwise None.
+        allow_unknown_nouns: Whether a prompt that names none of these kinds is accepted, with a warning.
+        given_warnings: Warnings about prompts that have been given, which are not repeated.
     """
 
     schedule: NoiseSchedule
@@ -38,9 +41,12 @@ class Prior(nn.Module, ABC):
     takes_cameras: bool = False
     views: int = 1
     vocabulary: frozenset[str] | None = None
+    nouns: Nouns | None = None
+    allow_unknown_nouns: bool = False
 
     def __init__(self) -> None:
         super().__init__()
+        self.given_warnings: set[str] = set()
         self.training = False
 
     @abstractmethod
@@ -65,6 +71,11 @@ class Prior(nn.Module, ABC):
     @abstractmethod
     def predict(self, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Prediction:
         """The denoiser's output for (B, C, h, w) latents at timesteps ``t`` (B,) in [0, 1]."""
+
+    @classmethod
+    def stated_vocabulary(cls, config: Any) -> Vocabulary | None:
+        """Words and nouns of the prior that ``config`` describes, without loading it; None if they are not limited."""
+        return None
 
     def train(self, mode: bool = True) -> Self:
         """Keep evaluation mode, even if a parent module switches to training mode."""

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from scoredist3d.priors.quiet import quiet_libraries
-from scoredist3d.priors.vocabulary import vocabulary_of
+from scoredist3d.priors.vocabulary import Vocabulary
 
 _log = logging.getLogger("scoredist3d")
 
@@ -74,13 +74,13 @@ class PipelineSource:
         Raises:
             PriorError: ``name`` is neither a pipeline folder nor a reachable hub id.
         """
-        path = _PACKAGED[name][0] if name in _PACKAGED else Path(name).expanduser()
-        if path.is_dir():
+        path = local_folder(name)
+        if path is not None:
             return cls(str(path), path, revision, variant, _read_index(path, key), key)
         if name in _PACKAGED:
             raise PriorError(
-                f"{key}: the prior {name!r} is missing from {path}; reinstall scoredist3d, train the prior with "
-                f"{_PACKAGED[name][1]}, or name another diffusers folder"
+                f"{key}: the prior {name!r} is missing from {_PACKAGED[name][0]}; reinstall scoredist3d, train the prior "
+                f"with {_PACKAGED[name][1]}, or name another diffusers folder"
             )
         if name.count("/") != 1 or name.startswith((".", "/", "~")):
             raise PriorError(f"{key}: {name!r} is neither an existing folder nor a hub id of the form owner/model")
@@ -155,22 +155,13 @@ class PipelineSource:
                 f"config.json; the first is {key}, {tuple(found)} where {tuple(wanted)} is expected; use matching files"
             )
 
-    def vocabulary(self) -> frozenset[str] | None:
-        """The words in the folder's ``vocabulary.json``; None for a pipeline without this file.
-
-        The file is a list of words, or an object with the list under "words".
+    def vocabulary(self) -> Vocabulary | None:
+        """The content of the folder's ``vocabulary.json``; None for a hub id and for a folder without this file.
 
         Raises:
-            PriorError: The file does not have this form.
+            PriorError: The file does not have the right form.
         """
-        path = None if self.folder is None else self.folder / "vocabulary.json"
-        if path is None or not path.is_file():
-            return None
-        content = _read_json(path, self.key)
-        entries = content.get("words") if isinstance(content, dict) else content
-        if not isinstance(entries, list) or not all(isinstance(entry, str) for entry in entries):
-            raise PriorError(f'{self.key}: {path} must be a list of words or {{"words": [...]}}')
-        return vocabulary_of(entries)
+        return None if self.folder is None else read_vocabulary(self.folder, self.key)
 
     def camera_extent(self) -> float | None:
         """The ``reference_extent`` of the folder's ``camera.json``; None for a pipeline without this file.
@@ -259,6 +250,29 @@ class PipelineSource:
     def _options(self) -> dict[str, Any]:
         """Options of ``from_pretrained`` that select a version of a hub repository."""
         return {} if self.folder is not None or self.revision is None else {"revision": self.revision}
+
+
+def local_folder(name: str) -> Path | None:
+    """The existing folder of a packaged model or path ``name``; None for anything else, e.g. a hub id."""
+    path = _PACKAGED[name][0] if name in _PACKAGED else Path(name).expanduser()
+    return path if path.is_dir() else None
+
+
+def read_vocabulary(folder: Path, key: str = MODEL_KEY) -> Vocabulary | None:
+    """The content of the folder's ``vocabulary.json``; None if there is no such file.
+
+    Raises:
+        PriorError: The file does not have the form that :meth:`Vocabulary.parse` describes.
+    """
+    path = folder / "vocabulary.json"
+    if not path.is_file():
+        return None
+    try:
+        return Vocabulary.parse(_read_json(path, key))
+    except PriorError:
+        raise
+    except ValueError as error:
+        raise PriorError(f"{key}: {path} {error}") from error
 
 
 def _read_index(folder: Path, key: str) -> dict[str, Any]:

@@ -14,10 +14,11 @@ from scoredist3d.priors.adapters import AdapterPoints
 from scoredist3d.priors.base import Prior
 from scoredist3d.priors.conditioning import Conditioning
 from scoredist3d.priors.denoiser import DenoiserNetwork
-from scoredist3d.priors.diffusers_loading import EMBEDDED, PipelineSource, PriorError
+from scoredist3d.priors.diffusers_loading import EMBEDDED, PipelineSource, PriorError, local_folder, read_vocabulary
 from scoredist3d.priors.frozen_network import Precision
 from scoredist3d.priors.image_codec import load_codec, resize_shorter_side
 from scoredist3d.priors.thresholding import SampleLimit
+from scoredist3d.priors.vocabulary import Vocabulary
 
 
 class PipelinePrior(Prior):
@@ -57,6 +58,11 @@ class PipelinePrior(Prior):
             ge=8,
             le=4096,
         )
+        allow_unknown_nouns: bool = option(
+            False,
+            "Accept a prompt that names no kind of object that the prior knows, with a warning; --anyway sets it. "
+            "Only priors whose vocabulary.json lists nouns, such as the embedded one, refuse such prompts.",
+        )
 
     denoiser_class: ClassVar[type[DenoiserNetwork]]
 
@@ -88,7 +94,10 @@ class PipelinePrior(Prior):
             )
         self.schedule = self.denoiser.schedule
         self.takes_cameras = self.denoiser.takes_cameras
-        self.vocabulary = source.vocabulary()
+        vocabulary = source.vocabulary()
+        if vocabulary is not None:
+            self.vocabulary, self.nouns = vocabulary.words, vocabulary.nouns
+        self.allow_unknown_nouns = config.allow_unknown_nouns
         self.image_size = config.image_size or self.denoiser.sample_size * self.codec.factor
         # The limits are those of pixel values and do not apply to latents.
         self._sample_limit = None if source.has("vae") else SampleLimit.from_scheduler_config(source.scheduler_config())
@@ -103,6 +112,16 @@ class PipelinePrior(Prior):
         return PipelineSource.open(
             config.pretrained_model_name_or_path, revision=config.revision, variant=config.variant
         )
+
+    @classmethod
+    def stated_vocabulary(cls, config: Config) -> Vocabulary | None:
+        """The content of a local folder's ``vocabulary.json``; None for a hub id and for a folder without this file.
+
+        Raises:
+            PriorError: The file does not have the right form.
+        """
+        folder = local_folder(config.pretrained_model_name_or_path)
+        return None if folder is None else read_vocabulary(folder)
 
     @property
     def device(self) -> torch.device:

@@ -1,9 +1,18 @@
-"""Words of a text, to compare a prompt with the vocabulary of a prior."""
+"""Words and nouns that a prior was trained on, to compare prompts with them."""
 
 from __future__ import annotations
 
+import difflib
+import itertools
 import re
-from collections.abc import Iterable
+from collections.abc import Container, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+_CLOSE_WORD, _CLOSE_NOUN = 0.75, 0.8
+"""Similarity from which a spelling is close: one wrong letter in four for words ("grey"), in five for nouns."""
+_SHORTEST = 4
+"""Number of letters from which a part of a word says something about the whole word."""
 
 
 def words_of(text: str) -> list[str]:
@@ -14,3 +23,120 @@ def words_of(text: str) -> list[str]:
 def vocabulary_of(entries: Iterable[str]) -> frozenset[str]:
     """The set of single words in a list of words and phrases."""
     return frozenset(word for entry in entries for word in words_of(entry))
+
+
+@dataclass(frozen=True)
+class Nouns:
+    """The nouns that a prior was trained on.
+
+    Attributes:
+        kinds: Mapping from the name of each kind of object to its synonyms; names are words or phrases.
+        generic: Nouns that leave the kind open, such as "object".
+    """
+
+    kinds: Mapping[str, tuple[str, ...]]
+    generic: tuple[str, ...] = ()
+
+    def known_in(self, text: str) -> list[str]:
+        """The known nouns in a text, singular or plural, without repetition; phrases have to be complete."""
+        padded = f" {' '.join(words_of(text))} "
+        nouns = [*self._kind_of_name(), *self.generic]
+        return [noun for noun in nouns if any(f" {form} " in padded for form in (noun, *plurals(noun)))]
+
+    def nearest(self, text: str, correct: Container[str] = ()) -> str | None:
+        """The kind whose name or synonym is the most similar to a word of the text; None if no name is similar.
+
+        The last word of a phrase comes first ("glass" of "wine glass"), then the other words of a kind's name, then
+        similar spellings.
+
+        Args:
+            text: A prompt without a known noun.
+            correct: Words that are not misspelled nouns, although they may resemble one ("three" and "tree").
+        """
+        names, words = self._kind_of_name(), words_of(text)
+        last = {name.split()[-1]: kind for name, kind in reversed(names.items())}
+        other = {word: kind for kind in self.kinds for word in kind.split()}
+        for table in (last, other):
+            forms = {form: kind for word, kind in table.items() for form in (word, *plurals(word))}
+            for word in words:
+                if word in forms:
+                    return forms[word]
+        near = (near_word(word, last, _CLOSE_NOUN) for word in words if word not in correct)
+        return next((last[noun] for noun in near if noun is not None), None)
+
+    def _kind_of_name(self) -> dict[str, str]:
+        """The kind of each name and synonym, in lower case; the kinds themselves come first."""
+        synonyms = {synonym.lower(): kind for kind, others in self.kinds.items() for synonym in others}
+        return {kind.lower(): kind for kind in self.kinds} | synonyms
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The content of a prior's ``vocabulary.json``.
+
+    Attributes:
+        words: All single words.
+        nouns: The nouns; None if the file does not state them.
+    """
+
+    words: frozenset[str]
+    nouns: Nouns | None = None
+
+    @classmethod
+    def parse(cls, content: Any) -> Self:
+        """The vocabulary that decoded JSON describes.
+
+        Args:
+            content: A list of words and phrases, or an object with this list as ``words`` and, optionally, ``nouns``
+                (a mapping from kinds of objects to lists of synonyms) and ``generic_nouns`` (a list).
+
+        Raises:
+            ValueError: The content has another form; the message describes the form.
+        """
+        block: dict[str, Any] = content if isinstance(content, dict) else {"words": content}
+        words, kinds, generic = block.get("words"), block.get("nouns", {}), block.get("generic_nouns", [])
+        if not isinstance(kinds, dict) or not all(map(_is_list_of_text, (words, generic, *kinds.values()))):
+            raise ValueError(
+                'must be a list of words or {"words": [...], "nouns": {kind: [synonyms]}, "generic_nouns": [...]}'
+            )
+        entries: list[str] = [*(words or []), *generic, *kinds, *itertools.chain(*kinds.values())]
+        nouns = Nouns({kind: tuple(synonyms) for kind, synonyms in kinds.items()}, tuple(generic))
+        return cls(vocabulary_of(entries), nouns if kinds else None)
+
+
+def plurals(noun: str) -> tuple[str, ...]:
+    """Possible plural forms of a noun or a phrase that ends with a noun, not all of them correct."""
+    forms = [noun + "s"]
+    if noun.endswith(("s", "x", "z", "ch", "sh", "o")):
+        forms.append(noun + "es")
+    for singular, plural in (("y", "ies"), ("f", "ves"), ("fe", "ves"), ("man", "men"), ("us", "i")):
+        if noun.endswith(singular):
+            forms.append(noun.removesuffix(singular) + plural)
+    return tuple(forms)
+
+
+def near_word(word: str, known: Iterable[str], closeness: float = _CLOSE_WORD) -> str | None:
+    """The known word that is the most similar to an unknown one, or None.
+
+    In this order: its singular, the last part of a compound ("armchair" and "chair"), a close spelling, and a longer
+    word that begins with it ("light" and "lighthouse").
+
+    Args:
+        word: A word in lower case.
+        known: Words in lower case.
+        closeness: Similarity of close spellings, in (0, 1]; 1 means equal.
+    """
+    known = list(known)
+    for candidate in known:
+        if word in plurals(candidate):
+            return candidate
+    parts = [candidate for candidate in known if len(candidate) >= _SHORTEST and word.endswith(candidate)]
+    if parts:
+        return max(parts, key=len)
+    close = difflib.get_close_matches(word, known, n=1, cutoff=closeness)
+    longer = [candidate for candidate in known if len(word) >= _SHORTEST and candidate.startswith(word)]
+    return next(iter([*close, *longer]), None)
+
+
+def _is_list_of_text(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(entry, str) for entry in value)

@@ -15,6 +15,7 @@ from scoredist3d.config import ComponentConfig, option
 from scoredist3d.priors.base import Prior
 from scoredist3d.priors.conditioning import CFGConditions, Conditioning
 from scoredist3d.prompts.debias import VIEW_WORDS, MaskedLanguageModel, debiased_prompts
+from scoredist3d.prompts.wording import refuse_or_warn
 from scoredist3d.registry import register
 
 _log = logging.getLogger(__name__)
@@ -127,12 +128,13 @@ class PromptProcessor:
         """Args:
         config: Options of the processor.
         prior: The prior that embeds the texts.
-        prompt: Description of the object. Words that the prior does not know are reported in a warning.
+        prompt: Description of the object. Words that the prior does not know are reported in one warning.
         negative_prompt: Replaces the empty prompt in guidance.
         extra: Additional prompts of the distillation method, keyed by name.
 
         Raises:
-            ValueError: An additional prompt has a name that the processor reserves.
+            ValueError: An additional prompt has a name that the processor reserves; or the prompt names no kind of
+                object that the prior knows, and the prior does not allow this.
         """
         self.config = config
         self.prompt, self.negative_prompt, self.extra = prompt, negative_prompt, dict(extra or {})
@@ -147,9 +149,7 @@ class PromptProcessor:
                 "Perp-Neg is disabled: the prior is conditioned on cameras; set view_dependent to always to use it"
             )
         self._view_prompts = self._debiased()
-        for message in (unknown_words_message(prior, text) for text in (prompt, negative_prompt)):
-            if message:
-                _log.warning(message)
+        refuse_or_warn(prior, prompt, negative_prompt)
 
     @property
     def uses_view_words(self) -> bool:
@@ -278,18 +278,6 @@ class PromptProcessor:
         if self._table is None:
             self._table = self.embed(list(self.texts.values()))
         return self._table
-
-
-def unknown_words_message(prior: Prior, prompt: str) -> str | None:
-    """A warning that names words the prior was not trained on; None if there are none."""
-    unknown = prior.unknown_words(prompt)
-    if not unknown or prior.vocabulary is None:
-        return None
-    words = ", ".join(repr(word) for word in unknown)
-    return (
-        f"The prior was not trained on the word{'s' if len(unknown) > 1 else ''} {words}, so the result may ignore "
-        f"{'them' if len(unknown) > 1 else 'it'}. Known words: {', '.join(sorted(prior.vocabulary))}."
-    )
 
 
 def _degrees(cameras: Cameras) -> tuple[Tensor, Tensor]:

@@ -72,6 +72,8 @@ def build_system(config: ExperimentConfig, context: RankContext) -> System:
     """Build prior, camera sampler and system on the CPU."""
     cameras = registry.build(config.data, world_size=context.devices.world_size * config.trainer.accumulate)
     prior = registry.build(config.prior)
+    # The prompt of a new run has been checked at launch, and an existing run keeps its prompt.
+    prior.allow_unknown_nouns = True
     with under("system"):
         system: System = registry.build(
             config.system,

@@ -18,6 +18,7 @@ from scoredist3d.config.resume import resumed_stages
 from scoredist3d.config.validation import dump, layers_to_yaml, load_experiment, load_plain
 from scoredist3d.files import write_atomically
 from scoredist3d.paths import command_name
+from scoredist3d.prompts.wording import check_prompts
 from scoredist3d.training.console import Console
 from scoredist3d.training.distributed import DeviceSpec
 from scoredist3d.training.folder import PIPELINE_CONFIG, RunFolder, slug, stages_begun
@@ -71,6 +72,7 @@ def run_pipeline(
     """
     console = console or Console()
     _check_sources(pipeline)
+    check_prompts(pipeline.stages.values())
     _check_precision(pipeline, devices, None if resume is None else Path(resume))
     root = _root(pipeline.first, resume, output)
     result = PipelineResult(root)

@@ -19,6 +19,7 @@ from scoredist3d.config.fields import ConfigError
 from scoredist3d.config.pipeline import source_stage
 from scoredist3d.config.validation import missing_files, to_yaml
 from scoredist3d.paths import command_name
+from scoredist3d.prompts.wording import check_prompts
 from scoredist3d.systems.base import System
 from scoredist3d.training.announcement import announce
 from scoredist3d.training.checkpoint import checkpoint_step, kept_checkpoints, load_weights, read_checkpoint, step_of
@@ -108,7 +109,7 @@ def run_training(
     check_precision(config, devices)
     found = find_run(resume) if resume is not None else None
     if found is None:
-        check_sources(config)
+        _check_new(config)
     done = 0 if found is None else _check_steps(config, *found)
     folder = _folder(config, output) if found is None else found[0]
     session = Session(folder, config, clock, source=source, step=done, begun=begun)
@@ -130,6 +131,12 @@ def run_training(
             return result
     _close(result, session, resume_from, console)
     return result
+
+
+def _check_new(config: ExperimentConfig) -> None:
+    """Check the inputs and the prompt of a new run, before anything is written."""
+    check_sources(config)
+    check_prompts([config])
 
 
 def check_sources(config: ExperimentConfig) -> None:

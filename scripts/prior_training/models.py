@@ -18,6 +18,8 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from scoredist3d.procedural import lexicon
+from scoredist3d.procedural.attributes import FAMILIES
+from scoredist3d.procedural.captions import GENERIC_NOUNS
 
 from .cameras import REFERENCE_EXTENT
 
@@ -139,6 +141,15 @@ def build_scheduler() -> DDIMScheduler:
     )
 
 
+def vocabulary() -> dict[str, Any]:
+    """The content of ``vocabulary.json``: the words of the captions, the nouns of each family, and generic nouns."""
+    return {
+        "words": list(lexicon()),
+        "nouns": {family.name: list(family.synonyms) for family in FAMILIES},
+        "generic_nouns": list(GENERIC_NOUNS),
+    }
+
+
 def save_prior(folder: Path, networks: Mapping[str, Any], *, tokenizer: Path) -> None:
     """Write a diffusers folder in fp16, with a copy of the tokenizer's folder and the vocabulary of captions.
 
@@ -165,6 +176,6 @@ def save_prior(folder: Path, networks: Mapping[str, Any], *, tokenizer: Path) ->
         "vae": ["diffusers", "AutoencoderKL"],
     }
     shutil.copytree(tokenizer, folder / "tokenizer", dirs_exist_ok=True)
-    (folder / "vocabulary.json").write_text(json.dumps(lexicon(), indent=0) + "\n")
+    (folder / "vocabulary.json").write_text(json.dumps(vocabulary(), indent=1) + "\n")
     (folder / "camera.json").write_text(json.dumps({"reference_extent": REFERENCE_EXTENT}) + "\n")
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")

@@ -154,7 +154,7 @@ def test_an_override_after_an_option_that_takes_a_value_is_still_an_override(her
         ),
         (
             "--trian --config c.yaml",
-            "unknown option --trian. Did you mean '--train' or '--version' or '--dry-run'? --help lists all options",
+            "unknown option --trian. Did you mean '--train' or '--version' or '--anyway'? --help lists all options",
         ),
         ("--config c.yaml --train --gpu tpu", "--gpu must be cpu or distinct GPU numbers, such as 0 or 0,1; got 'tpu'"),
         ("--config c.yaml --train --gpu 0,0", "--gpu must be cpu or distinct GPU numbers, such as 0 or 0,1; got '0,0'"),

@@ -47,7 +47,7 @@ def test_a_console_without_a_reader_goes_quiet() -> None:
 
 @pytest.mark.parametrize("prompt", ["une tasse à café", "赤いマグカップ", "a mug \N{ROCKET}"])
 def test_any_prompt_reaches_an_ascii_terminal_and_a_utf8_one(prompt: str) -> None:
-    arguments = ["--config", QUICKSTART, "--train", "--dry-run", f"prompt={prompt}"]
+    arguments = ["--config", QUICKSTART, "--train", "--dry-run", "--anyway", f"prompt={prompt}"]
     ascii_only = launch(*arguments, PYTHONIOENCODING="ascii", PYTHONUTF8="1")
     assert ascii_only.returncode == 0, ascii_only.stderr
     assert ascii(prompt)[1:-1] in ascii_only.stdout.decode("ascii")

@@ -13,6 +13,7 @@ from scoredist3d.cameras import orbit
 from scoredist3d.priors import CFGConditions, Conditioning, camera_embedding, guided_prediction, sample
 from scoredist3d.priors.diffusers_loading import PriorError
 from scoredist3d.priors.diffusers_prior import DiffusersPrior
+from scoredist3d.priors.vocabulary import Nouns
 
 
 def load(folder, **options) -> DiffusersPrior:
@@ -284,8 +285,18 @@ def test_vocabulary_forms(folders, tmp_path):
     (folder / "vocabulary.json").write_text(json.dumps({"list": []}))
     with pytest.raises(PriorError, match="must be a list of words"):
         load(folder)
+    content = {"words": ["a"], "nouns": {"wine glass": ["goblet"]}, "generic_nouns": ["thing"]}
+    (folder / "vocabulary.json").write_text(json.dumps(content))
+    prior = load(folder)
+    assert prior.vocabulary == {"a", "wine", "glass", "goblet", "thing"}
+    assert prior.nouns == Nouns({"wine glass": ("goblet",)}, ("thing",)) and not prior.allow_unknown_nouns
+    stated = DiffusersPrior.stated_vocabulary(prior.config)
+    assert stated is not None and (stated.words, stated.nouns) == (prior.vocabulary, prior.nouns)
     (folder / "vocabulary.json").unlink()
     assert load(folder).vocabulary is None and load(folder).unknown_words("anything goes") == []
+    assert DiffusersPrior.stated_vocabulary(prior.config) is None
+    hub = DiffusersPrior.Config(pretrained_model_name_or_path="owner/model")
+    assert DiffusersPrior.stated_vocabulary(hub) is None
 
 
 def test_code_in_a_model_folder_never_runs(folders, tmp_path, monkeypatch):

@@ -43,11 +43,24 @@ def test_it_knows_its_categories_and_colours(prior: DiffusersPrior) -> None:
     assert json.loads((ASSETS / "probe" / "config.json").read_text())["categories"] == list(CATEGORIES)
 
 
+def test_it_knows_a_noun_for_each_category_and_general_ones(prior: DiffusersPrior) -> None:
+    assert prior.nouns is not None and list(prior.nouns.kinds) == list(CATEGORIES)
+    assert prior.nouns.known_in("two coffee mugs on a desk, a red thing") == ["mug", "coffee mug", "desk", "thing"]
+
+
 def test_unknown_words_get_a_warning_that_names_them(prior: DiffusersPrior, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, logger="scoredist3d"):
-        conditions = PromptProcessor(PromptProcessor.Config(), prior=prior, prompt="a red zeppelin")()
-    assert "zeppelin" in caplog.text and "mug" in caplog.text
+        conditions = PromptProcessor(PromptProcessor.Config(), prior=prior, prompt="a grey enchanted mug")()
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        "prompt: the prior was not trained on 'grey' (near: 'gray'), 'enchanted', and may ignore them"
+    )
     assert conditions.positive.text.isfinite().all()
+
+
+def test_a_prompt_without_a_known_noun_is_refused(prior: DiffusersPrior) -> None:
+    with pytest.raises(ValueError, match=r"^prompt: 'a red zeppelin' names no known kind of object\. Use one of mug, "):
+        PromptProcessor(PromptProcessor.Config(), prior=prior, prompt="a red zeppelin")
 
 
 def test_truncation_of_a_long_prompt_is_reported(prior: DiffusersPrior, caplog: pytest.LogCaptureFixture) -> None:

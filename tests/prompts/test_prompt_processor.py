@@ -161,10 +161,7 @@ def test_unknown_words_are_warned_about_in_plain_words(caplog):
     with caplog.at_level(logging.WARNING):
         processor(prior, prompt="a red teapot", negative="green", view_dependent="never")
     (record,) = caplog.records
-    assert record.getMessage() == (
-        "The prior was not trained on the words 'a', 'teapot', so the result may ignore them. "
-        "Known words: blob, blue, green, left, red, right, yellow."
-    )
+    assert record.getMessage() == "prompt: the prior was not trained on 'a', 'teapot', and may ignore them"
 
 
 def test_options_that_cannot_act_are_named(caplog):

@@ -13,6 +13,7 @@ import train_prior
 from prior_training.common import Ema, learning_rate
 
 from scoredist3d.priors.diffusers_prior import DiffusersPrior
+from scoredist3d.procedural import CATEGORIES
 from scoredist3d.procedural.probe import Probe
 
 
@@ -29,6 +30,8 @@ def test_miniature_is_a_loadable_camera_conditioned_prior(trained: Path) -> None
     assert prior.latent_shape(64, 64) == (4, 16, 16)
     assert prior.unknown_words("a red mug") == []
     assert prior.unknown_words("a red zeppelin") == ["zeppelin"]
+    assert prior.nouns is not None and prior.nouns.known_in("an object") == ["object"]
+    assert list(prior.nouns.kinds) == list(CATEGORIES)
     z = prior.encode(torch.rand(2, 64, 64, 3, generator=torch.Generator().manual_seed(0)))
     assert z.shape == (2, 4, 16, 16)
 
