@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from quickstart_quality import NUM_VIEWS, ring
+from quickstart_quality import NUM_VIEWS, prior_size, ring
 from torch import Tensor
 
 from scoredist3d import registry
@@ -47,12 +47,12 @@ def source_prompt(prompt: str) -> str:
 def held_back() -> Cameras:
     """The 8 held-out cameras for 3D assets, with azimuths between those of the previews."""
     azimuths = [22.5 + 45.0 * index for index in range(NUM_VIEWS)]
-    return ring(azimuths, [5.0, 25.0, 40.0], 64, torch.device("cpu"))
+    return ring(azimuths, [5.0, 25.0, 40.0], prior_size(), torch.device("cpu"))
 
 
 def front(count: int) -> Cameras:
     """The single view of the 2D recipes, ``count`` times."""
-    return ring([0.0] * count, [ELEVATION_2D], 64, torch.device("cpu"))
+    return ring([0.0] * count, [ELEVATION_2D], prior_size(), torch.device("cpu"))
 
 
 def real(dimension: str, prompt: str, seed: int) -> Tensor:

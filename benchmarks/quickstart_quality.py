@@ -48,6 +48,14 @@ SEEDS = (0, 1, 2)
 NUM_VIEWS = 8
 
 
+def prior_size() -> int:
+    """Side of the images of the embedded prior in pixels, which is also the size of the views for the probe."""
+    from scoredist3d.priors.diffusers_loading import EMBEDDED_FOLDER
+
+    size: int = json.loads((EMBEDDED_FOLDER / "vae" / "config.json").read_text())["sample_size"]
+    return size
+
+
 def ring(azimuths: list[float], elevations: list[float], size: int, device: torch.device) -> Cameras:
     """Cameras around the object at the prior's distance and field of view."""
     azimuth = torch.tensor(azimuths)
@@ -64,7 +72,7 @@ def measure(system: Any, prompt: str, device: torch.device, *, rivals: bool = Fa
     from scoredist3d.procedural.shape_match import best_family_iou
 
     color, category = prompt.split(" ", 2)[1:]
-    held_back = ring([22.5 + 45.0 * i for i in range(NUM_VIEWS)], [5.0, 25.0, 40.0], 64, device)
+    held_back = ring([22.5 + 45.0 * i for i in range(NUM_VIEWS)], [5.0, 25.0, 40.0], prior_size(), device)
     scene = system.scenes[0]
     views = torch.cat([scene(held_back[i], step=scene.step, rng=None).rgb for i in range(NUM_VIEWS)])
     reading = Probe.load(device=device)(views)

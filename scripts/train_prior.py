@@ -67,7 +67,7 @@ class Recipe:
     denoiser_minutes: float = 0.0
     peak_lr: float = 1e-3
     hold: float = 0.5
-    probe_width: int = 32
+    probe_width: int = 24
     antialias: int = 2
     seed: int = 0
 

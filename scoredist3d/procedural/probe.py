@@ -27,7 +27,8 @@ class ProbeReading:
 
     Attributes:
         category, color, second_color, pattern: (B, classes), log-probabilities.
-        present: (B, categories), logits of each category's presence, for images of several objects.
+        present: (B, categories), logits of each category's presence, for images of several objects; the
+            log-probabilities of the category for a probe without them.
         direction: (B, 4, 2), unit vectors (cos k a, sin k a) of the azimuth a for the symmetry orders k = 1 to 4.
         features: (B, F), activations of the last hidden layer, for distances in feature space.
     """
@@ -57,12 +58,13 @@ class ProbeReading:
 
 
 class Probe(nn.Module):
-    """Convolutional network with about 0.7 million parameters.
+    """Convolutional network with about half a million parameters.
 
     Args:
         categories, colors, patterns: Class names, in the order of the outputs.
         width: Channels of the first stage; a multiple of 8.
-        input_size: Height and width of the images that it was trained on, in pixels.
+        input_size: Height and width of the images that it was trained on, in pixels; a power of two.
+        presence: Whether it was trained on scenes of several objects.
     """
 
     def __init__(
@@ -71,17 +73,19 @@ class Probe(nn.Module):
         colors: Sequence[str],
         patterns: Sequence[str],
         *,
-        width: int = 32,
+        width: int = 24,
         input_size: int = 128,
+        presence: bool = True,
     ) -> None:
         super().__init__()
         self.categories, self.colors, self.patterns = tuple(categories), tuple(colors), tuple(patterns)
-        self.width, self.input_size = width, input_size
-        channels = [3, width, 2 * width, 3 * width, 4 * width, 5 * width]
+        self.width, self.input_size, self.presence = width, input_size, presence
+        stages = round(math.log2(input_size)) - 2  # the last one has 8x8 pixels
+        channels = [3, *(width * (index + 1) for index in range(stages))]
         layers: list[nn.Module] = []
         for index, (inner, outer) in enumerate(pairwise(channels)):
             layers += [
-                nn.Conv2d(inner, outer, 3, stride=2, padding=1),
+                nn.Conv2d(inner, outer, 3, stride=2 if index else 1, padding=1),
                 nn.GroupNorm(8, outer),
                 nn.SiLU(),
             ]
@@ -99,10 +103,11 @@ class Probe(nn.Module):
                 "color": nn.Linear(128, len(self.colors)),
                 "second_color": nn.Linear(128, len(self.colors)),
                 "pattern": nn.Linear(128, len(self.patterns)),
-                "present": nn.Linear(128, len(self.categories)),
                 "direction": nn.Linear(128, 8),
             }
         )
+        if presence:
+            self.heads["present"] = nn.Linear(128, len(self.categories))
 
     def forward(self, images: Tensor) -> ProbeReading:
         """Predictions for (B, H, W, 3) images in [0, 1]; images of other sizes are resized."""
@@ -116,13 +121,14 @@ class Probe(nn.Module):
         )
         features = self.neck(pooled)
         direction = self.heads["direction"](features).view(-1, 4, 2)
+        category = functional.log_softmax(self.heads["category"](features), -1)
         return ProbeReading(
-            category=functional.log_softmax(self.heads["category"](features), -1),
+            category=category,
             color=functional.log_softmax(self.heads["color"](features), -1),
             second_color=functional.log_softmax(self.heads["second_color"](features), -1),
             pattern=functional.log_softmax(self.heads["pattern"](features), -1),
             direction=functional.normalize(direction, dim=-1),
-            present=self.heads["present"](features),
+            present=self.heads["present"](features) if self.presence else category,
             features=features,
         )
 
@@ -144,4 +150,4 @@ class Probe(nn.Module):
     def config(self) -> dict[str, object]:
         """The arguments of the constructor, which :meth:`load` reads from ``config.json``."""
         names = {"categories": self.categories, "colors": self.colors, "patterns": self.patterns}
-        return {**names, "width": self.width, "input_size": self.input_size}
+        return {**names, "width": self.width, "input_size": self.input_size, "presence": self.presence}

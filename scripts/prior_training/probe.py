@@ -75,7 +75,7 @@ def train_probe(
     generator: torch.Generator,
     compile_: bool,
     minutes: float = 0.0,
-    width: int = 32,
+    width: int = 24,
 ) -> Probe:
     """Train the probe and return its averaged weights."""
     device = pool.device

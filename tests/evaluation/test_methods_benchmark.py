@@ -14,6 +14,7 @@ import methods_report
 import methods_runs
 import pytest
 import torch
+from shared.embedded import IMAGE_SIZE
 
 from scoredist3d import registry
 from scoredist3d.config.validation import parse_component
@@ -74,7 +75,7 @@ def test_real_renders_measure_as_real(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(methods_references, "REAL_2D", 32)
     task, prompt = methods_runs.Task("a red mug", 6), "a red mug"
     images = methods_references.real("2d", prompt, 2)
-    assert images.shape == (34, 1, 64, 64, 3)
+    assert images.shape == (34, 1, IMAGE_SIZE, IMAGE_SIZE, 3)
     folder = methods_runs.folder_of(tmp_path, "2d", "something")
     methods_runs.save(folder, task, images[:6], {"recipe": "x", "seconds": 1.0, "steps": 3})
     (made,) = methods_report.parts_of(folder)[prompt]

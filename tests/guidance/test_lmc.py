@@ -375,7 +375,8 @@ def test_the_shipped_corrective_is_the_embedded_priors_and_small():
     assert network is not None and sum(file.stat().st_size for file in SHIPPED_FOLDER.iterdir()) < 2 * 2**20
     assert Fingerprint.of(prior.half()).differs_from(read_corrective(SHIPPED_FOLDER)[1]) is None
     # It blurs: the higher the timestep, the more of pure noise it removes.
-    z = torch.randn(4, *prior.latent_shape(64, 64), generator=torch.Generator().manual_seed(0)) * 0.5
+    shape = (4, *prior.latent_shape(prior.image_size, prior.image_size))
+    z = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 0.5
     change = [(network(z, torch.full((4,), t)) - z).square().mean().item() for t in (0.05, 0.4, 0.8)]
     assert change == sorted(change) and change[-1] > 0.05
     card = (SHIPPED_FOLDER / "README.md").read_text()

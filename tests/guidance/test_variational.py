@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from shared.embedded import LATENT_SHAPE
 from shared.variational_cases import blobs, latents, prior_of, same_state, state_of, tiny_folder
 
 from scoredist3d.cameras import orbit
@@ -36,7 +37,7 @@ def tiny(tmp_path_factory):
 def query(prior, batch: int = 2) -> tuple[torch.Tensor, torch.Tensor, Conditioning]:
     """x_t, t and a conditioning with cameras."""
     conditioning = replace(prior.embed(["a red mug"] * batch), camera=latents((batch, 16), seed=9).float())
-    return latents((batch, 4, 16, 16)).float(), torch.tensor([0.3, 0.8])[:batch], conditioning
+    return latents((batch, *LATENT_SHAPE)).float(), torch.tensor([0.3, 0.8])[:batch], conditioning
 
 
 def base_output(prior, x_t, t, conditioning) -> torch.Tensor:

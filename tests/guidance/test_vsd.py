@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from shared.embedded import LATENT_SHAPE
 from shared.variational_cases import (
     SMALL,
     ExactPhi,
@@ -100,7 +101,7 @@ def test_phi_equal_to_the_prior_leaves_the_classifiers_direction(kind):
 def test_fresh_adapters_give_nothing_without_text_guidance(tiny):
     guidance = vsd(tiny, phi=ScoreModelConfig(), guidance_scale=1.0)
     assert isinstance(guidance.phi, LoraScoreModel)
-    z = latents((2, 4, 16, 16)).float()
+    z = latents((2, *LATENT_SHAPE)).float()
     fresh = gradient_of(guidance, z, b=around(tiny, 2)).abs().max()
     trained = gradient_of(guidance, z, 1, b=around(tiny, 2)).abs().max()  # by the step before
     assert fresh < 1e-6 and trained > 1e-4
@@ -194,7 +195,7 @@ def test_overfitted_phi_finds_the_injected_noise():
 def test_particles_and_phi_do_not_train_each_other(tiny):
     guidance = vsd(tiny, phi=ScoreModelConfig(lr=1e-2))
     before, frozen = state_of(guidance), state_of(tiny)
-    z = latents((2, 4, 16, 16)).float().requires_grad_()
+    z = latents((2, *LATENT_SHAPE)).float().requires_grad_()
     loss = guidance(z, around(tiny, 2), 0, Rng()).loss
     assert z.grad is None and not same_state(state_of(guidance), before)  # phi has trained, z has not moved
     trained = state_of(guidance)
@@ -254,11 +255,11 @@ def test_the_levels_of_phi_are_equally_likely(kind):
 
 def test_learning_rate_follows_its_schedule_and_the_loss_decreases(tiny):
     guidance = vsd(tiny, phi=ScoreModelConfig(lr={"from": 0.0, "to": 1e-2, "end": 1, "shape": "step"}))
-    z, b = 0.5 * latents((2, 4, 16, 16)).float(), around(tiny, 2)
+    z, b = 0.5 * latents((2, *LATENT_SHAPE)).float(), around(tiny, 2)
     before = state_of(guidance.phi)
     first = guidance.update(z, b, guidance.begin(z, 0, Rng()))["phi_loss"]
     assert same_state(state_of(guidance.phi), before)  # rate 0
-    for _ in range(8):
+    for _ in range(16):
         guidance.update(z, b, guidance.begin(z, 5, Rng()))
     last = guidance.update(z, b, guidance.begin(z, 0, Rng()))["phi_loss"]
     assert last < 0.98 * first
@@ -311,7 +312,7 @@ def run(guidance: VSD, steps: range, z: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("network", ["lora", "unet"])
 def test_a_resumed_run_equals_the_uninterrupted_one(network, tiny, tmp_path):
     config = ScoreModelConfig(network=network, channels=[8, 8], lr=1e-2, replay=4)
-    first, start = vsd(tiny, phi=config), latents((2, 4, 16, 16)).float()
+    first, start = vsd(tiny, phi=config), latents((2, *LATENT_SHAPE)).float()
     halfway = run(first, range(2), start)
     torch.save(first.state_dict(), tmp_path / "state")
     end = run(first, range(2, 4), halfway)
@@ -327,7 +328,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one(network, tiny, tmp_path):
 
 
 def test_moving_keeps_the_optimisers_state(tiny):
-    config, start = ScoreModelConfig(lr=1e-2), latents((2, 4, 16, 16)).float()
+    config, start = ScoreModelConfig(lr=1e-2), latents((2, *LATENT_SHAPE)).float()
     still, moved = (vsd(tiny, phi=config) for _ in range(2))
     z, same = run(still, range(2), start), run(moved, range(2), start)
     moved.to("cpu")
@@ -336,7 +337,7 @@ def test_moving_keeps_the_optimisers_state(tiny):
 
 
 def test_several_instances_share_one_prior_without_meeting(tiny):
-    config, start = ScoreModelConfig(lr=1e-2), latents((2, 4, 16, 16)).float()
+    config, start = ScoreModelConfig(lr=1e-2), latents((2, *LATENT_SHAPE)).float()
     alone = run(vsd(tiny, phi=config), range(3), start)
     one, other = vsd(tiny, phi=config), vsd(tiny, phi=replace(config, rank=2))
     z, w = start, start

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from shared.embedded import HALF, LATENT_CHANNELS
 from torch.nn import functional
 
 from scoredist3d import registry
@@ -51,15 +52,16 @@ def test_the_map_is_the_inverse_of_the_encoder(channels):
 
 @pytest.fixture(scope="module")
 def embedded():
-    """The embedded model on small images: 8 x 8 latents with four channels."""
-    return registry.build(parse_component("prior", {"type": "diffusers", "image_size": 32}))
+    """The embedded model on images of half its size: 8 x 8 latents."""
+    return registry.build(parse_component("prior", {"type": "diffusers", **HALF}))
 
 
 def test_embedded_prior_is_shown_closely(embedded):
     """A smooth image outside of the fit, encoded by the embedded model and converted to colors by the map."""
     built = latent(embedded)
-    row = torch.linspace(0.1, 0.9, 32)
-    picture = torch.stack([row[None].expand(32, 32), row[:, None].expand(32, 32), 1 - row[None].expand(32, 32)], -1)
+    size = embedded.image_size
+    across = torch.linspace(0.1, 0.9, size)[None].expand(size, size)
+    picture = torch.stack([across, across.T, 1 - across], -1)
     with torch.no_grad():
         latents = embedded.encode(picture[None])
         shown = built.display(latents.movedim(1, -1))[0]
@@ -114,7 +116,7 @@ def test_a_run_in_latents_and_the_run_in_colour_after_it(embedded):
     first.prepare_step(0, Rng(1))
     first.training_step(0, Rng(1)).loss.backward()
     (view,) = render_views(first.scenes[0], first.evaluation_cameras([0.0], 10.0, 8, 8))
-    assert view.rgb.shape == (1, 8, 8, 3) and view.background.shape == (1, 8, 8, 4)
+    assert view.rgb.shape == (1, 8, 8, 3) and view.background.shape == (1, 8, 8, LATENT_CHANNELS)
     second.init_from(first.state_dict(), first.config)
     for name in ("geometry", "material"):
         ours, theirs = (getattr(run.scenes[0], name).state_dict() for run in (second, first))

@@ -74,10 +74,10 @@ def test_truncation_of_a_long_prompt_is_reported(prior: DiffusersPrior, caplog: 
 
 @pytest.mark.parametrize(("category", "color"), [("mug", "red"), ("house", "yellow")])
 def test_samples_show_the_captions_object(prior: DiffusersPrior, category: str, color: str) -> None:
-    views = 4
+    views, size = 4, prior.image_size
     azimuth = torch.tensor([0.0, 90.0, 180.0, 270.0])
     elevation = torch.full((views,), 20.0)
-    cameras = orbit(azimuth, elevation, torch.full((views,), 3.2), torch.full((views,), 40.0), 64, 64)
+    cameras = orbit(azimuth, elevation, torch.full((views,), 3.2), torch.full((views,), 40.0), size, size)
     conditions = CFGConditions(
         prior.embed([f"a {color} {category}"] * views, cameras), prior.embed([""] * views, cameras)
     )
@@ -91,8 +91,8 @@ def test_the_autoencoder_reconstructs_renders(prior: DiffusersPrior) -> None:
     """Reconstructions of renders: 26 dB is far above a blank image (about 12) and below the measured 29.9 dB."""
     objects = sample_objects(6, torch.Generator().manual_seed(1))
     angles = torch.arange(6) * 60.0
-    constant = torch.ones(6)
-    cameras = orbit(angles, 20 * constant, 3.2 * constant, 40 * constant, 64, 64)
+    constant, size = torch.ones(6), prior.image_size
+    cameras = orbit(angles, 20 * constant, 3.2 * constant, 40 * constant, size, size)
     image = render_objects(objects, cameras).over(torch.ones(3))
     error = (prior.decode(prior.encode(image)) - image).square().mean()
     assert -10 * torch.log10(error) > 26

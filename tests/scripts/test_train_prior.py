@@ -11,6 +11,7 @@ import pytest
 import torch
 import train_prior
 from prior_training.common import Ema, learning_rate
+from prior_training.models import PriorSizes
 
 from scoredist3d.priors.diffusers_prior import DiffusersPrior
 from scoredist3d.procedural import CATEGORIES
@@ -27,13 +28,15 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_miniature_is_a_loadable_camera_conditioned_prior(trained: Path) -> None:
     prior = DiffusersPrior(DiffusersPrior.Config(pretrained_model_name_or_path=str(trained / "assets" / "prior")))
-    assert prior.latent_shape(64, 64) == (4, 16, 16)
+    sizes = PriorSizes.miniature()
+    size, shape = sizes.image_size, (sizes.latent_channels, sizes.latent_size, sizes.latent_size)
+    assert (prior.image_size, prior.latent_shape(size, size)) == (size, shape)
     assert prior.unknown_words("a red mug") == []
     assert prior.unknown_words("a red zeppelin") == ["zeppelin"]
     assert prior.nouns is not None and prior.nouns.known_in("an object") == ["object"]
     assert list(prior.nouns.kinds) == list(CATEGORIES)
-    z = prior.encode(torch.rand(2, 64, 64, 3, generator=torch.Generator().manual_seed(0)))
-    assert z.shape == (2, 4, 16, 16)
+    z = prior.encode(torch.rand(2, size, size, 3, generator=torch.Generator().manual_seed(0)))
+    assert z.shape == (2, *shape)
 
 
 def test_weights_are_half_precision_safetensors(trained: Path) -> None:

@@ -15,6 +15,7 @@ from scoredist3d.priors.analytic import GaussianMixturePrior, Mixture
 from scoredist3d.priors.diffusers_loading import EMBEDDED_FOLDER
 from scoredist3d.priors.diffusers_prior import DiffusersPrior
 from scoredist3d.seeding import Rng
+from shared.embedded import LATENT_CHANNELS, LATENT_SIZE
 
 M, S = 0.4, 0.6
 SMALL = ScoreModelConfig(network="unet", channels=[4, 8], lr=1e-2)
@@ -111,9 +112,9 @@ def tiny_folder(folder: Path, *, kind: str = "epsilon", text_width: int = 128, *
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         UNet2DConditionModel(
-            sample_size=16,
-            in_channels=4,
-            out_channels=4,
+            sample_size=LATENT_SIZE,
+            in_channels=LATENT_CHANNELS,
+            out_channels=LATENT_CHANNELS,
             down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
             up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
             block_out_channels=(8, 16),

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from shared.embedded import HALF
 from shared.method_cases import METHODS, case
 from shared.surface_scenes import write_cube
 from torch import Tensor
@@ -29,7 +30,7 @@ from scoredist3d.training.optimizer import build_optimizer
 PRIORS: dict[str, dict[str, Any]] = {
     "gaussian-mixture": {"image_size": 8},
     # The embedded model at a quarter of its image area: 8 x 8 latents.
-    "diffusers": {"image_size": 32},
+    "diffusers": HALF,
 }
 """Options that make the priors small."""
 
