@@ -60,7 +60,7 @@ def autoencoder_measures(sampler: Sampler, *, count: int) -> dict[str, Any]:
 
 def markdown(result: dict[str, Any]) -> str:
     """The measurements as Markdown tables, for the model card."""
-    text = "| images | category | worst | color | worst | azimuth error, median (mean) |\n| --- | --- | --- | --- | --- | --- |\n"
+    text = "| images | category | worst | color | worst | azimuth error, median (mean) |\n" + "| --- " * 6 + "|\n"
     for name, row in result["accuracy"].items():
         text += (
             f"| {name} | {row['category']:.3f} | {row['worst_category']:.2f} ({row['worst_category_name']}) "
@@ -74,7 +74,9 @@ def markdown(result: dict[str, Any]) -> str:
     text += "\n| images | saturation | sharpness | noise |\n| --- | --- | --- | --- |\n"
     for name, row in result["defects"].items():
         text += f"| {name} | {row['saturation']:.3f} | {row['sharpness']:.3f} | {row['noise']:.4f} |\n"
-    text += "\n| t | SNR of latents, dB | wrong color | wrong category | wrong camera |\n| --- | --- | --- | --- | --- |\n"
+    text += (
+        "\n| t | SNR of latents, dB | wrong color | wrong category | wrong camera |\n| --- | --- | --- | --- | --- |\n"
+    )
     for r in result["where_conditioning_acts"]:
         text += f"| {r['t']:.2f} | {r['snr_db']:.1f} | {r['color']:.2f} | {r['category']:.2f} | {r['camera']:.2f} |\n"
     text += "\n| cycles per pixel | change of latents | change of the reconstruction |\n| --- | --- | --- |\n"

@@ -8,7 +8,7 @@ Every stage saves its state to ``--work`` once a minute; the same command resume
 
 The stages are: rendering a pool of captioned views; the autoencoder; the probe; the denoiser with its text encoder,
 during which the pool may be replaced by new views (``--refreshes``); export as fp16 safetensors in diffusers format.
-A long training is split into commands of a few minutes, each of which continues from the exported prior of the last one:
+A long training is split into commands of a few minutes. Each continues from the exported prior of the last one:
 
     python scripts/train_prior.py --work W1 --out P1 --stages vae probe
     python scripts/train_prior.py --work W2 --out P2 --init P1 --stages denoiser --denoiser-minutes 8 --seed 1 --hold 1
@@ -42,7 +42,6 @@ from safetensors.torch import load_file
 from transformers import CLIPTokenizer
 
 from scoredist3d.procedural import build_tokenizer
-
 
 STAGES = ("vae", "probe", "denoiser")
 

@@ -37,9 +37,9 @@ from scoredist3d.procedural.lexicon import lexicon
 from scoredist3d.procedural.objects import Objects, azimuth_symmetry, sample_objects
 from scoredist3d.procedural.primitives import NUM_HOLES, NUM_SOLIDS, Hits, cast_rays, occupancy
 from scoredist3d.procedural.rendering import DEFAULT_LIGHT, ShapeRender, render_objects
-from scoredist3d.procedural.shading import shade
 from scoredist3d.procedural.scene_captions import captions_for_scenes, scene_caption
 from scoredist3d.procedural.scenes import RELATIONS, SCENE_SOLIDS, Scenes, sample_scenes
+from scoredist3d.procedural.shading import shade
 from scoredist3d.procedural.tokenizer import build_tokenizer
 
 __all__ = [

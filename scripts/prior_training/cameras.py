@@ -45,4 +45,3 @@ def training_cameras(
     extent = REFERENCE_EXTENT * torch.where(standard, uniform(0.95, 1.05), uniform(*_EXTENT_RANGE))
     distance = extent / torch.tan(torch.deg2rad(fovy / 2))
     return orbit(azimuth, elevation, distance, fovy, size, size)
-

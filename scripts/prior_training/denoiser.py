@@ -50,7 +50,8 @@ def train_denoiser(
 ) -> Denoiser:
     """Train the denoiser and return its averaged weights; the pool is refreshed ``refreshes`` times.
 
-    With ``minutes``, the number of steps is set so that the training takes that time. The learning rate rises to ``peak_lr`` and decays after the fraction ``hold`` of the steps.
+    With ``minutes``, the number of steps is set so that the training takes that time. The learning rate rises to
+    ``peak_lr`` and decays after the fraction ``hold`` of the steps.
     """
     device = pool.device
     stage = _stage(denoiser, steps, work, generator, device, ema_decay, peak_lr)

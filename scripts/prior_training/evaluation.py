@@ -52,7 +52,7 @@ class Sampler:
     @property
     def device(self) -> torch.device:
         """Device of the samples."""
-        return self.prior.device  # type: ignore[attr-defined, no-any-return]
+        return next(self.prior.parameters()).device
 
     @torch.no_grad()
     def __call__(self, texts: Sequence[str], cameras: Cameras, *, scale: float, seed: int) -> Tensor:
@@ -119,7 +119,9 @@ def captions_of(category: Tensor, color: Tensor) -> list[str]:
     return [simple_caption(CATEGORIES[c], COLORS[k]) for c, k in zip(category.tolist(), color.tolist(), strict=True)]
 
 
-def sampled_accuracy(sampler: Sampler, probe: Probe, *, scale: float, per_pair: int, limit: int) -> dict[str, float | str]:
+def sampled_accuracy(
+    sampler: Sampler, probe: Probe, *, scale: float, per_pair: int, limit: int
+) -> dict[str, float | str]:
     """Accuracy of samples of "a COLOR CATEGORY" at one guidance scale."""
     category, color, texts = grid_of_captions(per_pair, limit, sampler.device)
     cameras = sampler.cameras(len(texts), 1234)

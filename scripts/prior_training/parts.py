@@ -124,9 +124,7 @@ def object_part(
         cameras,
         lambda names, backgrounds, dropout: [
             caption.text
-            for caption in captions_for(
-                objects.to("cpu"), rng, views=names, backgrounds=backgrounds, dropout=dropout
-            )
+            for caption in captions_for(objects.to("cpu"), rng, views=names, backgrounds=backgrounds, dropout=dropout)
         ],
         (generator, rng, tokenize),
         symmetry=azimuth_symmetry(objects),

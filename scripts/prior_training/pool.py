@@ -172,7 +172,10 @@ class Pool:
         return self.views.rgba[index].movedim(-1, 1).float() / 255.0
 
     def images_at(self, index: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Images (B, 3, H, W) in [0, 1] over their own backgrounds; with a generator, degraded as their captions say."""
+        """Images (B, 3, H, W) in [0, 1] over their own backgrounds.
+
+        With a generator, they have the defects that their captions name.
+        """
         background = self.views.background[index, None, None, None].expand(-1, 3, 1, 1)
         rgba = self.rgba_at(index)
         if generator is None:

@@ -56,7 +56,11 @@ def scene_captions() -> list[str]:
 
 def write_sheets(sampler: Sampler, out: Path, *, scale: float, limit: int) -> None:
     """Write ``samples.png``, ``surfaces.png`` and ``scenes.png``."""
-    sheets = (("samples", category_captions(8), 16), ("surfaces", surface_captions(), 16), ("scenes", scene_captions(), 8))
+    sheets = (
+        ("samples", category_captions(8), 16),
+        ("surfaces", surface_captions(), 16),
+        ("scenes", scene_captions(), 8),
+    )
     for seed, (name, captions, columns) in enumerate(sheets):
         texts = captions[:limit]
         images = sampler(texts, sampler.cameras(len(texts), 7 + seed), scale=scale, seed=7 + seed)

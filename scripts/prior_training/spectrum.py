@@ -7,12 +7,17 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-BANDS: tuple[tuple[float, float], ...] = ((0.0, 0.06), (0.06, 0.12), (0.12, 0.18), (0.18, 0.25), (0.25, 0.35), (0.35, 0.5))
+BANDS: tuple[tuple[float, float], ...] = (
+    (0.0, 0.06),
+    (0.06, 0.12),
+    (0.12, 0.18),
+    (0.18, 0.25),
+    (0.25, 0.35),
+    (0.35, 0.5),
+)
 
 
-def band_noise(
-    shape: Sequence[int], band: tuple[float, float], std: float, generator: torch.Generator
-) -> Tensor:
+def band_noise(shape: Sequence[int], band: tuple[float, float], std: float, generator: torch.Generator) -> Tensor:
     """Gaussian noise (B, C, H, W) whose spatial frequencies lie in ``band``, with standard deviation ``std``."""
     noise = torch.randn(tuple(shape), generator=generator, device=generator.device)
     height, width = noise.shape[-2:]
