@@ -79,8 +79,8 @@ class PipelineSource:
             return cls(str(path), path, revision, variant, _read_index(path, key), key)
         if name in _PACKAGED:
             raise PriorError(
-                f"{key}: the prior {name!r} is missing from {_PACKAGED[name][0]}; reinstall scoredist3d, train the prior "
-                f"with {_PACKAGED[name][1]}, or name another diffusers folder"
+                f"{key}: the prior {name!r} is missing from {_PACKAGED[name][0]}; reinstall scoredist3d, train it with "
+                f"{_PACKAGED[name][1]}, or name another diffusers folder"
             )
         if name.count("/") != 1 or name.startswith((".", "/", "~")):
             raise PriorError(f"{key}: {name!r} is neither an existing folder nor a hub id of the form owner/model")

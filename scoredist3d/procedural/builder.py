@@ -17,7 +17,7 @@ Vector = tuple[Number, Number, Number]
 # Columns of the surface table: first color, second color (equal without a pattern), pattern, finish.
 NUM_SURFACE_COLUMNS = 8
 
-# Brightness of successive pieces, so that neighboring parts of one color can be told apart.
+# Brightness of successive pieces, so that neighboring parts of one color differ.
 _TINTS = (1.0, 0.90, 1.06, 0.94, 1.03, 0.87)
 
 # Frames of primitives whose own axis (local z) does not point up: columns are the local axes in the object's frame.

@@ -115,6 +115,20 @@ class Objects:
             surface=torch.cat([self.surface[:, :keep], self.surface[:, solids:]], 1),
         )
 
+    def padded(self, solids: int) -> Objects:
+        """The objects with empty rows up to ``solids`` solids, so that tables of all kinds have one shape."""
+        missing = solids - primitives.num_solids(self.geometry)
+        if missing <= 0:
+            return self
+        first = primitives.num_solids(self.geometry)
+        empty = primitives.empty_geometry(missing, self.device).expand(len(self), -1, -1)
+        blank = self.surface.new_zeros(len(self), missing, self.surface.shape[2])
+        return replace(
+            self,
+            geometry=torch.cat([self.geometry[:, :first], empty, self.geometry[:, first:]], 1),
+            surface=torch.cat([self.surface[:, :first], blank, self.surface[:, first:]], 1),
+        )
+
     def occupancy(self, points: Tensor) -> Tensor:
         """Whether ``points`` (N, M, 3) lie inside the objects, as (N, M) bool; exact."""
         return primitives.occupancy(self.geometry, points)

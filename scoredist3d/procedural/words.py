@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 import re
+from functools import cache
 
 from scoredist3d.procedural.glyphs import CHARACTERS
 
@@ -47,7 +48,7 @@ def random_word(rng: random.Random, *, held_out: bool = False, lengths: tuple[in
         lengths: Possible numbers of characters.
     """
     length = rng.choice(lengths)
-    common = [word for word in COMMON_WORDS if len(word) == length and is_held_out(word) == held_out]
+    common = _common_words(length, held_out)
     if rng.random() < min(_P_COMMON, _P_EACH * len(common)):
         return rng.choice(common)
     alphabet = rng.choices((_LETTERS, CHARACTERS, _DIGITS), (0.5, 0.38, 0.12))[0]
@@ -55,6 +56,11 @@ def random_word(rng: random.Random, *, held_out: bool = False, lengths: tuple[in
         word = "".join(rng.choices(alphabet, k=length))
         if is_held_out(word) == held_out:
             return word
+
+
+@cache
+def _common_words(length: int, held_out: bool) -> tuple[str, ...]:
+    return tuple(word for word in COMMON_WORDS if len(word) == length and is_held_out(word) == held_out)
 
 
 def spelled(word: str) -> str:

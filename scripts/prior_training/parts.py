@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -15,7 +15,7 @@ from scoredist3d.cameras import Cameras
 from scoredist3d.priors.camera_embedding import camera_embedding
 from scoredist3d.procedural import (
     DEFECTS,
-    NUM_SOLIDS,
+    SCENE_SOLIDS,
     Dropout,
     Objects,
     azimuth_symmetry,
@@ -98,7 +98,7 @@ class Renderer:
         self.image_size, self.antialias, self.device = image_size, antialias, device
         self.options: dict[str, Any] = {"antialias": antialias, "chunk_rays": _CHUNK_RAYS}
         if compile_:
-            self.options["cast"] = torch.compile(partial(cast_rays, group=NUM_SOLIDS), dynamic=False)
+            self.options["cast"] = torch.compile(partial(cast_rays, group=SCENE_SOLIDS), dynamic=False)
             self.options["shader"] = torch.compile(shade, dynamic=False)
 
     def __call__(self, items: Any, cameras: Cameras, render: Callable[..., Any] = render_objects) -> Tensor:
@@ -107,9 +107,17 @@ class Renderer:
         images = torch.empty(len(items), size, size, 4, dtype=torch.uint8, device=self.device)
         for start in range(0, len(items), RENDER_BLOCK):
             part = slice(start, start + RENDER_BLOCK)
-            rgba = render(items[part], cameras[part], **self.options).rgba
+            rgba = render(self._same_shape(items[part]), cameras[part], **self.options).rgba
             images[part] = (255 * rgba).round().to(torch.uint8)
         return images
+
+
+    @staticmethod
+    def _same_shape(items: Any) -> Any:
+        """Items whose tables have the shape of scenes, so that the ray caster is compiled once."""
+        if isinstance(items, Objects):
+            return items.padded(SCENE_SOLIDS)
+        return replace(items, objects=items.objects.padded(SCENE_SOLIDS))
 
 
 def object_part(

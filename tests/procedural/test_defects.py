@@ -77,7 +77,9 @@ def test_low_detail_keeps_the_silhouette_and_flattens_the_interior(rgba):
         inside = (rgba[:, 3, :, 1:] == 1) & (rgba[:, 3, :, :-1] == 1)
         return ((pixels[..., 1:] - pixels[..., :-1]).abs().mean(1) * inside).sum((1, 2)) / inside.sum((1, 2))
 
-    assert (roughness(image) < 0.6 * roughness(intact)).all()
+    textured = roughness(intact) > 0.01
+    assert textured.sum() > COUNT // 2
+    assert (roughness(image)[textured] < 0.6 * roughness(intact)[textured]).all()
 
 
 def test_pixelated_images_consist_of_blocks(rgba):

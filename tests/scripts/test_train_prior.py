@@ -76,7 +76,19 @@ def test_evaluation_writes_its_tables(trained: Path, tmp_path: Path) -> None:
     arguments += ["--out", str(tmp_path), "--device", "cpu", "--per-pair", "1", "--steps", "1", "--scales", "1"]
     assert evaluate_prior.main([*arguments, "--limit", "24"]) == 0
     result = json.loads((tmp_path / "evaluation.json").read_text())
-    assert set(result["accuracy"]) == {"real renders", "real, encoded", "DDIM-1, scale 1"}
+    assert set(result["accuracy"]) == {
+        "real renders, plain",
+        "real renders",
+        "real renders, encoded",
+        "DDIM-1, scale 1",
+    }
+    assert set(result["scenes"]) == {"samples", "renders"} and "striped" in result["patterns"]
+    # Real degraded renders: each defect has its effect; those of an untrained network have none.
+    real = {name: row for name, row in result["defects"].items() if name.startswith("renders")}
+    intact = real["renders, no defect"]
+    assert real["renders, blurry"]["sharpness"] < 0.7 * intact["sharpness"]
+    assert real["renders, oversaturated"]["saturation"] > 1.2 * intact["saturation"]
+    assert real["renders, noisy"]["noise"] > intact["noise"] + 0.02
     assert all(0.0 <= row["category"] <= 1.0 for row in result["accuracy"].values())
     # An untrained network does not listen: wrong words cost it nothing.
     assert all(abs(row["color"] - 1.0) < 0.2 for row in result["where_conditioning_acts"])
