@@ -16,6 +16,7 @@ from scoredist3d.priors.adapters import AdapterPoints
 from scoredist3d.priors.conditioning import Conditioning
 from scoredist3d.priors.denoiser import DenoiserNetwork
 from scoredist3d.priors.vocabulary import Nouns, Vocabulary, words_of
+from scoredist3d.procedural.words import spell_quoted
 
 
 class Prior(nn.Module, ABC):
@@ -32,6 +33,7 @@ class Prior(nn.Module, ABC):
             ``views`` images has one common timestep.
         vocabulary: The words that the prior was trained on, if they are a known, limited set; otherwise None.
         nouns: The kinds of objects that the prior was trained on, if they are a known, limited set; otherwise None.
+        spells_quotes: Whether quoted words of a prompt are spelled, because the prior draws them as text.
         allow_unknown_nouns: Whether a prompt that names none of these kinds is accepted, with a warning.
         given_warnings: Warnings about prompts that have been given, which are not repeated.
     """
@@ -42,6 +44,7 @@ class Prior(nn.Module, ABC):
     views: int = 1
     vocabulary: frozenset[str] | None = None
     nouns: Nouns | None = None
+    spells_quotes: bool = False
     allow_unknown_nouns: bool = False
 
     def __init__(self) -> None:
@@ -110,4 +113,5 @@ class Prior(nn.Module, ABC):
         """Words of the prompt, in order, that are not in :attr:`vocabulary`; empty if there is no vocabulary."""
         if self.vocabulary is None:
             return []
-        return [word for word in dict.fromkeys(words_of(prompt)) if word not in self.vocabulary]
+        text = spell_quoted(prompt) if self.spells_quotes else prompt
+        return [word for word in dict.fromkeys(words_of(text)) if word not in self.vocabulary]

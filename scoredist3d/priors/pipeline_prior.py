@@ -44,8 +44,7 @@ class PipelinePrior(Prior):
 
         pretrained_model_name_or_path: str = option(
             EMBEDDED,
-            "A diffusers pipeline folder or hub id; 'embedded' and 'embedded-flow' are the small models that come with "
-            "the package.",
+            "A diffusers pipeline folder or hub id; 'embedded' is the small model that comes with the package.",
         )
         revision: str | None = option(None, "Branch, tag or commit of a hub id.")
         variant: str | None = option(None, "Preferred variant of the weight files, e.g. fp16.")
@@ -97,6 +96,7 @@ class PipelinePrior(Prior):
         vocabulary = source.vocabulary()
         if vocabulary is not None:
             self.vocabulary, self.nouns = vocabulary.words, vocabulary.nouns
+            self.spells_quotes = vocabulary.spells_quotes
         self.allow_unknown_nouns = config.allow_unknown_nouns
         self.image_size = config.image_size or self.denoiser.sample_size * self.codec.factor
         # The limits are those of pixel values and do not apply to latents.

@@ -77,10 +77,12 @@ class Vocabulary:
     Attributes:
         words: All single words.
         nouns: The nouns; None if the file does not state them.
+        spells_quotes: Whether the prior writes quoted words, which its prompts spell ("a sign that says a b").
     """
 
     words: frozenset[str]
     nouns: Nouns | None = None
+    spells_quotes: bool = False
 
     @classmethod
     def parse(cls, content: Any) -> Self:
@@ -88,20 +90,24 @@ class Vocabulary:
 
         Args:
             content: A list of words and phrases, or an object with this list as ``words`` and, optionally, ``nouns``
-                (a mapping from kinds of objects to lists of synonyms) and ``generic_nouns`` (a list).
+                (a mapping from kinds of objects to lists of synonyms), ``generic_nouns`` (a list) and
+                ``spells_quotes`` (a Boolean).
 
         Raises:
             ValueError: The content has another form; the message describes the form.
         """
         block: dict[str, Any] = content if isinstance(content, dict) else {"words": content}
         words, kinds, generic = block.get("words"), block.get("nouns", {}), block.get("generic_nouns", [])
-        if not isinstance(kinds, dict) or not all(map(_is_list_of_text, (words, generic, *kinds.values()))):
+        spells = block.get("spells_quotes", False)
+        lists_are_right = isinstance(kinds, dict) and all(map(_is_list_of_text, (words, generic, *kinds.values())))
+        if not lists_are_right or not isinstance(spells, bool):
             raise ValueError(
-                'must be a list of words or {"words": [...], "nouns": {kind: [synonyms]}, "generic_nouns": [...]}'
+                'must be a list of words or {"words": [...], "nouns": {kind: [synonyms]}, "generic_nouns": [...], '
+                '"spells_quotes": true or false}'
             )
         entries: list[str] = [*(words or []), *generic, *kinds, *itertools.chain(*kinds.values())]
         nouns = Nouns({kind: tuple(synonyms) for kind, synonyms in kinds.items()}, tuple(generic))
-        return cls(vocabulary_of(entries), nouns if kinds else None)
+        return cls(vocabulary_of(entries), nouns if kinds else None, spells)
 
 
 def plurals(noun: str) -> tuple[str, ...]:

@@ -18,9 +18,9 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from scoredist3d.priors.stable_diffusion_3 import CAMERA_TOKEN, T5_LENGTH
-from scoredist3d.procedural import lexicon
 
 from .cameras import REFERENCE_EXTENT
+from .models import vocabulary
 
 
 @dataclass(frozen=True)
@@ -141,5 +141,5 @@ def save_flow_prior(
         "vae": ["diffusers", "AutoencoderKL"],
     }
     (folder / "camera.json").write_text(json.dumps({"reference_extent": REFERENCE_EXTENT}) + "\n")
-    (folder / "vocabulary.json").write_text(json.dumps(lexicon(), indent=0) + "\n")
+    (folder / "vocabulary.json").write_text(json.dumps(vocabulary(lettered=True), indent=1) + "\n")
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")

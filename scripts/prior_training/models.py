@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from string import ascii_lowercase
 from typing import Any
 
 import torch
@@ -141,13 +142,18 @@ def build_scheduler() -> DDIMScheduler:
     )
 
 
-def vocabulary() -> dict[str, Any]:
-    """The content of ``vocabulary.json``: the words of the captions, the nouns of each family, and generic nouns."""
-    return {
-        "words": list(lexicon()),
-        "nouns": {family.name: list(family.synonyms) for family in FAMILIES},
-        "generic_nouns": list(GENERIC_NOUNS),
-    }
+def vocabulary(*, lettered: bool = False) -> dict[str, Any]:
+    """The content of ``vocabulary.json``: the words of the captions, the nouns of each family, and generic nouns.
+
+    Args:
+        lettered: Whether the prior was also trained on signs and mugs with words.
+    """
+    nouns = {family.name: list(family.synonyms) for family in FAMILIES}
+    content: dict[str, Any] = {"words": list(lexicon()), "nouns": nouns, "generic_nouns": list(GENERIC_NOUNS)}
+    if lettered:
+        content["words"] += [letter for letter in ascii_lowercase if letter not in content["words"]]
+        content |= {"nouns": nouns | {"sign": []}, "spells_quotes": True}
+    return content
 
 
 def save_prior(folder: Path, networks: Mapping[str, Any], *, tokenizer: Path) -> None:

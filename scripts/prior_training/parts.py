@@ -111,7 +111,6 @@ class Renderer:
             images[part] = (255 * rgba).round().to(torch.uint8)
         return images
 
-
     @staticmethod
     def _same_shape(items: Any) -> Any:
         """Items whose tables have the shape of scenes, so that the ray caster is compiled once."""

@@ -44,7 +44,11 @@ def load(folder: Path) -> DiffusersPrior:
 def test_miniature_is_a_loadable_camera_conditioned_prior(trained: Path) -> None:
     prior = load(trained / "assets" / "prior-flow")
     assert prior.takes_cameras and prior.schedule.prediction_type == "v_prediction"
-    assert prior.unknown_words("a red mug") == []
+    assert prior.unknown_words("a red mug") == [] == prior.unknown_words("a sign that says 'AB12'")
+    assert prior.nouns is not None and prior.nouns.known_in("a sign") == ["sign"]
+    quoted, spelled, bare = (prior.embed([f"a sign that says {text}"]).text for text in ("'AB1'", "a b 1", "ab1"))
+    torch.testing.assert_close(quoted, spelled)
+    assert not torch.allclose(quoted, bare)
     size = prior.image_size
     z = prior.encode(torch.rand(2, size, size, 3, generator=torch.Generator().manual_seed(0)))
     assert z.shape == (2, *prior.latent_shape(size, size))
