@@ -18,6 +18,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 
+from scoredist3d import registry
 from scoredist3d.config.coercion import MISSING_MARK, is_bare
 from scoredist3d.config.errors import ConfigError
 from scoredist3d.paths import renamed_config, shipped_root
@@ -29,6 +30,10 @@ TEXT_KEYS = ("prompt", "negative_prompt", "name", "tag")
 # Paths of mappings in which an entry may be a bare value instead of a block, and the key of the block that this value
 # sets. Such entries are expanded to blocks before merging.
 SHORTHANDS: dict[tuple[str, ...], str] = {("system", "loss"): "weight"}
+NAMED_MODELS: dict[tuple[str, ...], tuple[str, str]] = {("prior",): ("diffusers", "pretrained_model_name_or_path")}
+"""Blocks for which a bare name is enough: the type and the key of the name of a model, as in ``prior: embedded``.
+
+A bare name that is a registered type stands for the block of this type."""
 
 
 def load(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -82,8 +87,7 @@ def merge(base: Any, layer: Any, path: tuple[str, ...] = ()) -> Any:
 
     Mappings are merged key by key; other values are replaced.
     """
-    if isinstance(layer, dict):
-        layer = _expand_shorthands(layer, path)
+    layer = _expand_shorthands(layer, path)
     if isinstance(base, list) and isinstance(layer, dict) and layer and all(_is_index(key) for key in layer):
         return _merge_list(base, layer, path)
     if not isinstance(base, dict) or not isinstance(layer, dict):
@@ -302,9 +306,13 @@ def _resolve_node(config: Any, value: Any, path: tuple[Any, ...], problems: list
         return value
 
 
-def _expand_shorthands(layer: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
-    key = SHORTHANDS.get(path[2:] if path[:1] == (STAGES,) else path)  # the block of a stage is a complete config
-    if key is None:
+def _expand_shorthands(layer: Any, path: tuple[str, ...]) -> Any:
+    path = path[2:] if path[:1] == (STAGES,) else path  # the block of a stage is a complete config
+    if isinstance(layer, str) and path in NAMED_MODELS and layer != MISSING_MARK and "${" not in layer:
+        kind, model = NAMED_MODELS[path]
+        return {"type": layer} if layer in registry.names(path[-1]) else {"type": kind, model: layer}
+    key = SHORTHANDS.get(path)
+    if key is None or not isinstance(layer, dict):
         return layer
     return {name: {key: value} if is_bare(value) else value for name, value in layer.items()}
 

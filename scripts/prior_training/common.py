@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from scoredist3d.files import atomic_path
 
+_UNTIMED_STEPS = 20
+
 
 class Ema:
     """Exponential moving average of a module's parameters, with a lower decay in the first steps."""
@@ -69,7 +71,7 @@ class Stage:
             the same numbers.
         warmup: Steps of the linear warm-up.
         hold: Fraction of the steps after which the learning rate decays; 1 for a constant one.
-        minutes: If positive, the number of steps is set after the first 120 so that the stage takes this time.
+        minutes: If positive, the number of steps is adapted every 100 steps so that the stage takes this time.
         save_every_s: Seconds between two saved states.
         step: Number of finished steps.
     """
@@ -128,12 +130,9 @@ class Stage:
             FloatingPointError: The loss is not finite.
         """
         self.step += 1
-        if self.minutes and self.step in (20, 120):
-            float(loss)  # synchronizes; the first steps include the compilation and are not timed
-            if self.step == 20:
-                self._timed_since = time.monotonic()
-            elif self._timed_since:
-                self._fit()
+        if self.minutes and self.step % 100 == _UNTIMED_STEPS:
+            float(loss)  # synchronizes
+            self._fit()
         if self.step % log_every == 0 or self.step == self.total:
             value = float(loss)
             if not math.isfinite(value):
@@ -148,10 +147,16 @@ class Stage:
             self.save()
 
     def _fit(self) -> None:
-        """Set the number of steps to what fits into ``minutes``, at the rate of steps 20 to 120."""
-        rate = 100 / (time.monotonic() - self._timed_since)
-        self.total = max(self.step + 1, round(self.step + 60.0 * self.minutes * rate))
-        print(f"{self.name}: {rate:.1f} steps/s, {self.total} steps in all", flush=True)
+        """Set the number of steps to what fits into ``minutes``; the stage of a resumed training keeps its number.
+
+        The first steps include the compilation and are not timed.
+        """
+        if self.step == _UNTIMED_STEPS:
+            self._timed_since = time.monotonic()
+        elif self._timed_since:
+            seconds = time.monotonic() - self._timed_since
+            rate = (self.step - _UNTIMED_STEPS) / seconds
+            self.total = max(self.step + 1, round(self.step + (60.0 * self.minutes - seconds) * rate))
 
     def set_lr(self) -> None:
         """Set the learning rate of the optimizer for the current step."""

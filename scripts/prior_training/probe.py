@@ -54,14 +54,15 @@ def probe_loss(reading: ProbeReading, views: Part, index: Tensor) -> Tensor:
 
 
 def corrupt(image: Tensor, vae: AutoencoderKL, generator: torch.Generator) -> Tensor:
-    """Degrade renders as distillation may: by the autoencoder, blur and noise."""
+    """Degrade renders as distillation may: the first half by the autoencoder, and some by blur and noise."""
     device = image.device
-    chance = torch.rand(3, len(image), 1, 1, 1, generator=generator, device=device)
-    decoded = 0.5 * (vae.decode(vae.encode(2.0 * image - 1.0).latent_dist.mean).sample + 1.0)
-    image = torch.where(chance[0] < 0.5, decoded.clamp(0, 1).to(image.dtype), image)
+    chance = torch.rand(2, len(image), 1, 1, 1, generator=generator, device=device)
+    half = len(image) // 2
+    decoded = 0.5 * (vae.decode(vae.encode(2.0 * image[:half] - 1.0).latent_dist.mean).sample + 1.0)
+    image = torch.cat([decoded.clamp(0, 1).to(image.dtype), image[half:]])
     soft = functional.avg_pool2d(functional.pad(image, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
-    image = torch.where(chance[1] < 0.3, soft, image)
-    noise_std = 0.08 * torch.rand(len(image), 1, 1, 1, generator=generator, device=device) * (chance[2] < 0.5)
+    image = torch.where(chance[0] < 0.3, soft, image)
+    noise_std = 0.08 * torch.rand(len(image), 1, 1, 1, generator=generator, device=device) * (chance[1] < 0.5)
     return (image + noise_std * torch.randn(image.shape, generator=generator, device=device)).clamp(0, 1)
 
 

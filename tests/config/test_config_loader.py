@@ -98,6 +98,23 @@ def test_losses_merge_whichever_way_they_are_written() -> None:
     assert merge(loss(block), loss(None)) == loss(None)
 
 
+def test_a_prior_may_be_a_bare_name(here: Path) -> None:
+    write(here, base="prior: {type: diffusers, pretrained_model_name_or_path: embedded, precision: fp32}\n")
+    key = "pretrained_model_name_or_path"
+    # The name of a model replaces that of the layer below; its other settings stay.
+    assert load(["base.yaml"], ["prior=some/model"])["prior"] == {
+        "type": "diffusers",
+        key: "some/model",
+        "precision": "fp32",
+    }
+    assert load(["base.yaml"], ["prior=some/model", "prior.precision=fp16"])["prior"]["precision"] == "fp16"
+    # The name of a registered type starts the block afresh.
+    assert load(["base.yaml"], ["prior=gaussian-mixture"])["prior"] == {"type": "gaussian-mixture"}
+    stage = merge({}, {"stages": {"coarse": {"prior": "embedded"}}})
+    assert stage["stages"]["coarse"]["prior"] == {"type": "diffusers", key: "embedded"}
+    assert load(["base.yaml"], ["name=x", "prior=${name}"])["prior"] == "x"  # not known before interpolation
+
+
 def test_merging_changes_neither_side() -> None:
     base, layer = {"a": {"l": [1]}}, {"a": {"m": [2]}}
     merged = merge(base, layer)
