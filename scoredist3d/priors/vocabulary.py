@@ -6,7 +6,7 @@ import difflib
 import itertools
 import re
 from collections.abc import Container, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 _CLOSE_WORD, _CLOSE_NOUN = 0.75, 0.8
@@ -32,10 +32,12 @@ class Nouns:
     Attributes:
         kinds: Mapping from the name of each kind of object to its synonyms; names are words or phrases.
         generic: Nouns that leave the kind open, such as "object".
+        related: Mapping from kinds to nouns of things that resemble them, on which the prior was not trained.
     """
 
     kinds: Mapping[str, tuple[str, ...]]
     generic: tuple[str, ...] = ()
+    related: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def known_in(self, text: str) -> list[str]:
         """The known nouns in a text, singular or plural, without repetition; phrases have to be complete."""
@@ -44,10 +46,10 @@ class Nouns:
         return [noun for noun in nouns if any(f" {form} " in padded for form in (noun, *plurals(noun)))]
 
     def nearest(self, text: str, correct: Container[str] = ()) -> str | None:
-        """The kind whose name or synonym is the most similar to a word of the text; None if no name is similar.
+        """The kind that is the most similar to a word of the text; None if none is similar.
 
         The last word of a phrase comes first ("glass" of "wine glass"), then the other words of a kind's name, then
-        similar spellings.
+        related things, then similar spellings.
 
         Args:
             text: A prompt without a known noun.
@@ -56,7 +58,8 @@ class Nouns:
         names, words = self._kind_of_name(), words_of(text)
         last = {name.split()[-1]: kind for name, kind in reversed(names.items())}
         other = {word: kind for kind in self.kinds for word in kind.split()}
-        for table in (last, other):
+        related = {word: kind for kind, nouns in self.related.items() for word in nouns}
+        for table in (last, other, related):
             forms = {form: kind for word, kind in table.items() for form in (word, *plurals(word))}
             for word in words:
                 if word in forms:
@@ -90,8 +93,8 @@ class Vocabulary:
 
         Args:
             content: A list of words and phrases, or an object with this list as ``words`` and, optionally, ``nouns``
-                (a mapping from kinds of objects to lists of synonyms), ``generic_nouns`` (a list) and
-                ``spells_quotes`` (a Boolean).
+                (a mapping from kinds of objects to lists of synonyms), ``generic_nouns`` (a list), ``related`` (a mapping
+                from kinds to lists of similar things) and ``spells_quotes`` (a Boolean).
 
         Raises:
             ValueError: The content has another form; the message describes the form.
@@ -99,14 +102,20 @@ class Vocabulary:
         block: dict[str, Any] = content if isinstance(content, dict) else {"words": content}
         words, kinds, generic = block.get("words"), block.get("nouns", {}), block.get("generic_nouns", [])
         spells = block.get("spells_quotes", False)
-        lists_are_right = isinstance(kinds, dict) and all(map(_is_list_of_text, (words, generic, *kinds.values())))
+        related = block.get("related", {})
+        lists_are_right = (
+            isinstance(kinds, dict)
+            and isinstance(related, dict)
+            and all(map(_is_list_of_text, (words, generic, *kinds.values(), *related.values())))
+        )
         if not lists_are_right or not isinstance(spells, bool):
             raise ValueError(
                 'must be a list of words or {"words": [...], "nouns": {kind: [synonyms]}, "generic_nouns": [...], '
-                '"spells_quotes": true or false}'
+                '"related": {kind: [nouns]}, "spells_quotes": true or false}'
             )
         entries: list[str] = [*(words or []), *generic, *kinds, *itertools.chain(*kinds.values())]
-        nouns = Nouns({kind: tuple(synonyms) for kind, synonyms in kinds.items()}, tuple(generic))
+        known, similar = ({kind: tuple(others) for kind, others in table.items()} for table in (kinds, related))
+        nouns = Nouns(known, tuple(generic), similar)
         return cls(vocabulary_of(entries), nouns if kinds else None, spells)
 
 

@@ -21,6 +21,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from scoredist3d.procedural import lexicon
 from scoredist3d.procedural.attributes import FAMILIES
 from scoredist3d.procedural.captions import GENERIC_NOUNS
+from scoredist3d.procedural.related import related_words
 
 from .cameras import REFERENCE_EXTENT
 
@@ -150,6 +151,7 @@ def vocabulary(*, lettered: bool = False) -> dict[str, Any]:
     """
     nouns = {family.name: list(family.synonyms) for family in FAMILIES}
     content: dict[str, Any] = {"words": list(lexicon()), "nouns": nouns, "generic_nouns": list(GENERIC_NOUNS)}
+    content["related"] = related_words(nouns)
     if lettered:
         content["words"] += [letter for letter in ascii_lowercase if letter not in content["words"]]
         content |= {"nouns": nouns | {"sign": []}, "spells_quotes": True}

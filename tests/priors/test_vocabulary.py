@@ -71,6 +71,17 @@ def test_the_nearest_kind(text: str, kind: str | None) -> None:
     assert NOUNS.nearest(text, correct={"three"}) == kind
 
 
+def test_related_things_come_before_similar_spellings() -> None:
+    nouns = Nouns({"car": (), "house": (), "pine tree": ()}, related={"car": ("truck", "horse")})
+    assert nouns.nearest("a blue truck") == "car" == nouns.nearest("two trucks")
+    assert nouns.nearest("a horse") == "car"  # not "house"
+    assert nouns.nearest("a tree") == "pine tree" and nouns.nearest("a quark") is None
+    parsed = Vocabulary.parse({"words": [], "nouns": {"car": []}, "related": {"car": ["truck"]}})
+    assert parsed.nouns is not None and parsed.nouns.nearest("a truck") == "car"
+    with pytest.raises(ValueError, match="related"):
+        Vocabulary.parse({"words": [], "nouns": {"car": []}, "related": ["truck"]})
+
+
 def test_a_correct_word_is_no_misspelled_noun() -> None:
     assert NOUNS.nearest("three") == "pine tree"
     assert NOUNS.nearest("three", correct={"three"}) is None
