@@ -93,8 +93,8 @@ class Vocabulary:
 
         Args:
             content: A list of words and phrases, or an object with this list as ``words`` and, optionally, ``nouns``
-                (a mapping from kinds of objects to lists of synonyms), ``generic_nouns`` (a list), ``related`` (a mapping
-                from kinds to lists of similar things) and ``spells_quotes`` (a Boolean).
+                (a mapping from kinds of objects to lists of synonyms), ``generic_nouns`` (a list), ``related`` (a
+                mapping from kinds to lists of similar things) and ``spells_quotes`` (a Boolean).
 
         Raises:
             ValueError: The content has another form; the message describes the form.

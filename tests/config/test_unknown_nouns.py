@@ -15,8 +15,8 @@ from scoredist3d.config.validation import validate
 from scoredist3d.training.pipeline import run_pipeline
 from scoredist3d.training.run import run_training
 
-REFUSED = "error: prompt: 'a giraffe' names no known kind of object. Use one of mug, bottle, wine glass, "
-PROMPT = "prompt=a giraffe"
+REFUSED = "error: prompt: 'a quark' names no known kind of object. Use one of mug, bottle, wine glass, "
+PROMPT = "prompt=a quark"
 
 
 @pytest.fixture(autouse=True)
@@ -54,9 +54,9 @@ def test_anyway_applies_to_all_stages_of_a_pipeline(capsys: pytest.CaptureFixtur
 
 
 def test_runs_started_in_python_are_refused_too(here: Path) -> None:
-    with pytest.raises(ConfigError, match=r"^prompt: 'a giraffe' names no known kind"):
+    with pytest.raises(ConfigError, match=r"^prompt: 'a quark' names no known kind"):
         run_training(validate(parse_overrides([PROMPT])), devices="cpu")
-    with pytest.raises(ConfigError, match=r"^prompt: 'a giraffe' names no known kind"):
+    with pytest.raises(ConfigError, match=r"^prompt: 'a quark' names no known kind"):
         run_pipeline(load_pipeline(["configs/pipeline/magic3d.yaml"], [PROMPT]), devices="cpu")
     assert list(here.iterdir()) == []
 

@@ -91,11 +91,11 @@ def test_configs_are_checked_without_loading_the_prior(monkeypatch: pytest.Monke
         raise AssertionError("a prior was built")
 
     monkeypatch.setattr(registry.lookup("prior", "diffusers").cls, "__init__", refuse)
-    known, unknown = validate({"prompt": "a mug"}), validate({"prompt": "a giraffe"})
+    known, unknown = validate({"prompt": "a mug"}), validate({"prompt": "a quark"})
     check_prompts([known])
     with pytest.raises(ConfigError) as caught:
         check_prompts([unknown, known, unknown])
-    assert str(caught.value).startswith("prompt: 'a giraffe' names no known kind of object. Use one of mug, bottle, ")
+    assert str(caught.value).startswith("prompt: 'a quark' names no known kind of object. Use one of mug, bottle, ")
     assert "\n" not in str(caught.value)
 
 
@@ -108,9 +108,9 @@ def test_configs_are_checked_without_loading_the_prior(monkeypatch: pytest.Monke
     ],
 )
 def test_configs_with_other_priors_take_any_prompt(prior: dict[str, Any]) -> None:
-    check_prompts([validate({"prompt": "a giraffe", "prior": prior})])
+    check_prompts([validate({"prompt": "a quark", "prior": prior})])
 
 
 def test_a_list_of_words_states_no_nouns(tmp_path: Path) -> None:
     (tmp_path / "vocabulary.json").write_text('["a", "mug"]')
-    check_prompts([validate({"prompt": "a giraffe", "prior": {"pretrained_model_name_or_path": str(tmp_path)}})])
+    check_prompts([validate({"prompt": "a quark", "prior": {"pretrained_model_name_or_path": str(tmp_path)}})])
