@@ -30,6 +30,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).res
 
 import torch
 from diffusers import AutoencoderKL
+from prior_training.commands import recipe_of, training_device, training_parser
 from prior_training.common import load_state
 from prior_training.flow import FlowModel, LetteredViews, Sources, standardize, train_flow
 from prior_training.flow_models import FlowSizes, build_clip, build_transformer, save_flow_prior, zero_modulation
@@ -86,21 +87,8 @@ class Recipe:
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """Options of the command line; every field of the recipe is an option."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, required=True, help="folder for the training states")
-    parser.add_argument("--out", type=Path, required=True, help=f"target folder of {FOLDER}/")
+    parser = training_parser(__doc__, Recipe(), f"{FOLDER}/")
     parser.add_argument("--vae", type=Path, help="folder of a trained autoencoder, e.g. scoredist3d/assets/prior/vae")
-    parser.add_argument("--init", type=Path, help=f"folder with {FOLDER}/ from an earlier command, to continue from")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--miniature", action="store_true", help="use tiny networks and a few steps, for tests")
-    parser.add_argument(
-        "--no-compile", action="store_true", help="do not use torch.compile, which is the default on CUDA"
-    )
-    parser.add_argument(
-        "--export-only", action="store_true", help="only export the averaged weights of the last saved state"
-    )
-    for name, default in asdict(Recipe()).items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=None, help=f"default {default}")
     return parser.parse_args(argv)
 
 
@@ -124,22 +112,16 @@ class Run:
 def main(argv: list[str] | None = None) -> int:
     """Run or resume the training; returns the exit code."""
     arguments = parse_arguments(argv)
-    base = Recipe.miniature() if arguments.miniature else Recipe()
-    changed = {name: value for name in asdict(base) if (value := getattr(arguments, name)) is not None}
-    device = torch.device(arguments.device)
+    device, compile_ = training_device(arguments)
     run = Run(
-        Recipe(**{**asdict(base), **changed}),
+        recipe_of(arguments, Recipe),
         FlowSizes.miniature() if arguments.miniature else FlowSizes(),
         PriorSizes.miniature() if arguments.miniature else PriorSizes(),
         arguments.work,
         arguments.out,
         device,
-        device.type == "cuda" and not arguments.no_compile,
+        compile_,
     )
-    if device.type == "cuda":
-        torch.backends.cuda.matmul.allow_tf32 = True
-        torch.backends.cudnn.allow_tf32 = True
-        torch.backends.cudnn.benchmark = True
     run.work.mkdir(parents=True, exist_ok=True)
     tokenizer = build_tokenizer(run.work / "tokenizer")
     return export_state(run, tokenizer) if arguments.export_only else train(run, tokenizer, arguments)

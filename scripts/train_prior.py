@@ -32,6 +32,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).res
 
 import torch
 from diffusers import AutoencoderKL
+from prior_training.commands import recipe_of, training_device, training_parser
 from prior_training.common import load_state
 from prior_training.denoiser import Denoiser, train_denoiser
 from prior_training.models import PriorSizes, build_text_encoder, build_unet, build_vae, save_prior
@@ -92,37 +93,17 @@ class Recipe:
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """Options of the command line; every field of the recipe is an option."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, required=True, help="folder for the training states")
-    parser.add_argument("--out", type=Path, required=True, help="target folder of prior/ and probe/")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--miniature", action="store_true", help="use tiny networks and a few steps, for tests")
-    parser.add_argument(
-        "--no-compile", action="store_true", help="do not use torch.compile, which is the default on CUDA"
-    )
-    parser.add_argument(
-        "--export-only", action="store_true", help="only export the averaged weights of the last saved states"
-    )
+    parser = training_parser(__doc__, Recipe(), "prior/ and probe/")
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES), help="stages to run; default all")
-    parser.add_argument("--init", type=Path, help="folder with prior/ from an earlier command, to continue from")
-    for name, default in asdict(Recipe()).items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=None, help=f"default {default}")
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run or resume the training; returns the exit code."""
     arguments = parse_arguments(argv)
-    base = Recipe.miniature() if arguments.miniature else Recipe()
-    changed = {name: value for name in asdict(base) if (value := getattr(arguments, name)) is not None}
-    recipe = Recipe(**{**asdict(base), **changed})
+    recipe: Recipe = recipe_of(arguments, Recipe)
     sizes = PriorSizes.miniature() if arguments.miniature else PriorSizes()
-    device = torch.device(arguments.device)
-    compile_ = device.type == "cuda" and not arguments.no_compile
-    if device.type == "cuda":
-        torch.backends.cuda.matmul.allow_tf32 = True
-        torch.backends.cudnn.allow_tf32 = True
-        torch.backends.cudnn.benchmark = True
+    device, compile_ = training_device(arguments)
     arguments.work.mkdir(parents=True, exist_ok=True)
     tokenizer = build_tokenizer(arguments.work / "tokenizer")
     vae, denoiser = build_networks(sizes, tokenizer, recipe.seed)

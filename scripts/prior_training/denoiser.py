@@ -77,12 +77,7 @@ def train_denoiser(
         t = torch.randint(0, 1000, (batch,), generator=generator, device=device)
         with amp:
             loss = step_loss(sample.latents, noise, t, sample.token_ids, sample.camera)
-        stage.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(denoiser.parameters(), 1.0)
-        stage.optimizer.step()
-        stage.emas["denoiser"].update(denoiser)
-        stage.advance(loss.detach(), batch=batch, log_every=max(1, steps // 50))
+        stage.descend(loss, batch=batch, log_every=max(1, steps // 50))
     averaged: Denoiser = stage.emas["denoiser"].module
     return averaged
 

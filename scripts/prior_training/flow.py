@@ -187,12 +187,7 @@ def train_flow(
         long = (stage.step + 1) * long_share % 1.0 < long_share
         with amp:
             loss = step_loss(sample, sample.latents - offset, noise, t, T5_TOKENS if long else 0)
-        stage.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        stage.optimizer.step()
-        stage.emas["flow"].update(model)
-        stage.advance(loss.detach(), batch=batch, log_every=max(1, steps // 50))
+        stage.descend(loss, batch=batch, log_every=max(1, steps // 50))
     averaged: FlowModel = stage.emas["flow"].module
     return averaged
 

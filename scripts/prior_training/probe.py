@@ -100,12 +100,7 @@ def train_probe(
             with torch.no_grad():
                 image = corrupt(image, vae, generator)
             loss = probe_loss(read(image.movedim(1, -1)), pool.views, index)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(probe.parameters(), 1.0)
-        optimizer.step()
-        stage.emas["probe"].update(probe)
-        stage.advance(loss.detach(), batch=batch, log_every=max(1, steps // 20))
+        stage.descend(loss, batch=batch, log_every=max(1, steps // 20))
     averaged: Probe = stage.emas["probe"].module
     return averaged
 

@@ -153,12 +153,7 @@ def train_reader(
             image = soften(shifted(composite(pool.rgba_at(index), background), generator), generator)
         with amp:
             loss = reader.loss(image.movedim(1, -1), [pool.words[k] for k in index.tolist()]).mean()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(reader.parameters(), 1.0)
-        optimizer.step()
-        ema.update(reader)
-        stage.advance(loss.detach(), batch=batch, log_every=max(1, steps // 20))
+        stage.descend(loss, batch=batch, log_every=max(1, steps // 20))
     averaged: Reader = ema.module
     return averaged
 

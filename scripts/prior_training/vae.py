@@ -148,12 +148,7 @@ def train_vae(
         perturbation = band_noise(image[: max(1, batch // 4)].shape, band, 2 * _PROBE_STD, generator)
         with amp:
             loss = step_loss(image, noise, perturbation, torch.tensor(target, device=device))
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        optimizer.step()
-        stage.emas["vae"].update(vae)
-        stage.advance(loss.detach(), batch=batch, log_every=max(1, steps // 20))
+        stage.descend(loss, batch=batch, log_every=max(1, steps // 20))
     averaged: AutoencoderKL = stage.emas["vae"].module
     set_scaling_factor(averaged, pool, generator)
     return averaged
