@@ -39,7 +39,7 @@ def augmented_batch(pool: Pool, count: int, generator: torch.Generator) -> Tenso
     """Augmented images (count, 3, H, W) in [-1, 1].
 
     Backgrounds are white, gray or colored; 20 % of the objects are half-transparent, 15 % of the images are blurred,
-    and 12 % are noisy.
+    and 12 % are noisy. 20 % are renders at 3/8 to 3/4 of the size, enlarged, as distillation makes them to save time.
     """
     rgba = pool.rgba_at(pool.random_index(count, generator, lettered=True))
     device = rgba.device
@@ -53,9 +53,18 @@ def augmented_batch(pool: Pool, count: int, generator: torch.Generator) -> Tenso
     small = functional.avg_pool2d(image, 8)
     soft = functional.interpolate(small, image.shape[-2:], mode="bilinear", align_corners=False)
     image = torch.where(chance(0.15), soft, image)
+    size = image.shape[-1]
+    enlarged = torch.cat([_resampled(part, size * (k + 3) // 8) for k, part in enumerate(image.chunk(4))])
+    image = torch.where(chance(0.2), enlarged, image)
     std = 0.15 * torch.rand(count, 1, 1, 1, generator=generator, device=device) * chance(0.12)
     image = image + std * torch.randn(image.shape, generator=generator, device=device)
     return 2.0 * image.clamp(0, 1) - 1.0
+
+
+def _resampled(image: Tensor, size: int) -> Tensor:
+    """Images (B, C, H, W), reduced to ``size`` pixels and enlarged again."""
+    small = functional.interpolate(image, (size, size), mode="bilinear", antialias=True)
+    return functional.interpolate(small, image.shape[-2:], mode="bilinear")
 
 
 def reconstruction_loss(prediction: Tensor, target: Tensor) -> Tensor:
