@@ -42,11 +42,11 @@ REACHED: dict[str, tuple[float, float]] = {
     "hash-nerf, importance": (23.5, 0.065),
     "hash-nerf, proposal": (22.5, 0.065),
     "sdf": (23.0, 0.045),
-    "neus": (20.5, 0.045),
-    "dmtet": (24.0, 0.03),
-    "dmtet, vertices": (20.5, 0.05),
-    "flexicubes": (24.5, 0.03),
-    "gaussians": (23.5, 0.045),
+    "neus": (19.5, 0.045),
+    "dmtet": (22.0, 0.037),
+    "dmtet, vertices": (16.5, 0.065),
+    "flexicubes": (22.7, 0.034),
+    "gaussians": (21.7, 0.045),
 }
 
 
