@@ -22,7 +22,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)]
 
 import torch
-from prior_training.evaluation import Sampler
+from prior_training.evaluation import Sampler, render_in_blocks
 from torch import Tensor
 
 from scoredist3d.export.images import image_grid, save_png
@@ -34,7 +34,7 @@ from scoredist3d.procedural.lettering import (
     render_lettered,
     sample_lettered,
 )
-from scoredist3d.procedural.reader import READER_FOLDER, Reader, character_accuracy, exact_match
+from scoredist3d.procedural.reader import Reader, character_accuracy, exact_match
 
 _BLOCK = 128
 _SHEET = 48
@@ -59,10 +59,8 @@ def evaluate(
     lettered = sample_lettered(count, torch.Generator().manual_seed(7), device, held_out=held_out)
     cameras = lettering_cameras(lettered, prior.image_size, torch.Generator().manual_seed(8))
     texts = captions_for_lettered(lettered.to("cpu"), random.Random(9))
-    blocks = [slice(k, k + _BLOCK) for k in range(0, count, _BLOCK)]
-    rgba = torch.cat([render_lettered(lettered[block], cameras[block]).rgba for block in blocks])
-    real = rgba[..., :3] * rgba[..., 3:] + 1.0 - rgba[..., 3:]
-    encoded = torch.cat([prior.decode(prior.encode(real[block])).clamp(0, 1) for block in blocks])
+    real = render_in_blocks(lettered, cameras, render=render_lettered)
+    encoded = torch.cat([prior.decode(prior.encode(block)).clamp(0, 1) for block in real.split(_BLOCK)])
     table = {
         "real renders": measures(reader, real, lettered.words, lettered.kind),
         "real renders, encoded": measures(reader, encoded, lettered.words, lettered.kind),
@@ -88,7 +86,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the evaluation; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prior", default="embedded-flow", help="diffusers folder, hub id, or 'embedded-flow'")
-    parser.add_argument("--reader", type=Path, default=READER_FOLDER, help="folder of the reader")
+    parser.add_argument("--reader", type=Path, help="folder of the reader (default: the one of the package)")
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--count", type=int, default=768, help="number of words")

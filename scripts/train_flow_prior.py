@@ -31,13 +31,12 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).res
 import torch
 from diffusers import AutoencoderKL
 from prior_training.commands import recipe_of, training_device, training_parser
-from prior_training.common import load_state
+from prior_training.common import load_exported, load_state
 from prior_training.flow import FlowModel, LetteredViews, Sources, standardize, train_flow
 from prior_training.flow_models import FlowSizes, build_clip, build_transformer, save_flow_prior, zero_modulation
 from prior_training.models import PriorSizes, build_vae
-from prior_training.pool import Pool, PoolSizes
+from prior_training.pool import Pool, build_pool
 from prior_training.vae import train_vae
-from safetensors.torch import load_file
 from transformers import CLIPTokenizer
 
 from scoredist3d.procedural import build_tokenizer
@@ -133,7 +132,7 @@ def train(run: Run, tokenizer: CLIPTokenizer, arguments: argparse.Namespace) -> 
     recipe = run.recipe
     generator = torch.Generator(run.device).manual_seed(recipe.seed + 1)
     run.note(f"{json.dumps(asdict(recipe))} on {run.device}")
-    pool = build_pool(run, tokenizer)
+    pool = build_pool(recipe, tokenizer, run.images.image_size, run.device, run.compile_)
     pool.fill(0)
     run.note(f"pool of {pool.count:,} views rendered")
     init = None if arguments.init is None else arguments.init / FOLDER
@@ -165,20 +164,6 @@ def train(run: Run, tokenizer: CLIPTokenizer, arguments: argparse.Namespace) -> 
     (run.work / "recipe.json").write_text(json.dumps(facts, indent=2))
     run.note(f"prior written to {run.out / FOLDER}")
     return 0
-
-
-def build_pool(run: Run, tokenizer: CLIPTokenizer) -> Pool:
-    """The empty pool of training views."""
-    recipe = run.recipe
-    return Pool(
-        tokenizer,
-        PoolSizes(recipe.objects, recipe.scenes, recipe.lettered, recipe.views),
-        image_size=run.images.image_size,
-        antialias=recipe.antialias,
-        seed=recipe.seed,
-        device=run.device,
-        compile_=run.compile_,
-    )
 
 
 def autoencoder(
@@ -219,10 +204,8 @@ def autoencoder(
 
 def load_model(model: FlowModel, folder: Path) -> None:
     """Load the weights of an exported prior."""
-    parts = (("transformer", "transformer"), ("clip", "text_encoder"), ("clip_2", "text_encoder_2"))
-    for name, part in parts:
-        (file,) = (folder / part).glob("*.safetensors")
-        getattr(model, name).load_state_dict({key: value.float() for key, value in load_file(file).items()})
+    for name, part in (("transformer", "transformer"), ("clip", "text_encoder"), ("clip_2", "text_encoder_2")):
+        load_exported(getattr(model, name), folder / part)
 
 
 def build_model(run: Run, vae: AutoencoderKL, tokenizer: CLIPTokenizer) -> FlowModel:

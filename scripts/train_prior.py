@@ -33,13 +33,12 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).res
 import torch
 from diffusers import AutoencoderKL
 from prior_training.commands import recipe_of, training_device, training_parser
-from prior_training.common import load_state
+from prior_training.common import load_exported, load_state
 from prior_training.denoiser import Denoiser, train_denoiser
 from prior_training.models import PriorSizes, build_text_encoder, build_unet, build_vae, save_prior
-from prior_training.pool import Pool, PoolSizes
-from prior_training.probe import save_probe, train_probe
+from prior_training.pool import build_pool
+from prior_training.probe import train_probe
 from prior_training.vae import encoder_gains, reconstruction_psnr, train_vae
-from safetensors.torch import load_file
 from transformers import CLIPTokenizer
 
 from scoredist3d.procedural import build_tokenizer
@@ -121,23 +120,18 @@ def main(argv: list[str] | None = None) -> int:
 
 def build_networks(sizes: PriorSizes, tokenizer: CLIPTokenizer, seed: int) -> tuple[AutoencoderKL, Denoiser]:
     """The untrained autoencoder and denoiser."""
-    special = {"bos": tokenizer.bos_token_id, "eos": tokenizer.eos_token_id, "pad": tokenizer.pad_token_id}
     with torch.random.fork_rng():
         torch.manual_seed(seed)  # library modules draw their initial weights from the global stream
         vae = build_vae(sizes)
-        denoiser = Denoiser(
-            build_unet(sizes), build_text_encoder(sizes, len(tokenizer), tokenizer.model_max_length, special)
-        )
+        denoiser = Denoiser(build_unet(sizes), build_text_encoder(sizes, tokenizer))
     return vae, denoiser
 
 
 def load_denoiser(denoiser: Denoiser, folder: Path) -> None:
     """Load the weights of an exported prior into the denoiser, if the folder contains any."""
-    for part, file in (("unet", "diffusion_pytorch_model.safetensors"), ("text_encoder", "model.safetensors")):
-        path = folder / part / file
-        if path.is_file():
-            weights = {name: tensor.float() for name, tensor in load_file(path).items()}
-            getattr(denoiser, part).load_state_dict(weights)
+    for part in ("unet", "text_encoder"):
+        if (folder / part).is_dir():
+            load_exported(getattr(denoiser, part), folder / part)
 
 
 class Training:
@@ -163,17 +157,10 @@ class Training:
         device: torch.device,
         compile_: bool,
     ) -> None:
-        self.recipe, self.work, self.out, self.device, self.compile_ = recipe, work, out, device, compile_
+        self.recipe, self.work, self.out, self.device = recipe, work, out, device
         self.generator = torch.Generator(device).manual_seed(recipe.seed + 1)
-        self.pool = Pool(
-            tokenizer,
-            PoolSizes(recipe.objects, recipe.scenes, recipe.lettered, recipe.views),
-            image_size=sizes.image_size,
-            antialias=recipe.antialias,
-            seed=recipe.seed,
-            device=device,
-            compile_=compile_,
-        )
+        self.pool = build_pool(recipe, tokenizer, sizes.image_size, device, compile_)
+        self._loop: dict[str, Any] = {"work": work, "generator": self.generator, "compile_": compile_}
         self.facts: dict[str, Any] = {"recipe": asdict(recipe), "device": str(device)}
         self._began = time.monotonic()
 
@@ -185,11 +172,10 @@ class Training:
         vae = self._autoencoder(vae, "vae" in stages)
         if "probe" in stages:
             self._probe(vae)
+        networks = {"vae": vae}
         if "denoiser" in stages:
             denoiser = self._denoiser(vae, denoiser)
-        networks = {"vae": vae, "unet": denoiser.unet, "text_encoder": denoiser.text_encoder}
-        if "denoiser" not in stages:
-            networks = {"vae": vae}
+            networks |= {"unet": denoiser.unet, "text_encoder": denoiser.text_encoder}
         save_prior(self.out / "prior", networks, tokenizer=self.work / "tokenizer")
         self.facts["seconds"] = round(time.monotonic() - self._began)
         (self.work / "recipe.json").write_text(json.dumps(self.facts, indent=2))
@@ -209,10 +195,8 @@ class Training:
                 self.pool,
                 steps=recipe.vae_steps,
                 batch=recipe.vae_batch,
-                work=self.work,
-                generator=self.generator,
-                compile_=self.compile_,
                 minutes=recipe.vae_minutes,
+                **self._loop,
             )
             vae.save_pretrained(self.work / "vae")
         else:
@@ -231,12 +215,10 @@ class Training:
             steps=self.recipe.probe_steps,
             batch=self.recipe.probe_batch,
             width=self.recipe.probe_width,
-            work=self.work,
-            generator=self.generator,
-            compile_=self.compile_,
             minutes=self.recipe.probe_minutes,
+            **self._loop,
         )
-        save_probe(probe, self.out / "probe")
+        probe.save(self.out / "probe")
         self._note("probe trained")
 
     def _denoiser(self, vae: AutoencoderKL, denoiser: Denoiser) -> Denoiser:
@@ -248,13 +230,11 @@ class Training:
             self.pool,
             steps=recipe.denoiser_steps,
             batch=recipe.denoiser_batch,
-            work=self.work,
-            generator=self.generator,
-            compile_=self.compile_,
             refreshes=recipe.refreshes,
             minutes=recipe.denoiser_minutes,
             peak_lr=recipe.peak_lr,
             hold=recipe.hold,
+            **self._loop,
         )
 
 

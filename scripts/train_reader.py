@@ -19,7 +19,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)]
 
 import torch
-from prior_training.reader import LetteredPool, evaluate_reader, save_reader, train_reader
+from prior_training.reader import LetteredPool, evaluate_reader, train_reader
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
         width=width,
         refill_every=options.refill_every,
     )
-    save_reader(reader, options.out)
+    reader.save(options.out)
     unseen = pool(options.seed + 1, min(count, 4096), held_out=True)
     unseen.fill(0)
     report = {

@@ -99,7 +99,8 @@ class Dropout:
 
 NO_DROPOUT = Dropout(**{field.name: 0.0 for field in fields(Dropout)})
 _DEFAULT = Dropout()
-_PREFIXES = ("photo of", "render of", "three d model of", "toy")
+PICTURE_PREFIXES = ("photo of", "render of", "three d model of")
+_PREFIXES = (*PICTURE_PREFIXES, "toy")
 
 
 class Attributes(NamedTuple):
@@ -166,13 +167,11 @@ def captions_for(
     Raises:
         ValueError: ``views`` or ``backgrounds`` differs in length from ``objects``.
     """
-    count = len(objects)
     columns = [getattr(objects, name).tolist() for name in Attributes._fields]
-    for name, words in (("views", views), ("backgrounds", backgrounds)):
-        if words is not None and len(words) != count:
-            raise ValueError(f"{name} must have one word for each of the {count} objects, got {len(words)}")
-    views = views if views is not None else [None] * count
-    backgrounds = backgrounds if backgrounds is not None else [None] * count
+    views, backgrounds = (
+        per_item(name, words, len(objects), "objects")
+        for name, words in (("views", views), ("backgrounds", backgrounds))
+    )
     return [
         caption(Attributes(*row), rng, view=view, background=background, dropout=dropout)
         for row, view, background in zip(zip(*columns, strict=True), views, backgrounds, strict=True)
@@ -194,9 +193,28 @@ def caption(
     says = _statements(attributes, draw, dropout)
     body = _body(attributes, says, rng, dropout)
     text = _open(body, draw, dropout)
-    length = _length(text)
-    if length > MAX_WORDS:  # rare: a long structure with every attribute and a prefix
-        text, length = body, _length(body)
+    if word_count(text) > MAX_WORDS:  # rare: a long structure with every attribute and a prefix
+        text = body
+    text, says_view, says_background = with_surroundings(text, view, background, draw, dropout)
+    return says._replace(text=text, view=says_view, background=says_background)
+
+
+def per_item(name: str, words: Sequence[str | None] | None, count: int, items: str) -> Sequence[str | None]:
+    """The words, one for each item, or None for each if there are none.
+
+    Raises:
+        ValueError: The number of words differs from ``count``.
+    """
+    if words is not None and len(words) != count:
+        raise ValueError(f"{name} must have one word for each of the {count} {items}, got {len(words)}")
+    return words if words is not None else [None] * count
+
+
+def with_surroundings(
+    text: str, view: str | None, background: str | None, draw: Callable[[], float], dropout: Dropout
+) -> tuple[str, bool, bool]:
+    """The caption with view and background, as far as they are known, drawn and fit, and whether it states them."""
+    length = word_count(text)
     says_view = view is not None and draw() >= dropout.view and length + 3 <= MAX_WORDS
     if says_view:
         text = f"{text}, {view} view"
@@ -204,7 +222,7 @@ def caption(
     says_background = background is not None and draw() >= dropout.background and length + 5 <= MAX_WORDS
     if says_background:
         text = f"{text}, on a {background} background"
-    return says._replace(text=text, view=says_view, background=says_background)
+    return text, says_view, says_background
 
 
 def _statements(attributes: Attributes, draw: Callable[[], float], dropout: Dropout) -> Caption:
@@ -323,15 +341,15 @@ def degraded_caption(text: str, defects: Sequence[str], rng: random.Random) -> s
     article, _, rest = text.partition(" ")
     bare = rest if article in ("a", "an", "the") and rest else text
     adjectives = " ".join(defects)
-    if bare.startswith(_PREFIXES[:3]):
+    if bare.startswith(PICTURE_PREFIXES):
         photo = with_article(f"{adjectives} {bare}")
     else:
         photo = with_article(f"{adjectives} photo of {text}")
     forms = [photo, f"{text}, {alone}", f"{adjectives} {bare}", with_article(f"{adjectives} {bare}")]
     rng.shuffle(forms)
-    return next((form for form in forms if _length(form) <= MAX_WORDS), alone)
+    return next((form for form in forms if word_count(form) <= MAX_WORDS), alone)
 
 
-def _length(text: str) -> int:
+def word_count(text: str) -> int:
     """Number of words and commas."""
     return text.count(" ") + text.count(",") + 1

@@ -13,24 +13,26 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from scoredist3d.cameras import Cameras, orbit
 from scoredist3d.procedural.attributes import CATEGORIES, COLOR_VALUES, COLORS, PLAIN
-from scoredist3d.procedural.builder import ALONG_X, Builder, fit
+from scoredist3d.procedural.batch import Batch
+from scoredist3d.procedural.builder import Builder, fit
 from scoredist3d.procedural.captions import with_article
+from scoredist3d.procedural.families.kitchen import mug_handle
 from scoredist3d.procedural.fonts import FONTS, layout_text
 from scoredist3d.procedural.objects import Objects, sample_objects
 from scoredist3d.procedural.primitives import Hits, cast_rays
-from scoredist3d.procedural.rendering import ShapeRender, render_objects, shade
+from scoredist3d.procedural.rendering import STANDARD_DISTANCE, STANDARD_FOVY_DEG, ShapeRender, render_objects
+from scoredist3d.procedural.shading import shade
 from scoredist3d.procedural.words import random_word, spelled
 
 KINDS = ("sign", "mug")
 SIGN, MUG = range(len(KINDS))
-DISTANCE, FOVY_DEG = 3.2, 40.0
 AZIMUTH_DEG = (35.0, 15.0)
 """Largest absolute azimuth of the cameras for each kind; the word on a mug bends away from the front."""
 
@@ -48,7 +50,7 @@ _CPU_CHUNK, _DEVICE_CHUNK = 1 << 16, 1 << 22
 
 
 @dataclass(frozen=True)
-class Lettered:
+class Lettered(Batch):
     """``N`` objects that carry a word.
 
     Attributes:
@@ -78,31 +80,17 @@ class Lettered:
         """Device of the tensors."""
         return self.kind.device
 
-    def __getitem__(self, index: int | slice | Tensor) -> Lettered:
+    def __getitem__(self, index: int | slice | Tensor) -> Self:
         """Select objects; the result keeps its batch dimension."""
         if isinstance(index, int):
             index = slice(index, index + 1 or None)
         positions = torch.arange(len(self))[index if isinstance(index, slice) else index.cpu()].tolist()
-        chosen = tuple(self.words[k] for k in positions)
-        return replace(self._map(lambda value: value[index]), words=chosen)
+        return replace(super().__getitem__(index), words=tuple(self.words[k] for k in positions))
 
-    def to(self, device: torch.device | str) -> Lettered:
-        """The same objects on another device."""
-        return self._map(lambda value: value.to(device))
-
-    def repeat_interleave(self, repeats: int) -> Lettered:
+    def repeat_interleave(self, repeats: int) -> Self:
         """Repeat each object ``repeats`` times in a row, once for each of its views."""
-        chosen = tuple(word for word in self.words for _ in range(repeats))
-        objects = self.objects.repeat_interleave(repeats)
-        others = replace(self, objects=self.objects)._map(
-            lambda value: value if isinstance(value, Objects) else value.repeat_interleave(repeats, 0)
-        )
-        return replace(others, objects=objects, words=chosen)
-
-    def _map(self, function: Callable[[Any], Any]) -> Lettered:
-        """The objects with ``function`` applied to the objects and to all tensors."""
-        changed = {f.name: function(getattr(self, f.name)) for f in fields(self) if f.name != "words"}
-        return replace(self, **changed)
+        words = tuple(word for word in self.words for _ in range(repeats))
+        return replace(super().repeat_interleave(repeats), words=words)
 
 
 def sample_lettered(
@@ -166,7 +154,7 @@ def lettering_cameras(lettered: Lettered, size: int, generator: torch.Generator)
     count, device = len(lettered), lettered.device
     unit = torch.rand(2, count, generator=generator, device=generator.device).to(device)
     azimuth = torch.tensor(AZIMUTH_DEG, device=device)[lettered.kind] * (2 * unit[0] - 1)
-    distance, fovy = torch.full_like(azimuth, DISTANCE), torch.full_like(azimuth, FOVY_DEG)
+    distance, fovy = (torch.full_like(azimuth, v) for v in (STANDARD_DISTANCE, STANDARD_FOVY_DEG))
     return orbit(azimuth, 40.0 * unit[1] - 5.0, distance, fovy, size, size)
 
 
@@ -319,12 +307,7 @@ def _mug(b: Builder) -> None:
     cavity = b.round_piece((0, 0, 0.1), radius * 0.88, half, top=top, paint=b.plain)
     b.round((0, 0, 0), radius, half, top=top, hole=cavity, paint=b.plain)
     outer, thick = b.uniform(0.30, 0.37), b.uniform(0.08, 0.10)
-    wall = radius * 0.94
-    inner = b.round_piece((0, wall, 0), outer * 0.6, thick * 1.2, frame=ALONG_X, paint=b.second)
-    ring = b.round_piece((0, wall, 0), outer, thick, frame=ALONG_X, xlo=0.0, hole=inner, paint=b.second)
-    cut = b.box_piece((0, wall, 0), (thick * 1.2, outer * 0.62, outer * 0.62), paint=b.second)
-    frame = b.box_piece((0, wall + outer / 2, 0), (thick, outer / 2, outer), hole=cut, paint=b.second)
-    b.add(b.either(b.mode == 0, ring, frame))
+    mug_handle(b, radius * 0.94, outer, thick)
 
 
 # -- ink -------------------------------------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ from scoredist3d.procedural.attributes import (
     WOOD_COLOR,
     WOODEN,
 )
+from scoredist3d.procedural.batch import Batch
 from scoredist3d.procedural.builder import NUM_SURFACE_COLUMNS, Builder, fit
 from scoredist3d.procedural.families import BUILDERS
 
@@ -38,7 +39,8 @@ _JITTER = 0.04
 _NEUTRAL_JITTER = (0.035, 0.012)  # of the brightness, of each channel
 _NEUTRALS = ("black", "white", "gray")
 _DARKEST, _LIGHTEST = 0.10, 0.92  # of black and white
-_EXTENT = (0.82, 0.95)  # range of the distance of the farthest point from the center
+EXTENT = (0.82, 0.95)
+"""Range of the distance of the farthest point of an object from the center."""
 # Probability of two colors for plain, wooden and brick objects. Patterned objects always have two colors, so half of
 # all objects do.
 _P_TWO_TONE = 0.28
@@ -47,7 +49,7 @@ _P_NATURAL = 0.65  # of the wooden and of the metal objects
 
 
 @dataclass(frozen=True)
-class Objects:
+class Objects(Batch):
     """``N`` objects.
 
     Attributes:
@@ -79,20 +81,6 @@ class Objects:
     def device(self) -> torch.device:
         """Device of the tensors."""
         return self.category.device
-
-    def __getitem__(self, index: int | slice | Tensor) -> Objects:
-        """Select objects; the result keeps its batch dimension."""
-        if isinstance(index, int):
-            index = slice(index, index + 1 or None)
-        return Objects(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
-
-    def to(self, device: torch.device | str) -> Objects:
-        """The same objects on another device."""
-        return Objects(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
-
-    def repeat_interleave(self, repeats: int) -> Objects:
-        """Repeat each object ``repeats`` times in a row, once for each of its views."""
-        return Objects(**{f.name: getattr(self, f.name).repeat_interleave(repeats, 0) for f in fields(self)})
 
     @classmethod
     def cat(cls, batches: list[Objects]) -> Objects:
@@ -310,7 +298,7 @@ def _build(
     """Geometry and surface tables of all objects, built family by family."""
     first, second = _color_values(draw, colors, seconds, patterns)
     factors = torch.tensor(SIZE_STRETCH, device=draw.device)[sizes]
-    extent = _EXTENT[0] + (_EXTENT[1] - _EXTENT[0]) * draw.uniform()
+    extent = EXTENT[0] + (EXTENT[1] - EXTENT[0]) * draw.uniform()
     rows = primitives.NUM_SOLIDS + primitives.NUM_HOLES
     geometry = torch.empty(draw.count, rows, primitives.NUM_COLUMNS, device=draw.device)
     surface = torch.empty(draw.count, rows, NUM_SURFACE_COLUMNS, device=draw.device)

@@ -6,19 +6,16 @@ the prior and from distillation. Its error on new renders is the lower bound to 
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-PROBE_FOLDER = Path(__file__).resolve().parents[1] / "assets" / "probe"
+from scoredist3d.procedural.packaged_network import PackagedNetwork
 
 
 @dataclass(frozen=True)
@@ -57,7 +54,7 @@ class ProbeReading:
         return torch.where(symmetry > 0, error, torch.full_like(error, float("nan")))
 
 
-class Probe(nn.Module):
+class Probe(PackagedNetwork):
     """Convolutional network with about half a million parameters.
 
     Args:
@@ -66,6 +63,8 @@ class Probe(nn.Module):
         input_size: Height and width of the images that it was trained on, in pixels; a power of two.
         presence: Whether it was trained on scenes of several objects.
     """
+
+    name = "probe"
 
     def __init__(
         self,
@@ -131,21 +130,6 @@ class Probe(nn.Module):
             present=self.heads["present"](features) if self.presence else category,
             features=features,
         )
-
-    @classmethod
-    def load(cls, folder: Path = PROBE_FOLDER, device: torch.device | str = "cpu") -> Probe:
-        """Load a probe in fp32 with frozen weights; by default the one that comes with the package.
-
-        Raises:
-            FileNotFoundError: The folder contains no probe.
-        """
-        if not (folder / "config.json").is_file():
-            raise FileNotFoundError(f"{folder} contains no probe; give a folder with config.json and probe.safetensors")
-        with torch.device("meta"):  # avoids a draw from the global random stream
-            probe = cls(**json.loads((folder / "config.json").read_text()))
-        weights = {name: tensor.float() for name, tensor in load_file(folder / "probe.safetensors").items()}
-        probe.load_state_dict(weights, assign=True)
-        return probe.to(device).eval().requires_grad_(False)
 
     def config(self) -> dict[str, object]:
         """The arguments of the constructor, which :meth:`load` reads from ``config.json``."""

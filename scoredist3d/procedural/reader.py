@@ -7,24 +7,21 @@ reader knows no words and reads unseen ones as well as those of its training dat
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
 from scoredist3d.procedural.glyphs import CHARACTERS
+from scoredist3d.procedural.packaged_network import PackagedNetwork
 
-READER_FOLDER = Path(__file__).resolve().parents[1] / "assets" / "reader"
 READER_SIZE = 128
 BLANK = 0
 """Class of columns without a character; character k of CHARACTERS has class k + 1."""
 
 
-class Reader(nn.Module):
+class Reader(PackagedNetwork):
     """Convolutional network with about 0.3 million parameters.
 
     Each channel is normalized on its own, so that the colors of ink and background do not matter.
@@ -33,6 +30,8 @@ class Reader(nn.Module):
         characters: Characters in the order of the outputs.
         width: Channels of the first stage.
     """
+
+    name = "reader"
 
     def __init__(self, characters: str = CHARACTERS, *, width: int = 24) -> None:
         super().__init__()
@@ -109,23 +108,6 @@ class Reader(nn.Module):
             kept = [index for k, index in enumerate(row) if index != BLANK and (k == 0 or row[k - 1] != index)]
             words.append("".join(self.characters[index - 1] for index in kept))
         return words
-
-    @classmethod
-    def load(cls, folder: Path = READER_FOLDER, device: torch.device | str = "cpu") -> Reader:
-        """Load a reader in fp32 with frozen weights; by default the one that comes with the package.
-
-        Raises:
-            FileNotFoundError: The folder contains no reader.
-        """
-        if not (folder / "config.json").is_file():
-            raise FileNotFoundError(
-                f"{folder} contains no reader; give a folder with config.json and reader.safetensors"
-            )
-        with torch.device("meta"):  # avoids a draw from the global random stream
-            reader = cls(**json.loads((folder / "config.json").read_text()))
-        weights = {name: tensor.float() for name, tensor in load_file(folder / "reader.safetensors").items()}
-        reader.load_state_dict(weights, assign=True)
-        return reader.to(device).eval().requires_grad_(False)
 
     def config(self) -> dict[str, object]:
         """The arguments of the constructor, which :meth:`load` reads from ``config.json``."""

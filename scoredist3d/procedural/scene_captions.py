@@ -6,12 +6,18 @@ import random
 from collections.abc import Sequence
 
 from scoredist3d.procedural.attributes import COLORS, FAMILIES
-from scoredist3d.procedural.captions import MAX_WORDS, Dropout, simple_caption, with_article
+from scoredist3d.procedural.captions import (
+    PICTURE_PREFIXES,
+    Dropout,
+    per_item,
+    simple_caption,
+    with_article,
+    with_surroundings,
+)
 from scoredist3d.procedural.scenes import BESIDE, RELATIONS, Scenes
 
 RELATION_PHRASES: dict[str, tuple[str, ...]] = {"on": ("on", "on top of"), "beside": ("beside", "next to")}
 _DEFAULT = Dropout(color=0.3)
-_PREFIXES = ("photo of", "render of", "three d model of")
 
 
 def scene_caption(
@@ -55,30 +61,20 @@ def captions_for_scenes(
     Raises:
         ValueError: ``views`` or ``backgrounds`` differs in length from ``scenes``.
     """
-    count = len(scenes)
-    for name, words in (("views", views), ("backgrounds", backgrounds)):
-        if words is not None and len(words) != count:
-            raise ValueError(f"{name} must have one word for each of the {count} scenes, got {len(words)}")
+    views, backgrounds = (
+        per_item(name, words, len(scenes), "scenes") for name, words in (("views", views), ("backgrounds", backgrounds))
+    )
     first, second = scenes.objects, scenes.second
     columns = (first.category, first.color, second.category, second.color, scenes.relation)
-    views = views if views is not None else [None] * count
-    backgrounds = backgrounds if backgrounds is not None else [None] * count
     captions = []
     for row, view, background in zip(
         zip(*(column.tolist() for column in columns), strict=True), views, backgrounds, strict=True
     ):
         text = _sentence(row, rng, dropout)
-        if text and view is not None and rng.random() >= dropout.view and _length(text) + 3 <= MAX_WORDS:
-            text = f"{text}, {view} view"
-        if text and background is not None and rng.random() >= dropout.background and _length(text) + 5 <= MAX_WORDS:
-            text = f"{text}, on a {background} background"
+        if text:
+            text, _, _ = with_surroundings(text, view, background, rng.random, dropout)
         captions.append(text)
     return captions
-
-
-def _length(text: str) -> int:
-    """Number of words and commas."""
-    return text.count(" ") + text.count(",") + 1
 
 
 def _sentence(row: tuple[int, ...], rng: random.Random, dropout: Dropout) -> str:
@@ -96,7 +92,7 @@ def _sentence(row: tuple[int, ...], rng: random.Random, dropout: Dropout) -> str
     body = f"{nouns[0]} {rng.choice(RELATION_PHRASES[RELATIONS[relation]])} {nouns[1]}"
     if rng.random() >= dropout.prefix:
         return body
-    prefix = f"{rng.choice(_PREFIXES)} {body}"
+    prefix = f"{rng.choice(PICTURE_PREFIXES)} {body}"
     return with_article(prefix) if rng.random() < 0.5 else prefix
 
 

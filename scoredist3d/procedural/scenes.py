@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from scoredist3d.procedural.attributes import CATEGORIES, COLORS, PATTERN_WEIGHTS, PLAIN
+from scoredist3d.procedural.batch import Batch
 from scoredist3d.procedural.builder import extreme_points, fit
-from scoredist3d.procedural.objects import Objects, sample_objects
+from scoredist3d.procedural.objects import EXTENT, Objects, sample_objects
 from scoredist3d.procedural.primitives import NUM_HOLES, NUM_SOLIDS, cast_rays, empty_geometry, num_solids, take_rows
 
 RELATIONS = ("on", "beside")
@@ -32,7 +33,6 @@ _SUPPORTS = {
 }
 _TOO_LARGE = frozenset({"table", "bed", "bench", "bookshelf"})  # furniture that nobody puts on other furniture
 _P_PLAIN = 0.7
-_EXTENT = (0.82, 0.95)  # as for single objects
 _RATIO_ON = (0.62, 0.85)  # size of the first object relative to its support
 _SMALLEST_ON = 0.45  # pairs whose first object had to be smaller than this to find room are drawn again
 _RATIO_BESIDE = (0.85, 1.18)
@@ -44,7 +44,7 @@ _NO_OBSTACLE = 9.0  # more than the extent of any object
 
 
 @dataclass(frozen=True)
-class Scenes:
+class Scenes(Batch):
     """``N`` scenes of two objects.
 
     Attributes:
@@ -62,25 +62,6 @@ class Scenes:
 
     def __len__(self) -> int:
         return len(self.relation)
-
-    def __getitem__(self, index: int | slice | Tensor) -> Scenes:
-        """Select scenes; the result keeps its batch dimension."""
-        if isinstance(index, int):
-            index = slice(index, index + 1 or None)
-        return Scenes(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
-
-    def to(self, device: torch.device | str) -> Scenes:
-        """The same scenes on another device."""
-        return Scenes(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
-
-    def repeat_interleave(self, repeats: int) -> Scenes:
-        """Repeat each scene ``repeats`` times in a row, once for each of its views."""
-        return Scenes(
-            self.objects.repeat_interleave(repeats),
-            self.second.repeat_interleave(repeats),
-            self.relation.repeat_interleave(repeats, 0),
-            self.of_second.repeat_interleave(repeats, 0),
-        )
 
 
 def sample_scenes(
@@ -143,7 +124,7 @@ def _attempt(relation: Tensor, generator: torch.Generator) -> tuple[Scenes, Tens
     geometry, surface, of_second, fits = _merge(
         first, second, _moved(first.geometry, scale[0], offset[0]), _moved(second.geometry, scale[1], offset[1])
     )
-    extent = _EXTENT[0] + (_EXTENT[1] - _EXTENT[0]) * uniform[2]
+    extent = EXTENT[0] + (EXTENT[1] - EXTENT[0]) * uniform[2]
     geometry = fit(geometry, SCENE_SOLIDS, torch.ones_like(offset[0]), extent)
     valid = fits & (first.color != second.color) & ((relation != ON) | (scale[0] >= _SMALLEST_ON))
     return Scenes(replace(first, geometry=geometry, surface=surface), second, relation.clone(), of_second), valid

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from scoredist3d.cameras import Cameras, orbit
+from scoredist3d.procedural.rendering import STANDARD_DISTANCE, STANDARD_FOVY_DEG
 
-DISTANCE, FOVY_DEG = 3.2, 40.0
-REFERENCE_EXTENT = DISTANCE * math.tan(math.radians(FOVY_DEG / 2))
+REFERENCE_EXTENT = STANDARD_DISTANCE * math.tan(math.radians(STANDARD_FOVY_DEG / 2))
 """Half the height that a camera of the standard distance and field of view sees at the origin, in scene units."""
 _STANDARD = 0.7  # share of cameras close to the standard distance and field of view
 _EXTENT_RANGE = (0.7, 1.25)  # visible height of the other cameras, relative to the standard
@@ -41,7 +41,7 @@ def training_cameras(
     elevation = torch.where(steep, uniform(30.0, 90.0), uniform(-15.0, 60.0))
     azimuth = uniform(0.0, 360.0)
     standard = uniform(0.0, 1.0) < (_STANDARD if varied else 1.0)
-    fovy = torch.where(standard, FOVY_DEG, uniform(*_FOVY_RANGE))
+    fovy = torch.where(standard, STANDARD_FOVY_DEG, uniform(*_FOVY_RANGE))
     extent = REFERENCE_EXTENT * torch.where(standard, uniform(0.95, 1.05), uniform(*_EXTENT_RANGE))
     distance = extent / torch.tan(torch.deg2rad(fovy / 2))
     return orbit(azimuth, elevation, distance, fovy, size, size)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from scoredist3d.files import atomic_path
@@ -53,6 +54,12 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
 def load_state(path: Path, device: torch.device) -> dict[str, Any] | None:
     """The last training state of a stage, or None if it has not started."""
     return torch.load(path, map_location=device, weights_only=True) if path.is_file() else None
+
+
+def load_exported(module: nn.Module, folder: Path) -> None:
+    """Load the weights of a network that was exported to ``folder``, in fp32."""
+    (file,) = folder.glob("*.safetensors")
+    module.load_state_dict({name: tensor.float() for name, tensor in load_file(file).items()})
 
 
 @dataclass
@@ -167,6 +174,11 @@ class Stage:
             seconds = time.monotonic() - self._timed_since
             rate = (self.step - _UNTIMED_STEPS) / seconds
             self.total = max(self.step + 1, round(self.step + (60.0 * self.minutes - seconds) * rate))
+
+    def refill_is_due(self, refreshes: int) -> bool:
+        """Whether to replace the training data before the next step; ``refreshes`` times, at equal distances."""
+        period = self.total // (refreshes + 1)
+        return refreshes > 0 and self.step > 0 and self.step % period == 0 and self.total - self.step >= period
 
     def set_lr(self) -> None:
         """Set the learning rate of the optimizer for the current step."""

@@ -20,6 +20,11 @@ def random_backgrounds(
     return color[:, :, None, None]
 
 
+def straight_alpha(rgba: Tensor) -> Tensor:
+    """Images (B, H, W, 4) in uint8 as (B, 4, H, W) in [0, 1]."""
+    return rgba.movedim(-1, 1).float() / 255.0
+
+
 def composite(rgba: Tensor, background: Tensor, opacity: Tensor | float = 1.0) -> Tensor:
     """Composite straight-alpha images (B, 4, H, W) over colors (B, 3, 1, 1); the result is (B, 3, H, W) in [0, 1]."""
     alpha = rgba[:, 3:] * opacity

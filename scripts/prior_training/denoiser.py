@@ -68,8 +68,7 @@ def train_denoiser(
 
     step_loss = torch.compile(loss_of, dynamic=False) if compile_ else loss_of
     while stage.step < stage.total:
-        period = stage.total // (refreshes + 1)
-        if refreshes and stage.step and stage.step % period == 0 and stage.total - stage.step >= period:
+        if stage.refill_is_due(refreshes):
             pool.refresh(stage.step)
         stage.set_lr()
         sample = pool.random_batch(batch, generator)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from scoredist3d.procedural import (
     DEFECTS,
     PATTERNS,
     RELATIONS,
+    ShapeRender,
     azimuth_symmetry,
     degrade,
     render_objects,
@@ -149,15 +151,13 @@ def probe_floor(sampler: Sampler, probe: Probe, *, count: int) -> dict[str, dict
     return rows
 
 
-def render_in_blocks(objects: object, cameras: Cameras, block: int = 128) -> Tensor:
-    """Renders (N, H, W, 3) of objects over white."""
+def render_in_blocks(
+    items: Any, cameras: Cameras, *, render: Callable[..., ShapeRender] = render_objects, block: int = 128
+) -> Tensor:
+    """Renders (N, H, W, 3) of objects, or of other items that ``render`` draws, over white."""
     white = torch.ones(3, device=cameras.azimuth.device)
-    return torch.cat(
-        [
-            render_objects(objects[start : start + block], cameras[start : start + block], antialias=2).over(white)  # type: ignore[index]
-            for start in range(0, len(cameras), block)
-        ]
-    )
+    parts = [slice(start, start + block) for start in range(0, len(cameras), block)]
+    return torch.cat([render(items[part], cameras[part], antialias=2).over(white) for part in parts])
 
 
 def pattern_accuracy(sampler: Sampler, probe: Probe, *, scale: float, limit: int) -> dict[str, float]:

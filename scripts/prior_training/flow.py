@@ -161,7 +161,7 @@ def train_flow(
         generator: Source of all randomness.
         compile_: Whether to use torch.compile.
         refreshes: How often the sources are refilled, at equal distances.
-        minutes: If positive, the number of steps is set after the first 120 so that the training takes that time.
+        minutes: If positive, the number of steps is set so that the training takes that time.
         peak_lr: Highest learning rate.
         hold: Fraction of the steps after which the learning rate decays; 1 for a constant one.
         ema_decay: Decay of the averaged weights.
@@ -175,8 +175,7 @@ def train_flow(
     step_loss = loss_function(model, FlowSchedule(shift), compile_=compile_)
     amp = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
     while stage.step < stage.total:
-        period = stage.total // (refreshes + 1)
-        if refreshes and stage.step and stage.step % period == 0 and stage.total - stage.step >= period:
+        if stage.refill_is_due(refreshes):
             for source, _ in sources:
                 source.refresh(stage.step)
         stage.set_lr()

@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
 from torch import nn
-from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+from transformers import CLIPTextModelWithProjection
 
 from scoredist3d.priors.stable_diffusion_3 import CAMERA_TOKEN, T5_LENGTH
 
 from .cameras import REFERENCE_EXTENT
-from .models import vocabulary
+from .models import clip_config, vocabulary
 
 
 @dataclass(frozen=True)
@@ -84,19 +84,9 @@ def zero_modulation(transformer: SD3Transformer2DModel) -> None:
 
 def build_clip(sizes: FlowSizes, tokenizer: Any) -> CLIPTextModelWithProjection:
     """One of the two text encoders, which are trained jointly with the denoiser."""
+    width = sizes.text_width
     return CLIPTextModelWithProjection(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=sizes.text_width,
-            intermediate_size=4 * sizes.text_width,
-            num_hidden_layers=sizes.text_layers,
-            num_attention_heads=sizes.text_heads,
-            max_position_embeddings=tokenizer.model_max_length,
-            projection_dim=sizes.text_width,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
+        clip_config(tokenizer, width=width, layers=sizes.text_layers, heads=sizes.text_heads, intermediate=4 * width)
     )
 
 

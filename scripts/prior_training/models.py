@@ -108,23 +108,27 @@ def build_unet(sizes: PriorSizes) -> UNet2DConditionModel:
     )
 
 
-def build_text_encoder(
-    sizes: PriorSizes, vocabulary_size: int, max_length: int, special: dict[str, int]
-) -> CLIPTextModel:
+def clip_config(tokenizer: Any, *, width: int, layers: int, heads: int, intermediate: int) -> CLIPTextConfig:
+    """Configuration of a CLIP text encoder for the tokens of a tokenizer; its projection has the same width."""
+    return CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=intermediate,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        max_position_embeddings=tokenizer.model_max_length,
+        projection_dim=width,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
+def build_text_encoder(sizes: PriorSizes, tokenizer: Any) -> CLIPTextModel:
     """Text encoder trained jointly with the denoiser."""
+    width = sizes.text_width
     return CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=vocabulary_size,
-            hidden_size=sizes.text_width,
-            intermediate_size=3 * sizes.text_width,
-            num_hidden_layers=sizes.text_layers,
-            num_attention_heads=sizes.text_heads,
-            max_position_embeddings=max_length,
-            projection_dim=sizes.text_width,
-            bos_token_id=special["bos"],
-            eos_token_id=special["eos"],
-            pad_token_id=special["pad"],
-        )
+        clip_config(tokenizer, width=width, layers=sizes.text_layers, heads=sizes.text_heads, intermediate=3 * width)
     )
 
 

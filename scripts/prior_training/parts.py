@@ -57,7 +57,7 @@ class Part:
         camera: (V, 16), camera embeddings.
         azimuth: (V,), radians.
         symmetry: (V,), order of rotational symmetry; 0 if the azimuth is undefined.
-        category, color, second_color, pattern, finish: (V,), attributes of the first object; -1 for lettered objects.
+        category, color, second_color, pattern: (V,), attributes of the first object; -1 for lettered objects.
         second_category: (V,), category of the second object; -1 if there is none.
         defects: (V, 2), indices of the defects that the caption names; -1 for none.
     """
@@ -73,7 +73,6 @@ class Part:
     color: Tensor
     second_color: Tensor
     pattern: Tensor
-    finish: Tensor
     second_category: Tensor
     defects: Tensor
 
@@ -131,7 +130,7 @@ def object_part(
         cameras,
         lambda names, backgrounds, dropout: [
             caption.text
-            for caption in captions_for(objects.to("cpu"), rng, views=names, backgrounds=backgrounds, dropout=dropout)
+            for caption in captions_for(objects, rng, views=names, backgrounds=backgrounds, dropout=dropout)
         ],
         (generator, rng, tokenize),
         symmetry=azimuth_symmetry(objects),
@@ -150,7 +149,7 @@ def scene_part(
         renderer(scenes.objects, cameras),
         cameras,
         lambda names, backgrounds, dropout: captions_for_scenes(
-            scenes.to("cpu"), rng, views=names, backgrounds=backgrounds, dropout=dropout
+            scenes, rng, views=names, backgrounds=backgrounds, dropout=dropout
         ),
         (generator, rng, tokenize),
         symmetry=torch.zeros_like(scenes.objects.category),
@@ -193,7 +192,7 @@ def _part(
         rgba=rgba,
         background=background,
         ids_plain=tokens(None, Dropout(empty=0.0)),
-        ids_view=tokens(view_words(cameras.to("cpu")), Dropout(empty=0.0, view=0.0)),
+        ids_view=tokens(view_words(cameras), Dropout(empty=0.0, view=0.0)),
         camera=camera_embedding(cameras, REFERENCE_EXTENT),
         azimuth=cameras.azimuth,
         symmetry=symmetry,
@@ -201,7 +200,6 @@ def _part(
         color=objects.color,
         second_color=objects.second_color,
         pattern=objects.pattern,
-        finish=objects.finish,
         second_category=second,
         defects=defects,
     )
@@ -228,7 +226,6 @@ def lettered_part(
         color=none,
         second_color=none,
         pattern=none,
-        finish=none,
         second_category=none,
         defects=torch.stack([none, none], 1),
     )

@@ -11,7 +11,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from .compositing import composite
+from .compositing import composite, straight_alpha
 from .parts import Part, Renderer, lettered_part, object_part, scene_part
 
 
@@ -169,7 +169,7 @@ class Pool:
 
     def rgba_at(self, index: Tensor) -> Tensor:
         """Straight-alpha images (B, 4, H, W) in [0, 1] of the views at ``index``."""
-        return self.views.rgba[index].movedim(-1, 1).float() / 255.0
+        return straight_alpha(self.views.rgba[index])
 
     def images_at(self, index: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Images (B, 3, H, W) in [0, 1] over their own backgrounds.
@@ -215,3 +215,16 @@ class Pool:
         camera = views.camera[index]
         camera = torch.where((blind | both)[:, None], torch.zeros_like(camera), camera)
         return DenoiserBatch(self.latents[index].float(), ids.long(), camera)
+
+
+def build_pool(recipe: Any, tokenizer: Any, image_size: int, device: torch.device, compile_: bool) -> Pool:
+    """The empty pool of a recipe with the fields of :class:`PoolSizes`, ``antialias`` and ``seed``."""
+    return Pool(
+        tokenizer,
+        PoolSizes(recipe.objects, recipe.scenes, recipe.lettered, recipe.views),
+        image_size=image_size,
+        antialias=recipe.antialias,
+        seed=recipe.seed,
+        device=device,
+        compile_=compile_,
+    )

@@ -5,16 +5,13 @@ Half of the renders pass through the autoencoder, so that the probe does not dep
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 
-from scoredist3d.files import atomic_path
 from scoredist3d.procedural import CATEGORIES, COLORS, PATTERNS
 from scoredist3d.procedural.probe import Probe, ProbeReading
 
@@ -103,12 +100,3 @@ def train_probe(
         stage.descend(loss, batch=batch, log_every=max(1, steps // 20))
     averaged: Probe = stage.emas["probe"].module
     return averaged
-
-
-def save_probe(probe: Probe, folder: Path) -> None:
-    """Write a probe to ``config.json`` and ``probe.safetensors`` (fp16)."""
-    folder.mkdir(parents=True, exist_ok=True)
-    weights = {name: tensor.detach().half().cpu().contiguous() for name, tensor in probe.state_dict().items()}
-    with atomic_path(folder / "probe.safetensors") as temporary:
-        save_file(weights, temporary)
-    (folder / "config.json").write_text(json.dumps(probe.config()) + "\n")

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import math
-from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 
-from scoredist3d.files import atomic_path
-from scoredist3d.procedural import NUM_SOLIDS, cast_rays
 from scoredist3d.procedural.lettering import lettering_cameras, render_lettered, sample_lettered
 from scoredist3d.procedural.reader import READER_SIZE, Reader, character_accuracy, exact_match
 
 from .common import Ema, Stage
-from .compositing import composite, random_backgrounds
+from .compositing import composite, random_backgrounds, straight_alpha
+from .parts import Renderer
 
 PEAK_LR = 2e-3
 
@@ -47,9 +43,8 @@ class LetteredPool:
         held_out: bool = False,
         compile_: bool = False,
     ) -> None:
-        self.count, self.image_size, self.antialias, self.seed = count, image_size, antialias, seed
-        self.device, self.held_out = device, held_out
-        self._cast = torch.compile(partial(cast_rays, group=NUM_SOLIDS)) if compile_ else cast_rays
+        self.count, self.image_size, self.seed, self.device, self.held_out = count, image_size, seed, device, held_out
+        self._renderer = Renderer(image_size, antialias, device, compile_)
         self.rgba = torch.zeros(count, image_size, image_size, 4, dtype=torch.uint8, device=device)
         self.words: tuple[str, ...] = ()
 
@@ -59,16 +54,12 @@ class LetteredPool:
         generator = torch.Generator(self.device).manual_seed(self.seed * 1000 + filling)
         lettered = sample_lettered(self.count, generator, self.device, held_out=self.held_out)
         cameras = lettering_cameras(lettered, self.image_size, generator)
-        block = 256
-        for start in range(0, self.count, block):
-            part = slice(start, start + block)
-            render = render_lettered(lettered[part], cameras[part], antialias=self.antialias, cast=self._cast)
-            self.rgba[part] = (255 * render.rgba).round().to(torch.uint8)
+        self.rgba = self._renderer(lettered, cameras, render_lettered)
         self.words = lettered.words
 
     def rgba_at(self, index: Tensor) -> Tensor:
         """Straight-alpha images (B, 4, H, W) in [0, 1] of the renders at ``index``."""
-        return self.rgba[index].movedim(-1, 1).float() / 255.0
+        return straight_alpha(self.rgba[index])
 
 
 def soften(image: Tensor, generator: torch.Generator) -> Tensor:
@@ -169,12 +160,3 @@ def evaluate_reader(reader: Reader, pool: LetteredPool, *, degraded: bool, seed:
         image = composite(pool.rgba_at(index), background)
         read += reader.read((soften(image, generator) if degraded else image).movedim(1, -1))
     return {"exact": exact_match(read, pool.words), "characters": character_accuracy(read, pool.words)}
-
-
-def save_reader(reader: Reader, folder: Path) -> None:
-    """Write a reader to ``config.json`` and ``reader.safetensors`` (fp16)."""
-    folder.mkdir(parents=True, exist_ok=True)
-    weights = {name: tensor.detach().half().cpu().contiguous() for name, tensor in reader.state_dict().items()}
-    with atomic_path(folder / "reader.safetensors") as temporary:
-        save_file(weights, temporary)
-    (folder / "config.json").write_text(json.dumps(reader.config()) + "\n")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import train_reader
-from prior_training.reader import LetteredPool, save_reader, shifted, soften
+from prior_training.reader import LetteredPool, shifted, soften
 
 from scoredist3d.procedural.fonts import draw_text
 from scoredist3d.procedural.reader import BLANK, Reader, character_accuracy, edit_distance, exact_match
@@ -115,7 +115,7 @@ def test_training_script_in_miniature(tmp_path: Path):
 
 def test_save_and_load_keep_the_reading(tmp_path: Path):
     reader = _reader()
-    save_reader(reader, tmp_path)
+    reader.save(tmp_path)
     images = torch.rand(2, 128, 128, 3, generator=torch.Generator().manual_seed(0))
     assert torch.allclose(Reader.load(tmp_path)(images), reader(images), atol=0.05)
     with pytest.raises(FileNotFoundError, match="contains no reader"):

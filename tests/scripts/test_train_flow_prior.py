@@ -12,7 +12,6 @@ import train_flow_prior
 from prior_training.flow import FlowModel, mixed_batch, random_timesteps, standardize, train_flow
 from prior_training.flow_models import FlowSizes, build_clip, build_transformer, save_flow_prior, zero_modulation
 from prior_training.pool import DenoiserBatch
-from prior_training.reader import save_reader
 from safetensors.torch import load_file
 from shared.flow_folder import build_vae
 
@@ -101,7 +100,7 @@ def test_a_training_continues_from_an_exported_prior(trained: Path, tmp_path: Pa
 def test_words_of_samples_are_read(trained: Path, tmp_path: Path) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        save_reader(Reader(width=8), tmp_path / "reader")
+        Reader(width=8).save(tmp_path / "reader")
     options = ["--prior", str(trained / "assets" / "prior-flow"), "--reader", str(tmp_path / "reader")]
     options += ["--out", str(tmp_path), "--device", "cpu", "--count", "4", "--steps", "1", "--scales", "1"]
     assert evaluate_words.main(options) == 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from scoredist3d.procedural.builder import ALONG_X, Builder
+from scoredist3d.procedural.builder import ALONG_X, Builder, Number
 
 
 def mug(b: Builder) -> None:
@@ -11,7 +11,11 @@ def mug(b: Builder) -> None:
     cavity = b.round_piece((0, 0, 0.1), radius * 0.86, half, top=top, paint=b.plain)
     b.round((0, 0, 0), radius, half, top=top, hole=cavity)
     outer, thick = b.uniform(0.40, 0.48), b.uniform(0.09, 0.12)
-    wall = radius * 0.94
+    mug_handle(b, radius * 0.94, outer, thick)
+
+
+def mug_handle(b: Builder, wall: Number, outer: Number, thick: Number) -> None:
+    """A round or square handle (by the mode) at y = ``wall``, with the half-sizes ``outer`` and ``thick``."""
     inner = b.round_piece((0, wall, 0), outer * 0.6, thick * 1.2, frame=ALONG_X, paint=b.second)
     ring = b.round_piece((0, wall, 0), outer, thick, frame=ALONG_X, xlo=0.0, hole=inner, paint=b.second)
     cut = b.box_piece((0, wall, 0), (thick * 1.2, outer * 0.62, outer * 0.62), paint=b.second)
