@@ -30,6 +30,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).res
 
 import torch
 from diffusers import AutoencoderKL
+from prior_training.acceleration import accelerate
 from prior_training.commands import recipe_of, training_device, training_parser
 from prior_training.common import load_exported, load_state
 from prior_training.flow import FlowModel, LetteredViews, Sources, standardize, train_flow
@@ -153,7 +154,6 @@ def train(run: Run, tokenizer: CLIPTokenizer, arguments: argparse.Namespace) -> 
         batch=recipe.flow_batch,
         work=run.work,
         generator=generator,
-        compile_=run.compile_,
         refreshes=recipe.refreshes,
         minutes=recipe.flow_minutes,
         peak_lr=recipe.peak_lr,
@@ -190,10 +190,9 @@ def autoencoder(
             batch=recipe.vae_batch,
             work=run.work,
             generator=generator,
-            compile_=run.compile_,
             minutes=recipe.vae_minutes,
         )
-    vae.eval().requires_grad_(False)
+    accelerate(vae.requires_grad_(False))
     if not finished.is_dir() and init is None:
         index = pool.random_index(min(pool.count, STANDARD_IMAGES), generator, lettered=True)
         standardize(vae, pool.images_at(index))

@@ -32,6 +32,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).res
 
 import torch
 from diffusers import AutoencoderKL
+from prior_training.acceleration import accelerate
 from prior_training.commands import recipe_of, training_device, training_parser
 from prior_training.common import load_exported, load_state
 from prior_training.denoiser import Denoiser, train_denoiser
@@ -55,8 +56,8 @@ class Recipe:
     lettered: int = 2_500
     views: int = 4
     refreshes: int = 0
-    vae_steps: int = 4000
-    vae_batch: int = 256
+    vae_steps: int = 20_000
+    vae_batch: int = 128
     vae_minutes: float = 0.0
     probe_steps: int = 2000
     probe_batch: int = 512
@@ -144,7 +145,7 @@ class Training:
         work: Folder of the training states; finished stages are loaded from it.
         out: Target folder of ``prior/`` and ``probe/``.
         device: Device of the training.
-        compile_: Whether to use torch.compile.
+        compile_: Whether to compile the ray caster.
     """
 
     def __init__(
@@ -160,7 +161,7 @@ class Training:
         self.recipe, self.work, self.out, self.device = recipe, work, out, device
         self.generator = torch.Generator(device).manual_seed(recipe.seed + 1)
         self.pool = build_pool(recipe, tokenizer, sizes.image_size, device, compile_)
-        self._loop: dict[str, Any] = {"work": work, "generator": self.generator, "compile_": compile_}
+        self._loop: dict[str, Any] = {"work": work, "generator": self.generator}
         self.facts: dict[str, Any] = {"recipe": asdict(recipe), "device": str(device)}
         self._began = time.monotonic()
 
@@ -201,7 +202,7 @@ class Training:
             vae.save_pretrained(self.work / "vae")
         else:
             raise SystemExit("--stages: there is no trained autoencoder yet; add vae, or give --init")
-        vae.eval().requires_grad_(False)
+        accelerate(vae.requires_grad_(False))
         names = ["white", "gray", "rgb"] + ["lettered"] * bool(self.recipe.lettered)
         psnr = {name: round(reconstruction_psnr(vae, self.pool, self.generator, background=name), 2) for name in names}
         self.facts |= {"psnr": psnr, "gains": encoder_gains(vae, self.pool, self.generator)}

@@ -130,15 +130,17 @@ class Stage:
         )
         self._saved_at = time.monotonic()
 
+    def parameters(self) -> list[nn.Parameter]:
+        """All trained parameters."""
+        return [p for module in self.modules.values() for p in module.parameters()]
+
     def descend(self, loss: Tensor, *, batch: int, log_every: int) -> None:
-        """One optimizer step on a loss, with the gradient's norm clipped to 1; see :meth:`advance`."""
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_([p for module in self.modules.values() for p in module.parameters()], 1.0)
+        """One optimizer step with the gradients of ``loss``, their norm clipped to 1; see :meth:`advance`."""
+        torch.nn.utils.clip_grad_norm_(self.parameters(), 1.0)
         self.optimizer.step()
         for name, ema in self.emas.items():
             ema.update(self.modules[name])
-        self.advance(loss.detach(), batch=batch, log_every=log_every)
+        self.advance(loss, batch=batch, log_every=log_every)
 
     def advance(self, loss: Tensor, *, batch: int, log_every: int) -> None:
         """Count a finished step; save the state and log when due.

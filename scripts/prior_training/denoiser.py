@@ -13,6 +13,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextModel
 
+from .acceleration import GradientStep, accelerate
 from .common import Ema, Stage
 from .models import build_scheduler
 from .pool import Pool
@@ -41,7 +42,6 @@ def train_denoiser(
     batch: int,
     work: Path,
     generator: torch.Generator,
-    compile_: bool,
     refreshes: int,
     minutes: float = 0.0,
     peak_lr: float = 1e-3,
@@ -58,7 +58,6 @@ def train_denoiser(
     stage.hold, stage.minutes = hold, minutes
     stage.resume(device)
     alphas_bar = build_scheduler().alphas_cumprod.to(device)
-    amp = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
 
     def loss_of(z: Tensor, noise: Tensor, t: Tensor, token_ids: Tensor, camera: Tensor) -> Tensor:
         alpha = alphas_bar[t].sqrt()[:, None, None, None]
@@ -66,7 +65,8 @@ def train_denoiser(
         prediction = denoiser(alpha * z + sigma * noise, t, token_ids, camera)
         return (prediction.float() - (alpha * noise - sigma * z)).square().mean()
 
-    step_loss = torch.compile(loss_of, dynamic=False) if compile_ else loss_of
+    accelerate(denoiser)
+    step = GradientStep(loss_of, stage.parameters(), device)
     while stage.step < stage.total:
         if stage.refill_is_due(refreshes):
             pool.refresh(stage.step)
@@ -74,8 +74,7 @@ def train_denoiser(
         sample = pool.random_batch(batch, generator)
         noise = torch.randn(sample.latents.shape, generator=generator, device=device)
         t = torch.randint(0, 1000, (batch,), generator=generator, device=device)
-        with amp:
-            loss = step_loss(sample.latents, noise, t, sample.token_ids, sample.camera)
+        loss = step(sample.latents, noise, t, sample.token_ids, sample.camera)
         stage.descend(loss, batch=batch, log_every=max(1, steps // 50))
     averaged: Denoiser = stage.emas["denoiser"].module
     return averaged
@@ -91,9 +90,7 @@ def _stage(
     peak_lr: float,
 ) -> Stage:
     """The training loop of a denoiser, which is moved to the device."""
-    denoiser.to(device).train()
-    if device.type == "cuda":
-        denoiser.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    denoiser.to(device)
     fused = {"fused": True} if device.type == "cuda" else {}
     optimizer = torch.optim.AdamW(denoiser.parameters(), lr=peak_lr, betas=(0.9, 0.99), weight_decay=0.01, **fused)
     return Stage(

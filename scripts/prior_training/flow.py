@@ -18,6 +18,7 @@ from transformers import CLIPTextModelWithProjection
 from scoredist3d.diffusion.schedule import FlowSchedule
 from scoredist3d.priors.stable_diffusion_3 import joint_embedding, with_camera_token
 
+from .acceleration import GradientStep, accelerate
 from .common import Ema, Stage
 from .pool import DenoiserBatch, Pool
 
@@ -139,7 +140,6 @@ def train_flow(
     batch: int,
     work: Path,
     generator: torch.Generator,
-    compile_: bool,
     refreshes: int = 0,
     minutes: float = 0.0,
     peak_lr: float = 1e-3,
@@ -159,7 +159,6 @@ def train_flow(
         batch: Size of a batch.
         work: Folder of the state file.
         generator: Source of all randomness.
-        compile_: Whether to use torch.compile.
         refreshes: How often the sources are refilled, at equal distances.
         minutes: If positive, the number of steps is set so that the training takes that time.
         peak_lr: Highest learning rate.
@@ -172,8 +171,11 @@ def train_flow(
     stage = _stage(model, steps, work, generator, peak_lr, ema_decay)
     stage.hold, stage.minutes = hold, minutes
     stage.resume(device)
-    step_loss = loss_function(model, FlowSchedule(shift), compile_=compile_)
-    amp = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
+    accelerate(model)
+    short, full = (
+        GradientStep(loss_function(model, FlowSchedule(shift), tokens), stage.parameters(), device)
+        for tokens in (0, T5_TOKENS)
+    )
     while stage.step < stage.total:
         if stage.refill_is_due(refreshes):
             for source, _ in sources:
@@ -184,28 +186,19 @@ def train_flow(
         t = random_timesteps(batch, generator)
         # The positions of long batches depend on the step alone, so that resumed stages repeat them.
         long = (stage.step + 1) * long_share % 1.0 < long_share
-        with amp:
-            loss = step_loss(sample, sample.latents - offset, noise, t, T5_TOKENS if long else 0)
+        step = full if long else short
+        loss = step(sample.latents - offset, noise, t, sample.token_ids, sample.camera)
         stage.descend(loss, batch=batch, log_every=max(1, steps // 50))
     averaged: FlowModel = stage.emas["flow"].module
     return averaged
 
 
-StepLoss = Callable[[DenoiserBatch, Tensor, Tensor, Tensor, int], Tensor]
+def loss_function(model: FlowModel, schedule: FlowSchedule, t5_tokens: int) -> Callable[..., Tensor]:
+    """The mean squared error of the velocity, a function of latents, noise, timesteps, token ids and cameras."""
 
-
-def loss_function(model: FlowModel, schedule: FlowSchedule, *, compile_: bool) -> StepLoss:
-    """The mean squared error of the velocity, a function of batch, latents, noise, timesteps and T5 tokens."""
-
-    def network(x_t: Tensor, timestep: Tensor, token_ids: Tensor, camera: Tensor, t5_tokens: int) -> Tensor:
-        output: Tensor = model(x_t, timestep, token_ids, camera, t5_tokens)
-        return output
-
-    call = torch.compile(network, dynamic=False) if compile_ else network
-
-    def loss_of(sample: DenoiserBatch, z: Tensor, noise: Tensor, t: Tensor, t5_tokens: int) -> Tensor:
+    def loss_of(z: Tensor, noise: Tensor, t: Tensor, token_ids: Tensor, camera: Tensor) -> Tensor:
         x_t = schedule.add_noise(z, noise, t)
-        velocity = call(x_t, schedule.model_timestep(t), sample.token_ids, sample.camera, t5_tokens)
+        velocity = model(x_t, schedule.model_timestep(t), token_ids, camera, t5_tokens)
         return (velocity.float() - schedule.velocity(z, noise, t)).square().mean()
 
     return loss_of
@@ -216,7 +209,7 @@ def _stage(
 ) -> Stage:
     """The training loop of a flow model, which is moved to the generator's device."""
     device = generator.device
-    model.to(device).train()
+    model.to(device)
     fused = {"fused": True} if device.type == "cuda" else {}
     optimizer = torch.optim.AdamW(model.parameters(), lr=peak_lr, betas=(0.9, 0.99), weight_decay=0.01, **fused)
     emas = {"flow": Ema(model, ema_decay)}

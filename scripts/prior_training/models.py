@@ -37,15 +37,15 @@ that text has an effect on a larger part of the time axis of the standard schedu
 class PriorSizes:
     """Sizes of the networks; the defaults are those of the embedded prior."""
 
-    unet_channels: tuple[int, ...] = (64, 96, 144)
+    unet_channels: tuple[int, ...] = (64, 96, 128)
     unet_heads: tuple[int, ...] = (2, 3, 4)
-    vae_channels: tuple[int, ...] = (16, 32, 56, 56)
+    vae_channels: tuple[int, ...] = (16, 32, 64, 88)
     text_width: int = 128
     text_layers: int = 3
     text_heads: int = 4
     norm_groups: int = 16
     image_size: int = IMAGE_SIZE
-    latent_channels: int = 24
+    latent_channels: int = 32
 
     @property
     def latent_size(self) -> int:

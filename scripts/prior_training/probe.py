@@ -15,6 +15,7 @@ from torch.nn import functional
 from scoredist3d.procedural import CATEGORIES, COLORS, PATTERNS
 from scoredist3d.procedural.probe import Probe, ProbeReading
 
+from .acceleration import GradientStep, accelerate
 from .common import Ema, Stage
 from .compositing import composite, random_backgrounds
 from .parts import Part
@@ -30,9 +31,8 @@ def probe_loss(reading: ProbeReading, views: Part, index: Tensor) -> Tensor:
     """
     first, second = views.category[index], views.second_category[index]
     single = second < 0
-    present = functional.one_hot(first, len(CATEGORIES)).float()
-    rows = (~single).nonzero()[:, 0]
-    present[rows, second[rows]] = 1.0
+    both = functional.one_hot(torch.stack([first, torch.where(single, first, second)]), len(CATEGORIES))
+    present = both.amax(0).float()
     loss = 5.0 * functional.binary_cross_entropy_with_logits(reading.present.float(), present)
     for name, truth, weight in (
         ("category", first, 1.0),
@@ -71,7 +71,6 @@ def train_probe(
     batch: int,
     work: Path,
     generator: torch.Generator,
-    compile_: bool,
     minutes: float = 0.0,
     width: int = 24,
 ) -> Probe:
@@ -86,17 +85,20 @@ def train_probe(
     stage = Stage("probe", {"probe": probe}, optimizer, emas, steps, work, _PEAK_LR, generator, warmup=warmup)
     stage.minutes = minutes
     stage.resume(device)
+    accelerate(probe)
+
+    def loss_of(image: Tensor, index: Tensor) -> Tensor:
+        return probe_loss(probe(image.movedim(1, -1)), pool.views, index)
+
+    step = GradientStep(loss_of, stage.parameters(), device)
     amp = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
-    read = torch.compile(probe, dynamic=False) if compile_ else probe
     while stage.step < stage.total:
         stage.set_lr()
         index = pool.random_index(batch, generator)
         background = random_backgrounds(batch, generator, device, white=0.4, gray=0.5)
         image = composite(pool.rgba_at(index), background)
-        with amp:
-            with torch.no_grad():
-                image = corrupt(image, vae, generator)
-            loss = probe_loss(read(image.movedim(1, -1)), pool.views, index)
-        stage.descend(loss, batch=batch, log_every=max(1, steps // 20))
+        with amp, torch.no_grad():
+            image = corrupt(image, vae, generator)
+        stage.descend(step(image, index), batch=batch, log_every=max(1, steps // 20))
     averaged: Probe = stage.emas["probe"].module
     return averaged

@@ -142,9 +142,11 @@ def train_reader(
         background = random_backgrounds(batch, generator, device, white=0.4, gray=0.4)
         with torch.no_grad():
             image = soften(shifted(composite(pool.rgba_at(index), background), generator), generator)
+        reader.zero_grad()
         with amp:
             loss = reader.loss(image.movedim(1, -1), [pool.words[k] for k in index.tolist()]).mean()
-        stage.descend(loss, batch=batch, log_every=max(1, steps // 20))
+        loss.backward()
+        stage.descend(loss.detach(), batch=batch, log_every=max(1, steps // 20))
     averaged: Reader = ema.module
     return averaged
 
