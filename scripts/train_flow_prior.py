@@ -154,6 +154,7 @@ def train(run: Run, tokenizer: CLIPTokenizer, arguments: argparse.Namespace) -> 
         batch=recipe.flow_batch,
         work=run.work,
         generator=generator,
+        compile_=run.compile_,
         refreshes=recipe.refreshes,
         minutes=recipe.flow_minutes,
         peak_lr=recipe.peak_lr,

@@ -67,7 +67,7 @@ class Recipe:
     denoiser_minutes: float = 0.0
     peak_lr: float = 1e-3
     hold: float = 0.5
-    probe_width: int = 24
+    probe_width: int = 40
     antialias: int = 2
     seed: int = 0
 
@@ -145,7 +145,7 @@ class Training:
         work: Folder of the training states; finished stages are loaded from it.
         out: Target folder of ``prior/`` and ``probe/``.
         device: Device of the training.
-        compile_: Whether to compile the ray caster.
+        compile_: Whether to compile the ray caster and the transformer blocks.
     """
 
     def __init__(
@@ -162,6 +162,7 @@ class Training:
         self.generator = torch.Generator(device).manual_seed(recipe.seed + 1)
         self.pool = build_pool(recipe, tokenizer, sizes.image_size, device, compile_)
         self._loop: dict[str, Any] = {"work": work, "generator": self.generator}
+        self._compile = compile_
         self.facts: dict[str, Any] = {"recipe": asdict(recipe), "device": str(device)}
         self._began = time.monotonic()
 
@@ -235,6 +236,7 @@ class Training:
             minutes=recipe.denoiser_minutes,
             peak_lr=recipe.peak_lr,
             hold=recipe.hold,
+            compile_=self._compile,
             **self._loop,
         )
 

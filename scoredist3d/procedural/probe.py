@@ -55,13 +55,15 @@ class ProbeReading:
 
 
 class Probe(PackagedNetwork):
-    """Convolutional network with about half a million parameters.
+    """Convolutional network with up to a million parameters.
 
     Args:
         categories, colors, patterns: Class names, in the order of the outputs.
         width: Channels of the first stage; a multiple of 8.
         input_size: Height and width of the images that it was trained on, in pixels; a power of two.
         presence: Whether it was trained on scenes of several objects.
+        stem_stride: Stride of the first convolution.
+        grid: Cells along each axis into which the last feature maps are averaged, beside their mean and maximum.
     """
 
     name = "probe"
@@ -75,16 +77,19 @@ class Probe(PackagedNetwork):
         width: int = 24,
         input_size: int = 128,
         presence: bool = True,
+        stem_stride: int = 1,
+        grid: int = 2,
     ) -> None:
         super().__init__()
         self.categories, self.colors, self.patterns = tuple(categories), tuple(colors), tuple(patterns)
         self.width, self.input_size, self.presence = width, input_size, presence
-        stages = round(math.log2(input_size)) - 2  # the last one has 8x8 pixels
+        self.stem_stride, self.grid = stem_stride, grid
+        stages = round(math.log2(input_size // stem_stride)) - 2  # the last one has 8x8 pixels
         channels = [3, *(width * (index + 1) for index in range(stages))]
         layers: list[nn.Module] = []
         for index, (inner, outer) in enumerate(pairwise(channels)):
             layers += [
-                nn.Conv2d(inner, outer, 3, stride=2 if index else 1, padding=1),
+                nn.Conv2d(inner, outer, 3, stride=2 if index else stem_stride, padding=1),
                 nn.GroupNorm(8, outer),
                 nn.SiLU(),
             ]
@@ -94,8 +99,7 @@ class Probe(PackagedNetwork):
                 nn.SiLU(),
             ]
         self.body = nn.Sequential(*layers)
-        flat = 2 * channels[-1]
-        self.neck = nn.Sequential(nn.Linear(flat + 4 * channels[-1], 128), nn.SiLU())
+        self.neck = nn.Sequential(nn.Linear((2 + grid**2) * channels[-1], 128), nn.SiLU())
         self.heads = nn.ModuleDict(
             {
                 "category": nn.Linear(128, len(self.categories)),
@@ -116,7 +120,7 @@ class Probe(PackagedNetwork):
             pixels = functional.interpolate(pixels, size, mode="bilinear", antialias=True)
         maps = self.body(2.0 * pixels - 1.0)
         pooled = torch.cat(
-            [maps.mean((2, 3)), maps.amax((2, 3)), functional.adaptive_avg_pool2d(maps, 2).flatten(1)], dim=1
+            [maps.mean((2, 3)), maps.amax((2, 3)), functional.adaptive_avg_pool2d(maps, self.grid).flatten(1)], dim=1
         )
         features = self.neck(pooled)
         direction = self.heads["direction"](features).view(-1, 4, 2)
@@ -134,4 +138,5 @@ class Probe(PackagedNetwork):
     def config(self) -> dict[str, object]:
         """The arguments of the constructor, which :meth:`load` reads from ``config.json``."""
         names = {"categories": self.categories, "colors": self.colors, "patterns": self.patterns}
-        return {**names, "width": self.width, "input_size": self.input_size, "presence": self.presence}
+        options = ("width", "input_size", "presence", "stem_stride", "grid")
+        return {**names, **{option: getattr(self, option) for option in options}}

@@ -25,7 +25,7 @@ def training_parser(description: str | None, recipe: Any, products: str) -> argp
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--miniature", action="store_true", help="use tiny networks and a few steps, for tests")
     parser.add_argument(
-        "--no-compile", action="store_true", help="do not compile the ray caster, which is the default on CUDA"
+        "--no-compile", action="store_true", help="do not use torch.compile, which is the default on CUDA"
     )
     parser.add_argument(
         "--export-only", action="store_true", help="only export the averaged weights of the last saved state"
@@ -42,7 +42,7 @@ def recipe_of(arguments: argparse.Namespace, recipe: type[Any]) -> Any:
 
 
 def training_device(arguments: argparse.Namespace) -> tuple[torch.device, bool]:
-    """The device, and whether the ray caster is compiled; on CUDA, fast settings of matrix products are chosen."""
+    """The device, and whether to use torch.compile; on CUDA, fast settings of matrix products are chosen."""
     device = torch.device(arguments.device)
     if device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = True

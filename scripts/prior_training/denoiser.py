@@ -42,6 +42,7 @@ def train_denoiser(
     batch: int,
     work: Path,
     generator: torch.Generator,
+    compile_: bool,
     refreshes: int,
     minutes: float = 0.0,
     peak_lr: float = 1e-3,
@@ -65,7 +66,7 @@ def train_denoiser(
         prediction = denoiser(alpha * z + sigma * noise, t, token_ids, camera)
         return (prediction.float() - (alpha * noise - sigma * z)).square().mean()
 
-    accelerate(denoiser)
+    accelerate(denoiser, compile_=compile_)
     step = GradientStep(loss_of, stage.parameters(), device)
     while stage.step < stage.total:
         if stage.refill_is_due(refreshes):

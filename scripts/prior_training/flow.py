@@ -140,6 +140,7 @@ def train_flow(
     batch: int,
     work: Path,
     generator: torch.Generator,
+    compile_: bool,
     refreshes: int = 0,
     minutes: float = 0.0,
     peak_lr: float = 1e-3,
@@ -159,6 +160,7 @@ def train_flow(
         batch: Size of a batch.
         work: Folder of the state file.
         generator: Source of all randomness.
+        compile_: Whether to compile the transformer blocks.
         refreshes: How often the sources are refilled, at equal distances.
         minutes: If positive, the number of steps is set so that the training takes that time.
         peak_lr: Highest learning rate.
@@ -171,7 +173,7 @@ def train_flow(
     stage = _stage(model, steps, work, generator, peak_lr, ema_decay)
     stage.hold, stage.minutes = hold, minutes
     stage.resume(device)
-    accelerate(model)
+    accelerate(model, compile_=compile_)
     short, full = (
         GradientStep(loss_function(model, FlowSchedule(shift), tokens), stage.parameters(), device)
         for tokens in (0, T5_TOKENS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
@@ -134,11 +135,13 @@ class Pool:
             (self.sizes.lettered, lettered_part),
         ]
         self.data = self.latents = None  # frees the memory before the new images are made
-        parts = [
-            make(count, self.sizes.views, generator, rng, self._renderer, self._tokenize)
-            for count, make in makers
-            if count
-        ]
+        parts = []
+        for count, make in makers:
+            if count:
+                began = time.monotonic()
+                parts.append(make(count, self.sizes.views, generator, rng, self._renderer, self._tokenize))
+                name, total = make.__name__.removesuffix("_part"), count * self.sizes.views
+                print(f"pool: {total:,} views, {name}, {time.monotonic() - began:.1f} s", flush=True)
         self.data = Part(**{f.name: torch.cat([getattr(part, f.name) for part in parts]) for f in fields(Part)})
         self.front = (self.data.azimuth[: self.count_of_objects].abs().rad2deg() < 45).nonzero()[:, 0]
 
@@ -161,6 +164,16 @@ class Pool:
                 mean = vae.encode(2.0 * image - 1.0).latent_dist.mean
             codes.append((vae.config.scaling_factor * mean.float()).half())
         self.latents = torch.cat(codes)
+
+    @torch.no_grad()
+    def reconstructions(self, vae: AutoencoderKL) -> Tensor:
+        """All images after the autoencoder, over their own backgrounds and without defects, (V, 3, H, W) uint8."""
+        parts = []
+        for index in torch.arange(self.count, device=self.device).split(1024):
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+                output = vae.decode(vae.encode(2.0 * self.images_at(index) - 1.0).latent_dist.mean).sample
+            parts.append((127.5 * (output.float() + 1.0)).round().clamp(0, 255).to(torch.uint8))
+        return torch.cat(parts)
 
     def random_index(self, count: int, generator: torch.Generator, *, lettered: bool = False) -> Tensor:
         """Random indices of views (count,) of objects and scenes, and of lettered objects too if asked for."""

@@ -50,13 +50,10 @@ def probe_loss(reading: ProbeReading, views: Part, index: Tensor) -> Tensor:
     return loss + off.mean()
 
 
-def corrupt(image: Tensor, vae: AutoencoderKL, generator: torch.Generator) -> Tensor:
-    """Degrade renders as distillation may: the first half by the autoencoder, and some by blur and noise."""
+def corrupt(image: Tensor, generator: torch.Generator) -> Tensor:
+    """Degrade some images by blur and noise, as distillation may."""
     device = image.device
     chance = torch.rand(2, len(image), 1, 1, 1, generator=generator, device=device)
-    half = len(image) // 2
-    decoded = 0.5 * (vae.decode(vae.encode(2.0 * image[:half] - 1.0).latent_dist.mean).sample + 1.0)
-    image = torch.cat([decoded.clamp(0, 1).to(image.dtype), image[half:]])
     soft = functional.avg_pool2d(functional.pad(image, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
     image = torch.where(chance[0] < 0.3, soft, image)
     noise_std = 0.08 * torch.rand(len(image), 1, 1, 1, generator=generator, device=device) * (chance[1] < 0.5)
@@ -72,13 +69,14 @@ def train_probe(
     work: Path,
     generator: torch.Generator,
     minutes: float = 0.0,
-    width: int = 24,
+    width: int = 40,
 ) -> Probe:
     """Train the probe and return its averaged weights."""
     device = pool.device
     with torch.random.fork_rng():
         torch.manual_seed(generator.initial_seed())  # library modules draw their initial weights from the global stream
-        probe = Probe(CATEGORIES, COLORS, PATTERNS, width=width, input_size=pool.image_size).to(device)
+        names = (CATEGORIES, COLORS, PATTERNS)
+        probe = Probe(*names, width=width, input_size=pool.image_size, stem_stride=2, grid=4).to(device)
     optimizer = torch.optim.AdamW(probe.parameters(), lr=_PEAK_LR, betas=(0.9, 0.99), weight_decay=0.02)
     emas = {"probe": Ema(probe, 0.998)}
     warmup = min(200, steps // 5)
@@ -91,14 +89,14 @@ def train_probe(
         return probe_loss(probe(image.movedim(1, -1)), pool.views, index)
 
     step = GradientStep(loss_of, stage.parameters(), device)
-    amp = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
+    encoded = pool.reconstructions(vae)
     while stage.step < stage.total:
         stage.set_lr()
         index = pool.random_index(batch, generator)
         background = random_backgrounds(batch, generator, device, white=0.4, gray=0.5)
         image = composite(pool.rgba_at(index), background)
-        with amp, torch.no_grad():
-            image = corrupt(image, vae, generator)
+        passed = torch.rand(batch, 1, 1, 1, generator=generator, device=device) < 0.5
+        image = corrupt(torch.where(passed, encoded[index] / 255.0, image), generator)
         stage.descend(step(image, index), batch=batch, log_every=max(1, steps // 20))
     averaged: Probe = stage.emas["probe"].module
     return averaged

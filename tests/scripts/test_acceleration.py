@@ -52,11 +52,11 @@ def gradients(module, output):
     return torch.autograd.grad(output.square().sum(), list(module.parameters()), allow_unused=True)
 
 
-def assert_same_results(module, call):
+def assert_same_results(module, call, **options):
     """``call`` gives the same output and gradients for the module and for its accelerated copy."""
     module.double()
     fast = copy.deepcopy(module)
-    accelerate(fast)
+    accelerate(fast, **options)
     outputs = [call(network) for network in (module, fast)]
     torch.testing.assert_close(outputs[1], outputs[0], rtol=1e-7, atol=1e-9)
     for a, b in zip(*(gradients(m, o) for m, o in zip((module, fast), outputs, strict=True)), strict=True):
@@ -64,6 +64,22 @@ def assert_same_results(module, call):
         if a is not None:
             torch.testing.assert_close(b, a, rtol=1e-7, atol=1e-9 * float(1 + a.abs().max()))
     assert fast.state_dict().keys() == module.state_dict().keys()
+
+
+# torch.compile looks at the gradient of intermediate results.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
+def test_compiled_blocks_give_the_same_predictions_and_gradients(tmp_path, monkeypatch):
+    compiled = []
+
+    def compile_(function, **options):
+        compiled.append(options)
+        return torch_compile(function, backend="eager", **options)
+
+    torch_compile = torch.compile
+    monkeypatch.setattr(torch, "compile", compile_)
+    model, (z, t, ids, camera) = denoiser(tmp_path)
+    assert_same_results(model, lambda network: network(z.double(), t, ids, camera.double()), compile_=True)
+    assert compiled == 7 * [{"dynamic": False}]
 
 
 def test_accelerated_denoiser_gives_the_same_predictions_and_gradients(tmp_path):

@@ -156,6 +156,7 @@ def test_captions_and_cameras_reach_the_samples_of_an_exported_model(tmp_path: P
         batch=24,
         work=tmp_path,
         generator=torch.Generator().manual_seed(0),
+        compile_=False,
         refreshes=1,
         peak_lr=1e-2,
         ema_decay=0.9,
