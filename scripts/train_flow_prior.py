@@ -57,8 +57,8 @@ class Recipe:
     lettered_share: float = 0.4
     views: int = 4
     refreshes: int = 0
-    vae_steps: int = 3500
-    vae_batch: int = 256
+    vae_steps: int = 20_000
+    vae_batch: int = 128
     vae_minutes: float = 0.0
     flow_steps: int = 12_000
     flow_batch: int = 1024

@@ -39,7 +39,7 @@ class FlowSizes:
     """
 
     layers: int = 6
-    heads: int = 7
+    heads: int = 6
     head_width: int = 16
     patch_size: int = 1
     text_width: int = 64
