@@ -25,17 +25,31 @@ def _silu_gradient(u):
 
 
 @triton.jit
-def _sums_kernel(x, sums, pixels, channels, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Sums of x and of its square over a tile of ROWS pixels; ``sums`` is (N, tiles, 2, C)."""
+def _tile(pixels, channels, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Elements of the program's tile of ROWS pixels, as offsets and mask, and of its item's row of a table (N, C)."""
     item, tile = tl.program_id(0), tl.program_id(1)
-    rows = tile * ROWS + tl.arange(0, ROWS)
-    columns = tl.arange(0, COLUMNS)
-    inside = (rows[:, None] < pixels) & (columns[None, :] < channels)
-    offset = item.to(tl.int64) * pixels * channels + rows[:, None] * channels + columns[None, :]
+    pixel = tile * ROWS + tl.arange(0, ROWS)
+    column = tl.arange(0, COLUMNS)
+    inside = (pixel[:, None] < pixels) & (column[None, :] < channels)
+    offset = item.to(tl.int64) * pixels * channels + pixel[:, None] * channels + column[None, :]
+    return offset, inside, item * channels + column, column < channels
+
+
+@triton.jit
+def _store_sums(sums, first, second, channels, COLUMNS: tl.constexpr):
+    """Write two sums per channel, each (ROWS, COLUMNS) values of the program's tile, to ``sums`` (N, tiles, 2, C)."""
+    column = tl.arange(0, COLUMNS)
+    target = sums + (tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)) * 2 * channels + column
+    tl.store(target, tl.sum(first, 0), mask=column < channels)
+    tl.store(target + channels, tl.sum(second, 0), mask=column < channels)
+
+
+@triton.jit
+def _sums_kernel(x, sums, pixels, channels, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Sums of x and of its square over a tile of pixels."""
+    offset, inside, _, _ = _tile(pixels, channels, ROWS, COLUMNS)
     value = tl.load(x + offset, mask=inside, other=0.0).to(tl.float32)
-    target = sums + (item * tl.num_programs(1) + tile) * 2 * channels + columns
-    tl.store(target, tl.sum(value, 0), mask=columns < channels)
-    tl.store(target + channels, tl.sum(value * value, 0), mask=columns < channels)
+    _store_sums(sums, value, value * value, channels, COLUMNS)
 
 
 @triton.jit
@@ -43,13 +57,9 @@ def _apply_kernel(
     x, scale, bias, out, pixels, channels, ACTIVATE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
 ):
     """x * scale + bias, with SiLU if ACTIVATE; ``scale`` and ``bias`` are (N, C)."""
-    item, tile = tl.program_id(0), tl.program_id(1)
-    rows = tile * ROWS + tl.arange(0, ROWS)
-    columns = tl.arange(0, COLUMNS)
-    inside = (rows[:, None] < pixels) & (columns[None, :] < channels)
-    offset = item.to(tl.int64) * pixels * channels + rows[:, None] * channels + columns[None, :]
-    a = tl.load(scale + item * channels + columns, mask=columns < channels, other=0.0)
-    b = tl.load(bias + item * channels + columns, mask=columns < channels, other=0.0)
+    offset, inside, row, used = _tile(pixels, channels, ROWS, COLUMNS)
+    a = tl.load(scale + row, mask=used, other=0.0)
+    b = tl.load(bias + row, mask=used, other=0.0)
     u = tl.load(x + offset, mask=inside, other=0.0).to(tl.float32) * a[None, :] + b[None, :]
     if ACTIVATE:
         u = u / (1.0 + tl.exp(-u))
@@ -60,21 +70,15 @@ def _apply_kernel(
 def _gradient_sums_kernel(
     x, grad, scale, bias, sums, pixels, channels, ACTIVATE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
 ):
-    """Sums of g and g * x over a tile, g the gradient of the normalized output; ``sums`` is (N, tiles, 2, C)."""
-    item, tile = tl.program_id(0), tl.program_id(1)
-    rows = tile * ROWS + tl.arange(0, ROWS)
-    columns = tl.arange(0, COLUMNS)
-    inside = (rows[:, None] < pixels) & (columns[None, :] < channels)
-    offset = item.to(tl.int64) * pixels * channels + rows[:, None] * channels + columns[None, :]
+    """Sums of g and of g * x over a tile of pixels, where g is the gradient of the normalization's output."""
+    offset, inside, row, used = _tile(pixels, channels, ROWS, COLUMNS)
     value = tl.load(x + offset, mask=inside, other=0.0).to(tl.float32)
     g = tl.load(grad + offset, mask=inside, other=0.0).to(tl.float32)
     if ACTIVATE:
-        a = tl.load(scale + item * channels + columns, mask=columns < channels, other=0.0)
-        b = tl.load(bias + item * channels + columns, mask=columns < channels, other=0.0)
+        a = tl.load(scale + row, mask=used, other=0.0)
+        b = tl.load(bias + row, mask=used, other=0.0)
         g = g * _silu_gradient(value * a[None, :] + b[None, :])
-    target = sums + (item * tl.num_programs(1) + tile) * 2 * channels + columns
-    tl.store(target, tl.sum(g, 0), mask=columns < channels)
-    tl.store(target + channels, tl.sum(g * value, 0), mask=columns < channels)
+    _store_sums(sums, g, g * value, channels, COLUMNS)
 
 
 @triton.jit
@@ -83,19 +87,15 @@ def _gradient_kernel(
     ACTIVATE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """g * scale + x * slope + constant; the four factors are (N, C)."""
-    item, tile = tl.program_id(0), tl.program_id(1)
-    rows = tile * ROWS + tl.arange(0, ROWS)
-    columns = tl.arange(0, COLUMNS)
-    inside = (rows[:, None] < pixels) & (columns[None, :] < channels)
-    offset = item.to(tl.int64) * pixels * channels + rows[:, None] * channels + columns[None, :]
+    offset, inside, row, used = _tile(pixels, channels, ROWS, COLUMNS)
     value = tl.load(x + offset, mask=inside, other=0.0).to(tl.float32)
     g = tl.load(grad + offset, mask=inside, other=0.0).to(tl.float32)
-    a = tl.load(scale + item * channels + columns, mask=columns < channels, other=0.0)
+    a = tl.load(scale + row, mask=used, other=0.0)
     if ACTIVATE:
-        b = tl.load(bias + item * channels + columns, mask=columns < channels, other=0.0)
+        b = tl.load(bias + row, mask=used, other=0.0)
         g = g * _silu_gradient(value * a[None, :] + b[None, :])
-    p = tl.load(slope + item * channels + columns, mask=columns < channels, other=0.0)
-    q = tl.load(constant + item * channels + columns, mask=columns < channels, other=0.0)
+    p = tl.load(slope + row, mask=used, other=0.0)
+    q = tl.load(constant + row, mask=used, other=0.0)
     result = g * a[None, :] + value * p[None, :] + q[None, :]
     tl.store(out + offset, result.to(out.dtype.element_ty), mask=inside)
 

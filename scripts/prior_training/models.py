@@ -30,8 +30,8 @@ LATENT_STD = 0.22
 """Standard deviation to which latents are scaled.
 
 Stable Diffusion's latents have 1. A smaller value lowers the signal-to-noise ratio of every timestep, here by 13 dB, so
-that text has an effect on a larger part of the time axis of the standard schedule. With 32 channels the coarse structure
-of an image is repeated many times, and would otherwise be visible through the noise of most timesteps."""
+that text has an effect on a larger part of the time axis of the standard schedule. The coarse structure of an image is
+repeated in many of the 32 channels; with a larger value it would be visible through the noise of most timesteps."""
 
 
 @dataclass(frozen=True)
