@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
-from shared.flow_folder import CHANNELS, FACTOR, SIDE, build_flow
+from shared.flow_folder import CHANNELS, FACTOR, SIDE, SIZES, build_flow
 
 from scoredist3d import cli
 from scoredist3d.cameras import Cameras, orbit
@@ -26,7 +26,7 @@ from scoredist3d.training.fit import import_lightning
 import_lightning()  # before the tests: the import draws from a global random stream
 PROMPTS = ["a red mug", "a blue chair"]
 NEGATIVE = "a green sphere"
-SHIFT = 3.0
+SHIFT = SIZES.shift
 WITHOUT_T5: dict[str, Any] = {"text_encoder_3": None, "tokenizer_3": None}
 """diffusers requires these arguments for a folder without T5."""
 
