@@ -57,7 +57,7 @@ class Recipe:
     lettered_share: float = 0.4
     views: int = 4
     refreshes: int = 0
-    vae_steps: int = 20_000
+    vae_steps: int = 13_000
     vae_batch: int = 128
     vae_minutes: float = 0.0
     flow_steps: int = 12_000

@@ -56,7 +56,7 @@ class Recipe:
     lettered: int = 2_500
     views: int = 4
     refreshes: int = 0
-    vae_steps: int = 20_000
+    vae_steps: int = 13_000
     vae_batch: int = 128
     vae_minutes: float = 0.0
     probe_steps: int = 2000

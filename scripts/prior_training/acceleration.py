@@ -6,7 +6,6 @@ launches all of them at once, and needs no compilation.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
@@ -19,6 +18,8 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 from torch.nn import functional
+
+from scoredist3d.ops.backends import triton_interpreted
 
 LossOf = Callable[..., Tensor]
 _WARMUP = 3
@@ -80,7 +81,7 @@ def _accelerate_block(block: ResnetBlock2D) -> None:
 
 
 def _normalize(norm: nn.GroupNorm, x: Tensor, *, activate: bool) -> Tensor:
-    if x.ndim == 4 and (x.is_cuda or os.environ.get("TRITON_INTERPRET") == "1"):
+    if x.ndim == 4 and (x.is_cuda or triton_interpreted()):
         from .group_norm import group_norm  # Triton may be missing on machines without a GPU
 
         return group_norm(x, norm.weight, norm.bias, groups=norm.num_groups, eps=norm.eps, activate=activate)
@@ -127,6 +128,7 @@ class GradientStep:
         self._graph: Any = None
         self._inputs: list[Tensor] = []
         self._loss: Tensor | None = None
+        self._gradients: list[Tensor | None] = []
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         """The loss for ``inputs``, detached; the gradients of the parameters are replaced."""
@@ -137,6 +139,9 @@ class GradientStep:
         for target, source in zip(self._inputs, inputs, strict=True):
             target.copy_(source)
         self._graph.replay()
+        # The graph writes to its own gradients; those of the parameters may belong to another graph.
+        for parameter, gradient in zip(self.parameters, self._gradients, strict=True):
+            parameter.grad = gradient
         assert self._loss is not None
         return self._loss
 
@@ -161,3 +166,4 @@ class GradientStep:
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph):
             self._loss = self._compute(self._inputs)
+        self._gradients = [parameter.grad for parameter in self.parameters]

@@ -62,6 +62,12 @@ def load_exported(module: nn.Module, folder: Path) -> None:
     module.load_state_dict({name: tensor.float() for name, tensor in load_file(file).items()})
 
 
+def build_optimizer(module: nn.Module, lr: float, *, weight_decay: float) -> torch.optim.AdamW:
+    """AdamW for the parameters of a module, which is on its device."""
+    fused = next(module.parameters()).is_cuda
+    return torch.optim.AdamW(module.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=weight_decay, fused=fused)
+
+
 @dataclass
 class Stage:
     """State, learning rate and logging of a resumable training loop.

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel
 
 from .acceleration import GradientStep, accelerate
-from .common import Ema, Stage
+from .common import Ema, Stage, build_optimizer
 from .models import LATENT_STD, build_scheduler
 from .pool import Pool
 
@@ -95,8 +95,7 @@ def _stage(
 ) -> Stage:
     """The training loop of a denoiser, which is moved to the device."""
     denoiser.to(device)
-    fused = {"fused": True} if device.type == "cuda" else {}
-    optimizer = torch.optim.AdamW(denoiser.parameters(), lr=peak_lr, betas=(0.9, 0.99), weight_decay=0.01, **fused)
+    optimizer = build_optimizer(denoiser, peak_lr, weight_decay=0.01)
     return Stage(
         "denoiser",
         {"denoiser": denoiser},

@@ -19,7 +19,7 @@ from scoredist3d.diffusion.schedule import FlowSchedule
 from scoredist3d.priors.stable_diffusion_3 import joint_embedding, with_camera_token
 
 from .acceleration import GradientStep, accelerate
-from .common import Ema, Stage
+from .common import Ema, Stage, build_optimizer
 from .pool import DenoiserBatch, Pool
 
 UNIFORM_SHARE = 0.1
@@ -212,8 +212,7 @@ def _stage(
     """The training loop of a flow model, which is moved to the generator's device."""
     device = generator.device
     model.to(device)
-    fused = {"fused": True} if device.type == "cuda" else {}
-    optimizer = torch.optim.AdamW(model.parameters(), lr=peak_lr, betas=(0.9, 0.99), weight_decay=0.01, **fused)
+    optimizer = build_optimizer(model, peak_lr, weight_decay=0.01)
     emas = {"flow": Ema(model, ema_decay)}
     warmup = min(500, steps // 5)
     return Stage("flow", {"flow": model}, optimizer, emas, steps, work, peak_lr, generator, warmup=warmup)

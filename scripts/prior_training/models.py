@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from scoredist3d.procedural import lexicon
@@ -86,6 +87,12 @@ def build_vae(sizes: PriorSizes) -> AutoencoderKL:
         use_quant_conv=False,
         use_post_quant_conv=False,
     )
+
+
+def reconstruct(vae: AutoencoderKL, images: Tensor) -> Tensor:
+    """Images (B, 3, H, W) in [0, 1] after the autoencoder, which may leave this range."""
+    output: Tensor = vae.decode(vae.encode(2.0 * images - 1.0).latent_dist.mean).sample.float()
+    return 0.5 * (output + 1.0)
 
 
 def build_unet(sizes: PriorSizes) -> UNet2DConditionModel:

@@ -13,6 +13,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from .compositing import composite, straight_alpha
+from .models import reconstruct
 from .parts import Part, Renderer, lettered_part, object_part, scene_part
 
 
@@ -171,8 +172,8 @@ class Pool:
         parts = []
         for index in torch.arange(self.count, device=self.device).split(1024):
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-                output = vae.decode(vae.encode(2.0 * self.images_at(index) - 1.0).latent_dist.mean).sample
-            parts.append((127.5 * (output.float() + 1.0)).round().clamp(0, 255).to(torch.uint8))
+                image = reconstruct(vae, self.images_at(index))
+            parts.append((255 * image).round().clamp(0, 255).to(torch.uint8))
         return torch.cat(parts)
 
     def random_index(self, count: int, generator: torch.Generator, *, lettered: bool = False) -> Tensor:

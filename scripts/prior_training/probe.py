@@ -16,7 +16,7 @@ from scoredist3d.procedural import CATEGORIES, COLORS, PATTERNS
 from scoredist3d.procedural.probe import Probe, ProbeReading
 
 from .acceleration import GradientStep, accelerate
-from .common import Ema, Stage
+from .common import Ema, Stage, build_optimizer
 from .compositing import composite, random_backgrounds
 from .parts import Part
 from .pool import Pool
@@ -77,7 +77,7 @@ def train_probe(
         torch.manual_seed(generator.initial_seed())  # library modules draw their initial weights from the global stream
         names = (CATEGORIES, COLORS, PATTERNS)
         probe = Probe(*names, width=width, input_size=pool.image_size, stem_stride=2, grid=4).to(device)
-    optimizer = torch.optim.AdamW(probe.parameters(), lr=_PEAK_LR, betas=(0.9, 0.99), weight_decay=0.02)
+    optimizer = build_optimizer(probe, _PEAK_LR, weight_decay=0.02)
     emas = {"probe": Ema(probe, 0.998)}
     warmup = min(200, steps // 5)
     stage = Stage("probe", {"probe": probe}, optimizer, emas, steps, work, _PEAK_LR, generator, warmup=warmup)

@@ -12,7 +12,7 @@ from torch.nn import functional
 from scoredist3d.procedural.lettering import lettering_cameras, render_lettered, sample_lettered
 from scoredist3d.procedural.reader import READER_SIZE, Reader, character_accuracy, exact_match
 
-from .common import Ema, Stage
+from .common import Ema, Stage, build_optimizer
 from .compositing import composite, random_backgrounds, straight_alpha
 from .parts import Renderer
 
@@ -126,7 +126,7 @@ def train_reader(
     with torch.random.fork_rng():
         torch.manual_seed(generator.initial_seed())  # library modules draw their initial weights from the global stream
         reader = Reader(width=width).to(device)
-    optimizer = torch.optim.AdamW(reader.parameters(), lr=PEAK_LR, betas=(0.9, 0.99), weight_decay=0.02)
+    optimizer = build_optimizer(reader, PEAK_LR, weight_decay=0.02)
     ema = Ema(reader, 0.998)
     warmup = min(200, max(1, steps // 5))
     stage = Stage("reader", {"reader": reader}, optimizer, {"reader": ema}, steps, work, PEAK_LR, generator, warmup)

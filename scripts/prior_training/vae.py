@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from .acceleration import GradientStep, accelerate
-from .common import Ema, Stage
+from .common import Ema, Stage, build_optimizer
 from .compositing import composite, random_backgrounds
-from .models import LATENT_STD
+from .models import LATENT_STD, reconstruct
 from .pool import Pool
 from .spectrum import band_noise, gains
 
@@ -136,8 +136,7 @@ def train_vae(
     """Train the autoencoder and return its averaged weights, with ``scaling_factor`` set."""
     device = pool.device
     vae.to(device)
-    fused = {"fused": True} if device.type == "cuda" else {}
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=_PEAK_LR, betas=(0.9, 0.99), weight_decay=1e-4, **fused)
+    optimizer = build_optimizer(vae, _PEAK_LR, weight_decay=1e-4)
     emas = {"vae": Ema(vae, 0.998)}
     warmup = min(200, steps // 5)
     stage = Stage("vae", {"vae": vae}, optimizer, emas, steps, work, _PEAK_LR, generator, warmup=warmup)
@@ -181,8 +180,7 @@ def reconstruction_psnr(vae: AutoencoderKL, pool: Pool, generator: torch.Generat
     image = composite(rgba, random_backgrounds(count, generator, rgba.device, white=shares[0], gray=shares[1]))
     errors = []
     for chunk in image.split(256):
-        output = vae.decode(vae.encode(2.0 * chunk - 1.0).latent_dist.mean).sample
-        errors.append((0.5 * (output + 1) - chunk).clamp(-1, 1).square().mean((1, 2, 3)))
+        errors.append((reconstruct(vae, chunk) - chunk).clamp(-1, 1).square().mean((1, 2, 3)))
     return float(-10 * torch.log10(torch.cat(errors).mean()))
 
 

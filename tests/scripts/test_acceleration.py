@@ -212,3 +212,14 @@ def test_captured_gradients_equal_those_of_the_plain_network(tmp_path):
         norm = torch.stack([p.norm() for p, _ in pairs if p is not None]).norm()
         off = torch.stack([(p - q).norm() for p, q in pairs if p is not None]).norm()
         assert off < 0.05 * norm
+
+
+@on_gpu
+def test_two_graphs_of_the_same_parameters_take_turns():
+    device = torch.device("cuda")
+    weight = torch.nn.Parameter(torch.tensor([1.0, 2.0], device=device))
+    steps = [GradientStep(lambda x, k=k: k * (weight * x).sum(), [weight], device) for k in (1.0, 10.0)]
+    for turn in range(4):
+        x = torch.full((2,), 1.0 + turn, device=device)
+        steps[turn % 2](x)
+        torch.testing.assert_close(weight.grad, (1.0, 10.0)[turn % 2] * x)
