@@ -3,7 +3,7 @@
 
 Every stage saves its state to ``--work`` once a minute; the same command resumes an interrupted training.
 
-    python scripts/train_prior.py --work runs/prior --out scoredist3d/assets           # as published, on one H100
+    python scripts/train_prior.py --work runs/prior --out scoredist3d/assets                  # full size
     python scripts/train_prior.py --work runs/mini --out runs/mini/assets --miniature   # seconds, on a CPU (tests)
 
 The stages are: rendering a pool of captioned views; the autoencoder; the probe; the denoiser with its text encoder,

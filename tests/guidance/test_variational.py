@@ -20,6 +20,7 @@ from scoredist3d.guidance.core.score_models import (
 )
 from scoredist3d.priors import CFGConditions, Prediction
 from scoredist3d.priors.analytic import GaussianMixturePrior
+from scoredist3d.priors.camera_embedding import camera_embedding
 from scoredist3d.priors.conditioning import Conditioning
 from scoredist3d.seeding import Rng
 
@@ -188,7 +189,7 @@ def test_phi_is_conditioned_on_the_plain_prompt_and_the_camera(embedded):
     angle, one = torch.zeros(2), torch.ones(2)
     cameras = orbit(angle + torch.tensor([0.0, 90.0]), angle, 3 * one, 40 * one, 8, 8)
     camera = phi_conditioning(CFGConditions(front, empty, plain=blind, cameras=cameras), 2).camera
-    torch.testing.assert_close(camera, embedded.camera_condition(cameras, 2), rtol=0, atol=0)
+    torch.testing.assert_close(camera, camera_embedding(cameras), rtol=0, atol=0)
     assert not phi_conditioning(CFGConditions(front, empty, plain=blind), 2).camera.any()
 
 

@@ -29,7 +29,7 @@ def prior() -> DiffusersPrior:
 
 def test_it_is_small_and_half_precision() -> None:
     files = [path for path in (ASSETS / "prior").rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in files) <= 24 * 2**20
+    assert sum(path.stat().st_size for path in files) <= 16.5 * 2**20
     weights = [path for path in files if path.suffix == ".safetensors"]
     assert len(weights) == 3
     assert {tensor.dtype for path in weights for tensor in load_file(path).values()} == {torch.float16}
@@ -40,9 +40,8 @@ def test_it_knows_its_categories_and_colours(prior: DiffusersPrior) -> None:
     known = json.loads((ASSETS / "probe" / "config.json").read_text())["categories"]
     for word in (*known, *COLORS):
         assert prior.unknown_words(f"a {word}") == []
-    assert len(known) >= 24 and len(COLORS) >= 12
-    # Families that are younger than the weights come last.
-    assert known == list(CATEGORIES[: len(known)])
+    assert len(known) >= 40 and len(COLORS) >= 12
+    assert known == list(CATEGORIES)
 
 
 def test_it_knows_a_noun_for_each_category_and_general_ones(prior: DiffusersPrior) -> None:
@@ -90,11 +89,11 @@ def test_samples_show_the_captions_object(prior: DiffusersPrior, category: str, 
 
 
 def test_the_autoencoder_reconstructs_renders(prior: DiffusersPrior) -> None:
-    """Reconstructions of renders: 26 dB is far above a blank image (about 12) and below the measured 29.9 dB."""
-    objects = sample_objects(6, torch.Generator().manual_seed(1))
-    angles = torch.arange(6) * 60.0
-    constant, size = torch.ones(6), prior.image_size
+    """Reconstructions of renders: 30 dB is far above a blank image (about 12) and below the measured 33.2 dB."""
+    objects = sample_objects(12, torch.Generator().manual_seed(1))
+    angles = torch.arange(12) * 30.0
+    constant, size = torch.ones(12), prior.image_size
     cameras = orbit(angles, 20 * constant, 3.2 * constant, 40 * constant, size, size)
     image = render_objects(objects, cameras).over(torch.ones(3))
     error = (prior.decode(prior.encode(image)) - image).square().mean()
-    assert -10 * torch.log10(error) > 26
+    assert -10 * torch.log10(error) > 30
