@@ -29,6 +29,7 @@ SHORT = [
 ]
 SMALL = {
     "dmtet": "system.geometry.resolution=16",
+    "flexicubes": "system.geometry.resolution=16",
     "gaussians": "system.geometry.num_points=200",
     "textured-mesh": "system.geometry.max_faces=500",
 }
@@ -45,7 +46,7 @@ def shortened(file: Path) -> list[str]:
 
 def test_the_field_s_recipes_are_there() -> None:
     wanted = {"dreamfusion", "magic3d", "fantasia3d", "prolificdreamer", "textmesh", "latent-nerf", "sketch-shape"}
-    assert wanted | {"gaussiandreamer", "sdi", "dsd"} <= {file.stem for file in PIPELINES}
+    assert wanted | {"gaussiandreamer", "sdi", "dsd", "sdf-flexicubes"} <= {file.stem for file in PIPELINES}
 
 
 @pytest.mark.parametrize("file", ON_THE_EMBEDDED_PRIOR, ids=lambda file: file.stem)
