@@ -26,6 +26,7 @@ class Textures:
         metallic: (S, S), linear.
         occlusion: (S, S), linear.
         normal: (S, S, 3), tangent space (see :mod:`scoredist3d.meshes.tangents`), linear, green along +v.
+        covered: (S, S) bool, texels on the mesh; the others only continue them. None if unknown. This is not a channel.
     """
 
     base_color: np.ndarray
@@ -33,6 +34,19 @@ class Textures:
     metallic: np.ndarray | None = None
     occlusion: np.ndarray | None = None
     normal: np.ndarray | None = None
+    covered: np.ndarray | None = None
+
+    def named(self) -> dict[str, np.ndarray]:
+        """The channels that the object has, by name."""
+        return {name: image for name, image in vars(self).items() if name != "covered" and image is not None}
+
+    @property
+    def clipped_share(self) -> float | None:
+        """Share, in [0, 1], of the covered texels whose base color has a channel at 0 or 255; None if unknown."""
+        if self.covered is None:
+            return None
+        colors = self.base_color[self.covered]
+        return float(((colors == 0) | (colors == 255)).any(axis=1).mean())
 
     @property
     def has_surface(self) -> bool:
@@ -133,4 +147,6 @@ def _filled(values: dict[str, np.ndarray], texels: Texels, size: int) -> Texture
         part = image[..., start : start + width]
         images[name] = np.ascontiguousarray(part[..., 0] if values[name].ndim == 1 else part)
         start += width
-    return Textures(**images)
+    covered = np.zeros(size * size, dtype=bool)
+    covered[texels.index] = True
+    return Textures(**images, covered=covered.reshape(size, size))

@@ -10,10 +10,20 @@ from typing import Literal
 from scoredist3d.config import option
 from scoredist3d.export.bake import Textures, bake_textures, quantize
 from scoredist3d.export.base import Exporter, ExportResult
-from scoredist3d.export.diagnostics import field_problems, mesh_report, meters_per_unit, splat_report, surface_problems
+from scoredist3d.export.check import CHECK_SUFFIX, best_mesh, check_mesh
+from scoredist3d.export.diagnostics import (
+    check_problems,
+    crease_problems,
+    field_problems,
+    mesh_report,
+    meters_per_unit,
+    splat_report,
+    surface_problems,
+)
 from scoredist3d.export.files import safe_name, staged_files
 from scoredist3d.export.formats.base import FileFormat, format_names, lookup_format
 from scoredist3d.export.frame import Frame
+from scoredist3d.export.images import save_png
 from scoredist3d.export.products import ColoredSurfaceProduct, Product, SplatProduct, SurfaceProduct, TexturedProduct
 from scoredist3d.export.report import ExportReport, MeshReport
 from scoredist3d.export.stages import Notes, StageProgress, Stages
@@ -98,6 +108,11 @@ class TexturedMeshExporter(Exporter):
             "y",
             "Up axis of obj, ply and stl files; z keeps the world's axes. glb, usdz and splats are always y up.",
         )
+        check: bool = option(
+            True,
+            "Compare the mesh with the object: the picture NAME-check.png shows both from 6 sides, and the report has "
+            "figures and warnings.",
+        )
         padding: int = option(4, "Padding between UV charts, in texels.", ge=0, le=64)
         unwrap_timeout: float = option(
             60.0, "Time limit of xatlas in seconds; if it is exceeded, each face gets its own chart.", ge=0
@@ -125,17 +140,23 @@ class TexturedMeshExporter(Exporter):
         splats = shape.splats() if any(each.needs is SplatProduct for each in self.formats) else None
         formats = self._applicable(splats is not None, notes)
         products: dict[type, Product] = {} if splats is None else {SplatProduct: SplatProduct(splats)}
-        mesh = None
+        mesh = check = picture = None
         if any(each.needs is not SplatProduct for each in formats):
             made, mesh = self._mesh_products(shape, formats, notes, stages)
             products |= made
+            if self.config.check:
+                with stages.stage("check"):
+                    picture, check = check_mesh(shape, best_mesh(made))
+                notes.add(*check_problems(check, mesh))
         with stages.stage("write"), staged_files(Path(folder)) as (staging, paths):
             for file_format in formats:
                 path = staging / f"{name}{file_format.suffix}"
                 paths += file_format.write(path, products[file_format.needs])
+            if picture is not None:
+                paths.append(save_png(picture, staging / f"{name}{CHECK_SUFFIX}"))
         sizes = {path.name: path.stat().st_size for path in paths}
         gaussians = None if splats is None else splat_report(splats)
-        return ExportResult(paths, ExportReport(sizes, stages.seconds, tuple(notes), mesh, gaussians))
+        return ExportResult(paths, ExportReport(sizes, stages.seconds, tuple(notes), mesh, gaussians, check))
 
     def _applicable(self, has_splats: bool, notes: Notes) -> list[FileFormat]:
         """The formats that apply to the object; Gaussian formats are left out, with a warning, if it has no Gaussians.
@@ -178,6 +199,8 @@ class TexturedMeshExporter(Exporter):
             colors = quantize(query_color(shape, surface.vertices, chunk=config.chunk))
         frame = Frame(config.up_axis, meters_per_unit(mesh, config.scale, config.height))
         report = mesh_report(found, mesh, closed, dropped, frame.scale, textures)
+        if config.check and not surface.authored:
+            notes.add(*crease_problems(report))
         unlit = any(each.has_unlit for each in formats) and self._unlit(shape, notes)
         products: dict[type, Product] = {SurfaceProduct: SurfaceProduct(surface, frame)}
         if textures is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +57,7 @@ def image_grid(
     columns: int | None = None,
     *,
     labels: Sequence[str] | None = None,
+    labels_above: bool = False,
     gap: int = 2,
     background: int = 255,
 ) -> np.ndarray:
@@ -66,6 +67,7 @@ def image_grid(
         images: N images (see :func:`to_uint8`) or one (N, H, W, 3) tensor; smaller images are centered in their cells.
         columns: Number of columns; by default the grid is as square as possible.
         labels: N captions below the images.
+        labels_above: Put the captions above the images instead.
         gap: Pixels between cells.
         background: Gray level of the gaps and caption backgrounds, 0 to 255.
 
@@ -86,11 +88,25 @@ def image_grid(
     for index, array in enumerate(arrays):
         top, left = index // columns * cell[0], index % columns * cell[1]
         if labels:
-            below = slice(top + height, top + height + strip)
-            canvas[below, left : left + width] = _caption(labels[index], width, strip, background)
+            place = top if labels_above else top + height
+            canvas[place : place + strip, left : left + width] = _caption(labels[index], width, strip, background)
+            top += strip if labels_above else 0
         top, left = top + (height - array.shape[0]) // 2, left + (width - array.shape[1]) // 2
         canvas[top : top + array.shape[0], left : left + array.shape[1]] = array
     return canvas
+
+
+def row_grid(rows: Mapping[str, Sequence[Image] | Tensor], *, labeled: bool = True) -> np.ndarray:
+    """Arrange rows with equal numbers of images in a grid, an (H, W, 3) uint8 image.
+
+    Args:
+        rows: Images of each row (see :func:`to_uint8`) by the name of the row.
+        labeled: Whether the name of each row is above its first image.
+    """
+    columns = len(next(iter(rows.values())))
+    names = [name if column == 0 else "" for name in rows for column in range(columns)]
+    images = [image for row in rows.values() for image in row]
+    return image_grid(images, columns, labels=names if labeled else None, labels_above=True)
 
 
 def _caption(text: str, width: int, height: int, background: int) -> np.ndarray:

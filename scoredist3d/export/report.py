@@ -18,6 +18,9 @@ class MeshReport:
         nonmanifold_edges: Number of edges with more than two faces.
         components: Number of connected components.
         dropped_components: Number of components removed as floaters.
+        genus: Number of handles, summed over the components: 0 for a sphere, 1 for a torus or a mug.
+        mean_dihedral_deg: Mean angle between adjacent faces in degrees, weighted by edge length; 0 is flat.
+        sharp_edges: Share, in [0, 1], of the edge length at which adjacent faces meet at more than 45 degrees.
         threshold: Density of the iso-surface; None if the object is a surface itself.
         density_range: Lowest and highest density on the sampling grid; None if the object is a surface itself.
         bounds: Lowest and highest corner of the bounding box, world coordinates (z up), scene units.
@@ -32,6 +35,9 @@ class MeshReport:
     nonmanifold_edges: int
     components: int
     dropped_components: int
+    genus: int
+    mean_dihedral_deg: float
+    sharp_edges: float
     threshold: float | None
     density_range: tuple[float, float] | None
     bounds: tuple[tuple[float, ...], tuple[float, ...]]
@@ -41,7 +47,43 @@ class MeshReport:
     def describe(self) -> str:
         """Summary in one phrase."""
         closed = "watertight" if self.watertight else f"{self.holes} holes, {self.nonmanifold_edges} non-manifold edges"
-        return f"mesh: {self.faces:,} faces, {closed}, {self.components} pieces"
+        dropped = f" ({self.dropped_components} more dropped)" if self.dropped_components else ""
+        return (
+            f"mesh: {self.faces:,} faces, {closed}, {self.components} pieces{dropped}, genus {self.genus}, "
+            f"mean dihedral angle {self.mean_dihedral_deg:.1f} degrees ({100 * self.sharp_edges:.1f} % over 45)"
+        )
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """Agreement of the views of an exported mesh with those of its object; shares are in [0, 1].
+
+    Attributes:
+        see_through: Share of the object's pixels in which the mesh is missing; None if the object cannot be rendered.
+        off_depth: Share of the common pixels in which the depths differ by more than 0.08 radii; None as above.
+        behind: Share of the common pixels in which the mesh is more than 0.08 radii behind the object; None as above.
+        psnr: PSNR in dB of the mesh's colors against the object's, both without lighting and over white; None as
+            above, or if the mesh has no colors.
+        clipped_texels: Share of the texels on the mesh with a base color channel at 0 or 255; None without textures.
+    """
+
+    see_through: float | None = None
+    off_depth: float | None = None
+    behind: float | None = None
+    psnr: float | None = None
+    clipped_texels: float | None = None
+
+    def describe(self) -> str:
+        """Summary in one phrase; empty if nothing was measured."""
+        parts = []
+        if self.see_through is not None and self.off_depth is not None and self.behind is not None:
+            off, behind = 100 * self.off_depth, 100 * self.behind
+            parts += [f"see-through {100 * self.see_through:.1f} %", f"depth off {off:.1f} % (behind {behind:.1f} %)"]
+        if self.psnr is not None:
+            parts.append(f"PSNR {self.psnr:.1f} dB")
+        if self.clipped_texels is not None:
+            parts.append(f"clipped texels {100 * self.clipped_texels:.1f} %")
+        return f"check: {', '.join(parts)}" if parts else ""
 
 
 @dataclass(frozen=True)
@@ -71,6 +113,7 @@ class ExportReport:
         notes: Warnings, one sentence each.
         mesh: Report on the mesh; None if the export made none.
         splats: Report on the Gaussians; None if the export wrote none.
+        check: Comparison of the mesh with the object; None if the export made none.
     """
 
     bytes: dict[str, int]
@@ -78,6 +121,7 @@ class ExportReport:
     notes: tuple[str, ...] = ()
     mesh: MeshReport | None = None
     splats: SplatReport | None = None
+    check: CheckReport | None = None
 
     @property
     def products(self) -> list[MeshReport | SplatReport]:
@@ -87,17 +131,20 @@ class ExportReport:
     def to_dict(self) -> dict[str, Any]:
         """One flat JSON-compatible dictionary.
 
-        The fields of the products are at the same level as those of the export. ``gaussians`` is always present; the
-        other fields of a product are present only if it was made. If both products were made, ``bounds`` is that of the
-        mesh.
+        The fields of the products and of the comparison are at the same level as those of the export. ``gaussians`` is
+        always present; the other fields are present only if the product or the comparison was made. If both products
+        were made, ``bounds`` is that of the mesh.
         """
         fields: dict[str, Any] = {"gaussians": 0}
         for product in reversed(self.products):
             fields |= asdict(product)
+        if self.check is not None:
+            fields |= asdict(self.check)
         return fields | {"bytes": self.bytes, "seconds": self.seconds, "notes": self.notes}
 
     def describe(self) -> str:
-        """Summary in one line for the console."""
+        """Summary in one line for the console, without the warnings, which were logged when they arose."""
         parts = [product.describe() for product in self.products]
         size = sum(self.bytes.values()) / 2**20
-        return "; ".join([f"{', '.join(parts)}, {size:.1f} MiB in all", *self.notes])
+        check = "" if self.check is None else self.check.describe()
+        return "; ".join([f"{', '.join(parts)}, {size:.1f} MiB in all", *([check] if check else [])])

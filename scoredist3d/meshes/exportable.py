@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from scoredist3d.cameras import Cameras
 
 if TYPE_CHECKING:
     from scoredist3d.meshes.mesh import Mesh
@@ -73,6 +75,34 @@ class Exportable(Protocol):
 
     def splats(self) -> Splats | None:
         """Gaussians of the object; None if it is not made of Gaussians."""
+
+
+@dataclass(frozen=True)
+class ObjectViews:
+    """``B`` images of an object over a white background.
+
+    Attributes:
+        rgb: (B, H, W, 3) in [0, 1], as the object's own renderer shows it.
+        base_color: (B, H, W, 3) in [0, 1], without lighting; equal to ``rgb`` if the renderer does not light the
+            object.
+        opacity: (B, H, W, 1) in [0, 1].
+        depth: (B, H, W, 1), distance from the camera, scene units; undefined where the opacity is 0.
+        lit: Whether ``rgb`` includes lighting that ``base_color`` does not include.
+    """
+
+    rgb: Tensor
+    base_color: Tensor
+    opacity: Tensor
+    depth: Tensor
+    lit: bool = False
+
+
+@runtime_checkable
+class HasViews(Protocol):
+    """An :class:`Exportable` that can render itself, so that an exported mesh can be compared with it."""
+
+    def views(self, cameras: Cameras) -> ObjectViews:
+        """Images from ``cameras``, which are on the object's device, without randomness and gradients."""
 
 
 @torch.no_grad()

@@ -193,7 +193,7 @@ def repair(mesh: Mesh) -> Mesh:
     for shift in (0, 1, 0, 1):
         if topology(mesh).nonmanifold_edges == 0:
             break
-        mesh = _part_sheets(mesh, shift)
+        mesh = separate_sheets(mesh, shift)
     return mesh
 
 
@@ -203,8 +203,12 @@ def _drop_double_faces(mesh: Mesh) -> Mesh:
     return mesh if keep.all() else compact(replace(mesh, faces=mesh.faces[keep]))
 
 
-def _part_sheets(mesh: Mesh, shift: int) -> Mesh:
-    """Create one vertex per group of face corners that are connected across paired edges."""
+def separate_sheets(mesh: Mesh, shift: int = 0) -> Mesh:
+    """Create one vertex per group of face corners that are connected across paired edges.
+
+    In the result, sheets that only touch, at a vertex or a non-manifold edge, share no vertices. ``shift`` selects one
+    of the two pairings of the faces around non-manifold edges; see :func:`repair`. Texture coordinates are dropped.
+    """
     start, end = mesh.faces.ravel(), mesh.faces[:, [1, 2, 0]].ravel()
     corner = np.arange(len(start))
     next_corner = corner - corner % 3 + (corner + 1) % 3

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -134,6 +135,17 @@ class Renderer(nn.Module, ABC):
     def background(self) -> Background:
         """The background of the images."""
         return self._background.value
+
+    def with_appearance(self, material: Material, background: Background) -> Self:
+        """A renderer of the same geometry, with the same state, that uses another material and background.
+
+        Args:
+            material: Must take as many features as the present material.
+            background: Must provide as many channels as ``material`` returns.
+        """
+        other = copy.copy(self)
+        other._material, other._background = Unregistered(material), Unregistered(background)
+        return other
 
     @abstractmethod
     def forward(self, cameras: Cameras, *, step: int, rng: Rng | None = None, needs: Set[str] = frozenset()) -> Render:

@@ -15,7 +15,7 @@ from scoredist3d.config import ComponentConfig, under
 from scoredist3d.geometry.base import Geometry, fits
 from scoredist3d.geometry.protocols import HasGaussians, HasSurface
 from scoredist3d.materials.base import Material, ShadingInputs
-from scoredist3d.meshes.exportable import SurfaceChannels
+from scoredist3d.meshes.exportable import ObjectViews, SurfaceChannels
 from scoredist3d.meshes.mesh import Mesh
 from scoredist3d.meshes.splats import Splats
 from scoredist3d.priors.base import Prior
@@ -23,6 +23,7 @@ from scoredist3d.renderers.base import Render, Renderer
 from scoredist3d.seeding import Rng
 from scoredist3d.systems.base import named_groups
 from scoredist3d.systems.clock import Clock
+from scoredist3d.systems.object_views import object_views
 
 PARTS = ("geometry", "material", "background", "renderer")
 
@@ -147,7 +148,7 @@ class SceneShape:
     """The object of a scene as exporters and later stages see it: its surface and its unlit appearance."""
 
     def __init__(self, scene: Scene) -> None:
-        self._geometry, self._material = scene.geometry, scene.material
+        self._scene, self._geometry, self._material = scene, scene.geometry, scene.material
 
     @property
     def radius(self) -> float:
@@ -192,6 +193,10 @@ class SceneShape:
         return self._geometry.splats(
             lambda features: self._material.channels(ShadingInputs(features)).base_color, self._material.harmonics
         )
+
+    def views(self, cameras: Cameras) -> ObjectViews:
+        """Images over white at the scene's current step; the cameras must be on :attr:`device`."""
+        return object_views(self._scene.renderer, cameras, self._scene.step)
 
 
 def merged_groups(groups: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

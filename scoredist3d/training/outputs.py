@@ -13,6 +13,7 @@ from scoredist3d import registry
 from scoredist3d.config.experiment import ExperimentConfig, PreviewConfig
 from scoredist3d.export.base import ExportResult
 from scoredist3d.export.camera_path import write_camera_path
+from scoredist3d.export.check import CHECK_SUFFIX
 from scoredist3d.export.images import save_png
 from scoredist3d.export.video import SUFFIXES, VideoWriter
 from scoredist3d.files import new_folder, read_json, write_json
@@ -52,12 +53,15 @@ class Exported:
 
     @property
     def paths(self) -> dict[str, Path]:
-        """All files by label: ``glb``, ``normal texture``, ``mesh report 2``, ..."""
+        """All files by label: ``glb``, ``normal texture``, ``mesh check``, ``mesh report 2``, ..."""
         names, paths = {".png": "texture", ".mtl": "material"}, {}
         for number, (item, report) in enumerate(zip(self.results, self.reports, strict=True), start=1):
             label = "" if number == 1 else f" {number}"
             own = min((path.stem for path in item.paths), key=len)
             for path in item.paths:
+                if path.name == f"{own}{CHECK_SUFFIX}":
+                    paths[f"mesh check{label}"] = path
+                    continue
                 channel = path.stem.removeprefix(own).strip("-")
                 kind = names.get(path.suffix, path.suffix.removeprefix("."))
                 paths[f"{channel} {kind}".strip() + label] = path

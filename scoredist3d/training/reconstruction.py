@@ -12,6 +12,7 @@ from torch.nn import functional
 from scoredist3d.cameras import Cameras
 from scoredist3d.config import ComponentConfig
 from scoredist3d.config.optimizer import OptimizerConfig
+from scoredist3d.evaluation.fidelity import psnr
 from scoredist3d.renderers.base import Render
 from scoredist3d.seeding import Rng
 from scoredist3d.systems.base import TrainingStep
@@ -134,10 +135,10 @@ def fit_scene(
 @torch.no_grad()
 def view_psnr(scene: Scene, views: PosedViews, background: float = 1.0) -> float:
     """PSNR in dB of the scene's renders against the views, both composited over the gray level ``background``."""
-    error = 0.0
+    images, wanted = [], []
     for index in range(len(views)):
         view = views[torch.tensor([index], device=views.rgb.device)]
         render = scene(view.cameras, step=scene.step, rng=None)
-        shown = render.rgb - render.background * (1.0 - render.opacity) + background * (1.0 - render.opacity)
-        error += float((shown - view.over(background)).square().mean())
-    return -10.0 * float(torch.tensor(error / len(views)).log10())
+        images.append(render.rgb + (background - render.background) * (1.0 - render.opacity))
+        wanted.append(view.over(background))
+    return psnr(torch.cat(images), torch.cat(wanted))

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from scoredist3d.config.experiment import PreviewConfig
-from scoredist3d.export.images import image_grid
+from scoredist3d.export.images import image_grid, row_grid
 from scoredist3d.systems.base import System
 from scoredist3d.systems.interfaces import HasImages, HasMethods, HasScenes
 from scoredist3d.visualization.views import depth_image, render_views
@@ -29,9 +27,9 @@ def preview_grid(system: System, config: PreviewConfig) -> np.ndarray:
         TypeError: The system implements none of the protocols of :mod:`scoredist3d.systems.interfaces`.
     """
     if isinstance(system, HasScenes):
-        return _grid_of_rows(scene_rows(system, config), labelled=False)
+        return row_grid(scene_rows(system, config), labeled=False)
     if isinstance(system, HasMethods):
-        return _grid_of_rows(method_rows(system, config.size), labelled=True)
+        return row_grid(method_rows(system, config.size), labeled=True)
     if isinstance(system, HasImages):
         return image_grid(system.images())
     raise TypeError(f"{type(system).__name__} has no scenes, images or methods to show; see systems/interfaces.py")
@@ -71,11 +69,3 @@ def _resized(images: Tensor, size: int, columns: int) -> Tensor:
     scaled = functional.interpolate(images.movedim(-1, 1), (size, size), mode="bilinear", antialias=True)
     filling = scaled.new_ones(columns - len(scaled), *scaled.shape[1:])
     return torch.cat([scaled, filling]).movedim(1, -1).clamp(0.0, 1.0)
-
-
-def _grid_of_rows(rows: Mapping[str, Tensor], *, labelled: bool) -> np.ndarray:
-    """Image grid with one row per entry; in a labeled grid, the first image of each row shows the row's name."""
-    columns = len(next(iter(rows.values())))
-    names = [name if column == 0 else "" for name in rows for column in range(columns)]
-    images = [image for row in rows.values() for image in row]
-    return image_grid(images, columns, labels=names if labelled else None)

@@ -31,7 +31,7 @@ BODY = union(box((0.4, 0.2, 0.1), (0.3, 0.0, 0.0)), box((0.1, 0.1, 0.1), (0.0, 0
 def make_exporter(**options):
     entry = registry.lookup("exporter", "textured-mesh")
     defaults = {"resolution": 64, "texture_size": 512, "max_faces": 1500, "formats": ["glb", "obj", "ply"]}
-    return entry.cls(entry.config_cls(**(defaults | options)))
+    return entry.cls(entry.config_cls(check=False, **(defaults | options)))
 
 
 @pytest.fixture(scope="module")

@@ -43,6 +43,7 @@ def off(formats: None, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def exporter(*formats: str):
     config = {"type": "textured-mesh", "formats": list(formats), "resolution": 32, "texture_size": 64, "max_faces": 500}
+    config["check"] = False
     return registry.build(parse_component("exporter", config))
 
 

@@ -199,7 +199,7 @@ RECIPES = {
         "system.renderer.num_samples=8",
         "data={height: 16, width: 16, batch_size: 2, resolution_milestones: []}",
         "test={frames: 1, height: 8, width: 8}",
-        "exporter={type: textured-mesh, resolution: 16, texture_size: 32, max_faces: 100}",
+        "exporter={type: textured-mesh, resolution: 16, texture_size: 32, max_faces: 100, check: false}",
         "checkpoint.every_n_steps=0",
         "preview.every_n_steps=0",
     ],

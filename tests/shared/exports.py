@@ -13,7 +13,7 @@ from shared.export_fields import random_surface_points
 
 def make_exporter(**options):
     entry = registry.lookup("exporter", "textured-mesh")
-    defaults = {"resolution": 48, "texture_size": 256, "max_faces": 1200, "formats": ["glb"]}
+    defaults = {"resolution": 48, "texture_size": 256, "max_faces": 1200, "formats": ["glb"], "check": False}
     return entry.cls(entry.config_cls(**(defaults | options)))
 
 

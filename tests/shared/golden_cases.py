@@ -120,7 +120,7 @@ def config_of(name: str, folder: Path, source: Path | None = None) -> dict[str, 
         "checkpoint": {"every_n_steps": 0},
         "log": {"tensorboard": False},
         "test": {"frames": 1, "height": 16, "width": 16, "format": "gif"},
-        "exporter": {"type": "textured-mesh", "resolution": 12, "texture_size": 32, "max_faces": 100},
+        "exporter": {"type": "textured-mesh", "resolution": 12, "texture_size": 32, "max_faces": 100, "check": False},
     }
 
 

@@ -34,7 +34,7 @@ def plain(folder: Path, system: str = "text-to-3d", **changes: Any) -> dict[str,
         "checkpoint": {"every_n_steps": 0},
         "log": {"every_n_steps": 2, "tensorboard": False},
         "test": {"frames": 3, "height": 16, "width": 16},
-        "exporter": {"type": "textured-mesh", "resolution": 16, "texture_size": 32, "max_faces": 100},
+        "exporter": {"type": "textured-mesh", "resolution": 16, "texture_size": 32, "max_faces": 100, "check": False},
     }
     for key, value in changes.items():
         config[key] = {**config[key], **value} if isinstance(value, dict) and key in config else value

@@ -25,6 +25,7 @@ SHORT = [
     "exporter.resolution=24",
     "exporter.texture_size=64",
     "exporter.max_faces=200",
+    "exporter.check=false",
     "system.conversion.resolution=24",
 ]
 SMALL = {

@@ -39,6 +39,7 @@ SHORT = [
     "exporter.resolution=24",
     "exporter.texture_size=64",
     "exporter.max_faces=500",
+    "exporter.check=false",
 ]
 
 

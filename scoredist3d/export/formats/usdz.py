@@ -48,7 +48,7 @@ def write_usdz(path: Path, product: TexturedProduct) -> list[Path]:
     from PIL import Image
     from pxr import Sdf
 
-    images = {channel: image for channel, image in vars(product.textures).items() if image is not None}
+    images = product.textures.named()
     with tempfile.TemporaryDirectory(prefix="scoredist3d-usd-") as temporary:
         folder = Path(temporary)
         for channel, image in images.items():
