@@ -11,6 +11,7 @@ from scoredist3d.cameras import Cameras
 from scoredist3d.config.validation import parse_component
 from scoredist3d.diffusion.samplers import sample
 from scoredist3d.evaluation.measures import objects_of_caption, real_pictures
+from scoredist3d.evaluation.true_objects import Stated
 from scoredist3d.priors.conditioning import CFGConditions
 from scoredist3d.procedural import CATEGORIES, COLORS, simple_caption
 
@@ -26,14 +27,10 @@ def caption_of(prompt: str) -> tuple[str, str | None]:
     Raises:
         ValueError: The prompt has another form, or the procedural objects have no such category.
     """
-    _, _, rest = prompt.partition(" ")
-    first, _, others = rest.partition(" ")
-    category, color = (others, first) if first in COLORS else (rest, None)
-    if category not in CATEGORIES:
-        raise ValueError(
-            f"prompt {prompt!r} must be 'a COLOR CATEGORY' or 'a CATEGORY'; categories are {', '.join(CATEGORIES)}"
-        )
-    return category, color
+    stated = Stated.of(prompt)
+    if prompt not in (simple_caption(stated.category), simple_caption(stated.category, stated.color)):
+        raise ValueError(f"prompt {prompt!r} must be 'a COLOR CATEGORY' or 'a CATEGORY', without pattern and finish")
+    return stated.category, stated.color
 
 
 def source_prompt(prompt: str) -> str:

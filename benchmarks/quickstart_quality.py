@@ -3,11 +3,23 @@
 
     python benchmarks/quickstart_quality.py --out outputs/quality                 # 12 prompts x 3 seeds, on the CPU
     python benchmarks/quickstart_quality.py --out outputs/quality --gpu 0 --jobs 6
+    python benchmarks/quickstart_quality.py --out outputs/quality --runs outputs/quickstart/*  # runs that exist
 
 Each asset is seen from 8 held-out cameras (azimuths and elevations between those of the previews) over white; the
 probe reads category and color. Silhouettes from 12 cameras are compared with 256 random members of the category's
 family: the best mean IoU is reported, with ``--rivals`` beside that of the best other family (64 members each; minutes
-on a CPU). The exported mesh is checked for holes. Writes ``quality.md``, ``quality.json`` and ``sheet.png``.
+on a CPU). The exported mesh is checked for holes.
+
+The best member of the family, in the color of the prompt and without a second color or pattern unless the prompt names
+one, is the true object. The GLB, read back from the file, is compared with it from the same 8 cameras at 256 pixels
+over white, under the same light: PSNR in dB and SSIM of the colors, mean Euclidean distance of the probe's features,
+mean angle between the normals at nearest surface points, and share of the common pixels whose depths differ by more
+than 0.08 radii. Two numbers in one column are the GLB and the true object: length-weighted mean dihedral angle, share
+of the edge length sharper than 45 degrees, genus, and mean saturation (max - min over the channels, of the covered
+pixels). The mesh of the true object is extracted and simplified as that of the run. Clipped texels have a channel at 0
+or 255.
+
+Writes ``quality.md``, ``quality.json`` and ``sheet.png``, which shows each GLB above its true object.
 """
 
 from __future__ import annotations
@@ -19,16 +31,21 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from scoredist3d.cameras import Cameras, orbit
+
+if TYPE_CHECKING:
+    from scoredist3d.config.experiment import ExperimentConfig
+    from scoredist3d.procedural import Objects
 
 PROMPTS = (
     "a red mug",
@@ -46,6 +63,8 @@ PROMPTS = (
 )
 SEEDS = (0, 1, 2)
 NUM_VIEWS = 8
+TRUTH_SIZE = 256  # pixels of the views of GLB and true object
+ASSET_FILES = ("asset.json", "views.png")
 
 
 def prior_size() -> int:
@@ -64,86 +83,186 @@ def ring(azimuths: list[float], elevations: list[float], size: int, device: torc
     return orbit(azimuth, elevation, distance, fovy, size, size).to(device)
 
 
+def held_out(size: int, device: torch.device) -> Cameras:
+    """The 8 held-out cameras."""
+    return ring([22.5 + 45.0 * i for i in range(NUM_VIEWS)], [5.0, 25.0, 40.0], size, device)
+
+
+class Measured(NamedTuple):
+    """A finished asset as its own renderer shows it.
+
+    Attributes:
+        figures: Figures by name.
+        views: (8, H, W, 3), its held-out views.
+        member: The true object, a batch of one.
+    """
+
+    figures: dict[str, Any]
+    views: Tensor
+    member: Objects
+
+
 @torch.no_grad()
-def measure(system: Any, prompt: str, device: torch.device, *, rivals: bool = False) -> tuple[dict[str, Any], Tensor]:
-    """Figures of one finished asset, and its 8 views (8, H, W, 3)."""
+def measure(system: Any, prompt: str, device: torch.device, *, rivals: bool = False) -> Measured:
+    """Measure one finished asset; the prompt is one that :class:`scoredist3d.evaluation.true_objects.Stated` reads."""
+    from scoredist3d.evaluation.true_objects import Stated
     from scoredist3d.procedural import AZIMUTH_SYMMETRY, CATEGORIES, COLORS
     from scoredist3d.procedural.probe import Probe
-    from scoredist3d.procedural.shape_match import best_family_iou
+    from scoredist3d.procedural.shape_match import best_family_match
 
-    color, category = prompt.split(" ", 2)[1:]
-    held_back = ring([22.5 + 45.0 * i for i in range(NUM_VIEWS)], [5.0, 25.0, 40.0], prior_size(), device)
+    stated = Stated.of(prompt)
+    category, look = stated.category, stated.look
+    held_back = held_out(prior_size(), device)
     scene = system.scenes[0]
     views = torch.cat([scene(held_back[i], step=scene.step, rng=None).rgb for i in range(NUM_VIEWS)])
     reading = Probe.load(device=device)(views)
     symmetry = torch.full((NUM_VIEWS,), AZIMUTH_SYMMETRY[category], device=device)
     outline = ring([30.0 * i for i in range(12)], [0.0, 20.0, 45.0], 64, device)
     opacity = torch.cat([scene(outline[i], step=scene.step, rng=None).opacity[..., 0] for i in range(12)])
+    match = best_family_match(opacity, outline, category, look=look)
     figures: dict[str, Any] = {
         "category": (reading.category.argmax(-1) == CATEGORIES.index(category)).float().mean().item(),
-        "color": (reading.color.argmax(-1) == COLORS.index(color)).float().mean().item(),
+        "color": (reading.color.argmax(-1) == look["color"]).float().mean().item(),
         "seen_categories": [CATEGORIES[i] for i in reading.category.argmax(-1).tolist()],
         "seen_colors": [COLORS[i] for i in reading.color.argmax(-1).tolist()],
         "azimuth_error_deg": reading.azimuth_error_deg(held_back.azimuth, symmetry).median().item(),
-        "iou": best_family_iou(opacity, outline, category),
+        "iou": match.iou,
     }
     if rivals:
-        ious = {name: best_family_iou(opacity, outline, name, members=64) for name in CATEGORIES if name != category}
+        others = [name for name in CATEGORIES if name != category]
+        ious = {name: best_family_match(opacity, outline, name, members=64).iou for name in others}
         figures["best_other"] = max(ious, key=lambda name: ious[name])
         figures["best_other_iou"] = ious[figures["best_other"]]
-    return figures, views
+    return Measured(figures, views, match.member)
 
 
-def work(prompt: str, seed: int, out: Path, gpu: str, rivals: bool, overrides: list[str]) -> None:
-    """Make and measure one asset; writes ``asset.json`` and ``views.pt`` into ``out``."""
+def record(system: Any, config: ExperimentConfig, run: Path, out: Path, device: torch.device, *, rivals: bool) -> None:
+    """Measure the asset of a finished run; writes ``asset.json`` and ``views.png`` into ``out``.
+
+    Args:
+        system: The trained system.
+        config: The config of the run.
+        run: Folder of the run.
+        out: Folder of the results.
+        device: Device of the system.
+        rivals: Whether to compare the silhouettes with other families, too.
+
+    Raises:
+        ValueError: The prompt has another form than those of the benchmark, or no GLB was exported.
+    """
+    from quickstart_truth import compare
+
+    from scoredist3d.evaluation.delivered import read_delivered
+    from scoredist3d.export.exporter import DEFAULT_FACES
+    from scoredist3d.export.images import save_png
+    from scoredist3d.procedural.probe import Probe
+
+    figures, _, member = measure(system, config.prompt, device, rivals=rivals)
+    report = json.loads((run / "export" / "report.json").read_text())
+    name = next((name for name in report["bytes"] if name.endswith(".glb")), None)
+    if name is None:
+        raise ValueError(f"{run} has no GLB: exporter.formats must contain glb")
+    exporter: Any = config.exporter
+    compared = compare(
+        read_delivered(run / "export" / name, scale=report["scale"]),
+        member,
+        held_out(TRUTH_SIZE, device),
+        Probe.load(device=device),
+        resolution=exporter.resolution,
+        max_faces=exporter.max_faces or DEFAULT_FACES,
+    )
+    mesh = {key: report[key] for key in ("faces", "watertight", "holes", "components")}
+    mesh["bytes"] = report["bytes"][name]
+    seconds = sum(json.loads((run / "summary.json").read_text())["seconds"].values())
+    figures |= compared.figures
+    figures |= {"prompt": config.prompt, "seed": config.seed, "seconds": seconds, "mesh": mesh, "run": str(run)}
+    out.mkdir(parents=True, exist_ok=True)
+    save_png(compared.picture(f"{config.prompt}, seed {config.seed}"), out / "views.png")
+    (out / "asset.json").write_text(json.dumps(figures, indent=2))
+
+
+def finished(run: Path, devices: Any) -> tuple[Any, ExperimentConfig]:
+    """The system of a finished run as its last checkpoint has it, and the config of the run."""
+    from scoredist3d.config.validation import load_experiment
+    from scoredist3d.training.checkpoint import load_weights, read_checkpoint
+    from scoredist3d.training.distributed import Devices
+    from scoredist3d.training.fit import RankContext, build_system
+    from scoredist3d.training.folder import find_run
+
+    folder, checkpoint = find_run(run)
+    config, where = load_experiment([folder.resolved_config]), Devices.parse(devices)
+    system, state = build_system(config, RankContext(where)), read_checkpoint(checkpoint)
+    load_weights(system, state["state_dict"])
+    system.to_device(torch.device(where.first))
+    system.restore_step(state["global_step"])
+    return system, config
+
+
+def work(arguments: argparse.Namespace, overrides: list[str]) -> None:
+    """Make one asset, unless a run is given, and measure it."""
     from scoredist3d.config.validation import load_experiment
     from scoredist3d.training.distributed import Devices
     from scoredist3d.training.run import run_training
 
-    files = [ROOT / "configs" / "quickstart.yaml"]
-    config = load_experiment(files, [f"prompt={prompt}", f"seed={seed}", f"output_root={out}", *overrides])
-    devices = gpu if gpu == "cpu" else [int(gpu)]
-    result = run_training(config, devices=devices)
-    if result.system is None:
-        raise RuntimeError(f"{prompt}: no system came back")
-    figures, views = measure(result.system, prompt, torch.device(Devices.parse(devices).first), rivals=rivals)
-    report = json.loads((result.folder / "export" / "report.json").read_text())
-    mesh = {key: report[key] for key in ("faces", "watertight", "holes", "components")}
-    mesh["bytes"] = next(size for name, size in report["bytes"].items() if name.endswith(".glb"))
-    figures |= {"prompt": prompt, "seed": seed, "seconds": sum(result.seconds.values()), "mesh": mesh}
-    torch.save(views.cpu(), out / "views.pt")
-    (out / "asset.json").write_text(json.dumps(figures, indent=2))
+    out = arguments.out
+    devices = arguments.gpu if arguments.gpu == "cpu" else [int(arguments.gpu)]
+    if arguments.runs:
+        run = arguments.runs[0]
+        system, config = finished(run, devices)
+    else:
+        prompt, seed = arguments.worker
+        files = [ROOT / "configs" / "quickstart.yaml"]
+        config = load_experiment(files, [f"prompt={prompt}", f"seed={seed}", f"output_root={out}", *overrides])
+        result = run_training(config, devices=devices)
+        run, system = result.folder, result.system
+    device = torch.device(Devices.parse(devices).first)
+    record(system, config, run, out, device, rivals=arguments.rivals)
 
 
-def run_worker(prompt: str, seed: int, out: Path, arguments: argparse.Namespace, overrides: list[str]) -> None:
+class Job(NamedTuple):
+    """One asset.
+
+    Attributes:
+        name: Name of its folder.
+        arguments: Arguments of the worker that makes or measures it.
+    """
+
+    name: str
+    arguments: list[str]
+
+    @classmethod
+    def new(cls, prompt: str, seed: int) -> Job:
+        """An asset that is made."""
+        return cls(f"{prompt.replace(' ', '-')}-{seed}", ["--worker", prompt, str(seed)])
+
+    @classmethod
+    def of_run(cls, run: Path) -> Job:
+        """The asset of a run that exists."""
+        run = run.resolve()
+        return cls("-".join(run.parts[-3:]), ["--worker", "", "0", "--runs", str(run)])
+
+
+def run_worker(job: Job, arguments: argparse.Namespace, overrides: list[str]) -> None:
     """One asset in its own process, unless it is there already."""
-    folder = out / f"{prompt.replace(' ', '-')}-{seed}"
-    if (folder / "asset.json").is_file():
+    folder = arguments.out / job.name
+    if all((folder / name).is_file() for name in ASSET_FILES):
         return
     folder.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, __file__, "--out", str(folder), "--gpu", arguments.gpu]
-    command += ["--worker", prompt, str(seed), *overrides, *(["--rivals"] if arguments.rivals else [])]
+    command += [*job.arguments, *overrides, *(["--rivals"] if arguments.rivals else [])]
     environment = dict(os.environ, OMP_NUM_THREADS=str(arguments.threads))
     process = subprocess.run(command, capture_output=True, text=True, env=environment)
     (folder / "log.txt").write_text(process.stdout + process.stderr)
-    print(f"{prompt} seed {seed}: {'done' if process.returncode == 0 else 'FAILED, see ' + str(folder / 'log.txt')}")
+    print(f"{job.name}: {'done' if process.returncode == 0 else 'FAILED, see ' + str(folder / 'log.txt')}", flush=True)
 
 
-def summarise(out: Path, expected: int) -> int:
-    """Write the tables and the sheet; returns the exit code, 1 where fewer than ``expected`` assets came out."""
-    from scoredist3d.export.images import image_grid, save_png
+def table(rows: list[dict[str, Any]], *, rivals: bool) -> list[str]:
+    """Lines of the Markdown table, one row per asset."""
+    from quickstart_truth import COLUMNS, cells
 
-    assets = sorted(out.glob("*/asset.json"))
-    rows = [json.loads(path.read_text()) for path in assets]
-    if not rows:
-        print(f"no finished asset in {out}", file=sys.stderr)
-        return 1
-    rivals = all("best_other" in row for row in rows)
     iou = "IoU (best other family)" if rivals else "IoU"
-    lines = [
-        f"| prompt | seed | category | color | {iou} | faces | watertight | GLB MiB |",
-        "| --- " * 8 + "|",
-    ]
+    columns = ["prompt", "seed", "category", "color", iou, "faces", "watertight", "GLB MiB", *COLUMNS]
+    lines = [f"| {' | '.join(columns)} |", "| --- " * len(columns) + "|"]
     for row in rows:
         mesh = row["mesh"]
         rival = f" ({row['best_other']} {row['best_other_iou']:.2f})" if rivals else ""
@@ -151,26 +270,54 @@ def summarise(out: Path, expected: int) -> int:
         lines.append(
             f"| {row['prompt']} | {row['seed']} | {row['category']:.2f} | {row['color']:.2f} "
             f"| {row['iou']:.2f}{rival} | {mesh['faces']:,} | {whole} "
-            f"| {mesh['bytes'] / 2**20:.1f} |"
+            f"| {mesh['bytes'] / 2**20:.1f} | {' | '.join(cells(row))} |"
         )
+    return lines
 
-    def mean(key: str) -> float:
-        return sum(row[key] for row in rows) / len(rows)
 
+def sheet(assets: list[Path]) -> np.ndarray:
+    """The pictures of all assets as one image, (H, W, 3) uint8."""
+    from PIL import Image
+
+    from scoredist3d.export.images import image_grid
+
+    pictures = [np.asarray(Image.open(path.parent / "views.png").convert("RGB")) for path in assets]
+    return image_grid(pictures, columns=1 if len(pictures) <= 6 else 3, gap=8)
+
+
+def summarise(out: Path, expected: int) -> int:
+    """Write the tables and the sheet; returns the exit code, 1 where fewer than ``expected`` assets came out."""
+    from scoredist3d.export.images import save_png
+
+    assets = [path for path in sorted(out.glob("*/asset.json")) if (path.parent / "views.png").is_file()]
+    rows = [json.loads(path.read_text()) for path in assets]
+    if not rows:
+        print(f"no finished asset in {out}", file=sys.stderr)
+        return 1
+
+    def mean(key: str, part: str | None = None) -> float:
+        return sum((row if part is None else row[part])[key] for row in rows) / len(rows)
+
+    rivals = all("best_other" in row for row in rows)
     good = sum(row["category"] >= 0.9 and row["color"] >= 0.9 for row in rows)
     other = f" (best other family {mean('best_other_iou'):.2f})" if rivals else ""
     closed = sum(row["mesh"]["watertight"] for row in rows)
-    lines += [
+    lines = [
+        *table(rows, rivals=rivals),
         "",
         f"{len(rows)} assets: category {mean('category'):.3f}, color {mean('color'):.3f} of all views, "
         f"IoU {mean('iou'):.2f}{other}; "
         f"{good} of {len(rows)} assets reach 0.9 in both; {closed} meshes are watertight; "
         f"{mean('seconds'):.0f} s per asset.",
+        f"Beside the true objects: PSNR {mean('psnr'):.1f} dB, SSIM {mean('ssim'):.3f}, normals "
+        f"{mean('normal_angle_deg'):.1f} degrees apart, depth off in {100 * mean('off_depth'):.1f} % of the pixels; "
+        f"mean dihedral angle {mean('mean_dihedral_deg', 'ours'):.1f} degrees (true "
+        f"{mean('mean_dihedral_deg', 'true'):.1f}), saturation {mean('saturation', 'ours'):.2f} (true "
+        f"{mean('saturation', 'true'):.2f}).",
     ]
     (out / "quality.md").write_text("\n".join(lines) + "\n")
     (out / "quality.json").write_text(json.dumps(rows, indent=2) + "\n")
-    views = torch.cat([torch.load(path.parent / "views.pt", weights_only=True) for path in assets])
-    save_png(image_grid(views, columns=min(3, len(rows)) * NUM_VIEWS), out / "sheet.png")
+    save_png(sheet(assets), out / "sheet.png")
     print("\n".join(lines))
     if len(rows) < expected:
         print(f"{expected - len(rows)} of {expected} assets failed and are NOT in these means", file=sys.stderr)
@@ -188,14 +335,18 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=1, help="assets made at the same time")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads of each job")
     parser.add_argument("--rivals", action="store_true", help="also compare with every other family")
+    parser.add_argument("--runs", type=Path, nargs="+", help="folders of finished runs to measure instead of new ones")
     parser.add_argument("--worker", nargs=2, metavar=("PROMPT", "SEED"), help=argparse.SUPPRESS)
     arguments, overrides = parser.parse_known_args(argv)
     if arguments.worker:
-        work(arguments.worker[0], int(arguments.worker[1]), arguments.out, arguments.gpu, arguments.rivals, overrides)
+        work(arguments, overrides)
         return 0
-    jobs = [(prompt, seed) for seed in arguments.seeds for prompt in arguments.prompts]
+    if arguments.runs:
+        jobs = [Job.of_run(run) for run in arguments.runs]
+    else:
+        jobs = [Job.new(prompt, seed) for seed in arguments.seeds for prompt in arguments.prompts]
     with ThreadPoolExecutor(arguments.jobs) as pool:
-        list(pool.map(lambda job: run_worker(job[0], job[1], arguments.out, arguments, overrides), jobs))
+        list(pool.map(lambda job: run_worker(job, arguments, overrides), jobs))
     return summarise(arguments.out, len(jobs))
 
 

@@ -55,7 +55,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "config": {"omegaconf", "yaml"},
     "data": {"torch"},
     "diffusion": {"torch"},
-    "evaluation": {"numpy", "scipy", "torch"},
+    "evaluation": {"numpy", "scipy", "skimage", "torch"},
     "export": {"PIL", "imageio_ffmpeg", "numpy", "pxr", "torch", "trimesh"},
     "geometry": {"PIL", "numpy", "scipy", "torch"},
     "guidance": {"diffusers", "peft", "safetensors", "torch"},

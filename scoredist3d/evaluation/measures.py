@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from scoredist3d.cameras import Cameras
+from scoredist3d.evaluation.fidelity import SOLID
 from scoredist3d.procedural import CATEGORIES, COLORS, Objects, captions_for, render_objects, sample_objects
 
 
@@ -20,6 +21,17 @@ def saturation(images: Tensor) -> Tensor:
     """Mean HSV saturation S = 1 - min / max over the pixels of each image, (N,); S is 0 for black pixels."""
     high, low = images.amax(-1), images.amin(-1)
     return torch.where(high > 0, 1.0 - low / high.clamp_min(1e-8), 0.0).mean((1, 2))
+
+
+def chroma(images: Tensor, opacity: Tensor) -> float:
+    """Mean of max - min over the channels of the pixels that show the object, in [0, 1]; 0 if there are none.
+
+    Args:
+        images: (N, H, W, 3).
+        opacity: (N, H, W, 1); from 0.5 a pixel shows the object.
+    """
+    colors = images[opacity[..., 0] >= SOLID]
+    return float((colors.amax(-1) - colors.amin(-1)).mean()) if len(colors) else 0.0
 
 
 def high_frequency_share(images: Tensor) -> Tensor:

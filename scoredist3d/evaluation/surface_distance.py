@@ -9,6 +9,10 @@ import torch
 from torch import Tensor
 
 from scoredist3d.cameras import Cameras, orbit
+from scoredist3d.meshes.mesh import Mesh
+from scoredist3d.meshes.sampling import surface_sampler
+from scoredist3d.ops.mesh.distance import closest_point
+from scoredist3d.ops.mesh.regularizers import face_normals
 from scoredist3d.procedural import Objects, cast_rays
 
 
@@ -46,3 +50,26 @@ def chamfer_distance(first: np.ndarray, second: np.ndarray) -> float:
     from scipy.spatial import cKDTree
 
     return 0.5 * float(cKDTree(second).query(first)[0].mean() + cKDTree(first).query(second)[0].mean())
+
+
+def normal_angle_deg(first: Mesh, second: Mesh, *, points: int = 20000, seed: int = 0) -> float:
+    """Mean angle in degrees, in [0, 180], between the face normals of two meshes at nearest surface points.
+
+    ``points`` random points on each mesh, uniform by area, are compared with the nearest points of the other one; the
+    result is the mean of both directions.
+
+    Raises:
+        ValueError: A mesh has no area.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    return 0.5 * sum(_angle_to(*pair, points, generator) for pair in ((first, second), (second, first)))
+
+
+def _angle_to(mesh: Mesh, other: Mesh, count: int, generator: torch.Generator) -> float:
+    """Mean angle in degrees between the normals at random points of a mesh and at the nearest points of another one."""
+    vertices, faces = torch.from_numpy(other.vertices), torch.from_numpy(other.faces)
+    points, normals = surface_sampler(mesh, vertices)(generator, count)
+    nearest = face_normals(vertices, faces)[closest_point(points, vertices, faces).faces]
+    # Unlike the arc cosine, this is accurate at small angles.
+    angles = torch.atan2(torch.linalg.cross(normals, nearest).norm(dim=1), (normals * nearest).sum(dim=1))
+    return float(torch.rad2deg(angles).mean())

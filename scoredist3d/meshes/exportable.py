@@ -38,8 +38,8 @@ class SurfaceChannels:
     occlusion: Tensor | None = None
 
 
-class Exportable(Protocol):
-    """Object that can be exported or used for initialization.
+class Extractable(Protocol):
+    """Object whose surface can be extracted.
 
     It lies inside a ball around the origin; all coordinates are world coordinates (z up).
     """
@@ -56,12 +56,19 @@ class Exportable(Protocol):
     def iso_level(self) -> float | None:
         """Density on the surface if known (as for signed distance fields); None if it has to be estimated."""
 
+    def density(self, points: Tensor) -> Tensor:
+        """Densities (N,) >= 0 at points (N, 3), in inverse scene units."""
+
+    def surface(self) -> Mesh | None:
+        """Mesh of the object, with its texture coordinates if it has any; None if the object is not a surface."""
+
+
+class Exportable(Extractable, Protocol):
+    """Object that can be exported or used for initialization."""
+
     @property
     def baked_lighting(self) -> bool:
         """Whether the base color includes shading, in which case viewers must display it unlit."""
-
-    def density(self, points: Tensor) -> Tensor:
-        """Densities (N,) >= 0 at points (N, 3), in inverse scene units."""
 
     def channels(self, points: Tensor, normals: Tensor | None = None) -> SurfaceChannels:
         """Appearance at points (N, 3) on or near the surface.
@@ -69,9 +76,6 @@ class Exportable(Protocol):
         ``normals`` (N, 3) are the outward unit normals of the surface at the points. An object whose shading normals
         differ from the surface normals returns shading normals only if ``normals`` are given.
         """
-
-    def surface(self) -> Mesh | None:
-        """Mesh of the object, with its texture coordinates if it has any; None if the object is not a surface."""
 
     def splats(self) -> Splats | None:
         """Gaussians of the object; None if it is not made of Gaussians."""
@@ -106,7 +110,9 @@ class HasViews(Protocol):
 
 
 @torch.no_grad()
-def query_density(shape: Exportable, points: np.ndarray, *, chunk: int, progress: Progress | None = None) -> np.ndarray:
+def query_density(
+    shape: Extractable, points: np.ndarray, *, chunk: int, progress: Progress | None = None
+) -> np.ndarray:
     """Densities (N,) float32 at points (N, 3), evaluated in chunks of ``chunk`` points and without gradients.
 
     Raises:

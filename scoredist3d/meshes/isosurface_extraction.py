@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from scoredist3d.meshes.exportable import Exportable, Progress, query_density
+from scoredist3d.meshes.exportable import Extractable, Progress, query_density
 from scoredist3d.meshes.mesh import Mesh
 
 THRESHOLD_SETTING = "exporter.threshold"
@@ -50,7 +50,7 @@ class DensityGrid:
 
 
 def sample_grid(
-    shape: Exportable, resolution: int, *, chunk: int = 131072, progress: Progress | None = None
+    shape: Extractable, resolution: int, *, chunk: int = 131072, progress: Progress | None = None
 ) -> DensityGrid:
     """Sample the density at the points of a ``resolution``^3 grid over [-radius, radius]^3 that lie inside the ball.
 
@@ -126,7 +126,7 @@ def _crossing(values: np.ndarray, level: float) -> np.ndarray:
 
 
 def extract_surface(
-    shape: Exportable,
+    shape: Extractable,
     grid: DensityGrid,
     threshold: float,
     *,
@@ -190,7 +190,7 @@ class FoundSurface:
 
 
 def find_surface(
-    shape: Exportable,
+    shape: Extractable,
     resolution: int,
     *,
     threshold: float | None = None,
@@ -254,7 +254,7 @@ def _fill_cavities(level: np.ndarray) -> None:
 
 
 def _refine(
-    shape: Exportable,
+    shape: Extractable,
     grid: DensityGrid,
     level: np.ndarray,
     threshold: float,
@@ -288,7 +288,7 @@ def _refine(
     return vertices
 
 
-def _evaluate(shape: Exportable, grid: DensityGrid, threshold: float, points: np.ndarray, chunk: int) -> np.ndarray:
+def _evaluate(shape: Extractable, grid: DensityGrid, threshold: float, points: np.ndarray, chunk: int) -> np.ndarray:
     """Values (N,) of f at world-space points; the density is evaluated only inside the ball."""
     f = ((grid.radius - np.linalg.norm(points, axis=1)) / grid.spacing).astype(np.float32)
     inside = f > 0

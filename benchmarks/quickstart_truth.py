@@ -1,0 +1,126 @@
+"""A delivered mesh beside the true object: figures and pictures of the benchmark ``quickstart_quality.py``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scoredist3d.cameras import Cameras
+from scoredist3d.evaluation.delivered import Delivered
+from scoredist3d.evaluation.fidelity import coverage, psnr, ssim
+from scoredist3d.evaluation.measures import chroma
+from scoredist3d.evaluation.surface_distance import normal_angle_deg
+from scoredist3d.evaluation.true_objects import RADIUS, object_mesh, object_views
+from scoredist3d.export.check import DEPTH_TOLERANCE
+from scoredist3d.export.diagnostics import SHARP_DEG
+from scoredist3d.export.images import row_grid
+from scoredist3d.meshes.mesh import Mesh
+from scoredist3d.meshes.quality import dihedrals, genus
+from scoredist3d.procedural import Objects
+from scoredist3d.procedural.probe import Probe
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A delivered mesh and the true object.
+
+    Attributes:
+        figures: Differences of both, and the properties of each under the keys ``ours`` and ``true``.
+        ours: (V, H, W, 3), the delivered mesh over white.
+        truth: (V, H, W, 3), the true object from the same cameras.
+    """
+
+    figures: dict[str, Any]
+    ours: Tensor
+    truth: Tensor
+
+    def picture(self, label: str) -> np.ndarray:
+        """Both rows of images, the delivered mesh above the true object, as one uint8 image."""
+        return row_grid({f"{label}: delivered GLB": self.ours, f"{label}: true object": self.truth})
+
+
+@torch.no_grad()
+def compare(
+    delivered: Delivered, member: Objects, cameras: Cameras, probe: Probe, *, resolution: int, max_faces: int
+) -> Comparison:
+    """Compare a delivered mesh with the true object.
+
+    The true object is shown under the light of the training data if the file says that its colors include the lighting,
+    else both are shown without light.
+
+    Args:
+        delivered: The mesh, with colors.
+        member: The true object, a batch of one.
+        cameras: The cameras, on the device of the object.
+        probe: The probe, on the same device.
+        resolution: Samples along each side of the cube from which the mesh of the true object is extracted.
+        max_faces: Maximum number of faces of that mesh.
+
+    Raises:
+        ValueError: The file has no colors.
+    """
+    drawn = delivered.views(cameras)
+    if drawn.base_color is None:
+        raise ValueError("the file has neither a texture nor vertex colors, so there is nothing to compare")
+    render = object_views(member, cameras, lit=delivered.unlit)
+    opacity, depth = render.rgba[..., 3:], render.depth[..., None]
+    ours, truth = drawn.base_color, render.over(opacity.new_ones(3)).clamp(0.0, 1.0)
+    found = coverage(drawn.opacity, drawn.depth, opacity, depth, tolerance=DEPTH_TOLERANCE * RADIUS)
+    true_mesh = object_mesh(member, resolution=resolution, max_faces=max_faces)
+    figures = {
+        "psnr": psnr(ours, truth),
+        "ssim": ssim(ours, truth),
+        "feature_distance": float((probe(ours).features - probe(truth).features).norm(dim=1).mean()),
+        "normal_angle_deg": normal_angle_deg(delivered.mesh, true_mesh),
+        "off_depth": found.off_depth,
+        "see_through": found.see_through,
+        "clipped_texels": None if delivered.textures is None else delivered.textures.clipped_share,
+        "ours": _surface(delivered.mesh) | {"saturation": chroma(ours, drawn.opacity)},
+        "true": _surface(true_mesh) | {"saturation": chroma(truth, opacity)},
+    }
+    return Comparison(figures, ours, truth)
+
+
+def _surface(mesh: Mesh) -> dict[str, Any]:
+    creases = dihedrals(mesh)
+    return {
+        "faces": len(mesh.faces),
+        "genus": genus(mesh),
+        "mean_dihedral_deg": creases.mean_deg,
+        "sharp_edges": creases.share_above(SHARP_DEG),
+    }
+
+
+COLUMNS = (
+    "PSNR",
+    "SSIM",
+    "features",
+    "normals (deg)",
+    "depth off (%)",
+    "dihedral (deg)",
+    "edges over 45 deg (%)",
+    "genus",
+    "saturation",
+    "clipped texels (%)",
+)
+
+
+def cells(figures: dict[str, Any]) -> list[str]:
+    """The figures of one asset in the order of ``COLUMNS``; "a / b" is the delivered mesh and the true object."""
+    ours, true, clipped = figures["ours"], figures["true"], figures["clipped_texels"]
+    return [
+        f"{figures['psnr']:.1f}",
+        f"{figures['ssim']:.3f}",
+        f"{figures['feature_distance']:.2f}",
+        f"{figures['normal_angle_deg']:.1f}",
+        f"{100 * figures['off_depth']:.1f}",
+        f"{ours['mean_dihedral_deg']:.1f} / {true['mean_dihedral_deg']:.1f}",
+        f"{100 * ours['sharp_edges']:.1f} / {100 * true['sharp_edges']:.1f}",
+        f"{ours['genus']} / {true['genus']}",
+        f"{ours['saturation']:.2f} / {true['saturation']:.2f}",
+        "-" if clipped is None else f"{100 * clipped:.1f}",
+    ]
