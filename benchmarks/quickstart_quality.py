@@ -29,6 +29,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -152,7 +153,7 @@ def record(system: Any, config: ExperimentConfig, run: Path, out: Path, device: 
     """
     from quickstart_truth import compare
 
-    from scoredist3d.evaluation.delivered import read_delivered
+    from scoredist3d.export.delivered import read_delivered
     from scoredist3d.export.exporter import DEFAULT_FACES
     from scoredist3d.export.images import save_png
     from scoredist3d.procedural.probe import Probe
@@ -175,7 +176,8 @@ def record(system: Any, config: ExperimentConfig, run: Path, out: Path, device: 
     mesh["bytes"] = report["bytes"][name]
     seconds = sum(json.loads((run / "summary.json").read_text())["seconds"].values())
     figures |= compared.figures
-    figures |= {"prompt": config.prompt, "seed": config.seed, "seconds": seconds, "mesh": mesh, "run": str(run)}
+    figures |= {"prompt": config.prompt, "seed": config.seed, "seconds": seconds, "mesh": mesh}
+    figures |= {"name": out.name, "run": str(run)}
     out.mkdir(parents=True, exist_ok=True)
     save_png(compared.picture(f"{config.prompt}, seed {config.seed}"), out / "views.png")
     (out / "asset.json").write_text(json.dumps(figures, indent=2))
@@ -263,12 +265,15 @@ def table(rows: list[dict[str, Any]], *, rivals: bool) -> list[str]:
     iou = "IoU (best other family)" if rivals else "IoU"
     columns = ["prompt", "seed", "category", "color", iou, "faces", "watertight", "GLB MiB", *COLUMNS]
     lines = [f"| {' | '.join(columns)} |", "| --- " * len(columns) + "|"]
+    counts = Counter((row["prompt"], row["seed"]) for row in rows)
     for row in rows:
         mesh = row["mesh"]
         rival = f" ({row['best_other']} {row['best_other_iou']:.2f})" if rivals else ""
         whole = "yes" if mesh["watertight"] else f"no, {mesh['holes']} holes"
+        # Runs that exist may have the same prompt and seed.
+        name = f" ({row['name']})" if counts[row["prompt"], row["seed"]] > 1 else ""
         lines.append(
-            f"| {row['prompt']} | {row['seed']} | {row['category']:.2f} | {row['color']:.2f} "
+            f"| {row['prompt']}{name} | {row['seed']} | {row['category']:.2f} | {row['color']:.2f} "
             f"| {row['iou']:.2f}{rival} | {mesh['faces']:,} | {whole} "
             f"| {mesh['bytes'] / 2**20:.1f} | {' | '.join(cells(row))} |"
         )
@@ -281,7 +286,10 @@ def sheet(assets: list[Path]) -> np.ndarray:
 
     from scoredist3d.export.images import image_grid
 
-    pictures = [np.asarray(Image.open(path.parent / "views.png").convert("RGB")) for path in assets]
+    pictures = []
+    for path in assets:
+        with Image.open(path.parent / "views.png") as picture:
+            pictures.append(np.asarray(picture.convert("RGB")))
     return image_grid(pictures, columns=1 if len(pictures) <= 6 else 3, gap=8)
 
 

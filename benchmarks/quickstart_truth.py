@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from scoredist3d.cameras import Cameras
-from scoredist3d.evaluation.delivered import Delivered
 from scoredist3d.evaluation.fidelity import coverage, psnr, ssim
 from scoredist3d.evaluation.measures import chroma
 from scoredist3d.evaluation.surface_distance import normal_angle_deg
 from scoredist3d.evaluation.true_objects import RADIUS, object_mesh, object_views
 from scoredist3d.export.check import DEPTH_TOLERANCE
+from scoredist3d.export.delivered import Delivered
 from scoredist3d.export.diagnostics import SHARP_DEG
+from scoredist3d.export.exporter import DEFAULT_LEAST_VOLUME
 from scoredist3d.export.images import row_grid
 from scoredist3d.meshes.mesh import Mesh
 from scoredist3d.meshes.quality import dihedrals, genus
@@ -70,7 +71,7 @@ def compare(
     opacity, depth = render.rgba[..., 3:], render.depth[..., None]
     ours, truth = drawn.base_color, render.over(opacity.new_ones(3)).clamp(0.0, 1.0)
     found = coverage(drawn.opacity, drawn.depth, opacity, depth, tolerance=DEPTH_TOLERANCE * RADIUS)
-    true_mesh = object_mesh(member, resolution=resolution, max_faces=max_faces)
+    true_mesh = object_mesh(member, resolution=resolution, max_faces=max_faces, least_volume=DEFAULT_LEAST_VOLUME)
     figures = {
         "psnr": psnr(ours, truth),
         "ssim": ssim(ours, truth),

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from scoredist3d.cameras import Cameras
-from scoredist3d.export.exporter import DEFAULT_FACES, DEFAULT_LEAST_VOLUME
 from scoredist3d.meshes.isosurface_extraction import find_surface
 from scoredist3d.meshes.mesh import Mesh, decimate, drop_small_components
 from scoredist3d.procedural import CATEGORIES, COLORS, FINISHES, PATTERNS, Objects, ShapeRender, render_objects
@@ -98,25 +97,26 @@ def _unlit(surface: Tensor, geometry: Tensor, hits: Hits, light: Tensor, directi
     return surface_color(surface, geometry, hits)[0]
 
 
-def object_mesh(member: Objects, *, resolution: int = 128, max_faces: int = DEFAULT_FACES) -> Mesh:
+def object_mesh(member: Objects, *, resolution: int, max_faces: int, least_volume: float) -> Mesh:
     """Mesh of one procedural object, extracted and simplified as the default exporter does it with a density.
 
     Args:
         member: A batch of one.
         resolution: Samples along each side of the cube around the object's ball.
         max_faces: Maximum number of faces.
+        least_volume: Components smaller than this fraction of the largest one are dropped.
 
     Raises:
         ValueError: The object is too thin for the resolution, so no surface is found.
     """
-    found = find_surface(_Solid(member), resolution, refine_steps=_REFINE_STEPS)
-    surface, _ = drop_small_components(found.mesh, DEFAULT_LEAST_VOLUME)
+    found = find_surface(_OccupiedSpace(member), resolution, refine_steps=_REFINE_STEPS)
+    surface, _ = drop_small_components(found.mesh, least_volume)
     # Simplification may split off tiny components.
-    return drop_small_components(decimate(surface, max_faces), DEFAULT_LEAST_VOLUME)[0]
+    return drop_small_components(decimate(surface, max_faces), least_volume)[0]
 
 
 @dataclass(frozen=True)
-class _Solid:
+class _OccupiedSpace:
     """A procedural object as an :class:`~scoredist3d.meshes.exportable.Extractable`."""
 
     member: Objects

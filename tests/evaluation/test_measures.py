@@ -9,6 +9,7 @@ import torch
 
 from scoredist3d.cameras import orbit
 from scoredist3d.evaluation.measures import (
+    chroma,
     expected_entropy,
     high_frequency_share,
     kernel_distance,
@@ -29,6 +30,13 @@ def test_saturation_of_known_colours() -> None:
     colors = torch.tensor([[1.0, 0.0, 0.0], [0.5, 0.5, 0.5], [0.8, 0.4, 0.6], [0.0, 0.0, 0.0]])
     images = colors[:, None, None, :].expand(4, 5, 7, 3)
     torch.testing.assert_close(saturation(images), torch.tensor([1.0, 0.0, 0.5, 0.0]))
+
+
+def test_chroma_is_that_of_the_pixels_that_show_the_object() -> None:
+    images = torch.tensor([[1.0, 0.0, 0.5], [0.6, 0.5, 0.4], [1.0, 1.0, 0.0]]).view(1, 3, 1, 3)
+    opacity = torch.tensor([1.0, 0.5, 0.4]).view(1, 3, 1, 1)
+    assert chroma(images, opacity) == pytest.approx((1.0 + 0.2) / 2)
+    assert chroma(images, torch.zeros_like(opacity)) == 0.0
 
 
 @pytest.mark.parametrize(("cycles", "share"), [(4, 0.0), (8, 0.0), (9, 1.0), (15, 1.0)])

@@ -7,7 +7,12 @@ import pytest
 import torch
 import trimesh
 
-from scoredist3d.evaluation.surface_distance import chamfer_distance, sphere_cameras, visible_points
+from scoredist3d.evaluation.surface_distance import (
+    chamfer_distance,
+    normal_angle_deg,
+    sphere_cameras,
+    visible_points,
+)
 from scoredist3d.meshes.mesh import Mesh
 from scoredist3d.meshes.sampling import mesh_points
 from scoredist3d.procedural import sample_objects
@@ -24,6 +29,26 @@ def test_two_balls_are_their_difference_of_radii_apart() -> None:
     assert chamfer_distance(first, second) == pytest.approx(0.2, abs=2e-3)
     assert chamfer_distance(first, second) == chamfer_distance(second, first)
     assert chamfer_distance(first, first) == 0.0
+
+
+def square(angle_deg: float) -> Mesh:
+    """A square in the plane z = 0 that is turned about x."""
+    y, z = np.cos(np.deg2rad(angle_deg)), np.sin(np.deg2rad(angle_deg))
+    corners = [[-1, -y, -z], [1, -y, -z], [1, y, z], [-1, y, z]]
+    return Mesh(np.array(corners, np.float32), np.array([[0, 1, 2], [0, 2, 3]]))
+
+
+def test_normals_of_turned_squares_differ_by_the_angle() -> None:
+    assert normal_angle_deg(square(0), square(0)) == pytest.approx(0.0, abs=1e-3)
+    assert normal_angle_deg(square(0), square(30)) == pytest.approx(30.0, abs=1e-3)
+    turned_over = Mesh(square(0).vertices, square(0).faces[:, ::-1].copy())
+    assert normal_angle_deg(square(0), turned_over) == pytest.approx(180.0, abs=1e-3)
+
+
+def test_normals_of_concentric_balls_agree() -> None:
+    # The faces of an icosphere of 4 subdivisions are 3 degrees wide; points near their edges find the next face.
+    assert normal_angle_deg(ball(0.5), ball(0.5)) == pytest.approx(0.0, abs=0.02)
+    assert normal_angle_deg(ball(0.5), ball(0.7)) < 0.5
 
 
 def test_points_on_a_mesh_are_spread_by_area() -> None:
