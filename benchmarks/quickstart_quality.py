@@ -346,6 +346,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--runs", type=Path, nargs="+", help="folders of finished runs to measure instead of new ones")
     parser.add_argument("--worker", nargs=2, metavar=("PROMPT", "SEED"), help=argparse.SUPPRESS)
     arguments, overrides = parser.parse_known_args(argv)
+    if arguments.runs and overrides:
+        parser.error(f"--runs measures runs as they are, so {' '.join(overrides)} cannot apply")
     if arguments.worker:
         work(arguments, overrides)
         return 0
