@@ -10,6 +10,7 @@ from torch import Tensor
 
 from scoredist3d.cameras import Cameras, orbit
 from scoredist3d.meshes.mesh import Mesh
+from scoredist3d.meshes.quality import angles_deg
 from scoredist3d.meshes.sampling import surface_sampler
 from scoredist3d.ops.mesh.distance import closest_point
 from scoredist3d.ops.mesh.regularizers import face_normals
@@ -70,6 +71,4 @@ def _angle_to(mesh: Mesh, other: Mesh, count: int, generator: torch.Generator) -
     vertices, faces = torch.from_numpy(other.vertices), torch.from_numpy(other.faces)
     points, normals = surface_sampler(mesh, vertices)(generator, count)
     nearest = face_normals(vertices, faces)[closest_point(points, vertices, faces).faces]
-    # Unlike the arc cosine, this is accurate at small angles.
-    angles = torch.atan2(torch.linalg.cross(normals, nearest).norm(dim=1), (normals * nearest).sum(dim=1))
-    return float(torch.rad2deg(angles).mean())
+    return float(angles_deg(normals, nearest).mean())

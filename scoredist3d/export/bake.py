@@ -147,6 +147,4 @@ def _filled(values: dict[str, np.ndarray], texels: Texels, size: int) -> Texture
         part = image[..., start : start + width]
         images[name] = np.ascontiguousarray(part[..., 0] if values[name].ndim == 1 else part)
         start += width
-    covered = np.zeros(size * size, dtype=bool)
-    covered[texels.index] = True
-    return Textures(**images, covered=covered.reshape(size, size))
+    return Textures(**images, covered=texels.mask(size))

@@ -58,11 +58,7 @@ def _textures(loaded: LoadedMesh) -> Textures | None:
     if color is None or mesh.uvs is None:
         return None
     height, width = color.shape[:2]
-    covered = None
-    if height == width:
-        covered = np.zeros(height * width, dtype=bool)
-        covered[rasterize(mesh, height).index] = True
-        covered = covered.reshape(height, width)
+    covered = rasterize(mesh, height).mask(height) if height == width else None
     return Textures(color, normal=loaded.normal, covered=covered)
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from scoredist3d.meshes.mesh import Mesh, separate_sheets, topology
 from scoredist3d.ops.mesh.regularizers import face_normals
@@ -46,6 +47,11 @@ class Dihedrals:
         return float(self.lengths[self.angles_deg > limit_deg].sum() / max(float(self.lengths.sum()), 1e-30))
 
 
+def angles_deg(first: Tensor, second: Tensor) -> Tensor:
+    """Angles (N,) in degrees, in [0, 180], between vectors (N, 3); accurate at small angles, unlike the arc cosine."""
+    return torch.rad2deg(torch.atan2(torch.linalg.cross(first, second).norm(dim=1), (first * second).sum(dim=1)))
+
+
 def dihedrals(mesh: Mesh) -> Dihedrals:
     """Angles between adjacent faces of a mesh, and the lengths of their common edges."""
     vertices = torch.from_numpy(np.ascontiguousarray(mesh.vertices, dtype=np.float64))
@@ -54,7 +60,5 @@ def dihedrals(mesh: Mesh) -> Dihedrals:
     proper = normals.square().sum(dim=1) > 0
     inner = (adjacency.counts == 2) & proper[adjacency.faces].all(dim=1)
     first, second = normals[adjacency.faces[inner]].unbind(dim=1)
-    # Unlike the arc cosine, this is accurate at small angles.
-    angles = torch.atan2(torch.linalg.cross(first, second).norm(dim=1), (first * second).sum(dim=1))
     start, end = vertices[adjacency.edges[inner]].unbind(dim=1)
-    return Dihedrals(torch.rad2deg(angles).numpy(), (end - start).norm(dim=1).numpy())
+    return Dihedrals(angles_deg(first, second).numpy(), (end - start).norm(dim=1).numpy())

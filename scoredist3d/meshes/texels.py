@@ -29,6 +29,12 @@ class Texels:
     face: np.ndarray
     barycentric: np.ndarray
 
+    def mask(self, size: int) -> np.ndarray:
+        """(size, size) bool, whether a texel is among these."""
+        covered = np.zeros(size * size, dtype=bool)
+        covered[self.index] = True
+        return covered.reshape(size, size)
+
 
 def texel_points(mesh: Mesh, texels: Texels) -> np.ndarray:
     """World-space surface points (M, 3) of the texels."""

@@ -20,7 +20,7 @@ from transformers import CLIPTextModelWithProjection
 from scoredist3d.priors.stable_diffusion_3 import CAMERA_TOKEN, T5_LENGTH
 
 from .cameras import REFERENCE_EXTENT
-from .models import clip_config, vocabulary
+from .models import clip_config, save_networks, vocabulary
 
 
 @dataclass(frozen=True)
@@ -108,8 +108,7 @@ def save_flow_prior(
     folder.mkdir(parents=True, exist_ok=True)
     networks = {"vae": vae, "transformer": transformer}
     networks |= dict(zip(("text_encoder", "text_encoder_2"), text_encoders, strict=True))
-    for name, network in networks.items():
-        network.to(dtype).save_pretrained(folder / name, safe_serialization=True)
+    save_networks(folder, networks, dtype)
     FlowMatchEulerDiscreteScheduler(shift=shift).save_pretrained(folder / "scheduler")
     for name in ("tokenizer", "tokenizer_2"):
         shutil.copytree(tokenizer, folder / name, dirs_exist_ok=True)

@@ -170,6 +170,19 @@ def vocabulary(*, lettered: bool = False) -> dict[str, Any]:
     return content
 
 
+def save_networks(folder: Path, networks: Mapping[str, Any], dtype: torch.dtype) -> None:
+    """Write networks to the subfolders of their names as safetensors, converted to ``dtype`` in place.
+
+    The path from which a network was loaded is left out of its configuration.
+    """
+    for name, network in networks.items():
+        network.to(dtype).save_pretrained(folder / name, safe_serialization=True)
+        path = folder / name / "config.json"
+        config = json.loads(path.read_text())
+        config.pop("_name_or_path", None)
+        path.write_text(json.dumps(config, indent=2) + "\n")
+
+
 def save_prior(folder: Path, networks: Mapping[str, Any], *, tokenizer: Path) -> None:
     """Write a diffusers folder in fp16, with a copy of the tokenizer's folder and the vocabulary of captions.
 
@@ -179,8 +192,7 @@ def save_prior(folder: Path, networks: Mapping[str, Any], *, tokenizer: Path) ->
         tokenizer: Folder of the tokenizer.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for name, module in networks.items():
-        module.to(torch.float16).save_pretrained(folder / name, safe_serialization=True)
+    save_networks(folder, networks, torch.float16)
     build_scheduler().save_pretrained(folder / "scheduler")
     index = {
         "_class_name": "StableDiffusionPipeline",

@@ -377,7 +377,8 @@ def test_the_shipped_corrective_is_the_embedded_priors_and_small():
     # It blurs: the higher the timestep, the more of pure noise it removes.
     shape = (4, *prior.latent_shape(prior.image_size, prior.image_size))
     z = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 0.5
-    change = [(network(z, torch.full((4,), t)) - z).square().mean().item() for t in (0.05, 0.4, 0.8)]
-    assert change == sorted(change) and change[-1] > 0.02
+    energy = z.square().mean().item()
+    change = [(network(z, torch.full((4,), t)) - z).square().mean().item() / energy for t in (0.05, 0.4, 0.8)]
+    assert change == sorted(change) and change[-1] > 0.15
     card = (SHIPPED_FOLDER / "README.md").read_text()
     assert "What of LMC is not verified" in card

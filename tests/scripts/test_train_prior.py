@@ -10,8 +10,9 @@ import evaluate_prior
 import pytest
 import torch
 import train_prior
+from diffusers import AutoencoderKL
 from prior_training.common import Ema, learning_rate
-from prior_training.models import PriorSizes
+from prior_training.models import PriorSizes, save_networks
 
 from scoredist3d.priors.diffusers_prior import DiffusersPrior
 from scoredist3d.procedural import CATEGORIES
@@ -45,6 +46,15 @@ def test_weights_are_half_precision_safetensors(trained: Path) -> None:
     weights = load_file(trained / "assets" / "prior" / "unet" / "diffusion_pytorch_model.safetensors")
     assert {tensor.dtype for tensor in weights.values()} == {torch.float16}
     assert not list((trained / "assets").rglob("*.bin"))
+
+
+def test_saved_networks_do_not_name_the_folder_they_came_from(trained: Path, tmp_path: Path) -> None:
+    vae = AutoencoderKL.from_pretrained(trained / "assets" / "prior" / "vae")
+    assert vae.config._name_or_path
+    save_networks(tmp_path, {"vae": vae}, torch.float16)
+    assert "_name_or_path" not in json.loads((tmp_path / "vae" / "config.json").read_text())
+    again = AutoencoderKL.from_pretrained(tmp_path / "vae")
+    assert again.config.scaling_factor == vae.config.scaling_factor
 
 
 def test_rerun_resumes_at_the_end_and_changes_nothing(trained: Path) -> None:
