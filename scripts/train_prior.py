@@ -51,8 +51,8 @@ STAGES = ("vae", "probe", "denoiser")
 class Recipe:
     """Sizes of a training run; see the model card for those of the weights of the package."""
 
-    objects: int = 70_000
-    scenes: int = 10_000
+    objects: int = 72_000
+    scenes: int = 24_000
     lettered: int = 2_500
     views: int = 4
     refreshes: int = 0
