@@ -51,10 +51,10 @@ STAGES = ("vae", "probe", "denoiser")
 class Recipe:
     """Sizes of a training run; see the model card for those of the weights of the package."""
 
-    objects: int = 70_000
-    scenes: int = 10_000
-    lettered: int = 2_500
-    views: int = 4
+    objects: int = 150_000
+    scenes: int = 48_000
+    lettered: int = 5_000
+    views: int = 2
     refreshes: int = 0
     vae_steps: int = 13_000
     vae_batch: int = 128

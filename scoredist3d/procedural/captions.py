@@ -82,8 +82,8 @@ class Dropout:
     """
 
     color: float = 0.35
-    second_color: float = 0.5
-    pattern: float = 0.5
+    second_color: float = 0.35
+    pattern: float = 0.15
     size: float = 0.35
     mode: float = 0.5
     noun: float = 0.05
@@ -92,7 +92,7 @@ class Dropout:
     empty: float = 0.10
     synonym: float = 0.2
     prefix: float = 0.3
-    finish: float = 0.5
+    finish: float = 0.3
     default_second: float = 0.6
     natural_color: float = 0.75
 

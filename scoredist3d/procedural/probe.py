@@ -61,7 +61,8 @@ class Probe(PackagedNetwork):
         categories, colors, patterns: Class names, in the order of the outputs.
         width: Channels of the first stage; a multiple of 8.
         input_size: Height and width of the images that it was trained on, in pixels; a power of two.
-        presence: Whether it was trained on scenes of several objects.
+        presence: Whether it was trained on scenes of several objects. The logits of ``present`` are the smooth maxima
+            of logits at the 8x8 positions of the last feature maps.
         stem_stride: Stride of the first convolution.
         grid: Cells along each axis into which the last feature maps are averaged, beside their mean and maximum.
     """
@@ -110,7 +111,9 @@ class Probe(PackagedNetwork):
             }
         )
         if presence:
-            self.heads["present"] = nn.Linear(128, len(self.categories))
+            self.heads["present"] = nn.Sequential(
+                nn.Conv2d(channels[-1], 128, 1), nn.SiLU(), nn.Conv2d(128, len(self.categories), 1)
+            )
 
     def forward(self, images: Tensor) -> ProbeReading:
         """Predictions for (B, H, W, 3) images in [0, 1]; images of other sizes are resized."""
@@ -131,7 +134,7 @@ class Probe(PackagedNetwork):
             second_color=functional.log_softmax(self.heads["second_color"](features), -1),
             pattern=functional.log_softmax(self.heads["pattern"](features), -1),
             direction=functional.normalize(direction, dim=-1),
-            present=self.heads["present"](features) if self.presence else category,
+            present=self.heads["present"](maps).logsumexp((2, 3)) if self.presence else category,
             features=features,
         )
 

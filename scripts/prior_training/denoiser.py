@@ -1,9 +1,10 @@
 """Stage 3: the denoiser and its text encoder, trained jointly from scratch.
 
-The loss is the error of the v-prediction at uniform timesteps. For latents with a standard deviation s below 1, the
-error of the best linear prediction is s^2 / (alpha^2 s^2 + sigma^2): it is s^2 in the last timesteps, where text has
-the largest effect, and 1 in the first ones. The loss is weighted by the square root of its inverse, half-way to the
-weight of EDM (arXiv 2206.00364), with which all timesteps count the same. A min-SNR weight would be 0.006 at -22 dB.
+The network predicts the clean latents z, with standard deviation s, at uniform timesteps. The squared error of the best
+linear prediction is s^2 sigma^2 / (alpha^2 s^2 + sigma^2). The inverse of it is the weight of EDM (arXiv 2206.00364),
+with which all timesteps count the same; the weight of the v-prediction is 1 / sigma^2, which hardly trains the last
+timesteps, where text has the largest effect. The loss is weighted by the geometric mean of the two. It is limited for
+sigma < s / sqrt(2), where it would grow without bound.
 """
 
 from __future__ import annotations
@@ -30,10 +31,16 @@ class Denoiser(nn.Module):
         self.text_encoder = text_encoder
 
     def forward(self, x_t: Tensor, t: Tensor, token_ids: Tensor, camera: Tensor) -> Tensor:
-        """The v-prediction (B, C, h, w) for noisy latents, timesteps (B,), token ids (B, L) and cameras (B, 16)."""
+        """Predicted clean latents (B, C, h, w) of noisy ones, for timesteps (B,), token ids (B, L), cameras (B, 16)."""
         text = self.text_encoder(input_ids=token_ids).last_hidden_state
         output: Tensor = self.unet(x_t, t, encoder_hidden_states=text, class_labels=camera, return_dict=False)[0]
         return output
+
+
+def loss_weight(alpha: Tensor, sigma: Tensor) -> Tensor:
+    """Weight of the squared error of the clean latents; see the documentation of this module."""
+    total = ((alpha * LATENT_STD).square() + sigma.square()).sqrt()
+    return total / LATENT_STD / sigma.square().clamp_min(LATENT_STD**2 / 2)
 
 
 def train_denoiser(
@@ -66,8 +73,7 @@ def train_denoiser(
         alpha = alphas_bar[t].sqrt()[:, None, None, None]
         sigma = (1 - alphas_bar[t]).sqrt()[:, None, None, None]
         prediction = denoiser(alpha * z + sigma * noise, t, token_ids, camera)
-        weight = ((alpha * LATENT_STD).square() + sigma.square()).sqrt() / LATENT_STD
-        return (weight * (prediction.float() - (alpha * noise - sigma * z)).square()).mean()
+        return (loss_weight(alpha, sigma) * (prediction.float() - z).square()).mean()
 
     accelerate(denoiser, compile_=compile_)
     step = GradientStep(loss_of, stage.parameters(), device)

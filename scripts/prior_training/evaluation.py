@@ -161,7 +161,12 @@ def render_in_blocks(
 
 
 def pattern_accuracy(sampler: Sampler, probe: Probe, *, scale: float, limit: int) -> dict[str, float]:
-    """Share of samples of "a PATTERN COLOR CATEGORY" whose pattern the probe recognizes, and the same of renders."""
+    """Share of samples of "a PATTERN COLOR CATEGORY" whose pattern the probe recognizes.
+
+    Some patterns cannot be seen from some sides: the stripes of a mug from above. ``visible`` is the share among those
+    captions and cameras for which the probe recognizes the pattern of a real render, as for each pattern; ``samples``
+    and ``renders`` are the shares among all.
+    """
     patterns = (STRIPED, CHECKERED, DOTTED, WOODEN, BRICK)
     category = torch.arange(len(CATEGORIES)).repeat_interleave(len(patterns))[:limit]
     pattern = torch.tensor(patterns).repeat(len(CATEGORIES))[:limit]
@@ -177,14 +182,19 @@ def pattern_accuracy(sampler: Sampler, probe: Probe, *, scale: float, limit: int
     objects = sample_objects(len(texts), generator, device, **attributes)
     real = read_images(probe, render_in_blocks(objects, cameras)).pattern.argmax(-1)
     truth = pattern.to(device)
-    result = {"samples": (found == truth).float().mean().item(), "renders": (real == truth).float().mean().item()}
+    seen, right = real == truth, (found == truth).float()
+    result = {"visible": right[seen].mean(), "samples": right.mean(), "renders": seen.float().mean()}
     for p in patterns:
-        result[PATTERNS[p]] = (found[truth == p] == p).float().mean().item()
-    return result
+        result[PATTERNS[p]] = right[seen & (truth == p)].mean()
+    return {name: value.item() for name, value in result.items()}
 
 
 def scene_accuracy(sampler: Sampler, probe: Probe, *, scale: float, count: int) -> dict[str, float]:
-    """Share of samples of two-object captions with both nouns among the probe's two strongest, and of renders."""
+    """Share of samples of two-object captions with both nouns among the probe's two strongest.
+
+    One object can hide the other. ``visible`` is the share among those captions and cameras for which the probe finds
+    both in a real render; ``samples`` and ``renders`` are the shares among all.
+    """
     device = sampler.device
     generator = torch.Generator(device).manual_seed(8)
     scenes = sample_scenes(count, generator, device)
@@ -199,17 +209,18 @@ def scene_accuracy(sampler: Sampler, probe: Probe, *, scale: float, count: int) 
     )
     texts = [scene_caption(a, b, RELATIONS[r], COLORS[ca], COLORS[cb]) for a, b, r, ca, cb in rows]
     cameras = sampler.cameras(count, 78)
-    result = {}
-    for name, images in (
-        ("samples", sampler(texts, cameras, scale=scale, seed=3)),
-        ("renders", render_in_blocks(objects, cameras)),
-    ):
-        top = read_images(probe, images).present.topk(2, -1).indices
-        same = objects.category == second.category
-        first_found = (top == objects.category[:, None]).any(1)
-        second_found = (top == second.category[:, None]).any(1)
-        result[name] = (first_found & second_found)[~same].float().mean().item()
-    return result
+    sampled = sampler(texts, cameras, scale=scale, seed=3)
+    found, seen = (
+        (top == objects.category[:, None]).any(1) & (top == second.category[:, None]).any(1)
+        for top in (
+            read_images(probe, images).present.topk(2, -1).indices
+            for images in (sampled, render_in_blocks(objects, cameras))
+        )
+    )
+    different = objects.category != second.category
+    found, seen = found[different], seen[different]
+    result = {"visible": found[seen].float(), "samples": found.float(), "renders": seen.float()}
+    return {name: value.mean().item() for name, value in result.items()}
 
 
 def picture_statistics(images: Tensor) -> dict[str, float]:

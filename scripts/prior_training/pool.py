@@ -176,10 +176,24 @@ class Pool:
             parts.append((255 * image).round().clamp(0, 255).to(torch.uint8))
         return torch.cat(parts)
 
-    def random_index(self, count: int, generator: torch.Generator, *, lettered: bool = False) -> Tensor:
-        """Random indices of views (count,) of objects and scenes, and of lettered objects too if asked for."""
+    def random_index(
+        self, count: int, generator: torch.Generator, *, lettered: bool = False, scenes: float | None = None
+    ) -> Tensor:
+        """Random indices of views (count,).
+
+        Args:
+            count: Number of indices.
+            generator: Source of all randomness.
+            lettered: Whether to include views of lettered objects beside those of objects and scenes.
+            scenes: Share of views of scenes; by default that of the pool. The others are views of single objects.
+        """
         limit = self.count if lettered else self.count_of_objects
-        return torch.randint(0, limit, (count,), generator=generator, device=self.device)
+        index = torch.randint(0, limit, (count,), generator=generator, device=self.device)
+        if scenes is None or not self.sizes.scenes:
+            return index
+        first = self.sizes.views * self.sizes.objects
+        u = torch.rand(count, generator=generator, device=self.device)
+        return torch.where(u < scenes, first + index % (self.count_of_objects - first), index % first)
 
     def rgba_at(self, index: Tensor) -> Tensor:
         """Straight-alpha images (B, 4, H, W) in [0, 1] of the views at ``index``."""

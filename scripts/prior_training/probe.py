@@ -22,6 +22,7 @@ from .parts import Part
 from .pool import Pool
 
 _PEAK_LR = 2e-3
+_SCENES = 0.35  # share of scenes of two objects in a batch
 
 
 def probe_loss(reading: ProbeReading, views: Part, index: Tensor) -> Tensor:
@@ -92,7 +93,7 @@ def train_probe(
     encoded = pool.reconstructions(vae)
     while stage.step < stage.total:
         stage.set_lr()
-        index = pool.random_index(batch, generator)
+        index = pool.random_index(batch, generator, scenes=_SCENES)
         background = random_backgrounds(batch, generator, device, white=0.4, gray=0.5)
         image = composite(pool.rgba_at(index), background)
         passed = torch.rand(batch, 1, 1, 1, generator=generator, device=device) < 0.5

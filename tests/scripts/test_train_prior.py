@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import evaluate_prior
 import pytest
@@ -12,10 +13,13 @@ import torch
 import train_prior
 from diffusers import AutoencoderKL
 from prior_training.common import Ema, learning_rate
-from prior_training.models import PriorSizes, save_networks
+from prior_training.denoiser import loss_weight
+from prior_training.models import LATENT_STD, PriorSizes, build_scheduler, save_networks
+from prior_training.pool import Pool, PoolSizes
+from torch import Tensor
 
 from scoredist3d.priors.diffusers_prior import DiffusersPrior
-from scoredist3d.procedural import CATEGORIES
+from scoredist3d.procedural import CATEGORIES, build_tokenizer
 from scoredist3d.procedural.probe import Probe
 
 
@@ -92,7 +96,8 @@ def test_evaluation_writes_its_tables(trained: Path, tmp_path: Path) -> None:
         "real renders, encoded",
         "DDIM-1, scale 1",
     }
-    assert set(result["scenes"]) == {"samples", "renders"} and "striped" in result["patterns"]
+    for title in ("scenes", "patterns"):
+        assert {"visible", "samples", "renders"} <= set(result[title])
     # Real degraded renders: each defect has its effect; those of an untrained network have none.
     real = {name: row for name, row in result["defects"].items() if name.startswith("renders")}
     intact = real["renders, no defect"]
@@ -136,3 +141,39 @@ def test_ema_follows_the_weights() -> None:
         decay = min(0.9, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay)
     assert ema.module.weight.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_weight_of_the_loss_is_between_those_of_edm_and_the_v_prediction() -> None:
+    alphas_bar = build_scheduler().alphas_cumprod
+    alpha, sigma = alphas_bar.sqrt(), (1 - alphas_bar).sqrt()
+    edm = ((alpha * LATENT_STD) ** 2 + sigma**2) / (LATENT_STD * sigma) ** 2
+    expected = (edm / sigma**2).sqrt()
+    weight = loss_weight(alpha, sigma)
+    strong = sigma > LATENT_STD / 2**0.5
+    torch.testing.assert_close(weight[strong], expected[strong])
+    assert weight.max() < 2 / LATENT_STD**2 * 1.3  # 45,000 at the first timestep without the limit
+    assert expected.max() > 20 * weight.max()
+
+
+def test_share_of_scenes_in_a_batch(tmp_path: Path) -> None:
+    sizes = PoolSizes(objects=30, scenes=10, lettered=5, views=2)
+    options: dict[str, Any] = {"image_size": 64, "antialias": 1, "device": torch.device("cpu"), "compile_": False}
+    pool = Pool(build_tokenizer(tmp_path), sizes, seed=0, **options)
+    generator = torch.Generator().manual_seed(0)
+    index = pool.random_index(4000, generator, scenes=0.6)
+    assert abs((index >= 60).float().mean().item() - 0.6) < 0.04
+    assert index.max().item() == 79 and len(index.unique()) == 80
+    assert abs((pool.random_index(4000, generator) >= 60).float().mean().item() - 0.25) < 0.04
+
+
+def test_probe_finds_two_objects_anywhere_in_the_image() -> None:
+    """The presence of a category is the smooth maximum over positions."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        probe = Probe(["a", "b"], ["c"], ["d"], width=8, input_size=64)
+    maps: list[Tensor] = []
+    probe.heads["present"].register_forward_hook(lambda _module, _inputs, output: maps.append(output))
+    present = probe(torch.rand(3, 64, 64, 3, generator=torch.Generator().manual_seed(0))).present
+    assert maps[0].shape == (3, 2, 8, 8)
+    assert (present >= maps[0].amax((2, 3))).all()
+    torch.testing.assert_close(present, maps[0].exp().sum((2, 3)).log())
