@@ -65,7 +65,7 @@ PATTERN_NOUNS: dict[str, tuple[str, ...]] = {
 }
 # Second color of a pattern whose caption names only one color: white, except on light colors.
 DEFAULT_SECOND: dict[str, str] = {color: "black" if color in ("white", "yellow") else "white" for color in COLORS}
-PATTERN_WEIGHTS: tuple[float, ...] = (0.50, 0.12, 0.12, 0.12, 0.07, 0.07)
+PATTERN_WEIGHTS: tuple[float, ...] = (0.45, 0.11, 0.13, 0.12, 0.07, 0.12)
 # Unstated objects ("") are as matt as those called matt.
 FINISHES: tuple[str, ...] = ("", "shiny", "matt", "metal")
 FINISH_SYNONYMS: dict[str, str] = {"matt": "matte"}

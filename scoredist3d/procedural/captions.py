@@ -83,7 +83,7 @@ class Dropout:
 
     color: float = 0.35
     second_color: float = 0.35
-    pattern: float = 0.15
+    pattern: float = 0.10
     size: float = 0.35
     mode: float = 0.5
     noun: float = 0.05
