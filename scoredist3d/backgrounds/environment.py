@@ -25,7 +25,8 @@ class Environment(Background):
     """Environment color rgb(d) = sigmoid(MLP(d, sin(2^k pi d), cos(2^k pi d))), k < ``num_frequencies``.
 
     With ``random_probability``, a training image gets a random constant color instead, which prevents the background
-    from depicting the object. For latents, the sigmoid is omitted and random values are drawn from N(0, I).
+    from depicting the object. For latents, the sigmoid is omitted and random values are drawn from
+    N(0, ``latent_std``^2 I).
     """
 
     @dataclass
@@ -38,12 +39,15 @@ class Environment(Background):
         random_probability: float = option(
             0.5, "Probability of a random constant color in a training image.", ge=0, le=1
         )
+        latent_std: float = option(
+            1.0, "Standard deviation of random latents. That of the prior's latents is a good choice.", gt=0
+        )
         evaluation_color: tuple[float, float, float] | None = option(
             None, "Constant RGB color in evaluation; null uses the environment.", ge=0, le=1
         )
 
     any_channels = True
-    free_options = frozenset({"random_probability", "evaluation_color"})
+    free_options = frozenset({"random_probability", "latent_std", "evaluation_color"})
 
     def __init__(self, config: Config, *, rng: Rng | None = None, num_channels: int = 3) -> None:
         """Args:
@@ -73,9 +77,11 @@ class Environment(Background):
         return torch.where(replaced < self.config.random_probability, colors, self._environment(directions))
 
     def _random(self, batch: int, generator: torch.Generator, device: torch.device) -> Tensor:
-        """(B, 1, 1, num_channels) random colors in [0, 1], or latents from N(0, I)."""
-        draw = torch.rand if self._bounded else torch.randn
-        return draw(batch, 1, 1, self.num_channels, generator=generator, device=device)
+        """(B, 1, 1, num_channels) random colors in [0, 1], or random latents."""
+        if self._bounded:
+            return torch.rand(batch, 1, 1, self.num_channels, generator=generator, device=device)
+        noise = torch.randn(batch, 1, 1, self.num_channels, generator=generator, device=device)
+        return self.config.latent_std * noise
 
     def _environment(self, directions: Tensor) -> Tensor:
         """(B, H, W, num_channels) environment, evaluated in chunks, or at once if gradients are recorded."""

@@ -116,6 +116,8 @@ def test_environment_behind_latents_is_unbounded():
     assert torch.equal(replaced, drawn[:, None, None].expand_as(replaced))
     # 2000 standard normal draws.
     assert abs(drawn.mean()) < 5 / 2000**0.5 and abs(drawn.std() - 1) < 5 / 4000**0.5
+    weaker = background("environment", num_channels=5, random_probability=1.0, latent_std=0.25)
+    torch.testing.assert_close(weaker(directions(400), generator=seeded(0)), 0.25 * replaced)
 
 
 @pytest.mark.parametrize("name", ["solid", "random", "textured"])
