@@ -225,7 +225,7 @@ def _exit_code(result: Any) -> int:
 
 
 def _pipeline_to_resume(named: str | None) -> Path | None:
-    """The folder of the pipeline given with ``--resume``, itself or as the newest run in a folder of runs, else None."""
+    """The pipeline given with ``--resume``, itself or as the newest run in a folder of runs, else None."""
     from scoredist3d.training.folder import PIPELINE_CONFIG, runs_below
 
     if not named:

@@ -132,12 +132,12 @@ def _check_geometry(stages: dict[str, dict[str, Any]], given: dict[str, Any]) ->
     Raises:
         ConfigError: They do, as the fragment of a representation does.
     """
-    new, old = _geometry(given), {name: _geometry(stage) for name, stage in stages.items()}
+    new, old = _geometry(given), {name: _geometry(stage) or "default" for name, stage in stages.items()}
     if new is not None and len(set(old.values())) > 1:
+        now = ", ".join(f"{name}: {kind}" for name, kind in old.items())
         raise ConfigError(
-            f"system.geometry.type: {new} would replace the geometry of every stage "
-            f"({', '.join(f'{name}: {kind}' for name, kind in old.items())}). Use a recipe with one stage, such as "
-            f"configs/fast.yaml, or set the keys of one stage, as in {STAGES}.{list(stages)[-1]}.system.geometry.type={new}"
+            f"system.geometry.type: {new} would replace the geometry of every stage ({now}). Use a recipe with one stage, "
+            f"such as configs/fast.yaml, or set the keys of one stage, as in {STAGES}.{list(stages)[-1]}.system..."
         )
 
 
