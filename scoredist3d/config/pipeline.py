@@ -134,10 +134,11 @@ def _check_geometry(stages: dict[str, dict[str, Any]], given: dict[str, Any]) ->
     """
     new, old = _geometry(given), {name: _geometry(stage) or "default" for name, stage in stages.items()}
     if new is not None and len(set(old.values())) > 1:
-        now = ", ".join(f"{name}: {kind}" for name, kind in old.items())
+        now, stage = ", ".join(f"{name}: {kind}" for name, kind in old.items()), list(stages)[-1]
         raise ConfigError(
-            f"system.geometry.type: {new} would replace the geometry of every stage ({now}). Use a recipe with one stage, "
-            f"such as configs/fast.yaml, or set the keys of one stage, as in {STAGES}.{list(stages)[-1]}.system..."
+            f"system.geometry.type: {new} would replace the geometry of every stage ({now}). Use a recipe with one "
+            "stage, such as configs/fast.yaml, or set the keys of one stage, as in "
+            f"{STAGES}.{stage}.system.geometry.type={new}"
         )
 
 

@@ -60,9 +60,9 @@ def test_a_new_pipeline_is_measured_by_its_last_stage(tmp_path: Path) -> None:
     small = ["prompt=a red mug", f"output_root={tmp_path}", "data.height=16", "data.width=16", *short]
     small += ["data.resolution_milestones=[]", "test.height=16", "test.width=16", "log.tensorboard=false"]
     file = quickstart_quality.ROOT / "configs" / "quickstart.yaml"
-    system, config, folder = quickstart_quality.trained(file, small, "cpu")
+    _, config, folder = quickstart_quality.trained(file, small, "cpu")
     assert (config.system.geometry.type, folder.parent.name) == ("flexicubes", "quickstart")  # type: ignore[attr-defined]
     assert list((object_folder(folder) / "export").glob("*.glb"))
     again, settings = quickstart_quality.finished(folder, "cpu")
     assert settings.system.geometry.type == "flexicubes"  # type: ignore[attr-defined]
-    assert system.scenes[0].step == again.scenes[0].step == 1
+    assert again.scenes[0].step == 1

@@ -21,7 +21,7 @@ from scoredist3d.training.precision import slow_prior_warning
 ROOT = Path(__file__).resolve().parents[2]
 OUR_LINES = re.compile(
     r"(prompt|prior|guidance|representation|steps|device|output) +\S|step \d+/\d+ |"
-    r"warning: the prompt is longer than the prior's|(hash grid|ray marching|compositing) on cpu: backend|"
+    r"warning: the prompt is longer than the prior's|[a-z ]+ on cpu: backend|Stage \d of \d, \w+:$|system\.init_from: |"
     r"(export|turntable|optimisation): |mesh: |Done:$|  \S"
 )
 
