@@ -1,9 +1,9 @@
 #!/usr/bin/env python
-"""The quickstart on every backend that a GPU has: same scene, how fast?
+"""The recipe ``fast`` on every backend that a GPU has: same scene, how fast?
 
     python benchmarks/cuda_backends.py --gpu 0 --prompt "a red mug"
 
-Runs the quickstart once per backend with the same seed (backends whose package is missing are named and left out) and
+Runs the recipe once per backend with the same seed (backends whose package is missing are named and left out) and
 prints time per step, the probe's reading of 8 views and the PSNR between those views and the torch run's. Rounding
 differs between backends and optimization amplifies it, so the scenes agree as two good solutions do, not bit by bit;
 that single renders and gradients agree is tested in ``tests/ops`` and ``tests/renderers``.
@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
                 f"output_root={folder}",
             ]
             config = load_experiment(
-                [ROOT / "configs" / "quickstart.yaml"], [f"prompt={arguments.prompt}", *chosen, *overrides]
+                [ROOT / "configs" / "fast.yaml"], [f"prompt={arguments.prompt}", *chosen, *overrides]
             )
             result = run_training(config, devices=[arguments.gpu])
             figures, views, _ = measure(result.system, arguments.prompt, device)

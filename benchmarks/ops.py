@@ -1,6 +1,6 @@
 """Measures every operator with every backend that is usable on this machine and prints a Markdown table.
 
-    python benchmarks/ops.py                      # the sizes of the quickstart, on the CPU
+    python benchmarks/ops.py                      # the sizes of configs/fast.yaml, on the CPU
     python benchmarks/ops.py --device cuda --points 1048576 --levels 16 --log2-hashmap-size 19 --base-resolution 16 \
         --per-level-scale 1.447 --rays 262144
 

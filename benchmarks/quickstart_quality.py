@@ -3,7 +3,10 @@
 
     python benchmarks/quickstart_quality.py --out outputs/quality                 # 12 prompts x 3 seeds, on the CPU
     python benchmarks/quickstart_quality.py --out outputs/quality --gpu 0 --jobs 6
+    python benchmarks/quickstart_quality.py --out outputs/quality --config configs/fast.yaml
     python benchmarks/quickstart_quality.py --out outputs/quality --runs outputs/quickstart/*  # runs that exist
+
+The asset of a pipeline is that of its last stage; its time is the sum over the stages.
 
 Each asset is seen from 8 held-out cameras (azimuths and elevations between those of the previews) over white; the
 probe reads category and color. Silhouettes from 12 cameras are compared with 256 random members of the category's
@@ -40,6 +43,7 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np
 import torch
+from summaries import object_folder, phase_seconds, read_summary
 from torch import Tensor
 
 from scoredist3d.cameras import Cameras, orbit
@@ -143,7 +147,7 @@ def record(system: Any, config: ExperimentConfig, run: Path, out: Path, device: 
     Args:
         system: The trained system.
         config: The config of the run.
-        run: Folder of the run.
+        run: Folder of the run or pipeline.
         out: Folder of the results.
         device: Device of the system.
         rivals: Whether to compare the silhouettes with other families, too.
@@ -159,13 +163,14 @@ def record(system: Any, config: ExperimentConfig, run: Path, out: Path, device: 
     from scoredist3d.procedural.probe import Probe
 
     figures, _, member = measure(system, config.prompt, device, rivals=rivals)
-    report = json.loads((run / "export" / "report.json").read_text())
+    export = object_folder(run) / "export"
+    report = json.loads((export / "report.json").read_text())
     name = next((name for name in report["bytes"] if name.endswith(".glb")), None)
     if name is None:
         raise ValueError(f"{run} has no GLB: exporter.formats must contain glb")
     exporter: Any = config.exporter
     compared = compare(
-        read_delivered(run / "export" / name, scale=report["scale"]),
+        read_delivered(export / name, scale=report["scale"]),
         member,
         held_out(TRUTH_SIZE, device),
         Probe.load(device=device),
@@ -174,7 +179,7 @@ def record(system: Any, config: ExperimentConfig, run: Path, out: Path, device: 
     )
     mesh = {key: report[key] for key in ("faces", "watertight", "holes", "components")}
     mesh["bytes"] = report["bytes"][name]
-    seconds = sum(json.loads((run / "summary.json").read_text())["seconds"].values())
+    seconds = sum(phase_seconds(read_summary(run)).values())
     figures |= compared.figures
     figures |= {"prompt": config.prompt, "seed": config.seed, "seconds": seconds, "mesh": mesh}
     figures |= {"name": out.name, "run": str(run)}
@@ -184,14 +189,14 @@ def record(system: Any, config: ExperimentConfig, run: Path, out: Path, device: 
 
 
 def finished(run: Path, devices: Any) -> tuple[Any, ExperimentConfig]:
-    """The system of a finished run as its last checkpoint has it, and the config of the run."""
+    """The system of a finished run, or of the last stage of a pipeline, from its last checkpoint, and its config."""
     from scoredist3d.config.validation import load_experiment
     from scoredist3d.training.checkpoint import load_weights, read_checkpoint
     from scoredist3d.training.distributed import Devices
     from scoredist3d.training.fit import RankContext, build_system
     from scoredist3d.training.folder import find_run
 
-    folder, checkpoint = find_run(run)
+    folder, checkpoint = find_run(object_folder(run))
     config, where = load_experiment([folder.resolved_config]), Devices.parse(devices)
     system, state = build_system(config, RankContext(where)), read_checkpoint(checkpoint)
     load_weights(system, state["state_dict"])
@@ -200,11 +205,27 @@ def finished(run: Path, devices: Any) -> tuple[Any, ExperimentConfig]:
     return system, config
 
 
+def trained(file: Path, overrides: list[str], devices: Any) -> tuple[Any, ExperimentConfig, Path]:
+    """The system and config of a new run, or of the last stage of a new pipeline, and the folder of the whole."""
+    from scoredist3d.config.loader import merge_layers
+    from scoredist3d.config.pipeline import is_pipeline, load_pipeline
+    from scoredist3d.config.validation import load_experiment
+    from scoredist3d.training.pipeline import run_pipeline
+    from scoredist3d.training.run import run_training
+
+    if is_pipeline(merge_layers([file])):
+        pipeline = load_pipeline([file], overrides)
+        whole = run_pipeline(pipeline, devices=devices)
+        last = list(pipeline.stages)[-1]
+        return whole.stages[last].system, pipeline.stages[last], whole.folder
+    config = load_experiment([file], overrides)
+    result = run_training(config, devices=devices)
+    return result.system, config, result.folder
+
+
 def work(arguments: argparse.Namespace, overrides: list[str]) -> None:
     """Make one asset, unless a run is given, and measure it."""
-    from scoredist3d.config.validation import load_experiment
     from scoredist3d.training.distributed import Devices
-    from scoredist3d.training.run import run_training
 
     out = arguments.out
     devices = arguments.gpu if arguments.gpu == "cpu" else [int(arguments.gpu)]
@@ -213,10 +234,8 @@ def work(arguments: argparse.Namespace, overrides: list[str]) -> None:
         system, config = finished(run, devices)
     else:
         prompt, seed = arguments.worker
-        files = [ROOT / "configs" / "quickstart.yaml"]
-        config = load_experiment(files, [f"prompt={prompt}", f"seed={seed}", f"output_root={out}", *overrides])
-        result = run_training(config, devices=devices)
-        run, system = result.folder, result.system
+        asked = [f"prompt={prompt}", f"seed={seed}", f"output_root={out}", *overrides]
+        system, config, run = trained(arguments.config, asked, devices)
     device = torch.device(Devices.parse(devices).first)
     record(system, config, run, out, device, rivals=arguments.rivals)
 
@@ -251,6 +270,7 @@ def run_worker(job: Job, arguments: argparse.Namespace, overrides: list[str]) ->
         return
     folder.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, __file__, "--out", str(folder), "--gpu", arguments.gpu]
+    command += ["--config", str(arguments.config)]
     command += [*job.arguments, *overrides, *(["--rivals"] if arguments.rivals else [])]
     environment = dict(os.environ, OMP_NUM_THREADS=str(arguments.threads))
     process = subprocess.run(command, capture_output=True, text=True, env=environment)
@@ -337,6 +357,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run the benchmark; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="finished assets found here are not made again")
+    default = ROOT / "configs" / "quickstart.yaml"
+    parser.add_argument("--config", type=Path, default=default, help="recipe of new assets, a run or a pipeline")
     parser.add_argument("--prompts", nargs="+", default=list(PROMPTS))
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     parser.add_argument("--gpu", default="cpu", help="'cpu' or a GPU number")

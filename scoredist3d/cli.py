@@ -225,11 +225,18 @@ def _exit_code(result: Any) -> int:
 
 
 def _pipeline_to_resume(named: str | None) -> Path | None:
-    """The folder given with ``--resume`` if it is a pipeline folder, else None."""
-    from scoredist3d.training.folder import PIPELINE_CONFIG
+    """The pipeline given with ``--resume``, itself or as the newest run in a folder of runs, else None."""
+    from scoredist3d.training.folder import PIPELINE_CONFIG, runs_below
 
-    folder = Path(named or "")
-    return folder if named and (folder / PIPELINE_CONFIG).is_file() else None
+    if not named:
+        return None
+    folder = Path(named)
+    newest = next((stage.parent for stage in runs_below(folder)), folder)
+    if not (newest / PIPELINE_CONFIG).is_file():
+        return None
+    if newest != folder:
+        print(f"the newest run in {folder} is the pipeline {newest}, which continues", file=sys.stderr)
+    return newest
 
 
 def _parse_arguments(arguments: list[str]) -> argparse.Namespace:
@@ -370,11 +377,11 @@ def _check_devices(devices: list[int] | str) -> None:
 
 def _find_run(path: Path) -> tuple[Path, Path]:
     """Run folder and checkpoint for a path to a run, a checkpoint or a folder of runs (the newest run is used)."""
-    from scoredist3d.training.folder import find_run
+    from scoredist3d.training.folder import find_run, runs_below
 
-    runs = _runs_below(path)
+    runs = runs_below(path)
     if not path.exists():
-        known = [str(run) for run in _runs_below(Path("outputs"))[:3]]
+        known = [str(run) for run in runs_below(Path("outputs"))[:3]]
         raise ConfigError(f"run {path} does not exist.{' Newest runs: ' + ', '.join(known) if known else ''}")
     if runs:
         if len(runs) > 1:
@@ -385,14 +392,6 @@ def _find_run(path: Path) -> tuple[Path, Path]:
     except ValueError as error:
         raise ConfigError(str(error)) from error
     return folder.root, checkpoint
-
-
-def _runs_below(path: Path) -> list[Path]:
-    """Runs in the subfolders of ``path``, newest first; none if ``path`` is a run itself."""
-    if (path / "configs" / "resolved.yaml").is_file():
-        return []
-    found = [*path.glob("*/configs/resolved.yaml"), *path.glob("*/*/configs/resolved.yaml")]
-    return [file.parents[1] for file in sorted(found, key=lambda file: (file.stat().st_mtime, str(file)), reverse=True)]
 
 
 if __name__ == "__main__":

@@ -80,7 +80,7 @@ def run_both(name: str, old: Path, new: Path, work: Path, steps: int) -> None:
     """Write the configuration of a case and train it in both checkouts; existing results are kept."""
     config = work / "configs" / f"{name}.yaml"
     if not config.is_file():
-        arguments = [*recipe_of(name), "--train", "--dry-run", *SHORT, f"trainer.max_steps={steps}"]
+        arguments = [*recipe_of(name, old), "--train", "--dry-run", *SHORT, f"trainer.max_steps={steps}"]
         resolved = launch(old, arguments, work / "logs" / "configs" / f"{name}.txt")
         config.parent.mkdir(parents=True, exist_ok=True)
         config.write_text(resolved, encoding="utf-8")
@@ -97,10 +97,12 @@ def run_both(name: str, old: Path, new: Path, work: Path, steps: int) -> None:
         launch(checkout, arguments, work / "logs" / label / f"{name}.txt")
 
 
-def recipe_of(name: str) -> list[str]:
-    """Command-line arguments with the configuration of a case; representations are added to the quickstart."""
+def recipe_of(name: str, checkout: Path) -> list[str]:
+    """Command-line arguments with the configuration of a case; representations are added to the recipe ``fast``."""
     files = [f"configs/{name}.yaml"]
-    return ["--config", *(["configs/quickstart.yaml", *files] if name.startswith("representation/") else files)]
+    # In earlier checkouts, the recipe has the name quickstart.
+    base = next(file for file in ("configs/fast.yaml", "configs/quickstart.yaml") if (checkout / file).is_file())
+    return ["--config", *([base, *files] if name.startswith("representation/") else files)]
 
 
 def launch(checkout: Path, arguments: list[str], log: Path) -> str:

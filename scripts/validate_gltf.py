@@ -2,7 +2,7 @@
 """Validate glTF and GLB files with the Khronos validator.
 
     python scripts/validate_gltf.py --install       # once: installs the npm package gltf-validator
-    python scripts/validate_gltf.py outputs/quickstart/RUN/export/*.glb
+    python scripts/validate_gltf.py outputs/quickstart/RUN/refine/export/*.glb
 
 The script prints every error, warning, information and hint. Its exit code is 1 if a file has an error. It needs node.
 The npm package is installed in ``$SCOREDIST3D_NODE`` or ``~/.cache/scoredist3d/node``, outside the repository.

@@ -72,11 +72,13 @@ def load_pipeline(files: Sequence[str | Path], overrides: Sequence[str] = ()) ->
     own = given.pop(STAGES, {})
     _check_names(blocks, own, given)
     common = {key: value for key, value in written.items() if key != STAGES}
+    kept = [str(name) for name in blocks if own.get(name, {}) is not None]
+    _check_geometry({name: merge(common, blocks[name]) for name in kept}, given)
     stages: dict[str, ExperimentConfig] = {}
     merged: dict[str, Any] = {}
     problems: dict[str, list[str]] = {}
     previous: str | None = None
-    for name in [str(name) for name in blocks if own.get(name, {}) is not None]:
+    for name in kept:
         merged[name] = _merged(common, blocks[name], given, own.get(name, {}), previous)
         try:
             stages[name] = _stage(name, merged[name], list(merged))
@@ -122,6 +124,32 @@ def _check_names(blocks: dict[str, Any], own: Any, given: dict[str, Any]) -> Non
             raise ConfigError(
                 f"{name}: this is a stage; write {STAGES}.{name} instead, as in {STAGES}.{name}.trainer.max_steps=10"
             )
+
+
+def _check_geometry(stages: dict[str, dict[str, Any]], given: dict[str, Any]) -> None:
+    """Check that the layers for all stages (``given``) do not replace the geometries of stages whose geometries differ.
+
+    Raises:
+        ConfigError: They do, as the fragment of a representation does.
+    """
+    new, old = _geometry(given), {name: _geometry(stage) or "default" for name, stage in stages.items()}
+    if new is not None and len(set(old.values())) > 1:
+        now, stage = ", ".join(f"{name}: {kind}" for name, kind in old.items()), list(stages)[-1]
+        raise ConfigError(
+            f"system.geometry.type: {new} would replace the geometry of every stage ({now}). Use a recipe with one "
+            "stage, such as configs/fast.yaml, or set the keys of one stage, as in "
+            f"{STAGES}.{stage}.system.geometry.type={new}"
+        )
+
+
+def _geometry(layers: dict[str, Any]) -> Any:
+    """The type of the geometry in merged layers, or None if they do not set it."""
+    block = layers
+    for key in ("system", "geometry"):
+        block = block.get(key)  # type: ignore[assignment]
+        if not isinstance(block, dict):
+            return None
+    return block.get("type")
 
 
 def _located(line: str, names: list[str], count: int) -> str:

@@ -119,6 +119,14 @@ def find_run(path: str | Path) -> tuple[RunFolder, Path]:
     return folder, folder.last_checkpoint
 
 
+def runs_below(path: Path) -> list[Path]:
+    """Runs and stages of pipelines in the subfolders of ``path``, newest first; none if ``path`` is a run itself."""
+    if (path / "configs" / RESOLVED_CONFIG).is_file():
+        return []
+    found = [file for depth in ("*", "*/*", "*/*/*") for file in path.glob(f"{depth}/configs/{RESOLVED_CONFIG}")]
+    return [file.parents[1] for file in sorted(found, key=lambda file: (file.stat().st_mtime, str(file)), reverse=True)]
+
+
 def stages_begun(root: Path) -> dict[str, Path]:
     """Path of the resolved config of each pipeline stage that can be resumed, by stage name."""
     folders = {path.name: RunFolder(path) for path in root.iterdir() if path.is_dir()}

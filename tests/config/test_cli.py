@@ -382,7 +382,7 @@ def launch(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 def test_launch_from_another_folder(tmp_path: Path) -> None:
     done = launch("--config", "configs/quickstart.yaml", "--train", "--dry-run", "prompt=a red mug", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
-    assert yaml.safe_load(done.stdout)["prompt"] == "a red mug"
+    assert [stage["prompt"] for stage in yaml.safe_load_all(done.stdout)] == ["a red mug"] * 2
     assert list(tmp_path.iterdir()) == []
 
 

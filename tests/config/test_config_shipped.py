@@ -67,11 +67,29 @@ def test_a_recipe_asks_for_its_prompt(file: Path) -> None:
 
 
 @pytest.mark.parametrize("file", FRAGMENTS, ids=label)
-def test_a_fragment_goes_on_top_of_the_quickstart(file: Path) -> None:
+def test_a_fragment_goes_on_top_of_the_fast_recipe(file: Path) -> None:
     method = yaml.safe_load(file.read_text()).get("system", {}).get("guidance", {}).get("type", "sds")
     edits = registry.lookup("guidance", method).cls.needs_source  # type: ignore[attr-defined]
     start = ["system.init_from=outputs/source"] if edits else []
-    load_experiment([CONFIGS / "quickstart.yaml", file], ["prompt=a red mug", *start])
+    load_experiment([CONFIGS / "fast.yaml", file], ["prompt=a red mug", *start])
+
+
+@pytest.mark.parametrize("name", ["gaussians-small", "sdf-small", "textured-mesh-small"])
+def test_a_representation_on_top_of_the_quickstart_is_told_where_it_belongs(name: str) -> None:
+    files = [CONFIGS / "quickstart.yaml", CONFIGS / "representation" / f"{name}.yaml"]
+    with pytest.raises(ConfigError, match=r"would replace the geometry of every stage .*such as configs/fast\.yaml"):
+        load_pipeline(files, ["prompt=a red mug"])
+
+
+def test_both_recipes_of_the_first_command_are_there() -> None:
+    fast = load_experiment([CONFIGS / "fast.yaml"], ["prompt=a red mug"])
+    assert (fast.name, fast.system.geometry.type) == ("fast", "implicit-volume")
+    stages = load_pipeline([CONFIGS / "quickstart.yaml"], ["prompt=a red mug"]).stages
+    assert {config.name for config in stages.values()} == {"quickstart"}
+    assert {name: config.system.geometry.type for name, config in stages.items()} == {
+        "coarse": "implicit-sdf",
+        "refine": "flexicubes",
+    }
 
 
 @pytest.mark.parametrize("file", FILES, ids=label)

@@ -137,6 +137,24 @@ def test_files_that_follow_hold_for_every_stage(file: Path, tmp_path: Path) -> N
     assert [config.system.loss["sparsity"].weight(0) for config in stages.values()] == [5.0, 5.0]
 
 
+def test_no_layer_replaces_the_geometries_of_all_stages_if_they_differ(file: Path, tmp_path: Path) -> None:
+    fragment = tmp_path / "fragment.yaml"
+    fragment.write_text("system: {geometry: {type: implicit-sdf}}\n")
+    mesh = "system: {geometry: {type: dmtet}, renderer: {type: mesh-rasterizer}}"
+    changed(file, "system: {loss: {sparsity: 2.0}}", mesh)
+    message = (
+        r"^system\.geometry\.type: implicit-sdf would replace the geometry of every stage \(coarse: default, refine: "
+        r"dmtet\)\. Use a recipe with one stage, .*, or set the keys of one stage, as in stages\.refine\.system"
+    )
+    with pytest.raises(ConfigError, match=message):
+        load_pipeline([file, fragment], ["prompt=x"])
+    with pytest.raises(ConfigError, match=message):
+        load_pipeline([file], ["prompt=x", "system.geometry.type=implicit-sdf"])
+    alone = load_pipeline([file, fragment], ["prompt=x", "stages.refine=null"]).stages["coarse"]
+    assert alone.system.geometry.type == "implicit-sdf"
+    load_pipeline([file], ["prompt=x", "stages.coarse.system.geometry.type=implicit-sdf"])
+
+
 def test_the_name_can_be_changed(file: Path) -> None:
     assert {config.name for config in load_pipeline([file], ["prompt=x", "name=mine"]).stages.values()} == {"mine"}
 

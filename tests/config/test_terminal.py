@@ -15,7 +15,7 @@ from scoredist3d.terminal import display_width, fit_width
 from scoredist3d.training.console import Console
 
 ROOT = Path(__file__).resolve().parents[2]
-QUICKSTART = str(ROOT / "configs" / "quickstart.yaml")
+FAST = str(ROOT / "configs" / "fast.yaml")
 
 
 def launch(*arguments: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
@@ -47,7 +47,7 @@ def test_a_console_without_a_reader_goes_quiet() -> None:
 
 @pytest.mark.parametrize("prompt", ["une tasse à café", "赤いマグカップ", "a mug \N{ROCKET}"])
 def test_any_prompt_reaches_an_ascii_terminal_and_a_utf8_one(prompt: str) -> None:
-    arguments = ["--config", QUICKSTART, "--train", "--dry-run", "--anyway", f"prompt={prompt}"]
+    arguments = ["--config", FAST, "--train", "--dry-run", "--anyway", f"prompt={prompt}"]
     ascii_only = launch(*arguments, PYTHONIOENCODING="ascii", PYTHONUTF8="1")
     assert ascii_only.returncode == 0, ascii_only.stderr
     assert ascii(prompt)[1:-1] in ascii_only.stdout.decode("ascii")
@@ -56,7 +56,7 @@ def test_any_prompt_reaches_an_ascii_terminal_and_a_utf8_one(prompt: str) -> Non
 
 
 def test_bytes_that_are_no_text_are_refused_by_name() -> None:
-    done = launch("--config", QUICKSTART, "--dry-run", os.fsdecode(b"prompt=\xff"), PYTHONUTF8="1")
+    done = launch("--config", FAST, "--dry-run", os.fsdecode(b"prompt=\xff"), PYTHONUTF8="1")
     assert done.returncode == 2 and b"is not valid text in this terminal's encoding" in done.stderr
 
 
@@ -85,7 +85,7 @@ def test_widths() -> None:
     ['a "red" mug', "it's a mug", '"quoted"', '"one" and "two"', "costs $5", "${x} \\${y}", "50% off #1: a, b"],
 )
 def test_a_prompt_is_kept_as_typed(prompt: str, tmp_path: Path) -> None:
-    config = load_experiment([QUICKSTART], [f"prompt={prompt}"])
+    config = load_experiment([FAST], [f"prompt={prompt}"])
     assert config.prompt == ("quoted" if prompt == '"quoted"' else prompt)
     saved = tmp_path / "resolved.yaml"
     saved.write_text(to_yaml(config), encoding="utf-8")

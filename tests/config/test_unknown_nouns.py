@@ -25,7 +25,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("config", ["quickstart.yaml", "text-to-2d/compare.yaml", "pipeline/magic3d.yaml"])
+@pytest.mark.parametrize("config", ["fast.yaml", "text-to-2d/compare.yaml", "quickstart.yaml"])
 @pytest.mark.parametrize("dry", [True, False])
 def test_it_is_refused_before_anything_is_written(
     here: Path, capsys: pytest.CaptureFixture[str], config: str, dry: bool
@@ -38,7 +38,7 @@ def test_it_is_refused_before_anything_is_written(
 
 
 def test_anyway_sets_the_field_of_the_prior(capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["--config", "configs/quickstart.yaml", "--train", "--dry-run", PROMPT]
+    arguments = ["--config", "configs/fast.yaml", "--train", "--dry-run", PROMPT]
     assert cli.main([*arguments, "--anyway"]) == cli.OK
     printed = capsys.readouterr().out
     assert yaml.safe_load(printed)["prior"]["allow_unknown_nouns"] is True
@@ -47,7 +47,7 @@ def test_anyway_sets_the_field_of_the_prior(capsys: pytest.CaptureFixture[str]) 
 
 
 def test_anyway_applies_to_all_stages_of_a_pipeline(capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["--config", "configs/pipeline/magic3d.yaml", "--train", "--dry-run", PROMPT, "--anyway"]
+    arguments = ["--config", "configs/quickstart.yaml", "--train", "--dry-run", PROMPT, "--anyway"]
     assert cli.main(arguments) == cli.OK
     stages = list(yaml.safe_load_all(capsys.readouterr().out))
     assert len(stages) == 2 and all(stage["prior"]["allow_unknown_nouns"] for stage in stages)
@@ -57,7 +57,7 @@ def test_runs_started_in_python_are_refused_too(here: Path) -> None:
     with pytest.raises(ConfigError, match=r"^prompt: 'a quark' names no known kind"):
         run_training(validate(parse_overrides([PROMPT])), devices="cpu")
     with pytest.raises(ConfigError, match=r"^prompt: 'a quark' names no known kind"):
-        run_pipeline(load_pipeline(["configs/pipeline/magic3d.yaml"], [PROMPT]), devices="cpu")
+        run_pipeline(load_pipeline(["configs/quickstart.yaml"], [PROMPT]), devices="cpu")
     assert list(here.iterdir()) == []
 
 

@@ -17,7 +17,7 @@ from shared.custom_packages import forget_custom
 
 from scoredist3d import cli, registry
 from scoredist3d.config.pipeline import load_pipeline
-from scoredist3d.config.validation import load_experiment, parse_component, to_yaml
+from scoredist3d.config.validation import layers_to_yaml, load_experiment, parse_component, to_yaml
 from scoredist3d.custom import load_custom
 from scoredist3d.renderers import Render
 from scoredist3d.seeding import Rng
@@ -65,14 +65,19 @@ COMMANDS = [command for page, command in OF_THE_PROGRAM if page == "docs/configu
 
 @pytest.fixture
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A working directory with one finished run and the custom component of the page."""
+    """A working directory with a finished run of each first recipe and the custom component of the page."""
     monkeypatch.chdir(tmp_path)
-    run = tmp_path / "outputs" / "quickstart" / "a-red-mug@20260101-120000"
-    (run / "configs").mkdir(parents=True)
-    (run / "ckpts").mkdir()
-    (run / "ckpts" / "last.ckpt").write_bytes(b"state")
-    config = load_experiment([ROOT / "configs" / "quickstart.yaml"], ["prompt=a red mug"])
-    (run / "configs" / "resolved.yaml").write_text(to_yaml(config), encoding="utf-8")
+    prompt, name = ["prompt=a red mug"], "a-red-mug@20260101-120000"
+    pipeline = load_pipeline([ROOT / "configs" / "quickstart.yaml"], prompt)
+    folder = tmp_path / "outputs" / "quickstart" / name
+    runs = {folder / stage: config for stage, config in pipeline.stages.items()}
+    runs[tmp_path / "outputs" / "fast" / name] = load_experiment([ROOT / "configs" / "fast.yaml"], prompt)
+    for run, config in runs.items():
+        (run / "configs").mkdir(parents=True)
+        (run / "ckpts").mkdir()
+        (run / "ckpts" / "last.ckpt").write_bytes(b"state")
+        (run / "configs" / "resolved.yaml").write_text(to_yaml(config), encoding="utf-8")
+    (folder / "pipeline.yaml").write_text(layers_to_yaml(pipeline.written), encoding="utf-8")
     (code,) = (block for block in blocks("python") if "@register" in block)
     (tmp_path / "custom").mkdir()
     (tmp_path / "custom" / "halo.py").write_text(code, encoding="utf-8")
@@ -221,6 +226,6 @@ def test_the_python_example_of_the_readme_trains() -> None:
 
 
 def test_null_takes_a_loss_out(workplace: Path) -> None:
-    quickstart = [ROOT / "configs" / "quickstart.yaml"]
-    assert "sparsity" in load_experiment(quickstart, ["prompt=x"]).system.loss
-    assert "sparsity" not in load_experiment(quickstart, ["prompt=x", "system.loss.sparsity=null"]).system.loss
+    fast = [ROOT / "configs" / "fast.yaml"]
+    assert "sparsity" in load_experiment(fast, ["prompt=x"]).system.loss
+    assert "sparsity" not in load_experiment(fast, ["prompt=x", "system.loss.sparsity=null"]).system.loss

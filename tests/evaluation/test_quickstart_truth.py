@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -181,16 +182,31 @@ def config() -> ExperimentConfig:
     return validate({"prompt": PROMPT, "seed": 5, "prior": prior, "data": data, "system": system, "exporter": exporter})
 
 
+ONE_STAGE = {"seconds": {"training": 2.0, "export": 1.0}}
+TWO_STAGES = {
+    "seconds": 3.0,
+    "stages": {
+        "coarse": {"path": "coarse", "seconds": {"training": 1.5}},
+        "refine": {"path": "refine", "seconds": {"training": 0.5, "export": 1.0}},
+    },
+}
+
+
+@pytest.mark.parametrize(("summary", "last"), [(ONE_STAGE, "."), (TWO_STAGES, "refine")], ids=["run", "pipeline"])
 def test_a_run_becomes_a_row_of_the_table_and_two_rows_of_the_sheet(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    summary: dict[str, Any],
+    last: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     few = partial(shape_match.best_family_match, members=4)
     monkeypatch.setattr(shape_match, "best_family_match", few)
     monkeypatch.setattr(quickstart_quality, "TRUTH_SIZE", 64)
     member, run, out = members()[1], tmp_path / "run", tmp_path / "out"
-    (run / "export").mkdir(parents=True)
-    export(Exported(member, True), run / "export")
-    (run / "summary.json").write_text(json.dumps({"seconds": {"training": 2.0, "export": 1.0}}))
+    (run / last / "export").mkdir(parents=True)
+    export(Exported(member, True), run / last / "export")
+    (run / "summary.json").write_text(json.dumps(summary))
     system = SimpleNamespace(scenes=[Scene(member)])
     quickstart_quality.record(system, config(), run, out / "asset", torch.device("cpu"), rivals=False)
     row = json.loads((out / "asset" / "asset.json").read_text())

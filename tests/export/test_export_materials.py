@@ -154,7 +154,7 @@ def test_a_pbr_export_holds_the_material_s_channels(tmp_path, geometry):
 def test_shipped_recipes_follow_the_material(overrides, unlit, fragment):
     """Changing the material of a recipe changes how its export is lit."""
     files = [
-        ROOT / "configs/quickstart.yaml",
+        ROOT / "configs/fast.yaml",
         *([ROOT / f"configs/representation/{fragment}.yaml"] if fragment else []),
     ]
     config = load_experiment(files, ["prompt=a red mug", *overrides])

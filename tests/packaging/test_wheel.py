@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-# A few steps at a small size: the path of the quickstart, not its quality.
+# A few steps at a small size in both stages: the path of the quickstart, not its quality.
 SHORT = [
     "trainer.max_steps=4",
     "preview.every_n_steps=0",
@@ -104,16 +104,20 @@ def test_a_whole_run(python: Path, empty: Path) -> None:
     said = run(program, "--config", "configs/quickstart.yaml", "--train", "prompt=a red mug", "--gpu", "cpu", *SHORT)
     assert "launch.py" not in said
     (folder,) = (empty / "outputs" / "quickstart").iterdir()
-    (glb,) = (folder / "export").glob("*.glb")
+    (glb,) = (folder / "refine" / "export").glob("*.glb")
     assert glb.read_bytes()[:4] == b"glTF"
-    assert any((folder / "videos").iterdir())
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    assert (summary["step"], summary["prompt"]) == (4, "a red mug")
-    for command in (["--export", str(folder)], ["--train", "--resume", str(folder), "trainer.max_steps=6"]):
+    assert summary["prompt"] == "a red mug"
+    for stage in ("coarse", "refine"):
+        assert any((folder / stage / "videos").iterdir())
+        assert summary["stages"][stage]["step"] == 4
+    longer = ["--train", "--resume", "outputs/quickstart", "stages.refine.trainer.max_steps=6"]
+    for command in (["--export", str(folder)], longer):
         glb.unlink()
         run(program, *command, "--gpu", "cpu")
         assert glb.is_file()
-    assert json.loads((folder / "summary.json").read_text(encoding="utf-8"))["step"] == 6
+    stages = json.loads((folder / "summary.json").read_text(encoding="utf-8"))["stages"]
+    assert {name: stage["step"] for name, stage in stages.items()} == {"coarse": 4, "refine": 6}
 
 
 def test_several_processes_find_the_package_wherever_they_start(empty: Path) -> None:

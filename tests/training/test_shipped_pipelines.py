@@ -10,7 +10,9 @@ import yaml
 
 from scoredist3d import cli
 
-PIPELINES = sorted((Path(__file__).resolve().parents[2] / "configs" / "pipeline").glob("*.yaml"))
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+QUICKSTART = CONFIGS / "quickstart.yaml"
+PIPELINES = [QUICKSTART, *sorted((CONFIGS / "pipeline").glob("*.yaml"))]
 ON_THE_EMBEDDED_PRIOR = [file for file in PIPELINES if not file.stem.endswith("-sd")]
 SHORT = [
     "trainer.max_steps=2",
@@ -47,7 +49,7 @@ def shortened(file: Path) -> list[str]:
 
 def test_the_field_s_recipes_are_there() -> None:
     wanted = {"dreamfusion", "magic3d", "fantasia3d", "prolificdreamer", "textmesh", "latent-nerf", "sketch-shape"}
-    assert wanted | {"gaussiandreamer", "sdi", "dsd", "sdf-flexicubes"} <= {file.stem for file in PIPELINES}
+    assert wanted | {"gaussiandreamer", "sdi", "dsd", "quickstart"} <= {file.stem for file in PIPELINES}
 
 
 @pytest.mark.parametrize("file", ON_THE_EMBEDDED_PRIOR, ids=lambda file: file.stem)
@@ -64,3 +66,23 @@ def test_every_stage_trains(file: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert len(list((folder / stages[-1] / "export").glob("*.glb"))) == 1
     converted = capsys.readouterr().out.count("system.init_from:")
     assert converted >= len(stages) - 1
+
+
+def test_the_folder_of_the_quickstart_stands_for_its_newest_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = tmp_path / "quickstart"
+    arguments = ["--config", str(QUICKSTART), "--train", "--gpu", "cpu", "prompt=a red mug", f"output_root={tmp_path}"]
+    assert cli.main([*arguments, *SHORT, *shortened(QUICKSTART)]) == cli.OK, capsys.readouterr().err
+    (folder,) = runs.iterdir()
+    (glb,) = (folder / "refine" / "export").glob("*.glb")
+    glb.unlink()
+    assert cli.main(["--export", str(runs), "--gpu", "cpu"]) == cli.OK, capsys.readouterr().err
+    assert glb.is_file() and f"using the newest, {folder / 'refine'}" in capsys.readouterr().err
+    resumed = ["--train", "--resume", str(runs), "--gpu", "cpu", "stages.refine.trainer.max_steps=3"]
+    assert cli.main(resumed) == cli.OK, capsys.readouterr().err
+    captured = capsys.readouterr()
+    assert captured.err == f"the newest run in {runs} is the pipeline {folder}, which continues\n"
+    assert "Stage 1 of 2, coarse: already done" in captured.out
+    stages = json.loads((folder / "summary.json").read_text())["stages"]
+    assert {name: stage["step"] for name, stage in stages.items()} == {"coarse": 2, "refine": 3}
