@@ -145,7 +145,7 @@ class ScoreDistillationViaInversion(InversionGuidance):
             start = (1 - self.inversion_stride()) / self.grid.count
         return [start, *others]
 
-    def level(self, timestep: float) -> float:
+    def noise_timestep(self, timestep: float) -> float:
         """The timestep; with ``reference_quirk``, negative timesteps have the noise level of the released code."""
         return self.schedule.final_timestep if timestep < 0 and self.config.reference_quirk else timestep
 

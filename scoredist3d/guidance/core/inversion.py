@@ -83,7 +83,7 @@ class InversionGuidance(TrajectoryGuidance):
         """Number of timesteps of one inversion step."""
         return max(1, self.grid.count // self.config.inversion_steps)
 
-    def level(self, timestep: float) -> float:
+    def noise_timestep(self, timestep: float) -> float:
         """Timestep whose noise level a state of the inversion has; it is the timestep itself."""
         return timestep
 
@@ -93,7 +93,7 @@ class InversionGuidance(TrajectoryGuidance):
         timesteps = self.inversion_timesteps(ctx)
         x = z
         for index, (start, stop) in enumerate(pairwise(timesteps)):
-            prediction, level = self.predict_at(x, start, conditions, scale), self.level(start)
+            prediction, level = self.predict_at(x, start, conditions, scale), self.noise_timestep(start)
             if level != start:
                 prediction = replace(prediction, t=timestep_tensor([level] * len(x), x))
             x = self.move(prediction, level, stop)
