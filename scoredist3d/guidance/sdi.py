@@ -87,6 +87,8 @@ class ScoreDistillationViaInversion(InversionGuidance):
                     problems.append("reference_quirk: needs kappa: inversion and weighting: lambda")
                 if self.inversion_noise != "per-step":
                     problems.append("reference_quirk: needs inversion_noise: per-step")
+                if self.limit_noise:
+                    problems.append("reference_quirk: needs limit_noise: false")
             return problems
 
     config: Config

@@ -82,6 +82,7 @@ CASES: dict[str, Case] = {
     "rfds/trajectory": Case({"coupling": "trajectory", "coupling_start": 2}, repeats=True),
     "sdi": Case({"inversion_steps": 4}),
     "sdi/cached": Case({"kappa": "cached"}, free_images=True),
+    "sdi/limited": Case({"inversion_steps": 4, "limit_noise": True}),
     "sdi/once": Case({"inversion_steps": 4, "inversion_noise": "once"}),
     "sdi/random": Case({"kappa": "random"}),
     "sds/dreamtime": Case({"dreamtime": {"steps": 11}}),

@@ -50,6 +50,11 @@ class InversionGuidance(TrajectoryGuidance):
             "How the noise of inversion_eta is added. per-step: inversion_eta sqrt(var) after every step, with the "
             "variance of DDIM (the released code); once: inversion_eta sigma_t to kappa (H in the paper).",
         )
+        limit_noise: bool = option(
+            False,
+            "Reduce kappa of each image to a root mean square of 1 if it is larger, as it is for renders that are far "
+            "from the prior's images; not in any paper.",
+        )
 
     config: Config
 
@@ -105,6 +110,8 @@ class InversionGuidance(TrajectoryGuidance):
     def inverted(self, z: Tensor, conditions: CFGConditions, ctx: StepContext) -> tuple[Tensor, Tensor]:
         """Noisy latents x_t and the noise kappa, recovered from z by DDIM inversion to t + tau."""
         _, kappa = self.inversion(z, conditions, ctx)
+        if self.config.limit_noise:
+            kappa = kappa / kappa.square().mean((1, 2, 3), keepdim=True).sqrt().clamp_min(1.0)
         eta = self.config.inversion_eta
         if eta > 0.0 and self.config.inversion_noise == "once":
             kappa = kappa + eta * per_item(self.schedule.sigma(ctx.t), z) * ctx.noise(z, "inversion")
