@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from itertools import pairwise
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from scoredist3d.config import FieldError, Schedule, option
-from scoredist3d.diffusion.schedule import CLEAN, VPSchedule, per_item
+from scoredist3d.config import FieldError, option
+from scoredist3d.diffusion.schedule import VPSchedule
 from scoredist3d.guidance.core.context import StepContext, select
+from scoredist3d.guidance.core.inversion import InversionGuidance
 from scoredist3d.guidance.core.outputs import NFE, Score
-from scoredist3d.guidance.core.timesteps import timestep_tensor
-from scoredist3d.guidance.core.trajectory import TrajectoryGuidance, conditioning_tensors, same_conditioning
-from scoredist3d.guidance.core.weighting import Weighting
+from scoredist3d.guidance.core.trajectory import conditioning_tensors, same_conditioning
 from scoredist3d.priors.base import Prior
 from scoredist3d.priors.conditioning import CFGConditions
 from scoredist3d.registry import register
@@ -45,7 +43,7 @@ class CachedNoise:
     summary="SDS with noise from the DDIM inversion of the render; DDIM sampling as distillation.",
     arxiv="2405.15891",
 )
-class ScoreDistillationViaInversion(TrajectoryGuidance):
+class ScoreDistillationViaInversion(InversionGuidance):
     """SDI: G = lambda_t (eps_gamma(alpha_t z + sigma_t kappa, t, y) - kappa) (algorithm 2), which equals z - x0_hat.
 
     In terms of the predicted image x0(t), a DDIM step is
@@ -63,33 +61,13 @@ class ScoreDistillationViaInversion(TrajectoryGuidance):
     """
 
     @dataclass
-    class Config(TrajectoryGuidance.Config):
+    class Config(InversionGuidance.Config):
         """Options of SDI."""
 
-        weighting: Weighting = option(
-            "lambda", "Weight w(t), with the same choices as for sds; the derivation requires lambda."
-        )
         kappa: Literal["inversion", "cached", "random", "fixed"] = option(
             "inversion",
             "Noise kappa. inversion: from DDIM inversion of the latents; cached: the previous prediction (free images "
             "only); random: fresh at every step; fixed: one per particle.",
-        )
-        inversion_guidance_scale: Schedule | None = option(
-            None, "Guidance scale of the inversion; null uses -guidance_scale, as in the paper."
-        )
-        inversion_steps: int = option(10, "Number of steps for an inversion over the whole range of timesteps.", ge=1)
-        tau_max: float = option(
-            1.0 / 30.0,
-            "Upper bound of the uniformly drawn tau in the inversion to t + tau; the released code uses "
-            "1 / inversion_steps.",
-            ge=0,
-            lt=1,
-        )
-        inversion_eta: float = option(0.3, "Strength of the noise that is added to the inversion.", ge=0)
-        inversion_noise: Literal["per-step", "once"] = option(
-            "per-step",
-            "How the noise of inversion_eta is added. per-step: inversion_eta sqrt(var) after every step, with the "
-            "variance of DDIM (the released code); once: inversion_eta sigma_t to kappa (H in the paper).",
         )
         cached_inner_steps: int = option(1, "Number of optimizer steps per target for kappa=cached.", ge=1)
         reference_quirk: bool = option(
@@ -109,6 +87,8 @@ class ScoreDistillationViaInversion(TrajectoryGuidance):
                     problems.append("reference_quirk: needs kappa: inversion and weighting: lambda")
                 if self.inversion_noise != "per-step":
                     problems.append("reference_quirk: needs inversion_noise: per-step")
+                if self.limit_noise:
+                    problems.append("reference_quirk: needs limit_noise: false")
             return problems
 
     config: Config
@@ -154,44 +134,26 @@ class ScoreDistillationViaInversion(TrajectoryGuidance):
             return NFE(forward * sum(new) / len(new))
         if self.config.kappa != "inversion":
             return NFE(forward)
-        steps = len(self.inversion_timesteps(ctx)) - 1
-        return NFE(forward + steps * self.guided_nfe(conditions, self._inversion_scale(ctx)))
+        return NFE(forward + self.inversion_nfe(conditions, ctx))
+
+    def default_inversion_scale(self, guidance_scale: float) -> float:
+        """Negative of the guidance scale, as in the paper."""
+        return -guidance_scale
 
     def inversion_timesteps(self, ctx: StepContext) -> list[float]:
-        """Increasing timesteps of an inversion from the clean image to t + tau.
+        """Timesteps of the base class; with ``reference_quirk`` the first one is one stride below timestep 1."""
+        start, *others = super().inversion_timesteps(ctx)
+        if self.config.reference_quirk:
+            start = (1 - self.inversion_stride()) / self.grid.count
+        return [start, *others]
 
-        The intermediate timesteps are those below t with the indices 1, 1 + s, 1 + 2 s, ..., where the stride s is
-        N / inversion_steps, rounded down but at least 1.
-        """
-        grid, config = self.grid, self.config
-        spacing = max(1, grid.count // config.inversion_steps)
-        t = grid.index(ctx.timesteps[0])
-        tau = torch.rand((), generator=ctx.rng("tau", ctx.step), dtype=torch.float64).item() * config.tau_max
-        last = min(t + int(tau * grid.count), grid.highest)
-        start = (1 - spacing) / grid.count if config.reference_quirk else CLEAN
-        return [start, *(index / grid.count for index in range(1, min(t, last), spacing)), last / grid.count]
+    def noise_timestep(self, timestep: float) -> float:
+        """The timestep; with ``reference_quirk``, negative timesteps have the noise level of the released code."""
+        return self.schedule.final_timestep if timestep < 0 and self.config.reference_quirk else timestep
 
     def inverted(self, z: Tensor, conditions: CFGConditions, ctx: StepContext) -> tuple[Tensor, Tensor]:
-        """Noisy latents x_t and the noise kappa, recovered from z by DDIM inversion to t + tau."""
-        eta, scale = self.config.inversion_eta, self._inversion_scale(ctx)
-        timesteps = self.inversion_timesteps(ctx)
-        per_step = eta > 0.0 and self.config.inversion_noise == "per-step"
-        x = z
-        for index, (start, stop) in enumerate(pairwise(timesteps)):
-            prediction = self.predict_at(x, start, conditions, scale)
-            if start < 0 and self.config.reference_quirk:
-                start = self.schedule.final_timestep
-                prediction = replace(prediction, t=timestep_tensor([start] * len(x), x))
-            x = self.move(prediction, start, stop)
-            if per_step:
-                x = x + eta * self._std(start, stop) * ctx.noise(z, f"inversion/{index}")
-        alpha, sigma = (per_item(c, z) for c in self.schedule.coefficients(timestep_tensor(timesteps[-1:], z)))
-        kappa = (x - alpha * z) / sigma
-        if self.config.reference_quirk:
-            return x, kappa
-        if eta > 0.0 and not per_step:
-            kappa = kappa + eta * per_item(self.schedule.sigma(ctx.t), z) * ctx.noise(z, "inversion")
-        return self.schedule.add_noise(z, kappa, ctx.t), kappa
+        """Noisy latents and kappa as in the base class; with ``reference_quirk`` the latents stay at t + tau."""
+        return (self.inversion if self.config.reference_quirk else super().inverted)(z, conditions, ctx)
 
     def get_extra_state(self) -> dict[str, Any]:
         """Cached target and noise of every particle."""
@@ -200,15 +162,6 @@ class ScoreDistillationViaInversion(TrajectoryGuidance):
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Restore the state returned by :meth:`get_extra_state`."""
         self._cached = {int(particle): CachedNoise(**values) for particle, values in state.items()}
-
-    def _inversion_scale(self, ctx: StepContext) -> float:
-        scale = self.config.inversion_guidance_scale
-        return -self._value("guidance_scale", ctx.step) if scale is None else scale(ctx.step)
-
-    def _std(self, start: float, stop: float) -> float:
-        """Standard deviation of a DDIM step between two timesteps; 0 if the lower one is the clean image."""
-        ends = (torch.tensor([timestep], dtype=torch.float64) for timestep in (stop, start))
-        return self.schedule.ddim_variance(*ends).sqrt().item()
 
     def _targets(self, z: Tensor, conditions: CFGConditions, ctx: StepContext) -> Tensor:
         """Target (B, C, h, w) of each particle, computed at the first step of a block.

@@ -13,6 +13,8 @@ from scoredist3d.config.walker import own_fields
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 TEXT = (DOCS / "methods.md").read_text(encoding="utf-8")
 METHODS = registry.names("guidance")
+UNMEASURED = "The method is not part of the runs below."
+"""Stands in the section of a method that has no figures and images yet."""
 
 
 def section(method: str) -> str:
@@ -34,7 +36,11 @@ def test_its_section_is_whole(method: str) -> None:
     text = section(method)
     (formula,) = re.findall(r"```text\n(.*?)```", text, flags=re.DOTALL)
     assert re.search(r"\bG\w* +=", formula)
-    assert "Use it" in text and re.search(r"knob", text, flags=re.IGNORECASE) and "\nNFE in the runs below: " in text
+    assert "Use it" in text and re.search(r"knob", text, flags=re.IGNORECASE)
+    if UNMEASURED in text:
+        assert f"\n| {method} |" not in TEXT and f"\n| {method}* |" not in TEXT, "it is in the tables"
+        return
+    assert "\nNFE in the runs below: " in text
     for dimension in ("2d", "3d"):
         assert f"](images/methods/{method}-{dimension}.png)" in text
         assert (DOCS / "images" / "methods" / f"{method}-{dimension}.png").is_file()

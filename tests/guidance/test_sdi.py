@@ -199,6 +199,23 @@ def test_noise_added_once_is_the_papers_h():
     torch.testing.assert_close(h, 0.3 * coefficients(0.6)[1] * noise, rtol=0, atol=1e-12)
 
 
+def test_limited_noise_has_at_most_unit_size():
+    """Latents far from the data invert to large noise: kappa = (z - M) (sqrt(D) / S - alpha) / sigma exactly."""
+    prior = gaussian()
+    z = M + torch.tensor([0.1, 20.0], dtype=torch.float64).reshape(2, 1, 1, 1).expand(-1, 1, 2, 2)
+    options = {"inversion_eta": 0.0, "tau_max": 0.0, "inversion_guidance_scale": 1.0, **at(0.6)}
+    free, limited = (sdi(prior, limit_noise=limit, **options) for limit in (False, True))
+    context = free.begin(z, 0, Rng())
+    kappa, reduced = (guidance.inverted(z, empty(prior), context)[1] for guidance in (free, limited))
+    size = kappa.square().mean((1, 2, 3)).sqrt()
+    assert size[0] < 0.5 and size[1] > 5
+    torch.testing.assert_close(reduced[0], kappa[0], rtol=0, atol=0)
+    torch.testing.assert_close(reduced[1], kappa[1] / size[1], rtol=0, atol=1e-12)
+    alpha, sigma = coefficients(0.6)
+    x_t = limited.inverted(z, empty(prior), context)[0]
+    torch.testing.assert_close(x_t, alpha * z + sigma * reduced, rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize(("timestep", "evaluations"), [(0.98, 11), (0.6, 7), (0.25, 4), (0.0, 1)])
 @pytest.mark.parametrize(("perp_neg", "rows"), [(False, 2), (True, 4)])
 def test_nfe_of_an_inversion(timestep, evaluations, perp_neg, rows):
@@ -302,6 +319,7 @@ def test_impossible_options_are_named():
     assert problems(reference_quirk=True, inversion_noise="once") == [
         "reference_quirk: needs inversion_noise: per-step"
     ]
+    assert problems(reference_quirk=True, limit_noise=True) == ["reference_quirk: needs limit_noise: false"]
     for kind, what in (("vp-sample", "predicts the image"), ("rf-v_prediction", "is a flow")):
         with pytest.raises(ValueError, match=f"this prior {what}; set it to false"):
             sdi(CountingPrior(kind), reference_quirk=True)

@@ -47,6 +47,7 @@ class Case:
 
 CASES: dict[str, Case] = {
     "asd": Case(NETWORK),
+    "async-sd/largest": Case({"random_shift": False, "shift": 0.3}),
     # Two steps of stage one, then stage two.
     "bridge": Case({"stage_two_start_step": 2, "source_prompt": "green", "target_modifier": ""}),
     "bridge/full": Case(
@@ -74,10 +75,14 @@ CASES: dict[str, Case] = {
     "nfsd": Case({"negative_prompt": "yellow"}),
     "pds": Case({"source_prompt": "green"}),
     "pds/dreamcatalyst": Case({"source_prompt": "green", "form": "dreamcatalyst"}),
+    # Nothing is random at one timestep, because the inversion adds no noise.
+    "pfd": Case({"inversion_steps": 4, "ode_steps": 3}, repeats=True),
+    "pfd/noisy": Case({"inversion_steps": 4, "ode_steps": 1, "inversion_eta": 0.3, "tau_max": 0.1}),
     "rfds/reverse": Case({"coupling": "reverse"}),
     "rfds/trajectory": Case({"coupling": "trajectory", "coupling_start": 2}, repeats=True),
     "sdi": Case({"inversion_steps": 4}),
     "sdi/cached": Case({"kappa": "cached"}, free_images=True),
+    "sdi/limited": Case({"inversion_steps": 4, "limit_noise": True}),
     "sdi/once": Case({"inversion_steps": 4, "inversion_noise": "once"}),
     "sdi/random": Case({"kappa": "random"}),
     "sds/dreamtime": Case({"dreamtime": {"steps": 11}}),
