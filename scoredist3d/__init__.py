@@ -40,6 +40,7 @@ _LAZY = {
     "TexturedMesh": "geometry.textured_mesh:TexturedMesh",
     "ASD": "guidance.asd:AdversarialScoreDistillation",
     "Bridge": "guidance.bridge:Bridge",
+    "CFD": "guidance.cfd:ConsistentFlowDistillation",
     "CSD": "guidance.csd:ClassifierScoreDistillation",
     "CollaborativeSD": "guidance.collaborative:CollaborativeScoreDistillation",
     "Consistent3D": "guidance.consistent3d:ConsistencyDistillationSampling",
