@@ -210,8 +210,8 @@ class SurfaceNoise:
         count = torch.stack([torch.bincount(latent, minlength=height * width) for _, latent in views])
         like = z.new_empty(batch, height * width, channels, dtype=torch.promote_types(z.dtype, torch.float32))
         total = self._persistent.along(ctx.step, lambda at: self._sums(views, like, ctx, at))
-        n = (total / count.clamp(min=1).sqrt()[..., None]).to(z.dtype)
-        return n.mT.reshape(z.shape), (count > 0).reshape(batch, 1, height, width)
+        n = (total / count.clamp(min=1).to(total).sqrt()[..., None]).to(z.dtype)
+        return n.mT.contiguous().reshape(z.shape), (count > 0).reshape(batch, 1, height, width)
 
     def _sums(self, views: list[tuple[Tensor, Tensor]], like: Tensor, ctx: StepContext, at: int) -> Tensor:
         """Sums (B, h*w, C) of the covered cells in the maps that are drawn for step ``at``."""
