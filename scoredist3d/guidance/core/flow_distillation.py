@@ -28,8 +28,8 @@ class FlowDistillation(Guidance):
 
     With x_t = alpha_t z + sigma_t n and fixed n, the probability-flow ODE is dz / d lambda = eps_hat - n, where
     lambda = sigma / alpha (FSD, arXiv 2405.10988, proposition 1). With one decreasing timestep (the same schedule for
-    t_min and t_max, or ``dreamtime``), plain SGD at learning rate 1 and ``weighting: lambda-step``, the run is therefore
-    DDIM (for flow models: Euler) on z. Fresh noise instead gives annealed SDS, which has less variety.
+    t_min and t_max, or ``dreamtime``), plain SGD at learning rate 1 and ``weighting: lambda-step``, the run is
+    therefore DDIM (for flow models: Euler) on z. Fresh noise instead gives annealed SDS, which has less variety.
     """
 
     @dataclass
@@ -49,8 +49,8 @@ class FlowDistillation(Guidance):
         )
         sde_rate: Schedule = option(
             0.0,
-            "Rate g: after every step n(c) becomes sqrt(1 - g) n(c) + sqrt(g) fresh noise. The authors of CFD use 1e-4; "
-            "a constant 1 is SDS.",
+            "Rate g: after every step n(c) becomes sqrt(1 - g) n(c) + sqrt(g) fresh noise. The authors of CFD use "
+            "1e-4; a constant 1 is SDS.",
             ge=0,
             le=1,
         )
