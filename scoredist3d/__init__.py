@@ -41,6 +41,7 @@ _LAZY = {
     "ASD": "guidance.asd:AdversarialScoreDistillation",
     "AsyncSD": "guidance.async_sd:AsynchronousScoreDistillation",
     "Bridge": "guidance.bridge:Bridge",
+    "CFD": "guidance.cfd:ConsistentFlowDistillation",
     "CSD": "guidance.csd:ClassifierScoreDistillation",
     "CollaborativeSD": "guidance.collaborative:CollaborativeScoreDistillation",
     "Consistent3D": "guidance.consistent3d:ConsistencyDistillationSampling",

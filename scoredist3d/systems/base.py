@@ -211,12 +211,21 @@ class GuidedSystem(System):
         particles: Sequence[int],
         rgb: Tensor | None = None,
         opacity: Tensor | None = None,
+        depth: Tensor | None = None,
         source: Tensor | None = None,
     ) -> TrainingStep:
         """The guidance's loss and values to log; the arguments are those of :meth:`Guidance.forward`."""
         with under("guidance"):
             output = self.guidance(
-                latents, conditions, step, rng, rgb=rgb, opacity=opacity, particles=particles, source=source
+                latents,
+                conditions,
+                step,
+                rng,
+                rgb=rgb,
+                opacity=opacity,
+                depth=depth,
+                particles=particles,
+                source=source,
             )
         weight = self.guidance.config.weight(step)
         scalars: dict[str, Tensor | float] = {f"guidance/{key}": value for key, value in output.diagnostics.items()}

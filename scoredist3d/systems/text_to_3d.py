@@ -254,6 +254,7 @@ class _Distillation:
         system, step = self.system, clock.run_step
         rgb = torch.cat([render.rgb for render in renders])
         opacity = torch.cat([render.opacity for render in renders])
+        depth = torch.cat([render.depth for render in renders])
         return system.guide(
             self._latents(rgb, step, rng),
             system.prompts(Cameras.cat([self.cameras] * len(renders))),
@@ -261,6 +262,7 @@ class _Distillation:
             rng,
             rgb=None if system.outputs_latents else rgb,
             opacity=opacity,
+            depth=depth,
             particles=[index for index in self.drawn for _ in range(len(self.cameras))],
             source=self._source_latents(len(renders), clock, rng),
         )

@@ -71,7 +71,17 @@ def test_the_gradient_does_not_depend_on_what_the_network_predicts(
         conditions = prompted(guidance, cameras=views(batch))
         z = latents(batch, dtype)
         at_step.append(
-            [gradient(guidance, z, step, conditions=conditions, opacity=opaque(batch, dtype)) for step in (0, 7)]
+            [
+                gradient(
+                    guidance,
+                    z,
+                    step,
+                    conditions=conditions,
+                    opacity=opaque(batch, dtype),
+                    depth=3.0 * opaque(batch, dtype),
+                )
+                for step in (0, 7)
+            ]
         )
     for first, *others in zip(*at_step, strict=True):
         assert first.dtype == dtype and first.abs().max() > 0
@@ -229,13 +239,14 @@ def test_jointly_denoised_views_stay_together(name: str) -> None:
 
 
 @every_method
-@pytest.mark.parametrize("given", ["nothing", "particles", "cameras", "opacity", "rgb", "everything"])
+@pytest.mark.parametrize("given", ["nothing", "particles", "cameras", "opacity", "depth", "rgb", "everything"])
 def test_what_the_caller_knows_helps_but_is_not_needed(name: str, given: str) -> None:
     guidance = method(name, CountingPrior())
     z = latents(2)
     known: dict[str, Any] = {
         "particles": (3, 0),
         "opacity": opaque(2, z.dtype),
+        "depth": 3.0 * opaque(2, z.dtype),
         "rgb": guidance.prior.decode(z).requires_grad_(),
     }
     chosen = {key: value for key, value in known.items() if given in (key, "everything")}

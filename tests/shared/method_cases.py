@@ -55,6 +55,8 @@ CASES: dict[str, Case] = {
         repeats=True,
     ),
     "csd/mixed": Case({"c_n": -0.5, "c_0": -0.25, "c_eps": -0.25}),
+    "cfd": Case(repeats=True),
+    "cfd/stochastic": Case({"sde_rate": 0.1, "background_noise": "random"}),
     "collaborative-sd": Case(coupled=True),
     "collaborative-sd/clean": Case({"kernel_space": "z", "noise_sharing": "shared"}, coupled=True),
     # At one timestep the window that u is drawn from is empty.

@@ -152,6 +152,7 @@ class Guidance(nn.Module, ABC):
         *,
         rgb: Tensor | None = None,
         opacity: Tensor | None = None,
+        depth: Tensor | None = None,
         particles: Sequence[int] | None = None,
         source: Tensor | None = None,
     ) -> GuidanceOutput:
@@ -165,7 +166,7 @@ class Guidance(nn.Module, ABC):
             conditions: CFG conditions of B items or of one item.
             step: Optimizer step.
             rng: Random generators of the run.
-            rgb, opacity, source: Fields of :class:`StepContext`.
+            rgb, opacity, depth, source: Fields of :class:`StepContext`.
             particles: Index of the particle that each item shows; particle 0 for all items by default.
 
         Raises:
@@ -179,7 +180,9 @@ class Guidance(nn.Module, ABC):
         self.check_finite()
         self._check(step, "the latents of the render", z.detach())
         latents = z.detach()
-        context = self.begin(latents, step, rng, particles=particles, rgb=rgb, opacity=opacity, source=source)
+        context = self.begin(
+            latents, step, rng, particles=particles, rgb=rgb, opacity=opacity, depth=depth, source=source
+        )
         with torch.no_grad():
             score = self.score_gradient(latents, conditions, context)
             gradient = self._clipped(score.gradient, step)
@@ -217,12 +220,14 @@ class Guidance(nn.Module, ABC):
         particles: Sequence[int] | None = None,
         rgb: Tensor | None = None,
         opacity: Tensor | None = None,
+        depth: Tensor | None = None,
         source: Tensor | None = None,
     ) -> StepContext:
         """Context of a step, with timesteps drawn from ``rng``; the other arguments are those of :meth:`forward`."""
         timesteps = self.sample_timesteps(len(z), step, rng)
         shown = (0,) * len(z) if particles is None else tuple(particles)
-        return StepContext(step, timestep_tensor(timesteps, z), tuple(timesteps), rng, shown, rgb, opacity, source)
+        t = timestep_tensor(timesteps, z)
+        return StepContext(step, t, tuple(timesteps), rng, shown, rgb, opacity, depth, source)
 
     def sample_timesteps(self, batch: int, step: int, rng: Rng) -> list[float]:
         """Timesteps of a batch: uniform draws from [t_min(step), t_max(step)], quantized to those of the prior.

@@ -25,6 +25,7 @@ class StepContext:
         particles: Index of the particle (scene or free image) that each item shows.
         rgb: (B, H, W, 3) images that were encoded into the latents, attached to the graph; None without a render.
         opacity: (B, H, W, 1) opacity of the render; None without a render.
+        depth: (B, H, W, 1) distance of the rendered surface along the rays, scene units; None without a render.
         source: (B, C, h, w) latents of the source seen from the same cameras, for methods that edit it.
     """
 
@@ -35,6 +36,7 @@ class StepContext:
     particles: tuple[int, ...]
     rgb: Tensor | None = None
     opacity: Tensor | None = None
+    depth: Tensor | None = None
     source: Tensor | None = None
 
     def noise(self, like: Tensor, stream: str = "noise") -> Tensor:
@@ -46,12 +48,13 @@ class StepContext:
 
         It depends on (seed, stream, particle) only, so it is the same at every step, in every view and on every rank.
         """
-        rng = self.rng.shared()
-        draws = {
-            particle: torch.empty_like(like[0]).normal_(generator=rng(f"particle/{stream}/{particle}", 0, like.device))
-            for particle in dict.fromkeys(self.particles)
-        }
+        draws = {particle: self.noise_of(particle, like[0], stream) for particle in dict.fromkeys(self.particles)}
         return torch.stack([draws[particle] for particle in self.particles])
+
+    def noise_of(self, particle: int, like: Tensor, stream: str) -> Tensor:
+        """Gaussian noise in the shape of ``like`` that is fixed for one particle; see :meth:`particle_noise`."""
+        generator = self.rng.shared()(f"particle/{stream}/{particle}", 0, like.device)
+        return torch.empty_like(like).normal_(generator=generator)
 
     def runs(self) -> list[tuple[slice, float]]:
         """Runs of consecutive items with equal timesteps, as (items, timestep); a run can share one ODE solve."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -40,26 +41,34 @@ class PersistentNoise:
 
     def __call__(self, ctx: StepContext, like: Tensor, stream: str) -> Tensor:
         """Noise X at the current step, in the shape of ``like`` (B, ...), for the particle that each item shows."""
-        if max(self._rate.values) == 0.0:
-            return ctx.particle_noise(like, stream)
+        return self.along(ctx.step, lambda at: ctx.particle_noise(like, f"{stream}@{at}" if at else stream))
 
-        def draw(at: int) -> Tensor:
-            return ctx.particle_noise(like, f"{stream}@{at}" if at else stream)
+    def along(self, step: int, draw: Callable[[int], Tensor]) -> Tensor:
+        """X at ``step``, a linear combination of the draws.
 
+        Because it is linear, ``draw`` may also return a linear function of Gaussian noise; the result is then that
+        function of X.
+
+        Args:
+            step: Optimizer step.
+            draw: The draw of a step of the grid or of a bisection; step 0 is X_0.
+        """
         low, x_low = 0, draw(0)
-        while low + self.BLOCK <= ctx.step:
+        if max(self._rate.values) == 0.0:
+            return x_low
+        while low + self.BLOCK <= step:
             x_low = self._forward(x_low, low, low + self.BLOCK, draw(low + self.BLOCK))
             low += self.BLOCK
-        if low == ctx.step:
+        if low == step:
             return x_low
         high = low + self.BLOCK
         x_high = self._forward(x_low, low, high, draw(high))
         while True:
             middle = (low + high) // 2
             x_middle = self._between(x_low, x_high, low, middle, high, draw(middle))
-            if middle == ctx.step:
+            if middle == step:
                 return x_middle
-            if middle < ctx.step:
+            if middle < step:
                 low, x_low = middle, x_middle
             else:
                 high, x_high = middle, x_middle
