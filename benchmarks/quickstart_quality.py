@@ -170,7 +170,7 @@ def record(system: Any, config: ExperimentConfig, run: Path, out: Path, device: 
         raise ValueError(f"{run} has no GLB: exporter.formats must contain glb")
     exporter: Any = config.exporter
     compared = compare(
-        read_delivered(export / name, scale=report["scale"]),
+        read_delivered(export / name, scale=report["scale"], origin=report.get("origin", (0.0, 0.0, 0.0))),
         member,
         held_out(TRUTH_SIZE, device),
         Probe.load(device=device),

@@ -38,18 +38,22 @@ class Delivered:
         return draw_mesh(self.mesh, self.textures, cameras, reach, lit=False)
 
 
-def read_delivered(path: Path, *, scale: float = 1.0) -> Delivered:
+def read_delivered(
+    path: Path, *, scale: float = 1.0, origin: tuple[float, float, float] = (0.0, 0.0, 0.0)
+) -> Delivered:
     """Read a GLB file that was exported.
 
     Args:
         path: The file.
         scale: Meters per scene unit in the file, as the report on the export has it.
+        origin: World position of the file's origin, as the report on the export has it.
 
     Raises:
         ValueError: The file cannot be read or has no triangles.
     """
     loaded = load_mesh(path)
-    mesh = replace(loaded.mesh, vertices=(loaded.mesh.vertices / np.float32(scale)).astype(np.float32))
+    vertices = loaded.mesh.vertices / np.float32(scale) + np.asarray(origin)
+    mesh = replace(loaded.mesh, vertices=vertices.astype(np.float32))
     return Delivered(mesh, _textures(loaded), _is_unlit(path))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from scoredist3d.export.bake import Textures
+from scoredist3d.export.frame import Frame, Pivot
 from scoredist3d.export.report import CheckReport, MeshReport, SplatReport
 from scoredist3d.meshes.isosurface_extraction import THRESHOLD_SETTING, FoundSurface
 from scoredist3d.meshes.mesh import Mesh, Topology
@@ -132,8 +133,17 @@ def meters_per_unit(mesh: Mesh, scale: float, height: float | None) -> float:
     return height / float(high[2] - low[2])
 
 
+def pivot_point(mesh: Mesh, pivot: Pivot) -> tuple[float, float, float]:
+    """World position of the files' origin: that of the scene, or the center of the mesh's bounding box or its base."""
+    if pivot == "scene":
+        return (0.0, 0.0, 0.0)
+    low, high = mesh.bounds
+    x, y, z = ((low + high) / 2).tolist()
+    return (x, y, float(low[2]) if pivot == "base" else z)
+
+
 def mesh_report(
-    found: FoundSurface, mesh: Mesh, closed: Topology, dropped: int, scale: float, textures: Textures | None
+    found: FoundSurface, mesh: Mesh, closed: Topology, dropped: int, frame: Frame, textures: Textures | None
 ) -> MeshReport:
     """Report on a mesh.
 
@@ -142,7 +152,7 @@ def mesh_report(
         mesh: The simplified mesh.
         closed: Topology of the simplified mesh.
         dropped: Number of components removed as floaters.
-        scale: Meters per scene unit in the files.
+        frame: Unit and origin of the files.
         textures: The baked textures, if any.
     """
     low, high = mesh.bounds
@@ -161,7 +171,8 @@ def mesh_report(
         threshold=found.threshold,
         density_range=found.density_range,
         bounds=(tuple(low.tolist()), tuple(high.tolist())),
-        scale=scale,
+        scale=frame.scale,
+        origin=frame.origin,
         channels=() if textures is None else tuple(textures.named()),
     )
 

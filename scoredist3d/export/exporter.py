@@ -17,12 +17,13 @@ from scoredist3d.export.diagnostics import (
     field_problems,
     mesh_report,
     meters_per_unit,
+    pivot_point,
     splat_report,
     surface_problems,
 )
 from scoredist3d.export.files import safe_name, staged_files
 from scoredist3d.export.formats.base import FileFormat, format_names, lookup_format
-from scoredist3d.export.frame import Frame
+from scoredist3d.export.frame import Frame, Pivot
 from scoredist3d.export.images import save_png
 from scoredist3d.export.products import ColoredSurfaceProduct, Product, SplatProduct, SurfaceProduct, TexturedProduct
 from scoredist3d.export.report import ExportReport, MeshReport
@@ -104,6 +105,11 @@ class TexturedMeshExporter(Exporter):
         )
         scale: float = option(1.0, "Meters per scene unit.", gt=0)
         height: float | None = option(None, "Height of the object in meters; overrides scale.", gt=0)
+        pivot: Pivot = option(
+            "scene",
+            "Origin of the files with a mesh. scene: the center of the scene; center: that of the object's box; base: the "
+            "center of the underside of that box, on which the object stands.",
+        )
         up_axis: Literal["y", "z"] = option(
             "y",
             "Up axis of obj, ply and stl files; z keeps the world's axes. glb, usdz and splats are always y up.",
@@ -197,8 +203,9 @@ class TexturedMeshExporter(Exporter):
         colors = None
         if ColoredSurfaceProduct in needs:
             colors = quantize(query_color(shape, surface.vertices, chunk=config.chunk))
-        frame = Frame(config.up_axis, meters_per_unit(mesh, config.scale, config.height))
-        report = mesh_report(found, mesh, closed, dropped, frame.scale, textures)
+        scale, origin = meters_per_unit(mesh, config.scale, config.height), pivot_point(mesh, config.pivot)
+        frame = Frame(config.up_axis, scale, origin)
+        report = mesh_report(found, mesh, closed, dropped, frame, textures)
         if config.check and not surface.authored:
             notes.add(*crease_problems(report))
         unlit = any(each.has_unlit for each in formats) and self._unlit(shape, notes)

@@ -1,11 +1,13 @@
-"""Conversion from world coordinates to the axes and units of files."""
+"""Conversion from world coordinates to the axes, units and origins of files."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
+
+Pivot = Literal["scene", "center", "base"]
 
 
 def to_y_up(vectors: np.ndarray) -> np.ndarray:
@@ -18,15 +20,22 @@ def to_y_up(vectors: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Frame:
-    """Axes and unit of a file.
+    """Axes, unit and origin of a file.
 
     Attributes:
         up: Up axis: ``y`` as in :func:`to_y_up`, ``z`` for the axes of the world with the front at +x.
         scale: File units (meters) per scene unit.
+        origin: World position of the file's origin, in scene units.
     """
 
     up: Literal["y", "z"] = "y"
     scale: float = 1.0
+    origin: tuple[float, float, float] = (0.0, 0.0, 0.0)
+
+    @property
+    def y_up(self) -> Frame:
+        """The same unit and origin, y up."""
+        return replace(self, up="y")
 
     @property
     def comment(self) -> str:
@@ -34,8 +43,9 @@ class Frame:
         return "y up, front +z" if self.up == "y" else "z up, front +x"
 
     def points(self, points: np.ndarray) -> np.ndarray:
-        """Convert (N, 3) positions to the axes and unit of the file, float32."""
-        return (self.directions(points) * np.float32(self.scale)).astype(np.float32)
+        """Convert (N, 3) positions to the axes, unit and origin of the file, float32."""
+        moved = points - np.asarray(self.origin, dtype=points.dtype)
+        return (self.directions(moved) * np.float32(self.scale)).astype(np.float32)
 
     def directions(self, vectors: np.ndarray) -> np.ndarray:
         """Convert (N, 3) directions to the axes of the file, without scaling."""

@@ -25,6 +25,7 @@ class MeshReport:
         density_range: Lowest and highest density on the sampling grid; None if the object is a surface itself.
         bounds: Lowest and highest corner of the bounding box, world coordinates (z up), scene units.
         scale: Meters per scene unit in the files.
+        origin: World position of the files' origin, in scene units.
         channels: Names of the baked textures.
     """
 
@@ -42,6 +43,7 @@ class MeshReport:
     density_range: tuple[float, float] | None
     bounds: tuple[tuple[float, ...], tuple[float, ...]]
     scale: float = 1.0
+    origin: tuple[float, float, float] = (0.0, 0.0, 0.0)
     channels: tuple[str, ...] = ()
 
     def describe(self) -> str:

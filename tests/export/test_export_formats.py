@@ -14,6 +14,7 @@ from shared.export_fields import (
 from shared.exports import break_format, make_exporter
 from shared.pbr_shapes import MeshShape, PbrBall, uv_sphere
 
+from scoredist3d.export.delivered import read_delivered
 from scoredist3d.meshes.loading import load_mesh
 from scoredist3d.meshes.splats import Splats
 
@@ -30,6 +31,22 @@ def test_scale_height_and_axis_in_every_format(tmp_path, up):
         # The loader finds the up axis in the header.
         low, high = load_mesh(tmp_path / f"box.{suffix}").mesh.bounds
         np.testing.assert_allclose(high - low, extent["z"], rtol=0.06)
+
+
+@pytest.mark.parametrize(("pivot", "lowest"), [("scene", -0.1), ("center", -0.25), ("base", 0.0)])
+def test_pivot_in_every_format(tmp_path, pivot, lowest):
+    """A box of height 0.5 whose center is 0.15 above and 0.1 in front of that of the scene, at two meters per unit."""
+    shift = torch.tensor([0.1, 0.0, 0.15])
+    field = AnalyticField(lambda x: box((0.3, 0.3, 0.25))(x - shift))
+    formats = ["glb", "obj", "ply", "stl"]
+    report = make_exporter(formats=formats, scale=2.0, pivot=pivot).export(field, tmp_path, "box").report.mesh
+    front = 0.1 if pivot == "scene" else 0.0
+    for suffix in formats:
+        low, high = load_mesh(tmp_path / f"box.{suffix}").mesh.bounds
+        np.testing.assert_allclose((low + high)[:2] / 2, [2 * front, 0.0], atol=0.02)
+        assert low[2] == pytest.approx(2 * lowest, abs=0.03)
+    world = read_delivered(tmp_path / "box.glb", scale=report.scale, origin=report.origin).mesh.bounds
+    np.testing.assert_allclose(world, report.bounds, atol=1e-5)
 
 
 def test_stl_is_the_whole_surface(tmp_path):
@@ -82,13 +99,17 @@ def test_usdz_round_trip(tmp_path):
     from pxr import UsdGeom, UsdShade, UsdUtils, UsdValidation
 
     shape = PbrBall("roughness", "metallic", "normal")
-    result = make_exporter(formats=["usdz"], height=1.2).export(shape, tmp_path, "ball")
+    result = make_exporter(formats=["usdz"], height=1.2, pivot="base").export(shape, tmp_path, "ball")
     path = str(result.paths[0])
     stage = usd.Stage.Open(path)
     assert UsdGeom.GetStageUpAxis(stage) == "Y" and UsdGeom.GetStageMetersPerUnit(stage) == 1.0
     mesh = UsdGeom.Mesh(stage.GetPrimAtPath("/Asset/Mesh"))
     points = np.array(mesh.GetPointsAttr().Get())
-    assert np.ptp(points[:, 1]) == pytest.approx(1.2, rel=1e-5) and len(points) == result.report.mesh.vertices
+    assert (
+        np.ptp(points[:, 1]) == pytest.approx(1.2, rel=1e-5)
+        and abs(points[:, 1].min()) < 1e-5
+        and len(points) == result.report.mesh.vertices
+    )
     st = UsdGeom.PrimvarsAPI(mesh).GetPrimvar("st").ComputeFlattened()
     assert len(st) == 3 * result.report.mesh.faces
     surface = UsdShade.MaterialBindingAPI(mesh).ComputeBoundMaterial()[0].ComputeSurfaceSource()[0]

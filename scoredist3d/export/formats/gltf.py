@@ -13,7 +13,6 @@ import numpy as np
 from scoredist3d import __version__
 from scoredist3d.export.bake import Textures
 from scoredist3d.export.formats.base import register_format
-from scoredist3d.export.frame import to_y_up
 from scoredist3d.export.products import TexturedProduct
 from scoredist3d.meshes.mesh import Mesh
 from scoredist3d.meshes.tangents import corner_tangents, frame_groups
@@ -71,12 +70,13 @@ def write_glb(path: Path, product: TexturedProduct) -> list[Path]:
     """
     textures, name = product.textures, path.stem
     attributes, faces = split_seams(product.mesh, tangents=textures.normal is not None)
-    attributes["POSITION"] = to_y_up(attributes["POSITION"]) * np.float32(product.frame.scale)
-    attributes["NORMAL"] = to_y_up(attributes["NORMAL"])
+    frame = product.frame.y_up
+    attributes["POSITION"] = frame.points(attributes["POSITION"])
+    attributes["NORMAL"] = frame.directions(attributes["NORMAL"])
     attributes["TEXCOORD_0"] = attributes["TEXCOORD_0"] * np.array([1, -1], np.float32) + np.array([0, 1], np.float32)
     if "TANGENT" in attributes:
         tangent = attributes["TANGENT"]
-        attributes["TANGENT"] = np.concatenate([to_y_up(tangent[:, :3]), tangent[:, 3:]], axis=1)
+        attributes["TANGENT"] = np.concatenate([frame.directions(tangent[:, :3]), tangent[:, 3:]], axis=1)
     file = _GlbBuilder()
     primitive = {
         "attributes": {key: file.vertices(key, values) for key, values in attributes.items()},

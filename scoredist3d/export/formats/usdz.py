@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from scoredist3d.export.formats.base import register_format
-from scoredist3d.export.frame import to_y_up
+from scoredist3d.export.frame import Frame
 from scoredist3d.export.products import TexturedProduct
 from scoredist3d.meshes.mesh import Mesh
 
@@ -54,7 +54,7 @@ def write_usdz(path: Path, product: TexturedProduct) -> list[Path]:
         for channel, image in images.items():
             Image.fromarray(image).save(folder / f"{channel}.png")
         layer = folder / f"{path.stem}.usdc"
-        _write_layer(layer, mesh, list(images), product.double_sided, product.frame.scale)
+        _write_layer(layer, mesh, list(images), product.double_sided, product.frame.y_up)
         # The writer aligns the files as the format requires; the layer must be the first one.
         archive = Sdf.ZipFileWriter.CreateNew(str(path))
         for file in [layer, *(folder / f"{channel}.png" for channel in images)]:
@@ -64,7 +64,7 @@ def write_usdz(path: Path, product: TexturedProduct) -> list[Path]:
     return [path]
 
 
-def _write_layer(path: Path, mesh: Mesh, channels: list[str], double_sided: bool, scale: float) -> None:
+def _write_layer(path: Path, mesh: Mesh, channels: list[str], double_sided: bool, frame: Frame) -> None:
     from pxr import Usd, UsdGeom, UsdShade
 
     stage = Usd.Stage.CreateNew(str(path))
@@ -72,22 +72,22 @@ def _write_layer(path: Path, mesh: Mesh, channels: list[str], double_sided: bool
     UsdGeom.SetStageMetersPerUnit(stage, 1.0)
     root = UsdGeom.Xform.Define(stage, "/Asset")
     stage.SetDefaultPrim(root.GetPrim())
-    prim = _define_mesh(stage, mesh, double_sided, scale)
+    prim = _define_mesh(stage, mesh, double_sided, frame)
     material = _define_material(stage, channels)
     UsdShade.MaterialBindingAPI.Apply(prim).Bind(material)
     stage.GetRootLayer().Save()
 
 
-def _define_mesh(stage: Any, mesh: Mesh, double_sided: bool, scale: float) -> Any:
+def _define_mesh(stage: Any, mesh: Mesh, double_sided: bool, frame: Frame) -> Any:
     from pxr import Sdf, UsdGeom, Vt
 
     shape = UsdGeom.Mesh.Define(stage, "/Asset/Mesh")
-    points = to_y_up(mesh.vertices) * np.float32(scale)
+    points = frame.points(mesh.vertices)
     shape.CreatePointsAttr(Vt.Vec3fArray.FromNumpy(points))
     shape.CreateExtentAttr(Vt.Vec3fArray.FromNumpy(np.stack([points.min(axis=0), points.max(axis=0)])))
     shape.CreateFaceVertexCountsAttr(Vt.IntArray.FromNumpy(np.full(len(mesh.faces), 3, dtype=np.int32)))
     shape.CreateFaceVertexIndicesAttr(Vt.IntArray.FromNumpy(mesh.faces.ravel().astype(np.int32)))
-    shape.CreateNormalsAttr(Vt.Vec3fArray.FromNumpy(to_y_up(mesh.vertex_normals())))
+    shape.CreateNormalsAttr(Vt.Vec3fArray.FromNumpy(frame.directions(mesh.vertex_normals())))
     shape.SetNormalsInterpolation(UsdGeom.Tokens.vertex)
     shape.CreateSubdivisionSchemeAttr(UsdGeom.Tokens.none)
     shape.CreateDoubleSidedAttr(double_sided)
