@@ -134,7 +134,7 @@ def meters_per_unit(mesh: Mesh, scale: float, height: float | None) -> float:
 
 
 def pivot_point(mesh: Mesh, pivot: Pivot) -> tuple[float, float, float]:
-    """World position of the files' origin: that of the scene, or the center of the mesh's bounding box or its base."""
+    """World position of the origin of the files, scene units; see ``pivot`` of the exporter."""
     if pivot == "scene":
         return (0.0, 0.0, 0.0)
     low, high = mesh.bounds

@@ -107,8 +107,8 @@ class TexturedMeshExporter(Exporter):
         height: float | None = option(None, "Height of the object in meters; overrides scale.", gt=0)
         pivot: Pivot = option(
             "scene",
-            "Origin of the files with a mesh. scene: the center of the scene; center: that of the object's box; base: "
-            "the center of the underside of that box, on which the object stands.",
+            "Origin of mesh files. scene: the origin of the scene; center: the center of the object's bounding box; "
+            "base: the center of the underside of that box, so that the object stands on the ground.",
         )
         up_axis: Literal["y", "z"] = option(
             "y",

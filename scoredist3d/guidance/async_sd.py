@@ -19,7 +19,7 @@ from scoredist3d.priors.conditioning import CFGConditions
 from scoredist3d.registry import register
 
 ROUNDING = 1e-9
-"""Part of a timestep by which a shift of whole timesteps may be too small because of rounding."""
+"""Tolerance for rounding errors, in timesteps, when a shift is rounded down to whole timesteps."""
 
 
 @register(

@@ -33,8 +33,8 @@ class ProbabilityFlowDistillation(InversionGuidance):
     The inversion stands for the distribution of the renders, which guidance away from the prompt approximates: at
     scale 1 - gamma its prediction is eps_y - gamma (eps_y - eps_u), the guided prediction with exchanged roles.
 
-    The paper has no code. Known to us are its abstract and what third parties report of its text: G, the scale of the
-    inversion, its absence of noise, and a uniform t. The number and the spacing of the steps are ours.
+    The authors have published no code. We know only the abstract and what third parties report of the text: G, the
+    scale of the inversion, which has no noise, and a uniform t. The number and the spacing of the steps are ours.
     """
 
     @dataclass
