@@ -1,4 +1,4 @@
-"""The embedded flow prior: small, in the layout of Stable Diffusion 3; samples show the object or word of the caption."""
+"""The embedded flow prior: small, in the layout of Stable Diffusion 3; its samples show what the caption says."""
 
 from __future__ import annotations
 
