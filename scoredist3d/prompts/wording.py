@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from scoredist3d import registry
 from scoredist3d.config.errors import ConfigError, FieldError, under
 from scoredist3d.config.experiment import ExperimentConfig
+from scoredist3d.export.base import Exporter
 from scoredist3d.priors.base import Prior
 from scoredist3d.priors.vocabulary import Vocabulary, near_word, words_of
 
@@ -30,9 +31,11 @@ def check_prompts(configs: Iterable[ExperimentConfig]) -> None:
             vocabulary = prior.stated_vocabulary(config.prior)
             problem = None if vocabulary is None else unknown_noun(vocabulary, config.prompt)
             problems |= {} if problem is None else {problem: None}
+        exporter = registry.build(config.exporter)
         try:
             with under("exporter"):
-                registry.build(config.exporter).for_prompt(config.prompt)
+                if isinstance(exporter, Exporter):
+                    exporter.for_prompt(config.prompt)
         except FieldError as error:
             problems |= {str(error): None}
     if problems:

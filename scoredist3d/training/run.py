@@ -92,8 +92,7 @@ def run_training(
             :func:`scoredist3d.config.resume.load_resumed` loads a config whose schedules continue.
         output: Folder to use instead of ``<output_root>/<name>/<tag>@<time>``.
         source: The config as written, with interpolations; saved as ``configs/config.yaml`` for resuming.
-        final: Whether no other stage follows. A stage that is followed by another one exports no object, and writes a
-            video only if ``test.enabled`` is true.
+        final: Whether no stage follows; otherwise no object is exported, and ``test.enabled=auto`` means no video.
         resume_from: Path that messages give for ``--resume``; the run's folder by default.
         begun: Called once the folder exists and the checkpoint, if any, has been loaded.
         console: Prints progress and messages.

@@ -52,7 +52,7 @@ def test_nouns_are_found_as_words_and_whole_phrases(text: str, known: list[str])
 
 
 def test_the_longest_names_count_in_the_order_of_the_text() -> None:
-    assert NOUNS.named_in("a tree, two coffee mugs, a cup and a pine tree") == ["tree", "coffee mug", "cup", "pine tree"]
+    assert NOUNS.named_in("a tree, two coffee mugs and a pine tree") == ["tree", "coffee mug", "pine tree"]
     assert NOUNS.named_in("ice cream cones on ice creams") == ["ice cream cone", "ice cream"]
     assert NOUNS.named_in("an object") == [] and Nouns({}).named_in("a mug") == []
 
