@@ -69,6 +69,10 @@ class LogConfig(Block):
 class TurntableConfig(Block):
     """The turntable video of the finished object."""
 
+    enabled: Literal["auto"] | bool = option(
+        "auto",
+        "Write the video after training. auto: yes, except for a stage of a pipeline that another stage follows.",
+    )
     frames: int = option(60, "Number of frames in one full turn.", ge=1)
     fps: int = option(30, "Frames per second.", ge=1, le=240)
     height: int = option(256, "Height of the video in pixels; must be even for mp4.", ge=8, le=4096)

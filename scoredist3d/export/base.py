@@ -45,3 +45,11 @@ class Exporter(ABC):
         Raises:
             ValueError: The object is empty or has invalid values; the message names the setting to change.
         """
+
+    def for_prompt(self, prompt: str) -> Exporter:
+        """The exporter for an object with this prompt; another one if an option depends on the prompt.
+
+        Raises:
+            FieldError: An option does not fit the prompt.
+        """
+        return self

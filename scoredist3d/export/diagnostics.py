@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from scoredist3d.export.bake import Textures
-from scoredist3d.export.frame import Frame, Pivot
+from scoredist3d.export.frame import Frame
 from scoredist3d.export.report import CheckReport, MeshReport, SplatReport
 from scoredist3d.meshes.isosurface_extraction import THRESHOLD_SETTING, FoundSurface
 from scoredist3d.meshes.mesh import Mesh, Topology
@@ -117,31 +117,6 @@ def check_problems(check: CheckReport, mesh: MeshReport) -> list[str]:
     return notes
 
 
-def meters_per_unit(mesh: Mesh, scale: float, height: float | None) -> float:
-    """Meters per scene unit: ``scale``, or if ``height`` is given, the scale that makes the mesh that many meters high.
-
-    Raises:
-        ValueError: ``height`` is given and the mesh is flat.
-    """
-    if height is None:
-        return scale
-    low, high = mesh.bounds
-    if not high[2] > low[2]:
-        raise ValueError(
-            "exporter.height: the object is flat and cannot be scaled to a height; set exporter.scale instead"
-        )
-    return height / float(high[2] - low[2])
-
-
-def pivot_point(mesh: Mesh, pivot: Pivot) -> tuple[float, float, float]:
-    """World position of the origin of the files, scene units; see ``pivot`` of the exporter."""
-    if pivot == "scene":
-        return (0.0, 0.0, 0.0)
-    low, high = mesh.bounds
-    x, y, z = ((low + high) / 2).tolist()
-    return (x, y, float(low[2]) if pivot == "base" else z)
-
-
 def mesh_report(
     found: FoundSurface, mesh: Mesh, closed: Topology, dropped: int, frame: Frame, textures: Textures | None
 ) -> MeshReport:
@@ -177,7 +152,12 @@ def mesh_report(
     )
 
 
-def splat_report(splats: Splats) -> SplatReport:
-    """Report on a set of Gaussians."""
+def splat_report(splats: Splats, frame: Frame) -> SplatReport:
+    """Report on a set of Gaussians.
+
+    Args:
+        splats: The Gaussians.
+        frame: Unit and origin of the file.
+    """
     low, high = (bound.values.tolist() for bound in (splats.means.min(dim=0), splats.means.max(dim=0)))
-    return SplatReport(len(splats.means), (tuple(low), tuple(high)))
+    return SplatReport(len(splats.means), (tuple(low), tuple(high)), frame.scale, frame.origin)

@@ -7,7 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from scoredist3d.config import option
+import numpy as np
+
+from scoredist3d.config import FieldError, option
 from scoredist3d.export.bake import Textures, bake_textures, quantize
 from scoredist3d.export.base import Exporter, ExportResult
 from scoredist3d.export.check import CHECK_SUFFIX, best_mesh, check_mesh
@@ -16,16 +18,15 @@ from scoredist3d.export.diagnostics import (
     crease_problems,
     field_problems,
     mesh_report,
-    meters_per_unit,
-    pivot_point,
     splat_report,
     surface_problems,
 )
 from scoredist3d.export.files import safe_name, staged_files
 from scoredist3d.export.formats.base import FileFormat, format_names, lookup_format
-from scoredist3d.export.frame import Frame, Pivot
+from scoredist3d.export.frame import Frame, Pivot, fit_frame
 from scoredist3d.export.images import save_png
 from scoredist3d.export.products import ColoredSurfaceProduct, Product, SplatProduct, SurfaceProduct, TexturedProduct
+from scoredist3d.export.real_heights import real_height
 from scoredist3d.export.report import ExportReport, MeshReport
 from scoredist3d.export.stages import Notes, StageProgress, Stages
 from scoredist3d.meshes.exportable import Exportable, query_color
@@ -104,10 +105,15 @@ class TexturedMeshExporter(Exporter):
             "whose colors include the lighting (unlit, neural-radiance, spherical-harmonics, latent).",
         )
         scale: float = option(1.0, "Meters per scene unit.", gt=0)
-        height: float | None = option(None, "Height of the object in meters; overrides scale.", gt=0)
+        height: Literal["real-world"] | float | None = option(
+            None,
+            "Height of the object in meters; overrides scale. real-world: the usual height of the kind of object that "
+            "the prompt names.",
+            gt=0,
+        )
         pivot: Pivot = option(
             "scene",
-            "Origin of mesh files. scene: the origin of the scene; center: the center of the object's bounding box; "
+            "Origin of the files. scene: the origin of the scene; center: the center of the object's bounding box; "
             "base: the center of the underside of that box, so that the object stands on the ground.",
         )
         up_axis: Literal["y", "z"] = option(
@@ -139,21 +145,27 @@ class TexturedMeshExporter(Exporter):
         Raises:
             ValueError: The object is empty or has invalid values, or a format is unavailable or not applicable.
         """
+        if self.config.height == "real-world":
+            return self.for_prompt(name).export(shape, folder, name, progress)
         stages, notes, name = Stages(progress), Notes(), safe_name(name)
         for file_format in self.formats:
             if problem := file_format.problem():
                 raise ValueError(problem)
         splats = shape.splats() if any(each.needs is SplatProduct for each in self.formats) else None
         formats = self._applicable(splats is not None, notes)
-        products: dict[type, Product] = {} if splats is None else {SplatProduct: SplatProduct(splats)}
-        mesh = check = picture = None
+        products: dict[type, Product] = {}
+        mesh = check = picture = gaussians = None
         if any(each.needs is not SplatProduct for each in formats):
-            made, mesh = self._mesh_products(shape, formats, notes, stages)
-            products |= made
+            products, mesh = self._mesh_products(shape, formats, notes, stages)
             if self.config.check:
                 with stages.stage("check"):
-                    picture, check = check_mesh(shape, best_mesh(made))
+                    picture, check = check_mesh(shape, best_mesh(products))
                 notes.add(*check_problems(check, mesh))
+        if splats is not None:
+            # The Gaussians and their mesh have the same unit and origin.
+            frame = products[SurfaceProduct].frame if products else self._frame(splats.extent)
+            products = products | {SplatProduct: SplatProduct(splats, frame)}
+            gaussians = splat_report(splats, frame)
         with stages.stage("write"), staged_files(Path(folder)) as (staging, paths):
             for file_format in formats:
                 path = staging / f"{name}{file_format.suffix}"
@@ -161,8 +173,27 @@ class TexturedMeshExporter(Exporter):
             if picture is not None:
                 paths.append(save_png(picture, staging / f"{name}{CHECK_SUFFIX}"))
         sizes = {path.name: path.stat().st_size for path in paths}
-        gaussians = None if splats is None else splat_report(splats)
         return ExportResult(paths, ExportReport(sizes, stages.seconds, tuple(notes), mesh, gaussians, check))
+
+    def for_prompt(self, prompt: str) -> TexturedMeshExporter:
+        """The exporter whose ``height`` is a number, for an object with this prompt; see :meth:`Exporter.for_prompt`.
+
+        Raises:
+            FieldError: ``height`` is ``real-world``, and the prompt names no kind of object with a known height, or
+                several.
+        """
+        if self.config.height != "real-world":
+            return self
+        try:
+            return type(self)(replace(self.config, height=real_height(prompt)))
+        except ValueError as error:
+            raise FieldError(str(error), "height") from error
+
+    def _frame(self, bounds: tuple[np.ndarray, np.ndarray]) -> Frame:
+        """Axes, unit and origin of the files of an object with these lowest and highest corners."""
+        config = self.config
+        assert not isinstance(config.height, str), "for_prompt makes it a number"
+        return fit_frame(bounds, up=config.up_axis, scale=config.scale, height=config.height, pivot=config.pivot)
 
     def _applicable(self, has_splats: bool, notes: Notes) -> list[FileFormat]:
         """The formats that apply to the object; Gaussian formats are left out, with a warning, if it has no Gaussians.
@@ -203,8 +234,7 @@ class TexturedMeshExporter(Exporter):
         colors = None
         if ColoredSurfaceProduct in needs:
             colors = quantize(query_color(shape, surface.vertices, chunk=config.chunk))
-        scale, origin = meters_per_unit(mesh, config.scale, config.height), pivot_point(mesh, config.pivot)
-        frame = Frame(config.up_axis, scale, origin)
+        frame = self._frame(mesh.bounds)
         report = mesh_report(found, mesh, closed, dropped, frame, textures)
         if config.check and not surface.authored:
             notes.add(*crease_problems(report))

@@ -53,3 +53,31 @@ class Frame:
 
 
 Y_UP = Frame()
+
+
+def fit_frame(
+    bounds: tuple[np.ndarray, np.ndarray], *, up: Literal["y", "z"], scale: float, height: float | None, pivot: Pivot
+) -> Frame:
+    """The frame that gives an object the requested size and origin.
+
+    Args:
+        bounds: Lowest and highest corner of the object's bounding box, each (3,), world coordinates, scene units.
+        up: Up axis of the file.
+        scale: Meters per scene unit.
+        height: Height of the object in meters; overrides ``scale``.
+        pivot: Origin of the file; see ``pivot`` of the exporter.
+
+    Raises:
+        ValueError: ``height`` is given and the object is flat.
+    """
+    low, high = bounds
+    if height is not None:
+        if not high[2] > low[2]:
+            raise ValueError(
+                "exporter.height: the object is flat and cannot be scaled to a height; set exporter.scale instead"
+            )
+        scale = height / float(high[2] - low[2])
+    if pivot == "scene":
+        return Frame(up, scale)
+    x, y, z = ((low + high) / 2).tolist()
+    return Frame(up, scale, (x, y, float(low[2]) if pivot == "base" else z))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from scoredist3d.export.bake import Textures
-from scoredist3d.export.frame import Frame
+from scoredist3d.export.frame import Y_UP, Frame
 from scoredist3d.meshes.mesh import Mesh
 from scoredist3d.meshes.splats import Splats
 
@@ -39,7 +39,7 @@ class TexturedProduct:
     Attributes:
         mesh: Mesh with ``uvs`` and ``uv_faces``.
         textures: Textures in the layout of the texture coordinates.
-        frame: Axes and unit of the file. Formats that are always y up use only its scale.
+        frame: Axes and unit of the file. Formats that are always y up use only its unit and origin.
         double_sided: Whether both sides of the faces should be visible, because the surface is open.
         unlit: Whether viewers should show the colors without lighting them.
     """
@@ -57,9 +57,11 @@ class SplatProduct:
 
     Attributes:
         splats: The Gaussians.
+        frame: Unit and origin of the file. Formats that are always y up use only these.
     """
 
     splats: Splats
+    frame: Frame = Y_UP
 
 
 Product = SurfaceProduct | ColoredSurfaceProduct | TexturedProduct | SplatProduct

@@ -50,8 +50,9 @@ class MeshReport:
         """Summary in one phrase."""
         closed = "watertight" if self.watertight else f"{self.holes} holes, {self.nonmanifold_edges} non-manifold edges"
         dropped = f" ({self.dropped_components} more dropped)" if self.dropped_components else ""
+        high = "" if self.scale == 1 else f", {self.scale * (self.bounds[1][2] - self.bounds[0][2]):.3g} m high"
         return (
-            f"mesh: {self.faces:,} faces, {closed}, {self.components} pieces{dropped}, genus {self.genus}, "
+            f"mesh: {self.faces:,} faces{high}, {closed}, {self.components} pieces{dropped}, genus {self.genus}, "
             f"mean dihedral angle {self.mean_dihedral_deg:.1f} degrees ({100 * self.sharp_edges:.1f} % over 45)"
         )
 
@@ -95,10 +96,14 @@ class SplatReport:
     Attributes:
         gaussians: Number of Gaussians.
         bounds: Lowest and highest corner of the box around their means, world coordinates (z up), scene units.
+        scale: Meters per scene unit in the file.
+        origin: World position of the file's origin, in scene units.
     """
 
     gaussians: int
     bounds: tuple[tuple[float, ...], tuple[float, ...]]
+    scale: float = 1.0
+    origin: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
     def describe(self) -> str:
         """Summary in one phrase."""
@@ -135,7 +140,7 @@ class ExportReport:
 
         The fields of the products and of the comparison are at the same level as those of the export. ``gaussians`` is
         always present; the other fields are present only if the product or the comparison was made. If both products
-        were made, ``bounds`` is that of the mesh.
+        were made, ``bounds``, ``scale`` and ``origin`` are those of the mesh.
         """
         fields: dict[str, Any] = {"gaussians": 0}
         for product in reversed(self.products):

@@ -9,6 +9,7 @@ are y up, like all other exports by default.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from scoredist3d.ops.rotations import quaternion_product
+from scoredist3d.ops.rotations import quaternion_product, rotation_matrices
 from scoredist3d.ops.shading.spherical_harmonics import DC, num_coefficients, rotation_of
 
 Up = Literal["y", "z", "auto"]
@@ -26,6 +27,7 @@ Up = Literal["y", "z", "auto"]
 _TO_Y_UP = ((0.0, 1.0, 0.0), (0.0, 0.0, 1.0), (1.0, 0.0, 0.0))  # file (x, y, z) = world (y, z, x)
 _QUATERNION_TO_Y_UP = (0.5, -0.5, -0.5, -0.5)  # the same rotation: -120 degrees around (1, 1, 1)
 _HEADER_LIMIT = 65536  # bytes
+_SHOWN = 0.1  # opacity from which a Gaussian counts for the extent
 _TYPES = {
     "char": "i1",
     "int8": "i1",
@@ -71,6 +73,24 @@ class Splats:
     def degree(self) -> int:
         """Degree of the spherical harmonics; 0 if there is no view-dependent part."""
         return 0 if self.harmonics is None else math.isqrt(self.harmonics.shape[1] + 1) - 1
+
+    @property
+    def extent(self) -> tuple[np.ndarray, np.ndarray]:
+        """Lowest and highest corner, each (3,), of the box around the Gaussians out to one standard deviation.
+
+        Gaussians with an opacity below 0.1, which hardly show, do not count, unless all of them are below.
+        """
+        shown = self.opacities >= _SHOWN
+        shown = shown if bool(shown.any()) else torch.ones_like(shown)
+        axes = rotation_matrices(self.quaternions[shown]) * self.scales[shown, None, :]
+        means, spread = self.means[shown], axes.norm(dim=-1)
+        low, high = (means - spread).amin(dim=0), (means + spread).amax(dim=0)
+        return low.detach().cpu().numpy(), high.detach().cpu().numpy()
+
+    def moved(self, origin: Sequence[float], scale: float) -> Splats:
+        """Copy with the world position ``origin`` at the origin and ``scale`` units per scene unit."""
+        means = (self.means - self.means.new_tensor(origin)) * scale
+        return replace(self, means=means, scales=self.scales * scale)
 
     def rotated(self, rotation: Tensor, quaternion: Tensor) -> Splats:
         """Copy rotated around the origin, including the view-dependent colors.

@@ -45,6 +45,22 @@ class Nouns:
         nouns = [*self._kind_of_name(), *self.generic]
         return [noun for noun in nouns if any(f" {form} " in padded for form in (noun, *plurals(noun)))]
 
+    def named_in(self, text: str) -> list[str]:
+        """The names in a text, in its order and without repetition; of overlapping names, the longest first one.
+
+        So "a palm tree" names a palm tree, but no tree.
+        """
+        forms = {form: name for name in self._kind_of_name() for form in (*plurals(name), name)}
+        words, longest = words_of(text), max((len(form.split()) for form in forms), default=0)
+        found: dict[str, None] = {}
+        start = 0
+        while start < len(words):
+            phrases = (" ".join(words[start : start + count]) for count in range(longest, 0, -1))
+            phrase = next((each for each in phrases if each in forms), None)
+            start += 1 if phrase is None else len(phrase.split())
+            found |= {} if phrase is None else {forms[phrase]: None}
+        return list(found)
+
     def nearest(self, text: str, correct: Container[str] = ()) -> str | None:
         """The kind that is the most similar to a word of the text; None if none is similar.
 

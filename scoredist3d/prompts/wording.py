@@ -6,8 +6,9 @@ import logging
 from collections.abc import Iterable
 
 from scoredist3d import registry
+from scoredist3d.config.errors import ConfigError, FieldError, under
 from scoredist3d.config.experiment import ExperimentConfig
-from scoredist3d.config.fields import ConfigError
+from scoredist3d.export.base import Exporter
 from scoredist3d.priors.base import Prior
 from scoredist3d.priors.vocabulary import Vocabulary, near_word, words_of
 
@@ -15,12 +16,13 @@ _log = logging.getLogger(__name__)
 
 
 def check_prompts(configs: Iterable[ExperimentConfig]) -> None:
-    """Check that the prompts of new runs name a kind of object that the prior knows; no model is loaded.
+    """Check that the prompts of new runs name a kind of object that prior and exporter know; no model is loaded.
 
     Only ``prompt`` is checked, not the negative prompt and the additional prompts of methods.
 
     Raises:
-        ConfigError: A prompt names no known kind, and ``prior.allow_unknown_nouns`` is not set.
+        ConfigError: A prompt names no known kind, and ``prior.allow_unknown_nouns`` is not set; or an option of the
+            exporter does not fit the prompt.
     """
     problems: dict[str, None] = {}  # in order, and without repetition: the stages of a pipeline have one prompt
     for config in configs:
@@ -29,6 +31,13 @@ def check_prompts(configs: Iterable[ExperimentConfig]) -> None:
             vocabulary = prior.stated_vocabulary(config.prior)
             problem = None if vocabulary is None else unknown_noun(vocabulary, config.prompt)
             problems |= {} if problem is None else {problem: None}
+        exporter = registry.build(config.exporter)
+        try:
+            with under("exporter"):
+                if isinstance(exporter, Exporter):
+                    exporter.for_prompt(config.prompt)
+        except FieldError as error:
+            problems |= {str(error): None}
     if problems:
         raise ConfigError("\n".join(problems))
 

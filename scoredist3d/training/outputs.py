@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from scoredist3d import registry
+from scoredist3d.config.errors import under
 from scoredist3d.config.experiment import ExperimentConfig, PreviewConfig
 from scoredist3d.export.base import ExportResult
 from scoredist3d.export.camera_path import write_camera_path
@@ -137,7 +138,9 @@ def export_objects(
     with new_folder(folder.root / ".export.tmp") as staging:
         for shape, own in zip(shapes, names, strict=True):
             try:
-                results.append(exporter.export(shape, staging, own, progress))
+                with under("exporter"):
+                    ready = exporter.for_prompt(config.prompt)
+                results.append(ready.export(shape, staging, own, progress))
             except ValueError as error:
                 missing[own] = str(error)
         if not results:

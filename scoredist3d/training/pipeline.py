@@ -124,7 +124,7 @@ def _run_stages(
                 resume=folder.root if folder.last_checkpoint.is_file() else None,
                 output=folder.root,
                 source=layers_to_yaml(written),
-                export=name == names[-1],
+                final=name == names[-1],
                 resume_from=root,
                 begun=record.begin,
                 console=console,

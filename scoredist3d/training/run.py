@@ -78,7 +78,7 @@ def run_training(
     resume: Path | str | None = None,
     output: Path | str | None = None,
     source: str | None = None,
-    export: bool = True,
+    final: bool = True,
     resume_from: Path | None = None,
     begun: Callable[[], None] | None = None,
     console: Console | None = None,
@@ -92,7 +92,7 @@ def run_training(
             :func:`scoredist3d.config.resume.load_resumed` loads a config whose schedules continue.
         output: Folder to use instead of ``<output_root>/<name>/<tag>@<time>``.
         source: The config as written, with interpolations; saved as ``configs/config.yaml`` for resuming.
-        export: Export the object at the end; not needed for a stage that is followed by another one.
+        final: Whether no stage follows; otherwise no object is exported, and ``test.enabled=auto`` means no video.
         resume_from: Path that messages give for ``--resume``; the run's folder by default.
         begun: Called once the folder exists and the checkpoint, if any, has been loaded.
         console: Prints progress and messages.
@@ -117,7 +117,7 @@ def run_training(
         try:
             result = _optimize(session, context, console, guard, found[1] if found else None)
             if not result.interrupted:
-                _finish(result, session, console, export=export)
+                _finish(result, session, console, final=final)
         except KeyboardInterrupt:
             session.end(INTERRUPTED, f"stopped by {_name_of(guard.received)}, outside training")
             console.say(_after_interrupt(folder, resume_from))
@@ -273,15 +273,16 @@ def _new_system(session: Session, context: RankContext, *, resumed: bool) -> Sys
     return system
 
 
-def _finish(result: RunResult, session: Session, console: Console, *, export: bool) -> None:
+def _finish(result: RunResult, session: Session, console: Console, *, final: bool) -> None:
     """Write the video and export the object after training; a failed export is recorded in the result."""
     config, folder, clock, system = session.config, session.folder, session.clock, result.system
     assert system is not None
-    _video(system, config, folder, result, console, clock)
+    if final if config.test.enabled == "auto" else config.test.enabled:
+        _video(system, config, folder, result, console, clock)
     grid = latest_preview(folder)
     if grid is not None:
         result.paths["image grid"] = grid
-    if not export or not system.shapes():
+    if not final or not system.shapes():
         return
     try:
         _export(system, config, folder, result, console, clock)

@@ -16,7 +16,7 @@ from shared.pbr_shapes import MeshShape, PbrBall, uv_sphere
 
 from scoredist3d.export.delivered import read_delivered
 from scoredist3d.meshes.loading import load_mesh
-from scoredist3d.meshes.splats import Splats
+from scoredist3d.meshes.splats import Splats, read_splats
 
 
 @pytest.mark.parametrize("up", ["y", "z"])
@@ -75,8 +75,32 @@ def test_splats_alone_need_no_surface(tmp_path):
     assert result.report.splats.gaussians == 5 and result.report.mesh is None
     assert result.report.describe().startswith("splats: 5 Gaussians")
     told = json.loads(json.dumps(result.report.to_dict()))
-    assert set(told) == {"gaussians", "bounds", "bytes", "seconds", "notes"}
+    assert set(told) == {"gaussians", "bounds", "scale", "origin", "bytes", "seconds", "notes"}
     assert len(trimesh.load(result.paths[0]).vertices) == 5
+
+
+def test_real_world_height_and_pivot_in_every_format(tmp_path):
+    shape = Cloud(uv_sphere())
+    formats = ["glb", "obj", "ply", "stl", "splats"]
+    exporter = make_exporter(formats=formats, height="real-world", pivot="base").for_prompt("a yellow duck")
+    report = exporter.export(shape, tmp_path, "ball").report
+    assert ", 0.35 m high, " in report.describe()
+    for suffix in formats[:-1]:
+        low, high = load_mesh(tmp_path / f"ball.{suffix}").mesh.bounds
+        np.testing.assert_allclose([low[2], high[2], low[0] + high[0]], [0.0, 0.35, 0.0], atol=1e-6)
+    # The Gaussians keep their place beside the mesh.
+    scale, origin = report.mesh.scale, torch.tensor(report.mesh.origin)
+    assert (report.splats.scale, report.splats.origin) == (scale, report.mesh.origin)
+    read, made = read_splats(tmp_path / "ball-splats.ply"), shape.splats()
+    torch.testing.assert_close(read.means, (made.means - origin) * scale)
+    torch.testing.assert_close(read.scales, made.scales * scale)
+
+
+def test_height_of_splats_alone(tmp_path):
+    exporter = make_exporter(formats=["splats"], height="real-world", pivot="base")
+    exporter.export(Cloud(None), tmp_path, "a-red-car")  # without for_prompt, the name has to contain the noun
+    low, high = read_splats(tmp_path / "a-red-car-splats.ply").extent
+    np.testing.assert_allclose([low[2], high[2], *(low + high)[:2]], [0.0, 1.5, 0.0, 0.0], atol=1e-6)
 
 
 def test_splats_of_an_object_without_gaussians(tmp_path):

@@ -1,6 +1,7 @@
 """PLY files of Gaussians: comparison with an independent reader, and damaged files."""
 
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +56,19 @@ def independent_reader(path: Path) -> tuple[list[str], np.ndarray]:
     assert sum(line.startswith("property") for line in lines) == len(names)
     assert len(data) == 4 * count * len(names)
     return names, np.array(struct.unpack(f"<{count * len(names)}f", data)).reshape(count, len(names))
+
+
+def test_the_extent_of_shown_gaussians():
+    splats = cloud(degree=0)
+    rotation = matrices(splats.quaternions.numpy())
+    covariance = np.einsum("nij,nj,nkj->nik", rotation, splats.scales.numpy() ** 2, rotation)
+    spread = np.sqrt(covariance.diagonal(axis1=1, axis2=2))
+    faint = replace(splats, opacities=torch.tensor([0.01, 0.5, 0.1, 0.9, 0.09]))
+    for each, shown in ((faint, [1, 2, 3]), (replace(splats, opacities=torch.full((5,), 0.01)), range(5))):
+        low, high = each.extent
+        means, radius = each.means.numpy()[list(shown)], spread[list(shown)]
+        np.testing.assert_allclose(low, (means - radius).min(axis=0), rtol=1e-5)
+        np.testing.assert_allclose(high, (means + radius).max(axis=0), rtol=1e-5)
 
 
 def test_the_layout_field_by_field(tmp_path):

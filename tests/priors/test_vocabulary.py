@@ -51,6 +51,12 @@ def test_nouns_are_found_as_words_and_whole_phrases(text: str, known: list[str])
     assert NOUNS.known_in(text) == known
 
 
+def test_the_longest_names_count_in_the_order_of_the_text() -> None:
+    assert NOUNS.named_in("a tree, two coffee mugs and a pine tree") == ["tree", "coffee mug", "pine tree"]
+    assert NOUNS.named_in("ice cream cones on ice creams") == ["ice cream cone", "ice cream"]
+    assert NOUNS.named_in("an object") == [] and Nouns({}).named_in("a mug") == []
+
+
 @pytest.mark.parametrize(
     ("text", "kind"),
     [

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from scoredist3d import registry
+from scoredist3d.config.experiment import ExperimentConfig
 from scoredist3d.config.fields import ConfigError
 from scoredist3d.config.validation import validate
 from scoredist3d.priors.analytic import GaussianMixturePrior
@@ -114,3 +115,12 @@ def test_configs_with_other_priors_take_any_prompt(prior: dict[str, Any]) -> Non
 def test_a_list_of_words_states_no_nouns(tmp_path: Path) -> None:
     (tmp_path / "vocabulary.json").write_text('["a", "mug"]')
     check_prompts([validate({"prompt": "a quark", "prior": {"pretrained_model_name_or_path": str(tmp_path)}})])
+
+
+def test_a_prompt_without_a_real_world_height_is_refused_before_the_run() -> None:
+    def config(prompt: str) -> ExperimentConfig:
+        return validate({"prompt": prompt, "prior": {"type": "gaussian-mixture"}, "exporter": {"height": "real-world"}})
+
+    check_prompts([config("a mug")])
+    with pytest.raises(ConfigError, match=r"^exporter\.height: no height is known for 'a quark'; set the height"):
+        check_prompts([config("a quark"), config("a mug"), config("a quark")])

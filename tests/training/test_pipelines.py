@@ -45,6 +45,15 @@ def test_the_second_stage_goes_on_from_the_first_and_is_the_one_exported(tmp_pat
     assert list(summary["stages"]) == ["coarse", "refine"] and summary["seconds"] > 0
 
 
+def test_only_the_last_stage_writes_a_video_unless_another_one_asks_for_it(tmp_path: Path) -> None:
+    def videos(*overrides: str) -> list[str]:
+        result = run_pipeline(tiny(tmp_path, "trainer.max_steps=1", *overrides), devices="cpu", console=Recorder())
+        return [path.parts[-3] for path in sorted(result.folder.glob("*/videos/turntable.mp4"))]
+
+    assert videos() == ["refine"]
+    assert videos("stages.coarse.test.enabled=true", "stages.refine.test.enabled=false") == ["coarse"]
+
+
 def test_an_interrupted_pipeline_ends_like_an_uninterrupted_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

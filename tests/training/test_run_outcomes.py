@@ -96,6 +96,11 @@ def test_a_run_without_a_mesh_fails_and_keeps_the_rest(tmp_path: Path, capsys: p
     assert capsys.readouterr().err.startswith(f"error: {why}")
     assert summary(folder) == told and (folder / "export" / "red-left-blob.glb").is_file()
 
+    # "blob" has no real-world height.
+    assert again("export", folder, "exporter.height=real-world") == cli.RUN_FAILED
+    assert "no mesh was written for red-left-blob: exporter.height: no height is known" in capsys.readouterr().err
+    assert summary(folder) == told
+
     # The same mesh is not that of a later state.
     assert again("train", folder, "trainer.max_steps=2", IMPOSSIBLE) == cli.RUN_FAILED
     assert list((folder / "export").glob("*.*")) == []

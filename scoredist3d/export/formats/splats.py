@@ -23,8 +23,8 @@ _LEAST_OPACITY = 1e-6  # keeps logits finite
     summary="PLY of 3D Gaussians, for objects made of them.",
 )
 def write_splat_product(path: Path, product: SplatProduct) -> list[Path]:
-    """Write the Gaussians of a product as a PLY file; see :func:`write_splats`."""
-    write_splats(path, product.splats)
+    """Write the Gaussians of a product as a PLY file, in its unit and around its origin; see :func:`write_splats`."""
+    write_splats(path, product.splats.moved(product.frame.origin, product.frame.scale))
     return [path]
 
 
