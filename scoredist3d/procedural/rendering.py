@@ -9,12 +9,11 @@ import torch
 from torch import Tensor
 
 from scoredist3d.cameras import Cameras
+from scoredist3d.ops.shading.directional import DEFAULT_LIGHT
 from scoredist3d.procedural.objects import Objects
 from scoredist3d.procedural.primitives import Hits, cast_rays
 from scoredist3d.procedural.shading import shade
 
-# Direction towards the light: from above, in front and to one side, so that top, front and both sides differ.
-DEFAULT_LIGHT: tuple[float, float, float] = (0.60, 0.45, 0.66)
 STANDARD_DISTANCE, STANDARD_FOVY_DEG = 3.2, 40.0
 """Distance and field of view of a camera from which an object nearly fills the image."""
 _CPU_CHUNK, _DEVICE_CHUNK = 1 << 14, 1 << 22

@@ -6,13 +6,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from scoredist3d.ops.shading.directional import directional_lighting
 from scoredist3d.procedural.attributes import METAL, SHINY
 from scoredist3d.procedural.builder import inverse_3x3
 from scoredist3d.procedural.patterns import surface_color
 from scoredist3d.procedural.primitives import Hits, take_rows
 
-# The brightest diffuse surface is 1.03 times its albedo, so that the lightest white stays below 0.97.
-_AMBIENT, _SKY, _DIFFUSE, _FILL = 0.45, 0.14, 0.46, 0.22
 _EXPONENT, _HIGHLIGHT = 40.0, 0.9
 _LIGHT_DISTANCE = 3.0  # of highlights; a near light moves over flat faces
 
@@ -41,7 +40,7 @@ def shade(
         coverage, color = ink
         albedo = torch.lerp(albedo, color[:, None, :].expand_as(albedo), coverage[..., None])
     toward = normalize(light, dim=-1)
-    diffuse = albedo * lighting(hits.normal, toward)[..., None]
+    diffuse = albedo * directional_lighting(hits.normal, toward[:, None, :])[..., None]
     view = normalize(directions, dim=-1)
     point = _points(geometry, hits)
     facing = -(hits.normal * view).sum(-1)
@@ -64,22 +63,6 @@ def _points(geometry: Tensor, hits: Hits) -> Tensor:
     center = -(inverse * geometry[..., None, 9:12]).sum(-1, keepdim=True)
     rows = take_rows(torch.cat([inverse, center], -1).flatten(-2), hits.primitive).unflatten(-1, (3, 4))
     return (rows[..., 0:3] * hits.local[..., None, :]).sum(-1) + rows[..., 3]
-
-
-def lighting(normal: Tensor, light: Tensor) -> Tensor:
-    """Factor of the albedo on matt surfaces, (N, R).
-
-    A Lambert term, hemispheric ambient light, and a weak light from the opposite side, so that faces that the main
-    light does not reach differ, too. It depends on the normal only, so a view-independent color field can represent it.
-
-    Args:
-        normal: (N, R, 3), unit normals.
-        light: (N, 3), unit directions towards the light.
-    """
-    lambert = (normal * light[:, None, :]).sum(-1).clamp_min(0.0)
-    fill_direction = torch.cat([-light[:, :2], 0.25 * light[:, 2:]], -1)
-    fill = (normal * fill_direction[:, None, :]).sum(-1).clamp_min(0.0)
-    return _AMBIENT + _SKY * 0.5 * (1.0 + normal[..., 2]) + _DIFFUSE * lambert + _FILL * fill
 
 
 def _environment(direction: Tensor) -> Tensor:

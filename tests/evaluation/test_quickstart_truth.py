@@ -29,7 +29,7 @@ from scoredist3d.meshes.mesh import Mesh, topology
 from scoredist3d.meshes.quality import genus
 from scoredist3d.procedural import CATEGORIES, COLORS, DEFAULT_LIGHT, PATTERNS, Objects, sample_objects, shape_match
 from scoredist3d.procedural.probe import Probe
-from scoredist3d.procedural.shading import lighting
+from scoredist3d.ops.shading.directional import directional_lighting
 
 COLOR = (0.8, 0.3, 0.1)
 PROMPT = "a red mug"

@@ -1,0 +1,81 @@
+"""Lambertian shading under lights that are fixed in the world."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from scoredist3d.config import option
+from scoredist3d.materials.base import Material, ShadingInputs, logit
+from scoredist3d.meshes.exportable import SurfaceChannels
+from scoredist3d.ops.shading.directional import DEFAULT_LIGHT, directional_lighting
+from scoredist3d.registry import register
+from scoredist3d.seeding import Rng
+
+
+@register("material", "directional-light", summary="Lambertian shading by directional lights fixed in the world.")
+class DirectionalLight(Material):
+    """Lambertian material under a key light, a fill light and a hemisphere light, all fixed in the world.
+
+    rgb = min(albedo * lighting(n), 1), see :func:`~scoredist3d.ops.shading.directional.directional_lighting`. The
+    defaults are the lights of the images that the embedded priors were trained on. With the light of the prior's own
+    images, light and shade tell the slope of the surface, and the texture contains the albedo alone. A prior whose
+    images have no common light, such as Stable Diffusion, needs another material.
+    """
+
+    needs_normal = True
+
+    @dataclass
+    class Config(Material.Config):
+        """Options of the lights."""
+
+        direction: tuple[float, float, float] = option(
+            DEFAULT_LIGHT, "Direction towards the key light in the world (z up, x to the front); any length but 0."
+        )
+        ambient: float = option(0.45, "Strength of the ambient light.", ge=0)
+        hemisphere: float = option(0.14, "Strength of the hemisphere light, which shines from above.", ge=0)
+        key: float = option(0.46, "Strength of the key light.", ge=0)
+        fill: float = option(0.22, "Strength of the fill light, which shines from the opposite side.", ge=0)
+
+        def validate(self) -> list[str]:
+            """Check that the direction has a length."""
+            problems = super().validate()
+            if not any(self.direction):
+                problems.append("direction: the direction towards the key light must not be 0, 0, 0")
+            return problems
+
+    def __init__(self, config: Config, *, rng: Rng | None = None, prior: Any = None) -> None:
+        super().__init__(config)
+        self.config = config
+        self.register_buffer("direction", F.normalize(torch.tensor(config.direction), dim=0), persistent=False)
+
+    def forward(self, inputs: ShadingInputs) -> Tensor:
+        """(N, 3) shaded colors.
+
+        Raises:
+            ValueError: The inputs have no normals.
+        """
+        if inputs.normals is None:
+            raise ValueError("the directional-light material needs normals; set ShadingInputs.normals")
+        config = self.config
+        shading = directional_lighting(
+            inputs.normals,
+            self.direction,
+            ambient=config.ambient,
+            hemisphere=config.hemisphere,
+            key=config.key,
+            fill=config.fill,
+        )
+        return (inputs.features.sigmoid() * shading[:, None]).clamp_max(1.0)
+
+    def channels(self, inputs: ShadingInputs) -> SurfaceChannels:
+        """The albedo as the base color."""
+        return SurfaceChannels(inputs.features.sigmoid())
+
+    def features_of(self, channels: SurfaceChannels) -> Tensor:
+        """(N, 3): the logit of the base color."""
+        return logit(channels.base_color)
