@@ -1,4 +1,4 @@
-"""The procedural object that is nearest to a surface: a random search over its family, then a refinement of the best."""
+"""The procedural object that is nearest to a surface: a random search over its family, then refinement of the best."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class Effort:
     """
 
     candidates: int = 768
-    rounds: int = 16
-    children: int = 40
+    rounds: int = 24
+    children: int = 48
     parents: int = 8
     rays: int = 1536
 
@@ -68,9 +68,9 @@ def nearest_object(
 ) -> NearestObject:
     """The member of a family whose depths are the most similar to those of a surface.
 
-    Random members come first. The best of each structural variant are parents. In each round, their children differ in
-    some of the proportions by normal random changes, which shrink from round to round, and the best of parents and
-    children are the next parents. The surface itself is neither moved nor scaled.
+    Random members come first. The best of each structural variant are the parents of the first round. In each round,
+    their children differ in some of the proportions by normal random changes, which shrink from round to round, and the
+    best of parents and children of each variant are the next parents. The surface itself is neither moved nor scaled.
 
     Args:
         opacity: (V, H, W), opacity of the surface in each view. Partly covered pixels are not compared.
@@ -182,7 +182,7 @@ class _Search:
 def _fittest(scores: Tensor, mode: Tensor, count: int) -> Tensor:
     """Indices of about ``count`` members with the lowest scores (N,), the same number of each mode.
 
-    Modes differ in small parts such as handles, so each is refined before the best is chosen.
+    Modes differ in small parts such as handles, so each is refined before the best one is chosen.
     """
     modes = mode.unique()
     order = scores.argsort()
