@@ -79,12 +79,12 @@ def nearest_object(
         category: Name of the family.
         look: Colors, pattern and finish of the members, as in :func:`~scoredist3d.procedural.sample_objects`.
         effort: How long the search takes.
-        generator: Source of randomness, on the device of the images; by default one with a fixed seed.
+        generator: Source of randomness; by default one on the CPU with a fixed seed, for the same draws on any device.
 
     Raises:
         ValueError: No family has this name, or no pixel is covered.
     """
-    generator = generator or torch.Generator(opacity.device).manual_seed(0)
+    generator = generator or torch.Generator().manual_seed(0)
     search = _Search(Family(category, look, opacity.device), generator)
     every = _Rays.of(opacity, depth, cameras, 8 * effort.rays, generator)
     some = every.first(effort.rays)
@@ -126,7 +126,8 @@ class _Rays:
             raise ValueError("opacity: no pixel is covered, so there is no surface to compare; use more or other views")
         near = torch.nn.functional.max_pool2d(solid[:, None].float(), 2 * _MARGIN + 1, 1, _MARGIN)[:, 0] > 0
         pixels = (near & (solid | (opacity < 0.01))).flatten().nonzero()[:, 0]
-        pixels = pixels[torch.randperm(len(pixels), generator=generator, device=opacity.device)[:count]]
+        order = torch.randperm(len(pixels), generator=generator, device=generator.device)
+        pixels = pixels[order[:count].to(pixels.device)]
         rays = cameras.rays()
         origins = rays.origins.expand_as(rays.directions)
         depths = torch.where(solid, depth, torch.inf).flatten()
@@ -160,7 +161,7 @@ class _Search:
 
     def uniform(self, *shape: int) -> Tensor:
         """Uniform random numbers in [0, 1)."""
-        return torch.rand(*shape, generator=self.generator, device=self.generator.device)
+        return torch.rand(*shape, generator=self.generator, device=self.generator.device).to(self.family.device)
 
     def random(self, count: int) -> Proportions:
         """Members with independent uniform proportions, modes and sizes."""
@@ -172,7 +173,7 @@ class _Search:
         """Randomly changed copies of random parents."""
         copies = parents[(self.uniform(count) * len(parents)).long()]
         noise = torch.randn(copies.values.shape, generator=self.generator, device=self.generator.device)
-        changes = spread * noise * (self.uniform(*copies.values.shape) < _P_CHANGED)
+        changes = spread * noise.to(self.family.device) * (self.uniform(*copies.values.shape) < _P_CHANGED)
         other = self.random(count)
         mode = torch.where(self.uniform(count) < _P_OTHER_KIND, other.mode, copies.mode)
         size = torch.where(self.uniform(count) < _P_OTHER_KIND, other.size, copies.size)
