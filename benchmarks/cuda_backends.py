@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
                 [ROOT / "configs" / "fast.yaml"], [f"prompt={arguments.prompt}", *chosen, *overrides]
             )
             result = run_training(config, devices=[arguments.gpu])
-            figures, views, _ = measure(result.system, arguments.prompt, device)
+            figures, views = measure(result.system, arguments.prompt, device)
         reference = views if reference is None else reference
         agreement = psnr(views, reference)
         milliseconds = 1000.0 * result.seconds["training"] / result.step

@@ -13,8 +13,10 @@ probe reads category and color. Silhouettes from 12 cameras are compared with 25
 family: the best mean IoU is reported, with ``--rivals`` beside that of the best other family (64 members each; minutes
 on a CPU). The exported mesh is checked for holes.
 
-The best member of the family, in the color of the prompt and without a second color or pattern unless the prompt names
-one, is the true object. The GLB, read back from the file, is compared with it from the same 8 cameras at 256 pixels
+The GLB is read back from the file. The true object is the member of the family whose depths from those 12 cameras are
+nearest to the GLB's: the best of 768 random members, whose proportions are then refined (seconds on a CPU; see
+:mod:`scoredist3d.evaluation.nearest_object`). It has the color of the prompt, and a second color or pattern only if the
+prompt names one. The GLB is neither moved nor scaled. Both are compared from the 8 held-out cameras at 256 pixels
 over white, under the same light: PSNR in dB and SSIM of the colors, mean Euclidean distance of the probe's features,
 mean angle between the normals at nearest surface points, and share of the common pixels whose depths differ by more
 than 0.08 radii. Two numbers in one column are the GLB and the true object: length-weighted mean dihedral angle, share
@@ -50,7 +52,6 @@ from scoredist3d.cameras import Cameras, orbit
 
 if TYPE_CHECKING:
     from scoredist3d.config.experiment import ExperimentConfig
-    from scoredist3d.procedural import Objects
 
 PROMPTS = (
     "a red mug",
@@ -88,6 +89,11 @@ def ring(azimuths: list[float], elevations: list[float], size: int, device: torc
     return orbit(azimuth, elevation, distance, fovy, size, size).to(device)
 
 
+def outlines(device: torch.device) -> Cameras:
+    """The 12 cameras that find the best match, at 64 pixels."""
+    return ring([30.0 * i for i in range(12)], [0.0, 20.0, 45.0], 64, device)
+
+
 def held_out(size: int, device: torch.device) -> Cameras:
     """The 8 held-out cameras."""
     return ring([22.5 + 45.0 * i for i in range(NUM_VIEWS)], [5.0, 25.0, 40.0], size, device)
@@ -99,12 +105,10 @@ class Measured(NamedTuple):
     Attributes:
         figures: Figures by name.
         views: (8, H, W, 3), its held-out views.
-        member: The true object, a batch of one.
     """
 
     figures: dict[str, Any]
     views: Tensor
-    member: Objects
 
 
 @torch.no_grad()
@@ -116,29 +120,28 @@ def measure(system: Any, prompt: str, device: torch.device, *, rivals: bool = Fa
     from scoredist3d.procedural.shape_match import best_family_match
 
     stated = Stated.of(prompt)
-    category, look = stated.category, stated.look
+    category, color = stated.category, stated.look["color"]
     held_back = held_out(prior_size(), device)
     scene = system.scenes[0]
     views = torch.cat([scene(held_back[i], step=scene.step, rng=None).rgb for i in range(NUM_VIEWS)])
     reading = Probe.load(device=device)(views)
     symmetry = torch.full((NUM_VIEWS,), AZIMUTH_SYMMETRY[category], device=device)
-    outline = ring([30.0 * i for i in range(12)], [0.0, 20.0, 45.0], 64, device)
+    outline = outlines(device)
     opacity = torch.cat([scene(outline[i], step=scene.step, rng=None).opacity[..., 0] for i in range(12)])
-    match = best_family_match(opacity, outline, category, look=look)
     figures: dict[str, Any] = {
         "category": (reading.category.argmax(-1) == CATEGORIES.index(category)).float().mean().item(),
-        "color": (reading.color.argmax(-1) == look["color"]).float().mean().item(),
+        "color": (reading.color.argmax(-1) == color).float().mean().item(),
         "seen_categories": [CATEGORIES[i] for i in reading.category.argmax(-1).tolist()],
         "seen_colors": [COLORS[i] for i in reading.color.argmax(-1).tolist()],
         "azimuth_error_deg": reading.azimuth_error_deg(held_back.azimuth, symmetry).median().item(),
-        "iou": match.iou,
+        "iou": best_family_match(opacity, outline, category).iou,
     }
     if rivals:
         others = [name for name in CATEGORIES if name != category]
         ious = {name: best_family_match(opacity, outline, name, members=64).iou for name in others}
         figures["best_other"] = max(ious, key=lambda name: ious[name])
         figures["best_other_iou"] = ious[figures["best_other"]]
-    return Measured(figures, views, match.member)
+    return Measured(figures, views)
 
 
 def record(system: Any, config: ExperimentConfig, run: Path, out: Path, device: torch.device, *, rivals: bool) -> None:
@@ -155,23 +158,24 @@ def record(system: Any, config: ExperimentConfig, run: Path, out: Path, device: 
     Raises:
         ValueError: The prompt has another form than those of the benchmark, or no GLB was exported.
     """
-    from quickstart_truth import compare
+    from quickstart_truth import compare, true_object
 
     from scoredist3d.export.delivered import read_delivered
     from scoredist3d.export.exporter import DEFAULT_FACES
     from scoredist3d.export.images import save_png
     from scoredist3d.procedural.probe import Probe
 
-    figures, _, member = measure(system, config.prompt, device, rivals=rivals)
+    figures, _ = measure(system, config.prompt, device, rivals=rivals)
     export = object_folder(run) / "export"
     report = json.loads((export / "report.json").read_text())
     name = next((name for name in report["bytes"] if name.endswith(".glb")), None)
     if name is None:
         raise ValueError(f"{run} has no GLB: exporter.formats must contain glb")
     exporter: Any = config.exporter
+    delivered = read_delivered(export / name, scale=report["scale"], origin=report.get("origin", (0.0, 0.0, 0.0)))
     compared = compare(
-        read_delivered(export / name, scale=report["scale"], origin=report.get("origin", (0.0, 0.0, 0.0))),
-        member,
+        delivered,
+        true_object(delivered, config.prompt, outlines(device)),
         held_out(TRUTH_SIZE, device),
         Probe.load(device=device),
         resolution=exporter.resolution,

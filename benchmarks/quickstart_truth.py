@@ -12,8 +12,9 @@ from torch import Tensor
 from scoredist3d.cameras import Cameras
 from scoredist3d.evaluation.fidelity import coverage, psnr, ssim
 from scoredist3d.evaluation.measures import chroma
+from scoredist3d.evaluation.nearest_object import DEFAULT_EFFORT, Effort, nearest_object
 from scoredist3d.evaluation.surface_distance import normal_angle_deg
-from scoredist3d.evaluation.true_objects import RADIUS, object_mesh, object_views
+from scoredist3d.evaluation.true_objects import RADIUS, Stated, object_mesh, object_views
 from scoredist3d.export.check import DEPTH_TOLERANCE
 from scoredist3d.export.delivered import Delivered
 from scoredist3d.export.diagnostics import SHARP_DEG
@@ -42,6 +43,23 @@ class Comparison:
     def picture(self, label: str) -> np.ndarray:
         """Both rows of images, the delivered mesh above the true object, as one uint8 image."""
         return row_grid({f"{label}: delivered GLB": self.ours, f"{label}: true object": self.truth})
+
+
+def true_object(delivered: Delivered, prompt: str, cameras: Cameras, *, effort: Effort = DEFAULT_EFFORT) -> Objects:
+    """The true object of a delivered mesh, a batch of one: the nearest one that is what the prompt says.
+
+    Args:
+        delivered: The mesh.
+        prompt: One that :class:`~scoredist3d.evaluation.true_objects.Stated` reads.
+        cameras: The cameras from which the depths are compared, on the device of the result.
+        effort: How long the search takes.
+
+    Raises:
+        ValueError: The prompt has another form or states no color, or the mesh is not seen.
+    """
+    stated, drawn = Stated.of(prompt), delivered.views(cameras)
+    opacity, depth = drawn.opacity[..., 0], drawn.depth[..., 0]
+    return nearest_object(opacity, depth, cameras, stated.category, stated.look, effort=effort).member
 
 
 @torch.no_grad()

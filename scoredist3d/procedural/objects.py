@@ -163,7 +163,7 @@ def sample_objects(
     seconds, two_tone = _second_colors(draw, colors, patterns, second_color, pattern is not None)
     if second_color is not None and pattern is None:
         # A single-colored object cannot have a two-color pattern.
-        patterns = torch.where((seconds == colors) & _needs_two(patterns), PLAIN, patterns)
+        patterns = torch.where((seconds == colors) & needs_two(patterns), PLAIN, patterns)
     num_modes = torch.tensor([len(family.modes) for family in FAMILIES], device=generator.device)[categories]
     uniform_mode = (draw.uniform() * num_modes).long().clamp_max(num_modes - 1)
     modes = uniform_mode if mode is None else draw.given("mode", mode, num_modes)
@@ -215,7 +215,8 @@ class _Draw:
         return torch.bucketize(u, edges)
 
 
-def _needs_two(patterns: Tensor) -> Tensor:
+def needs_two(patterns: Tensor) -> Tensor:
+    """Whether each pattern consists of two colors."""
     return (patterns > PLAIN) & (patterns <= DOTTED)
 
 
@@ -249,7 +250,7 @@ def _second_colors(
     """Second colors, and whether each object has them on its named parts."""
     other = (colors + 1 + (draw.uniform() * (len(COLORS) - 1)).long().clamp_max(len(COLORS) - 2)) % len(COLORS)
     two_tone = draw.uniform() < _P_TWO_TONE
-    patterned = _needs_two(patterns)
+    patterned = needs_two(patterns)
     # ``other`` is the default color with probability 1 / 11 in any case.
     usual = _boosted(draw, _P_DEFAULT_SECOND, len(COLORS) - 1)
     default = torch.tensor([COLORS.index(DEFAULT_SECOND[name]) for name in COLORS], device=draw.device)[colors]
@@ -262,25 +263,41 @@ def _second_colors(
     return seconds, (seconds != colors) & ~patterned
 
 
+def mean_colors(colors: Tensor, patterns: Tensor | None = None) -> Tensor:
+    """First colors (N, 3), display sRGB, of objects without jitter; second colors if no patterns are given."""
+    palette = torch.tensor(COLOR_VALUES, device=colors.device)[colors]
+    if patterns is None:
+        return palette
+    return torch.where(_brown_wood(colors, patterns)[:, None], palette.new_tensor(WOOD_COLOR), palette)
+
+
+def color_limits(colors: Tensor) -> tuple[Tensor, Tensor]:
+    """Lowest and highest value of the channels of each color, (N, 1) each.
+
+    White differs from a white background even where it is brightest, and black leaves room for darker details.
+    """
+    lowest, highest = torch.zeros(len(COLORS), device=colors.device), torch.ones(len(COLORS), device=colors.device)
+    lowest[COLORS.index("black")], highest[COLORS.index("white")] = _DARKEST, _LIGHTEST
+    return lowest[colors, None], highest[colors, None]
+
+
+def _brown_wood(colors: Tensor, patterns: Tensor) -> Tensor:
+    return (patterns == WOODEN) & (colors == COLORS.index("brown"))
+
+
 def _color_values(draw: _Draw, colors: Tensor, seconds: Tensor, patterns: Tensor) -> tuple[Tensor, Tensor]:
     """First and second colors of the objects with jitter, (count, 3) each."""
-    palette = torch.tensor(COLOR_VALUES, device=draw.device)
-    # White differs from a white background even where it is brightest, and black leaves room for darker details.
-    lowest, highest = torch.zeros(len(COLORS), device=draw.device), torch.ones(len(COLORS), device=draw.device)
-    lowest[COLORS.index("black")], highest[COLORS.index("white")] = _DARKEST, _LIGHTEST
     neutral = torch.tensor([name in _NEUTRALS for name in COLORS], device=draw.device)
-    wood = (patterns == WOODEN) & (colors == COLORS.index("brown"))
 
     def jittered(base: Tensor, indices: Tensor, gray: Tensor) -> Tensor:
         noise = torch.randn(draw.count, 4, generator=draw.generator, device=draw.device)
         brightness, channel = _NEUTRAL_JITTER
         muted = brightness * noise[:, :1] + channel * noise[:, 1:]
         color = base + torch.where(gray[:, None], muted, _JITTER * noise[:, 1:])
-        return torch.clamp(color, lowest[indices, None], highest[indices, None])
+        return torch.clamp(color, *color_limits(indices))
 
-    base = torch.where(wood[:, None], torch.tensor(WOOD_COLOR, device=draw.device), palette[colors])
-    first = jittered(base, colors, neutral[colors] | wood)
-    second = jittered(palette[seconds], seconds, neutral[seconds])
+    first = jittered(mean_colors(colors, patterns), colors, neutral[colors] | _brown_wood(colors, patterns))
+    second = jittered(mean_colors(seconds), seconds, neutral[seconds])
     return first, torch.where((seconds == colors)[:, None], first, second)
 
 

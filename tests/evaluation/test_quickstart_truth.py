@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import quickstart_quality
+import quickstart_truth
 import torch
 import trimesh
 from quickstart_truth import compare
@@ -22,6 +23,7 @@ from scoredist3d.cameras import Cameras
 from scoredist3d.config.experiment import ExperimentConfig
 from scoredist3d.config.validation import validate
 from scoredist3d.evaluation.fidelity import coverage
+from scoredist3d.evaluation.nearest_object import Effort
 from scoredist3d.evaluation.true_objects import Stated, object_mesh, object_views
 from scoredist3d.export.delivered import Delivered, read_delivered
 from scoredist3d.meshes.exportable import SurfaceChannels
@@ -34,6 +36,7 @@ from scoredist3d.ops.shading.directional import directional_lighting
 COLOR = (0.8, 0.3, 0.1)
 PROMPT = "a red mug"
 RESOLUTION, MAX_FACES = 64, 3000
+SHORT = Effort(candidates=64, rounds=4, children=12, parents=4, rays=512)
 
 
 def members() -> Objects:
@@ -202,6 +205,7 @@ def test_a_run_becomes_a_row_of_the_table_and_two_rows_of_the_sheet(
 ) -> None:
     few = partial(shape_match.best_family_match, members=4)
     monkeypatch.setattr(shape_match, "best_family_match", few)
+    monkeypatch.setattr(quickstart_truth, "true_object", partial(quickstart_truth.true_object, effort=SHORT))
     monkeypatch.setattr(quickstart_quality, "TRUTH_SIZE", 64)
     member, run, out = members()[1], tmp_path / "run", tmp_path / "out"
     (run / last / "export").mkdir(parents=True)
@@ -211,6 +215,7 @@ def test_a_run_becomes_a_row_of_the_table_and_two_rows_of_the_sheet(
     quickstart_quality.record(system, config(), run, out / "asset", torch.device("cpu"), rivals=False)
     row = json.loads((out / "asset" / "asset.json").read_text())
     assert (row["prompt"], row["seed"], row["seconds"], row["category"]) == (PROMPT, 5, 3.0, 1.0)
+    assert row["off_depth"] < 0.1 and row["see_through"] < 0.1
     assert row["iou"] > 0.95  # the scene is smoothed with 4 rays per pixel, the family has one
     assert row["ours"]["genus"] == row["true"]["genus"] == 1
     assert quickstart_quality.summarise(out, 1) == 0
