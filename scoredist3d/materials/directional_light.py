@@ -28,6 +28,7 @@ class DirectionalLight(Material):
     """
 
     needs_normal = True
+    direction: Tensor
 
     @dataclass
     class Config(Material.Config):

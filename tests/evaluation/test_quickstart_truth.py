@@ -29,9 +29,9 @@ from scoredist3d.export.delivered import Delivered, read_delivered
 from scoredist3d.meshes.exportable import SurfaceChannels
 from scoredist3d.meshes.mesh import Mesh, topology
 from scoredist3d.meshes.quality import genus
+from scoredist3d.ops.shading.directional import directional_lighting
 from scoredist3d.procedural import CATEGORIES, COLORS, DEFAULT_LIGHT, PATTERNS, Objects, sample_objects, shape_match
 from scoredist3d.procedural.probe import Probe
-from scoredist3d.ops.shading.directional import directional_lighting
 
 COLOR = (0.8, 0.3, 0.1)
 PROMPT = "a red mug"
@@ -70,7 +70,7 @@ class Exported:
             return SurfaceChannels(color)
         assert normals is not None
         light = torch.nn.functional.normalize(torch.tensor(DEFAULT_LIGHT), dim=0)
-        return SurfaceChannels((color * lighting(normals[None], light[None])[0, :, None]).clamp(0.0, 1.0))
+        return SurfaceChannels((color * directional_lighting(normals, light)[:, None]).clamp(0.0, 1.0))
 
     def surface(self) -> None:
         return None

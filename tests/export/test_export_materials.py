@@ -30,6 +30,7 @@ MATERIALS = {
     "diffuse": True,
     "pbr": True,
     "normal-shading": True,
+    "directional-light": True,
     "unlit": False,
     "neural-radiance": False,
     "spherical-harmonics": False,

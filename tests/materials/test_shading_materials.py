@@ -5,9 +5,12 @@ import torch
 from torch.nn import functional as F
 
 from scoredist3d import registry
+from scoredist3d.cameras import orbit
 from scoredist3d.config.validation import parse_component
 from scoredist3d.materials import Material, ShadingInputs
 from scoredist3d.meshes.exportable import SurfaceChannels
+from scoredist3d.procedural import CATEGORIES, COLORS, PATTERNS, render_objects, sample_objects
+from scoredist3d.procedural.attributes import FINISHES
 from scoredist3d.seeding import Rng
 from scoredist3d.visualization.views import render_views
 
@@ -88,8 +91,59 @@ def test_normals_as_colours():
     assert built.features_of(SurfaceChannels(features(4, 3))).shape == (4, 5)
 
 
+def test_directional_light_by_hand():
+    """Normals toward the key light, away from it, and up; the fill light is opposite and lower."""
+    built = material("directional-light", direction=[0.0, 0.0, 2.0], ambient=0.3, hemisphere=0.2, key=0.4, fill=0.1)
+    normals = torch.tensor([[0.0, 0, 1], [0, 0, -1], [1, 0, 0]])
+    f = torch.zeros(3, 3, requires_grad=True)
+    colors = built(ShadingInputs(f, normals=normals))
+    torch.testing.assert_close(colors[:, 0], 0.5 * torch.tensor([0.3 + 0.2 + 0.4 + 0.1 * 0.25, 0.3, 0.3 + 0.1]))
+    side = material("directional-light", direction=[3.0, 0.0, 0.0], ambient=0.3, hemisphere=0.0, key=0.4, fill=0.1)
+    towards = torch.tensor([[1.0, 0, 0], [-1, 0, 0], [0, 1, 0]])
+    torch.testing.assert_close(side(ShadingInputs(f, normals=towards))[:, 2], 0.5 * torch.tensor([0.7, 0.4, 0.3]))
+    assert (built.channels(ShadingInputs(f)).base_color == 0.5).all()
+    albedo = 0.1 + 0.8 * torch.rand(3, 3, generator=torch.Generator().manual_seed(0))
+    again = built.channels(ShadingInputs(built.features_of(SurfaceChannels(albedo)))).base_color
+    torch.testing.assert_close(again, albedo)
+
+
+def test_directional_light_is_that_of_procedural_objects():
+    """The image of a matt object, divided by the lighting of its normals, has one value for each part of the object."""
+    red, bowl = COLORS.index("red"), CATEGORIES.index("bowl")
+    matt = {"finish": FINISHES.index("matt"), "pattern": PATTERNS.index("plain")}
+    generator = torch.Generator().manual_seed(2)
+    objects = sample_objects(3, generator, category=bowl, color=red, second_color=red, **matt)
+    angles = torch.tensor([0.0, 120.0, 240.0])
+    constant = torch.ones(3)
+    cameras = orbit(angles, 20 * constant, 3.2 * constant, 40 * constant, 32, 32)
+    render = render_objects(objects, cameras, antialias=1)
+    built = material("directional-light")
+    for rgba, normal in zip(render.rgba, render.normal, strict=True):
+        inside = rgba[..., 3] > 0.999
+        white = built(ShadingInputs(torch.full((int(inside.sum()), 3), 40.0), normals=normal[inside]))
+        albedo = rgba[inside][:, 0] / white[:, 0]
+        assert inside.sum() > 50 and len(white[:, 0].round(decimals=2).unique()) > 20
+        # The parts of an object differ slightly in brightness.
+        assert len(albedo.round(decimals=2).unique()) <= 8
+    assert not built.baked_lighting
+
+
+def test_directional_light_shapes_the_surface():
+    """The gradient reaches the normals; strengths and direction are checked."""
+    normals = unit(5).requires_grad_()
+    material("directional-light")(ShadingInputs(features(5, 3), normals=normals)).sum().backward()
+    assert normals.grad is not None and normals.grad.abs().max() > 0
+    with pytest.raises(ValueError, match=r"direction: .* must not be 0, 0, 0"):
+        material("directional-light", direction=[0.0, 0.0, 0.0])
+
+
 @pytest.mark.parametrize(
-    ("name", "message"), [("normal-shading", "needs normals"), ("neural-radiance", "needs view directions")]
+    ("name", "message"),
+    [
+        ("normal-shading", "needs normals"),
+        ("directional-light", "needs normals"),
+        ("neural-radiance", "needs view directions"),
+    ],
 )
 def test_what_is_missing_is_said(name, message):
     built = material(name)
