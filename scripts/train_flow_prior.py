@@ -56,6 +56,7 @@ class Recipe:
     lettered: int = 30_000
     lettered_share: float = 0.4
     views: int = 4
+    patterned: float = 0.0
     refreshes: int = 0
     vae_steps: int = 13_000
     vae_batch: int = 128

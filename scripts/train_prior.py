@@ -55,6 +55,7 @@ class Recipe:
     scenes: int = 48_000
     lettered: int = 5_000
     views: int = 2
+    patterned: float = 0.0
     refreshes: int = 0
     vae_steps: int = 13_000
     vae_batch: int = 128

@@ -30,6 +30,7 @@ from scoredist3d.procedural import (
     shade,
     view_words,
 )
+from scoredist3d.procedural.attributes import PATTERN_WEIGHTS, PLAIN
 from scoredist3d.procedural.lettering import (
     captions_for_lettered,
     lettering_cameras,
@@ -119,10 +120,24 @@ class Renderer:
 
 
 def object_part(
-    count: int, views: int, generator: torch.Generator, rng: random.Random, renderer: Renderer, tokenize: Tokenize
+    count: int,
+    views: int,
+    generator: torch.Generator,
+    rng: random.Random,
+    renderer: Renderer,
+    tokenize: Tokenize,
+    *,
+    patterned: float = 0.0,
 ) -> Part:
-    """``views`` views of each of ``count`` single objects."""
-    objects = sample_objects(count, generator, renderer.device).repeat_interleave(views)
+    """``views`` views of each of ``count`` single objects; for ``patterned`` see :class:`.pool.PoolSizes`."""
+    pattern = None
+    if patterned:
+        usual = torch.tensor(PATTERN_WEIGHTS, device=generator.device)
+        equal = torch.ones_like(usual)
+        equal[PLAIN] = 0.0
+        weights = (1.0 - patterned) * usual / usual.sum() + patterned * equal / equal.sum()
+        pattern = torch.multinomial(weights, count, replacement=True, generator=generator)
+    objects = sample_objects(count, generator, renderer.device, pattern=pattern).repeat_interleave(views)
     cameras = training_cameras(len(objects), renderer.image_size, generator, renderer.device)
     return _part(
         objects,

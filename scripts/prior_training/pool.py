@@ -6,6 +6,7 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any
 
 import torch
@@ -35,12 +36,15 @@ class PoolSizes:
         scenes: Scenes of two objects.
         lettered: Signs and mugs with a word, which only the autoencoder and the flow prior see.
         views: Views of each object, scene or sign.
+        patterned: Share of the single objects whose pattern is not plain, with equal shares of all patterns; the others
+            have the usual shares of patterns.
     """
 
     objects: int
     scenes: int
     lettered: int
     views: int
+    patterned: float = 0.0
 
 
 class Pool:
@@ -130,18 +134,18 @@ class Pool:
         """Replace the content by renders and captions of new objects, which are not yet encoded."""
         generator = torch.Generator(self.device).manual_seed(self.seed * 1000 + filling)
         rng = random.Random(self.seed * 1000 + filling)
-        makers: list[tuple[int, Callable[..., Part]]] = [
-            (self.sizes.objects, object_part),
-            (self.sizes.scenes, scene_part),
-            (self.sizes.lettered, lettered_part),
+        makers: list[tuple[str, int, Callable[..., Part]]] = [
+            ("object", self.sizes.objects, partial(object_part, patterned=self.sizes.patterned)),
+            ("scene", self.sizes.scenes, scene_part),
+            ("lettered", self.sizes.lettered, lettered_part),
         ]
         self.data = self.latents = None  # frees the memory before the new images are made
         parts = []
-        for count, make in makers:
+        for name, count, make in makers:
             if count:
                 began = time.monotonic()
                 parts.append(make(count, self.sizes.views, generator, rng, self._renderer, self._tokenize))
-                name, total = make.__name__.removesuffix("_part"), count * self.sizes.views
+                total = count * self.sizes.views
                 print(f"pool: {total:,} views, {name}, {time.monotonic() - began:.1f} s", flush=True)
         self.data = Part(**{f.name: torch.cat([getattr(part, f.name) for part in parts]) for f in fields(Part)})
         self.front = (self.data.azimuth[: self.count_of_objects].abs().rad2deg() < 45).nonzero()[:, 0]
@@ -249,7 +253,7 @@ def build_pool(recipe: Any, tokenizer: Any, image_size: int, device: torch.devic
     """The empty pool of a recipe with the fields of :class:`PoolSizes`, ``antialias`` and ``seed``."""
     return Pool(
         tokenizer,
-        PoolSizes(recipe.objects, recipe.scenes, recipe.lettered, recipe.views),
+        PoolSizes(recipe.objects, recipe.scenes, recipe.lettered, recipe.views, recipe.patterned),
         image_size=image_size,
         antialias=recipe.antialias,
         seed=recipe.seed,

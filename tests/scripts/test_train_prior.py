@@ -20,6 +20,7 @@ from torch import Tensor
 
 from scoredist3d.priors.diffusers_prior import DiffusersPrior
 from scoredist3d.procedural import CATEGORIES, build_tokenizer
+from scoredist3d.procedural.attributes import PATTERN_WEIGHTS, PLAIN
 from scoredist3d.procedural.probe import Probe
 
 
@@ -164,6 +165,20 @@ def test_share_of_scenes_in_a_batch(tmp_path: Path) -> None:
     assert abs((index >= 60).float().mean().item() - 0.6) < 0.04
     assert index.max().item() == 79 and len(index.unique()) == 80
     assert abs((pool.random_index(4000, generator) >= 60).float().mean().item() - 0.25) < 0.04
+
+
+@pytest.mark.parametrize(("patterned", "plain"), [(1.0, 0.0), (0.5, 0.5 * PATTERN_WEIGHTS[PLAIN])])
+def test_share_of_patterned_objects(patterned: float, plain: float, tmp_path: Path) -> None:
+    """The share of plain ones shrinks; the equal shares of the other patterns are added to the usual ones."""
+    count = 400
+    sizes = PoolSizes(objects=count, scenes=0, lettered=0, views=1, patterned=patterned)
+    options: dict[str, Any] = {"image_size": 8, "antialias": 1, "device": torch.device("cpu"), "compile_": False}
+    pool = Pool(build_tokenizer(tmp_path), sizes, seed=0, **options)
+    pool.fill(0)
+    shares = pool.views.pattern.bincount(minlength=len(PATTERN_WEIGHTS)) / count
+    assert abs(shares[PLAIN].item() - plain) < 0.08
+    expected = (1 - patterned) * torch.tensor(PATTERN_WEIGHTS[1:]) + patterned / 5
+    assert (shares[1:] - expected).abs().max() < 0.08
 
 
 def test_probe_finds_two_objects_anywhere_in_the_image() -> None:
