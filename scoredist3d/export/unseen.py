@@ -16,9 +16,9 @@ from scoredist3d.meshes.lattice import Lattice, harmonic, subdivide
 from scoredist3d.meshes.mesh import Mesh
 
 _EDGE = 0.05  # longest edge of the lattice, relative to the radius of the mesh around its center
-# Exposures between which the values change from the diffused ones to the object's own, and from which these are the
-# source of the diffused ones. On a mug seen from -10 to 60 degrees of elevation, the walls have 0.2, the inside 0.08 and
-# more, and the rounded edge of the underside, whose color is already wrong, has 0.02 to 0.07.
+# Exposures between which the values change from the diffused ones to the object's own, and from which the object's own
+# are diffused. On a mug seen from -10 to 60 degrees of elevation, the walls have 0.2, the inside has 0.08 or more, and
+# the rounded edge of the underside, whose color is already wrong, has 0.02 to 0.07.
 _UNSEEN, _SEEN, _CLEAR = 0.02, 0.07, 0.12
 _USUAL = 0.2  # exposure of well seen parts; if they have less, as in close-ups, the limits above are lower too
 _MOST_SAMPLES = 400_000  # samples from which the colors of the nodes are computed

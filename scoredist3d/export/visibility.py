@@ -15,7 +15,7 @@ from scoredist3d.renderers.mesh_rasterizer import clip_positions
 _SIZE = 256  # pixels, height of the depth images
 _LEAST_COSINE = 0.15  # of the angle between normal and view; views at larger angles give no reliable color
 _LIFT = 2.0  # pixels; offset along the normal, so that the surface does not occlude itself
-_CREASE = 0.7  # least cosine between the normals of a face and of its vertex on a smooth surface
+_CREASE = 0.87  # least cosine between the normals of a face and of its vertices on a smooth surface
 
 
 @torch.no_grad()
@@ -68,11 +68,14 @@ def _in_front(clip: Tensor, depth: Tensor) -> Tensor:
 
 
 def _corner_normals(mesh: Mesh, lattice: Lattice) -> np.ndarray:
-    """(T, 3, 3) float32 unit normals at the corners: smooth ones, or the face's own next to creases."""
+    """(T, 3, 3) float32 unit normals at the corners of the lattice: smooth ones, but not across creases."""
     a, b, c = (mesh.vertices[mesh.faces[:, k]] for k in range(3))
-    flat = np.cross(b - a, c - a)
-    flat = (flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-20))[lattice.face][:, None]
-    smooth = np.einsum("tkc,tcx->tkx", lattice.barycentric, mesh.vertex_normals()[mesh.faces[lattice.face]])
-    smooth /= np.maximum(np.linalg.norm(smooth, axis=2, keepdims=True), 1e-20)
-    normals: np.ndarray = np.where((smooth * flat).sum(axis=2, keepdims=True) > _CREASE, smooth, flat)
-    return normals.astype(np.float32)
+    flat = _unit(np.cross(b - a, c - a))[:, None]
+    smooth = mesh.vertex_normals()[mesh.faces]
+    corners = np.where((smooth * flat).sum(axis=2, keepdims=True) > _CREASE, smooth, flat)
+    return _unit(np.einsum("tkc,tcx->tkx", lattice.barycentric, corners[lattice.face])).astype(np.float32)
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    unit: np.ndarray = vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-20)
+    return unit

@@ -9,6 +9,7 @@ import numpy as np
 from scoredist3d.meshes.mesh import Mesh
 
 _MOST_DIVISIONS = 64
+_WEIGHTS = 0.01, 100.0  # limits of the cotangents; negative ones would let values leave the range of the fixed ones
 _KEY_STEPS = 2**20  # nodes closer than this fraction of the mesh's extent are one node
 
 
@@ -98,11 +99,26 @@ def _template(count: int) -> np.ndarray:
     return np.concatenate([pairs, 1.0 - pairs.sum(axis=2, keepdims=True)], axis=2)
 
 
+def _edge_weights(lattice: Lattice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Ends (E,), (E,) and positive weights (E,) of the edges of all triangles: cotangents of the opposite angles."""
+    found, nodes = [], lattice.nodes.astype(np.float64)
+    for k in range(3):
+        opposite, a, b = (lattice.triangles[:, (k + step) % 3] for step in range(3))
+        one, other = nodes[a] - nodes[opposite], nodes[b] - nodes[opposite]
+        area = np.linalg.norm(np.cross(one, other), axis=1)
+        cotangent = (one * other).sum(axis=1) / np.maximum(area, 1e-12)
+        proper = a != b
+        found.append((a[proper], b[proper], cotangent.clip(*_WEIGHTS)[proper]))
+    a, b, weights = (np.concatenate(column) for column in zip(*found, strict=True))
+    return a, b, weights
+
+
 def harmonic(lattice: Lattice, fixed: np.ndarray, values: np.ndarray) -> np.ndarray:
     """Values (N, C) float32 of all nodes: those of the fixed nodes, interpolated smoothly to the others.
 
-    Each other node has the mean value of its neighbors (the discrete Laplace equation), so values stay within the range
-    of the fixed ones. Nodes in parts of the surface without a fixed node have the value of the nearest fixed node.
+    Each other node has the weighted mean value of its neighbors (the Laplace equation with cotangent weights, Pinkall
+    and Polthier 1993, limited to positive ones), so values stay within the range of the fixed ones. Nodes in parts of
+    the surface without a fixed node have the value of the nearest fixed node.
 
     Args:
         lattice: The lattice.
@@ -115,9 +131,9 @@ def harmonic(lattice: Lattice, fixed: np.ndarray, values: np.ndarray) -> np.ndar
     from scipy.spatial import cKDTree
 
     size = len(lattice.nodes)
-    ends = lattice.triangles[:, [0, 1, 1, 2, 2, 0, 1, 0, 2, 1, 0, 2]].reshape(-1, 2)
-    ends = ends[ends[:, 0] != ends[:, 1]]
-    graph = coo_matrix((np.ones(len(ends)), ends.T), shape=(size, size)).tocsr()
+    a, b, weights = _edge_weights(lattice)
+    ends = np.concatenate([a, b]), np.concatenate([b, a])
+    graph = coo_matrix((np.tile(weights, 2), ends), shape=(size, size)).tocsr()
     count, labels = connected_components(graph, directed=False)
     reached = np.bincount(labels[fixed], minlength=count) > 0
     result = np.where(fixed[:, None], values, 0.0).astype(np.float64)
