@@ -66,7 +66,7 @@ def test_harmonic_values_are_linear_between_two_opposite_sides() -> None:
 
 def test_a_part_without_known_values_has_those_of_the_nearest_node() -> None:
     ball = uv_sphere(8, 16, 0.2)
-    vertices = np.concatenate([ball.vertices + [shift, 0, 0] for shift in (-0.6, 0.0, 0.6)]).astype(np.float32)
+    vertices = np.concatenate([ball.vertices + np.array([shift, 0, 0]) for shift in (-0.6, 0.0, 0.6)]).astype(np.float32)
     faces = np.concatenate([ball.faces + number * len(ball.vertices) for number in range(3)])
     lattice = subdivide(Mesh(vertices, faces), 1.0)
     side = np.rint(lattice.nodes[:, 0] / 0.6)
