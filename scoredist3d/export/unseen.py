@@ -12,7 +12,7 @@ import numpy as np
 
 from scoredist3d.cameras import Cameras
 from scoredist3d.export.visibility import exposure
-from scoredist3d.meshes.lattice import Lattice, harmonic, subdivide
+from scoredist3d.meshes.lattice import Lattice, diffuse, subdivide
 from scoredist3d.meshes.mesh import Mesh
 
 _EDGE = 0.05  # longest edge of the lattice, relative to the radius of the mesh around its center
@@ -21,7 +21,10 @@ _EDGE = 0.05  # longest edge of the lattice, relative to the radius of the mesh 
 # the rounded edge of the underside, whose color is already wrong, has 0.02 to 0.07.
 _UNSEEN, _SEEN, _CLEAR = 0.02, 0.07, 0.12
 _USUAL = 0.2  # exposure of well seen parts; if they have less, as in close-ups, the limits above are lower too
-_MOST_SAMPLES = 400_000  # samples from which the colors of the nodes are computed
+# Wide parts that are rarely seen, such as the underside of a mushroom's cap, keep their own colors, smoothed over this
+# length relative to the radius of the mesh; from the exposure below on, the smoothing is not stronger.
+_SMOOTHING, _RARE = 0.08, 0.01
+_MOST_SAMPLES = 400_000  # samples from which the values of the nodes are computed
 
 
 @dataclass(frozen=True)
@@ -30,21 +33,38 @@ class SeenSurface:
 
     Attributes:
         lattice: Subdivision of the mesh.
-        confidence: (T, 3) float32 in [0, 1] for each corner of the lattice: 1 where the cameras see the surface well
-            enough, 0 where they do not see it.
-        clear: (N,) bool, nodes of the lattice with reliable values, from which the others are diffused.
+        exposure: (T, 3) float32, exposure of each corner of the lattice, as :func:`exposure` returns it, but
+            scaled so that well seen parts have about 0.2.
+        length: Length over which the colors of rarely seen parts are smoothed, scene units.
     """
 
     lattice: Lattice
-    confidence: np.ndarray
-    clear: np.ndarray
+    exposure: np.ndarray
+    length: float
+
+    @property
+    def confidence(self) -> np.ndarray:
+        """(T, 3) float32 in [0, 1], confidence in the object's own colors at each corner of the lattice.
+
+        It is 1 where the cameras see the surface well enough, and 0 where they hardly see it.
+        """
+        ramp = ((self.exposure - _UNSEEN) / (_SEEN - _UNSEEN)).clip(0.0, 1.0)
+        return ramp * ramp * (3.0 - 2.0 * ramp)
+
+    @property
+    def best(self) -> np.ndarray:
+        """(N,) float32, exposure of each node of the lattice: the largest one of its corners."""
+        found = np.zeros(len(self.lattice.nodes), dtype=np.float32)
+        np.maximum.at(found, self.lattice.triangles.ravel(), self.exposure.ravel())
+        return found
 
     def at(self, face: np.ndarray, barycentric: np.ndarray) -> SurfaceSamples:
         """Points of the surface, given by their faces (M,) and the weights (M, 3) of the corners of those faces."""
         triangle, weights = self.lattice.locate(face, barycentric)
-        confidence = np.einsum("mk,mk->m", weights, self.confidence[triangle]).clip(0.0, 1.0)
+        corners = self.confidence[triangle]
+        confidence = np.einsum("mk,mk->m", weights, corners).clip(0.0, 1.0)
         # Rounding errors must not change the colors of seen parts.
-        confidence[self.confidence[triangle].min(axis=1) == 1.0] = 1.0
+        confidence[corners.min(axis=1) == 1.0] = 1.0
         return SurfaceSamples(self, triangle, weights, confidence)
 
     def at_vertices(self, mesh: Mesh) -> SurfaceSamples:
@@ -80,10 +100,13 @@ class SurfaceSamples:
     def fill(self, values: np.ndarray) -> np.ndarray:
         """(M, C) float32 values in which those of unseen samples are replaced; the others are exactly as given."""
         changed = np.flatnonzero(self.confidence < 1.0)
-        fixed, known = self._known(values)
+        own, known = self._at_nodes(values)
+        best = self.surface.best
+        fixed = known & (best >= _CLEAR)
         if not len(changed) or not fixed.any():
             return values
-        nodes = harmonic(self.surface.lattice, fixed, known)
+        pull = np.where(known, (best / _RARE).clip(0.0, 1.0), 0.0) / self.surface.length**2
+        nodes = diffuse(self.surface.lattice, fixed, own, pull)
         corners = self.surface.lattice.triangles[self.triangle[changed]]
         diffused = np.einsum("mk,mkc->mc", self.weights[changed], nodes[corners])
         share = self.confidence[changed, None]
@@ -91,15 +114,16 @@ class SurfaceSamples:
         result[changed] = share * values[changed] + (1.0 - share) * diffused
         return result
 
-    def _known(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Which nodes are seen (N,), and the means (N, C) of the samples around them, weighted by the confidence."""
+    def _at_nodes(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Means (N, C) of the samples around each node, weighted by their squared exposure, and where there are any."""
         lattice = self.surface.lattice
         some = slice(None, None, max(1, len(self.triangle) // _MOST_SAMPLES))
         corners, size = lattice.triangles[self.triangle[some]].ravel(), len(lattice.nodes)
-        weights = (self.weights[some] * self.confidence[some, None] ** 2).ravel()
+        exposed = np.einsum("mk,mk->m", self.weights[some], self.surface.exposure[self.triangle[some]])
+        weights = (self.weights[some] * exposed[:, None] ** 2).ravel()
         total = np.bincount(corners, weights, size)
         columns = [np.bincount(corners, weights * np.repeat(column, 3), size) for column in values[some].T]
-        return self.surface.clear & (total > 0), np.stack(columns, axis=1) / np.maximum(total, 1e-12)[:, None]
+        return np.stack(columns, axis=1) / np.maximum(total, 1e-12)[:, None], total > 1e-9
 
 
 def seen_surface(mesh: Mesh, cameras: Cameras, *, both_sides: bool = False) -> SeenSurface | None:
@@ -111,12 +135,10 @@ def seen_surface(mesh: Mesh, cameras: Cameras, *, both_sides: bool = False) -> S
         both_sides: Whether views from behind a face count too, as for an open surface.
     """
     low, high = mesh.bounds
-    lattice = subdivide(mesh, _EDGE * max(0.5 * float(np.linalg.norm(high - low)), 1e-12))
+    radius = max(0.5 * float(np.linalg.norm(high - low)), 1e-12)
+    lattice = subdivide(mesh, _EDGE * radius)
     found = exposure(mesh, lattice, cameras, both_sides=both_sides)
     if not found.any():
         return None
     found /= min(1.0, float(np.quantile(found[found > 0], 0.9)) / _USUAL)
-    ramp = ((found - _UNSEEN) / (_SEEN - _UNSEEN)).clip(0.0, 1.0)
-    best = np.zeros(len(lattice.nodes), dtype=np.float32)
-    np.maximum.at(best, lattice.triangles.ravel(), found.ravel())
-    return SeenSurface(lattice, ramp * ramp * (3.0 - 2.0 * ramp), best >= _CLEAR)
+    return SeenSurface(lattice, found, _SMOOTHING * radius)

@@ -99,6 +99,13 @@ def _template(count: int) -> np.ndarray:
     return np.concatenate([pairs, 1.0 - pairs.sum(axis=2, keepdims=True)], axis=2)
 
 
+def _node_areas(lattice: Lattice) -> np.ndarray:
+    """(N,) areas of the nodes: a third of those of their triangles."""
+    a, b, c = (lattice.nodes[lattice.triangles[:, k]] for k in range(3))
+    area = np.linalg.norm(np.cross(b - a, c - a), axis=1) / 6.0
+    return np.bincount(lattice.triangles.ravel(), np.repeat(area, 3), len(lattice.nodes))
+
+
 def _edge_weights(lattice: Lattice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Ends (E,), (E,) and positive weights (E,) of the edges of all triangles: cotangents of the opposite angles."""
     found, nodes = [], lattice.nodes.astype(np.float64)
@@ -113,17 +120,20 @@ def _edge_weights(lattice: Lattice) -> tuple[np.ndarray, np.ndarray, np.ndarray]
     return a, b, weights
 
 
-def harmonic(lattice: Lattice, fixed: np.ndarray, values: np.ndarray) -> np.ndarray:
+def diffuse(lattice: Lattice, fixed: np.ndarray, values: np.ndarray, pull: np.ndarray) -> np.ndarray:
     """Values (N, C) float32 of all nodes: those of the fixed nodes, interpolated smoothly to the others.
 
-    Each other node has the weighted mean value of its neighbors (the Laplace equation with cotangent weights, Pinkall
-    and Polthier 1993, limited to positive ones), so values stay within the range of the fixed ones. Nodes in parts of
-    the surface without a fixed node have the value of the nearest fixed node.
+    The values x of the other nodes solve the screened Laplace equation ``laplacian(x) = pull (x - values)``: without
+    ``pull`` each is the weighted mean of its neighbors, and with it the node's own value, smoothed over a length of
+    1 / sqrt(pull). The weights are cotangents (Pinkall and Polthier 1993), limited to positive ones, so values stay
+    within the range of the given ones. Nodes in parts of the surface without a fixed node have the value of the nearest
+    fixed node.
 
     Args:
         lattice: The lattice.
         fixed: (N,) bool, nodes with a given value; at least one.
-        values: (N, C), read only at fixed nodes.
+        values: (N, C), read at fixed nodes and where ``pull`` is positive.
+        pull: (N,), non-negative, per squared unit of length.
     """
     from scipy.sparse import coo_matrix, diags
     from scipy.sparse.csgraph import connected_components
@@ -132,6 +142,7 @@ def harmonic(lattice: Lattice, fixed: np.ndarray, values: np.ndarray) -> np.ndar
 
     size = len(lattice.nodes)
     a, b, weights = _edge_weights(lattice)
+    areas = _node_areas(lattice)
     ends = np.concatenate([a, b]), np.concatenate([b, a])
     graph = coo_matrix((np.tile(weights, 2), ends), shape=(size, size)).tocsr()
     count, labels = connected_components(graph, directed=False)
@@ -143,7 +154,8 @@ def harmonic(lattice: Lattice, fixed: np.ndarray, values: np.ndarray) -> np.ndar
         result[lost] = result[known[cKDTree(lattice.nodes[known]).query(lattice.nodes[lost])[1]]]
     free = np.flatnonzero(~fixed & reached[labels])
     if len(free):
-        rows = graph[free]
-        laplacian = diags(np.asarray(rows.sum(axis=1)).ravel()) - rows[:, free]
-        result[free] = splu(laplacian.tocsc(), permc_spec="MMD_AT_PLUS_A").solve(rows @ result)
+        rows, own = graph[free], 2.0 * (pull * areas)[free]  # the sum of two cotangents is twice the weight of an edge
+        matrix = diags(np.asarray(rows.sum(axis=1)).ravel() + own) - rows[:, free]
+        solver = splu(matrix.tocsc(), permc_spec="MMD_AT_PLUS_A")
+        result[free] = solver.solve(rows @ result + own[:, None] * values[free])
     return result.astype(np.float32)
