@@ -6,9 +6,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+
 from scoredist3d.cameras import Cameras
 from scoredist3d.config import ComponentConfig
 from scoredist3d.seeding import Rng
+
+_LATE = 10_000_000  # a step after all milestones
 
 
 class CameraSampler(ABC):
@@ -28,6 +32,20 @@ class CameraSampler(ABC):
     @abstractmethod
     def sample(self, step: int, rng: Rng) -> Cameras:
         """The cameras of rank ``rng.rank`` at an optimizer step, on the CPU."""
+
+    def spread(self, count: int) -> Cameras:
+        """``count`` cameras with the distribution of the training cameras late in a run, on the CPU.
+
+        All have one image size, and equal calls return equal cameras.
+        """
+        batches: list[Cameras] = []
+        rng, found = Rng(), 0
+        while found < count:
+            batch = self.sample(_LATE + len(batches), rng)
+            batches.append(batch if not batches else batch.with_size(batches[0].height, batches[0].width))
+            found += len(batch)
+        # A batch may be ordered by azimuth, so the surplus is not taken from its end only.
+        return Cameras.cat(batches)[torch.arange(count) * found // count]
 
     @abstractmethod
     def evaluation(self, azimuths: Sequence[float], elevation: float, height: int, width: int) -> Cameras:

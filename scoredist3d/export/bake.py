@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import torch
 
+from scoredist3d.export.unseen import SeenSurface, SurfaceSamples
 from scoredist3d.meshes.exportable import Exportable, Progress, query_channels
 from scoredist3d.meshes.mesh import Mesh
 from scoredist3d.meshes.occlusion import ambient_occlusion
 from scoredist3d.meshes.tangents import corner_tangents
 from scoredist3d.meshes.texels import Texels, fill_uncovered, rasterize, texel_points
 
+_FROM_TRAINING = ("base_color", "roughness", "metallic")
 _LEAST_NORMAL_Z = 0.05  # a normal map cannot store normals that point into the surface
 
 
@@ -27,6 +30,8 @@ class Textures:
         occlusion: (S, S), linear.
         normal: (S, S, 3), tangent space (see :mod:`scoredist3d.meshes.tangents`), linear, green along +v.
         covered: (S, S) bool, texels on the mesh; the others only continue them. None if unknown. This is not a channel.
+        filled: Share, in [0, 1], of the covered texels with diffused values, because no training camera sees them; None
+            if this was not examined.
     """
 
     base_color: np.ndarray
@@ -35,10 +40,13 @@ class Textures:
     occlusion: np.ndarray | None = None
     normal: np.ndarray | None = None
     covered: np.ndarray | None = None
+    filled: float | None = None
 
     def named(self) -> dict[str, np.ndarray]:
         """The channels that the object has, by name."""
-        return {name: image for name, image in vars(self).items() if name != "covered" and image is not None}
+        images = {name: image for name, image in vars(self).items() if isinstance(image, np.ndarray)}
+        images.pop("covered", None)
+        return images
 
     @property
     def clipped_share(self) -> float | None:
@@ -62,6 +70,7 @@ def bake_textures(
     detail: Mesh | None = None,
     normals: bool = True,
     occlusion: bool = False,
+    seen: SeenSurface | None = None,
     chunk: int = 131072,
     progress: Progress | None = None,
 ) -> Textures:
@@ -77,6 +86,8 @@ def bake_textures(
             normal map. Without it, a normal map is baked only if the object has shading normals.
         normals: Whether to bake a normal map.
         occlusion: Whether to bake ambient occlusion if the object does not provide it.
+        seen: What the training cameras see of the mesh. Colors, roughness and metal of the other parts are diffused
+            from there, and their normals are those of the surface. Without it, all values are the object's own.
         chunk: Points per query.
         progress: Callback that receives the fraction of texels queried so far.
 
@@ -88,12 +99,28 @@ def bake_textures(
     smooth = _smooth_normals(mesh, texels)
     own = normals_of(detail, points) if detail is not None and normals else None
     found = query_channels(shape, points, smooth if own is None else own, chunk=chunk, progress=progress)
+    samples = None if seen is None else seen.at(texels.face, texels.barycentric)
+    if samples is not None:
+        found = _fill_unseen(found, samples, smooth if own is None else own)
     world = found.pop("normal", own)
     if occlusion and "occlusion" not in found:
         found["occlusion"] = ambient_occlusion(mesh, points, smooth)
     if world is not None and normals:
         found["normal"] = 0.5 + 0.5 * _into_tangent_space(mesh, texels, world)
-    return _filled({name: quantize(values) for name, values in found.items()}, texels, size)
+    textures = _filled({name: quantize(values) for name, values in found.items()}, texels, size)
+    return textures if samples is None else replace(textures, filled=samples.filled_share)
+
+
+def _fill_unseen(found: dict[str, np.ndarray], samples: SurfaceSamples, normals: np.ndarray) -> dict[str, np.ndarray]:
+    """The channels with diffused values where the surface is not seen, and with ``normals`` (M, 3) there."""
+    names = [name for name in _FROM_TRAINING if name in found]
+    columns = samples.fill(np.concatenate([found[name].reshape(len(normals), -1) for name in names], axis=1))
+    parts = np.split(columns, np.cumsum([found[name][:1].size for name in names])[:-1], axis=1)
+    result = found | {name: part.reshape(found[name].shape) for name, part in zip(names, parts, strict=True)}
+    if "normal" in found:
+        share, own = samples.confidence[:, None], found["normal"]
+        result["normal"] = np.where(share == 1.0, own, _unit(share * own + (1.0 - share) * normals))
+    return result
 
 
 def quantize(values: np.ndarray) -> np.ndarray:
@@ -141,7 +168,8 @@ def _filled(values: dict[str, np.ndarray], texels: Texels, size: int) -> Texture
     sheet = np.zeros((size * size, columns.shape[1]), dtype=np.uint8)
     sheet[texels.index] = columns
     image = fill_uncovered(sheet.reshape(size, size, -1), texels.index)
-    images, start = {}, 0
+    images: dict[str, Any] = {}
+    start = 0
     for name in names:
         width = 1 if values[name].ndim == 1 else values[name].shape[1]
         part = image[..., start : start + width]

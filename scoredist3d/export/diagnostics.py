@@ -149,6 +149,7 @@ def mesh_report(
         scale=frame.scale,
         origin=frame.origin,
         channels=() if textures is None else tuple(textures.named()),
+        filled_texels=None if textures is None else textures.filled,
     )
 
 

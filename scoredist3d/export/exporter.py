@@ -29,7 +29,8 @@ from scoredist3d.export.products import ColoredSurfaceProduct, Product, SplatPro
 from scoredist3d.export.real_heights import real_height
 from scoredist3d.export.report import ExportReport, MeshReport
 from scoredist3d.export.stages import Notes, StageProgress, Stages
-from scoredist3d.meshes.exportable import Exportable, query_color
+from scoredist3d.export.unseen import SeenSurface, seen_surface
+from scoredist3d.meshes.exportable import Exportable, HasTrainingCameras, query_color
 from scoredist3d.meshes.holes import fill_holes
 from scoredist3d.meshes.isosurface_extraction import FoundSurface, find_surface
 from scoredist3d.meshes.mesh import Mesh, decimate, drop_small_components, smooth, topology
@@ -38,6 +39,7 @@ from scoredist3d.registry import register
 
 DEFAULT_FACES = 10000
 DEFAULT_LEAST_VOLUME = 0.02
+_VIEWS = 80  # training cameras from which the visible part of the surface is determined
 
 
 @register(
@@ -99,6 +101,11 @@ class TexturedMeshExporter(Exporter):
             "before simplification, modified by the material's shading normals; none: no normal map.",
         )
         occlusion: bool = option(False, "Bake ambient occlusion of the simplified surface.")
+        fill_unseen: Literal["auto"] | bool = option(
+            "auto",
+            "Replace the colors of parts that no training camera sees, such as undersides, by colors diffused from the "
+            "parts around them. auto does so except for a mesh of your own, which may have its own colors there.",
+        )
         unlit: Literal["auto"] | bool = option(
             "auto",
             "Mark the GLB as unlit: viewers then show the colors without lighting them. auto does so for materials "
@@ -233,7 +240,7 @@ class TexturedMeshExporter(Exporter):
             mesh, textures = self._textured(shape, mesh, surface, notes, stages)
         colors = None
         if ColoredSurfaceProduct in needs:
-            colors = quantize(query_color(shape, surface.vertices, chunk=config.chunk))
+            colors = quantize(self._vertex_colors(shape, surface))
         frame = self._frame(mesh.bounds)
         report = mesh_report(found, mesh, closed, dropped, frame, textures)
         if config.check and not surface.authored:
@@ -272,10 +279,23 @@ class TexturedMeshExporter(Exporter):
                 detail=surface if config.normal_map == "surface" else None,
                 normals=config.normal_map != "none",
                 occlusion=config.occlusion,
+                seen=self._seen(shape, mesh, authored=surface.authored),
                 chunk=config.chunk,
                 progress=progress,
             )
         return mesh, textures
+
+    def _seen(self, shape: Exportable, mesh: Mesh, *, authored: bool) -> SeenSurface | None:
+        """What the training cameras see of a mesh; None if the object's colors are kept everywhere."""
+        wanted = not authored if self.config.fill_unseen == "auto" else self.config.fill_unseen
+        cameras = shape.training_cameras(_VIEWS) if wanted and isinstance(shape, HasTrainingCameras) else None
+        return None if cameras is None else seen_surface(mesh, cameras, both_sides=topology(mesh).boundary_edges > 0)
+
+    def _vertex_colors(self, shape: Exportable, surface: Mesh) -> np.ndarray:
+        """Colors (V, 3) in [0, 1] of the vertices of a surface, with the unseen ones filled."""
+        colors = query_color(shape, surface.vertices, chunk=self.config.chunk)
+        seen = self._seen(shape, surface, authored=surface.authored)
+        return colors if seen is None else seen.at_vertices(surface).fill(colors)
 
     def _find(self, shape: Exportable, progress: Callable[[float], None]) -> FoundSurface:
         """The object's surface, extracted from its density unless the object itself is a surface."""

@@ -109,6 +109,14 @@ class HasViews(Protocol):
         """Images from ``cameras``, which are on the object's device, without randomness and gradients."""
 
 
+@runtime_checkable
+class HasTrainingCameras(Protocol):
+    """An :class:`Exportable` that knows its training cameras, so that an exporter finds the parts they do not see."""
+
+    def training_cameras(self, count: int) -> Cameras | None:
+        """``count`` cameras on the object's device, spread over the range of the training cameras; None if unknown."""
+
+
 @torch.no_grad()
 def query_density(
     shape: Extractable, points: np.ndarray, *, chunk: int, progress: Progress | None = None

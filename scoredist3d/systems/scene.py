@@ -12,6 +12,7 @@ from scoredist3d import registry
 from scoredist3d.backgrounds.base import Background
 from scoredist3d.cameras import Cameras
 from scoredist3d.config import ComponentConfig, under
+from scoredist3d.data.base import CameraSampler
 from scoredist3d.geometry.base import Geometry, fits
 from scoredist3d.geometry.protocols import HasGaussians, HasSurface
 from scoredist3d.materials.base import Material, ShadingInputs
@@ -147,8 +148,13 @@ def _restore_clock(scene: Scene, _: object) -> None:
 class SceneShape:
     """The object of a scene as exporters and later stages see it: its surface and its unlit appearance."""
 
-    def __init__(self, scene: Scene) -> None:
+    def __init__(self, scene: Scene, cameras: CameraSampler | None = None) -> None:
+        """Args:
+        scene: The scene.
+        cameras: Sampler of its training cameras; None if they are unknown.
+        """
         self._scene, self._geometry, self._material = scene, scene.geometry, scene.material
+        self._cameras = cameras
 
     @property
     def radius(self) -> float:
@@ -197,6 +203,10 @@ class SceneShape:
     def views(self, cameras: Cameras) -> ObjectViews:
         """Images over white at the scene's current step; the cameras must be on :attr:`device`."""
         return object_views(self._scene.renderer, cameras, self._scene.step)
+
+    def training_cameras(self, count: int) -> Cameras | None:
+        """``count`` cameras on :attr:`device`, spread over the range of the training cameras; None if unknown."""
+        return None if self._cameras is None else self._cameras.spread(count).to(self.device)
 
 
 def merged_groups(groups: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -219,7 +219,7 @@ class TextTo3D(GuidedSystem):
 
     def shapes(self) -> list[SceneShape]:
         """The object of every scene."""
-        return [SceneShape(scene) for scene in self.scenes]
+        return [SceneShape(scene, self.cameras) for scene in self.scenes]
 
     def _scene(self, config: Any, rng: Rng) -> Scene:
         """A new scene from a system block."""

@@ -134,3 +134,16 @@ def test_evaluation_cameras():
 def test_bad_options_are_named(options, message):
     with pytest.raises(ConfigError, match=message):
         sampler(**options)
+
+
+@pytest.mark.parametrize("batch", [3, 32, 200])
+def test_spread_cameras_have_the_training_distribution_of_the_last_stage(batch):
+    options = {"elevation_range": (-20.0, 40.0), "resolution_milestones": [5], "height": [16, 64], "width": [16, 48]}
+    cameras = sampler(batch_size=batch, **options)
+    found, again = cameras.spread(80), cameras.spread(80)
+    assert len(found) == 80 and (found.height, found.width) == (64, 48)
+    torch.testing.assert_close(found.c2w, again.c2w, rtol=0, atol=0)
+    elevation, azimuth = torch.rad2deg(found.elevation), torch.rad2deg(found.azimuth)
+    assert -20 <= elevation.min() < -15 and 35 < elevation.max() <= 40
+    sectors = torch.histc(azimuth, 4, -180, 180)
+    assert sectors.min() >= 12
