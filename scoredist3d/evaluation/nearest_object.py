@@ -10,7 +10,7 @@ from torch import Tensor
 
 from scoredist3d.cameras import Cameras
 from scoredist3d.procedural import SIZES, Objects, cast_rays
-from scoredist3d.procedural.members import Family, Proportions
+from scoredist3d.procedural.members import ObjectFamily, Proportions
 
 _CAP = 0.25  # difference of depths that counts as a miss, scene units; about three times the tolerance of the exporter
 _MARGIN = 8  # pixels around the silhouettes in which rays are compared
@@ -85,8 +85,8 @@ def nearest_object(
         ValueError: No family has this name, or no pixel is covered.
     """
     generator = generator or torch.Generator().manual_seed(0)
-    search = _Search(Family(category, look, opacity.device), generator)
-    every = _Rays.of(opacity, depth, cameras, 8 * effort.rays, generator)
+    search = _Search(ObjectFamily(category, look, opacity.device), generator)
+    every = _DepthRays.of(opacity, depth, cameras, 8 * effort.rays, generator)
     some = every.first(effort.rays)
     kept = search.random(effort.candidates)
     scores = every.first(effort.rays // 4).differences(search.family.build(kept))
@@ -107,7 +107,7 @@ def nearest_object(
 
 
 @dataclass(frozen=True)
-class _Rays:
+class _DepthRays:
     """``R`` rays and the depth of a surface along them, infinity for a miss."""
 
     origins: Tensor
@@ -115,7 +115,7 @@ class _Rays:
     depth: Tensor
 
     @classmethod
-    def of(cls, opacity: Tensor, depth: Tensor, cameras: Cameras, count: int, generator: torch.Generator) -> _Rays:
+    def of(cls, opacity: Tensor, depth: Tensor, cameras: Cameras, count: int, generator: torch.Generator) -> _DepthRays:
         """At most ``count`` random rays through pixels in and around the silhouettes, covered or empty as a whole.
 
         Raises:
@@ -133,9 +133,9 @@ class _Rays:
         depths = torch.where(solid, depth, torch.inf).flatten()
         return cls(origins.reshape(-1, 3)[pixels], rays.directions.reshape(-1, 3)[pixels], depths[pixels])
 
-    def first(self, count: int) -> _Rays:
+    def first(self, count: int) -> _DepthRays:
         """The first ``count`` rays."""
-        return _Rays(self.origins[:count], self.directions[:count], self.depth[:count])
+        return _DepthRays(self.origins[:count], self.directions[:count], self.depth[:count])
 
     def differences(self, objects: Objects) -> Tensor:
         """Mean difference of each of N objects along the rays that hit it or the surface, (N,)."""
@@ -156,7 +156,7 @@ class _Rays:
 class _Search:
     """Random members of a family and random changes of members."""
 
-    family: Family
+    family: ObjectFamily
     generator: torch.Generator
 
     def uniform(self, *shape: int) -> Tensor:

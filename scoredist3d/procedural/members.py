@@ -74,7 +74,7 @@ class _Counting(Builder):
 
 
 @dataclass(frozen=True)
-class Family:
+class ObjectFamily:
     """One family in one look; its members have the mean colors of the family, without jitter.
 
     Attributes:

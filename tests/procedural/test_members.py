@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from scoredist3d.procedural import CATEGORIES, COLORS, SIZES, sample_objects
-from scoredist3d.procedural.members import Family, Proportions
+from scoredist3d.procedural.members import ObjectFamily, Proportions
 
 CPU = torch.device("cpu")
 RED = {"color": COLORS.index("red"), "second_color": COLORS.index("red"), "pattern": 0, "finish": 0}
@@ -28,7 +28,7 @@ def drawn(columns: int) -> torch.Tensor:
 def test_the_sampled_objects_are_the_members_with_their_proportions(category: str) -> None:
     generator = torch.Generator().manual_seed(5)
     sampled = sample_objects(COUNT, generator, category=CATEGORIES.index(category), **RED)
-    family = Family(category, RED, CPU)
+    family = ObjectFamily(category, RED, CPU)
     members = family.build(Proportions(sampled.mode, sampled.size, drawn(family.dimensions)))
     torch.testing.assert_close(members.geometry, sampled.geometry, rtol=1e-5, atol=1e-5)
     for name in ("category", "color", "second_color", "pattern", "size", "mode", "finish"):
@@ -38,7 +38,7 @@ def test_the_sampled_objects_are_the_members_with_their_proportions(category: st
 
 
 def test_all_members_have_the_same_colors() -> None:
-    family = Family("mug", RED, CPU)
+    family = ObjectFamily("mug", RED, CPU)
     mode, size = torch.tensor([0, 0, 0]), torch.tensor([0, 0, SIZES.index("tall")])
     members = family.build(Proportions(mode, size, torch.linspace(0.0, 1.0, 3 * family.dimensions).reshape(3, -1)))
     assert torch.equal(members.surface[0], members.surface[1]) and torch.equal(members.surface[0], members.surface[2])
@@ -47,4 +47,4 @@ def test_all_members_have_the_same_colors() -> None:
 
 def test_an_unknown_family_is_named() -> None:
     with pytest.raises(ValueError, match="there is no family 'zeppelin'; choose one of mug"):
-        Family("zeppelin", RED, CPU)
+        ObjectFamily("zeppelin", RED, CPU)

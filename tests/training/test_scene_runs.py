@@ -75,6 +75,9 @@ class Hollow:
     def __init__(self, *empty: str) -> None:
         self.empty = empty
 
+    def for_prompt(self, prompt: str) -> Hollow:
+        return self
+
     def export(self, shape: Any, folder: Path, name: str, progress: Any) -> ExportResult:
         if name in self.empty:
             raise ValueError("nothing is solid")
