@@ -98,10 +98,11 @@ def bake_textures(
     points = texel_points(mesh, texels)
     smooth = _smooth_normals(mesh, texels)
     own = normals_of(detail, points) if detail is not None and normals else None
-    found = query_channels(shape, points, smooth if own is None else own, chunk=chunk, progress=progress)
+    normal = smooth if own is None else own
+    found = query_channels(shape, points, normal, chunk=chunk, progress=progress)
     samples = None if seen is None else seen.at(texels.face, texels.barycentric)
     if samples is not None:
-        found = _fill_unseen(found, samples, smooth if own is None else own)
+        found = _fill_unseen(found, samples, normal)
     world = found.pop("normal", own)
     if occlusion and "occlusion" not in found:
         found["occlusion"] = ambient_occlusion(mesh, points, smooth)

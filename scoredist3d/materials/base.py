@@ -156,6 +156,18 @@ class Material(nn.Module, ABC):
         return [{"name": "material", "params": params}] if params else []
 
 
+class AlbedoMaterial(Material):
+    """Base class of materials with three features per point, the logits of its albedo."""
+
+    def channels(self, inputs: ShadingInputs) -> SurfaceChannels:
+        """The albedo as the base color."""
+        return SurfaceChannels(inputs.features.sigmoid())
+
+    def features_of(self, channels: SurfaceChannels) -> Tensor:
+        """(N, 3): the logit of the base color."""
+        return logit(channels.base_color)
+
+
 def logit(colors: Tensor, margin: float = 1e-3) -> Tensor:
     """Inverse of the sigmoid for values in [0, 1], clamped to [margin, 1 - margin] to stay finite."""
     return torch.logit(colors, eps=margin)

@@ -11,8 +11,7 @@ from torch.nn import functional as F
 
 from scoredist3d.cameras import Cameras
 from scoredist3d.config import option
-from scoredist3d.materials.base import Light, Material, ShadingInputs, logit
-from scoredist3d.meshes.exportable import SurfaceChannels
+from scoredist3d.materials.base import AlbedoMaterial, Light, ShadingInputs
 from scoredist3d.registry import register
 from scoredist3d.seeding import Rng
 
@@ -20,7 +19,7 @@ from scoredist3d.seeding import Rng
 @register(
     "material", "diffuse", summary="Lambertian shading by a random point light and ambient light.", arxiv="2209.14988"
 )
-class Diffuse(Material):
+class Diffuse(AlbedoMaterial):
     """Lambertian material: rgb = albedo * (ambient + diffuse max(0, n . l)), with l the unit vector to the light.
 
     Shading makes the image depend on the shape, which discourages flat objects with a painted texture. The shading
@@ -32,7 +31,7 @@ class Diffuse(Material):
     """
 
     @dataclass
-    class Config(Material.Config):
+    class Config(AlbedoMaterial.Config):
         """Options of the diffuse material."""
 
         ambient: float = option(0.1, "Strength of the ambient light in lit images.", ge=0, le=1)
@@ -94,14 +93,6 @@ class Diffuse(Material):
         shading = light.ambient + light.diffuse * lambert
         textureless = light.textureless[:, None]
         return (albedo * (1.0 - textureless) + textureless) * shading[:, None]
-
-    def channels(self, inputs: ShadingInputs) -> SurfaceChannels:
-        """The albedo as the base color."""
-        return SurfaceChannels(inputs.features.sigmoid())
-
-    def features_of(self, channels: SurfaceChannels) -> Tensor:
-        """(N, 3): the logit of the base color."""
-        return logit(channels.base_color)
 
     def sample_light(self, cameras: Cameras, step: int, generator: torch.Generator | None) -> Light | None:
         """The random light of each image of a step; None if all images are unlit."""

@@ -10,15 +10,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from scoredist3d.config import option
-from scoredist3d.materials.base import Material, ShadingInputs, logit
-from scoredist3d.meshes.exportable import SurfaceChannels
-from scoredist3d.ops.shading.directional import DEFAULT_LIGHT, directional_lighting
+from scoredist3d.materials.base import AlbedoMaterial, ShadingInputs
+from scoredist3d.ops.shading.directional import AMBIENT, DEFAULT_LIGHT, FILL, HEMISPHERE, KEY, directional_lighting
 from scoredist3d.registry import register
 from scoredist3d.seeding import Rng
 
 
 @register("material", "directional-light", summary="Lambertian shading by directional lights fixed in the world.")
-class DirectionalLight(Material):
+class DirectionalLight(AlbedoMaterial):
     """Lambertian material under a key light, a fill light and a hemisphere light, all fixed in the world.
 
     rgb = min(albedo * lighting(n), 1), see :func:`~scoredist3d.ops.shading.directional.directional_lighting`. The
@@ -31,16 +30,16 @@ class DirectionalLight(Material):
     direction: Tensor
 
     @dataclass
-    class Config(Material.Config):
+    class Config(AlbedoMaterial.Config):
         """Options of the lights."""
 
         direction: tuple[float, float, float] = option(
             DEFAULT_LIGHT, "Direction towards the key light in the world (z up, x to the front); any length but 0."
         )
-        ambient: float = option(0.45, "Strength of the ambient light.", ge=0)
-        hemisphere: float = option(0.14, "Strength of the hemisphere light, which shines from above.", ge=0)
-        key: float = option(0.46, "Strength of the key light.", ge=0)
-        fill: float = option(0.22, "Strength of the fill light, which shines from the opposite side.", ge=0)
+        ambient: float = option(AMBIENT, "Strength of the ambient light.", ge=0)
+        hemisphere: float = option(HEMISPHERE, "Strength of the hemisphere light, which shines from above.", ge=0)
+        key: float = option(KEY, "Strength of the key light.", ge=0)
+        fill: float = option(FILL, "Strength of the fill light, which shines from the opposite side.", ge=0)
 
         def validate(self) -> list[str]:
             """Check that the direction has a length."""
@@ -72,11 +71,3 @@ class DirectionalLight(Material):
             fill=config.fill,
         )
         return (inputs.features.sigmoid() * shading[:, None]).clamp_max(1.0)
-
-    def channels(self, inputs: ShadingInputs) -> SurfaceChannels:
-        """The albedo as the base color."""
-        return SurfaceChannels(inputs.features.sigmoid())
-
-    def features_of(self, channels: SurfaceChannels) -> Tensor:
-        """(N, 3): the logit of the base color."""
-        return logit(channels.base_color)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from scoredist3d.procedural.attributes import CATEGORIES, FAMILIES, SIZE_STRETCH
+from scoredist3d.procedural.batch import Batch
 from scoredist3d.procedural.builder import Builder, fit
 from scoredist3d.procedural.families import BUILDERS
 from scoredist3d.procedural.objects import EXTENT, Objects, color_limits, mean_colors, needs_two
@@ -19,7 +20,7 @@ _BuilderKind = TypeVar("_BuilderKind", bound=Builder)
 
 
 @dataclass(frozen=True)
-class Proportions:
+class Proportions(Batch):
     """What distinguishes the shapes of ``N`` members of one family.
 
     Attributes:
@@ -35,10 +36,6 @@ class Proportions:
 
     def __len__(self) -> int:
         return len(self.mode)
-
-    def __getitem__(self, index: Tensor) -> Proportions:
-        """Select members."""
-        return Proportions(self.mode[index], self.size[index], self.values[index])
 
     @classmethod
     def cat(cls, parts: list[Proportions]) -> Proportions:

@@ -8,16 +8,18 @@ from torch import Tensor
 DEFAULT_LIGHT: tuple[float, float, float] = (0.60, 0.45, 0.66)
 """Direction towards the key light of procedural images: from above, in front and to one side, so that top, front and
 both sides differ."""
+AMBIENT, HEMISPHERE, KEY, FILL = 0.45, 0.14, 0.46, 0.22
+"""Strengths of the lights of procedural images."""
 
 
 def directional_lighting(
     normal: Tensor,
     light: Tensor,
     *,
-    ambient: float = 0.45,
-    hemisphere: float = 0.14,
-    key: float = 0.46,
-    fill: float = 0.22,
+    ambient: float = AMBIENT,
+    hemisphere: float = HEMISPHERE,
+    key: float = KEY,
+    fill: float = FILL,
 ) -> Tensor:
     """Factor of the albedo on a Lambertian surface, (...).
 
