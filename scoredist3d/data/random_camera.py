@@ -18,6 +18,7 @@ from scoredist3d.registry import register
 from scoredist3d.seeding import Rng
 
 Range = tuple[float, float]
+_GOLDEN = (math.sqrt(5.0) - 1.0) / 2.0
 
 
 @dataclass
@@ -49,6 +50,11 @@ class RandomCamera(CameraSampler):
         height: int | list[int] = option(64, "Image height in pixels; a list has one value per stage.", ge=1)
         width: int | list[int] = option(64, "Image width in pixels; a list has one value per stage.", ge=1)
         resolution_milestones: list[int] = option([], "Optimizer steps at which the next stage begins.", ge=1)
+        num_views: int | None = option(
+            None,
+            "Number of different cameras over all ranks, which are visited in turn; null draws new ones at every step.",
+            ge=1,
+        )
         azimuth_range: Range = option((-180.0, 180.0), "Azimuth in degrees; 0 is the front.", ge=-360, le=360)
         elevation_range: Range = option((-10.0, 60.0), "Elevation in degrees above the horizon.", ge=-90, le=90)
         distance_range: Range = option((3.04, 3.36), "Distance from the origin, scene units.", gt=0)
@@ -96,6 +102,10 @@ class RandomCamera(CameraSampler):
         config = self.config
         stage = bisect.bisect_right(config.resolution_milestones, step)
         batch, height, width = (_at(values, stage) for values in (config.batch_size, config.height, config.width))
+        if config.num_views is not None:
+            first = (step * self.world_size + rng.rank) * batch
+            index = (first + torch.arange(batch)) % config.num_views
+            return self._views(config.num_views, rng.shared()("views", 0)).with_size(height, width)[index]
         generator = rng("cameras", step)
         azimuth = self._azimuth(batch, step, rng, generator)
         elevation = self._elevation(batch, generator)
@@ -110,6 +120,26 @@ class RandomCamera(CameraSampler):
             width,
             **self._jitter(batch, generator),
         )
+
+    def _views(self, count: int, generator: torch.Generator) -> Cameras:
+        """``count`` cameras from the same ranges as those of :meth:`sample`, evenly spaced in azimuth and elevation.
+
+        Consecutive cameras are 222.5 degrees of azimuth apart (the golden ratio of a full range), so that each batch
+        covers the whole range. Every camera has an elevation of its own in a random order.
+        """
+        config = self.config
+        offset = torch.rand(1, generator=generator)
+        low, high = config.azimuth_range
+        azimuth = low + (high - low) * ((torch.arange(count) + offset) * _GOLDEN % 1.0)
+        u = (torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)) / count
+        low, high = config.elevation_range
+        bottom, top = math.sin(math.radians(low)), math.sin(math.radians(high))
+        by_area = torch.rad2deg(torch.asin((bottom + (top - bottom) * u).clamp(-1.0, 1.0)))
+        chosen = torch.rand(count, generator=generator) < config.area_probability
+        fovy = _uniform(config.fovy_range, count, generator)
+        distance = self._distance(_uniform(config.distance_range, count, generator), fovy)
+        elevation = torch.where(chosen, by_area, low + (high - low) * u)
+        return orbit(azimuth, elevation, distance, fovy, 1, 1, **self._jitter(count, generator))
 
     def evaluation(self, azimuths: Sequence[float], elevation: float, height: int, width: int) -> Cameras:
         """Cameras at the given angles and size, at the evaluation distance and field of view."""

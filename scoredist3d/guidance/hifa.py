@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+import torch
 from torch import Tensor
 
-from scoredist3d.config import Schedule, option
+from scoredist3d.cameras import Cameras
+from scoredist3d.config import FieldError, Schedule, option
 from scoredist3d.diffusion.schedule import per_item
 from scoredist3d.guidance.core.base import Guidance
 from scoredist3d.guidance.core.context import StepContext
-from scoredist3d.guidance.core.image_space import with_image_term
+from scoredist3d.guidance.core.image_space import resized, with_image_term
 from scoredist3d.guidance.core.outputs import NFE, Score
+from scoredist3d.guidance.core.stored_targets import StoredTargets
 from scoredist3d.guidance.core.timesteps import timestep_tensor
 from scoredist3d.guidance.core.weighting import Weighting, regression_weight
+from scoredist3d.priors.base import Prior
 from scoredist3d.priors.conditioning import CFGConditions
 from scoredist3d.registry import register
+from scoredist3d.seeding import Rng
 
 
 @register(
@@ -36,6 +42,11 @@ class HiFA(Guidance):
     The authors' code takes strides of 1 / denoise_steps of the whole chain, hence fewer steps at lower timesteps; here
     the number of steps is the same at every timestep. The depth and z-variance terms of the paper are losses of the
     scene.
+
+    With ``update_every`` above 1, the decoded target of a view is kept for that many steps (iterative dataset update,
+    arXiv 2303.12789). The steps between two updates neither encode renders nor evaluate the prior. A render is compared
+    with its target over the background of the render from which the target was made. With several devices, the targets
+    of all ranks but the first are made again when a run is resumed.
     """
 
     @dataclass
@@ -58,16 +69,64 @@ class HiFA(Guidance):
         )
         denoise_steps: int = option(4, "Number of DDIM steps from x_t to the target.", ge=1)
         eta: float = option(1.0, "Amount of fresh noise in the denoising steps: 1 as in DDPM, 0 for none.", ge=0, le=1)
+        update_every: int = option(
+            1,
+            "Steps for which the target image of a view is kept; more than 1 needs latent_weight: 0, and a number of "
+            "different views that is limited by data.num_views.",
+            ge=1,
+        )
+
+        def validate(self) -> list[str]:
+            """Check that no latent term uses targets that are kept as images."""
+            problems = super().validate()
+            if self.update_every > 1 and self.latent_weight != Schedule.constant(0.0):
+                problems.append(
+                    "update_every: the latent term needs a new target at every step; set latent_weight to 0, or "
+                    "update_every to 1"
+                )
+            return problems
 
     config: Config
 
+    def __init__(self, config: Config, *, prior: Prior, rng: Rng | None = None) -> None:
+        super().__init__(config, prior=prior, rng=rng)
+        self.stored = StoredTargets(config.update_every) if config.update_every > 1 else None
+
     def score_gradient(self, z: Tensor, conditions: CFGConditions, ctx: StepContext) -> Score:
         """Latent gradient c (z - z_hat) and the gradient of the image term."""
+        if self.stored is not None:
+            return self._stored_score(self.stored, z, conditions, ctx)
         target = self.target(self.noised(z, ctx)[0], conditions, ctx)
         c = regression_weight(self.config.weighting, self.schedule, ctx.t)
         score = Score(self._value("latent_weight", ctx.step) * per_item(c, z) * (z - target))
         image_weight = self._value("image_weight", ctx.step)
         return with_image_term(score, self.prior, z, target, ctx, self.config.weighting, image_weight)
+
+    def _stored_score(self, stored: StoredTargets, z: Tensor, conditions: CFGConditions, ctx: StepContext) -> Score:
+        """Gradient of the image term for targets that are kept; outdated ones are replaced first.
+
+        The render over the background b' of its target is x + (1 - opacity) (b' - b), so the opacity has a gradient of
+        its own.
+
+        Raises:
+            FieldError: The step has no render of a scene.
+        """
+        if ctx.rgb is None or ctx.opacity is None or ctx.background is None or conditions.cameras is None:
+            raise FieldError("targets are kept only for renders of a 3D scene; set it to 1", "update_every")
+        rgb, background = ctx.rgb.detach(), ctx.background
+        keys = stored.keys(ctx.particles, conditions.cameras)
+        if stored.outdated(keys, ctx.step):
+            target = self.target(self.noised(z, ctx)[0], conditions, ctx)
+            stored.put(keys, ctx.step, self.prior.decode(target).clamp(0.0, 1.0), background.detach())
+        images, behind = (resized(part.to(rgb), rgb) for part in stored.get(keys))
+        change = behind - background.detach()
+        weight = self._value("image_weight", ctx.step) * regression_weight(self.config.weighting, self.schedule, ctx.t)
+        gradient = per_item(weight, rgb) * (rgb + (1.0 - ctx.opacity.detach()) * change - images)
+        return Score(torch.zeros_like(z), gradient, -(gradient * change).sum(-1, keepdim=True))
+
+    def reads_latents(self, step: int, cameras: Cameras, particles: Sequence[int]) -> bool:
+        """Whether the step makes new targets."""
+        return self.stored is None or self.stored.outdated(self.stored.keys(particles, cameras), step)
 
     def target(self, x_t: Tensor, conditions: CFGConditions, ctx: StepContext) -> Tensor:
         """Target z_hat (B, C, h, w): every item denoised from its own timestep, all in one batch."""
@@ -82,5 +141,8 @@ class HiFA(Guidance):
         return self.guided(x_t, conditions, ctx, t=columns[-2]).x0
 
     def nfe(self, conditions: CFGConditions, ctx: StepContext) -> NFE:
-        """One guided prediction per denoising step."""
+        """One guided prediction per denoising step; none while the targets of all views are kept."""
+        cameras = conditions.cameras
+        if cameras is not None and not self.reads_latents(ctx.step, cameras, ctx.particles):
+            return NFE(0)
         return NFE(self.config.denoise_steps * super().nfe(conditions, ctx).prior)

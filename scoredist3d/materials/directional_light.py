@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from scoredist3d.config import option
-from scoredist3d.materials.base import AlbedoMaterial, ShadingInputs
+from scoredist3d.materials.base import AlbedoMaterial, ShadingInputs, logit
+from scoredist3d.meshes.exportable import SurfaceChannels
 from scoredist3d.ops.shading.directional import AMBIENT, DEFAULT_LIGHT, FILL, HEMISPHERE, KEY, directional_lighting
 from scoredist3d.registry import register
 from scoredist3d.seeding import Rng
@@ -20,7 +21,7 @@ from scoredist3d.seeding import Rng
 class DirectionalLight(AlbedoMaterial):
     """Lambertian material under a key light, a fill light and a hemisphere light, all fixed in the world.
 
-    rgb = min(albedo * lighting(n), 1), see :func:`~scoredist3d.ops.shading.directional.directional_lighting`. The
+    rgb = min(albedo * lighting(n), 1) with albedo = max_albedo * sigmoid(features), see :func:`~scoredist3d.ops.shading.directional.directional_lighting`. The
     defaults are the lights of the images that the embedded priors were trained on. With the light of the prior's own
     images, light and shade tell the slope of the surface, and the texture contains the albedo alone. A prior whose
     images have no common light, such as Stable Diffusion, needs another material.
@@ -40,6 +41,9 @@ class DirectionalLight(AlbedoMaterial):
         hemisphere: float = option(HEMISPHERE, "Strength of the hemisphere light, which shines from above.", ge=0)
         key: float = option(KEY, "Strength of the key light.", ge=0)
         fill: float = option(FILL, "Strength of the fill light, which shines from the opposite side.", ge=0)
+        max_albedo: float = option(
+            0.98, "Largest albedo. Where an image is overexposed, it gives the albedo no other bound.", gt=0, le=1
+        )
 
         def validate(self) -> list[str]:
             """Check that the direction has a length."""
@@ -70,4 +74,16 @@ class DirectionalLight(AlbedoMaterial):
             key=config.key,
             fill=config.fill,
         )
-        return (inputs.features.sigmoid() * shading[:, None]).clamp_max(1.0)
+        return (self._albedo(inputs.features) * shading[:, None]).clamp_max(1.0)
+
+    def channels(self, inputs: ShadingInputs) -> SurfaceChannels:
+        """The albedo as the base color."""
+        return SurfaceChannels(self._albedo(inputs.features))
+
+    def features_of(self, channels: SurfaceChannels) -> Tensor:
+        """(N, 3): the features whose albedo is nearest to the base color."""
+        return logit(channels.base_color / self.config.max_albedo)
+
+    def _albedo(self, features: Tensor) -> Tensor:
+        """(N, 3) in [0, max_albedo]."""
+        return self.config.max_albedo * features.sigmoid()

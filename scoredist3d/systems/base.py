@@ -213,6 +213,7 @@ class GuidedSystem(System):
         opacity: Tensor | None = None,
         depth: Tensor | None = None,
         source: Tensor | None = None,
+        background: Tensor | None = None,
     ) -> TrainingStep:
         """The guidance's loss and values to log; the arguments are those of :meth:`Guidance.forward`."""
         with under("guidance"):
@@ -226,6 +227,7 @@ class GuidedSystem(System):
                 depth=depth,
                 particles=particles,
                 source=source,
+                background=background,
             )
         weight = self.guidance.config.weight(step)
         scalars: dict[str, Tensor | float] = {f"guidance/{key}": value for key, value in output.diagnostics.items()}

@@ -255,17 +255,26 @@ class _Distillation:
         rgb = torch.cat([render.rgb for render in renders])
         opacity = torch.cat([render.opacity for render in renders])
         depth = torch.cat([render.depth for render in renders])
+        cameras = Cameras.cat([self.cameras] * len(renders))
+        particles = [index for index in self.drawn for _ in range(len(self.cameras))]
+        reads = system.outputs_latents or system.guidance.reads_latents(step, cameras, particles)
         return system.guide(
-            self._latents(rgb, step, rng),
-            system.prompts(Cameras.cat([self.cameras] * len(renders))),
+            self._latents(rgb, step, rng) if reads else self._no_latents(rgb),
+            system.prompts(cameras),
             step,
             rng,
             rgb=None if system.outputs_latents else rgb,
             opacity=opacity,
             depth=depth,
-            particles=[index for index in self.drawn for _ in range(len(self.cameras))],
+            particles=particles,
             source=self._source_latents(len(renders), clock, rng),
+            background=torch.cat([render.background for render in renders]),
         )
+
+    def _no_latents(self, rgb: Tensor) -> Tensor:
+        """Zeros (B, C, h, w), for a step that does not read the latents of its renders (B, H, W, 3)."""
+        prior = self.system.prior
+        return rgb.new_zeros(len(rgb), *prior.latent_shape(prior.image_size, prior.image_size))
 
     @torch.no_grad()
     def _source_latents(self, count: int, clock: Clock, rng: Rng) -> Tensor | None:

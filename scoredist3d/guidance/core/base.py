@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from scoredist3d.cameras import Cameras
 from scoredist3d.config import ComponentConfig, FieldError, Schedule, option
 from scoredist3d.diffusion.cfg import guided_prediction
 from scoredist3d.diffusion.prediction import Prediction
@@ -135,6 +136,18 @@ class Guidance(nn.Module, ABC):
             return 1
         return 2 + len(conditions.negatives)
 
+    def reads_latents(self, step: int, cameras: Cameras, particles: Sequence[int]) -> bool:
+        """Whether the step reads the latents of renders from these cameras.
+
+        If not, the system may pass zeros instead of encoding the renders.
+
+        Args:
+            step: Optimizer step.
+            cameras: (B) cameras.
+            particles: Index of the particle that each of the B items shows.
+        """
+        return True
+
     def update(self, z: Tensor, conditions: CFGConditions, ctx: StepContext) -> dict[str, Tensor]:
         """Train the networks of the method on detached latents; called once per forward pass.
 
@@ -155,6 +168,7 @@ class Guidance(nn.Module, ABC):
         depth: Tensor | None = None,
         particles: Sequence[int] | None = None,
         source: Tensor | None = None,
+        background: Tensor | None = None,
     ) -> GuidanceOutput:
         """Distillation loss of a batch.
 
@@ -166,7 +180,7 @@ class Guidance(nn.Module, ABC):
             conditions: CFG conditions of B items or of one item.
             step: Optimizer step.
             rng: Random generators of the run.
-            rgb, opacity, depth, source: Fields of :class:`StepContext`.
+            rgb, opacity, depth, source, background: Fields of :class:`StepContext`.
             particles: Index of the particle that each item shows; particle 0 for all items by default.
 
         Raises:
@@ -181,7 +195,15 @@ class Guidance(nn.Module, ABC):
         self._check(step, "the latents of the render", z.detach())
         latents = z.detach()
         context = self.begin(
-            latents, step, rng, particles=particles, rgb=rgb, opacity=opacity, depth=depth, source=source
+            latents,
+            step,
+            rng,
+            particles=particles,
+            rgb=rgb,
+            opacity=opacity,
+            depth=depth,
+            source=source,
+            background=background,
         )
         with torch.no_grad():
             score = self.score_gradient(latents, conditions, context)
@@ -192,6 +214,8 @@ class Guidance(nn.Module, ABC):
         loss = surrogate_loss(z, gradient)
         if score.rgb_gradient is not None and rgb is not None:
             loss = loss + surrogate_loss(rgb, score.rgb_gradient)
+        if score.opacity_gradient is not None and opacity is not None:
+            loss = loss + surrogate_loss(opacity, score.opacity_gradient)
         diagnostics = {
             "t": context.t.mean(),
             "gradient_rms": gradient.square().mean().sqrt(),
@@ -222,12 +246,13 @@ class Guidance(nn.Module, ABC):
         opacity: Tensor | None = None,
         depth: Tensor | None = None,
         source: Tensor | None = None,
+        background: Tensor | None = None,
     ) -> StepContext:
         """Context of a step, with timesteps drawn from ``rng``; the other arguments are those of :meth:`forward`."""
         timesteps = self.sample_timesteps(len(z), step, rng)
         shown = (0,) * len(z) if particles is None else tuple(particles)
         t = timestep_tensor(timesteps, z)
-        return StepContext(step, t, tuple(timesteps), rng, shown, rgb, opacity, depth, source)
+        return StepContext(step, t, tuple(timesteps), rng, shown, rgb, opacity, depth, source, background)
 
     def sample_timesteps(self, batch: int, step: int, rng: Rng) -> list[float]:
         """Timesteps of a batch: uniform draws from [t_min(step), t_max(step)], quantized to those of the prior.

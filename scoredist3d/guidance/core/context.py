@@ -27,6 +27,7 @@ class StepContext:
         opacity: (B, H, W, 1) opacity of the render; None without a render.
         depth: (B, H, W, 1) distance of the rendered surface along the rays, scene units; None without a render.
         source: (B, C, h, w) latents of the source seen from the same cameras, for methods that edit it.
+        background: (B, H, W, 3) background over which the render is composited; None without a render.
     """
 
     step: int
@@ -38,6 +39,7 @@ class StepContext:
     opacity: Tensor | None = None
     depth: Tensor | None = None
     source: Tensor | None = None
+    background: Tensor | None = None
 
     def noise(self, like: Tensor, stream: str = "noise") -> Tensor:
         """Gaussian noise in the shape of ``like``; item i depends only on (seed, stream, step, i)."""

@@ -39,7 +39,7 @@ def with_image_term(
     target = prior.decode(x0).clamp(0.0, 1.0)
     if ctx.rgb is not None:
         rgb = ctx.rgb.detach()
-        return replace(score, rgb_gradient=per_item(weight, rgb) * (rgb - _resized(target, rgb)))
+        return replace(score, rgb_gradient=per_item(weight, rgb) * (rgb - resized(target, rgb)))
     with torch.enable_grad():
         leaf = z.detach().requires_grad_()
         image = prior.decode(leaf)
@@ -47,7 +47,7 @@ def with_image_term(
     return replace(score, gradient=score.gradient + gradient)
 
 
-def _resized(image: Tensor, like: Tensor) -> Tensor:
+def resized(image: Tensor, like: Tensor) -> Tensor:
     """``image`` (B, h, w, 3) resized to the height and width of ``like`` (B, H, W, 3)."""
     if image.shape[1:3] == like.shape[1:3]:
         return image

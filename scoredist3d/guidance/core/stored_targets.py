@@ -1,0 +1,86 @@
+"""Target images that are kept for several steps, one for each view: iterative dataset update (arXiv 2303.12789)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from scoredist3d.cameras import Cameras
+
+ViewKey = tuple[int, tuple[float, ...]]
+"""A particle and the camera-to-world matrix from which it is seen."""
+
+
+@dataclass(frozen=True)
+class StoredTarget:
+    """The target of one view.
+
+    Attributes:
+        round: Number of the update that made it.
+        image: (H, W, 3), target image in [0, 1].
+        background: (H, W, 3), background of the render from which it was made.
+    """
+
+    round: int
+    image: Tensor
+    background: Tensor
+
+
+class StoredTargets(nn.Module):
+    """Targets of views, which become outdated every ``every`` steps; they are part of checkpoints.
+
+    Args:
+        every: Number of steps after which all targets are outdated. A target is replaced when its view is shown next.
+    """
+
+    def __init__(self, every: int) -> None:
+        super().__init__()
+        self.every = every
+        self._targets: dict[ViewKey, StoredTarget] = {}
+
+    @staticmethod
+    def keys(particles: Sequence[int], cameras: Cameras) -> list[ViewKey]:
+        """The key of each of the B items, in one copy from the device."""
+        poses = cameras.c2w.flatten(1).tolist()
+        return [(particle, tuple(pose)) for particle, pose in zip(particles, poses, strict=True)]
+
+    def outdated(self, keys: Sequence[ViewKey], step: int) -> bool:
+        """Whether the target of any key is missing or from an earlier round than that of ``step``."""
+        current = step // self.every
+        return any(key not in self._targets or self._targets[key].round < current for key in keys)
+
+    def put(self, keys: Sequence[ViewKey], step: int, images: Tensor, backgrounds: Tensor) -> None:
+        """Store targets and backgrounds, (B, H, W, 3) each."""
+        for key, image, background in zip(keys, images, backgrounds, strict=True):
+            self._targets[key] = StoredTarget(step // self.every, image, background)
+
+    def get(self, keys: Sequence[ViewKey]) -> tuple[Tensor, Tensor]:
+        """Targets and backgrounds of the keys, (B, H, W, 3) each."""
+        found = [self._targets[key] for key in keys]
+        return torch.stack([item.image for item in found]), torch.stack([item.background for item in found])
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """All targets as tensors and numbers; empty without targets."""
+        if not self._targets:
+            return {}
+        items = list(self._targets.values())
+        return {
+            "particles": [particle for particle, _ in self._targets],
+            "poses": [list(pose) for _, pose in self._targets],
+            "rounds": [item.round for item in items],
+            "images": torch.stack([item.image for item in items]),
+            "backgrounds": torch.stack([item.background for item in items]),
+        }
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Replace all targets by those that :meth:`get_extra_state` returned."""
+        names = ("particles", "poses", "rounds", "images", "backgrounds")
+        rows = zip(*(state.get(name, ()) for name in names), strict=True)
+        self._targets = {
+            (particle, tuple(pose)): StoredTarget(made, image, background)
+            for particle, pose, made, image, background in rows
+        }
