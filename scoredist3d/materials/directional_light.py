@@ -21,8 +21,9 @@ from scoredist3d.seeding import Rng
 class DirectionalLight(AlbedoMaterial):
     """Lambertian material under a key light, a fill light and a hemisphere light, all fixed in the world.
 
-    rgb = min(albedo * lighting(n), 1) with albedo = max_albedo * sigmoid(features), see :func:`~scoredist3d.ops.shading.directional.directional_lighting`. The
-    defaults are the lights of the images that the embedded priors were trained on. With the light of the prior's own
+    rgb = min(albedo * lighting(n), 1) with albedo = max_albedo * sigmoid(features); for the lighting, see
+    :func:`~scoredist3d.ops.shading.directional.directional_lighting`. The defaults are the lights of the images that
+    the embedded priors were trained on. With the light of the prior's own
     images, light and shade tell the slope of the surface, and the texture contains the albedo alone. A prior whose
     images have no common light, such as Stable Diffusion, needs another material.
     """

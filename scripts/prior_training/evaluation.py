@@ -165,7 +165,8 @@ def pattern_accuracy(sampler: Sampler, probe: Probe, *, scale: float, limit: int
 
     Some patterns cannot be seen from some sides: the stripes of a mug from above. ``visible`` is the share among those
     captions and cameras for which the probe recognizes the pattern of a real render, as for each pattern; ``samples``
-    and ``renders`` are the shares among all.
+    and ``renders`` are the shares among all. ``renders again`` is the share of ``visible`` for other real renders of
+    the same captions and cameras, which a perfect prior would reach.
     """
     patterns = (STRIPED, CHECKERED, DOTTED, WOODEN, BRICK)
     category = torch.arange(len(CATEGORIES)).repeat_interleave(len(patterns))[:limit]
@@ -179,11 +180,16 @@ def pattern_accuracy(sampler: Sampler, probe: Probe, *, scale: float, limit: int
     found = read_images(probe, sampler(texts, cameras, scale=scale, seed=2)).pattern.argmax(-1)
     generator = torch.Generator(device).manual_seed(5)
     attributes = {"category": category.to(device), "pattern": pattern.to(device), "color": color.to(device)}
-    objects = sample_objects(len(texts), generator, device, **attributes)
-    real = read_images(probe, render_in_blocks(objects, cameras)).pattern.argmax(-1)
     truth = pattern.to(device)
-    seen, right = real == truth, (found == truth).float()
+    seen, again = (
+        read_images(probe, render_in_blocks(sample_objects(len(texts), generator, device, **attributes), cameras))
+        .pattern.argmax(-1)
+        .eq(truth)
+        for _ in range(2)
+    )
+    right = (found == truth).float()
     result = {"visible": right[seen].mean(), "samples": right.mean(), "renders": seen.float().mean()}
+    result["renders again"] = again[seen].float().mean()
     for p in patterns:
         result[PATTERNS[p]] = right[seen & (truth == p)].mean()
     return {name: value.item() for name, value in result.items()}

@@ -147,3 +147,31 @@ def test_spread_cameras_have_the_training_distribution_of_the_last_stage(batch):
     assert -20 <= elevation.min() < -15 and 35 < elevation.max() <= 40
     sectors = torch.histc(azimuth, 4, -180, 180)
     assert sectors.min() >= 12
+
+
+def test_a_limited_number_of_views_is_visited_in_turn():
+    cameras = sampler(num_views=6, batch_size=4, elevation_range=(0.0, 60.0), distance_range=(2.0, 3.0))
+    batches = [cameras.sample(step, Rng(seed=3)) for step in range(3)]
+    poses = torch.cat([batch.c2w for batch in batches])
+    assert torch.equal(poses[:6], poses[6:])  # 12 views are two rounds
+    assert len(poses[:6].flatten(1).unique(dim=0)) == 6
+    other = cameras.sample(0, Rng(seed=4))
+    assert not torch.equal(other.c2w, batches[0].c2w)
+
+
+def test_a_limited_number_of_views_covers_the_ranges():
+    views = sampler(num_views=64, batch_size=64, elevation_range=(-10.0, 50.0), area_probability=0.0)
+    cameras = views.sample(7, Rng())
+    elevation = cameras.elevation.rad2deg().sort().values
+    edges = torch.arange(65) * (60.0 / 64) - 10.0
+    assert (elevation >= edges[:-1] - 1e-3).all() and (elevation <= edges[1:] + 1e-3).all()  # one in each part
+    for batch in sampler(num_views=64, batch_size=4).sample(2, Rng()).azimuth.rad2deg().sort().values.view(1, 4):
+        gaps = torch.cat([batch.diff(), batch[:1] + 360.0 - batch[-1:]])
+        assert gaps.max() < 140.0  # every batch looks from all sides
+
+
+def test_ranks_share_a_limited_number_of_views():
+    ranks = [sampler(world_size=2, num_views=8, batch_size=2).sample(1, Rng(seed=1, rank=rank)) for rank in range(2)]
+    both = torch.cat([cameras.c2w for cameras in ranks])
+    alone = sampler(num_views=8, batch_size=4).sample(1, Rng(seed=1)).c2w
+    assert torch.equal(both, alone)

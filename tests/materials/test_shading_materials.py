@@ -93,18 +93,29 @@ def test_normals_as_colours():
 
 def test_directional_light_by_hand():
     """Normals toward the key light, away from it, and up; the fill light is opposite and lower."""
-    built = material("directional-light", direction=[0.0, 0.0, 2.0], ambient=0.3, hemisphere=0.2, key=0.4, fill=0.1)
+    lights = {"ambient": 0.3, "hemisphere": 0.2, "key": 0.4, "fill": 0.1, "max_albedo": 1.0}
+    built = material("directional-light", direction=[0.0, 0.0, 2.0], **lights)
     normals = torch.tensor([[0.0, 0, 1], [0, 0, -1], [1, 0, 0]])
     f = torch.zeros(3, 3, requires_grad=True)
     colors = built(ShadingInputs(f, normals=normals))
     torch.testing.assert_close(colors[:, 0], 0.5 * torch.tensor([0.3 + 0.2 + 0.4 + 0.1 * 0.25, 0.3, 0.3 + 0.1]))
-    side = material("directional-light", direction=[3.0, 0.0, 0.0], ambient=0.3, hemisphere=0.0, key=0.4, fill=0.1)
+    side = material("directional-light", direction=[3.0, 0.0, 0.0], **lights | {"hemisphere": 0.0})
     towards = torch.tensor([[1.0, 0, 0], [-1, 0, 0], [0, 1, 0]])
     torch.testing.assert_close(side(ShadingInputs(f, normals=towards))[:, 2], 0.5 * torch.tensor([0.7, 0.4, 0.3]))
     assert (built.channels(ShadingInputs(f)).base_color == 0.5).all()
     albedo = 0.1 + 0.8 * torch.rand(3, 3, generator=torch.Generator().manual_seed(0))
     again = built.channels(ShadingInputs(built.features_of(SurfaceChannels(albedo)))).base_color
     torch.testing.assert_close(again, albedo)
+
+
+def test_the_largest_albedo_bounds_both_images_and_textures():
+    built = material("directional-light", max_albedo=0.8, ambient=0.5, hemisphere=0.0, key=0.0, fill=0.0)
+    bright = ShadingInputs(torch.full((1, 3), 40.0), normals=torch.tensor([[0.0, 0.0, -1.0]]))
+    torch.testing.assert_close(built(bright), torch.full((1, 3), 0.4))
+    torch.testing.assert_close(built.channels(bright).base_color, torch.full((1, 3), 0.8))
+    color = torch.tensor([[0.2, 0.5, 0.7]])
+    again = built.channels(ShadingInputs(built.features_of(SurfaceChannels(color)))).base_color
+    torch.testing.assert_close(again, color)
 
 
 def test_directional_light_is_that_of_procedural_objects():
@@ -117,7 +128,7 @@ def test_directional_light_is_that_of_procedural_objects():
     constant = torch.ones(3)
     cameras = orbit(angles, 20 * constant, 3.2 * constant, 40 * constant, 32, 32)
     render = render_objects(objects, cameras, antialias=1)
-    built = material("directional-light")
+    built = material("directional-light", max_albedo=1.0)
     for rgba, normal in zip(render.rgba, render.normal, strict=True):
         inside = rgba[..., 3] > 0.999
         white = built(ShadingInputs(torch.full((int(inside.sum()), 3), 40.0), normals=normal[inside]))

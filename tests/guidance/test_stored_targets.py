@@ -1,0 +1,140 @@
+"""HiFA with targets that are kept for several steps: their gradient, when they are replaced, and checkpoints."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from shared.method_cases import SIZE, CountingPrior, latents, method, prompted, views
+from shared.tiny_runs import Recorder, plain
+
+from scoredist3d.cameras import Cameras
+from scoredist3d.config import FieldError
+from scoredist3d.config.validation import validate
+from scoredist3d.guidance.core.image_space import with_image_term
+from scoredist3d.guidance.core.outputs import Score
+from scoredist3d.guidance.hifa import HiFA
+from scoredist3d.seeding import Rng
+from scoredist3d.training.checkpoint import read_checkpoint
+from scoredist3d.training.run import run_training
+
+OPTIONS = {"weight": 1.0, "guidance_scale": 3.0, "latent_weight": 0.0, "image_weight": 0.3, "t_min": 0.4, "t_max": 0.4}
+
+
+def kept(every: int = 3, prior: CountingPrior | None = None, **options) -> HiFA:
+    guidance = method("hifa", prior or CountingPrior(), update_every=every, **OPTIONS, **options)
+    assert isinstance(guidance, HiFA)
+    return guidance
+
+
+def maps(seed: int, channels: int = 3, batch: int = 2) -> torch.Tensor:
+    return torch.rand(
+        batch, SIZE, SIZE, channels, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)
+    ).requires_grad_()
+
+
+def run(guidance: HiFA, step: int, cameras: Cameras, *, color=1, alpha=2, background=3):
+    """Gradients with respect to color (before compositing) and opacity of one step."""
+    color, alpha, background = maps(color), maps(alpha, 1), maps(background).detach()
+    rgb = alpha * color + (1 - alpha) * background
+    z = latents(2)
+    loss = guidance(
+        z,
+        prompted(guidance, cameras=cameras),
+        step,
+        Rng(),
+        rgb=rgb,
+        opacity=alpha,
+        depth=torch.ones_like(alpha),
+        particles=(0, 0),
+        background=background,
+    ).loss
+    return torch.autograd.grad(loss, (color, alpha)), (color, alpha, background)
+
+
+def test_a_new_target_is_the_image_term_of_hifa():
+    guidance, cameras = kept(), views(2)
+    conditions, z, rgb = prompted(guidance, cameras=cameras), latents(2), maps(1)
+    shown = {"rgb": rgb, "opacity": maps(2, 1), "background": maps(3).detach()}
+    context = guidance.begin(z, 0, Rng(), particles=(0, 0), **shown)
+    score = guidance.score_gradient(z, conditions, context)
+    target = guidance.target(guidance.noised(z, context)[0], conditions, context)
+    expected = with_image_term(
+        Score(torch.zeros_like(z)), guidance.prior, z, target, context, guidance.config.weighting, 0.3
+    )
+    torch.testing.assert_close(score.rgb_gradient, expected.rgb_gradient, rtol=0, atol=1e-12)
+    assert not score.gradient.any() and not score.opacity_gradient.any()  # the background has not changed
+
+
+def test_later_renders_are_compared_over_the_background_of_the_target():
+    """The gradient is that of w/2 ||a c + (1 - a) b' - T||^2 with the kept target T and its background b'."""
+    guidance, cameras = kept(), views(2)
+    _, (_, _, first) = run(guidance, 0, cameras, background=3)
+    target, behind = guidance.stored.get(guidance.stored.keys((0, 0), cameras))
+    torch.testing.assert_close(behind, first)
+    (by_color, by_alpha), (color, alpha, _) = run(guidance, 1, cameras, color=4, alpha=5, background=6)
+    loss = 0.5 * 0.3 * (alpha * color + (1 - alpha) * behind - target).square().sum() / 2
+    expected = torch.autograd.grad(loss, (color, alpha))
+    torch.testing.assert_close(by_color, expected[0], rtol=0, atol=1e-12)
+    torch.testing.assert_close(by_alpha, expected[1], rtol=0, atol=1e-12)
+
+
+def test_the_prior_is_evaluated_once_per_view_and_round():
+    prior, cameras = CountingPrior(), views(4)
+    guidance = kept(3, prior, denoise_steps=2)
+    shown, calls = [cameras[:2], cameras[2:]], []
+    for step in range(7):
+        now = shown[step % 2]
+        reads = guidance.reads_latents(step, now, (0, 0))
+        context = guidance.begin(latents(2), step, Rng(), particles=(0, 0))
+        assert guidance.nfe(prompted(guidance, cameras=now), context).prior == (4 if reads else 0)
+        prior.rows.clear()
+        run(guidance, step, now)
+        assert bool(prior.rows) == reads
+        calls.append(reads)
+    # Rounds begin at steps 0, 3 and 6; each view is updated when it is first shown in a round.
+    assert calls == [True, True, False, True, True, False, True]
+    assert guidance.reads_latents(5, views(3)[1:], (0, 1))  # another particle
+    turned = views(2)
+    turned.c2w[0, 0, 3] += 0.1
+    assert guidance.reads_latents(5, turned, (0, 0))  # another camera
+
+
+def test_targets_of_every_step_are_not_kept():
+    guidance = method("hifa", CountingPrior())
+    assert guidance.stored is None and guidance.reads_latents(5, views(2), (0, 0))
+
+
+def test_targets_survive_a_checkpoint():
+    first, second, cameras = kept(), kept(), views(2)
+    assert first.state_dict()["stored._extra_state"] == {}
+    run(first, 0, cameras)
+    second.load_state_dict(first.state_dict())
+    for one, two in zip(run(first, 1, cameras)[0], run(second, 1, cameras)[0], strict=True):
+        assert torch.equal(one, two)
+    assert not second.reads_latents(1, cameras, (0, 0))
+
+
+def test_what_cannot_be_kept_is_refused():
+    guidance = kept()
+    with pytest.raises(FieldError, match="only for renders of a 3D scene"):
+        guidance(latents(2), prompted(guidance), 0, Rng())
+    with pytest.raises(ValueError, match="update_every: the latent term needs a new target at every step"):
+        method("hifa", CountingPrior(), update_every=2, latent_weight=0.5)
+
+
+def config(folder: Path, steps: int):
+    block = plain(folder, trainer={"max_steps": steps})
+    block["system"]["guidance"] = {"type": "hifa", "update_every": 3, "latent_weight": 0, "denoise_steps": 1}
+    block["data"] = {**block.get("data", {}), "num_views": 4, "batch_size": 2}
+    return validate(block)
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
+    """The run stops while targets are in use, and continues with them."""
+    whole = run_training(config(tmp_path / "whole", 5), devices="cpu", console=Recorder())
+    half = run_training(config(tmp_path / "half", 2), devices="cpu", console=Recorder())
+    resumed = run_training(config(tmp_path / "half", 5), devices="cpu", resume=half.folder, console=Recorder())
+    first, second = (read_checkpoint(done.folder / "ckpts" / "last.ckpt")["state_dict"] for done in (whole, resumed))
+    name = "guidance.stored._extra_state"
+    assert len(first[name]["rounds"]) == 4 and torch.equal(first[name]["images"], second[name]["images"])
+    assert all(torch.equal(first[key], second[key]) for key in first if isinstance(first[key], torch.Tensor))
