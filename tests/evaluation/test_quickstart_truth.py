@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import glb_quality
 import numpy as np
 import pytest
 import quickstart_quality
@@ -224,3 +225,20 @@ def test_a_run_becomes_a_row_of_the_table_and_two_rows_of_the_sheet(
     assert line in capsys.readouterr().out
     assert quickstart_quality.sheet([out / "asset" / "asset.json"]).shape[1] == 8 * 64 + 7 * 2
     assert quickstart_quality.summarise(out, 2) == 1
+
+
+def test_a_file_alone_is_measured_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(glb_quality, "true_object", partial(quickstart_truth.true_object, effort=SHORT))
+    monkeypatch.setattr(glb_quality, "TRUTH_SIZE", 128)
+    export(Exported(members()[1], True), tmp_path)
+    file = (tmp_path / "asset.glb").rename(tmp_path / "a-red-mug.glb")
+    assert glb_quality.main([str(file), "--out", str(tmp_path / "out")]) == 0
+    (row,) = json.loads((tmp_path / "out" / "glb.json").read_text())
+    assert (row["prompt"], row["category"]) == (PROMPT, 1.0) and row["off_depth"] < 0.1
+    text = (tmp_path / "out" / "glb.md").read_text()
+    assert text in capsys.readouterr().out and "1 files: category 1.000" in text
+    assert (tmp_path / "out" / "sheet.png").is_file()
+    with pytest.raises(ValueError, match="prompt 'asset' must be"):
+        glb_quality.measured(file.rename(tmp_path / "asset.glb"), Probe.load(), torch.device("cpu"))
