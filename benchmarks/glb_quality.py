@@ -7,7 +7,7 @@
 The measures are those of ``quickstart_quality.py``. Unlike that script, this one needs nothing but the files, so it can
 measure those of other versions of the project. The object must fit into the ball of radius 1 around the origin, with
 its front towards +z and its top towards +y in the coordinates of glTF. The probe reads category and color from 8
-held-out views of the base color over white.
+held-out views over white, under the light of the prior's training data.
 
 Writes ``glb.md``, ``glb.json`` and ``sheet.png``, which shows each file above its true object.
 """

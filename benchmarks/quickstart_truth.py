@@ -18,10 +18,12 @@ from scoredist3d.evaluation.true_objects import RADIUS, Stated, object_mesh, obj
 from scoredist3d.export.check import DEPTH_TOLERANCE
 from scoredist3d.export.delivered import Delivered
 from scoredist3d.export.diagnostics import SHARP_DEG
+from scoredist3d.export.drawing import MeshViews
 from scoredist3d.export.exporter import DEFAULT_LEAST_VOLUME
 from scoredist3d.export.images import row_grid
 from scoredist3d.meshes.mesh import Mesh
 from scoredist3d.meshes.quality import dihedrals, genus
+from scoredist3d.ops.shading.directional import DEFAULT_LIGHT, directional_lighting
 from scoredist3d.procedural import Objects
 from scoredist3d.procedural.probe import Probe
 
@@ -68,8 +70,7 @@ def compare(
 ) -> Comparison:
     """Compare a delivered mesh with the true object.
 
-    The true object is shown under the light of the training data if the file says that its colors include the lighting,
-    else both are shown without light.
+    Both are shown under the light of the prior's training data, which the colors of an unlit file include already.
 
     Args:
         delivered: The mesh, with colors.
@@ -85,9 +86,10 @@ def compare(
     drawn = delivered.views(cameras)
     if drawn.base_color is None:
         raise ValueError("the file has neither a texture nor vertex colors, so there is nothing to compare")
-    render = object_views(member, cameras, lit=delivered.unlit)
+    render = object_views(member, cameras)
     opacity, depth = render.rgba[..., 3:], render.depth[..., None]
-    ours, truth = drawn.base_color, render.over(opacity.new_ones(3)).clamp(0.0, 1.0)
+    ours = drawn.base_color if delivered.unlit else _in_training_light(drawn.base_color, drawn)
+    truth = render.over(opacity.new_ones(3)).clamp(0.0, 1.0)
     found = coverage(drawn.opacity, drawn.depth, opacity, depth, tolerance=DEPTH_TOLERANCE * RADIUS)
     true_mesh = object_mesh(member, resolution=resolution, max_faces=max_faces, least_volume=DEFAULT_LEAST_VOLUME)
     figures = {
@@ -102,6 +104,15 @@ def compare(
         "true": _surface(true_mesh) | {"saturation": chroma(truth, opacity)},
     }
     return Comparison(figures, ours, truth)
+
+
+def _in_training_light(base_color: Tensor, drawn: MeshViews) -> Tensor:
+    """The views (V, H, W, 3) of a mesh under the light of the training data, over white."""
+    visible, behind = drawn.opacity.clamp_min(1e-6), 1.0 - drawn.opacity
+    normals = torch.nn.functional.normalize(2.0 * (drawn.normals - behind) / visible - 1.0, dim=-1)
+    light = torch.nn.functional.normalize(normals.new_tensor(DEFAULT_LIGHT), dim=0)
+    color = (base_color - behind) / visible * directional_lighting(normals, light)[..., None]
+    return (color.clamp(0.0, 1.0) * drawn.opacity + behind).clamp(0.0, 1.0)
 
 
 def _surface(mesh: Mesh) -> dict[str, Any]:
