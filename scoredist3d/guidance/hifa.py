@@ -122,7 +122,8 @@ class HiFA(Guidance):
         change = behind - background.detach()
         weight = self._value("image_weight", ctx.step) * regression_weight(self.config.weighting, self.schedule, ctx.t)
         gradient = per_item(weight, rgb) * (rgb + (1.0 - ctx.opacity.detach()) * change - images)
-        return Score(torch.zeros_like(z), gradient, -(gradient * change).sum(-1, keepdim=True))
+        by_opacity = -(gradient * change).sum(-1, keepdim=True)
+        return Score(torch.zeros_like(z), gradient, opacity_gradient=by_opacity)
 
     def reads_latents(self, step: int, cameras: Cameras, particles: Sequence[int]) -> bool:
         """Whether the step makes new targets."""

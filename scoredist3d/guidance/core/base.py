@@ -194,28 +194,13 @@ class Guidance(nn.Module, ABC):
         self.check_finite()
         self._check(step, "the latents of the render", z.detach())
         latents = z.detach()
-        context = self.begin(
-            latents,
-            step,
-            rng,
-            particles=particles,
-            rgb=rgb,
-            opacity=opacity,
-            depth=depth,
-            source=source,
-            background=background,
-        )
+        shown = {"rgb": rgb, "opacity": opacity, "depth": depth, "source": source, "background": background}
+        context = self.begin(latents, step, rng, particles=particles, **shown)
         with torch.no_grad():
             score = self.score_gradient(latents, conditions, context)
             gradient = self._clipped(score.gradient, step)
         self._check(step, f"the gradient of {type(self).__name__}", gradient)
-        if score.rgb_gradient is not None:
-            self._check(step, f"the image gradient of {type(self).__name__}", score.rgb_gradient)
-        loss = surrogate_loss(z, gradient)
-        if score.rgb_gradient is not None and rgb is not None:
-            loss = loss + surrogate_loss(rgb, score.rgb_gradient)
-        if score.opacity_gradient is not None and opacity is not None:
-            loss = loss + surrogate_loss(opacity, score.opacity_gradient)
+        loss = surrogate_loss(z, gradient) + self._image_loss(score, context)
         diagnostics = {
             "t": context.t.mean(),
             "gradient_rms": gradient.square().mean().sqrt(),
@@ -226,6 +211,18 @@ class Guidance(nn.Module, ABC):
         return GuidanceOutput(
             loss * self._value("weight", step), {key: value.detach() for key, value in diagnostics.items()}
         )
+
+    def _image_loss(self, score: Score, ctx: StepContext) -> Tensor | float:
+        """Loss with the image-space gradients of the score; 0 without any."""
+        loss: Tensor | float = 0.0
+        for name, image, gradient in (
+            ("image", ctx.rgb, score.rgb_gradient),
+            ("opacity", ctx.opacity, score.opacity_gradient),
+        ):
+            if gradient is not None:
+                self._check(ctx.step, f"the {name} gradient of {type(self).__name__}", gradient)
+                loss = loss if image is None else loss + surrogate_loss(image, gradient)
+        return loss
 
     def check_finite(self) -> None:
         """Wait for the results of the checks for NaN and infinity that are still pending on the device.

@@ -14,14 +14,14 @@ class Score:
     Attributes:
         gradient: (B, C, h, w), dL/dz of each item; the base class clips it and divides it by the batch size.
         rgb_gradient: (B, H, W, 3), gradient of an image-space term with respect to ``StepContext.rgb``.
-        opacity_gradient: (B, H, W, 1), gradient of that term with respect to ``StepContext.opacity``.
         diagnostics: Further values to log.
+        opacity_gradient: (B, H, W, 1), gradient of the image-space term with respect to ``StepContext.opacity``.
     """
 
     gradient: Tensor
     rgb_gradient: Tensor | None = None
-    opacity_gradient: Tensor | None = None
     diagnostics: dict[str, Tensor] = field(default_factory=dict)
+    opacity_gradient: Tensor | None = None
 
 
 @dataclass(frozen=True)
