@@ -11,6 +11,7 @@ from scoredist3d.config import option
 from scoredist3d.geometry.base import Geometry
 from scoredist3d.geometry.protocols import HasSignedDistance
 from scoredist3d.losses.base import Loss
+from scoredist3d.losses.visible import visible_positions
 from scoredist3d.meshes.sampling import points_in_ball
 from scoredist3d.registry import register
 from scoredist3d.renderers.base import Render
@@ -53,15 +54,11 @@ class Eikonal(Loss):
 
     def _points(self, render: Render, radius: float, generator: torch.Generator) -> Tensor:
         """(N, 3) sample points in the ball."""
-        position = render.get("position").reshape(-1, 3)
-        points = points_in_ball(generator, self.config.points, radius).to(position)
+        points = points_in_ball(generator, self.config.points, radius).to(render.get("position"))
         near = self.config.points // 2
-        # Draw covered pixels by searching in the cumulative count of covered pixels. Unlike nonzero(), this does not
-        # synchronize with the device.
-        count = (render.opacity.reshape(-1) > 0.5).cumsum(0)
-        draw = torch.rand(near, generator=generator, device=count.device, dtype=torch.float64)
-        chosen = torch.searchsorted(count, (draw * count[-1]).long(), right=True).clamp_max(len(count) - 1)
-        noise = torch.randn(near, 3, generator=generator, device=count.device).to(position)
-        moved = position[chosen] + self.config.spread * radius * noise
+        seen, visible = visible_positions(render, near, generator)
+        moved = seen + self.config.spread * radius * torch.randn(near, 3, generator=generator, device=seen.device).to(
+            seen
+        )
         moved = moved * (radius / moved.norm(dim=-1, keepdim=True)).clamp_max(1.0)
-        return torch.cat([torch.where(count[-1] > 0, moved, points[:near]), points[near:]])
+        return torch.cat([torch.where(visible, moved, points[:near]), points[near:]])
