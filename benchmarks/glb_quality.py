@@ -27,13 +27,12 @@ sys.path.insert(0, str(ROOT))
 
 import torch
 from quickstart_quality import TRUTH_SIZE, held_out, outlines
-from quickstart_truth import COLUMNS, Comparison, cells, compare, true_object
+from quickstart_truth import COLUMNS, Comparison, beside, cells, compare, shares, sheet_of, true_object
 
 from scoredist3d.evaluation.true_objects import Stated
 from scoredist3d.export.delivered import read_delivered
 from scoredist3d.export.exporter import DEFAULT_FACES
-from scoredist3d.export.images import image_grid, save_png
-from scoredist3d.procedural import CATEGORIES
+from scoredist3d.export.images import save_png
 from scoredist3d.procedural.probe import Probe
 
 RESOLUTION = 128  # of the mesh of the true object, as in the recipes
@@ -47,10 +46,7 @@ def measured(path: Path, probe: Probe, device: torch.device) -> Comparison:
     member = true_object(delivered, prompt, outlines(device))
     cameras = held_out(TRUTH_SIZE, device)
     result = compare(delivered, member, cameras, probe, resolution=RESOLUTION, max_faces=DEFAULT_FACES)
-    reading = probe(result.ours)
-    category = (reading.category.argmax(-1) == CATEGORIES.index(stated.category)).float().mean().item()
-    color = (reading.color.argmax(-1) == stated.look["color"]).float().mean().item()
-    result.figures.update({"file": str(path), "prompt": prompt, "category": category, "color": color})
+    result.figures.update({"file": str(path), "prompt": prompt, **shares(probe(result.ours), stated)})
     return result
 
 
@@ -62,15 +58,8 @@ def table(rows: list[dict[str, Any]]) -> str:
         f"| {row['prompt']} | {row['category']:.2f} | {row['color']:.2f} | {' | '.join(cells(row))} |" for row in rows
     ]
 
-    def mean(key: str, part: str | None = None) -> float:
-        return sum((row if part is None else row[part])[key] for row in rows) / len(rows)
-
-    summary = (
-        f"{len(rows)} files: category {mean('category'):.3f}, color {mean('color'):.3f}; PSNR {mean('psnr'):.1f} dB, "
-        f"SSIM {mean('ssim'):.3f}, normals {mean('normal_angle_deg'):.1f} degrees apart, depth off in "
-        f"{100 * mean('off_depth'):.1f} % of the pixels; mean dihedral angle {mean('mean_dihedral_deg', 'ours'):.1f} "
-        f"degrees (true {mean('mean_dihedral_deg', 'true'):.1f})."
-    )
+    category, color = (sum(row[name] for row in rows) / len(rows) for name in ("category", "color"))
+    summary = f"{len(rows)} files: category {category:.3f}, color {color:.3f}. {beside(rows)}"
     return "\n".join([*lines, "", summary]) + "\n"
 
 
@@ -92,7 +81,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "glb.md").write_text(table(rows))
     (arguments.out / "glb.json").write_text(json.dumps(rows, indent=2) + "\n")
-    save_png(image_grid(pictures, columns=1 if len(pictures) <= 6 else 3, gap=8), arguments.out / "sheet.png")
+    save_png(sheet_of(pictures), arguments.out / "sheet.png")
     print(table(rows))
     return 0
 

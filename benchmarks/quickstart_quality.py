@@ -114,13 +114,15 @@ class Measured(NamedTuple):
 @torch.no_grad()
 def measure(system: Any, prompt: str, device: torch.device, *, rivals: bool = False) -> Measured:
     """Measure one finished asset; the prompt is one that :class:`scoredist3d.evaluation.true_objects.Stated` reads."""
+    from quickstart_truth import shares
+
     from scoredist3d.evaluation.true_objects import Stated
     from scoredist3d.procedural import AZIMUTH_SYMMETRY, CATEGORIES, COLORS
     from scoredist3d.procedural.probe import Probe
     from scoredist3d.procedural.shape_match import best_family_match
 
     stated = Stated.of(prompt)
-    category, color = stated.category, stated.look["color"]
+    category = stated.category
     held_back = held_out(prior_size(), device)
     scene = system.scenes[0]
     views = torch.cat([scene(held_back[i], step=scene.step, rng=None).rgb for i in range(NUM_VIEWS)])
@@ -129,8 +131,7 @@ def measure(system: Any, prompt: str, device: torch.device, *, rivals: bool = Fa
     outline = outlines(device)
     opacity = torch.cat([scene(outline[i], step=scene.step, rng=None).opacity[..., 0] for i in range(12)])
     figures: dict[str, Any] = {
-        "category": (reading.category.argmax(-1) == CATEGORIES.index(category)).float().mean().item(),
-        "color": (reading.color.argmax(-1) == color).float().mean().item(),
+        **shares(reading, stated),
         "seen_categories": [CATEGORIES[i] for i in reading.category.argmax(-1).tolist()],
         "seen_colors": [COLORS[i] for i in reading.color.argmax(-1).tolist()],
         "azimuth_error_deg": reading.azimuth_error_deg(held_back.azimuth, symmetry).median().item(),
@@ -307,18 +308,19 @@ def table(rows: list[dict[str, Any]], *, rivals: bool) -> list[str]:
 def sheet(assets: list[Path]) -> np.ndarray:
     """The pictures of all assets as one image, (H, W, 3) uint8."""
     from PIL import Image
-
-    from scoredist3d.export.images import image_grid
+    from quickstart_truth import sheet_of
 
     pictures = []
     for path in assets:
         with Image.open(path.parent / "views.png") as picture:
             pictures.append(np.asarray(picture.convert("RGB")))
-    return image_grid(pictures, columns=1 if len(pictures) <= 6 else 3, gap=8)
+    return sheet_of(pictures)
 
 
 def summarise(out: Path, expected: int) -> int:
     """Write the tables and the sheet; returns the exit code, 1 where fewer than ``expected`` assets came out."""
+    from quickstart_truth import beside
+
     from scoredist3d.export.images import save_png
 
     assets = [path for path in sorted(out.glob("*/asset.json")) if (path.parent / "views.png").is_file()]
@@ -327,8 +329,8 @@ def summarise(out: Path, expected: int) -> int:
         print(f"no finished asset in {out}", file=sys.stderr)
         return 1
 
-    def mean(key: str, part: str | None = None) -> float:
-        return sum((row if part is None else row[part])[key] for row in rows) / len(rows)
+    def mean(key: str) -> float:
+        return sum(row[key] for row in rows) / len(rows)
 
     rivals = all("best_other" in row for row in rows)
     good = sum(row["category"] >= 0.9 and row["color"] >= 0.9 for row in rows)
@@ -341,11 +343,7 @@ def summarise(out: Path, expected: int) -> int:
         f"IoU {mean('iou'):.2f}{other}; "
         f"{good} of {len(rows)} assets reach 0.9 in both; {closed} meshes are watertight; "
         f"{mean('seconds'):.0f} s per asset.",
-        f"Beside the true objects: PSNR {mean('psnr'):.1f} dB, SSIM {mean('ssim'):.3f}, normals "
-        f"{mean('normal_angle_deg'):.1f} degrees apart, depth off in {100 * mean('off_depth'):.1f} % of the pixels; "
-        f"mean dihedral angle {mean('mean_dihedral_deg', 'ours'):.1f} degrees (true "
-        f"{mean('mean_dihedral_deg', 'true'):.1f}), saturation {mean('saturation', 'ours'):.2f} (true "
-        f"{mean('saturation', 'true'):.2f}).",
+        beside(rows),
     ]
     (out / "quality.md").write_text("\n".join(lines) + "\n")
     (out / "quality.json").write_text(json.dumps(rows, indent=2) + "\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,12 +21,12 @@ from scoredist3d.export.delivered import Delivered
 from scoredist3d.export.diagnostics import SHARP_DEG
 from scoredist3d.export.drawing import MeshViews
 from scoredist3d.export.exporter import DEFAULT_LEAST_VOLUME
-from scoredist3d.export.images import row_grid
+from scoredist3d.export.images import image_grid, row_grid
 from scoredist3d.meshes.mesh import Mesh
 from scoredist3d.meshes.quality import dihedrals, genus
 from scoredist3d.ops.shading.directional import DEFAULT_LIGHT, directional_lighting
-from scoredist3d.procedural import Objects
-from scoredist3d.procedural.probe import Probe
+from scoredist3d.procedural import CATEGORIES, Objects
+from scoredist3d.procedural.probe import Probe, ProbeReading
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,32 @@ def _surface(mesh: Mesh) -> dict[str, Any]:
         "mean_dihedral_deg": creases.mean_deg,
         "sharp_edges": creases.share_above(SHARP_DEG),
     }
+
+
+def shares(reading: ProbeReading, stated: Stated) -> dict[str, float]:
+    """Shares of the images whose category and color, as the probe reads them, are those of the prompt."""
+    right = {"category": CATEGORIES.index(stated.category), "color": stated.look["color"]}
+    return {name: (getattr(reading, name).argmax(-1) == value).float().mean().item() for name, value in right.items()}
+
+
+def beside(rows: Sequence[dict[str, Any]]) -> str:
+    """A sentence with the means of the figures of several assets."""
+
+    def mean(key: str, part: str | None = None) -> float:
+        return sum((row if part is None else row[part])[key] for row in rows) / len(rows)
+
+    return (
+        f"Beside the true objects: PSNR {mean('psnr'):.1f} dB, SSIM {mean('ssim'):.3f}, normals "
+        f"{mean('normal_angle_deg'):.1f} degrees apart, depth off in {100 * mean('off_depth'):.1f} % of the pixels; "
+        f"mean dihedral angle {mean('mean_dihedral_deg', 'ours'):.1f} degrees (true "
+        f"{mean('mean_dihedral_deg', 'true'):.1f}), saturation {mean('saturation', 'ours'):.2f} (true "
+        f"{mean('saturation', 'true'):.2f})."
+    )
+
+
+def sheet_of(pictures: Sequence[np.ndarray]) -> np.ndarray:
+    """The pictures of several assets as one image, (H, W, 3) uint8."""
+    return image_grid(list(pictures), columns=1 if len(pictures) <= 6 else 3, gap=8)
 
 
 COLUMNS = (

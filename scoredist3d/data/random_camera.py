@@ -124,21 +124,17 @@ class RandomCamera(CameraSampler):
     def _views(self, count: int, generator: torch.Generator) -> Cameras:
         """``count`` cameras from the same ranges as those of :meth:`sample`, evenly spaced in azimuth and elevation.
 
-        Consecutive cameras are 222.5 degrees of azimuth apart (the golden ratio of a full range), so that each batch
-        covers the whole range. Every camera has an elevation of its own in a random order.
+        The azimuths of consecutive cameras differ by the golden ratio times the range, so that each batch covers the
+        whole range. The elevation range is divided into ``count`` parts, with one camera in each, in random order.
         """
         config = self.config
         offset = torch.rand(1, generator=generator)
         low, high = config.azimuth_range
         azimuth = low + (high - low) * ((torch.arange(count) + offset) * _GOLDEN % 1.0)
         u = (torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)) / count
-        low, high = config.elevation_range
-        bottom, top = math.sin(math.radians(low)), math.sin(math.radians(high))
-        by_area = torch.rad2deg(torch.asin((bottom + (top - bottom) * u).clamp(-1.0, 1.0)))
-        chosen = torch.rand(count, generator=generator) < config.area_probability
+        elevation = self._mixed_elevation(u, u, torch.rand(count, generator=generator))
         fovy = _uniform(config.fovy_range, count, generator)
         distance = self._distance(_uniform(config.distance_range, count, generator), fovy)
-        elevation = torch.where(chosen, by_area, low + (high - low) * u)
         return orbit(azimuth, elevation, distance, fovy, 1, 1, **self._jitter(count, generator))
 
     def evaluation(self, azimuths: Sequence[float], elevation: float, height: int, width: int) -> Cameras:
@@ -162,11 +158,18 @@ class RandomCamera(CameraSampler):
 
     def _elevation(self, batch: int, generator: torch.Generator) -> Tensor:
         """(batch,) elevations in degrees."""
+        angle, area, choice = (torch.rand(batch, generator=generator) for _ in range(3))
+        return self._mixed_elevation(angle, area, choice)
+
+    def _mixed_elevation(self, angle: Tensor, area: Tensor, choice: Tensor) -> Tensor:
+        """Elevations (B,) in degrees at fractions (B,) in [0, 1] of the range of angles or of the area.
+
+        The fraction of the area is used where ``choice`` (B,) is below ``area_probability``.
+        """
         low, high = self.config.elevation_range
-        by_angle = _uniform((low, high), batch, generator)
-        sines = (math.sin(math.radians(low)), math.sin(math.radians(high)))
-        by_area = torch.rad2deg(torch.asin(_uniform(sines, batch, generator).clamp(-1.0, 1.0)))
-        return torch.where(torch.rand(batch, generator=generator) < self.config.area_probability, by_area, by_angle)
+        bottom, top = math.sin(math.radians(low)), math.sin(math.radians(high))
+        by_area = torch.rad2deg(torch.asin((bottom + (top - bottom) * area).clamp(-1.0, 1.0)))
+        return torch.where(choice < self.config.area_probability, by_area, low + (high - low) * angle)
 
     def _distance(self, distance: Tensor, fovy_deg: Tensor) -> Tensor:
         """(B,) distances in scene units, with ``relative_distance`` applied."""

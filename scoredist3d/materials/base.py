@@ -159,9 +159,13 @@ class Material(nn.Module, ABC):
 class AlbedoMaterial(Material):
     """Base class of materials with three features per point, the logits of its albedo."""
 
+    def albedo(self, features: Tensor) -> Tensor:
+        """(N, 3) in [0, 1]: the sigmoid of the features."""
+        return features.sigmoid()
+
     def channels(self, inputs: ShadingInputs) -> SurfaceChannels:
         """The albedo as the base color."""
-        return SurfaceChannels(inputs.features.sigmoid())
+        return SurfaceChannels(self.albedo(inputs.features))
 
     def features_of(self, channels: SurfaceChannels) -> Tensor:
         """(N, 3): the logit of the base color."""

@@ -81,7 +81,7 @@ class Diffuse(AlbedoMaterial):
         Raises:
             ValueError: The inputs have a light, but no normals or no points.
         """
-        albedo, light = inputs.features.sigmoid(), inputs.light
+        albedo, light = self.albedo(inputs.features), inputs.light
         if light is None:
             return albedo
         if inputs.normals is None or inputs.points is None:

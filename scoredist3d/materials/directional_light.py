@@ -23,9 +23,9 @@ class DirectionalLight(AlbedoMaterial):
 
     rgb = min(albedo * lighting(n), 1) with albedo = max_albedo * sigmoid(features); for the lighting, see
     :func:`~scoredist3d.ops.shading.directional.directional_lighting`. The defaults are the lights of the images that
-    the embedded priors were trained on. With the light of the prior's own
-    images, light and shade tell the slope of the surface, and the texture contains the albedo alone. A prior whose
-    images have no common light, such as Stable Diffusion, needs another material.
+    the embedded priors were trained on. With these lights, shading determines the slope of the surface, and the texture
+    contains the albedo alone. A prior whose images have no common light, such as Stable Diffusion, needs another
+    material.
     """
 
     needs_normal = True
@@ -43,7 +43,7 @@ class DirectionalLight(AlbedoMaterial):
         key: float = option(KEY, "Strength of the key light.", ge=0)
         fill: float = option(FILL, "Strength of the fill light, which shines from the opposite side.", ge=0)
         max_albedo: float = option(
-            0.98, "Largest albedo. Where an image is overexposed, it gives the albedo no other bound.", gt=0, le=1
+            0.98, "Largest albedo; overexposed parts of an image do not bound the albedo.", gt=0, le=1
         )
 
         def validate(self) -> list[str]:
@@ -75,16 +75,12 @@ class DirectionalLight(AlbedoMaterial):
             key=config.key,
             fill=config.fill,
         )
-        return (self._albedo(inputs.features) * shading[:, None]).clamp_max(1.0)
+        return (self.albedo(inputs.features) * shading[:, None]).clamp_max(1.0)
 
-    def channels(self, inputs: ShadingInputs) -> SurfaceChannels:
-        """The albedo as the base color."""
-        return SurfaceChannels(self._albedo(inputs.features))
+    def albedo(self, features: Tensor) -> Tensor:
+        """(N, 3) in [0, max_albedo]."""
+        return self.config.max_albedo * features.sigmoid()
 
     def features_of(self, channels: SurfaceChannels) -> Tensor:
         """(N, 3): the features whose albedo is nearest to the base color."""
         return logit(channels.base_color / self.config.max_albedo)
-
-    def _albedo(self, features: Tensor) -> Tensor:
-        """(N, 3) in [0, max_albedo]."""
-        return self.config.max_albedo * features.sigmoid()

@@ -22,4 +22,4 @@ class Unlit(AlbedoMaterial):
 
     def forward(self, inputs: ShadingInputs) -> Tensor:
         """(N, 3) colors."""
-        return inputs.features.sigmoid()
+        return self.albedo(inputs.features)

@@ -136,5 +136,5 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
     resumed = run_training(config(tmp_path / "half", 5), devices="cpu", resume=half.folder, console=Recorder())
     first, second = (read_checkpoint(done.folder / "ckpts" / "last.ckpt")["state_dict"] for done in (whole, resumed))
     name = "guidance.stored._extra_state"
-    assert len(first[name]["rounds"]) == 4 and torch.equal(first[name]["images"], second[name]["images"])
+    assert len(first[name]["poses"]) == 4 and torch.equal(first[name]["images"], second[name]["images"])
     assert all(torch.equal(first[key], second[key]) for key in first if isinstance(first[key], torch.Tensor))

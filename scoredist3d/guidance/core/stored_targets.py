@@ -20,12 +20,10 @@ class StoredTarget:
     """The target of one view.
 
     Attributes:
-        round: Number of the update that made it.
         image: (H, W, 3), target image in [0, 1].
         background: (H, W, 3), background of the render from which it was made.
     """
 
-    round: int
     image: Tensor
     background: Tensor
 
@@ -40,6 +38,7 @@ class StoredTargets(nn.Module):
     def __init__(self, every: int) -> None:
         super().__init__()
         self.every = every
+        self._round = 0
         self._targets: dict[ViewKey, StoredTarget] = {}
 
     @staticmethod
@@ -49,14 +48,15 @@ class StoredTargets(nn.Module):
         return [(particle, tuple(pose)) for particle, pose in zip(particles, poses, strict=True)]
 
     def outdated(self, keys: Sequence[ViewKey], step: int) -> bool:
-        """Whether the target of any key is missing or from an earlier round than that of ``step``."""
-        current = step // self.every
-        return any(key not in self._targets or self._targets[key].round < current for key in keys)
+        """Whether the target of any key is missing or from another round than that of ``step``."""
+        return step // self.every != self._round or any(key not in self._targets for key in keys)
 
     def put(self, keys: Sequence[ViewKey], step: int, images: Tensor, backgrounds: Tensor) -> None:
-        """Store targets and backgrounds, (B, H, W, 3) each."""
+        """Store targets and backgrounds, (B, H, W, 3) each; the targets of other rounds are dropped."""
+        if step // self.every != self._round:
+            self._round, self._targets = step // self.every, {}
         for key, image, background in zip(keys, images, backgrounds, strict=True):
-            self._targets[key] = StoredTarget(step // self.every, image, background)
+            self._targets[key] = StoredTarget(image, background)
 
     def get(self, keys: Sequence[ViewKey]) -> tuple[Tensor, Tensor]:
         """Targets and backgrounds of the keys, (B, H, W, 3) each."""
@@ -71,16 +71,16 @@ class StoredTargets(nn.Module):
         return {
             "particles": [particle for particle, _ in self._targets],
             "poses": [list(pose) for _, pose in self._targets],
-            "rounds": [item.round for item in items],
+            "round": self._round,
             "images": torch.stack([item.image for item in items]),
             "backgrounds": torch.stack([item.background for item in items]),
         }
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Replace all targets by those that :meth:`get_extra_state` returned."""
-        names = ("particles", "poses", "rounds", "images", "backgrounds")
+        names = ("particles", "poses", "images", "backgrounds")
         rows = zip(*(state.get(name, ()) for name in names), strict=True)
+        self._round = state.get("round", 0)
         self._targets = {
-            (particle, tuple(pose)): StoredTarget(made, image, background)
-            for particle, pose, made, image, background in rows
+            (particle, tuple(pose)): StoredTarget(image, background) for particle, pose, image, background in rows
         }
