@@ -49,7 +49,7 @@ PROMPTS_2D = (
     "a car",
     "a mushroom",
 )
-PROMPTS_3D = ("a red mug", "a blue chair")
+PROMPTS_3D = ("a red mug", "a blue chair", "a green pine tree", "a yellow house", "an orange rocket")
 TASKS_PER_JOB = {"2d": 5, "3d": 2}
 """Tasks per process: few, so that processes end at similar times, but more than one to share the start-up time."""
 
@@ -112,7 +112,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--prompts-3d", nargs="+", default=list(PROMPTS_3D))
     parser.add_argument("--seeds", type=int, default=4, help="number of particles of each 2D run, 2 or more")
-    parser.add_argument("--seeds-3d", type=int, default=2, help="number of 3D runs per prompt")
+    parser.add_argument("--seeds-3d", type=int, default=3, help="number of 3D runs per prompt")
     parser.add_argument("--only-2d", action="store_true")
     parser.add_argument("--only-3d", action="store_true")
     parser.add_argument(

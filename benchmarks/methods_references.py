@@ -18,7 +18,7 @@ from scoredist3d.procedural import CATEGORIES, COLORS, simple_caption
 REFERENCES = ("real renders", "DDIM samples")
 REAL_2D, REAL_3D = 256, 32  # real renders per prompt: images in 2D, objects with 8 views each in 3D
 ELEVATION_2D = 20.0
-DDIM_STEPS, DDIM_SCALE = 25, 5.0
+DDIM_STEPS, DDIM_SCALE = 25, 3.0
 
 
 def caption_of(prompt: str) -> tuple[str, str | None]:

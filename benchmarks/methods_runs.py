@@ -196,7 +196,7 @@ def train(config: Any, folder: Path, gpu: str) -> tuple[Any, dict[str, Any]]:
     from scoredist3d.files import write_atomically
     from scoredist3d.training.console import Console
     from scoredist3d.training.distributed import Devices
-    from scoredist3d.training.fit import RankContext, build_system, fit, import_lightning
+    from scoredist3d.training.fit import RankContext, begin, build_system, fit, import_lightning
     from scoredist3d.training.folder import RunFolder
     from scoredist3d.training.interrupt import InterruptGuard
 
@@ -205,6 +205,7 @@ def train(config: Any, folder: Path, gpu: str) -> tuple[Any, dict[str, Any]]:
     write_atomically(run.resolved_config, to_yaml(config))
     place = RankContext(Devices.parse("cpu" if gpu == "cpu" else [int(gpu)]))
     system = build_system(config, place)
+    begin(system, config, place, resumed=False)
     start_memory(device_of(gpu))
     with InterruptGuard(console.say) as guard, Counter(system).counting() as counter:
         began = time.perf_counter()

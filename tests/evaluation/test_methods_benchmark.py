@@ -108,3 +108,15 @@ def test_a_failure_is_told_and_the_rest_goes_on(
     assert "FAILED: 2d real renders 'a red sofa'" in capsys.readouterr().out
     (path,) = (tmp_path / "2d" / "real-renders").glob("*.json")
     assert json.loads(path.read_text())["prompt"] == "a red mug"
+
+
+def test_an_edit_in_3d_starts_from_its_source(tmp_path: Path) -> None:
+    small = ["data.height=16", "data.width=16", "data.resolution_milestones=[]", "data.batch_size=1"]
+    small += ["system.renderer.num_samples=8", "trainer.max_steps=1"]
+    source = methods_runs.configured("3d", "sds", "a blue mug", small)
+    made, _ = methods_runs.train(source, tmp_path / "source", "cpu")
+    start = [f"system.init_from={tmp_path / 'source'}", "system.guidance.source_prompt=a blue mug"]
+    edit = methods_runs.configured("3d", "dds", "a red mug", [*small, *start, "system.optimizer.lr=0"])
+    edited, _ = methods_runs.train(edit, tmp_path / "edit", "cpu")
+    pairs = zip(made.scenes[0].geometry.parameters(), edited.scenes[0].geometry.parameters(), strict=True)
+    assert all(torch.equal(before, after) for before, after in pairs)
