@@ -257,10 +257,10 @@ def write_sheets(out: Path, docs: Path | None, dimension: str, pictures: dict[st
             continue
         chosen = list(by_prompt.values())[: DOCS_COLUMNS if dimension == "2d" else DOCS_COLUMNS // 4]
         shown_seeds = range(min(2, min(len(images) for images in chosen)))
-        cells = [views_of(images[seed], dimension) for seed in shown_seeds for images in chosen]
-        save_png(
-            image_grid(torch.cat(cells), len(torch.cat(cells)) // len(shown_seeds)), docs / f"{name}-{dimension}.png"
-        )
+        cells = torch.cat([views_of(images[seed], dimension) for seed in shown_seeds for images in chosen])
+        grid = image_grid(cells, len(cells) // len(shown_seeds))
+        # As PNG, the grain of some methods takes half a megabyte per image.
+        Image.fromarray(grid).save(docs / f"{name}-{dimension}.jpg", quality=90)
     if rows:
         save_png(labelled_rows(rows), out / f"sheet-{dimension}.png")
 

@@ -54,7 +54,7 @@ def test_a_run_is_made_again_only_if_its_recipe_has_changed(tmp_path: Path) -> N
     images = torch.rand(2, 1, 4, 4, 3, generator=torch.Generator().manual_seed(0))
     methods_runs.save(folder, task, images, {"recipe": recipe})
     assert methods_runs.is_done(tmp_path, "2d", "sds", task, recipe)
-    changed = methods_runs.fingerprint("2d", "sds", ["system.guidance.guidance_scale=3"])
+    changed = methods_runs.fingerprint("2d", "sds", ["system.guidance.guidance_scale=4"])
     assert not methods_runs.is_done(tmp_path, "2d", "sds", task, changed)
     assert not methods_runs.is_done(tmp_path, "2d", "sds", methods_runs.Task("a red mug", 3), recipe)
 
