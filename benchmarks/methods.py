@@ -11,9 +11,15 @@ is a separate run, seen from 8 held-out views. Editing methods start from sample
 another color if the prompt names one, otherwise of another category. There are two references: real renders of the
 caption, which give the floor of every figure, and DDIM samples of the prior.
 
+Each 3D run also exports its GLB with the exporter of its recipe. The file is read back and compared with the true
+object of the prompt as in ``quickstart_quality.py``: PSNR, angle between the normals, wrong depths, and the dihedral
+angle, sharp edges and genus of both meshes. Prompts without a color have no true object. A failed export is listed
+below the table, and the other figures of its run are kept. The means of the 3D table have standard errors.
+
 Arguments of the form key=value are config overrides for all runs. Runs found in ``--out`` are reused unless their
-recipe has changed. The benchmark writes ``methods.md``, ``methods.json``, ``*.svg`` and ``sheet-*.png``, and exits with
-1 if a run failed.
+recipe has changed or, in 3D, the figures of the GLB are missing. The benchmark writes ``methods.md``,
+``methods.json``, ``*.svg`` and ``sheet-*.png`` (in 3D with the views of each GLB below those of the field), and exits
+with 1 if a run failed.
 """
 
 from __future__ import annotations

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import methods_glb
 import numpy as np
 import torch
+from methods_means import cell, ratio_terms, shown, with_errors
 from methods_plots import bars, scatter
 from methods_references import REAL_2D, REAL_3D, REFERENCES, caption_of
 from methods_runs import DIMENSIONS, folder_of
@@ -69,8 +71,10 @@ def spread(features: Tensor) -> float:
     return statistics.fmean(pair_distance(features[:, view]) for view in range(features.shape[1]))
 
 
-def measure(prompt: str, made: Seen, real: Seen, unit: float) -> dict[str, float]:
+def measure(prompt: str, made: Seen, real: Seen, unit: float) -> dict[str, list[float]]:
     """Measures of one prompt; ``real_x`` is the value of ``x`` for real renders, for measures shown as ratios.
+
+    Category, color, saturation and detail have one value per asset, the other measures one value per prompt.
 
     Args:
         prompt: Prompt that gives the correct category and color.
@@ -79,23 +83,22 @@ def measure(prompt: str, made: Seen, real: Seen, unit: float) -> dict[str, float
         unit: Root mean square of the features, by which they are divided for the distance.
     """
     category, color = caption_of(prompt)
-    pictures, real_pictures = made.images.flatten(0, 1), real.images.flatten(0, 1)
+    count = len(made.images)
     features, real_features = made.features.flatten(0, 1) / unit, real.features.flatten(0, 1) / unit
     figures = {
-        "category": float((made.category == CATEGORIES.index(category)).float().mean()),
-        "saturation": float(saturation(pictures).mean()),
-        "real_saturation": float(saturation(real_pictures).mean()),
-        "detail": float(high_frequency_share(pictures).mean()),
-        "real_detail": float(high_frequency_share(real_pictures).mean()),
-        "distance": kernel_distance(features, real_features),
+        "category": (made.category == CATEGORIES.index(category)).float().mean(1).tolist(),
+        "distance": [kernel_distance(features, real_features)],
     }
+    for name, measured in (("saturation", saturation), ("detail", high_frequency_share)):
+        figures[name] = measured(made.images.flatten(0, 1)).unflatten(0, (count, -1)).mean(1).tolist()
+        figures[f"real_{name}"] = [float(measured(real.images.flatten(0, 1)).mean())] * count
     if color is not None:
-        figures["color"] = float((made.color == COLORS.index(color)).float().mean())
-    if len(made.images) > 1:
+        figures["color"] = (made.color == COLORS.index(color)).float().mean(1).tolist()
+    if count > 1:
         left_open = [name for name in OPEN if name != "color" or color is None]
-        figures["spread"], figures["real_spread"] = spread(made.features), spread(real.features)
-        figures["labels"] = sum(label_entropy(made.labels[name]) for name in left_open)
-        figures["real_labels"] = sum(expected_entropy(real.labels[name], len(made.images)) for name in left_open)
+        figures["spread"], figures["real_spread"] = [spread(made.features)], [spread(real.features)]
+        figures["labels"] = [sum(label_entropy(made.labels[name]) for name in left_open)]
+        figures["real_labels"] = [sum(expected_entropy(real.labels[name], count) for name in left_open)]
     return figures
 
 
@@ -121,7 +124,7 @@ def collect(out: Path, dimension: str) -> tuple[dict[str, dict[str, Any]], dict[
         parts = {prompt: made for prompt, made in parts_of(folders[name]).items() if prompt in real}
         pictures[name] = {prompt: torch.cat([part[cut:] for part in made]) for prompt, made in parts.items()}
         rows = [measure(prompt, read(probe, made), real[prompt], unit) for prompt, made in pictures[name].items()]
-        table[name] = {**means(rows), **costs(folders[name])}
+        table[name] = {**means(rows), **costs(folders[name]), **methods_glb.summary(folders[name])}
     return table, pictures
 
 
@@ -134,24 +137,23 @@ def parts_of(folder: Path) -> dict[str, list[Tensor]]:
     return parts
 
 
-def means(rows: list[dict[str, float]]) -> dict[str, Any]:
-    """Means over the prompts with a value, their ratios to real renders, and the standard error of the distance."""
-    keys = {key: None for row in rows for key in row}
-    result: dict[str, Any] = {key: statistics.fmean(row[key] for row in rows if key in row) for key in keys}
+def means(rows: list[dict[str, list[float]]]) -> dict[str, Any]:
+    """Means over the values of all prompts, and their ratios to real renders, with standard errors."""
+    values: dict[str, list[float]] = {}
+    for row in rows:
+        for name, numbers in row.items():
+            values.setdefault(name, []).extend(numbers)
     for name in ("saturation", "detail", "spread", "labels"):
-        if result.get(f"real_{name}"):
-            result[f"{name}_ratio"] = result[name] / result[f"real_{name}"]
-    distances = [row["distance"] for row in rows]
-    if len(distances) > 1:
-        result["distance_error"] = statistics.stdev(distances) / len(distances) ** 0.5
-    return {"prompts": len(rows), **result}
+        if any(values.get(f"real_{name}", [])):
+            values[f"{name}_ratio"] = ratio_terms(values[name], values[f"real_{name}"])
+    return {"prompts": len(rows), **with_errors(values)}
 
 
-def costs(folder: Path) -> dict[str, float]:
-    """Mean time, memory and NFE over a method's runs; empty for references."""
+def costs(folder: Path) -> dict[str, Any]:
+    """Mean time, memory and NFE over a method's runs with standard errors; empty for references."""
     runs = [json.loads(path.read_text()) for path in folder.glob("*.json")]
     keys = ("seconds", "steps", "memory_mib", "prior_nfe", "declared_nfe", "own_nfe")
-    return {key: statistics.fmean(run[key] for run in runs) for key in keys if all(key in run for run in runs)}
+    return with_errors({key: [run[key] for run in runs] for key in keys if all(key in run for run in runs)})
 
 
 def write(out: Path, command: str, dimensions: tuple[str, ...], docs: Path | None) -> bool:
@@ -200,24 +202,26 @@ def write(out: Path, command: str, dimensions: tuple[str, ...], docs: Path | Non
 
 
 def markdown(dimension: str, table: dict[str, dict[str, Any]]) -> list[str]:
-    """Markdown table of one dimension, with an explanation of its columns."""
+    """Markdown table of one dimension, with an explanation of its columns and the runs without a GLB."""
     flat = dimension == "2d"
     head = ["", "category", "color", "spread", *(["open labels"] if flat else []), "saturation", "detail", "distance"]
+    head += [] if flat else methods_glb.COLUMNS
     head += ["NFE", "own", "steps", *(["ms per step"] if flat else []), "s per run", "MiB"]
     lines = [f"## {dimension.upper()}", "", "| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
+    quality = ["category", "color", "spread_ratio", *(["labels_ratio"] if flat else [])]
     for name, row in table.items():
-        error = f" ± {shown(row['distance_error'], 3)}" if "distance_error" in row else ""
         alone = row.get("alone_ms_per_step")
-        seconds = row.get("seconds") if alone is None else alone * row["alone_steps"] / 1000
-        cells = [name, shown(row.get("category")), shown(row.get("color")), shown(row.get("spread_ratio"))]
-        cells += [shown(row.get("labels_ratio"))] if flat else []
-        cells += [shown(row.get("saturation_ratio")), shown(row.get("detail_ratio"))]
-        cells += [shown(row.get("distance"), 3) + error]
+        if alone is not None:
+            timed = {"seconds": alone * row["alone_steps"] / 1000, "memory_mib": row["alone_memory_mib"]}
+        else:
+            timed = row
+        cells = [name, *(cell(row, key, error=not flat) for key in [*quality, "saturation_ratio", "detail_ratio"])]
+        cells += [cell(row, "distance", 3), *([] if flat else methods_glb.cells(row))]
         cells += [shown(row.get("prior_nfe"), 1), shown(row.get("own_nfe"), 1), shown(row.get("steps"), 0)]
         cells += [shown(alone, 1)] if flat else []
-        cells += [shown(seconds, 1), shown(row.get("alone_memory_mib", row.get("memory_mib")), 0)]
+        cells += [cell(timed, "seconds", 1, error=not flat), cell(timed, "memory_mib", 0, error=not flat)]
         lines.append("| " + " | ".join(cells) + " |")
-    return [*lines, "", *notes(flat)]
+    return [*lines, "", *notes(flat), *([] if flat else methods_glb.failures(table))]
 
 
 def notes(flat: bool) -> list[str]:
@@ -226,6 +230,7 @@ def notes(flat: bool) -> list[str]:
     labels = (
         "- open labels: entropy of color, second color and pattern in the probe's output, where the prompt is silent."
     )
+    errors = "- ±: standard error of the mean, over all runs (prompts and seeds); of spread and distance, over prompts."
     return [
         f"- category, color: fraction of {asset}s in which the probe recognizes those of the prompt.",
         "- spread: mean distance between the probe's features of two seeds.",
@@ -234,25 +239,30 @@ def notes(flat: bool) -> list[str]:
         "- These are relative to real renders of the caption from the same cameras (entropy: of as many as seeds).",
         "- distance: unbiased squared MMD (cubic kernel, as in KID) of the probe's features to those real renders;",
         "  features in units of their root mean square; mean and standard error over prompts.",
+        *([] if flat else methods_glb.notes()),
         "- NFE: evaluations of the prior per image and step, counted. own: evaluations of networks that the method",
         "  owns, as it declares them.",
         f"- s per run, MiB: {timed}.",
+        *([] if flat else [errors]),
     ]
 
 
-def shown(value: float | None, digits: int = 2) -> str:
-    """A number as a table cell; empty for None."""
-    return "" if value is None else f"{value:.{digits}f}"
-
-
 def write_sheets(out: Path, docs: Path | None, dimension: str, pictures: dict[str, dict[str, Tensor]]) -> None:
-    """Write a sheet with one row per method (first seed of every prompt; in 3D four views), and images for the docs."""
+    """Write a sheet with one row per method (first seed of every prompt; in 3D four views), and images for the docs.
+
+    In 3D the same views of the exported GLB are below those of the field; a GLB that is missing is left white.
+    """
     rows = {}
     for name, by_prompt in pictures.items():
         firsts = [views_of(images[0], dimension) for images in by_prompt.values()]
         if not firsts:
             continue
         rows[name] = torch.cat(firsts)
+        strips = methods_glb.strips_of(out / dimension / name)
+        found = [strips.get(prompt) for prompt in by_prompt]
+        if any(strip is not None for strip in found):
+            blank = torch.ones_like(firsts[0])
+            rows[f"{name}, GLB"] = torch.cat([blank if strip is None else strip for strip in found])
         if docs is None:
             continue
         chosen = list(by_prompt.values())[: DOCS_COLUMNS if dimension == "2d" else DOCS_COLUMNS // 4]

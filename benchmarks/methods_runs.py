@@ -11,8 +11,9 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import methods_glb
 import torch
 from methods_counter import Counter
 from methods_references import (
@@ -123,9 +124,12 @@ def folder_of(out: Path, dimension: str, method: str) -> Path:
 
 
 def is_done(out: Path, dimension: str, method: str, task: Task, recipe: str) -> bool:
-    """Whether results of this run with the same recipe exist."""
+    """Whether results of this run with the same recipe exist; those of a method in 3D include the GLB."""
     path = folder_of(out, dimension, method) / f"{task.name}.json"
-    return path.is_file() and json.loads(path.read_text())["recipe"] == recipe
+    if not path.is_file():
+        return False
+    found = json.loads(path.read_text())
+    return found["recipe"] == recipe and ("glb" in found or dimension == "2d" or method in REFERENCES)
 
 
 def work(job: Job, out: Path, gpu: str, overrides: list[str]) -> int:
@@ -136,9 +140,9 @@ def work(job: Job, out: Path, gpu: str, overrides: list[str]) -> int:
     recipe, failed = fingerprint(job.dimension, job.method, overrides), 0
     for task in job.tasks:
         try:
-            images, figures = make(job, task, out, gpu, overrides)
-            figures = {"recipe": recipe, "device": device_name(gpu), **figures}
-            save(folder_of(out, job.dimension, job.method), task, images, figures)
+            made = make(job, task, out, gpu, overrides)
+            figures = {"recipe": recipe, "device": device_name(gpu), **made.figures}
+            save(folder_of(out, job.dimension, job.method), task, made.images, figures, made.strip)
         # Any method may fail in any way, and the results of the others are still needed.
         except Exception:
             traceback.print_exc()
@@ -147,20 +151,42 @@ def work(job: Job, out: Path, gpu: str, overrides: list[str]) -> int:
     return 1 if failed else 0
 
 
-def save(folder: Path, task: Task, images: Tensor, figures: dict[str, Any]) -> None:
-    """Write ``<task>.pt`` (8-bit images), then ``<task>.json``, whose presence marks the task as finished."""
+def save(folder: Path, task: Task, images: Tensor, figures: dict[str, Any], strip: Tensor | None = None) -> None:
+    """Write ``<task>.pt`` (8-bit images), the strip of the GLB if there is one, and at last ``<task>.json``.
+
+    The presence of the .json file marks the task as finished.
+    """
+    from scoredist3d.export.images import image_grid, save_png
+
     folder.mkdir(parents=True, exist_ok=True)
     torch.save((images.clamp(0, 1) * 255).round().to(torch.uint8).cpu(), folder / f"{task.name}.pt")
-    text = json.dumps({"prompt": task.prompt, "seed": task.seed, **figures}, indent=2)
-    (folder / f"{task.name}.json").write_text(text + "\n")
+    results = folder / f"{task.name}.json"
+    methods_glb.strip_path(results).unlink(missing_ok=True)
+    if strip is not None:
+        save_png(image_grid(strip, len(strip), gap=0), methods_glb.strip_path(results))
+    results.write_text(json.dumps({"prompt": task.prompt, "seed": task.seed, **figures}, indent=2) + "\n")
 
 
-def make(job: Job, task: Task, out: Path, gpu: str, overrides: list[str]) -> tuple[Tensor, dict[str, Any]]:
-    """Images (assets, views, H, W, 3) of a task, and its measurements."""
+class Made(NamedTuple):
+    """Results of one task.
+
+    Attributes:
+        images: (assets, views, H, W, 3).
+        figures: Measurements by name; those of the GLB of a 3D run are under the key ``glb``.
+        strip: (4, H, W, 3), views of that GLB; None if there is none.
+    """
+
+    images: Tensor
+    figures: dict[str, Any]
+    strip: Tensor | None = None
+
+
+def make(job: Job, task: Task, out: Path, gpu: str, overrides: list[str]) -> Made:
+    """Run one task."""
     if job.method == "real renders":
-        return real(job.dimension, task.prompt, task.seed), {}
+        return Made(real(job.dimension, task.prompt, task.seed), {})
     if job.method == "DDIM samples":
-        return ddim(job.dimension, task.prompt, task.seed, device_of(gpu)), {}
+        return Made(ddim(job.dimension, task.prompt, task.seed, device_of(gpu)), {})
     options = [*overrides, f"seed={0 if job.dimension == '2d' else task.seed}"]
     if job.dimension == "2d":
         options.append(f"system.geometry.particles={task.seed}")
@@ -171,7 +197,10 @@ def make(job: Job, task: Task, out: Path, gpu: str, overrides: list[str]) -> tup
     system, figures = train(config, run, gpu)
     images = pictures_of(system, job.dimension)
     shutil.rmtree(run / "ckpts")  # large, and not needed after rendering
-    return images, figures
+    if job.dimension == "2d":
+        return Made(images, figures)
+    glb = methods_glb.deliver(system, config, run, device_of(gpu))
+    return Made(images, {**figures, "glb": glb.figures}, glb.strip)
 
 
 def editing_overrides(dimension: str, task: Task, out: Path, gpu: str, overrides: list[str]) -> list[str]:
@@ -191,7 +220,7 @@ def device_of(gpu: str) -> torch.device:
 
 
 def train(config: Any, folder: Path, gpu: str) -> tuple[Any, dict[str, Any]]:
-    """Train without video and export; returns the system and the measurements."""
+    """Train without video and without export; returns the system and the measurements."""
     from scoredist3d.config.validation import to_yaml
     from scoredist3d.files import write_atomically
     from scoredist3d.training.console import Console

@@ -159,31 +159,17 @@ def record(system: Any, config: ExperimentConfig, run: Path, out: Path, device: 
     Raises:
         ValueError: The prompt has another form than those of the benchmark, or no GLB was exported.
     """
-    from quickstart_truth import compare, true_object
+    from quickstart_truth import compare_with_truth, exported_glb
 
-    from scoredist3d.export.delivered import read_delivered
-    from scoredist3d.export.exporter import DEFAULT_FACES
     from scoredist3d.export.images import save_png
     from scoredist3d.procedural.probe import Probe
 
     figures, _ = measure(system, config.prompt, device, rivals=rivals)
-    export = object_folder(run) / "export"
-    report = json.loads((export / "report.json").read_text())
-    name = next((name for name in report["bytes"] if name.endswith(".glb")), None)
-    if name is None:
-        raise ValueError(f"{run} has no GLB: exporter.formats must contain glb")
-    exporter: Any = config.exporter
-    delivered = read_delivered(export / name, scale=report["scale"], origin=report.get("origin", (0.0, 0.0, 0.0)))
-    compared = compare(
-        delivered,
-        true_object(delivered, config.prompt, outlines(device)),
-        held_out(TRUTH_SIZE, device),
-        Probe.load(device=device),
-        resolution=exporter.resolution,
-        max_faces=exporter.max_faces or DEFAULT_FACES,
-    )
-    mesh = {key: report[key] for key in ("faces", "watertight", "holes", "components")}
-    mesh["bytes"] = report["bytes"][name]
+    glb = exported_glb(object_folder(run) / "export")
+    probe = Probe.load(device=device)
+    compared = compare_with_truth(glb.delivered, config, outlines(device), held_out(TRUTH_SIZE, device), probe)
+    mesh = {key: glb.report[key] for key in ("faces", "watertight", "holes", "components")}
+    mesh["bytes"] = glb.bytes
     seconds = sum(phase_seconds(read_summary(run)).values())
     figures |= compared.figures
     figures |= {"prompt": config.prompt, "seed": config.seed, "seconds": seconds, "mesh": mesh}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,16 +19,19 @@ from scoredist3d.evaluation.nearest_object import DEFAULT_EFFORT, Effort, neares
 from scoredist3d.evaluation.surface_distance import normal_angle_deg
 from scoredist3d.evaluation.true_objects import RADIUS, Stated, object_mesh, object_views
 from scoredist3d.export.check import DEPTH_TOLERANCE
-from scoredist3d.export.delivered import Delivered
+from scoredist3d.export.delivered import Delivered, read_delivered
 from scoredist3d.export.diagnostics import SHARP_DEG
 from scoredist3d.export.drawing import MeshViews
-from scoredist3d.export.exporter import DEFAULT_LEAST_VOLUME
+from scoredist3d.export.exporter import DEFAULT_FACES, DEFAULT_LEAST_VOLUME
 from scoredist3d.export.images import image_grid, row_grid
 from scoredist3d.meshes.mesh import Mesh
 from scoredist3d.meshes.quality import dihedrals, genus
 from scoredist3d.ops.shading.directional import DEFAULT_LIGHT, directional_lighting
 from scoredist3d.procedural import CATEGORIES, Objects
 from scoredist3d.procedural.probe import Probe, ProbeReading
+
+if TYPE_CHECKING:
+    from scoredist3d.config.experiment import ExperimentConfig
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,60 @@ class Comparison:
     def picture(self, label: str) -> np.ndarray:
         """Both rows of images, the delivered mesh above the true object, as one uint8 image."""
         return row_grid({f"{label}: delivered GLB": self.ours, f"{label}: true object": self.truth})
+
+
+class ExportedGlb(NamedTuple):
+    """GLB file of a run's first object.
+
+    Attributes:
+        delivered: The mesh, read back from the file.
+        report: Report on the export.
+        bytes: Size of the file.
+    """
+
+    delivered: Delivered
+    report: dict[str, Any]
+    bytes: int
+
+
+def exported_glb(folder: Path) -> ExportedGlb:
+    """GLB file of a run's folder ``export``.
+
+    Raises:
+        ValueError: No GLB was exported.
+    """
+    report = json.loads((folder / "report.json").read_text())
+    name = next((name for name in report["bytes"] if name.endswith(".glb")), None)
+    if name is None:
+        raise ValueError(f"{folder} has no GLB: exporter.formats must contain glb")
+    delivered = read_delivered(folder / name, scale=report["scale"], origin=report.get("origin", (0.0, 0.0, 0.0)))
+    return ExportedGlb(delivered, report, report["bytes"][name])
+
+
+def compare_with_truth(
+    delivered: Delivered, config: ExperimentConfig, outlines: Cameras, cameras: Cameras, probe: Probe
+) -> Comparison:
+    """Compare a run's delivered mesh with its true object, whose mesh is extracted and simplified as that of the run.
+
+    Args:
+        delivered: The mesh.
+        config: The config of the run; its prompt is one that :func:`true_object` accepts.
+        outlines: The cameras from which the true object is found.
+        cameras: The cameras from which both are compared, on the same device.
+        probe: The probe, on the same device.
+
+    Raises:
+        ValueError: The prompt has another form or states no color, or the mesh has no colors or is not seen.
+    """
+    exporter: Any = config.exporter
+    return compare(
+        delivered,
+        true_object(delivered, config.prompt, outlines),
+        cameras,
+        probe,
+        resolution=exporter.resolution,
+        max_faces=exporter.max_faces or DEFAULT_FACES,
+    )
 
 
 def true_object(delivered: Delivered, prompt: str, cameras: Cameras, *, effort: Effort = DEFAULT_EFFORT) -> Objects:
@@ -85,11 +144,9 @@ def compare(
         ValueError: The file has no colors.
     """
     drawn = delivered.views(cameras)
-    if drawn.base_color is None:
-        raise ValueError("the file has neither a texture nor vertex colors, so there is nothing to compare")
+    ours = pictures(delivered, drawn)
     render = object_views(member, cameras)
     opacity, depth = render.rgba[..., 3:], render.depth[..., None]
-    ours = drawn.base_color if delivered.unlit else _in_training_light(drawn.base_color, drawn)
     truth = render.over(opacity.new_ones(3)).clamp(0.0, 1.0)
     found = coverage(drawn.opacity, drawn.depth, opacity, depth, tolerance=DEPTH_TOLERANCE * RADIUS)
     true_mesh = object_mesh(member, resolution=resolution, max_faces=max_faces, least_volume=DEFAULT_LEAST_VOLUME)
@@ -105,6 +162,17 @@ def compare(
         "true": _surface(true_mesh) | {"saturation": chroma(truth, opacity)},
     }
     return Comparison(figures, ours, truth)
+
+
+def pictures(delivered: Delivered, drawn: MeshViews) -> Tensor:
+    """Images (V, H, W, 3) of a delivered mesh from its views, over white, under the light of the training data.
+
+    Raises:
+        ValueError: The file has no colors.
+    """
+    if drawn.base_color is None:
+        raise ValueError("the file has neither a texture nor vertex colors, so there is nothing to compare")
+    return drawn.base_color if delivered.unlit else _in_training_light(drawn.base_color, drawn)
 
 
 def _in_training_light(base_color: Tensor, drawn: MeshViews) -> Tensor:

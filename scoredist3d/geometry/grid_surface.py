@@ -23,8 +23,6 @@ from scoredist3d.seeding import Rng
 
 logger = logging.getLogger(__name__)
 
-# Initial distances are truncated to this many grid spacings, so that the optimizer can flip any sign in a few steps.
-_TRUNCATION = 4.0
 # Vertices move by less than half a spacing, so that no cell can invert.
 _MAX_OFFSET = 0.49
 
@@ -74,6 +72,12 @@ class GridSurface(Surface):
         )
         network: NetworkConfig = field(
             default_factory=NetworkConfig, metadata={"help": "Network after each hash grid."}
+        )
+        truncation: float = option(
+            4.0,
+            "Signed distances to the surface of an earlier stage or file are truncated at this number of grid cells; "
+            "with a small number, the surface moves further in a step.",
+            ge=1,
         )
         fix_geometry: bool = option(False, "Freeze the surface and train only the features.")
         fix_texture: bool = option(False, "Freeze the features and train only the surface.")
@@ -172,7 +176,7 @@ class GridSurface(Surface):
         """
         if not len(source.mesh.faces):
             raise FieldError("the source mesh has no faces; check the earlier stage or the file")
-        limit = _TRUNCATION * self.spacing
+        limit = self.config.truncation * self.spacing
         with torch.no_grad():
             self.set_distances(distance_to(source.mesh, self.vertices).clamp(-limit, limit))
             mesh = self._constant()

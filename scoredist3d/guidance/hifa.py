@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
@@ -17,6 +17,7 @@ from scoredist3d.guidance.core.context import StepContext
 from scoredist3d.guidance.core.image_space import resized, with_image_term
 from scoredist3d.guidance.core.outputs import NFE, Score
 from scoredist3d.guidance.core.stored_targets import StoredTargets
+from scoredist3d.guidance.core.surface_term import SurfaceTerm
 from scoredist3d.guidance.core.timesteps import timestep_tensor
 from scoredist3d.guidance.core.weighting import Weighting, regression_weight
 from scoredist3d.priors.base import Prior
@@ -46,7 +47,9 @@ class HiFA(Guidance):
     With ``update_every`` above 1, the decoded target of a view is kept for that many steps (iterative dataset update,
     arXiv 2303.12789). The steps between two updates neither encode renders nor evaluate the prior. A render is compared
     with its target over the background of the render from which the target was made. With several devices, the targets
-    of all ranks but the first are made again when a run is resumed.
+    of all ranks but the first are made again when a run is resumed. ``normal_weight`` and ``depth_weight`` compare the
+    normals and depths of a render with those that a network estimates from its kept target; see
+    :class:`~scoredist3d.guidance.core.surface_term.SurfaceTerm`.
     """
 
     @dataclass
@@ -76,9 +79,36 @@ class HiFA(Guidance):
             ge=1,
         )
 
+        normal_weight: Schedule = option(
+            0.0, "Weight per pixel of the normals that are estimated from kept targets; needs update_every.", ge=0
+        )
+        depth_weight: Schedule = option(
+            0.0, "Weight per pixel of the depths that are estimated from kept targets; needs update_every.", ge=0
+        )
+        surface_estimator: str = option(
+            "embedded",
+            "Network that estimates normals and depths: embedded, for images of the embedded prior, or a folder "
+            "written by scripts/train_surface_estimator.py.",
+        )
+
+        @property
+        def estimates_surface(self) -> bool:
+            """Whether normals or depths are estimated."""
+            zero = Schedule.constant(0.0)
+            return self.normal_weight != zero or self.depth_weight != zero
+
+        def maps(self) -> frozenset[str]:
+            """The normals, if normals or depths are estimated."""
+            return frozenset({"normal"} if self.estimates_surface else ())
+
         def validate(self) -> list[str]:
-            """Check that no latent term uses targets that are kept as images."""
+            """Check that kept targets are used by the image term alone, and estimates with kept targets."""
             problems = super().validate()
+            if self.estimates_surface and self.update_every == 1:
+                problems.append(
+                    "update_every: normals and depths are estimated from kept targets; set update_every above 1, or "
+                    "normal_weight and depth_weight to 0"
+                )
             if self.update_every > 1 and self.latent_weight != Schedule.constant(0.0):
                 problems.append(
                     "update_every: the latent term needs a new target at every step; set latent_weight to 0, or "
@@ -90,7 +120,9 @@ class HiFA(Guidance):
 
     def __init__(self, config: Config, *, prior: Prior, rng: Rng | None = None) -> None:
         super().__init__(config, prior=prior, rng=rng)
-        self.stored = StoredTargets(config.update_every) if config.update_every > 1 else None
+        self._surface = SurfaceTerm(config.surface_estimator) if config.estimates_surface else None
+        channels = SurfaceTerm.CHANNELS if config.estimates_surface else 0
+        self.stored = StoredTargets(config.update_every, channels) if config.update_every > 1 else None
 
     def score_gradient(self, z: Tensor, conditions: CFGConditions, ctx: StepContext) -> Score:
         """Latent gradient c (z - z_hat) and the gradient of the image term."""
@@ -117,13 +149,36 @@ class HiFA(Guidance):
         keys = stored.keys(ctx.particles, conditions.cameras)
         if stored.outdated(keys, ctx.step):
             target = self.target(self.noised(z, ctx)[0], conditions, ctx)
-            stored.put(keys, ctx.step, self.prior.decode(target).clamp(0.0, 1.0), background.detach())
-        images, behind = (resized(part.to(rgb), rgb) for part in stored.get(keys))
+            images = self.prior.decode(target).clamp(0.0, 1.0)
+            surface = None
+            if self._surface is not None:
+                surface = self._surface.estimate(images, background.detach(), conditions.cameras)
+            stored.put(keys, ctx.step, images, background.detach(), surface)
+        images, behind, surface = stored.get(keys)
+        images, behind = resized(images.to(rgb), rgb), resized(behind.to(rgb), rgb)
         change = behind - background.detach()
         weight = self._value("image_weight", ctx.step) * regression_weight(self.config.weighting, self.schedule, ctx.t)
         gradient = per_item(weight, rgb) * (rgb + (1.0 - ctx.opacity.detach()) * change - images)
         by_opacity = -(gradient * change).sum(-1, keepdim=True)
-        return Score(torch.zeros_like(z), gradient, opacity_gradient=by_opacity)
+        score = Score(torch.zeros_like(z), gradient, opacity_gradient=by_opacity)
+        return score if self._surface is None else self._with_surface_term(self._surface, score, surface, ctx)
+
+    def _with_surface_term(self, term: SurfaceTerm, score: Score, surface: Tensor, ctx: StepContext) -> Score:
+        """The score with the gradients of the normals and depths."""
+        if ctx.normal is None or ctx.depth is None or ctx.opacity is None:
+            raise FieldError(
+                "needs renders of a 3D scene with normals and depths; set it and depth_weight to 0", "normal_weight"
+            )
+        c = regression_weight(self.config.weighting, self.schedule, ctx.t)[:, None, None]
+        by_normal, by_depth = term.gradients(
+            surface,
+            ctx.normal,
+            ctx.depth,
+            ctx.opacity,
+            normal_weight=self._value("normal_weight", ctx.step) * c,
+            depth_weight=self._value("depth_weight", ctx.step) * c,
+        )
+        return replace(score, normal_gradient=by_normal, depth_gradient=by_depth)
 
     def reads_latents(self, step: int, cameras: Cameras, particles: Sequence[int]) -> bool:
         """Whether the step makes new targets."""

@@ -214,6 +214,7 @@ class GuidedSystem(System):
         depth: Tensor | None = None,
         source: Tensor | None = None,
         background: Tensor | None = None,
+        normal: Tensor | None = None,
     ) -> TrainingStep:
         """The guidance's loss and values to log; the arguments are those of :meth:`Guidance.forward`."""
         with under("guidance"):
@@ -228,6 +229,7 @@ class GuidedSystem(System):
                 particles=particles,
                 source=source,
                 background=background,
+                normal=normal,
             )
         weight = self.guidance.config.weight(step)
         scalars: dict[str, Tensor | float] = {f"guidance/{key}": value for key, value in output.diagnostics.items()}

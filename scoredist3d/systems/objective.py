@@ -6,7 +6,7 @@ Distillation (:mod:`scoredist3d.systems.text_to_3d`) and reconstruction from ima
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Protocol
 
 import torch
@@ -43,7 +43,14 @@ class Objective:
         self.losses: dict[str, Loss] = {name: registry.build(block) for name, block in losses.items()}
 
     def __call__(
-        self, scenes: Sequence[Scene], cameras: Cameras, data_term: DataTerm, clock: Clock, rng: Rng
+        self,
+        scenes: Sequence[Scene],
+        cameras: Cameras,
+        data_term: DataTerm,
+        clock: Clock,
+        rng: Rng,
+        *,
+        needs: Set[str] = frozenset(),
     ) -> TrainingStep:
         """The loss of one step.
 
@@ -53,11 +60,12 @@ class Objective:
             data_term: Loss on the renders.
             clock: Current step; renders use its scene step, and all other terms use its run step.
             rng: Random streams of this rank.
+            needs: Names of the optional maps that the data term reads.
         """
         step = clock.run_step
         # Terms with zero weight are skipped, and so are the maps that only these terms need.
         active = {name: loss for name, loss in self.losses.items() if loss.weight(step) != 0.0}
-        needs: frozenset[str] = frozenset().union(*(loss.needs for loss in active.values()))
+        needs = frozenset(needs).union(*(loss.needs for loss in active.values()))
         renders = [scene(cameras, step=clock.scene_step, rng=rng, needs=needs) for scene in scenes]
         for scene, render in zip(scenes, renders, strict=True):
             scene.pre_backward(render)

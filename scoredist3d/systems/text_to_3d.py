@@ -82,6 +82,7 @@ class TextTo3D(GuidedSystem):
                     )
                 else:
                     problems.extend(self._unusable_losses(renderer))
+                    problems.extend(self._lacking_maps(renderer))
             if self.particles_per_step > self.particles:
                 problems.append(
                     f"particles_per_step: {self.particles_per_step} exceeds particles, which is {self.particles}"
@@ -91,6 +92,16 @@ class TextTo3D(GuidedSystem):
                 if method.needs_source:
                     problems.append(f"init_from: {self.guidance.type} edits a scene; give the run folder of that scene")
             return problems
+
+        def _lacking_maps(self, renderer: Any) -> list[str]:
+            """Problems with maps that the guidance reads and the renderer does not output."""
+            guidance: Any = self.guidance
+            maps: frozenset[str] = frozenset() if guidance is None else guidance.maps()
+            return [
+                f"guidance: {guidance.type} needs the map {name} with these weights, which the renderer "
+                f"{self.renderer.type} does not output; choose another renderer or set the weights to 0"
+                for name in sorted(maps - renderer.outputs)
+            ]
 
         def _unusable_losses(self, renderer: Any) -> list[str]:
             """Problems with regularizers that the geometry or the renderer does not support; skips zero weights."""
@@ -151,7 +162,8 @@ class TextTo3D(GuidedSystem):
         drawn = self._draw(step, rng.shared())
         cameras = self.cameras.sample(step, rng).to(self.device)
         scenes = [self.scenes[index] for index in drawn]
-        return self.objective(scenes, cameras, _Distillation(self, cameras, drawn), self.scenes[0].clock.at(step), rng)
+        data_term, clock = _Distillation(self, cameras, drawn), self.scenes[0].clock.at(step)
+        return self.objective(scenes, cameras, data_term, clock, rng, needs=self.guidance.config.maps())
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """``geometry.*``, ``material``, ``background`` and ``renderer`` groups, each over all scenes."""
@@ -269,7 +281,12 @@ class _Distillation:
             particles=particles,
             source=self._source_latents(len(renders), clock, rng),
             background=torch.cat([render.background for render in renders]),
+            normal=torch.cat([render.get("normal") for render in renders]) if self._reads_normals else None,
         )
+
+    @property
+    def _reads_normals(self) -> bool:
+        return "normal" in self.system.guidance.config.maps()
 
     def _no_latents(self, rgb: Tensor) -> Tensor:
         """Zeros (B, C, h, w), for a step that does not read the latents of its renders (B, H, W, 3)."""

@@ -107,9 +107,12 @@ class Renderer:
         images = torch.empty(len(items), size, size, 4, dtype=torch.uint8, device=self.device)
         for start in range(0, len(items), RENDER_BLOCK):
             part = slice(start, start + RENDER_BLOCK)
-            rgba = render(self._same_shape(items[part]), cameras[part], **self.options).rgba
-            images[part] = (255 * rgba).round().to(torch.uint8)
+            images[part] = (255 * self.render(items[part], cameras[part], render).rgba).round().to(torch.uint8)
         return images
+
+    def render(self, items: Any, cameras: Cameras, render: Callable[..., Any] = render_objects) -> Any:
+        """The render of one block of items, with depths and normals if ``render`` is :func:`render_objects`."""
+        return render(self._same_shape(items), cameras, **self.options)
 
     @staticmethod
     def _same_shape(items: Any) -> Any:

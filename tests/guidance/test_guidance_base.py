@@ -82,6 +82,30 @@ def test_image_gradient_reaches_the_render_only_through_rgb():
     assert torch.equal(torch.autograd.grad(loss, rgb)[0], torch.full_like(rgb, 2.0 / 2))
 
 
+def test_gradients_of_further_maps_reach_the_render(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    maps = {
+        name: torch.rand(2, 8, 8, channels, generator=generator, dtype=torch.float64).requires_grad_()
+        for name, channels in (("opacity", 1), ("normal", 3), ("depth", 1))
+    }
+    values = {"opacity": 3.0, "normal": -4.0, "depth": 5.0}
+
+    def score_gradient(self, z, conditions, ctx: StepContext) -> Score:
+        gradients = {f"{name}_gradient": torch.full_like(maps[name], value) for name, value in values.items()}
+        return Score(torch.zeros_like(z), **gradients)
+
+    monkeypatch.setattr(Constant, "score_gradient", score_gradient)
+    g = method(weight=0.5)
+    found = torch.autograd.grad(g(latents(2), conditions(g.prior), 0, Rng(), **maps).loss, list(maps.values()))
+    for name, gradient in zip(maps, found, strict=True):
+        assert torch.equal(gradient, torch.full_like(maps[name], 0.5 * values[name] / 2))
+    g(latents(2), conditions(g.prior), 0, Rng())  # a gradient without its map is not used
+    values["depth"] = math.nan
+    with pytest.raises(NonFiniteError, match="the depth gradient of Constant"):
+        g(latents(2), conditions(g.prior), 1, Rng(), **maps)
+        g.check_finite()
+
+
 def test_timesteps_are_quantized_and_cover_their_range():
     g = method(t_min=0.2, t_max=0.6)
     timesteps = [timestep for step in range(300) for timestep in g.sample_timesteps(2, step, Rng(1))]

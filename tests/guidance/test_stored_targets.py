@@ -12,6 +12,7 @@ from scoredist3d.config import FieldError
 from scoredist3d.config.validation import validate
 from scoredist3d.guidance.core.image_space import with_image_term
 from scoredist3d.guidance.core.outputs import Score
+from scoredist3d.guidance.core.stored_targets import StoredTargets
 from scoredist3d.guidance.hifa import HiFA
 from scoredist3d.seeding import Rng
 from scoredist3d.training.checkpoint import read_checkpoint
@@ -69,7 +70,7 @@ def test_later_renders_are_compared_over_the_background_of_the_target():
     """The gradient is that of w/2 ||a c + (1 - a) b' - T||^2 with the kept target T and its background b'."""
     guidance, cameras = kept(), views(2)
     _, (_, _, first) = run(guidance, 0, cameras, background=3)
-    target, behind = guidance.stored.get(guidance.stored.keys((0, 0), cameras))
+    target, behind, _ = guidance.stored.get(guidance.stored.keys((0, 0), cameras))
     torch.testing.assert_close(behind, first)
     (by_color, by_alpha), (color, alpha, _) = run(guidance, 1, cameras, color=4, alpha=5, background=6)
     loss = 0.5 * 0.3 * (alpha * color + (1 - alpha) * behind - target).square().sum() / 2
@@ -112,6 +113,38 @@ def test_targets_survive_a_checkpoint():
     for one, two in zip(run(first, 1, cameras)[0], run(second, 1, cameras)[0], strict=True):
         assert torch.equal(one, two)
     assert not second.reads_latents(1, cameras, (0, 0))
+
+
+def test_further_maps_are_kept_with_the_targets():
+    stored, cameras = StoredTargets(2, 7), views(2)
+    keys = stored.keys((0, 0), cameras)
+    images, backgrounds, surfaces = (maps(seed, channels).detach() for seed, channels in ((1, 3), (2, 3), (3, 7)))
+    stored.put(keys, 0, images, backgrounds, surfaces)
+    for found, expected in zip(stored.get(keys[::-1]), (images, backgrounds, surfaces), strict=True):
+        assert torch.equal(found, expected.flip(0))
+    restored = StoredTargets(2, 7)
+    restored.load_state_dict(stored.state_dict())
+    assert not restored.outdated(keys, 1)
+    for found, expected in zip(restored.get(keys), (images, backgrounds, surfaces), strict=True):
+        assert torch.equal(found, expected)
+    stored.put(keys, 2, images, backgrounds)
+    assert stored.get(keys)[2].shape == (2, SIZE, SIZE, 0)
+    assert stored.outdated(keys, 2)  # these targets lack the maps
+
+
+def test_a_checkpoint_without_further_maps_is_loaded():
+    """Earlier versions saved images and backgrounds alone."""
+    first, second, cameras = kept(), kept(), views(2)
+    run(first, 0, cameras)
+    state = first.state_dict()
+    del state["stored._extra_state"]["surfaces"]
+    second.load_state_dict(state)
+    for one, two in zip(run(first, 1, cameras)[0], run(second, 1, cameras)[0], strict=True):
+        assert torch.equal(one, two)
+    assert not second.reads_latents(1, cameras, (0, 0))
+    third = kept()
+    third.load_state_dict({"stored._extra_state": {}})
+    assert third.reads_latents(0, cameras, (0, 0))
 
 
 def test_what_cannot_be_kept_is_refused():

@@ -13,6 +13,8 @@ from scoredist3d.meshes.mesh import Mesh
 from scoredist3d.ops.mesh.topology import edge_faces
 from scoredist3d.seeding import Rng
 
+MESH_TERMS = ["normal-consistency", "normal-variation", "laplacian", "edge-length"]
+
 
 def value_of(name, geometry, mesh=None, **options):
     render = renderer_of(geometry)(views(0.0, size=8), step=0)
@@ -25,6 +27,10 @@ def test_values_on_a_cube(radius):
     """The cube has 12 edges with right angles and 6 diagonals in its sides; lengths are relative to the radius."""
     geometry = FixedMesh(cube(0.4 * radius), radius=radius)
     assert value_of("normal-consistency", geometry).item() == pytest.approx(12 / 18)
+    for tau in (0.05, 1.0):  # normals at right angles differ by sqrt(2)
+        expected = 12 / 18 * ((2 + tau**2) ** 0.5 - tau)
+        assert value_of("normal-variation", geometry, tau=tau).item() == pytest.approx(expected)
+    assert value_of("normal-variation", geometry).item() == value_of("normal-variation", geometry, tau=0.05).item()
     assert value_of("edge-length", geometry).item() == pytest.approx(24 / 18 * 0.8**2)
     spread = (12 * 0.0 + 6 * (2**0.5 * 0.8 - 0.8) ** 2) / 18
     assert value_of("edge-length", geometry, target=0.8).item() == pytest.approx(spread)
@@ -44,7 +50,7 @@ def test_the_relative_laplacian_forgives_the_start():
     assert value_of("laplacian", geometry, pulled, relative=True).item() > 1e-4
 
 
-@pytest.mark.parametrize("name", ["normal-consistency", "laplacian", "edge-length"])
+@pytest.mark.parametrize("name", MESH_TERMS)
 def test_gradients_smooth_a_dented_sphere(name):
     ball = icosphere(0.5, 2)
     dented = ball.vertices.copy()
@@ -60,7 +66,7 @@ def test_gradients_smooth_a_dented_sphere(name):
     assert value_of(name, geometry) < before
 
 
-@pytest.mark.parametrize("name", ["normal-consistency", "laplacian", "edge-length"])
+@pytest.mark.parametrize("name", MESH_TERMS)
 def test_a_mesh_without_faces_costs_nothing(name):
     geometry = FixedMesh(Mesh(np.zeros((0, 3), np.float32), np.zeros((0, 3), np.int64)))
     value = value_of(name, geometry)

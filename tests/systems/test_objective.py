@@ -102,6 +102,14 @@ def test_maps_of_inactive_terms_are_not_rendered(blocks: dict[str, ComponentConf
     assert scene.calls[0] == ("render", (0, set()))
 
 
+def test_maps_of_the_data_term_are_rendered_in_addition(blocks: dict[str, ComponentConfig]) -> None:
+    for names, expected in ((["later"], {"depth_variance"}), (["always", "later"], {"depth_variance", "normal"})):
+        scene: Any = FlatScene(torch.tensor(0.5))
+        objective = Objective({name: blocks[name] for name in names})
+        objective([scene], CAMERAS, ten, Clock(0), Rng(), needs={"depth_variance"})
+        assert scene.calls[0] == ("render", (0, expected))
+
+
 def test_every_render_is_announced_once_before_the_data_term() -> None:
     scenes: list[Any] = [FlatScene(torch.tensor(0.5)) for _ in range(2)]
     seen: list[list[str]] = []

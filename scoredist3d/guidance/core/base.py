@@ -76,6 +76,10 @@ class Guidance(nn.Module, ABC):
             metadata={"help": "DreamTime: one timestep per step, which decreases from t_max to t_min."},
         )
 
+        def maps(self) -> frozenset[str]:
+            """Optional maps of :class:`~scoredist3d.renderers.base.Render` that the method reads."""
+            return frozenset()
+
         def validate(self) -> list[str]:
             """Require a timestep range that is nonempty at every step, and constant under DreamTime."""
             low, high = self.t_min, self.t_max
@@ -169,6 +173,7 @@ class Guidance(nn.Module, ABC):
         particles: Sequence[int] | None = None,
         source: Tensor | None = None,
         background: Tensor | None = None,
+        normal: Tensor | None = None,
     ) -> GuidanceOutput:
         """Distillation loss of a batch.
 
@@ -180,7 +185,7 @@ class Guidance(nn.Module, ABC):
             conditions: CFG conditions of B items or of one item.
             step: Optimizer step.
             rng: Random generators of the run.
-            rgb, opacity, depth, source, background: Fields of :class:`StepContext`.
+            rgb, opacity, depth, source, background, normal: Fields of :class:`StepContext`.
             particles: Index of the particle that each item shows; particle 0 for all items by default.
 
         Raises:
@@ -194,8 +199,8 @@ class Guidance(nn.Module, ABC):
         self.check_finite()
         self._check(step, "the latents of the render", z.detach())
         latents = z.detach()
-        shown = {"rgb": rgb, "opacity": opacity, "depth": depth, "source": source, "background": background}
-        context = self.begin(latents, step, rng, particles=particles, **shown)
+        shown = {"rgb": rgb, "opacity": opacity, "depth": depth, "source": source}
+        context = self.begin(latents, step, rng, particles=particles, background=background, normal=normal, **shown)
         with torch.no_grad():
             score = self.score_gradient(latents, conditions, context)
             gradient = self._clipped(score.gradient, step)
@@ -218,6 +223,8 @@ class Guidance(nn.Module, ABC):
         for name, image, gradient in (
             ("image", ctx.rgb, score.rgb_gradient),
             ("opacity", ctx.opacity, score.opacity_gradient),
+            ("normal", ctx.normal, score.normal_gradient),
+            ("depth", ctx.depth, score.depth_gradient),
         ):
             if gradient is not None:
                 self._check(ctx.step, f"the {name} gradient of {type(self).__name__}", gradient)
@@ -244,12 +251,13 @@ class Guidance(nn.Module, ABC):
         depth: Tensor | None = None,
         source: Tensor | None = None,
         background: Tensor | None = None,
+        normal: Tensor | None = None,
     ) -> StepContext:
         """Context of a step, with timesteps drawn from ``rng``; the other arguments are those of :meth:`forward`."""
         timesteps = self.sample_timesteps(len(z), step, rng)
         shown = (0,) * len(z) if particles is None else tuple(particles)
         t = timestep_tensor(timesteps, z)
-        return StepContext(step, t, tuple(timesteps), rng, shown, rgb, opacity, depth, source, background)
+        return StepContext(step, t, tuple(timesteps), rng, shown, rgb, opacity, depth, source, background, normal)
 
     def sample_timesteps(self, batch: int, step: int, rng: Rng) -> list[float]:
         """Timesteps of a batch: uniform draws from [t_min(step), t_max(step)], quantized to those of the prior.

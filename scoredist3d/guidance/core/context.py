@@ -28,6 +28,7 @@ class StepContext:
         depth: (B, H, W, 1) distance of the rendered surface along the rays, scene units; None without a render.
         source: (B, C, h, w) latents of the source seen from the same cameras, for methods that edit it.
         background: (B, H, W, 3) background over which the render is composited; None without a render.
+        normal: (B, H, W, 3) unit world normals of the render; None unless ``Guidance.Config.maps`` names them.
     """
 
     step: int
@@ -40,6 +41,7 @@ class StepContext:
     depth: Tensor | None = None
     source: Tensor | None = None
     background: Tensor | None = None
+    normal: Tensor | None = None
 
     def noise(self, like: Tensor, stream: str = "noise") -> Tensor:
         """Gaussian noise in the shape of ``like``; item i depends only on (seed, stream, step, i)."""

@@ -16,12 +16,16 @@ class Score:
         rgb_gradient: (B, H, W, 3), gradient of an image-space term with respect to ``StepContext.rgb``.
         diagnostics: Further values to log.
         opacity_gradient: (B, H, W, 1), gradient of the image-space term with respect to ``StepContext.opacity``.
+        normal_gradient, depth_gradient: (B, H, W, 3) and (B, H, W, 1), gradients with respect to ``StepContext.normal``
+            and ``StepContext.depth``.
     """
 
     gradient: Tensor
     rgb_gradient: Tensor | None = None
     diagnostics: dict[str, Tensor] = field(default_factory=dict)
     opacity_gradient: Tensor | None = None
+    normal_gradient: Tensor | None = None
+    depth_gradient: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -22,10 +22,12 @@ class StoredTarget:
     Attributes:
         image: (H, W, 3), target image in [0, 1].
         background: (H, W, 3), background of the render from which it was made.
+        surface: (H, W, K), further maps that were computed from the image, of any number of channels.
     """
 
     image: Tensor
     background: Tensor
+    surface: Tensor
 
 
 class StoredTargets(nn.Module):
@@ -33,11 +35,12 @@ class StoredTargets(nn.Module):
 
     Args:
         every: Number of steps after which all targets are outdated. A target is replaced when its view is shown next.
+        channels: Number of channels K of the further maps; a target with another number is outdated.
     """
 
-    def __init__(self, every: int) -> None:
+    def __init__(self, every: int, channels: int = 0) -> None:
         super().__init__()
-        self.every = every
+        self.every, self.channels = every, channels
         self._round = 0
         self._targets: dict[ViewKey, StoredTarget] = {}
 
@@ -48,20 +51,32 @@ class StoredTargets(nn.Module):
         return [(particle, tuple(pose)) for particle, pose in zip(particles, poses, strict=True)]
 
     def outdated(self, keys: Sequence[ViewKey], step: int) -> bool:
-        """Whether the target of any key is missing or from another round than that of ``step``."""
-        return step // self.every != self._round or any(key not in self._targets for key in keys)
+        """Whether the target of any key is missing, lacks maps, or is from another round than that of ``step``."""
+        return step // self.every != self._round or not all(self._has(key) for key in keys)
 
-    def put(self, keys: Sequence[ViewKey], step: int, images: Tensor, backgrounds: Tensor) -> None:
-        """Store targets and backgrounds, (B, H, W, 3) each; the targets of other rounds are dropped."""
+    def _has(self, key: ViewKey) -> bool:
+        return key in self._targets and self._targets[key].surface.shape[-1] == self.channels
+
+    def put(
+        self, keys: Sequence[ViewKey], step: int, images: Tensor, backgrounds: Tensor, surfaces: Tensor | None = None
+    ) -> None:
+        """Store targets and backgrounds, (B, H, W, 3) each, and further maps (B, H, W, K).
+
+        The targets of other rounds are dropped.
+        """
         if step // self.every != self._round:
             self._round, self._targets = step // self.every, {}
-        for key, image, background in zip(keys, images, backgrounds, strict=True):
-            self._targets[key] = StoredTarget(image, background)
+        surfaces = images[..., :0] if surfaces is None else surfaces
+        for key, *maps in zip(keys, images, backgrounds, surfaces, strict=True):
+            self._targets[key] = StoredTarget(*maps)
 
-    def get(self, keys: Sequence[ViewKey]) -> tuple[Tensor, Tensor]:
-        """Targets and backgrounds of the keys, (B, H, W, 3) each."""
+    def get(self, keys: Sequence[ViewKey]) -> tuple[Tensor, Tensor, Tensor]:
+        """Targets and backgrounds of the keys, (B, H, W, 3) each, and their further maps (B, H, W, K)."""
         found = [self._targets[key] for key in keys]
-        return torch.stack([item.image for item in found]), torch.stack([item.background for item in found])
+        images, backgrounds, surfaces = (
+            torch.stack([getattr(item, name) for item in found]) for name in ("image", "background", "surface")
+        )
+        return images, backgrounds, surfaces
 
     def get_extra_state(self) -> dict[str, Any]:
         """All targets as tensors and numbers; empty without targets."""
@@ -74,13 +89,14 @@ class StoredTargets(nn.Module):
             "round": self._round,
             "images": torch.stack([item.image for item in items]),
             "backgrounds": torch.stack([item.background for item in items]),
+            "surfaces": torch.stack([item.surface for item in items]),
         }
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Replace all targets by those that :meth:`get_extra_state` returned."""
-        names = ("particles", "poses", "images", "backgrounds")
+        names = ("particles", "poses", "images", "backgrounds", "surfaces")
+        if "surfaces" not in state and state:  # a checkpoint of an earlier version
+            state = state | {"surfaces": state["images"][..., :0]}
         rows = zip(*(state.get(name, ()) for name in names), strict=True)
         self._round = state.get("round", 0)
-        self._targets = {
-            (particle, tuple(pose)): StoredTarget(image, background) for particle, pose, image, background in rows
-        }
+        self._targets = {(particle, tuple(pose)): StoredTarget(*maps) for particle, pose, *maps in rows}

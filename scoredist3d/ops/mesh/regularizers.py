@@ -41,13 +41,28 @@ def normal_consistency(vertices: Tensor, faces: Tensor, *, adjacency: EdgeFaces 
     Returns:
         A scalar. Pairs with a degenerate face are ignored.
     """
-    pairs = (adjacency or edge_faces(faces)).faces
-    first, second = pairs[pairs[:, 1] >= 0].unbind(1)
-    normals = face_normals(vertices, faces)
-    proper = normals.detach().square().sum(dim=1) > 0
-    keep = proper[first] & proper[second]
-    cosines = (normals[first[keep]] * normals[second[keep]]).sum(dim=1)
-    return _mean(1 - cosines, vertices)
+    first, second = _adjacent_normals(vertices, faces, adjacency)
+    return _mean(1 - (first * second).sum(dim=1), vertices)
+
+
+def normal_variation(
+    vertices: Tensor, faces: Tensor, *, tau: float = 0.05, adjacency: EdgeFaces | None = None
+) -> Tensor:
+    """Mean of sqrt(||n_a - n_b||^2 + tau^2) - tau over all pairs of adjacent faces with unit normals n_a and n_b.
+
+    Total variation of the normals: a sharp crease costs as much as a round one, so creases are kept.
+
+    Args:
+        vertices: (V, 3).
+        faces: (F, 3).
+        tau: Difference below which the penalty is quadratic; positive.
+        adjacency: ``edge_faces(faces)``; computed if not given.
+
+    Returns:
+        A scalar. Pairs with a degenerate face are ignored.
+    """
+    first, second = _adjacent_normals(vertices, faces, adjacency)
+    return _mean(((first - second).square().sum(dim=1) + tau * tau).sqrt() - tau, vertices)
 
 
 def laplacian(vertices: Tensor, faces: Tensor, *, adjacency: EdgeFaces | None = None) -> Tensor:
@@ -110,6 +125,16 @@ def _normalize(vectors: Tensor, threshold: Tensor) -> Tensor:
     proper = squared > threshold.square().unsqueeze(-1)
     proper = proper & (squared > 0)
     return torch.where(proper, vectors / torch.where(proper, squared, 1.0).sqrt(), 0.0)
+
+
+def _adjacent_normals(vertices: Tensor, faces: Tensor, adjacency: EdgeFaces | None) -> tuple[Tensor, Tensor]:
+    """Unit normals (P, 3) of both faces of all adjacent pairs; pairs with a degenerate face are left out."""
+    pairs = (adjacency or edge_faces(faces)).faces
+    first, second = pairs[pairs[:, 1] >= 0].unbind(1)
+    normals = face_normals(vertices, faces)
+    proper = normals.detach().square().sum(dim=1) > 0
+    keep = proper[first] & proper[second]
+    return normals[first[keep]], normals[second[keep]]
 
 
 def _mean(values: Tensor, vertices: Tensor) -> Tensor:

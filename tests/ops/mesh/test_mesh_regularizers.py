@@ -5,7 +5,14 @@ import math
 import pytest
 import torch
 
-from scoredist3d.ops.mesh.regularizers import edge_length, face_normals, laplacian, normal_consistency, vertex_normals
+from scoredist3d.ops.mesh.regularizers import (
+    edge_length,
+    face_normals,
+    laplacian,
+    normal_consistency,
+    normal_variation,
+    vertex_normals,
+)
 from scoredist3d.ops.mesh.topology import edge_faces, euler_characteristic, is_closed
 
 PHI = (1 + math.sqrt(5)) / 2
@@ -122,6 +129,48 @@ def test_normal_consistency_closed_forms():
     assert normal_consistency(*plane()).item() == pytest.approx(0, abs=1e-12)
 
 
+def test_normal_variation_closed_forms():
+    # ||n_a - n_b||^2 = 2 - 2 cos: 8/3 for a tetrahedron, 2 - 2 sqrt(5)/3 for an icosahedron, 2 at the edges of a cube.
+    for tau in (1e-9, 0.05, 0.5):
+        for shape, share, squared in (
+            (tetrahedron(), 1, 8 / 3),
+            (icosahedron(), 1, 2 - 2 * math.sqrt(5) / 3),
+            (cube(), 12 / 18, 2),
+        ):
+            expected = share * (math.sqrt(squared + tau**2) - tau)
+            assert normal_variation(*shape, tau=tau).item() == pytest.approx(expected)
+        assert normal_variation(*plane(), tau=tau).item() == pytest.approx(0, abs=1e-12)
+    assert torch.equal(normal_variation(*cube()), normal_variation(*cube(), tau=0.05))
+
+
+def folded_strip(angle: float, folds: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Strip of ``folds`` + 1 squares in a row that turns by ``angle`` in equal steps."""
+    turns = torch.arange(folds + 1, dtype=torch.float64) * angle / folds
+    steps = torch.stack([turns.cos(), torch.zeros_like(turns), turns.sin()], 1)
+    profile = torch.cat([torch.zeros(1, 3).double(), steps.cumsum(0)])
+    vertices = torch.cat([profile, profile + torch.tensor([0.0, 1.0, 0.0])])
+    a = torch.arange(folds + 1)
+    b, c, d = a + 1, a + folds + 2, a + folds + 3
+    return vertices, torch.cat([torch.stack([a, b, d], 1), torch.stack([a, d, c], 1)])
+
+
+def test_a_crease_costs_the_same_whether_sharp_or_round():
+    """The sum over all edges is the length of a polygon on the sphere of normals: between its chord and its arc."""
+    angle, sums, squares = math.radians(60), [], []
+    for folds in (1, 2, 4, 8):
+        vertices, faces = folded_strip(angle, folds)
+        pairs = (edge_faces(faces).faces[:, 1] >= 0).sum()
+        assert pairs == 2 * folds + 1  # with the flat diagonals
+        sums.append((normal_variation(vertices, faces, tau=1e-9) * pairs).item())
+        squares.append((normal_consistency(vertices, faces) * pairs).item())
+        assert sums[-1] == pytest.approx(2 * folds * math.sin(angle / (2 * folds)))
+        # A large tau makes the penalty quadratic, as that of the normal consistency.
+        quadratic = normal_variation(vertices, faces, tau=1e3) * pairs * 1e3
+        assert quadratic.item() == pytest.approx(squares[-1], rel=1e-4)
+    assert sums[0] == pytest.approx(1.0) and sums == sorted(sums) and sums[-1] < angle
+    assert squares[-1] < squares[0] / 7, "normal consistency prefers the round edge"
+
+
 def test_laplacian_closed_forms():
     # Tetrahedron: the mean of the neighbours is -v/3, |v|^2 = 3. Icosahedron: it is v / sqrt(5), |v|^2 = 1 + phi^2.
     assert laplacian(*tetrahedron()).item() == pytest.approx((4 / 3) ** 2 * 3)
@@ -147,11 +196,13 @@ def test_edge_length_closed_forms():
 def test_adjacency_can_be_shared():
     vertices, faces = cube()
     adjacency = edge_faces(faces)
-    for loss in (normal_consistency, laplacian, edge_length):
+    for loss in (normal_consistency, normal_variation, laplacian, edge_length):
         assert torch.equal(loss(vertices, faces), loss(vertices, faces, adjacency=adjacency))
 
 
-@pytest.mark.parametrize("loss", [normal_consistency, laplacian, edge_length, face_normals, vertex_normals])
+@pytest.mark.parametrize(
+    "loss", [normal_consistency, normal_variation, laplacian, edge_length, face_normals, vertex_normals]
+)
 def test_gradients(loss):
     vertices, faces = icosahedron()
     noise = torch.randn(vertices.shape, generator=torch.Generator().manual_seed(0)).double()
@@ -163,7 +214,7 @@ def test_gradient_of_edge_length_with_a_target():
     assert torch.autograd.gradcheck(lambda v: edge_length(v, faces, target=1.7), (vertices.requires_grad_(),))
 
 
-@pytest.mark.parametrize("loss", [normal_consistency, laplacian, edge_length])
+@pytest.mark.parametrize("loss", [normal_consistency, normal_variation, laplacian, edge_length])
 def test_no_faces_cost_nothing(loss):
     vertices = torch.zeros(0, 3, requires_grad=True)
     value = loss(vertices, torch.zeros(0, 3, dtype=torch.int64))
@@ -179,21 +230,23 @@ def test_faces_without_an_area():
     normals = face_normals(vertices, more)
     assert (normals[12:] == 0).all()
     assert normal_consistency(vertices, more).item() == pytest.approx(12 / 18)
+    assert normal_variation(vertices, more, tau=1e-6).item() == pytest.approx(12 / 18 * math.sqrt(2), rel=1e-5)
     (normals.sum() + vertex_normals(vertices, more).sum() + edge_length(vertices, more, target=0.5)).backward()
     assert torch.isfinite(vertices.grad).all() and vertices.grad.abs().max() < 100
 
 
-def test_descent_flattens_a_bumpy_patch():
+@pytest.mark.parametrize("loss", [normal_consistency, normal_variation])
+def test_descent_flattens_a_bumpy_patch(loss):
     vertices, faces = plane(5)
     bumps = torch.randn(len(vertices), 1, generator=torch.Generator().manual_seed(1)).double()
     bumpy = (vertices + 0.2 * bumps * torch.tensor([0.0, 0.0, 1.0])).requires_grad_()
     optimizer = torch.optim.Adam([bumpy], lr=0.02)
-    before = normal_consistency(bumpy, faces).item()
+    before = loss(bumpy, faces).item()
     for _ in range(100):
         optimizer.zero_grad()
-        normal_consistency(bumpy, faces).backward()
+        loss(bumpy, faces).backward()
         optimizer.step()
-    assert normal_consistency(bumpy, faces).item() < 0.1 * before
+    assert loss(bumpy, faces).item() < 0.1 * before
 
 
 @pytest.mark.parametrize("faces", [torch.zeros(3, 4).long(), torch.zeros(2, 3), torch.zeros(3).long()])
