@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Self, cast
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from scoredist3d.cameras import Cameras
+from scoredist3d.config import FieldError
 from scoredist3d.ops.shading.directional import DEFAULT_LIGHT
 from scoredist3d.procedural.packaged_network import PackagedNetwork
 
@@ -18,6 +20,8 @@ ESTIMATOR_SIZE = 128
 _UNSHUFFLE, _INPUTS, _OUTPUTS = 2, 12, 7
 LEAST_ERROR = 0.02
 """Lower bound of the expected errors."""
+_COVERED = 0.9  # opacity above which both surfaces are compared
+_JUMP = 0.2  # difference of the depths in 3x3 pixels above which they are discontinuous, scene units
 
 
 @dataclass(frozen=True)
@@ -122,6 +126,24 @@ class SurfaceEstimator(PackagedNetwork):
             x = block(torch.cat([x, skips.pop()], 1))
         return functional.pixel_shuffle(self.head(functional.silu(x)), _UNSHUFFLE).float()
 
+    @classmethod
+    def named(cls, name: str, key: str) -> Self:
+        """The estimator of a configuration: ``embedded`` for the one in the package, or its folder.
+
+        Args:
+            name: Value of the option.
+            key: Name of the option, for error messages.
+
+        Raises:
+            FieldError: The folder does not contain a surface estimator.
+        """
+        try:
+            return cls.load(None if name == "embedded" else Path(name))
+        except FileNotFoundError as error:
+            raise FieldError(str(error), key) from error
+        except (TypeError, RuntimeError) as error:
+            raise FieldError(f"the network in {name} is not a surface estimator: {error}", key) from error
+
     def config(self) -> dict[str, object]:
         """The arguments of the constructor, which :meth:`load` reads from ``config.json``."""
         return {"channels": list(self.channels)}
@@ -145,3 +167,43 @@ class _ResidualBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, outer, h, w) from (B, inner, h, w)."""
         return cast(Tensor, self.skip(x) + self.body(x))
+
+
+def surface_difference(
+    estimate: SurfaceEstimate,
+    normal: Tensor,
+    depth: Tensor,
+    opacity: Tensor,
+    *,
+    normal_weight: Tensor | float,
+    depth_weight: Tensor | float,
+) -> Tensor:
+    """MonoSDF's differences (arXiv 2206.00665) of a rendered surface from an estimated one, (B, H, W).
+
+    lambda_n (||N - N'||_1 + 1 - <N, N'>) / b_n + lambda_d |D - D'| / b_d with estimates N', D' and their expected
+    errors b, by which the paper does not divide. The authors' depth term has an unknown scale and offset for every
+    image; the estimator knows the camera, so its depths are compared directly. The difference is 0 outside of the
+    pixels whose 3x3 neighborhood the object covers in both images with continuous depths: an outline that is shifted by
+    a pixel would pull the surface behind it forward.
+
+    Args:
+        estimate: Estimate for B images of the same size.
+        normal: (B, H, W, 3), rendered unit normals in the world.
+        depth: (B, H, W, 1), rendered distance along the ray, scene units.
+        opacity: (B, H, W, 1), of the render.
+        normal_weight, depth_weight: Weights lambda_n and lambda_d, which broadcast to (B, H, W).
+    """
+    covered = ((estimate.opacity > _COVERED) & (opacity > _COVERED)).to(normal).movedim(-1, 1)
+    covered = -functional.max_pool2d(-covered, 3, stride=1, padding=1)[:, 0]
+    covered = covered * _continuous(estimate.depth) * _continuous(depth.detach())
+    angles = (normal - estimate.normal).abs().sum(-1) + 1.0 - (normal * estimate.normal).sum(-1)
+    distances = (depth - estimate.depth)[..., 0].abs()
+    angles, distances = angles / estimate.normal_error[..., 0], distances / estimate.depth_error[..., 0]
+    return covered * (normal_weight * angles + depth_weight * distances)
+
+
+def _continuous(depth: Tensor) -> Tensor:
+    """(B, H, W), 1 where the depths (B, H, W, 1) of 3x3 pixels differ by less than a jump, else 0."""
+    maps = depth.movedim(-1, 1)
+    nearest, furthest = (sign * functional.max_pool2d(sign * maps, 3, stride=1, padding=1) for sign in (-1.0, 1.0))
+    return (furthest - nearest < _JUMP).to(depth)[:, 0]

@@ -41,6 +41,7 @@ class Render:
         auxiliary_losses: Scalar losses for the parameters of the renderer itself, to be added to the objective.
         mesh: The rasterized mesh, for mesh losses; None for other renderers.
         projection: Projected means of splatted Gaussians, for densification; None for other renderers.
+        cameras: The B cameras, for losses that need them; the objective sets them.
     """
 
     rgb: Tensor
@@ -55,6 +56,7 @@ class Render:
     auxiliary_losses: Mapping[str, Tensor] = field(default_factory=dict)
     mesh: SurfaceMesh | None = None
     projection: ScreenSpaceMeans | None = None
+    cameras: Cameras | None = None
 
     def get(self, name: str) -> Tensor:
         """The map called ``name``.

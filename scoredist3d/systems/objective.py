@@ -7,6 +7,7 @@ Distillation (:mod:`scoredist3d.systems.text_to_3d`) and reconstruction from ima
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
+from dataclasses import replace
 from typing import Protocol
 
 import torch
@@ -66,7 +67,9 @@ class Objective:
         # Terms with zero weight are skipped, and so are the maps that only these terms need.
         active = {name: loss for name, loss in self.losses.items() if loss.weight(step) != 0.0}
         needs = frozenset(needs).union(*(loss.needs for loss in active.values()))
-        renders = [scene(cameras, step=clock.scene_step, rng=rng, needs=needs) for scene in scenes]
+        renders = [
+            replace(scene(cameras, step=clock.scene_step, rng=rng, needs=needs), cameras=cameras) for scene in scenes
+        ]
         for scene, render in zip(scenes, renders, strict=True):
             scene.pre_backward(render)
         data = data_term(renders, clock, rng)
