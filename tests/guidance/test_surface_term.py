@@ -40,10 +40,17 @@ def unit_normals(seed: int, batch: int = 2, size: int = SIZE) -> Tensor:
     return normal / normal.square().sum(-1, keepdim=True).sqrt()
 
 
+def stepped_depths(seed: int, batch: int, size: int) -> Tensor:
+    """Depths that differ by less than a jump, except for one pixel of each image."""
+    depth = uniform(seed, batch, size, size, 1, low=2.9, high=3.05)
+    depth[:, seed % size, 1] += 0.3
+    return depth
+
+
 def surface_map(seed: int, batch: int = 2, size: int = SIZE) -> Tensor:
     """A packed estimate whose normals do not have unit length, as after resizing."""
     normal = 0.7 * unit_normals(seed, batch, size)
-    depth = uniform(seed + 1, batch, size, size, 1, low=2.0, high=4.0)
+    depth = stepped_depths(seed + 1, batch, size)
     opacity = uniform(seed + 2, batch, size, size, 1, low=0.897)
     errors = uniform(seed + 3, batch, size, size, 2, low=0.05)
     return torch.cat([normal, depth, opacity, errors], -1)
@@ -58,7 +65,9 @@ def documented(
     for b, i, j in torch.cartesian_prod(*(torch.arange(n) for n in (batch, height, width))).tolist():
         target, n, d = surface[b, i, j], normal[b, i, j], depth[b, i, j, 0]
         around = (b, slice(max(i - 1, 0), i + 2), slice(max(j - 1, 0), j + 2))
-        if (surface[around][..., 4] > 0.9).all() and (opacity[around] > 0.9).all():
+        covered = (surface[around][..., 4] > 0.9).all() and (opacity[around] > 0.9).all()
+        steps = [values.max() - values.min() for values in (surface[around][..., 3], depth[around])]
+        if covered and max(steps) < 0.2:
             unit = target[:3] / target[:3].dot(target[:3]).sqrt()
             angle = torch.linalg.vector_norm(n - unit, ord=1) + 1.0 - n.dot(unit)
             total = total + by_normal[b] * angle / target[5] + by_depth[b] * (d - target[3]).abs() / target[6]
@@ -69,7 +78,7 @@ def shown(seed: int, batch: int = 2, size: int = SIZE) -> dict[str, Tensor]:
     """Normals, depths and opacities of a render; the opacities of some pixels are below 0.9."""
     return {
         "normal": unit_normals(seed, batch, size).requires_grad_(),
-        "depth": uniform(seed + 1, batch, size, size, 1, low=2.0, high=4.0).requires_grad_(),
+        "depth": stepped_depths(seed + 1, batch, size).requires_grad_(),
         "opacity": uniform(seed + 2, batch, size, size, 1, low=0.897).requires_grad_(),
     }
 
