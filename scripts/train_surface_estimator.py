@@ -62,6 +62,16 @@ def main(argv: list[str] | None = None) -> int:
     recipe: Recipe = recipe_of(arguments, Recipe)
     device, compile_ = training_device(arguments)
     arguments.work.mkdir(parents=True, exist_ok=True)
+    folder = arguments.out / SurfaceEstimator.name
+    began = time.monotonic()
+    if arguments.init is not None:
+        estimator = SurfaceEstimator.load(arguments.init / SurfaceEstimator.name)
+    else:
+        with torch.random.fork_rng():
+            torch.manual_seed(recipe.seed)  # library modules draw their initial weights from the global stream
+            estimator = SurfaceEstimator((8, 8)) if arguments.miniature else SurfaceEstimator()
+    if arguments.export_only:
+        return export_state(arguments.work, folder, estimator, device)
     block = {"type": "diffusers", "pretrained_model_name_or_path": "embedded"}
     prior: Prior = registry.build(parse_component("prior", block))
     prior = prior.requires_grad_(False).to(device)
@@ -76,16 +86,6 @@ def main(argv: list[str] | None = None) -> int:
             compile_=compile_,
         )
 
-    folder = arguments.out / SurfaceEstimator.name
-    began = time.monotonic()
-    if arguments.init is not None:
-        estimator = SurfaceEstimator.load(arguments.init / SurfaceEstimator.name)
-    else:
-        with torch.random.fork_rng():
-            torch.manual_seed(recipe.seed)  # library modules draw their initial weights from the global stream
-            estimator = SurfaceEstimator((8, 8) if arguments.miniature else (40, 56, 80, 96))
-    if arguments.export_only:
-        return export_state(arguments.work, folder, estimator, device)
     trained = train_surface_estimator(
         pool(recipe.views, recipe.seed),
         estimator,

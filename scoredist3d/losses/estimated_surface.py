@@ -26,8 +26,8 @@ class EstimatedSurface(Loss):
     """Mean over the pixels of :func:`~scoredist3d.procedural.surface_estimator.surface_difference`.
 
     MonoSDF estimates normals and depths from photographs; here they are estimated from the render itself, whose colors
-    the guidance determines. The gradient passes through the rendered normals and depths only. A prior draws light and
-    shade, e.g. the dark inside of a mug, into the colors; the loss gives the shape that they mean to the surface.
+    the guidance determines. The gradient passes through the rendered normals and depths only. A prior adds light and
+    shade to the colors, e.g. in the dark inside of a mug; with this loss, the surface takes the shape that they show.
     """
 
     @dataclass

@@ -169,6 +169,11 @@ class _ResidualBlock(nn.Module):
         return cast(Tensor, self.skip(x) + self.body(x))
 
 
+def normal_error(first: Tensor, second: Tensor) -> Tensor:
+    """MonoSDF's difference ||N - N'||_1 + 1 - <N, N'> of unit normals (..., 3)."""
+    return (first - second).abs().sum(-1) + 1.0 - (first * second).sum(-1)
+
+
 def surface_difference(
     estimate: SurfaceEstimate,
     normal: Tensor,
@@ -196,7 +201,7 @@ def surface_difference(
     covered = ((estimate.opacity > _COVERED) & (opacity > _COVERED)).to(normal).movedim(-1, 1)
     covered = -functional.max_pool2d(-covered, 3, stride=1, padding=1)[:, 0]
     covered = covered * _continuous(estimate.depth) * _continuous(depth.detach())
-    angles = (normal - estimate.normal).abs().sum(-1) + 1.0 - (normal * estimate.normal).sum(-1)
+    angles = normal_error(normal, estimate.normal)
     distances = (depth - estimate.depth)[..., 0].abs()
     angles, distances = angles / estimate.normal_error[..., 0], distances / estimate.depth_error[..., 0]
     return covered * (normal_weight * angles + depth_weight * distances)

@@ -15,14 +15,13 @@ from scoredist3d.cameras import Cameras
 from scoredist3d.diffusion.cfg import guided_prediction
 from scoredist3d.priors import CFGConditions, Prior
 from scoredist3d.procedural import (
-    SCENE_SOLIDS,
     Objects,
     captions_for,
     captions_for_scenes,
     sample_objects,
     sample_scenes,
 )
-from scoredist3d.procedural.surface_estimator import LEAST_ERROR, SurfaceEstimator
+from scoredist3d.procedural.surface_estimator import LEAST_ERROR, SurfaceEstimator, normal_error
 
 from .cameras import training_cameras
 from .common import Ema, Stage, build_optimizer
@@ -131,7 +130,7 @@ class SurfacePool:
         if pairs:
             scenes = sample_scenes(count, generator, self.device)
             return scenes.objects, captions_for_scenes(scenes, rng)
-        objects = sample_objects(count, generator, self.device).padded(SCENE_SOLIDS)
+        objects = sample_objects(count, generator, self.device)
         return objects, [caption.text for caption in captions_for(objects, rng)]
 
     def _denoised(self, image: Tensor, conditions: CFGConditions, generator: torch.Generator) -> Tensor:
@@ -166,7 +165,7 @@ def surface_loss(estimator: SurfaceEstimator, surfaces: Surfaces, index: Tensor)
     normal = surfaces.normal[index].float() / 127.0
     target = functional.normalize((world_to_camera * normal[..., None, :]).sum(-1), dim=-1)
     estimate = functional.normalize(maps[:, :3].movedim(1, -1), dim=-1)
-    normals = (estimate - target).abs().sum(-1) + 1.0 - (estimate * target).sum(-1)
+    normals = normal_error(estimate, target)
     relative = surfaces.depth[index].float() - cameras.origins.norm(dim=-1)[:, None, None]
     depths = (maps[:, 3] - relative).abs()
     mask = functional.binary_cross_entropy_with_logits(maps[:, 4], opacity)
@@ -196,7 +195,7 @@ def train_surface_estimator(
         steps: Number of steps, or a first guess if ``minutes`` is positive.
         batch: Images per step.
         refills: How often the views are replaced by new ones, at equal distances.
-        minutes: Duration of the steps; fillings come on top.
+        minutes: Duration of the training in minutes without the first filling; 0 for exactly ``steps`` steps.
         work: Folder of the state file.
         generator: Source of the batches.
         peak_lr, hold: See :class:`.common.Stage`.

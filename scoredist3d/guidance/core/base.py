@@ -199,8 +199,8 @@ class Guidance(nn.Module, ABC):
         self.check_finite()
         self._check(step, "the latents of the render", z.detach())
         latents = z.detach()
-        shown = {"rgb": rgb, "opacity": opacity, "depth": depth, "source": source}
-        context = self.begin(latents, step, rng, particles=particles, background=background, normal=normal, **shown)
+        shown = {"rgb": rgb, "opacity": opacity, "depth": depth, "background": background, "normal": normal}
+        context = self.begin(latents, step, rng, particles=particles, source=source, **shown)
         with torch.no_grad():
             score = self.score_gradient(latents, conditions, context)
             gradient = self._clipped(score.gradient, step)

@@ -50,7 +50,7 @@ def normal_variation(
 ) -> Tensor:
     """Mean of sqrt(||n_a - n_b||^2 + tau^2) - tau over all pairs of adjacent faces with unit normals n_a and n_b.
 
-    Total variation of the normals: a sharp crease costs as much as a round one, so creases are kept.
+    Total variation of the normals: a sharp crease costs about as much as a rounded one, so creases are kept.
 
     Args:
         vertices: (V, 3).
