@@ -42,12 +42,12 @@ class EstimatedSurface(Loss):
             "written by scripts/train_surface_estimator.py.",
         )
 
-    needs = frozenset({"normal"})
-
     config: Config
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
+        # Gradients of rendered normals take as long as all of the rest of a step on a signed distance field.
+        self.needs = frozenset({"normal"}) if config.normal_weight else frozenset()
         self._network = SurfaceEstimator.named(config.estimator, "estimator")
 
     def __call__(self, render: Render, geometry: Geometry, step: int, rng: Rng) -> Tensor:
@@ -58,9 +58,9 @@ class EstimatedSurface(Loss):
         """
         if render.cameras is None or render.rgb.shape[-1] != 3:
             raise ValueError("system.loss.estimated-surface: needs RGB renders with their cameras; remove the loss")
-        normal = render.get("normal")
-        network = self._network.to(normal.device)
+        network = self._network.to(render.rgb.device)
         with torch.no_grad():
             estimate = network(render.rgb.float(), render.background.float(), render.cameras)
+        normal = render.get("normal") if self.config.normal_weight else estimate.normal
         weights = {"normal_weight": self.config.normal_weight, "depth_weight": self.config.depth_weight}
         return surface_difference(estimate, normal, render.depth, render.opacity.detach(), **weights).mean()
