@@ -219,3 +219,16 @@ def orbit(
         height=height,
         width=width,
     )
+
+
+def sphere_cameras(count: int, *, distance: float, fovy_deg: float, size: int, turn: float = 0.0) -> Cameras:
+    """``count`` cameras that lie on a golden spiral around the origin and look at the origin.
+
+    ``turn`` is the rotation of the spiral in units of the azimuth step between consecutive cameras. Values in (0, 1)
+    give views between those of ``turn=0``.
+    """
+    index = torch.arange(count, dtype=torch.float32) + 0.5
+    elevation = torch.rad2deg(torch.asin(1.0 - 2.0 * index / count))
+    azimuth = (360.0 * ((index + turn) * (math.sqrt(5.0) - 1.0) / 2.0)) % 360.0
+    ones = torch.ones(count)
+    return orbit(azimuth, elevation, distance * ones, fovy_deg * ones, size, size)

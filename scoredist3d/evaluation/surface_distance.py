@@ -2,32 +2,17 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import torch
 from torch import Tensor
 
-from scoredist3d.cameras import Cameras, orbit
+from scoredist3d.cameras import sphere_cameras
 from scoredist3d.meshes.mesh import Mesh
 from scoredist3d.meshes.quality import angles_deg
 from scoredist3d.meshes.sampling import surface_sampler
 from scoredist3d.ops.mesh.distance import closest_point
 from scoredist3d.ops.mesh.regularizers import face_normals
 from scoredist3d.procedural import Objects, cast_rays
-
-
-def sphere_cameras(count: int, *, distance: float, fovy_deg: float, size: int, turn: float = 0.0) -> Cameras:
-    """``count`` cameras that lie on a golden spiral around the origin and look at the origin.
-
-    ``turn`` is the rotation of the spiral in units of the azimuth step between consecutive cameras. Values in (0, 1)
-    give views between those of ``turn=0``.
-    """
-    index = torch.arange(count, dtype=torch.float32) + 0.5
-    elevation = torch.rad2deg(torch.asin(1.0 - 2.0 * index / count))
-    azimuth = (360.0 * ((index + turn) * (math.sqrt(5.0) - 1.0) / 2.0)) % 360.0
-    ones = torch.ones(count)
-    return orbit(azimuth, elevation, distance * ones, fovy_deg * ones, size, size)
 
 
 def visible_points(object: Objects, *, views: int = 64, size: int = 64, distance: float = 3.2) -> Tensor:

@@ -273,13 +273,8 @@ class SignedDistanceField(Field):
         """Stop learning the map from distance to extinction; called by renderers that use their own map (NeuS)."""
 
     def density(self, points: Tensor) -> Tensor:
-        """(N,) exp(-sdf / (0.01 radius)) inside the ball, 0 outside: dimensionless, 1 on the surface.
-
-        The contrast (d - 1) / (d + 1), which is used to locate surfaces, then equals tanh(-sdf / (0.02 radius)), which
-        is nearly linear close to the surface.
-        """
-        exponent = (self.sdf(points) * (-100.0 / self.radius)).clamp(-30.0, 30.0)
-        return torch.where(points.norm(dim=-1) <= self.radius, exponent.exp(), 0.0)
+        """(N,) :func:`distance_density` of the signed distances at (N, 3) points."""
+        return distance_density(self.sdf(points), points, self.radius)
 
 
 class Surface(Geometry):
@@ -325,6 +320,21 @@ class GaussianCloud(Geometry):
             colors(gaussians.features),
             harmonics(gaussians.features),
         )
+
+
+def distance_density(distances: Tensor, points: Tensor, radius: float) -> Tensor:
+    """(N,) exp(-distance / (0.01 radius)) inside the ball, 0 outside: dimensionless, 1 on the surface.
+
+    The contrast (d - 1) / (d + 1), which is used to locate surfaces, then equals tanh(-distance / (0.02 radius)), which
+    is nearly linear close to the surface.
+
+    Args:
+        distances: (N,), signed distances, negative inside, scene units.
+        points: (N, 3), world.
+        radius: Radius of the ball, scene units.
+    """
+    exponent = (distances * (-100.0 / radius)).clamp(-30.0, 30.0)
+    return torch.where(points.norm(dim=-1) <= radius, exponent.exp(), 0.0)
 
 
 def prepare_loading(module: nn.Module, state: Mapping[str, Any]) -> None:

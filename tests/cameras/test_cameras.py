@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from scoredist3d.cameras import Cameras, look_at, orbit
+from scoredist3d.cameras import Cameras, look_at, orbit, sphere_cameras
 
 ROOT3, ROOT15 = math.sqrt(3.0), math.sqrt(1.5)
 
@@ -166,3 +166,13 @@ def test_shapes_are_checked():
     cameras = random_cameras(2)
     with pytest.raises(ValueError, match=r"fovy must be \(2,\), got \(1,\)"):
         Cameras(cameras.c2w, cameras.fovy[:1], cameras.azimuth, cameras.elevation, cameras.distance, 4, 4)
+
+
+def test_cameras_see_all_sides_and_a_turn_gives_others() -> None:
+    cameras = sphere_cameras(200, distance=2.0, fovy_deg=40.0, size=8)
+    assert cameras.origins.norm(dim=-1).tolist() == pytest.approx([2.0] * 200, rel=1e-5)
+    assert cameras.origins.mean(0).norm() < 0.02
+    spread = cameras.origins.T @ cameras.origins / 200
+    torch.testing.assert_close(spread, 4 / 3 * torch.eye(3), atol=0.05, rtol=0)
+    other = sphere_cameras(200, distance=2.0, fovy_deg=40.0, size=8, turn=0.5)
+    assert (cameras.origins - other.origins).norm(dim=-1).min() > 0.05

@@ -1,18 +1,26 @@
-"""Density and features of 3D Gaussians at arbitrary points, for surface extraction and conversion."""
+"""Distances to the surface of 3D Gaussians, and their features at arbitrary points, for export and conversion."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from scoredist3d.geometry.base import GaussianSet
+from scoredist3d.geometry.gaussians.depths import surface_depths
+from scoredist3d.geometry.trilinear import trilinear
+from scoredist3d.meshes.tsdf_fusion import fuse_depths
 from scoredist3d.ops.rotations import rotation_matrices
 
-_REACH = 3.0  # standard deviations; the density is cut off where it falls below exp(-9 / 2) = 0.011 of its peak
+_VIEWS = 64  # cameras around the object
+# In radii and grid steps. Depths of Gaussians optimized by distillation vary by about 0.09 radii along a ray; larger
+# truncations make their mean over the cameras smoother, but close gaps between thin parts.
+_TRUNCATION, _BLUR = 0.1, 1.25
+_REACH = 3.0  # standard deviations; the weight is cut off where it falls below exp(-9 / 2) = 0.011 of its peak
 _MAX_OPACITY = 0.999  # as in splatting; an opacity of 1 has no finite extinction
 _MAX_LEVEL = 7
 _CELLS_ACROSS = 6  # maximum extent of a Gaussian's bounding box, in cells of its level
@@ -35,22 +43,27 @@ class _Level:
 
 
 class GaussianField:
-    """The density sigma(x) = sum_i k_i exp(-d_i(x)^2 / 2) with k_i = -ln(1 - o_i) / (sqrt(2 pi) s_i).
+    """Gaussians as a field: distances to their surface, and features.
 
-    d_i is the Mahalanobis distance to Gaussian i, o_i its opacity and s_i its smallest standard deviation. A ray
-    through the center along the shortest axis therefore has the opacity o_i, as in splatting. The sum covers the
-    Gaussians within 3 standard deviations of x. The Gaussians are blurred with the standard deviation ``smallest``, so
-    that flat ones are not missed between the samples of a grid.
+    The distances are fused from depths in views all around (:mod:`scoredist3d.meshes.tsdf_fusion`). The features are
+    means over the Gaussians within 3 standard deviations, weighted by their extinction k_i exp(-d_i(x)^2 / 2) with
+    k_i = -ln(1 - o_i) / (sqrt(2 pi) s_i). d_i is the Mahalanobis distance to Gaussian i, o_i its opacity and s_i its
+    smallest standard deviation. A ray through the center along the shortest axis therefore has the opacity o_i, as in
+    splatting. The Gaussians are blurred with the standard deviation ``smallest``, so that flat ones have weight on both
+    sides of the surface.
     """
 
-    def __init__(self, gaussians: GaussianSet, radius: float, smallest: float) -> None:
+    def __init__(self, gaussians: GaussianSet, radius: float, smallest: float, resolution: int) -> None:
         """Args:
         gaussians: Treated as constants; the field has no gradients.
-        radius: Radius of the ball, scene units; the density is zero outside.
+        radius: Radius of the ball, scene units.
         smallest: Standard deviation of the blur, scene units.
+        resolution: Number of points of the grid of distances along each axis.
         """
         with torch.no_grad():
             self.radius = radius
+            self.resolution = resolution
+            self._gaussians = gaussians
             self.features = gaussians.features.detach()
             self.means = gaussians.means.detach()
             scales = torch.hypot(gaussians.scales.detach(), torch.as_tensor(smallest).to(self.means))
@@ -63,13 +76,20 @@ class GaussianField:
             half = _REACH * (axes * scales[:, None]).norm(dim=-1)
             self._levels = list(self._listed(half))
 
-    @torch.no_grad()
-    def density(self, points: Tensor) -> Tensor:
-        """(M,) extinction per scene unit at (M, 3) points."""
-        total = points.new_zeros(len(points))
-        for index, _, weights in self._pairs(points):
-            total.index_add_(0, index, weights)
-        return total
+    @cached_property
+    def distances(self) -> Tensor:
+        """(G, G, G) truncated signed distances to the surface, negative inside, for :func:`trilinear`; scene units.
+
+        Raises:
+            ValueError: The Gaussians are too transparent to have a surface.
+        """
+        # Pixels are half as large as grid steps.
+        maps = surface_depths(self._gaussians, self.radius, views=_VIEWS, size=2 * self.resolution)
+        return fuse_depths(maps, self.radius, self.resolution, truncation=_TRUNCATION * self.radius, blur=_BLUR)
+
+    def distance(self, points: Tensor) -> Tensor:
+        """(M,) signed distances to the surface at (M, 3) points, at most 0.1 radii in absolute value."""
+        return trilinear(self.distances, points, self.radius)
 
     @torch.no_grad()
     def features_at(self, points: Tensor) -> Tensor:

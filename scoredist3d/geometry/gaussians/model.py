@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from scoredist3d.config import FieldError, option
-from scoredist3d.geometry.base import GaussianCloud, GaussianSet, GeometryInit, PointFunction
+from scoredist3d.geometry.base import GaussianCloud, GaussianSet, GeometryInit, PointFunction, distance_density
 from scoredist3d.geometry.gaussians.density_control import AdaptiveDensityControl, DensifyConfig
 from scoredist3d.geometry.gaussians.field import GaussianField
 from scoredist3d.geometry.gaussians.initialization import (
@@ -59,14 +59,27 @@ class Gaussians(GaussianParameters):
     """N Gaussians with means, standard deviations, quaternions, opacities and features.
 
     :class:`~scoredist3d.geometry.gaussians.density_control.AdaptiveDensityControl` changes their number during
-    training. :class:`~scoredist3d.geometry.gaussians.field.GaussianField` gives them a density for export and
+    training. :class:`~scoredist3d.geometry.gaussians.field.GaussianField` gives them a surface for export and
     conversion.
     """
 
     # These options affect only the initial Gaussians, which are part of the state, and their later number.
     free_options = frozenset(
-        {"num_points", "init", "init_file", "init_up", "init_fit", "init_radius", "init_opacity", "surface", "densify"}
+        {
+            "num_points",
+            "init",
+            "init_file",
+            "init_up",
+            "init_fit",
+            "init_radius",
+            "init_opacity",
+            "surface",
+            "densify",
+            "export_resolution",
+            "export_thickness",
+        }
     )
+    iso_level = 1.0
 
     @dataclass
     class Config(GaussianCloud.Config):
@@ -94,9 +107,17 @@ class Gaussians(GaussianParameters):
             default_factory=SurfaceInitConfig, metadata={"help": "Initialization on a surface."}
         )
         densify: DensifyConfig = field(default_factory=DensifyConfig, metadata={"help": "Adaptive density control."})
+        export_resolution: int = option(
+            128,
+            "Points along each side of the grid on which the depths of 64 views are fused to a surface for export and "
+            "conversion; use the same value as for exporter.resolution.",
+            ge=8,
+            le=512,
+        )
         export_thickness: float = option(
             0.01,
-            "Standard deviation of the blur that is added to extract the surface, as a fraction of the radius.",
+            "Standard deviation of the blur of the Gaussians that give the surface its colors, as a fraction of the "
+            "radius.",
             gt=0,
         )
 
@@ -138,8 +159,8 @@ class Gaussians(GaussianParameters):
         self._cached_field: tuple[GaussianSet, GaussianField] | None = None
 
     def density(self, points: Tensor) -> Tensor:
-        """(N,) extinction of the Gaussians at (N, 3) points; see :class:`GaussianField`."""
-        return self._as_field().density(points)
+        """(N,) densities at (N, 3) points from the distance to the surface; see :class:`GaussianField`."""
+        return distance_density(self._as_field().distance(points), points, self.radius)
 
     def features_at(self, points: Tensor) -> Tensor:
         """(N, F) mean features of the Gaussians at (N, 3) points, weighted by their extinction."""
@@ -163,7 +184,8 @@ class Gaussians(GaussianParameters):
             if all(torch.equal(getattr(now, f.name), getattr(last, f.name)) for f in fields(GaussianSet)):
                 return cached
         copied = GaussianSet(**{f.name: getattr(now, f.name).detach().clone() for f in fields(GaussianSet)})
-        made = GaussianField(copied, self.radius, self.config.export_thickness * self.radius)
+        config = self.config
+        made = GaussianField(copied, self.radius, config.export_thickness * self.radius, config.export_resolution)
         self._cached_field = (copied, made)
         return made
 
