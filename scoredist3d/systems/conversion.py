@@ -30,7 +30,7 @@ class ConversionConfig:
     )
     min_component_volume: float = option(
         0.02,
-        "Remove components whose volume is below this fraction of the largest one's; 1 keeps only the largest.",
+        "Remove compact components whose volume is below this fraction of the largest one's; 1 keeps only the largest.",
         ge=0,
         le=1,
     )

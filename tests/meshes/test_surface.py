@@ -5,10 +5,11 @@ import math
 import numpy as np
 import pytest
 import torch
+import trimesh
 from shared.export_fields import AnalyticField, box, difference, sphere, torus, union
 
 from scoredist3d.meshes.isosurface_extraction import automatic_threshold, extract_surface, sample_grid
-from scoredist3d.meshes.mesh import drop_small_components, topology
+from scoredist3d.meshes.mesh import Mesh, drop_small_components, topology
 
 
 def surface_of(field, resolution=48, threshold=None, **options):
@@ -83,14 +84,28 @@ def test_cavities_are_filled_on_request_only():
 
 
 def test_floaters_are_dropped_by_volume():
-    # Volumes relative to the largest: 1, 0.125, 0.008.
-    balls = union(sphere(0.3, (-0.4, 0, 0)), sphere(0.15, (0.3, 0, 0)), sphere(0.06, (0.6, 0.4, 0)))
+    # Volumes relative to the largest: 1, 0.125, 0.0024. The small ball is short, too.
+    balls = union(sphere(0.3, (-0.4, 0, 0)), sphere(0.15, (0.3, 0, 0)), sphere(0.04, (0.6, 0.4, 0)))
     mesh = surface_of(AnalyticField(balls), resolution=64)
-    for fraction, pieces in ((0.0, 3), (0.02, 2), (0.5, 1), (1.0, 1)):
+    for fraction, pieces in ((0.0, 3), (0.02, 2), (0.5, 2), (1.0, 1)):
         kept, dropped = drop_small_components(mesh, fraction)
         assert topology(kept).components == pieces and dropped == 3 - pieces
         assert topology(kept).watertight
     assert kept.bounds[1][0] == pytest.approx(-0.1, abs=0.01)
+
+
+def test_thin_parts_are_kept_although_their_volume_is_small():
+    ball, stick, chip = (
+        trimesh.creation.icosphere(radius=0.5),
+        *(trimesh.creation.box(size) for size in ((0.3, 0.04, 0.04), (0.08, 0.04, 0.04))),
+    )
+    stick.apply_translation([0.8, 0, 0])
+    chip.apply_translation([-0.8, 0, 0])
+    whole = trimesh.util.concatenate([ball, stick, chip])
+    kept, dropped = drop_small_components(Mesh(whole.vertices, whole.faces), 0.02)
+    assert dropped == 1 and kept.bounds[0][0] == pytest.approx(-0.5, abs=0.01)
+    assert kept.bounds[1][0] == pytest.approx(0.95)
+    assert drop_small_components(Mesh(whole.vertices, whole.faces), 1.0)[1] == 2
 
 
 @pytest.mark.parametrize("resolution", [32, 64])
