@@ -14,7 +14,7 @@ from scoredist3d.config import FieldError, Schedule, option
 from scoredist3d.geometry.base import GeometryInit, Surface, SurfaceMesh, SurfacePoints
 from scoredist3d.geometry.mesh_queries import density_of, distance_to
 from scoredist3d.geometry.sdf_init import SDFInitConfig
-from scoredist3d.geometry.smoothed_gradient import Lattice, smooth_gradient
+from scoredist3d.geometry.smoothed_gradient import VertexLattice, smooth_gradient
 from scoredist3d.geometry.texture_field import PointField
 from scoredist3d.materials.base import Material
 from scoredist3d.meshes.mesh import Mesh
@@ -132,7 +132,7 @@ class GridSurface(Surface):
             parameter.requires_grad_(not config.fix_geometry)
         self.texture.requires_grad_(not config.fix_texture)
         self._smoothing = config.gradient_smoothing(0)
-        self._lattice: Lattice | None = None
+        self._lattice: VertexLattice | None = None
         self._cached: tuple[tuple[Any, ...], SurfaceMesh] | None = None
         self._was_empty = False
 
@@ -259,10 +259,10 @@ class GridSurface(Surface):
             self._cached = seen, SurfaceMesh(mesh.vertices, mesh.faces, fixed_topology=self.config.fix_geometry)
         return self._cached[1]
 
-    def _lattice_points(self) -> Lattice:
+    def _lattice_points(self) -> VertexLattice:
         """Places of the vertices on a lattice, on the geometry's device."""
         if self._lattice is None or self._lattice.codes.device != self.vertices.device:
-            self._lattice = Lattice.of(self.vertices, self.spacing, self.radius)
+            self._lattice = VertexLattice.of(self.vertices, self.spacing, self.radius)
         return self._lattice
 
     def _reach_of(self, border: Tensor) -> Tensor:

@@ -14,20 +14,20 @@ _CUT = 4.0  # standard deviations; without it, products of denormal numbers take
 
 
 @dataclass(frozen=True)
-class Lattice:
+class VertexLattice:
     """Points of a cubic lattice, or a part of them.
 
     Attributes:
         codes: (V,) int64, flat index (x * side + y) * side + z of each point.
-        side: Lattice points along each axis.
+        side: VertexLattice points along each axis.
     """
 
     codes: Tensor
     side: int
 
     @classmethod
-    def of(cls, points: Tensor, spacing: float, half: float) -> Lattice:
-        """Lattice of points (V, 3) in [-half, half]^3 whose coordinates are -half plus multiples of ``spacing``."""
+    def of(cls, points: Tensor, spacing: float, half: float) -> VertexLattice:
+        """VertexLattice of points (V, 3) in [-half, half]^3 whose coordinates are -half plus multiples of ``spacing``."""
         side = round(2.0 * half / spacing) + 1
         x, y, z = ((points + half) / spacing).round().long().unbind(-1)
         return cls((x * side + y) * side + z, side)
@@ -46,8 +46,8 @@ class Lattice:
         return dense.reshape(-1)[self.codes]
 
 
-def smooth_gradient(values: Tensor, lattice: Lattice, sigma: float) -> Tensor:
-    """``values`` (V,), whose gradient is filtered by :meth:`Lattice.filtered` on its way back.
+def smooth_gradient(values: Tensor, lattice: VertexLattice, sigma: float) -> Tensor:
+    """``values`` (V,), whose gradient is filtered by :meth:`VertexLattice.filtered` on its way back.
 
     The gradient of a loss on a surface is nonzero only at the lattice points next to the surface. After the filter it
     moves all points within a few spacings alike, so the surface moves through the lattice without losing the slope of
@@ -58,7 +58,7 @@ def smooth_gradient(values: Tensor, lattice: Lattice, sigma: float) -> Tensor:
 
 class _SmoothGradient(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, values: Tensor, lattice: Lattice, sigma: float) -> Tensor:
+    def forward(ctx: Any, values: Tensor, lattice: VertexLattice, sigma: float) -> Tensor:
         ctx.lattice, ctx.sigma = lattice, sigma
         return values.view_as(values)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from shared.surface_scenes import build
 
-from scoredist3d.geometry.smoothed_gradient import Lattice, smooth_gradient
+from scoredist3d.geometry.smoothed_gradient import VertexLattice, smooth_gradient
 
 
 def full_lattice(side):
@@ -16,7 +16,7 @@ def full_lattice(side):
 
 def test_filter_is_a_gaussian_of_the_distance():
     points = full_lattice(21)
-    lattice = Lattice.of(points, 0.1, 1.0)
+    lattice = VertexLattice.of(points, 0.1, 1.0)
     assert lattice.side == 21 and torch.equal(lattice.codes, torch.arange(21**3))
     center = len(points) // 2 + 3
     spike = torch.zeros(len(points)).index_fill(0, torch.tensor(center), 1.0)
@@ -34,12 +34,12 @@ def test_filter_of_a_partial_lattice_ignores_the_missing_points():
     kept = torch.rand(len(points), generator=generator) < 0.4
     values = torch.randn(int(kept.sum()), generator=generator)
     dense = torch.zeros(len(points)).masked_scatter(kept, values)
-    expected = Lattice.of(points, 0.25, 1.0).filtered(dense, 0.8)[kept]
-    torch.testing.assert_close(Lattice.of(points[kept], 0.25, 1.0).filtered(values, 0.8), expected)
+    expected = VertexLattice.of(points, 0.25, 1.0).filtered(dense, 0.8)[kept]
+    torch.testing.assert_close(VertexLattice.of(points[kept], 0.25, 1.0).filtered(values, 0.8), expected)
 
 
 def test_values_are_unchanged_and_their_gradient_is_filtered():
-    lattice, generator = Lattice.of(full_lattice(7), 1 / 3, 1.0), torch.Generator().manual_seed(1)
+    lattice, generator = VertexVertexLattice.of(full_lattice(7), 1 / 3, 1.0), torch.Generator().manual_seed(1)
     values = torch.randn(343, generator=generator, requires_grad=True)
     weights = torch.randn(343, generator=generator)
     smoothed = smooth_gradient(values, lattice, 1.2)
