@@ -190,7 +190,7 @@ def test_the_example_pipeline_is_the_one_that_ships(tmp_path: Path) -> None:
     (example,) = blocks("yaml", (ROOT / "docs" / "representations.md").read_text(encoding="utf-8"))
     folder = ROOT / "configs" / "pipeline"
     assert yaml.safe_load(example) == yaml.safe_load((folder / "magic3d.yaml").read_text())
-    assert list(load_pipeline([folder / "magic3d.yaml"], ["prompt=x"]).stages) == ["coarse", "refine"]
+    assert list(load_pipeline([folder / "magic3d.yaml"], ["prompt=x"]).stages) == ["coarse", "refine", "finish"]
 
 
 def test_the_example_loss_computes_something(workplace: Path) -> None:
