@@ -27,7 +27,7 @@ class VertexLattice:
 
     @classmethod
     def of(cls, points: Tensor, spacing: float, half: float) -> VertexLattice:
-        """VertexLattice of points (V, 3) in [-half, half]^3 whose coordinates are -half plus multiples of ``spacing``."""
+        """Lattice of points (V, 3) in [-half, half]^3 whose coordinates are -half plus multiples of ``spacing``."""
         side = round(2.0 * half / spacing) + 1
         x, y, z = ((points + half) / spacing).round().long().unbind(-1)
         return cls((x * side + y) * side + z, side)

@@ -39,7 +39,7 @@ def test_filter_of_a_partial_lattice_ignores_the_missing_points():
 
 
 def test_values_are_unchanged_and_their_gradient_is_filtered():
-    lattice, generator = VertexVertexLattice.of(full_lattice(7), 1 / 3, 1.0), torch.Generator().manual_seed(1)
+    lattice, generator = VertexLattice.of(full_lattice(7), 1 / 3, 1.0), torch.Generator().manual_seed(1)
     values = torch.randn(343, generator=generator, requires_grad=True)
     weights = torch.randn(343, generator=generator)
     smoothed = smooth_gradient(values, lattice, 1.2)
