@@ -29,7 +29,10 @@ def field_problems(found: FoundSurface, radius: float) -> list[str]:
         return []
     notes = []
     low, high = found.density_range
-    seen = f"densities lie in [{low:.4g}, {high:.4g}] and the surface is at {found.threshold:.4g}"
+    place = (
+        "the surface is fused from renders" if found.threshold is None else f"the surface is at {found.threshold:.4g}"
+    )
+    seen = f"densities lie in [{low:.4g}, {high:.4g}] and {place}"
     if found.opacity < _FOG:
         notes.append(
             f"the object is fog: no ray through it is more than {100 * found.opacity:.0f} % opaque ({seen}); "
@@ -70,7 +73,9 @@ def surface_problems(closed: Topology) -> list[str]:
 
 def crease_problems(mesh: MeshReport) -> list[str]:
     """Warnings about many handles and about crumples of a surface that was optimized."""
-    if mesh.threshold is None:
+    if _fused(mesh):
+        advice = "a lower exporter.resolution, longer training or a mesh stage may help"
+    elif mesh.threshold is None:
         advice = "a larger weight of system.loss.normal-consistency or longer training may help"
     else:
         advice = f"a lower {THRESHOLD_SETTING}, a lower exporter.resolution or longer training may help"
@@ -85,11 +90,17 @@ def crease_problems(mesh: MeshReport) -> list[str]:
     return notes
 
 
+def _fused(mesh: MeshReport) -> bool:
+    """Whether the surface of a density field was fused from renders of the depth."""
+    return mesh.threshold is None and mesh.density_range is not None
+
+
 def check_problems(check: CheckReport, mesh: MeshReport) -> list[str]:
     """Warnings about a mesh that differs from its object in coverage, depth or color, and about clipped colors."""
     notes = []
     if check.see_through is not None and check.see_through > _SEE_THROUGH:
         advice = [] if mesh.threshold is None else [f"lower {THRESHOLD_SETTING}"]
+        advice += [f"set {THRESHOLD_SETTING} to a density"] if _fused(mesh) else []
         advice += ["lower exporter.min_component_volume"] if mesh.dropped_components else []
         notes.append(
             f"the mesh is missing in {100 * check.see_through:.1f} % of the object's pixels; "
@@ -98,10 +109,11 @@ def check_problems(check: CheckReport, mesh: MeshReport) -> list[str]:
     if check.off_depth is not None and check.behind is not None and check.off_depth > _OFF_DEPTH:
         behind = check.behind > 0.5 * check.off_depth
         change = f"{'lower' if behind else 'increase'} {THRESHOLD_SETTING}"
+        change = f"set {THRESHOLD_SETTING} to a density" if _fused(mesh) else change
         notes.append(
             f"the mesh lies off the object's depth in {100 * check.off_depth:.1f} % of the pixels, mostly "
             f"{'behind' if behind else 'in front of'} it; "
-            f"{change if mesh.threshold is not None else 'increase exporter.max_faces'}"
+            f"{change if mesh.density_range is not None else 'increase exporter.max_faces'}"
         )
     if check.psnr is not None and check.psnr < _PSNR:
         outline = "" if mesh.threshold is None else f"{THRESHOLD_SETTING} changes its outline, and "

@@ -71,7 +71,7 @@ class TexturedMeshExporter(Exporter):
             128, "Density samples along each side of the cube around the object's ball.", ge=8, le=1024
         )
         threshold: Literal["auto"] | float = option(
-            "auto", "Density of the surface; auto places the surface where the renderer shows it.", gt=0
+            "auto", "Density of the surface; auto fuses the surface from renders of the depth.", gt=0
         )
         max_faces: int | None = option(
             None,

@@ -21,7 +21,8 @@ class MeshReport:
         genus: Number of handles, summed over the components: 0 for a sphere, 1 for a torus or a mug.
         mean_dihedral_deg: Mean angle between adjacent faces in degrees, weighted by edge length; 0 is flat.
         sharp_edges: Share, in [0, 1], of the edge length at which adjacent faces meet at more than 45 degrees.
-        threshold: Density of the iso-surface; None if the object is a surface itself.
+        threshold: Density of the iso-surface; None if the object is a surface itself, or if its surface was fused from
+            renders of the depth.
         density_range: Lowest and highest density on the sampling grid; None if the object is a surface itself.
         bounds: Lowest and highest corner of the bounding box, world coordinates (z up), scene units.
         scale: Meters per scene unit in the files.

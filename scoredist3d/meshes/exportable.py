@@ -110,6 +110,17 @@ class HasViews(Protocol):
 
 
 @runtime_checkable
+class HasFusedSurface(Protocol):
+    """An :class:`Extractable` with a density whose surface can be fused from renders of its depth."""
+
+    def fused_surface(self, resolution: int) -> Extractable | None:
+        """The fused surface, an object with a known ``iso_level``; None if the object is too transparent.
+
+        ``resolution`` is the number of grid points along each axis.
+        """
+
+
+@runtime_checkable
 class HasTrainingCameras(Protocol):
     """An :class:`Exportable` that knows its training cameras, so that an exporter finds the parts they do not see."""
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from scoredist3d.meshes.exportable import Extractable, Progress, query_density
+from scoredist3d.meshes.exportable import Extractable, HasFusedSurface, Progress, query_density
 from scoredist3d.meshes.mesh import Mesh
 
 THRESHOLD_SETTING = "exporter.threshold"
@@ -175,9 +176,10 @@ class FoundSurface:
 
     Attributes:
         mesh: Mesh in world coordinates, with outward winding.
-        threshold: Density of the iso-surface. This and the following attributes are None if the object itself is a
+        threshold: Density of the iso-surface; None if the surface was fused from renders, or if the object itself is a
             surface.
-        density_range: Smallest and largest density of the grid.
+        density_range: Smallest and largest density of the grid. This and the following attributes are None if the
+            object itself is a surface.
         opacity: Largest opacity of all axis-parallel rays.
         spacing: Grid step, scene units.
     """
@@ -200,12 +202,16 @@ def find_surface(
     setting: str = THRESHOLD_SETTING,
     progress: Progress | None = None,
 ) -> FoundSurface:
-    """Surface of an object: its own mesh if it has one, otherwise an iso-surface of its density.
+    """Surface of an object: its own mesh if it has one, otherwise one that is extracted.
+
+    If the density on the surface is neither given nor known, the surface is fused from renders of the depth, if the
+    object has them; otherwise it is an iso-surface of the density at an automatic threshold.
 
     Args:
         shape: The object.
         resolution: Grid points along each axis of the cube around the ball.
-        threshold: Density of the iso-surface; None uses ``shape.iso_level`` or, failing that, the automatic threshold.
+        threshold: Density of the iso-surface; None uses ``shape.iso_level`` or, failing that, a fused surface or the
+            automatic threshold.
         fill_cavities, refine_steps, chunk, setting: See :func:`extract_surface`.
         progress: Callback that receives the fraction of densities evaluated so far.
 
@@ -219,10 +225,14 @@ def find_surface(
         return FoundSurface(own)
     grid = sample_grid(shape, resolution, chunk=chunk, progress=progress)
     level = threshold if threshold is not None else shape.iso_level
-    level = automatic_threshold(grid, setting=setting) if level is None else level
-    mesh = extract_surface(
-        shape, grid, level, fill_cavities=fill_cavities, refine_steps=refine_steps, chunk=chunk, setting=setting
-    )
+    fused = shape.fused_surface(resolution) if level is None and isinstance(shape, HasFusedSurface) else None
+    options: dict[str, Any] = {"fill_cavities": fill_cavities, "refine_steps": refine_steps, "chunk": chunk}
+    if fused is not None and fused.iso_level is not None:
+        distances = sample_grid(fused, resolution, chunk=chunk)
+        mesh = extract_surface(fused, distances, fused.iso_level, setting=setting, **options)
+    else:
+        level = automatic_threshold(grid, setting=setting) if level is None else level
+        mesh = extract_surface(shape, grid, level, setting=setting, **options)
     return FoundSurface(mesh, level, (grid.low, grid.high), grid.opacity, grid.spacing)
 
 

@@ -26,7 +26,7 @@ class ConversionConfig:
 
     resolution: int = option(128, "Density samples along each side of the cube around the ball.", ge=8, le=1024)
     threshold: Literal["auto"] | float = option(
-        "auto", "Density threshold of the surface; auto determines it from the densities and reports it.", gt=0
+        "auto", "Density threshold of the surface; auto fuses the surface from renders of the depth.", gt=0
     )
     min_component_volume: float = option(
         0.02,
@@ -84,7 +84,9 @@ def _initialize_geometry(source: Scene, target: Scene, config: ConversionConfig,
     if shape.surface() is None:
         mesh, _ = drop_small_components(mesh, config.min_component_volume)
     lines = []
-    if found.threshold is not None and found.density_range is not None:
+    if found.threshold is None and found.density_range is not None:
+        lines.append("surface fused from renders of the depth")
+    elif found.threshold is not None and found.density_range is not None:
         low, high = found.density_range
         how = (
             "as configured"

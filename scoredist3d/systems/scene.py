@@ -24,6 +24,7 @@ from scoredist3d.renderers.base import Render, Renderer
 from scoredist3d.seeding import Rng
 from scoredist3d.systems.base import named_groups
 from scoredist3d.systems.clock import Clock
+from scoredist3d.systems.fused_surface import FusedSurface, fused_surface
 from scoredist3d.systems.object_views import object_views
 
 PARTS = ("geometry", "material", "background", "renderer")
@@ -203,6 +204,10 @@ class SceneShape:
     def views(self, cameras: Cameras) -> ObjectViews:
         """Images over white at the scene's current step; the cameras must be on :attr:`device`."""
         return object_views(self._scene.renderer, cameras, self._scene.step)
+
+    def fused_surface(self, resolution: int) -> FusedSurface | None:
+        """The surface that the depths of renders show; None if the object is too transparent."""
+        return fused_surface(self.views, self.radius, self.device, resolution)
 
     def training_cameras(self, count: int) -> Cameras | None:
         """``count`` cameras on :attr:`device`, spread over the range of the training cameras; None if unknown."""

@@ -159,8 +159,12 @@ def test_good_results_pass_and_each_poor_figure_is_a_warning_with_a_setting() ->
     assert "100 % of the texels" in saturated and "system.guidance.guidance_scale" in saturated
     in_front = check_problems(dataclasses.replace(POOR_CHECK, behind=0.0), POOR)[1]
     assert in_front.endswith("mostly in front of it; increase exporter.threshold")
-    # An object that is a surface has no threshold.
-    surface = dataclasses.replace(POOR, threshold=None)
+    fused = dataclasses.replace(POOR, threshold=None, density_range=(0.0, 100.0))
+    assert all(note.endswith("a mesh stage may help") for note in crease_problems(fused))
+    missing, off, *_ = check_problems(POOR_CHECK, fused)
+    assert "set exporter.threshold to a density" in missing and off.endswith("set exporter.threshold to a density")
+    # An object that is a surface has no density.
+    surface = dataclasses.replace(POOR, threshold=None, density_range=None)
     notes = [*crease_problems(surface), *check_problems(POOR_CHECK, surface)]
     assert len(notes) == 6 and not any("exporter.threshold" in note for note in notes)
 

@@ -122,9 +122,9 @@ def test_conversions_are_a_function_of_the_seed(nerf: Scene) -> None:
     assert not torch.equal(first["geometry.means"], other["geometry.means"])
 
 
-def test_the_level_is_found_told_and_can_be_given(nerf: Scene) -> None:
+def test_the_surface_is_fused_unless_its_density_is_given(nerf: Scene) -> None:
     found = convert(nerf, scene("dmtet"), SETTINGS, Rng())
-    assert "surface at density" in found[0] and "(determined automatically; densities lie in [" in found[0]
+    assert found[0] == "system.init_from: surface fused from renders of the depth"
     given = convert(nerf, scene("dmtet"), ConversionConfig(resolution=48, threshold=3.0), Rng())
     assert "surface at density 3 (as configured;" in given[0]
     with pytest.raises(ValueError, match="densities lie in"):
@@ -163,7 +163,7 @@ def test_a_run_takes_over_the_scene_of_another_representation(nerf: Scene, caplo
     system = registry.build(second, **runtime)
     with caplog.at_level(logging.INFO, logger="scoredist3d"):
         system.init_from(state, first)
-    assert any("system.init_from: surface at density" in record.getMessage() for record in caplog.records)
+    assert any("surface fused from renders of the depth" in record.getMessage() for record in caplog.records)
     ours, theirs = (made.state_dict() for made in system.scenes)
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert error_of(system.scenes[0])[0] < 0.03

@@ -1,0 +1,77 @@
+"""Surface of a density field as its renders show it: depths in views from all around, fused to signed distances."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from scoredist3d.cameras import Cameras, sphere_cameras
+from scoredist3d.geometry.base import distance_density
+from scoredist3d.geometry.trilinear import trilinear
+from scoredist3d.meshes.exportable import ObjectViews
+from scoredist3d.meshes.tsdf_fusion import DepthMaps, fuse_depths
+
+_VIEWS, _DISTANCE, _FOVY_DEG = 48, 3.2, 40.0  # number of cameras, and their distance in radii: the ball fills the image
+_LEAST_SIZE = 64  # pixels
+_OPAQUE = 0.5  # opacity from which a ray meets a surface
+# In radii and grid steps. For "a red mug" with fast.yaml, the mean dihedral angle is 7.9 degrees; it is 9.2 with a
+# truncation of 0.06 and a blur of 1, and 34.7 for an iso-surface of the density.
+_TRUNCATION, _BLUR = 0.1, 1.25
+
+
+@dataclass(frozen=True)
+class FusedSurface:
+    """An :class:`~scoredist3d.meshes.exportable.Extractable` of signed distances on a grid.
+
+    Attributes:
+        distances: (N, N, N), see :func:`~scoredist3d.meshes.tsdf_fusion.fuse_depths`.
+        radius: Radius of the ball that contains the object, scene units.
+        iso_level: Density on the surface.
+    """
+
+    distances: Tensor
+    radius: float
+    iso_level: float | None = 1.0
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the distances."""
+        return self.distances.device
+
+    def density(self, points: Tensor) -> Tensor:
+        """(N,) :func:`~scoredist3d.geometry.base.distance_density` of the distances at (N, 3) points."""
+        return distance_density(trilinear(self.distances, points, self.radius), points, self.radius)
+
+    def surface(self) -> None:
+        """There is no mesh yet."""
+
+
+@torch.no_grad()
+def fused_surface(
+    views: Callable[[Cameras], ObjectViews], radius: float, device: torch.device, resolution: int
+) -> FusedSurface | None:
+    """Fuse the depths of an object in 48 views; None if no ray is half opaque.
+
+    The volume rendering of an optimized field looks smooth although its iso-surfaces are crumpled, because a ray
+    averages over the density along its way, and the fusion averages over the rays.
+
+    Args:
+        views: Renders the object from cameras on ``device``.
+        radius: Radius of the ball that contains the object, scene units.
+        device: Device of the object.
+        resolution: Points along each axis of the grid of distances, and height and width of the views if these are
+            not smaller than 64 pixels.
+    """
+    size = max(resolution, _LEAST_SIZE)
+    cameras = sphere_cameras(_VIEWS, distance=_DISTANCE * radius, fovy_deg=_FOVY_DEG, size=size).to(device)
+    seen = views(cameras)
+    empty = seen.opacity[..., 0] < _OPAQUE
+    if bool(empty.all()):
+        return None
+    # From distances along the rays to distances along the viewing axis, which is -z of the camera.
+    cosine = -(cameras.rays().directions * cameras.c2w[:, None, None, :3, 2]).sum(-1)
+    maps = DepthMaps(cameras, (seen.depth[..., 0] * cosine).masked_fill(empty, torch.inf))
+    return FusedSurface(fuse_depths(maps, radius, resolution, truncation=_TRUNCATION * radius, blur=_BLUR), radius)
