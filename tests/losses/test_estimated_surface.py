@@ -33,6 +33,20 @@ def test_value_is_the_mean_difference_from_the_networks_estimate(tmp_path: Path)
     assert value > 0
 
 
+def test_depths_alone_need_no_normals(tmp_path: Path) -> None:
+    folder = write_opaque_estimator(tmp_path)
+    geometry, render = rendered()
+    both = build("loss", "estimated-surface", estimator=folder, depth_weight=3.0)
+    depths = build("loss", "estimated-surface", estimator=folder, normal_weight=0.0, depth_weight=3.0)
+    assert both.needs == {"normal"} and depths.needs == set()
+    value = depths(replace(render, normal=None), geometry, 0, Rng())
+    estimate = SurfaceEstimator.load(tmp_path)(render.rgb, render.background, render.cameras)
+    maps = (render.normal, render.depth, render.opacity)
+    expected = surface_difference(estimate, *maps, normal_weight=0.0, depth_weight=3.0).mean()
+    torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-7)
+    assert 0 < value < both(render, geometry, 0, Rng())
+
+
 def test_the_gradient_reaches_the_shape_alone(tmp_path: Path) -> None:
     geometry, render = rendered()
     colors = render.rgb.detach().requires_grad_()
