@@ -82,8 +82,8 @@ class GridSurface(Surface):
         )
         gradient_smoothing: Schedule = option(
             0.0,
-            "Standard deviation, in grid cells, of the Gaussian filter for the gradient of the signed distances at the "
-            "vertices (a Sobolev gradient); 1.5 moves the surface faster and keeps it smooth, 0 is no filter.",
+            "Standard deviation, in grid cells, of the Gaussian filter for the gradient of the signed distances (a "
+            "Sobolev gradient), with sdf_source: vertices. 1.5 moves the surface faster and keeps it smooth; 0 is none.",
             ge=0,
             le=8,
         )
@@ -95,8 +95,6 @@ class GridSurface(Surface):
             problems = super().validate() + grid_problems(self.grid)
             if self.resolution % 2 or self.resolution > 256:
                 problems.append(f"resolution: must be an even number up to 256, got {self.resolution}")
-            if self.sdf_source == "network" and self.gradient_smoothing != Schedule.constant(0.0):
-                problems.append("gradient_smoothing: needs sdf_source: vertices; a network is smooth by itself")
             if self.fix_geometry and self.fix_texture:
                 problems.append(
                     "fix_texture: with fix_geometry, no parameters are left to train; set one of them to false"

@@ -248,7 +248,6 @@ def test_in_a_scene():
         ({"resolution": 15}, "even number"),
         ({"fix_geometry": True, "fix_texture": True}, "no parameters are left to train"),
         ({"shape_init": "mesh"}, "shape_init_mesh"),
-        ({"sdf_source": "network", "gradient_smoothing": 1.5}, "gradient_smoothing: needs sdf_source: vertices"),
         ({"grid": {"num_levels": 2, "coarse_to_fine": {"start_level": 3}}}, "start_level"),
     ],
 )
