@@ -83,7 +83,7 @@ class GridSurface(Surface):
         gradient_smoothing: Schedule = option(
             0.0,
             "Standard deviation, in grid cells, of the Gaussian filter for the gradient of the signed distances (a "
-            "Sobolev gradient), with sdf_source: vertices. 1.5 moves the surface faster and keeps it smooth; 0 is none.",
+            "Sobolev gradient), with sdf_source: vertices. 1.5 moves the surface faster and keeps it smooth.",
             ge=0,
             le=8,
         )
