@@ -53,7 +53,7 @@ class FusedSurface:
 def fused_surface(
     views: Callable[[Cameras], ObjectViews], radius: float, device: torch.device, resolution: int
 ) -> FusedSurface | None:
-    """Fuse the depths of an object in 48 views; None if no ray is half opaque.
+    """Fuse the depths of an object in 48 views; None if no ray is half opaque, or if no grid point is inside.
 
     The volume rendering of an optimized field looks smooth although its iso-surfaces are crumpled, because a ray
     averages over the density along its way, and the fusion averages over the rays.
@@ -74,4 +74,5 @@ def fused_surface(
     # From distances along the rays to distances along the viewing axis, which is -z of the camera.
     cosine = -(cameras.rays().directions * cameras.c2w[:, None, None, :3, 2]).sum(-1)
     maps = DepthMaps(cameras, (seen.depth[..., 0] * cosine).masked_fill(empty, torch.inf))
-    return FusedSurface(fuse_depths(maps, radius, resolution, truncation=_TRUNCATION * radius, blur=_BLUR), radius)
+    distances = fuse_depths(maps, radius, resolution, truncation=_TRUNCATION * radius, blur=_BLUR)
+    return FusedSurface(distances, radius) if bool((distances < 0).any()) else None

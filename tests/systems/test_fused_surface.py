@@ -67,6 +67,12 @@ def test_a_transparent_object_falls_back_to_the_density():
     assert find_surface(NoisyBall(opacity=0.4), 32).threshold is not None
 
 
+def test_an_object_that_the_grid_does_not_resolve_falls_back_to_the_density(monkeypatch: pytest.MonkeyPatch):
+    assert NoisyBall().fused_surface(24) is not None
+    monkeypatch.setattr(f"{__name__}.BALL", 0.05)
+    assert NoisyBall().fused_surface(24) is None
+
+
 def test_the_fused_density_is_1_on_the_surface_and_0_outside_of_the_ball():
     fused = NoisyBall().fused_surface(64)
     points = torch.tensor([[BALL, 0, 0], [0, 0, 0], [1.2, 0, 0], [0, 0, 1.6]])
