@@ -24,7 +24,7 @@ from scoredist3d.renderers.base import Render, Renderer
 from scoredist3d.seeding import Rng
 from scoredist3d.systems.base import named_groups
 from scoredist3d.systems.clock import Clock
-from scoredist3d.systems.fused_surface import FusedSurface, fused_surface
+from scoredist3d.systems.fused_surface import DepthViews, FusedSurface, fused_surface
 from scoredist3d.systems.object_views import object_views
 
 PARTS = ("geometry", "material", "background", "renderer")
@@ -207,7 +207,14 @@ class SceneShape:
 
     def fused_surface(self, resolution: int) -> FusedSurface | None:
         """The surface that the depths of renders show; None if the object is too transparent."""
-        return fused_surface(self.views, self.radius, self.device, resolution)
+        return fused_surface(self._depths, self.radius, self.device, resolution)
+
+    def _depths(self, cameras: Cameras) -> DepthViews:
+        """Depths at the scene's current step, one camera at a time."""
+        names = ("depth", "depth_variance", "opacity")
+        step, needs = self._scene.step, frozenset({"depth_variance"})
+        renders = [self._scene(cameras[index], step=step, rng=None, needs=needs) for index in range(len(cameras))]
+        return DepthViews(*(torch.cat([render.get(name) for render in renders]) for name in names))
 
     def training_cameras(self, count: int) -> Cameras | None:
         """``count`` cameras on :attr:`device`, spread over the range of the training cameras; None if unknown."""

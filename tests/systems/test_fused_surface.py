@@ -7,11 +7,10 @@ import torch
 from shared.volume_scenes import build
 
 from scoredist3d.cameras import Cameras
-from scoredist3d.meshes.exportable import ObjectViews
 from scoredist3d.meshes.isosurface_extraction import find_surface
 from scoredist3d.meshes.mesh import topology
 from scoredist3d.meshes.quality import dihedrals
-from scoredist3d.systems.fused_surface import fused_surface
+from scoredist3d.systems.fused_surface import DepthViews, fused_surface
 
 RADIUS, BALL = 1.5, 0.8
 
@@ -21,8 +20,8 @@ class NoisyBall:
 
     radius, device, iso_level = RADIUS, torch.device("cpu"), None
 
-    def __init__(self, opacity: float = 1.0) -> None:
-        self.opacity = opacity
+    def __init__(self, opacity: float = 1.0, softness: float = 0.0) -> None:
+        self.opacity, self.softness = opacity, softness
 
     def surface(self):
         return None
@@ -31,20 +30,22 @@ class NoisyBall:
         noise = torch.sin(37.0 * points).prod(-1).abs()
         return torch.where(points.norm(dim=-1) < BALL, 1.0 + 60.0 * noise, 0.0)
 
-    def views(self, cameras: Cameras) -> ObjectViews:
+    def views(self, cameras: Cameras) -> DepthViews:
         rays = cameras.rays()
         along = -(rays.origins * rays.directions).sum(-1)
         discriminant = along**2 - (rays.origins**2).sum(-1) + BALL**2
         hit = (discriminant > 0)[..., None].float()
-        depth = (along - discriminant.clamp_min(0).sqrt())[..., None]
-        return ObjectViews(hit.expand(*hit.shape[:-1], 3), hit, self.opacity * hit, depth * hit)
+        depth = (along - discriminant.clamp_min(0).sqrt())[..., None] + self.softness
+        return DepthViews(depth * hit, torch.full_like(hit, self.softness**2), self.opacity * hit)
 
     def fused_surface(self, resolution):
         return fused_surface(self.views, self.radius, self.device, resolution)
 
 
-def test_the_surface_is_that_of_the_renders():
-    found = find_surface(NoisyBall(), 48)
+# Mean and standard deviation of the depth behind the surface of a homogeneous medium are both ``softness``.
+@pytest.mark.parametrize("softness", [0.0, 0.1])
+def test_the_surface_is_that_of_the_renders(softness: float):
+    found = find_surface(NoisyBall(softness=softness), 48)
     radii = torch.from_numpy(found.mesh.vertices).norm(dim=-1)
     spacing = 2 * RADIUS / 47
     assert (radii.mean() - BALL).abs() < 0.3 * spacing and radii.std() < 0.2 * spacing
