@@ -16,7 +16,7 @@ _CAP = 0.25  # difference of depths that counts as a miss, scene units; about th
 _MARGIN = 8  # pixels around the silhouettes in which rays are compared
 _SPREAD = (0.25, 0.02)  # standard deviation of the changes in the first and in the last round, of the range
 _P_CHANGED, _P_OTHER_KIND = 0.5, 0.05  # probability that a child differs in a proportion, and in its mode or size
-_CHUNK = {"cpu": 1 << 14, "cuda": 1 << 21}  # rays; on a CPU, temporaries stay in its cache; a GPU is bound by launches
+_CPU_CHUNK, _GPU_CHUNK = 1 << 14, 1 << 21  # rays; temporaries stay in the cache of a CPU; launches limit a GPU
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ class _DepthRays:
     def differences(self, objects: Objects) -> Tensor:
         """Mean difference of each of N objects along the rays that hit it or the surface, (N,)."""
         geometry = objects.trimmed().geometry
-        step = max(1, _CHUNK[self.depth.device.type] // len(self.depth))
+        step = max(1, (_CPU_CHUNK if self.depth.device.type == "cpu" else _GPU_CHUNK) // len(self.depth))
         found = []
         for part in geometry.split(step):
             shape = (len(part), -1, -1)

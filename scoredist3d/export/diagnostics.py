@@ -29,10 +29,8 @@ def field_problems(found: FoundSurface, radius: float) -> list[str]:
         return []
     notes = []
     low, high = found.density_range
-    place = (
-        "the surface is fused from renders" if found.threshold is None else f"the surface is at {found.threshold:.4g}"
-    )
-    seen = f"densities lie in [{low:.4g}, {high:.4g}] and {place}"
+    place = "fused from renders" if found.threshold is None else f"at {found.threshold:.4g}"
+    seen = f"densities lie in [{low:.4g}, {high:.4g}] and the surface is {place}"
     if found.opacity < _FOG:
         notes.append(
             f"the object is fog: no ray through it is more than {100 * found.opacity:.0f} % opaque ({seen}); "
@@ -95,6 +93,15 @@ def _fused(mesh: MeshReport) -> bool:
     return mesh.threshold is None and mesh.density_range is not None
 
 
+def _depth_advice(mesh: MeshReport, *, behind: bool) -> str:
+    """The setting that moves a surface; ``behind`` says whether it lies behind the object or in front of it."""
+    if mesh.density_range is None:
+        return "increase exporter.max_faces"
+    if mesh.threshold is None:
+        return f"set {THRESHOLD_SETTING} to a density"
+    return f"{'lower' if behind else 'increase'} {THRESHOLD_SETTING}"
+
+
 def check_problems(check: CheckReport, mesh: MeshReport) -> list[str]:
     """Warnings about a mesh that differs from its object in coverage, depth or color, and about clipped colors."""
     notes = []
@@ -108,12 +115,10 @@ def check_problems(check: CheckReport, mesh: MeshReport) -> list[str]:
         )
     if check.off_depth is not None and check.behind is not None and check.off_depth > _OFF_DEPTH:
         behind = check.behind > 0.5 * check.off_depth
-        change = f"{'lower' if behind else 'increase'} {THRESHOLD_SETTING}"
-        change = f"set {THRESHOLD_SETTING} to a density" if _fused(mesh) else change
         notes.append(
             f"the mesh lies off the object's depth in {100 * check.off_depth:.1f} % of the pixels, mostly "
             f"{'behind' if behind else 'in front of'} it; "
-            f"{change if mesh.density_range is not None else 'increase exporter.max_faces'}"
+            f"{_depth_advice(mesh, behind=behind)}"
         )
     if check.psnr is not None and check.psnr < _PSNR:
         outline = "" if mesh.threshold is None else f"{THRESHOLD_SETTING} changes its outline, and "

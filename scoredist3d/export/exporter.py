@@ -71,7 +71,10 @@ class TexturedMeshExporter(Exporter):
             128, "Density samples along each side of the cube around the object's ball.", ge=8, le=1024
         )
         threshold: Literal["auto"] | float = option(
-            "auto", "Density of the surface; auto fuses the surface from renders of the depth.", gt=0
+            "auto",
+            "Density of the surface. auto: the surface of a radiance field is fused from renders of its depth; that of "
+            "signed distances and Gaussians is known.",
+            gt=0,
         )
         max_faces: int | None = option(
             None,

@@ -149,7 +149,10 @@ class GridSurface(Surface):
     def signed_distances(self) -> Tensor:
         """(V,) signed distances at the grid's vertices, negative inside, scene units; differentiable."""
         if self.config.sdf_source == "vertices":
-            return torch.maximum(smooth_gradient(self.sdf, self._lattice_points(), self._smoothing), self.border)
+            sdf: Tensor = self.sdf
+            if self._smoothing > 0:  # without a filter, there is no need for the lattice
+                sdf = smooth_gradient(sdf, self._lattice_points(), self._smoothing)
+            return torch.maximum(sdf, self.border)
         offset = self.sdf_network(self.vertices)[:, 0]
         return torch.maximum(self.initial_sdf + self.radius * offset, self.border)
 

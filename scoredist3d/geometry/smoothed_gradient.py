@@ -19,7 +19,7 @@ class VertexLattice:
 
     Attributes:
         codes: (V,) int64, flat index (x * side + y) * side + z of each point.
-        side: VertexLattice points along each axis.
+        side: Lattice points along each axis.
     """
 
     codes: Tensor

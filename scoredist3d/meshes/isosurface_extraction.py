@@ -225,14 +225,18 @@ def find_surface(
         return FoundSurface(own)
     grid = sample_grid(shape, resolution, chunk=chunk, progress=progress)
     level = threshold if threshold is not None else shape.iso_level
+    options: dict[str, Any] = {
+        "fill_cavities": fill_cavities,
+        "refine_steps": refine_steps,
+        "chunk": chunk,
+        "setting": setting,
+    }
     fused = shape.fused_surface(resolution) if level is None and isinstance(shape, HasFusedSurface) else None
-    options: dict[str, Any] = {"fill_cavities": fill_cavities, "refine_steps": refine_steps, "chunk": chunk}
-    if fused is not None and fused.iso_level is not None:
-        distances = sample_grid(fused, resolution, chunk=chunk)
-        mesh = extract_surface(fused, distances, fused.iso_level, setting=setting, **options)
+    if fused is not None:
+        mesh = find_surface(fused, resolution, **options).mesh
     else:
         level = automatic_threshold(grid, setting=setting) if level is None else level
-        mesh = extract_surface(shape, grid, level, setting=setting, **options)
+        mesh = extract_surface(shape, grid, level, **options)
     return FoundSurface(mesh, level, (grid.low, grid.high), grid.opacity, grid.spacing)
 
 

@@ -15,8 +15,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from scoredist3d.cameras import Cameras
+from scoredist3d.cameras import Cameras, sphere_cameras
 
+_DISTANCE, _FOVY_DEG = 3.2, 40.0  # of the cameras, in radii: the ball fills the image
+_SPREAD = 0.1  # standard deviation of the depths along a ray that halves its weight, in radii
+# In radii and grid steps. Depths of objects that are optimized by distillation vary by about 0.09 radii along a ray;
+# larger truncations make their mean over the cameras smoother, but close gaps between thin parts. For the radiance
+# field of "a red mug" with fast.yaml, the mean dihedral angle is 7.8 degrees; with 0.06 and 1, it is 1.3 more.
+_TRUNCATION, _BLUR = 0.1, 1.25
 _CHUNK = 1 << 18  # points per pass
 _REACH = 3.0  # standard deviations at which the kernel of the blur is cut off
 
@@ -34,6 +40,28 @@ class DepthMaps:
     cameras: Cameras
     depth: Tensor
     weight: Tensor | None = None
+
+
+def surrounding_cameras(views: int, radius: float, size: int) -> Cameras:
+    """Cameras on a sphere around a ball of ``radius``, which fills their images of ``size`` x ``size`` pixels."""
+    return sphere_cameras(views, distance=_DISTANCE * radius, fovy_deg=_FOVY_DEG, size=size)
+
+
+def surface_distances(
+    cameras: Cameras, depth: Tensor, variance: Tensor, empty: Tensor, *, radius: float, resolution: int
+) -> Tensor:
+    """(N, N, N) fused distances from uncertain depths; rays whose samples differ much in depth have a low weight.
+
+    Args:
+        cameras: The B cameras.
+        depth: (B, H, W), distance of the surface along the viewing axis, scene units.
+        variance: (B, H, W), variance of the samples along the ray, scene units^2.
+        empty: (B, H, W) bool, whether the ray meets no surface.
+        radius, resolution: See :func:`fuse_depths`.
+    """
+    weight = 1.0 / (1.0 + variance / (_SPREAD * radius) ** 2)
+    maps = DepthMaps(cameras, depth.masked_fill(empty, torch.inf), weight)
+    return fuse_depths(maps, radius, resolution, truncation=_TRUNCATION * radius, blur=_BLUR)
 
 
 @torch.no_grad()

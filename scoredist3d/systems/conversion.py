@@ -25,12 +25,10 @@ class ConversionConfig:
     """Options for extracting the earlier scene's surface; used only if the representation changes."""
 
     resolution: int = option(128, "Density samples along each side of the cube around the ball.", ge=8, le=1024)
-    threshold: Literal["auto"] | float = option(
-        "auto", "Density threshold of the surface; auto fuses the surface from renders of the depth.", gt=0
-    )
+    threshold: Literal["auto"] | float = option("auto", "Density of the surface; auto as for exporter.threshold.", gt=0)
     min_component_volume: float = option(
         0.02,
-        "Remove compact components whose volume is below this fraction of the largest one's; 1 keeps only the largest.",
+        "Remove compact components with a volume below this fraction of the largest one; 1 keeps only the largest.",
         ge=0,
         le=1,
     )

@@ -8,18 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scoredist3d.cameras import Cameras, sphere_cameras
+from scoredist3d.cameras import Cameras
 from scoredist3d.geometry.base import distance_density
 from scoredist3d.geometry.trilinear import trilinear
-from scoredist3d.meshes.tsdf_fusion import DepthMaps, fuse_depths
+from scoredist3d.meshes.tsdf_fusion import surface_distances, surrounding_cameras
 
-_VIEWS, _DISTANCE, _FOVY_DEG = 48, 3.2, 40.0  # number of cameras, and their distance in radii: the ball fills the image
+_VIEWS = 48
 _LEAST_SIZE = 64  # pixels
 _OPAQUE = 0.5  # opacity from which a ray meets a surface
-_SPREAD = 0.1  # standard deviation of the depths along a ray that halves its weight, in radii
-# In radii and grid steps. For "a red mug" with fast.yaml, the mean dihedral angle is 7.8 degrees; it is 1.3 more with
-# a truncation of 0.06 and a blur of 1, and 34.7 for an iso-surface of the density.
-_TRUNCATION, _BLUR = 0.1, 1.25
 
 
 @dataclass(frozen=True)
@@ -73,7 +69,7 @@ def fused_surface(
     The volume rendering of an optimized field looks smooth although its iso-surfaces are crumpled, because a ray
     averages over the density along its way, and the fusion averages over the rays. The surface is one standard
     deviation in front of the mean depth: behind the surface of a homogeneous medium, the depth has an exponential
-    distribution, whose mean equals its standard deviation. Rays whose samples differ much in depth have a low weight.
+    distribution, whose mean equals its standard deviation.
 
     Args:
         views: Renders the object from cameras on ``device``.
@@ -82,8 +78,7 @@ def fused_surface(
         resolution: Points along each axis of the grid of distances, and height and width of the views if these are
             not smaller than 64 pixels.
     """
-    size = max(resolution, _LEAST_SIZE)
-    cameras = sphere_cameras(_VIEWS, distance=_DISTANCE * radius, fovy_deg=_FOVY_DEG, size=size).to(device)
+    cameras = surrounding_cameras(_VIEWS, radius, max(resolution, _LEAST_SIZE)).to(device)
     seen = views(cameras)
     empty = seen.opacity[..., 0] < _OPAQUE
     if bool(empty.all()):
@@ -91,7 +86,6 @@ def fused_surface(
     # From distances along the rays to distances along the viewing axis, which is -z of the camera.
     cosine = -(cameras.rays().directions * cameras.c2w[:, None, None, :3, 2]).sum(-1)
     depth = (seen.depth - seen.variance.sqrt())[..., 0] * cosine
-    weight = 1.0 / (1.0 + seen.variance[..., 0] / (_SPREAD * radius) ** 2)
-    maps = DepthMaps(cameras, depth.masked_fill(empty, torch.inf), weight)
-    distances = fuse_depths(maps, radius, resolution, truncation=_TRUNCATION * radius, blur=_BLUR)
+    variance = seen.variance[..., 0]
+    distances = surface_distances(cameras, depth, variance, empty, radius=radius, resolution=resolution)
     return FusedSurface(distances, radius) if bool((distances < 0).any()) else None

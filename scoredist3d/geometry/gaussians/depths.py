@@ -1,4 +1,4 @@
-"""Depths of 3D Gaussians in views from all around, for the extraction of their surface."""
+"""Surface of 3D Gaussians: their depths in views from all around, fused to signed distances."""
 
 from __future__ import annotations
 
@@ -6,48 +6,43 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from scoredist3d.cameras import Cameras, sphere_cameras
+from scoredist3d.cameras import Cameras
 from scoredist3d.geometry.base import GaussianSet
-from scoredist3d.meshes.tsdf_fusion import DepthMaps
+from scoredist3d.meshes.tsdf_fusion import surface_distances, surrounding_cameras
 from scoredist3d.ops.rotations import rotation_matrices
 from scoredist3d.ops.splatting.splat import project, splat
 
-_DISTANCE, _FOVY_DEG = 3.2, 40.0  # of the cameras, in radii: the ball fills the image
+_VIEWS = 64
 _LEAST_OPACITY = 0.05  # of the most opaque ray through an object
-_SPREAD = 0.1  # standard deviation of the depths along a ray that halves its weight, in radii
 
 
 @torch.no_grad()
-def surface_depths(gaussians: GaussianSet, radius: float, *, views: int, size: int) -> DepthMaps:
-    """Depths of the surface of Gaussians from cameras on a sphere around the ball.
+def gaussian_distances(gaussians: GaussianSet, radius: float, resolution: int) -> Tensor:
+    """(N, N, N) distances to the surface of Gaussians, fused from their depths in 64 views.
 
     The depth of a ray is the mean over the Gaussians of the depth of their near side, weighted as their colors. The
     near side is one standard deviation in front of the mean: the silhouette of a Gaussian is about as far from the mean
     (1.2 standard deviations at half of an opacity of 1), so that depths and silhouettes describe one surface. Rays
-    whose Gaussians differ much in depth, at an outline or through a gap, have a low weight. Rays with less than half of
-    the largest opacity of all rays are empty.
+    with less than half of the largest opacity of all rays are empty.
 
     Args:
         gaussians: Treated as constants.
         radius: Radius of the ball, scene units.
-        views: Number of cameras.
-        size: Width and height of the images in pixels.
+        resolution: Number of grid points per axis. Pixels are half as large as grid steps.
 
     Raises:
         ValueError: No ray is more than 5 % opaque.
     """
-    cameras = sphere_cameras(views, distance=_DISTANCE * radius, fovy_deg=_FOVY_DEG, size=size).to(
-        gaussians.means.device
-    )
-    rendered = [_render(gaussians, cameras[index]) for index in range(views)]
+    cameras = surrounding_cameras(_VIEWS, radius, 2 * resolution).to(gaussians.means.device)
+    rendered = [_render(gaussians, cameras[index]) for index in range(_VIEWS)]
     depth, variance, opacity = (torch.cat(maps) for maps in zip(*rendered, strict=True))
     largest = float(opacity.max())
     if largest < _LEAST_OPACITY:
         raise ValueError(
             f"no surface: no ray through the Gaussians is more than {100 * largest:.2g} % opaque; train longer"
         )
-    weight = 1.0 / (1.0 + variance / (_SPREAD * radius) ** 2)
-    return DepthMaps(cameras, depth.masked_fill(opacity < 0.5 * largest, torch.inf), weight)
+    empty = opacity < 0.5 * largest
+    return surface_distances(cameras, depth, variance, empty, radius=radius, resolution=resolution)
 
 
 def _render(gaussians: GaussianSet, camera: Cameras) -> tuple[Tensor, Tensor, Tensor]:

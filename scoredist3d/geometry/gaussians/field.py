@@ -11,15 +11,10 @@ import torch
 from torch import Tensor
 
 from scoredist3d.geometry.base import GaussianSet
-from scoredist3d.geometry.gaussians.depths import surface_depths
+from scoredist3d.geometry.gaussians.depths import gaussian_distances
 from scoredist3d.geometry.trilinear import trilinear
-from scoredist3d.meshes.tsdf_fusion import fuse_depths
 from scoredist3d.ops.rotations import rotation_matrices
 
-_VIEWS = 64  # cameras around the object
-# In radii and grid steps. Depths of Gaussians optimized by distillation vary by about 0.09 radii along a ray; larger
-# truncations make their mean over the cameras smoother, but close gaps between thin parts.
-_TRUNCATION, _BLUR = 0.1, 1.25
 _REACH = 3.0  # standard deviations; the weight is cut off where it falls below exp(-9 / 2) = 0.011 of its peak
 _MAX_OPACITY = 0.999  # as in splatting; an opacity of 1 has no finite extinction
 _MAX_LEVEL = 7
@@ -83,9 +78,7 @@ class GaussianField:
         Raises:
             ValueError: The Gaussians are too transparent to have a surface.
         """
-        # Pixels are half as large as grid steps.
-        maps = surface_depths(self._gaussians, self.radius, views=_VIEWS, size=2 * self.resolution)
-        return fuse_depths(maps, self.radius, self.resolution, truncation=_TRUNCATION * self.radius, blur=_BLUR)
+        return gaussian_distances(self._gaussians, self.radius, self.resolution)
 
     def distance(self, points: Tensor) -> Tensor:
         """(M,) signed distances to the surface at (M, 3) points, at most 0.1 radii in absolute value."""
