@@ -24,6 +24,7 @@ from quickstart_quality import NUM_VIEWS, measure
 
 from scoredist3d.config.validation import load_experiment
 from scoredist3d.evaluation.fidelity import psnr
+from scoredist3d.evaluation.true_objects import Stated
 from scoredist3d.ops.backends import missing
 from scoredist3d.training.run import run_training
 
@@ -53,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
                 [ROOT / "configs" / "fast.yaml"], [f"prompt={arguments.prompt}", *chosen, *overrides]
             )
             result = run_training(config, devices=[arguments.gpu])
-            figures, views = measure(result.system, arguments.prompt, device)
+            figures, views = measure(result.system, Stated.of(arguments.prompt), device)
         reference = views if reference is None else reference
         agreement = psnr(views, reference)
         milliseconds = 1000.0 * result.seconds["training"] / result.step

@@ -9,7 +9,8 @@
 The asset of a pipeline is that of its last stage; its time is the sum over the stages.
 
 Each asset is seen from 8 held-out cameras (azimuths and elevations between those of the previews) over white; the
-probe reads category and color. Silhouettes from 12 cameras are compared with 256 random members of the category's
+probe reads category, color and, if the prompt names one, the pattern, in renders of the field and of the GLB ("a / b").
+Silhouettes from 12 cameras are compared with 256 random members of the category's
 family: the best mean IoU is reported, with ``--rivals`` beside that of the best other family (64 members each; minutes
 on a CPU). The exported mesh is checked for holes.
 
@@ -52,6 +53,7 @@ from scoredist3d.cameras import Cameras, orbit
 
 if TYPE_CHECKING:
     from scoredist3d.config.experiment import ExperimentConfig
+    from scoredist3d.evaluation.true_objects import Stated
 
 PROMPTS = (
     "a red mug",
@@ -70,6 +72,7 @@ PROMPTS = (
 SEEDS = (0, 1, 2)
 NUM_VIEWS = 8
 TRUTH_SIZE = 256  # pixels of the views of GLB and true object
+READ = ("category", "color", "pattern")
 ASSET_FILES = ("asset.json", "views.png")
 
 
@@ -112,16 +115,14 @@ class Measured(NamedTuple):
 
 
 @torch.no_grad()
-def measure(system: Any, prompt: str, device: torch.device, *, rivals: bool = False) -> Measured:
-    """Measure one finished asset; the prompt is one that :class:`scoredist3d.evaluation.true_objects.Stated` reads."""
+def measure(system: Any, stated: Stated, device: torch.device, *, rivals: bool = False) -> Measured:
+    """Measure one finished asset as its own renderer shows it, of a prompt that states ``stated``."""
     from quickstart_truth import shares
 
-    from scoredist3d.evaluation.true_objects import Stated
     from scoredist3d.procedural import AZIMUTH_SYMMETRY, CATEGORIES, COLORS
     from scoredist3d.procedural.probe import Probe
     from scoredist3d.procedural.shape_match import best_family_match
 
-    stated = Stated.of(prompt)
     category = stated.category
     held_back = held_out(prior_size(), device)
     scene = system.scenes[0]
@@ -159,19 +160,21 @@ def record(system: Any, config: ExperimentConfig, run: Path, out: Path, device: 
     Raises:
         ValueError: The prompt has another form than those of the benchmark, or no GLB was exported.
     """
-    from quickstart_truth import compare_with_truth, exported_glb
+    from quickstart_truth import compare_with_truth, exported_glb, shares
 
+    from scoredist3d.evaluation.true_objects import Stated
     from scoredist3d.export.images import save_png
     from scoredist3d.procedural.probe import Probe
 
-    figures, _ = measure(system, config.prompt, device, rivals=rivals)
+    stated = Stated.of(config.prompt)
+    figures, _ = measure(system, stated, device, rivals=rivals)
     glb = exported_glb(object_folder(run) / "export")
     probe = Probe.load(device=device)
     compared = compare_with_truth(glb.delivered, config, outlines(device), held_out(TRUTH_SIZE, device), probe)
     mesh = {key: glb.report[key] for key in ("faces", "watertight", "holes", "components")}
     mesh["bytes"] = glb.bytes
     seconds = sum(phase_seconds(read_summary(run)).values())
-    figures |= compared.figures
+    figures |= compared.figures | {"glb": shares(probe(compared.ours), stated)}
     figures |= {"prompt": config.prompt, "seed": config.seed, "seconds": seconds, "mesh": mesh}
     figures |= {"name": out.name, "run": str(run)}
     out.mkdir(parents=True, exist_ok=True)
@@ -269,12 +272,17 @@ def run_worker(job: Job, arguments: argparse.Namespace, overrides: list[str]) ->
     print(f"{job.name}: {'done' if process.returncode == 0 else 'FAILED, see ' + str(folder / 'log.txt')}", flush=True)
 
 
+def _read(row: dict[str, Any], key: str) -> str:
+    """Cell with the shares of the views of the field and of the GLB that the probe reads correctly."""
+    return "-" if row[key] is None else f"{row[key]:.2f} / {row['glb'][key]:.2f}"
+
+
 def table(rows: list[dict[str, Any]], *, rivals: bool) -> list[str]:
     """Lines of the Markdown table, one row per asset."""
     from quickstart_truth import COLUMNS, cells
 
     iou = "IoU (best other family)" if rivals else "IoU"
-    columns = ["prompt", "seed", "category", "color", iou, "faces", "watertight", "GLB MiB", *COLUMNS]
+    columns = ["prompt", "seed", "category", "color", "pattern", iou, "faces", "watertight", "GLB MiB", *COLUMNS]
     lines = [f"| {' | '.join(columns)} |", "| --- " * len(columns) + "|"]
     counts = Counter((row["prompt"], row["seed"]) for row in rows)
     for row in rows:
@@ -284,7 +292,7 @@ def table(rows: list[dict[str, Any]], *, rivals: bool) -> list[str]:
         # Runs that exist may have the same prompt and seed.
         name = f" ({row['name']})" if counts[row["prompt"], row["seed"]] > 1 else ""
         lines.append(
-            f"| {row['prompt']}{name} | {row['seed']} | {row['category']:.2f} | {row['color']:.2f} "
+            f"| {row['prompt']}{name} | {row['seed']} | {' | '.join(_read(row, key) for key in READ)} "
             f"| {row['iou']:.2f}{rival} | {mesh['faces']:,} | {whole} "
             f"| {mesh['bytes'] / 2**20:.1f} | {' | '.join(cells(row))} |"
         )
@@ -315,9 +323,12 @@ def summarise(out: Path, expected: int) -> int:
         print(f"no finished asset in {out}", file=sys.stderr)
         return 1
 
-    def mean(key: str) -> float:
-        return sum(row[key] for row in rows) / len(rows)
+    def mean(key: str, part: str | None = None) -> float:
+        values = [(row if part is None else row[part])[key] for row in rows if row[key] is not None]
+        return sum(values) / len(values)
 
+    patterned = [row for row in rows if row["pattern"] is not None]
+    patterns = f"pattern {mean('pattern'):.2f} (GLB {mean('pattern', 'glb'):.2f}), " if patterned else ""
     rivals = all("best_other" in row for row in rows)
     good = sum(row["category"] >= 0.9 and row["color"] >= 0.9 for row in rows)
     other = f" (best other family {mean('best_other_iou'):.2f})" if rivals else ""
@@ -325,7 +336,8 @@ def summarise(out: Path, expected: int) -> int:
     lines = [
         *table(rows, rivals=rivals),
         "",
-        f"{len(rows)} assets: category {mean('category'):.3f}, color {mean('color'):.3f} of all views, "
+        f"{len(rows)} assets: category {mean('category'):.3f} (GLB {mean('category', 'glb'):.3f}), color "
+        f"{mean('color'):.3f} (GLB {mean('color', 'glb'):.3f}), {patterns}of all views; "
         f"IoU {mean('iou'):.2f}{other}; "
         f"{good} of {len(rows)} assets reach 0.9 in both; {closed} meshes are watertight; "
         f"{mean('seconds'):.0f} s per asset.",

@@ -27,7 +27,7 @@ from scoredist3d.export.images import image_grid, row_grid
 from scoredist3d.meshes.mesh import Mesh
 from scoredist3d.meshes.quality import dihedrals, genus
 from scoredist3d.ops.shading.directional import DEFAULT_LIGHT, directional_lighting
-from scoredist3d.procedural import CATEGORIES, Objects
+from scoredist3d.procedural import CATEGORIES, PATTERNS, Objects
 from scoredist3d.procedural.probe import Probe, ProbeReading
 
 if TYPE_CHECKING:
@@ -194,10 +194,16 @@ def _surface(mesh: Mesh) -> dict[str, Any]:
     }
 
 
-def shares(reading: ProbeReading, stated: Stated) -> dict[str, float]:
-    """Shares of the images whose category and color, as the probe reads them, are those of the prompt."""
+def shares(reading: ProbeReading, stated: Stated) -> dict[str, float | None]:
+    """Shares of the images whose category, color and pattern, as the probe reads them, are those of the prompt.
+
+    The share of the pattern is None if the prompt names no pattern.
+    """
     right = {"category": CATEGORIES.index(stated.category), "color": stated.look["color"]}
-    return {name: (getattr(reading, name).argmax(-1) == value).float().mean().item() for name, value in right.items()}
+    if stated.pattern != PATTERNS[0]:
+        right["pattern"] = stated.look["pattern"]
+    found = {name: (getattr(reading, name).argmax(-1) == value).float().mean().item() for name, value in right.items()}
+    return {"pattern": None, **found}
 
 
 def beside(rows: Sequence[dict[str, Any]]) -> str:

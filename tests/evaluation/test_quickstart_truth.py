@@ -216,6 +216,7 @@ def test_a_run_becomes_a_row_of_the_table_and_two_rows_of_the_sheet(
     quickstart_quality.record(system, config(), run, out / "asset", torch.device("cpu"), rivals=False)
     row = json.loads((out / "asset" / "asset.json").read_text())
     assert (row["prompt"], row["seed"], row["seconds"], row["category"]) == (PROMPT, 5, 3.0, 1.0)
+    assert row["pattern"] is None and row["glb"]["pattern"] is None and row["glb"]["category"] == 1.0
     assert row["off_depth"] < 0.1 and row["see_through"] < 0.1
     assert row["iou"] > 0.95  # the scene is smoothed with 4 rays per pixel, the family has one
     assert row["ours"]["genus"] == row["true"]["genus"] == 1
@@ -225,6 +226,17 @@ def test_a_run_becomes_a_row_of_the_table_and_two_rows_of_the_sheet(
     assert line in capsys.readouterr().out
     assert quickstart_quality.sheet([out / "asset" / "asset.json"]).shape[1] == 8 * 64 + 7 * 2
     assert quickstart_quality.summarise(out, 2) == 1
+
+
+def test_the_pattern_is_read_if_the_prompt_names_one() -> None:
+    views = quickstart_quality.held_out(128, torch.device("cpu"))[torch.arange(4)]
+    for prompt, pattern in (("a red striped barrel", 1.0), ("a red dotted barrel", 0.0), ("a red barrel", None)):
+        stated = Stated.of(prompt)
+        look = Stated.of("a red striped barrel").look
+        barrel = sample_objects(1, torch.Generator().manual_seed(2), category=CATEGORIES.index(stated.category), **look)
+        images = object_views(barrel, views).over(torch.ones(3)).clamp(0, 1)
+        found = quickstart_truth.shares(Probe.load()(images), stated)
+        assert found == {"category": 1.0, "color": 1.0, "pattern": pattern}
 
 
 def test_a_file_alone_is_measured_by_its_name(
