@@ -16,6 +16,7 @@ from scoredist3d.priors.adapters import AdapterPoints
 from scoredist3d.priors.conditioning import Conditioning
 from scoredist3d.priors.denoiser import DenoiserNetwork
 from scoredist3d.priors.vocabulary import Nouns, Vocabulary, words_of
+from scoredist3d.priors.word_order import in_caption_order
 from scoredist3d.procedural.words import spell_quoted
 
 
@@ -34,6 +35,7 @@ class Prior(nn.Module, ABC):
         vocabulary: The words that the prior was trained on, if they are a known, limited set; otherwise None.
         nouns: The kinds of objects that the prior was trained on, if they are a known, limited set; otherwise None.
         spells_quotes: Whether quoted words of a prompt are spelled, because the prior draws them as text.
+        adjectives: Groups of adjectives in the order in which the prior knows them; empty if any order will do.
         allow_unknown_nouns: Whether a prompt that names none of these kinds is accepted, with a warning.
         given_warnings: Warnings about prompts that have been given, which are not repeated.
     """
@@ -45,6 +47,7 @@ class Prior(nn.Module, ABC):
     vocabulary: frozenset[str] | None = None
     nouns: Nouns | None = None
     spells_quotes: bool = False
+    adjectives: tuple[tuple[str, ...], ...] = ()
     allow_unknown_nouns: bool = False
 
     def __init__(self) -> None:
@@ -109,9 +112,13 @@ class Prior(nn.Module, ABC):
         """The predicted clean image (B, C, h, w), thresholded as in the model's own sampler."""
         return x0
 
+    def worded(self, prompt: str) -> str:
+        """The prompt as the prior was trained to read it: quoted words spelled, adjectives in its order."""
+        text = in_caption_order(prompt, self.adjectives)
+        return spell_quoted(text) if self.spells_quotes else text
+
     def unknown_words(self, prompt: str) -> list[str]:
         """Words of the prompt, in order, that are not in :attr:`vocabulary`; empty if there is no vocabulary."""
         if self.vocabulary is None:
             return []
-        text = spell_quoted(prompt) if self.spells_quotes else prompt
-        return [word for word in dict.fromkeys(words_of(text)) if word not in self.vocabulary]
+        return [word for word in dict.fromkeys(words_of(self.worded(prompt))) if word not in self.vocabulary]

@@ -16,7 +16,6 @@ from scoredist3d.priors.pipeline_family import Family
 from scoredist3d.priors.pipeline_prior import PipelinePrior
 from scoredist3d.priors.stable_diffusion import STABLE_DIFFUSION
 from scoredist3d.priors.stable_diffusion_3 import STABLE_DIFFUSION_3
-from scoredist3d.procedural.words import spell_quoted
 from scoredist3d.registry import register
 
 FAMILIES: tuple[Family, ...] = (STABLE_DIFFUSION, STABLE_DIFFUSION_3)
@@ -63,15 +62,14 @@ class DiffusersPrior(PipelinePrior):
     def embed(self, prompts: Sequence[str], cameras: Cameras | None = None) -> Conditioning:
         """The text embedding, and the camera embedding for a model with camera conditioning.
 
-        Quoted words are spelled for a model that writes them ("a sign that says 'AB'").
+        The prompts are worded as the model was trained; see :meth:`worded`.
 
         Raises:
             ValueError: The numbers of prompts and cameras differ.
         """
         if cameras is not None and len(cameras) != len(prompts):
             raise ValueError(f"{len(prompts)} prompts require the same number of cameras, got {len(cameras)}")
-        texts = [spell_quoted(prompt) for prompt in prompts] if self.spells_quotes else prompts
-        return replace(self.text.conditioning(texts), camera=self.camera_condition(cameras, len(prompts)))
+        return replace(self.text.conditioning([self.worded(prompt) for prompt in prompts]), camera=self.camera_condition(cameras, len(prompts)))
 
     def camera_condition(self, cameras: Cameras | None, batch: int) -> Tensor | None:
         """(batch, 16) flattened camera matrices, zeros without cameras; None without camera conditioning."""

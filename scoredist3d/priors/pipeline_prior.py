@@ -96,7 +96,7 @@ class PipelinePrior(Prior):
         vocabulary = source.vocabulary()
         if vocabulary is not None:
             self.vocabulary, self.nouns = vocabulary.words, vocabulary.nouns
-            self.spells_quotes = vocabulary.spells_quotes
+            self.spells_quotes, self.adjectives = vocabulary.spells_quotes, vocabulary.adjectives
         self.allow_unknown_nouns = config.allow_unknown_nouns
         self.image_size = config.image_size or self.denoiser.sample_size * self.codec.factor
         # The limits are those of pixel values and do not apply to latents.

@@ -97,11 +97,14 @@ class Vocabulary:
         words: All single words.
         nouns: The nouns; None if the file does not state them.
         spells_quotes: Whether the prior writes quoted words, which its prompts spell ("a sign that says a b").
+        adjectives: Groups of adjectives in the order of the captions; see
+            :func:`~scoredist3d.priors.word_order.in_caption_order`.
     """
 
     words: frozenset[str]
     nouns: Nouns | None = None
     spells_quotes: bool = False
+    adjectives: tuple[tuple[str, ...], ...] = ()
 
     @classmethod
     def parse(cls, content: Any) -> Self:
@@ -110,7 +113,8 @@ class Vocabulary:
         Args:
             content: A list of words and phrases, or an object with this list as ``words`` and, optionally, ``nouns``
                 (a mapping from kinds of objects to lists of synonyms), ``generic_nouns`` (a list), ``related`` (a
-                mapping from kinds to lists of similar things) and ``spells_quotes`` (a Boolean).
+                mapping from kinds to lists of similar things), ``spells_quotes`` (a Boolean) and ``adjectives`` (a list
+                of lists).
 
         Raises:
             ValueError: The content has another form; the message describes the form.
@@ -118,21 +122,22 @@ class Vocabulary:
         block: dict[str, Any] = content if isinstance(content, dict) else {"words": content}
         words, kinds, generic = block.get("words"), block.get("nouns", {}), block.get("generic_nouns", [])
         spells = block.get("spells_quotes", False)
-        related = block.get("related", {})
+        related, adjectives = block.get("related", {}), block.get("adjectives", [])
         lists_are_right = (
             isinstance(kinds, dict)
             and isinstance(related, dict)
-            and all(map(_is_list_of_text, (words, generic, *kinds.values(), *related.values())))
+            and isinstance(adjectives, list)
+            and all(map(_is_list_of_text, (words, generic, *kinds.values(), *related.values(), *adjectives)))
         )
         if not lists_are_right or not isinstance(spells, bool):
             raise ValueError(
                 'must be a list of words or {"words": [...], "nouns": {kind: [synonyms]}, "generic_nouns": [...], '
-                '"related": {kind: [nouns]}, "spells_quotes": true or false}'
+                '"related": {kind: [nouns]}, "spells_quotes": true or false, "adjectives": [[...]]}'
             )
         entries: list[str] = [*(words or []), *generic, *kinds, *itertools.chain(*kinds.values())]
         known, similar = ({kind: tuple(others) for kind, others in table.items()} for table in (kinds, related))
         nouns = Nouns(known, tuple(generic), similar)
-        return cls(vocabulary_of(entries), nouns if kinds else None, spells)
+        return cls(vocabulary_of(entries), nouns if kinds else None, spells, tuple(map(tuple, adjectives)))
 
 
 def plurals(noun: str) -> tuple[str, ...]:

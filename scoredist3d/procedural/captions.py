@@ -115,6 +115,16 @@ class Attributes(NamedTuple):
     finish: int = 0
 
 
+def adjectives() -> list[list[str]]:
+    """Adjectives in the order of the grammar: sizes, structures, finishes, patterns and colors."""
+    modes = [mode for family in FAMILIES for mode in family.modes]
+    parts = [mode.feature.split() for mode in modes if mode.feature is not None]
+    structures = [mode.adjective for mode in modes if mode.adjective is not None]
+    structures += [words[0] for words in parts if len(words) == 2 and words[0] not in COUNTS]  # "round handle"
+    finishes = [*filter(None, FINISHES), *FINISH_SYNONYMS.values()]
+    return [[*filter(None, SIZES)], list(dict.fromkeys(structures)), finishes, list(PATTERNS), list(COLORS)]
+
+
 def with_article(phrase: str) -> str:
     """The phrase with the article "a" or "an"."""
     return ("an " if phrase[0] in _VOWELS else "a ") + phrase

@@ -21,7 +21,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from scoredist3d.procedural import lexicon
 from scoredist3d.procedural.attributes import FAMILIES
-from scoredist3d.procedural.captions import GENERIC_NOUNS
+from scoredist3d.procedural.captions import GENERIC_NOUNS, adjectives
 from scoredist3d.procedural.related import related_words
 
 from .cameras import REFERENCE_EXTENT
@@ -161,7 +161,7 @@ def build_scheduler() -> DDIMScheduler:
 
 
 def vocabulary(*, lettered: bool = False) -> dict[str, Any]:
-    """The content of ``vocabulary.json``: the words of the captions, the nouns of each family, and generic nouns.
+    """The content of ``vocabulary.json``: the words of the captions, their nouns, and the order of their adjectives.
 
     Args:
         lettered: Whether the prior was also trained on signs and mugs with words.
@@ -169,6 +169,7 @@ def vocabulary(*, lettered: bool = False) -> dict[str, Any]:
     nouns = {family.name: list(family.synonyms) for family in FAMILIES}
     content: dict[str, Any] = {"words": list(lexicon()), "nouns": nouns, "generic_nouns": list(GENERIC_NOUNS)}
     content["related"] = related_words(nouns)
+    content["adjectives"] = adjectives()
     if lettered:
         content["words"] += [letter for letter in ascii_lowercase if letter not in content["words"]]
         content |= {"nouns": nouns | {"sign": []}, "spells_quotes": True}
