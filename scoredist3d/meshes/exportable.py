@@ -73,8 +73,9 @@ class Exportable(Extractable, Protocol):
     def channels(self, points: Tensor, normals: Tensor | None = None) -> SurfaceChannels:
         """Appearance at points (N, 3) on or near the surface.
 
-        ``normals`` (N, 3) are the outward unit normals of the surface at the points. An object whose shading normals
-        differ from the surface normals returns shading normals only if ``normals`` are given.
+        ``normals`` (N, 3) are the outward unit normals of the surface at the points. Only with them, an object whose
+        shading normals differ from the surface normals returns shading normals, and a radiance field returns averages
+        along rays instead of the values at the points.
         """
 
     def splats(self) -> Splats | None:
@@ -143,13 +144,13 @@ def query_density(
     return result
 
 
-def query_color(shape: Exportable, points: np.ndarray, *, chunk: int, progress: Progress | None = None) -> np.ndarray:
-    """Colors (N, 3) float32 in [0, 1] at points (N, 3), evaluated in chunks of ``chunk`` points and without gradients.
+def query_color(shape: Exportable, points: np.ndarray, normals: np.ndarray | None = None, *, chunk: int) -> np.ndarray:
+    """The base color (N, 3) of :func:`query_channels`.
 
     Raises:
         ValueError: The output has the wrong shape, is not finite, or is more than 1e-3 outside [0, 1].
     """
-    return query_channels(shape, points, chunk=chunk, progress=progress)["base_color"]
+    return query_channels(shape, points, normals, chunk=chunk)["base_color"]
 
 
 @torch.no_grad()

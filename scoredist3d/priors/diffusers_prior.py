@@ -69,7 +69,10 @@ class DiffusersPrior(PipelinePrior):
         """
         if cameras is not None and len(cameras) != len(prompts):
             raise ValueError(f"{len(prompts)} prompts require the same number of cameras, got {len(cameras)}")
-        return replace(self.text.conditioning([self.worded(prompt) for prompt in prompts]), camera=self.camera_condition(cameras, len(prompts)))
+        return replace(
+            self.text.conditioning([self.worded(prompt) for prompt in prompts]),
+            camera=self.camera_condition(cameras, len(prompts)),
+        )
 
     def camera_condition(self, cameras: Cameras | None, batch: int) -> Tensor | None:
         """(batch, 16) flattened camera matrices, zeros without cameras; None without camera conditioning."""

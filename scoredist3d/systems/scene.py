@@ -13,7 +13,7 @@ from scoredist3d.backgrounds.base import Background
 from scoredist3d.cameras import Cameras
 from scoredist3d.config import ComponentConfig, under
 from scoredist3d.data.base import CameraSampler
-from scoredist3d.geometry.base import Geometry, fits
+from scoredist3d.geometry.base import Field, Geometry, fits
 from scoredist3d.geometry.protocols import HasGaussians, HasSurface
 from scoredist3d.materials.base import Material, ShadingInputs
 from scoredist3d.meshes.exportable import ObjectViews, SurfaceChannels
@@ -26,6 +26,7 @@ from scoredist3d.systems.base import named_groups
 from scoredist3d.systems.clock import Clock
 from scoredist3d.systems.fused_surface import DepthViews, FusedSurface, fused_surface
 from scoredist3d.systems.object_views import object_views
+from scoredist3d.systems.volume_channels import volume_channels
 
 PARTS = ("geometry", "material", "background", "renderer")
 
@@ -184,7 +185,13 @@ class SceneShape:
 
     @torch.no_grad()
     def channels(self, points: Tensor, normals: Tensor | None = None) -> SurfaceChannels:
-        """Material channels at (N, 3) surface points; ``normals`` (N, 3) are the unit surface normals there."""
+        """Material channels at (N, 3) surface points; ``normals`` (N, 3) are the unit surface normals there.
+
+        With normals, those of a radiance field are averages along rays; see
+        :func:`~scoredist3d.systems.volume_channels.volume_channels`.
+        """
+        if normals is not None and isinstance(self._geometry, Field) and self._geometry.iso_level is None:
+            return volume_channels(self._geometry, self._material, points, normals)
         return self._material.channels(ShadingInputs(self._geometry.features_at(points), points, normals))
 
     @torch.no_grad()

@@ -18,11 +18,13 @@ from scoredist3d.export.frame import Y_UP
 from scoredist3d.export.products import ColoredSurfaceProduct
 from scoredist3d.geometry.base import GeometryInit
 from scoredist3d.geometry.textured_mesh import TexturedMesh
+from scoredist3d.materials.base import ShadingInputs
 from scoredist3d.meshes.exportable import query_color
 from scoredist3d.meshes.isosurface_extraction import find_surface
 from scoredist3d.renderers.mesh_rasterizer import MeshRasterizer
 from scoredist3d.seeding import Rng
 from scoredist3d.systems.scene import Scene, SceneShape
+from scoredist3d.systems.volume_channels import volume_channels
 
 ROOT = Path(__file__).resolve().parents[2]
 # Whether viewers must light the exported colors.
@@ -120,6 +122,21 @@ def test_every_scene_is_compared_with_its_mesh(geometry, material):
     if isinstance(made.renderer, MeshRasterizer):
         # The depth of a pixel on the silhouette depends on how it is antialiased.
         assert found.see_through < 0.03 and found.off_depth < 0.05 and found.psnr > 30.0
+
+
+@pytest.mark.parametrize(("geometry", "averaged"), [("implicit-volume", True), ("implicit-sdf", False)])
+def test_the_colors_of_radiance_fields_are_averages_along_rays(geometry, averaged):
+    made, rng = scene(geometry, "unlit"), torch.Generator().manual_seed(0)
+    for parameter in made.geometry.parameters():
+        parameter.data += 0.5 * torch.randn(parameter.shape, generator=rng)
+    normals = functional.normalize(torch.randn(64, 3, generator=rng), dim=1)
+    points = 0.3 * normals
+    own = made.material.channels(ShadingInputs(made.geometry.features_at(points), points, normals)).base_color
+    expected = volume_channels(made.geometry, made.material, points, normals).base_color if averaged else own
+    shape = SceneShape(made)
+    torch.testing.assert_close(shape.channels(points, normals).base_color, expected)
+    torch.testing.assert_close(shape.channels(points).base_color, own)
+    assert ((expected - own).abs().max() > 1e-3) == averaged
 
 
 @pytest.mark.parametrize("geometry", ["implicit-sdf", "textured-mesh"])

@@ -292,6 +292,16 @@ def test_vocabulary_forms(folders, tmp_path):
     assert prior.nouns == Nouns({"wine glass": ("goblet",)}, ("thing",)) and not prior.allow_unknown_nouns
     stated = DiffusersPrior.stated_vocabulary(prior.config)
     assert stated is not None and (stated.words, stated.nouns) == (prior.vocabulary, prior.nouns)
+    content |= {"words": ["thin", "red"], "adjectives": [["thin"], ["red"]]}
+    (folder / "vocabulary.json").write_text(json.dumps(content))
+    prior = load(folder)
+    assert prior.worded("a red thin goblet") == "a thin red goblet"
+    embedded = [prior.embed([text]).text for text in ("a red thin goblet", "a thin red goblet")]
+    torch.testing.assert_close(*embedded)
+    for wrong in ("red", ["red"], [["red"], 1]):
+        (folder / "vocabulary.json").write_text(json.dumps(content | {"adjectives": wrong}))
+        with pytest.raises(PriorError, match="adjectives"):
+            load(folder)
     (folder / "vocabulary.json").unlink()
     assert load(folder).vocabulary is None and load(folder).unknown_words("anything goes") == []
     assert DiffusersPrior.stated_vocabulary(prior.config) is None
