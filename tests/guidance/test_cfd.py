@@ -13,6 +13,7 @@ from scoredist3d.config import Schedule
 from scoredist3d.config.validation import parse_component
 from scoredist3d.diffusion.cfg import guided_prediction
 from scoredist3d.guidance.cfd import ConsistentFlowDistillation
+from scoredist3d.guidance.core import surface_noise as surface_noise_module
 from scoredist3d.guidance.core.context import StepContext
 from scoredist3d.guidance.core.noise_fields import PersistentNoise
 from scoredist3d.guidance.core.surface_noise import (
@@ -84,7 +85,7 @@ def seen_by(cameras: Cameras, render=sphere, *, maps: NoiseMaps = MAPS, channels
 def cells_of(cameras: Cameras, render=sphere, maps: NoiseMaps = MAPS) -> tuple[torch.Tensor, torch.Tensor]:
     """Cells of the first view, and the latents that have them."""
     corners, visible = surface_corners(*render(cameras), cameras, GRID, GRID)
-    return covered_cells(*surface_triangles(corners[0], visible[0], torch.full_like(corners[0, ..., 0], 9.0)), maps)
+    return covered_cells(*surface_triangles(corners, visible, torch.full_like(corners[..., 0], 9.0)), GRID * GRID, maps)
 
 
 def test_is_registered_with_its_paper():
@@ -169,9 +170,9 @@ def test_the_outermost_of_two_surfaces_has_the_cell():
     nearer = points + torch.tensor([0.1, 0.0, 0.0], dtype=torch.float64)
     maps = NoiseMaps(extent=1.0, resolution=64, layers=1)
     for order in ((points, nearer), (nearer, points)):
-        _, latent = covered_cells(torch.stack(order), torch.arange(2), maps)
+        _, latent = covered_cells(torch.stack(order), torch.arange(2), 2, maps)
         assert set(latent.tolist()) == {0 if order[0] is nearer else 1}
-        _, latent = covered_cells(torch.stack(order).flip(1), torch.arange(2), maps)  # seen from -x
+        _, latent = covered_cells(torch.stack(order).flip(1), torch.arange(2), 2, maps)  # seen from -x
         assert set(latent.tolist()) == {0 if order[0] is points else 1}
 
 
@@ -354,3 +355,17 @@ def test_half_precision_latents_have_the_same_noise():
 def test_a_rate_of_one_must_be_constant():
     with pytest.raises(ValueError, match="sde_rate: a rate that changes must stay below 1"):
         parse_component("guidance", {"type": "cfd", "sde_rate": {"from": 0.1, "to": 1.0, "end": 10}})
+
+
+def test_the_noise_of_a_view_does_not_depend_on_the_batch_and_the_tiles_at_once(monkeypatch):
+    cameras = around([30.0, -100.0, 30.0], [20.0, 5.0, 20.0])
+    z, render = torch.zeros(3, CHANNELS, GRID, GRID, dtype=torch.float64), sphere(cameras)
+    together, seen = surface_noise()(z, *render, cameras, context(particles=(0, 0, 1)))
+    assert seen.any() and not torch.equal(together[0], together[2]), "another particle has other noise"
+    monkeypatch.setattr(surface_noise_module, "TILES_AT_ONCE", 3)
+    in_parts, _ = surface_noise()(z, *render, cameras, context(particles=(0, 0, 1)))
+    torch.testing.assert_close(in_parts, together)
+    for item, particle in enumerate((0, 0, 1)):
+        one, rendered = cameras[[item]], [values[[item]] for values in render]
+        alone, _ = surface_noise()(z[[item]], *rendered, one, context(particles=(particle,)))
+        torch.testing.assert_close(alone, together[[item]])

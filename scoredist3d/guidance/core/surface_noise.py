@@ -20,6 +20,8 @@ CHUNK = 2**21
 """Cells that are tested at once for whether they lie in a triangle, which takes about 200 MB."""
 TILE = 64
 """Rows and columns of the tiles in which the maps are drawn."""
+TILES_AT_ONCE = 1024
+"""Tiles that are joined for one summation: 64 MB with four channels."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,11 @@ class NoiseMaps:
     def tiles(self) -> int:
         """Tiles along one side of a layer; the last ones are not filled if the resolution is no multiple of 64."""
         return -(-self.resolution // TILE)
+
+    @property
+    def cells(self) -> int:
+        """Number of cells of all maps."""
+        return 6 * self.layers * (self.tiles * TILE) ** 2
 
     def cell(self, direction: Tensor, layer: Tensor, row: Tensor, column: Tensor) -> Tensor:
         """Index (N,) of cells, in the order of tiles; ``direction`` is 0 to 5."""
@@ -75,49 +82,50 @@ def surface_corners(depth: Tensor, opacity: Tensor, cameras: Cameras, height: in
 
 
 def surface_triangles(corners: Tensor, visible: Tensor, reach: Tensor) -> tuple[Tensor, Tensor]:
-    """Triangles of the surface that one view sees, two for each latent, with normals toward the camera.
+    """Triangles of the surface that the views see, two for each latent, with normals toward the camera.
 
     Args:
-        corners: (h+1, w+1, 3) world points.
-        visible: (h+1, w+1), mask of the valid points.
-        reach: (h+1, w+1), longest edge of a triangle, scene units.
+        corners: (B, h+1, w+1, 3) world points.
+        visible: (B, h+1, w+1), mask of the valid points.
+        reach: (B, h+1, w+1), longest edge of a triangle, scene units.
 
     Returns:
-        (T, 3, 3) points of the triangles, and the index (T,) of their latents in row-major order.
+        (T, 3, 3) points of the triangles, and the index (T,) of their latents in the order (view, row, column).
     """
-    height, width = corners.shape[0] - 1, corners.shape[1] - 1
-    index = torch.arange((height + 1) * (width + 1), device=corners.device).reshape(height + 1, width + 1)
-    a, b, c, d = index[:-1, :-1], index[:-1, 1:], index[1:, :-1], index[1:, 1:]
-    faces = torch.stack([torch.stack([a, c, b], -1), torch.stack([b, c, d], -1)]).flatten(0, 2)
-    latent = torch.arange(height * width, device=corners.device).repeat(2)
+    index = torch.arange(visible.numel(), device=corners.device).reshape(visible.shape)
+    a, b, c, d = index[:, :-1, :-1], index[:, :-1, 1:], index[:, 1:, :-1], index[:, 1:, 1:]
+    faces = torch.stack([torch.stack([a, c, b], -1), torch.stack([b, c, d], -1)]).flatten(0, 3)
+    latent = torch.arange(a.numel(), device=corners.device).repeat(2)
     points = corners.reshape(-1, 3)[faces]
     longest = (points - points.roll(1, dims=1)).norm(dim=-1).amax(dim=1)
     kept = visible.reshape(-1)[faces].all(dim=1) & (longest <= reach.reshape(-1)[faces].amin(dim=1))
     return points[kept], latent[kept]
 
 
-def covered_cells(triangles: Tensor, latent: Tensor, maps: NoiseMaps) -> tuple[Tensor, Tensor]:
-    """Cells of the maps whose centers lie in the triangles; every cell belongs to one latent only.
+def covered_cells(triangles: Tensor, latent: Tensor, per_view: int, maps: NoiseMaps) -> tuple[Tensor, Tensor]:
+    """Cells of the maps whose centers lie in the triangles; in each view, a cell belongs to one latent only.
 
-    Where several triangles cover a cell, the outermost one in the direction of the map has it.
+    Where several triangles of a view cover a cell, the outermost one in the direction of the map has it.
 
     Args:
         triangles: (T, 3, 3) points.
-        latent: (T,), index of their latents.
+        latent: (T,), index of their latents in the order (view, row, column).
+        per_view: Number of latents of a view.
         maps: Layout of the maps.
 
     Returns:
-        Index (N,) of the cells, in increasing order, and the index (N,) of their latents.
+        Index (N,) of the cells, and the index (N,) of their latents, in the order (axis, view, cell).
     """
     all_cells, all_latents = [], []
     for axis in range(3):
         cells, face, height = _fragments(triangles, axis, maps)
+        in_view = cells + latent[face] // per_view * maps.cells
         outermost = height.argsort(descending=True, stable=True)
-        order = outermost[cells[outermost].argsort(stable=True)]
-        cells = cells[order]
-        first = torch.ones_like(cells, dtype=torch.bool)
-        first[1:] = cells[1:] != cells[:-1]
-        all_cells.append(cells[first])
+        order = outermost[in_view[outermost].argsort(stable=True)]
+        in_view = in_view[order]
+        first = torch.ones_like(in_view, dtype=torch.bool)
+        first[1:] = in_view[1:] != in_view[:-1]
+        all_cells.append(in_view[first] % maps.cells)
         all_latents.append(latent[face[order][first]])
     return torch.cat(all_cells), torch.cat(all_latents)
 
@@ -203,28 +211,30 @@ class SurfaceNoise:
         corners, visible = surface_corners(depth.detach().to(dtype), opacity.detach().to(dtype), cameras, height, width)
         pixel = 2.0 * torch.tan(cameras.fovy / 2.0) / height
         reach = STRETCH * pixel[:, None, None] * (corners - cameras.origins[:, None, None]).norm(dim=-1)
-        views = [
-            covered_cells(*surface_triangles(corners[item], visible[item], reach[item]), self._maps)
-            for item in range(batch)
-        ]
-        count = torch.stack([torch.bincount(latent, minlength=height * width) for _, latent in views])
+        cells, latent = covered_cells(*surface_triangles(corners, visible, reach), height * width, self._maps)
+        count = torch.bincount(latent, minlength=batch * height * width).reshape(batch, -1)
         like = z.new_empty(batch, height * width, channels, dtype=torch.promote_types(z.dtype, torch.float32))
-        total = self._persistent.along(ctx.step, lambda at: self._sums(views, like, ctx, at))
+        total = self._persistent.along(ctx.step, lambda at: self._sums(cells, latent, like, ctx, at))
         n = (total / count.clamp(min=1).to(total).sqrt()[..., None]).to(z.dtype)
         return n.mT.contiguous().reshape(z.shape), (count > 0).reshape(batch, 1, height, width)
 
-    def _sums(self, views: list[tuple[Tensor, Tensor]], like: Tensor, ctx: StepContext, at: int) -> Tensor:
+    def _sums(self, cells: Tensor, latent: Tensor, like: Tensor, ctx: StepContext, at: int) -> Tensor:
         """Sums (B, h*w, C) of the covered cells in the maps that are drawn for step ``at``."""
-        total = torch.zeros_like(like)
-        for item, (cells, latent) in enumerate(views):
-            tiles, lengths = torch.unique_consecutive(cells // (TILE * TILE), return_counts=True)
-            start = 0
-            for tile, length in zip(tiles.tolist(), lengths.tolist(), strict=True):
-                part = slice(start, start + length)
-                noise = self._tile(ctx, ctx.particles[item], tile, at, like)
-                total[item].index_add_(0, latent[part], noise[cells[part] % (TILE * TILE)])
-                start += length
-        return total
+        total = torch.zeros_like(like).flatten(0, 1)
+        shown = torch.tensor(ctx.particles, device=latent.device)[latent // like.shape[1]]
+        tile_count = self._maps.cells // TILE**2
+        tiles, slot = torch.unique(shown * tile_count + cells // TILE**2, return_inverse=True)
+        drawn = [divmod(tile, tile_count) for tile in tiles.tolist()]
+        for start in range(0, len(drawn), TILES_AT_ONCE):
+            part = drawn[start : start + TILES_AT_ONCE]
+            noise = torch.cat([self._tile(ctx, particle, tile, at, like) for particle, tile in part])
+            row = (slot - start) * TILE**2 + cells % TILE**2
+            if len(drawn) <= TILES_AT_ONCE:
+                total.index_add_(0, latent, noise[row])
+            else:
+                here = ((row >= 0) & (row < len(noise))).nonzero()[:, 0]
+                total.index_add_(0, latent[here], noise[row[here]])
+        return total.reshape(like.shape)
 
     def _tile(self, ctx: StepContext, particle: int, tile: int, at: int, like: Tensor) -> Tensor:
         """Noise (cells, C) of one tile, drawn for step ``at``."""
