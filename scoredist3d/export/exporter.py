@@ -86,9 +86,9 @@ class TexturedMeshExporter(Exporter):
         texture_size: int = option(1024, "Side length of the square textures, in texels.", ge=32, le=8192)
         min_component_volume: float | None = option(
             None,
-            "Compact components with a volume below this fraction of the largest one are dropped; 1 keeps only the "
-            f"largest. Default: {DEFAULT_LEAST_VOLUME}; a mesh of your own, or one with texture coordinates, keeps all "
-            "components.",
+            "Components with a volume below this fraction of the largest one are dropped, except long thin parts near "
+            f"the rest; 1 keeps only the largest. Default: {DEFAULT_LEAST_VOLUME}; a mesh of your own, or one with "
+            "texture coordinates, keeps all components.",
             ge=0,
             le=1,
         )

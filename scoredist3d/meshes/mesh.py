@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-_LONG = 0.15  # diagonal of a component, relative to the largest, from which it is kept whatever its volume
+_LONG = 0.15  # diagonal of a thin part, relative to the largest component
+_GAP = 0.5  # longest gap between a thin part and the rest, relative to its diagonal
 
 
 @dataclass(frozen=True)
@@ -110,10 +111,11 @@ def component_labels(mesh: Mesh) -> tuple[int, np.ndarray]:
 def drop_small_components(mesh: Mesh, fraction: float) -> tuple[Mesh, int]:
     """Remove small components and return their number.
 
-    A component is small if its volume is below ``fraction`` of the largest volume and its bounding box has a diagonal
-    below 15 % of the largest diagonal: thin parts, such as the arms of a snowman, have little volume. A fraction of 0
-    keeps every component with a positive volume; 1 keeps only the largest one. Components with a negative volume are
-    walls of inner cavities and are always removed.
+    A component is small if its volume is below ``fraction`` of the largest volume, unless it is a thin part of the
+    object, such as an arm of a snowman: the diagonal of its bounding box is at least 15 % of the largest one, and the
+    gap between it and the rest is at most half of this diagonal. A fraction of 0 keeps every component with a positive
+    volume; 1 keeps only the largest one. Components with a negative volume are walls of inner cavities and are always
+    removed.
 
     Raises:
         ValueError: No component has a positive volume.
@@ -127,12 +129,29 @@ def drop_small_components(mesh: Mesh, fraction: float) -> tuple[Mesh, int]:
     if fraction >= 1:
         keep = np.arange(count) == volumes.argmax()
     else:
-        lengths = _diagonals(mesh, labels, count)
-        long = lengths >= _LONG * lengths.max()
-        keep = (volumes > 0) & (long | (volumes >= fraction * volumes.max()))
+        keep = (volumes > 0) & (volumes >= fraction * volumes.max())
+        keep |= (volumes > 0) & _thin_parts(mesh, labels, keep)
     if keep.all():
         return mesh, 0
     return compact(replace(mesh, faces=mesh.faces[keep[labels]])), int((~keep).sum())
+
+
+def _thin_parts(mesh: Mesh, labels: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    """(C,) bool: long components outside of ``kept`` that are near to those, or to other long ones that are."""
+    from scipy.spatial import cKDTree
+
+    lengths = _diagonals(mesh, labels, len(kept))
+    found = np.zeros_like(kept)
+    open_ones = {int(index) for index in np.flatnonzero(~kept & (lengths >= _LONG * lengths.max()))}
+    points = {index: mesh.vertices[np.unique(mesh.faces[labels == index])] for index in open_ones}
+    near = [mesh.vertices[np.unique(mesh.faces[kept[labels]])]]
+    while near and open_ones:
+        tree = cKDTree(np.concatenate(near))
+        reached = [index for index in open_ones if tree.query(points[index])[0].min() <= _GAP * lengths[index]]
+        found[reached] = True
+        open_ones -= set(reached)
+        near = [points[index] for index in reached]
+    return found
 
 
 def _diagonals(mesh: Mesh, labels: np.ndarray, count: int) -> np.ndarray:

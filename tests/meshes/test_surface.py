@@ -99,13 +99,26 @@ def test_thin_parts_are_kept_although_their_volume_is_small():
         trimesh.creation.icosphere(radius=0.5),
         *(trimesh.creation.box(size) for size in ((0.3, 0.04, 0.04), (0.08, 0.04, 0.04))),
     )
-    stick.apply_translation([0.8, 0, 0])
+    stick.apply_translation([0.75, 0, 0])
     chip.apply_translation([-0.8, 0, 0])
     whole = trimesh.util.concatenate([ball, stick, chip])
     kept, dropped = drop_small_components(Mesh(whole.vertices, whole.faces), 0.02)
     assert dropped == 1 and kept.bounds[0][0] == pytest.approx(-0.5, abs=0.01)
-    assert kept.bounds[1][0] == pytest.approx(0.95)
+    assert kept.bounds[1][0] == pytest.approx(0.9)
     assert drop_small_components(Mesh(whole.vertices, whole.faces), 1.0)[1] == 2
+
+
+@pytest.mark.parametrize(("centers", "parts"), [((0.95,), 1), ((1.15, 0.75), 3), ((0.75, 1.15), 3), ((0.75, 1.3), 2)])
+def test_thin_parts_are_kept_near_the_rest(centers: tuple[float, ...], parts: int):
+    """Sticks of length 0.3 beside a ball of radius 0.5; one may reach the ball through another."""
+    pieces = [trimesh.creation.icosphere(radius=0.5)]
+    for center in centers:
+        stick = trimesh.creation.box((0.3, 0.04, 0.04))
+        stick.apply_translation([center, 0, 0])
+        pieces.append(stick)
+    whole = trimesh.util.concatenate(pieces)
+    kept, dropped = drop_small_components(Mesh(whole.vertices, whole.faces), 0.02)
+    assert (topology(kept).components, dropped) == (parts, 1 + len(centers) - parts)
 
 
 @pytest.mark.parametrize("resolution", [32, 64])
