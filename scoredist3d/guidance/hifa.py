@@ -47,9 +47,8 @@ class HiFA(Guidance):
     With ``update_every`` above 1, the decoded target of a view is kept for that many steps (iterative dataset update,
     arXiv 2303.12789). The steps between two updates neither encode renders nor evaluate the prior. A render is compared
     with its target over the background of the render from which the target was made. With several devices, the targets
-    of all ranks but the first are made again when a run is resumed. With ``image_delta``, the square of a difference d
-    is replaced by 2 delta^2 (sqrt(1 + (d / delta)^2) - 1). ``normal_weight`` and ``depth_weight`` compare the normals
-    and depths of a render with those that a network estimates from its kept target; see
+    of all ranks but the first are made again when a run is resumed. ``normal_weight`` and ``depth_weight`` compare the
+    normals and depths of a render with those that a network estimates from its kept target; see
     :class:`~scoredist3d.guidance.core.surface_term.SurfaceTerm`.
     """
 
@@ -79,13 +78,7 @@ class HiFA(Guidance):
             "different views that is limited by data.num_views.",
             ge=1,
         )
-        image_delta: float | None = option(
-            None,
-            "Difference of colors from which the image term of kept targets is linear instead of quadratic, as in the "
-            "pseudo-Huber loss: a surface takes the median of targets that disagree instead of their mean. null: "
-            "quadratic everywhere.",
-            gt=0,
-        )
+
         normal_weight: Schedule = option(
             0.0, "Weight per pixel of the normals that are estimated from kept targets; needs update_every.", ge=0
         )
@@ -115,10 +108,6 @@ class HiFA(Guidance):
                 problems.append(
                     "update_every: normals and depths are estimated from kept targets; set update_every above 1, or "
                     "normal_weight and depth_weight to 0"
-                )
-            if self.image_delta is not None and self.update_every == 1:
-                problems.append(
-                    "image_delta: applies to kept targets; set update_every above 1, or image_delta to null"
                 )
             if self.update_every > 1 and self.latent_weight != Schedule.constant(0.0):
                 problems.append(
@@ -169,10 +158,7 @@ class HiFA(Guidance):
         images, behind = resized(images.to(rgb), rgb), resized(behind.to(rgb), rgb)
         change = behind - background.detach()
         weight = self._value("image_weight", ctx.step) * regression_weight(self.config.weighting, self.schedule, ctx.t)
-        difference = rgb + (1.0 - ctx.opacity.detach()) * change - images
-        if self.config.image_delta is not None:
-            difference = difference / (1.0 + (difference / self.config.image_delta).square()).sqrt()
-        gradient = per_item(weight, rgb) * difference
+        gradient = per_item(weight, rgb) * (rgb + (1.0 - ctx.opacity.detach()) * change - images)
         by_opacity = -(gradient * change).sum(-1, keepdim=True)
         score = Score(torch.zeros_like(z), gradient, opacity_gradient=by_opacity)
         return score if self._surface is None else self._with_surface_term(self._surface, score, surface, ctx)

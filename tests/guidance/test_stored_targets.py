@@ -79,20 +79,6 @@ def test_later_renders_are_compared_over_the_background_of_the_target():
     torch.testing.assert_close(by_alpha, expected[1], rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("delta", [0.05, 1e5])
-def test_a_delta_makes_the_loss_linear_for_large_differences(delta: float):
-    """The gradient is that of w delta^2 (sqrt(1 + (d / delta)^2) - 1) for d = a c + (1 - a) b' - T."""
-    guidance, cameras = kept(image_delta=delta), views(2)
-    run(guidance, 0, cameras, background=3)
-    target, behind, _ = guidance.stored.get(guidance.stored.keys((0, 0), cameras))
-    found, (color, alpha, _) = run(guidance, 1, cameras, color=4, alpha=5, background=6)
-    d = alpha * color + (1 - alpha) * behind - target
-    assert d.abs().max() > 0.3
-    loss = 0.3 * (delta**2 * (torch.sqrt(1 + (d / delta) ** 2) - 1) if delta < 1 else d.square() / 2).sum() / 2
-    for gradient, expected in zip(found, torch.autograd.grad(loss, (color, alpha)), strict=True):
-        torch.testing.assert_close(gradient, expected, rtol=0, atol=1e-9)
-
-
 def test_the_prior_is_evaluated_once_per_view_and_round():
     prior, cameras = CountingPrior(), views(4)
     guidance = kept(3, prior, denoise_steps=2)
@@ -167,8 +153,6 @@ def test_what_cannot_be_kept_is_refused():
         guidance(latents(2), prompted(guidance), 0, Rng())
     with pytest.raises(ValueError, match="update_every: the latent term needs a new target at every step"):
         method("hifa", CountingPrior(), update_every=2, latent_weight=0.5)
-    with pytest.raises(ValueError, match="image_delta: applies to kept targets"):
-        method("hifa", CountingPrior(), image_delta=0.1)
 
 
 def config(folder: Path, steps: int):
