@@ -28,8 +28,8 @@ class ConversionConfig:
     threshold: Literal["auto"] | float = option("auto", "Density of the surface; auto as for exporter.threshold.", gt=0)
     min_component_volume: float = option(
         0.02,
-        "Remove components with a volume below this fraction of the largest one, except long thin parts near the rest; 1 "
-        "keeps only the largest.",
+        "Remove components with a volume below this fraction of the largest one, except long thin parts near the rest; "
+        "1 keeps only the largest.",
         ge=0,
         le=1,
     )
