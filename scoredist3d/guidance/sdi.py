@@ -87,8 +87,8 @@ class ScoreDistillationViaInversion(InversionGuidance):
                     problems.append("reference_quirk: needs kappa: inversion and weighting: lambda")
                 if self.inversion_noise != "per-step":
                     problems.append("reference_quirk: needs inversion_noise: per-step")
-                if self.limit_noise:
-                    problems.append("reference_quirk: needs limit_noise: false")
+                if self.kappa_rms != "free" or self.inversion_start > 0.0:
+                    problems.append("reference_quirk: needs kappa_rms: free and inversion_start: 0")
             return problems
 
     config: Config

@@ -204,7 +204,7 @@ def test_limited_noise_has_at_most_unit_size():
     prior = gaussian()
     z = M + torch.tensor([0.1, 20.0], dtype=torch.float64).reshape(2, 1, 1, 1).expand(-1, 1, 2, 2)
     options = {"inversion_eta": 0.0, "tau_max": 0.0, "inversion_guidance_scale": 1.0, **at(0.6)}
-    free, limited = (sdi(prior, limit_noise=limit, **options) for limit in (False, True))
+    free, limited = (sdi(prior, kappa_rms=rms, **options) for rms in ("free", "limited"))
     context = free.begin(z, 0, Rng())
     kappa, reduced = (guidance.inverted(z, empty(prior), context)[1] for guidance in (free, limited))
     size = kappa.square().mean((1, 2, 3)).sqrt()
@@ -214,6 +214,40 @@ def test_limited_noise_has_at_most_unit_size():
     alpha, sigma = coefficients(0.6)
     x_t = limited.inverted(z, empty(prior), context)[0]
     torch.testing.assert_close(x_t, alpha * z + sigma * reduced, rtol=0, atol=1e-12)
+
+
+def test_unit_noise_is_the_limited_one_with_fresh_noise():
+    prior = gaussian()
+    z = M + torch.tensor([0.1, 20.0], dtype=torch.float64).reshape(2, 1, 1, 1).expand(-1, 1, 2, 2)
+    options = {"inversion_eta": 0.0, "tau_max": 0.0, "inversion_guidance_scale": 1.0, **at(0.6)}
+    limited, unit = (sdi(prior, kappa_rms=rms, **options) for rms in ("limited", "unit"))
+    context = limited.begin(z, 0, Rng())
+    before, kappa = (guidance.inverted(z, empty(prior), context)[1] for guidance in (limited, unit))
+    share = 1 - before.square().mean((1, 2, 3), keepdim=True)
+    assert share[0] > 0.5 and share[1].abs() < 1e-12
+    noise = item_noise(Rng(), "inversion/fill", 0, z)
+    torch.testing.assert_close(kappa, before + share.clamp_min(0).sqrt() * noise, rtol=0, atol=1e-12)
+    alpha, sigma = coefficients(0.6)
+    torch.testing.assert_close(
+        unit.inverted(z, empty(prior), context)[0], alpha * z + sigma * kappa, rtol=0, atol=1e-12
+    )
+
+
+def test_a_later_start_of_the_inversion():
+    """The state at the first timestep is alpha z; no step is left where t + tau is below the start."""
+    prior = gaussian()
+    z, conditions = M + torch.linspace(-1, 1, 8, dtype=torch.float64).reshape(2, 1, 2, 2), empty(prior)
+    options = {"inversion_start": 0.25, "inversion_eta": 0.0, "tau_max": 0.0, "inversion_guidance_scale": 1.0}
+    guidance = sdi(prior, **options, **at(0.6))
+    context = guidance.begin(z, 0, Rng())
+    timesteps = guidance.inversion_timesteps(context)
+    assert timesteps == [0.25, 0.301, 0.401, 0.501, 0.6]
+    x = guidance.walk(coefficients(0.25)[0] * z, timesteps, conditions, 1.0)
+    torch.testing.assert_close(guidance.inversion(z, conditions, context)[0], x, rtol=0, atol=1e-12)
+    early = sdi(prior, **options, **at(0.2))
+    context = early.begin(z, 0, Rng())
+    assert early.inversion_timesteps(context) == [0.2] and early.inversion_nfe(conditions, context) == 0
+    assert early.inversion(z, conditions, context)[1].abs().max() < 1e-12
 
 
 @pytest.mark.parametrize(("timestep", "evaluations"), [(0.98, 11), (0.6, 7), (0.25, 4), (0.0, 1)])
@@ -319,7 +353,9 @@ def test_impossible_options_are_named():
     assert problems(reference_quirk=True, inversion_noise="once") == [
         "reference_quirk: needs inversion_noise: per-step"
     ]
-    assert problems(reference_quirk=True, limit_noise=True) == ["reference_quirk: needs limit_noise: false"]
+    needs = ["reference_quirk: needs kappa_rms: free and inversion_start: 0"]
+    assert problems(reference_quirk=True, kappa_rms="limited") == needs
+    assert problems(reference_quirk=True, inversion_start=0.1) == needs
     for kind, what in (("vp-sample", "predicts the image"), ("rf-v_prediction", "is a flow")):
         with pytest.raises(ValueError, match=f"this prior {what}; set it to false"):
             sdi(CountingPrior(kind), reference_quirk=True)

@@ -50,10 +50,18 @@ class InversionGuidance(TrajectoryGuidance):
             "How the noise of inversion_eta is added. per-step: inversion_eta sqrt(var) after every step, with the "
             "variance of DDIM (the released code); once: inversion_eta sigma_t to kappa (H in the paper).",
         )
-        limit_noise: bool = option(
-            False,
-            "Reduce kappa of each image to a root mean square of 1 if it is larger, as it is for renders that are far "
-            "from the prior's images; not in any paper.",
+        inversion_start: float = option(
+            0.0,
+            "Timestep at which the inversion starts, from latents without noise; 0 starts at the clean image. The "
+            "errors of a network that predicts the image are divided by the noise level there.",
+            ge=0,
+            lt=1,
+        )
+        kappa_rms: Literal["free", "limited", "unit"] = option(
+            "free",
+            "Root mean square of kappa in each image. free: that of the inversion; limited: at most 1, for renders "
+            "that are far from the prior's images; unit: 1, with fresh noise where the inversion gives less. Only free "
+            "is in the papers.",
         )
 
     config: Config
@@ -73,16 +81,21 @@ class InversionGuidance(TrajectoryGuidance):
         return (len(self.inversion_timesteps(ctx)) - 1) * self.guided_nfe(conditions, self.inversion_scale(ctx))
 
     def inversion_timesteps(self, ctx: StepContext) -> list[float]:
-        """Increasing timesteps of an inversion from the clean image to t + tau.
+        """Increasing timesteps of an inversion from the clean image, or from ``inversion_start``, to t + tau.
 
         The intermediate timesteps are those below t with the indices 1, 1 + s, 1 + 2 s, ..., where the stride s is
-        N / inversion_steps, rounded down but at least 1.
+        N / inversion_steps, rounded down but at least 1. Those up to ``inversion_start`` are left out. There is no step
+        if t + tau does not exceed it.
         """
         grid, t = self.grid, self.grid.index(ctx.timesteps[0])
         tau = torch.rand((), generator=ctx.rng("tau", ctx.step), dtype=torch.float64).item() * self.config.tau_max
         last = min(t + int(tau * grid.count), grid.highest)
         inner = range(1, min(t, last), self.inversion_stride())
-        return [CLEAN, *(index / grid.count for index in inner), last / grid.count]
+        start = self.config.inversion_start
+        if start == 0.0:
+            return [CLEAN, *(index / grid.count for index in inner), last / grid.count]
+        first = min(grid.index(start), last)
+        return [index / grid.count for index in dict.fromkeys([first, *(i for i in inner if i > first), last])]
 
     def inversion_stride(self) -> int:
         """Number of timesteps of one inversion step."""
@@ -97,6 +110,8 @@ class InversionGuidance(TrajectoryGuidance):
         eta, scale = self.config.inversion_eta, self.inversion_scale(ctx)
         timesteps = self.inversion_timesteps(ctx)
         x = z
+        if self.config.inversion_start > 0.0:
+            x = self.schedule.add_noise(z, torch.zeros_like(z), timestep_tensor(timesteps[:1] * len(z), z))
         for index, (start, stop) in enumerate(pairwise(timesteps)):
             prediction, level = self.predict_at(x, start, conditions, scale), self.noise_timestep(start)
             if level != start:
@@ -109,13 +124,21 @@ class InversionGuidance(TrajectoryGuidance):
 
     def inverted(self, z: Tensor, conditions: CFGConditions, ctx: StepContext) -> tuple[Tensor, Tensor]:
         """Noisy latents x_t and the noise kappa, recovered from z by DDIM inversion to t + tau."""
-        _, kappa = self.inversion(z, conditions, ctx)
-        if self.config.limit_noise:
-            kappa = kappa / kappa.square().mean((1, 2, 3), keepdim=True).sqrt().clamp_min(1.0)
+        kappa = self._with_rms(self.inversion(z, conditions, ctx)[1], ctx)
         eta = self.config.inversion_eta
         if eta > 0.0 and self.config.inversion_noise == "once":
             kappa = kappa + eta * per_item(self.schedule.sigma(ctx.t), z) * ctx.noise(z, "inversion")
         return self.schedule.add_noise(z, kappa, ctx.t), kappa
+
+    def _with_rms(self, kappa: Tensor, ctx: StepContext) -> Tensor:
+        """Noise (B, C, h, w) with the root mean square that ``kappa_rms`` sets."""
+        if self.config.kappa_rms == "free":
+            return kappa
+        square = kappa.square().mean((1, 2, 3), keepdim=True)
+        kappa = kappa / square.sqrt().clamp_min(1.0)
+        if self.config.kappa_rms == "limited":
+            return kappa
+        return kappa + (1.0 - square).clamp_min(0.0).sqrt() * ctx.noise(kappa, "inversion/fill")
 
     def _std(self, start: float, stop: float) -> float:
         """Standard deviation of a DDIM step between two timesteps; 0 if the lower one is the clean image."""
