@@ -83,19 +83,16 @@ class InversionGuidance(TrajectoryGuidance):
     def inversion_timesteps(self, ctx: StepContext) -> list[float]:
         """Increasing timesteps of an inversion from the clean image, or from ``inversion_start``, to t + tau.
 
-        The intermediate timesteps are those below t with the indices 1, 1 + s, 1 + 2 s, ..., where the stride s is
-        N / inversion_steps, rounded down but at least 1. Those up to ``inversion_start`` are left out. There is no step
-        if t + tau does not exceed it.
+        The intermediate timesteps are those below t with the indices k, k + s, k + 2 s, ..., where the stride s is
+        N / inversion_steps, rounded down but at least 1, and k is 1 or the index of ``inversion_start``. There is no
+        step if t + tau does not exceed ``inversion_start``.
         """
         grid, t = self.grid, self.grid.index(ctx.timesteps[0])
         tau = torch.rand((), generator=ctx.rng("tau", ctx.step), dtype=torch.float64).item() * self.config.tau_max
         last = min(t + int(tau * grid.count), grid.highest)
-        inner = range(1, min(t, last), self.inversion_stride())
-        start = self.config.inversion_start
-        if start == 0.0:
-            return [CLEAN, *(index / grid.count for index in inner), last / grid.count]
-        first = min(grid.index(start), last)
-        return [index / grid.count for index in dict.fromkeys([first, *(i for i in inner if i > first), last])]
+        begin = grid.index(self.config.inversion_start) if self.config.inversion_start > 0.0 else 1
+        inner = [index / grid.count for index in range(begin, min(t, last), self.inversion_stride())]
+        return [*([CLEAN] if self.config.inversion_start == 0.0 else []), *inner, last / grid.count]
 
     def inversion_stride(self) -> int:
         """Number of timesteps of one inversion step."""
