@@ -297,8 +297,7 @@ class TexturedMeshExporter(Exporter):
 
     def _vertex_colors(self, shape: Exportable, surface: Mesh) -> np.ndarray:
         """Colors (V, 3) in [0, 1] of the vertices of a surface, with the unseen ones filled."""
-        normals = surface.vertex_normals().astype(np.float32)
-        colors = query_color(shape, surface.vertices, normals, chunk=self.config.chunk)
+        colors = query_color(shape, surface.vertices, surface.vertex_normals(), chunk=self.config.chunk)
         seen = self._seen(shape, surface, authored=surface.authored)
         return colors if seen is None else seen.at_vertices(surface).fill(colors)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-_LONG = 0.15  # diagonal of a thin part, relative to the largest component
+_LONG = 0.15  # shortest diagonal of a thin part, relative to the longest one of the other components
 _GAP = 0.5  # longest gap between a thin part and the rest, relative to its diagonal
 
 
@@ -130,19 +130,22 @@ def drop_small_components(mesh: Mesh, fraction: float) -> tuple[Mesh, int]:
         keep = np.arange(count) == volumes.argmax()
     else:
         keep = (volumes > 0) & (volumes >= fraction * volumes.max())
-        keep |= (volumes > 0) & _thin_parts(mesh, labels, keep)
+        keep |= _thin_parts(mesh, labels, keep, (volumes > 0) & ~keep)
     if keep.all():
         return mesh, 0
     return compact(replace(mesh, faces=mesh.faces[keep[labels]])), int((~keep).sum())
 
 
-def _thin_parts(mesh: Mesh, labels: np.ndarray, kept: np.ndarray) -> np.ndarray:
-    """(C,) bool: long components outside of ``kept`` that are near to those, or to other long ones that are."""
+def _thin_parts(mesh: Mesh, labels: np.ndarray, kept: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+    """(C,) bool: long components that are near a kept one, directly or through other long components.
+
+    ``kept`` and ``candidates`` are (C,) bool. Gaps are measured between vertices.
+    """
     from scipy.spatial import cKDTree
 
     lengths = _diagonals(mesh, labels, len(kept))
     found = np.zeros_like(kept)
-    open_ones = {int(index) for index in np.flatnonzero(~kept & (lengths >= _LONG * lengths.max()))}
+    open_ones = {int(index) for index in np.flatnonzero(candidates & (lengths >= _LONG * lengths[kept].max()))}
     points = {index: mesh.vertices[np.unique(mesh.faces[labels == index])] for index in open_ones}
     near = [mesh.vertices[np.unique(mesh.faces[kept[labels]])]]
     while near and open_ones:

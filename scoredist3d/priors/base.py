@@ -114,8 +114,8 @@ class Prior(nn.Module, ABC):
 
     def worded(self, prompt: str) -> str:
         """The prompt as the prior was trained to read it: quoted words spelled, adjectives in its order."""
-        text = in_caption_order(prompt, self.adjectives)
-        return spell_quoted(text) if self.spells_quotes else text
+        text = spell_quoted(prompt) if self.spells_quotes else prompt  # first, so that no quoted word is moved
+        return in_caption_order(text, self.adjectives)
 
     def unknown_words(self, prompt: str) -> list[str]:
         """Words of the prompt, in order, that are not in :attr:`vocabulary`; empty if there is no vocabulary."""

@@ -5,37 +5,46 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+_AND = r"(?:\s+and\s+|\s+)"
+_LIST = r"(?:,\s+and\s+|,\s+|\s+and\s+|\s+)"
+
 
 def in_caption_order(text: str, adjectives: Sequence[Sequence[str]]) -> str:
     """The text with adjacent adjectives in the order of the captions: "a pink striped mug" as "a striped pink mug".
 
-    A small text encoder that was trained on one order ignores a word at another place. Two adjectives of one group that
-    are joined by "and" stay together: "red and white striped" becomes "striped red and white". All other words keep
-    their places.
+    A small text encoder that was trained on one order ignores a word at another place. Adjectives of one group that are
+    joined by "and" or a comma stay together: "red and white striped" becomes "striped red and white". All other words
+    keep their places; an article is adapted ("an orange striped" becomes "a striped orange").
 
     Args:
         text: A prompt.
-        adjectives: Groups of single words in the order of the captions; words of the last group stand next to the noun.
+        adjectives: Groups of words in the order of the captions; words of the last group stand next to the noun.
     """
-    rank = {word: index for index, group in enumerate(adjectives) for word in group}
+    rank = {word.lower(): index for index, group in enumerate(adjectives) for word in group}
     if not rank:
         return text
-    known = "|".join(map(re.escape, sorted(rank, key=len, reverse=True)))
-    between = r",\s+and\s+|,\s+|\s+and\s+|\s+"
+    word = "(?:" + "|".join(map(re.escape, sorted(rank, key=len, reverse=True))) + r")(?![\w'\u2019-])"
+    # A comma may also end a phrase ("a car, red, wooden wheels"), so it joins adjectives only after an article.
+    runs = rf"(?<![\w'\u2019-])(?:(an?|the)\s+({word}(?:{_LIST}{word})+)|({word}(?:{_AND}{word})+))(?=\s+[^\W\d_])"
 
     def sort(match: re.Match[str]) -> str:
-        separators, words = re.findall(rf"(?:{between})(?={known})", match[0], re.I), _words(match[0], between)
-        units = [[words[0]]]
-        for separator, word in zip(separators, words[1:], strict=True):
-            if "and" in separator.lower() and rank[word.lower()] == rank[units[-1][0].lower()]:
-                units[-1].append(word)
+        units: list[tuple[int, str]] = []
+        for separator, adjective in re.findall(rf"({_LIST}|^)({word})", match[2] or match[3], re.I):
+            if separator.strip() and rank[adjective.lower()] == units[-1][0]:
+                units[-1] = (units[-1][0], units[-1][1] + separator + adjective)
             else:
-                units.append([word])
-        ordered = sorted(units, key=lambda unit: rank[unit[0].lower()])
-        return match[0] if ordered == units else " ".join(" and ".join(unit) for unit in ordered)
+                units.append((rank[adjective.lower()], adjective))
+        ordered = sorted(units, key=lambda unit: unit[0])
+        phrase = " ".join(unit for _, unit in ordered)
+        if ordered == units:
+            return match[0]
+        return phrase if match[1] is None else f"{_article(match[1], phrase)} {phrase}"
 
-    return re.sub(rf"\b(?:{known})(?:(?:{between})(?:{known})\b)+", sort, text, flags=re.I)
+    return re.sub(runs, sort, text, flags=re.I)
 
 
-def _words(phrase: str, between: str) -> list[str]:
-    return re.split(between, phrase, flags=re.I)
+def _article(given: str, phrase: str) -> str:
+    """The article of a phrase that had another first word before."""
+    if given.lower() == "the":
+        return given
+    return given[0] + ("n" if phrase[0].lower() in "aeiou" else "")

@@ -187,7 +187,7 @@ class SceneShape:
     def channels(self, points: Tensor, normals: Tensor | None = None) -> SurfaceChannels:
         """Material channels at (N, 3) surface points; ``normals`` (N, 3) are the unit surface normals there.
 
-        With normals, those of a radiance field are averages along rays; see
+        With normals, the channels of a radiance field are averages along rays against them; see
         :func:`~scoredist3d.systems.volume_channels.volume_channels`.
         """
         if normals is not None and isinstance(self._geometry, Field) and self._geometry.iso_level is None:

@@ -53,9 +53,10 @@ def _columns(channels: SurfaceChannels) -> Tensor:
 
 
 def _split(columns: Tensor, like: SurfaceChannels) -> SurfaceChannels:
-    """The inverse of :func:`_columns`, for channels that are present in ``like``."""
+    """The inverse of :func:`_columns`, for channels that are present in ``like``; normals get unit length."""
     present = {name: values for name, values in vars(like).items() if values is not None}
     parts = columns.split([values.shape[1] if values.ndim == 2 else 1 for values in present.values()], dim=1)
-    return SurfaceChannels(
-        **{name: part.reshape(values.shape) for (name, values), part in zip(present.items(), parts, strict=True)}
-    )
+    found = {name: part.reshape(values.shape) for (name, values), part in zip(present.items(), parts, strict=True)}
+    if "normal" in found:
+        found["normal"] = torch.nn.functional.normalize(found["normal"], dim=-1)
+    return SurfaceChannels(**found)

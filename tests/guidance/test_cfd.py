@@ -83,7 +83,7 @@ def seen_by(cameras: Cameras, render=sphere, *, maps: NoiseMaps = MAPS, channels
 
 
 def cells_of(cameras: Cameras, render=sphere, maps: NoiseMaps = MAPS) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cells of the first view, and the latents that have them."""
+    """Cells of a view, and the latents that have them."""
     corners, visible = surface_corners(*render(cameras), cameras, GRID, GRID)
     return covered_cells(*surface_triangles(corners, visible, torch.full_like(corners[..., 0], 9.0)), GRID * GRID, maps)
 
@@ -362,7 +362,7 @@ def test_the_noise_of_a_view_does_not_depend_on_the_batch_and_the_tiles_at_once(
     z, render = torch.zeros(3, CHANNELS, GRID, GRID, dtype=torch.float64), sphere(cameras)
     together, seen = surface_noise()(z, *render, cameras, context(particles=(0, 0, 1)))
     assert seen.any() and not torch.equal(together[0], together[2]), "another particle has other noise"
-    monkeypatch.setattr(surface_noise_module, "TILES_AT_ONCE", 3)
+    monkeypatch.setattr(surface_noise_module, "BYTES_AT_ONCE", 3 * 64**2 * CHANNELS * 8)
     in_parts, _ = surface_noise()(z, *render, cameras, context(particles=(0, 0, 1)))
     torch.testing.assert_close(in_parts, together)
     for item, particle in enumerate((0, 0, 1)):

@@ -234,7 +234,7 @@ def test_unit_noise_is_the_limited_one_with_fresh_noise():
 
 
 def test_a_later_start_of_the_inversion():
-    """The state at the first timestep is alpha z; no step is left where t + tau is below the start."""
+    """The state at the first timestep is alpha z; no step is left where t is below the start."""
     prior = gaussian()
     z, conditions = M + torch.linspace(-1, 1, 8, dtype=torch.float64).reshape(2, 1, 2, 2), empty(prior)
     options = {"inversion_start": 0.25, "inversion_eta": 0.0, "tau_max": 0.0, "inversion_guidance_scale": 1.0}
@@ -248,6 +248,8 @@ def test_a_later_start_of_the_inversion():
     context = early.begin(z, 0, Rng())
     assert early.inversion_timesteps(context) == [0.2] and early.inversion_nfe(conditions, context) == 0
     assert early.inversion(z, conditions, context)[1].abs().max() < 1e-12
+    beyond = sdi(prior, **options | {"tau_max": 0.3}, **at(0.2))
+    assert len(beyond.inversion_timesteps(beyond.begin(z, 0, Rng()))) == 1, "t is below the start, t + tau is not"
 
 
 @pytest.mark.parametrize(("timestep", "evaluations"), [(0.98, 11), (0.6, 7), (0.25, 4), (0.0, 1)])

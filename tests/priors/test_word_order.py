@@ -8,6 +8,8 @@ import random
 import pytest
 import torch
 
+from scoredist3d import registry
+from scoredist3d.config.validation import parse_component
 from scoredist3d.priors.diffusers_loading import EMBEDDED_FOLDER
 from scoredist3d.priors.vocabulary import Vocabulary
 from scoredist3d.priors.word_order import in_caption_order
@@ -26,6 +28,11 @@ ORDER = adjectives()
         ("a pink, tall and striped mug", "a tall striped pink mug"),
         ("a mug with a white round handle", "a mug with a round white handle"),
         ("A Red Brick house", "A Brick Red house"),
+        ("a red white striped mug", "a striped red white mug"),
+        ("a red, white and blue striped boat", "a striped red, white and blue boat"),
+        ("an orange striped mug", "a striped orange mug"),
+        ("a red oval racket", "an oval red racket"),
+        ("the red, wooden chair", "the wooden red chair"),
     ],
 )
 def test_adjectives_are_sorted(text: str, expected: str) -> None:
@@ -42,10 +49,31 @@ def test_adjectives_are_sorted(text: str, expected: str) -> None:
         "a mug with white stripes, striped",  # nothing adjacent to sort
         "a redwood table",  # not a whole word
         "a mug that is red, with wooden parts",
+        "a blue wooden-handled hammer",
+        "a white round-backed chair",
+        "a car, red, wooden wheels",
+        "a teapot, red, round lid",
+        "a house of red brick, white door",
+        "a mug, red wooden",
     ],
 )
 def test_other_words_keep_their_places(text: str) -> None:
     assert in_caption_order(text, ORDER) == text
+
+
+def test_phrases_and_capitals_in_a_vocabulary() -> None:
+    assert (
+        in_caption_order("a red light gray Thin mug", [["Thin"], ["light gray", "red"]]) == "a Thin red light gray mug"
+    )
+
+
+def test_quoted_words_keep_their_places() -> None:
+    prior = registry.build(
+        parse_component("prior", {"type": "diffusers", "pretrained_model_name_or_path": "embedded-flow"})
+    )
+    assert prior.worded('a red tall mug with the word "blue wooden"') == (
+        "a tall red mug with the word b l u e w o o d e n"
+    )
 
 
 def test_without_known_adjectives_nothing_changes() -> None:

@@ -51,7 +51,7 @@ class Depth(Material):
         """The channels."""
         red = inputs.features[:, 0]
         color = torch.stack([red, torch.ones_like(red), torch.zeros_like(red)], dim=1)
-        return SurfaceChannels(color, roughness=2 * red, normal=inputs.normals)
+        return SurfaceChannels(color, roughness=2 * red, normal=(1 + red[:, None]) * inputs.normals)
 
 
 def found(density: float, height: float = 0.0, count: int = 3) -> tuple[Layers, SurfaceChannels]:

@@ -52,16 +52,16 @@ class InversionGuidance(TrajectoryGuidance):
         )
         inversion_start: float = option(
             0.0,
-            "Timestep at which the inversion starts, from latents without noise; 0 starts at the clean image. The "
-            "errors of a network that predicts the image are divided by the noise level there.",
+            "Timestep at which the inversion starts, with the state alpha z; 0 starts at the clean image. The first "
+            "step divides the error of the predicted image by the noise level of this timestep.",
             ge=0,
             lt=1,
         )
         kappa_rms: Literal["free", "limited", "unit"] = option(
             "free",
             "Root mean square of kappa in each image. free: that of the inversion; limited: at most 1, for renders "
-            "that are far from the prior's images; unit: 1, with fresh noise where the inversion gives less. Only free "
-            "is in the papers.",
+            "that are far from the prior's images; unit: 1 on average, with fresh noise where the inversion gives "
+            "less. Only free is in the papers.",
         )
 
     config: Config
@@ -85,14 +85,15 @@ class InversionGuidance(TrajectoryGuidance):
 
         The intermediate timesteps are those below t with the indices k, k + s, k + 2 s, ..., where the stride s is
         N / inversion_steps, rounded down but at least 1, and k is 1 or the index of ``inversion_start``. There is no
-        step if t + tau does not exceed ``inversion_start``.
+        step, and kappa is 0 before ``kappa_rms``, if t does not exceed ``inversion_start``.
         """
         grid, t = self.grid, self.grid.index(ctx.timesteps[0])
         tau = torch.rand((), generator=ctx.rng("tau", ctx.step), dtype=torch.float64).item() * self.config.tau_max
         last = min(t + int(tau * grid.count), grid.highest)
-        begin = grid.index(self.config.inversion_start) if self.config.inversion_start > 0.0 else 1
-        inner = [index / grid.count for index in range(begin, min(t, last), self.inversion_stride())]
-        return [*([CLEAN] if self.config.inversion_start == 0.0 else []), *inner, last / grid.count]
+        start = self.config.inversion_start
+        head, begin = ([], grid.index(start)) if start > 0.0 else ([CLEAN], 1)
+        inner = range(begin, min(t, last), self.inversion_stride())
+        return [*head, *(index / grid.count for index in inner), last / grid.count]
 
     def inversion_stride(self) -> int:
         """Number of timesteps of one inversion step."""

@@ -20,8 +20,8 @@ CHUNK = 2**21
 """Cells that are tested at once for whether they lie in a triangle, which takes about 200 MB."""
 TILE = 64
 """Rows and columns of the tiles in which the maps are drawn."""
-TILES_AT_ONCE = 1024
-"""Tiles that are joined for one summation: 64 MB with four channels."""
+BYTES_AT_ONCE = 2**26
+"""Memory of the tiles that are joined for one summation."""
 
 
 @dataclass(frozen=True)
@@ -212,24 +212,31 @@ class SurfaceNoise:
         pixel = 2.0 * torch.tan(cameras.fovy / 2.0) / height
         reach = STRETCH * pixel[:, None, None] * (corners - cameras.origins[:, None, None]).norm(dim=-1)
         cells, latent = covered_cells(*surface_triangles(corners, visible, reach), height * width, self._maps)
+        drawn, slot = self._tiles_of(cells, latent // (height * width), ctx)
         count = torch.bincount(latent, minlength=batch * height * width).reshape(batch, -1)
         like = z.new_empty(batch, height * width, channels, dtype=torch.promote_types(z.dtype, torch.float32))
-        total = self._persistent.along(ctx.step, lambda at: self._sums(cells, latent, like, ctx, at))
+        total = self._persistent.along(ctx.step, lambda at: self._sums(drawn, slot, latent, like, ctx, at))
         n = (total / count.clamp(min=1).to(total).sqrt()[..., None]).to(z.dtype)
         return n.mT.contiguous().reshape(z.shape), (count > 0).reshape(batch, 1, height, width)
 
-    def _sums(self, cells: Tensor, latent: Tensor, like: Tensor, ctx: StepContext, at: int) -> Tensor:
+    def _tiles_of(self, cells: Tensor, view: Tensor, ctx: StepContext) -> tuple[list[tuple[int, int]], Tensor]:
+        """The particle and the index of each tile that the cells need, and the row (N,) of each cell in these tiles."""
+        tile_count = self._maps.cells // TILE**2
+        shown = torch.tensor(ctx.particles, device=view.device)[view]
+        tiles, slot = torch.unique(shown * tile_count + cells // TILE**2, return_inverse=True)
+        return [divmod(tile, tile_count) for tile in tiles.tolist()], slot * TILE**2 + cells % TILE**2
+
+    def _sums(
+        self, drawn: list[tuple[int, int]], slot: Tensor, latent: Tensor, like: Tensor, ctx: StepContext, at: int
+    ) -> Tensor:
         """Sums (B, h*w, C) of the covered cells in the maps that are drawn for step ``at``."""
         total = torch.zeros_like(like).flatten(0, 1)
-        shown = torch.tensor(ctx.particles, device=latent.device)[latent // like.shape[1]]
-        tile_count = self._maps.cells // TILE**2
-        tiles, slot = torch.unique(shown * tile_count + cells // TILE**2, return_inverse=True)
-        drawn = [divmod(tile, tile_count) for tile in tiles.tolist()]
-        for start in range(0, len(drawn), TILES_AT_ONCE):
-            part = drawn[start : start + TILES_AT_ONCE]
+        at_once = max(1, BYTES_AT_ONCE // (TILE**2 * like.shape[-1] * like.element_size()))
+        for start in range(0, len(drawn), at_once):
+            part = drawn[start : start + at_once]
             noise = torch.cat([self._tile(ctx, particle, tile, at, like) for particle, tile in part])
-            row = (slot - start) * TILE**2 + cells % TILE**2
-            if len(drawn) <= TILES_AT_ONCE:
+            row = slot - start * TILE**2
+            if len(part) == len(drawn):
                 total.index_add_(0, latent, noise[row])
             else:
                 here = ((row >= 0) & (row < len(noise))).nonzero()[:, 0]
