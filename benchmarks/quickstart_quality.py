@@ -9,10 +9,10 @@
 The asset of a pipeline is that of its last stage; its time is the sum over the stages.
 
 Each asset is seen from 8 held-out cameras (azimuths and elevations between those of the previews) over white; the
-probe reads category, color and, if the prompt names one, the pattern, in renders of the field and of the GLB ("a / b").
-Silhouettes from 12 cameras are compared with 256 random members of the category's
-family: the best mean IoU is reported, with ``--rivals`` beside that of the best other family (64 members each; minutes
-on a CPU). The exported mesh is checked for holes.
+probe reads category, color and, if the prompt names one, the pattern. These columns have two values: the object in its
+own renderer, and the GLB. Silhouettes from 12 cameras are compared with 256 random members of the category's family:
+the best mean IoU is reported, with ``--rivals`` beside that of the best other family (64 members each; minutes on a
+CPU). The exported mesh is checked for holes.
 
 The GLB is read back from the file. The true object is the member of the family whose depths from those 12 cameras are
 nearest to the GLB's: the best of 768 random members, whose proportions are then refined (seconds on a CPU; see
@@ -20,10 +20,10 @@ nearest to the GLB's: the best of 768 random members, whose proportions are then
 prompt names one. The GLB is neither moved nor scaled. Both are compared from the 8 held-out cameras at 256 pixels
 over white, under the same light: PSNR in dB and SSIM of the colors, mean Euclidean distance of the probe's features,
 mean angle between the normals at nearest surface points, and share of the common pixels whose depths differ by more
-than 0.08 radii. Two numbers in one column are the GLB and the true object: length-weighted mean dihedral angle, share
-of the edge length sharper than 45 degrees, genus, and mean saturation (max - min over the channels, of the covered
-pixels). The mesh of the true object is extracted and simplified as that of the run. Clipped texels have a channel at 0
-or 255.
+than 0.08 radii. The other columns with two values are the GLB and the true object: length-weighted mean dihedral angle,
+share of the edge length sharper than 45 degrees, genus, and mean saturation (max - min over the channels, of the
+covered pixels). The mesh of the true object is extracted and simplified as that of the run. Clipped texels have a
+channel at 0 or 255.
 
 Writes ``quality.md``, ``quality.json`` and ``sheet.png``, which shows each GLB above its true object.
 """
@@ -260,7 +260,9 @@ class Job(NamedTuple):
 def run_worker(job: Job, arguments: argparse.Namespace, overrides: list[str]) -> None:
     """One asset in its own process, unless it is there already."""
     folder = arguments.out / job.name
-    if all((folder / name).is_file() for name in ASSET_FILES):
+    if all((folder / name).is_file() for name in ASSET_FILES) and "glb" in json.loads(
+        (folder / "asset.json").read_text()
+    ):
         return
     folder.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, __file__, "--out", str(folder), "--gpu", arguments.gpu]
@@ -319,6 +321,10 @@ def summarise(out: Path, expected: int) -> int:
 
     assets = [path for path in sorted(out.glob("*/asset.json")) if (path.parent / "views.png").is_file()]
     rows = [json.loads(path.read_text()) for path in assets]
+    old = [path for path, row in zip(assets, rows, strict=True) if "glb" not in row]
+    if old:
+        print(f"{old[0]} was written by an earlier version; delete its folder", file=sys.stderr)
+        return 1
     if not rows:
         print(f"no finished asset in {out}", file=sys.stderr)
         return 1

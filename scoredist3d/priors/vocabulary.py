@@ -132,7 +132,7 @@ class Vocabulary:
         if not lists_are_right or not isinstance(spells, bool):
             raise ValueError(
                 'must be a list of words or {"words": [...], "nouns": {kind: [synonyms]}, "generic_nouns": [...], '
-                '"related": {kind: [nouns]}, "spells_quotes": true or false, "adjectives": [[...]]}'
+                '"related": {kind: [nouns]}, "spells_quotes": true or false, "adjectives": [[words]]}'
             )
         entries: list[str] = [*(words or []), *generic, *kinds, *itertools.chain(*kinds.values())]
         known, similar = ({kind: tuple(others) for kind, others in table.items()} for table in (kinds, related))

@@ -228,6 +228,28 @@ def test_a_run_becomes_a_row_of_the_table_and_two_rows_of_the_sheet(
     assert quickstart_quality.summarise(out, 2) == 1
 
 
+def test_means_of_patterns_are_those_of_the_prompts_with_patterns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(quickstart_quality, "sheet", lambda assets: np.zeros((2, 2, 3), np.uint8))
+    surface = {"mean_dihedral_deg": 5.0, "sharp_edges": 0.0, "genus": 0, "saturation": 0.5}
+    figures = ("psnr", "ssim", "feature_distance", "normal_angle_deg", "off_depth", "see_through", "iou", "seconds")
+    row: dict[str, Any] = dict.fromkeys(figures, 1.0) | {"ours": surface, "true": surface, "clipped_texels": 0.0}
+    row |= {"seed": 0, "mesh": {"watertight": True, "holes": 0, "faces": 4, "components": 1, "bytes": 1}}
+    read = {"category": 1.0, "color": 0.5}
+    for name, pattern, in_glb in (("plain", None, None), ("striped", 0.75, 0.25)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "views.png").touch()
+        asset = row | read | {"prompt": name, "name": name, "pattern": pattern, "glb": read | {"pattern": in_glb}}
+        (tmp_path / name / "asset.json").write_text(json.dumps(asset))
+    assert quickstart_quality.summarise(tmp_path, 2) == 0
+    shown = capsys.readouterr().out
+    assert "pattern 0.75 (GLB 0.25)" in shown and "| 0.75 / 0.25 |" in shown and "| - |" in shown
+    (tmp_path / "plain" / "asset.json").write_text(json.dumps(row | read | {"prompt": "plain", "pattern": None}))
+    assert quickstart_quality.summarise(tmp_path, 2) == 1
+    assert "earlier version" in capsys.readouterr().err
+
+
 def test_the_pattern_is_read_if_the_prompt_names_one() -> None:
     views = quickstart_quality.held_out(128, torch.device("cpu"))[torch.arange(4)]
     for prompt, pattern in (("a red striped barrel", 1.0), ("a red dotted barrel", 0.0), ("a red barrel", None)):

@@ -139,6 +139,19 @@ def test_the_colors_of_radiance_fields_are_averages_along_rays(geometry, average
     assert ((expected - own).abs().max() > 1e-3) == averaged
 
 
+def test_vertex_colors_of_radiance_fields_are_averages_along_rays():
+    made, rng = scene("implicit-volume", "unlit"), torch.Generator().manual_seed(0)
+    for parameter in made.geometry.parameters():
+        parameter.data += 0.5 * torch.randn(parameter.shape, generator=rng)
+    entry = registry.lookup("exporter", "textured-mesh")
+    exporter = entry.cls(entry.config_cls(formats=["ply"], check=False, fill_unseen=False))
+    surface = icosphere(0.3, 2)
+    found = exporter._vertex_colors(SceneShape(made), surface)
+    points, normals = torch.from_numpy(surface.vertices), torch.from_numpy(surface.vertex_normals())
+    expected = volume_channels(made.geometry, made.material, points, normals).base_color
+    np.testing.assert_allclose(found, expected.detach().numpy(), atol=1e-5)
+
+
 @pytest.mark.parametrize("geometry", ["implicit-sdf", "textured-mesh"])
 def test_a_pbr_export_holds_the_material_s_channels(tmp_path, geometry):
     made = scene(geometry, "pbr", normal_strength=0.5)

@@ -121,6 +121,31 @@ def test_thin_parts_are_kept_near_the_rest(centers: tuple[float, ...], parts: in
     assert (topology(kept).components, dropped) == (parts, 1 + len(centers) - parts)
 
 
+def test_dropped_components_do_not_change_which_thin_parts_are_kept():
+    """A cavity wall beside an arm is no bridge to it, and a far sliver does not make an arm short."""
+    ball, far, wall, arm, sliver = (
+        trimesh.creation.icosphere(radius=0.5),
+        *(
+            trimesh.creation.box(size)
+            for size in ((0.3, 0.04, 0.04), (0.3, 0.04, 0.04), (0.3, 0.04, 0.04), (4, 0.02, 0.02))
+        ),
+    )
+    far.apply_translation([1.15, 0, 0])
+    wall.apply_translation([0.75, 0, 0])
+    wall.invert()
+    kept, dropped = drop_small_components(_joined(ball, far, wall), 0.02)
+    assert (topology(kept).components, dropped) == (1, 2)
+    arm.apply_translation([0.75, 0, 0])
+    sliver.apply_translation([0, 9, 0])
+    kept, dropped = drop_small_components(_joined(ball, arm, sliver), 0.02)
+    assert (topology(kept).components, dropped) == (2, 1)
+
+
+def _joined(*pieces: trimesh.Trimesh) -> Mesh:
+    whole = trimesh.util.concatenate(list(pieces))
+    return Mesh(whole.vertices, whole.faces)
+
+
 @pytest.mark.parametrize("resolution", [32, 64])
 def test_automatic_threshold_of_a_hard_object_gives_its_surface(resolution):
     field = AnalyticField(sphere(0.5))
