@@ -37,6 +37,7 @@ import subprocess
 import sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -260,9 +261,8 @@ class Job(NamedTuple):
 def run_worker(job: Job, arguments: argparse.Namespace, overrides: list[str]) -> None:
     """One asset in its own process, unless it is there already."""
     folder = arguments.out / job.name
-    if all((folder / name).is_file() for name in ASSET_FILES) and "glb" in json.loads(
-        (folder / "asset.json").read_text()
-    ):
+    done = all((folder / name).is_file() for name in ASSET_FILES)
+    if done and "glb" in json.loads((folder / "asset.json").read_text()):
         return
     folder.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, __file__, "--out", str(folder), "--gpu", arguments.gpu]
@@ -315,7 +315,7 @@ def sheet(assets: list[Path]) -> np.ndarray:
 
 def summarise(out: Path, expected: int) -> int:
     """Write the tables and the sheet; returns the exit code, 1 where fewer than ``expected`` assets came out."""
-    from quickstart_truth import beside
+    from quickstart_truth import beside, mean_of
 
     from scoredist3d.export.images import save_png
 
@@ -329,11 +329,8 @@ def summarise(out: Path, expected: int) -> int:
         print(f"no finished asset in {out}", file=sys.stderr)
         return 1
 
-    def mean(key: str, part: str | None = None) -> float:
-        values = [(row if part is None else row[part])[key] for row in rows if row[key] is not None]
-        return sum(values) / len(values)
-
-    patterned = [row for row in rows if row["pattern"] is not None]
+    mean = partial(mean_of, rows)
+    patterned = any(row["pattern"] is not None for row in rows)
     patterns = f"pattern {mean('pattern'):.2f} (GLB {mean('pattern', 'glb'):.2f}), " if patterned else ""
     rivals = all("best_other" in row for row in rows)
     good = sum(row["category"] >= 0.9 and row["color"] >= 0.9 for row in rows)

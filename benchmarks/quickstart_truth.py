@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -206,12 +207,15 @@ def shares(reading: ProbeReading, stated: Stated) -> dict[str, float | None]:
     return {"pattern": None, **found}
 
 
+def mean_of(rows: Sequence[dict[str, Any]], key: str, part: str | None = None) -> float:
+    """Mean of a figure, which is in the block ``part`` of each row if given, over the rows that have it."""
+    values = [value for row in rows if (value := (row if part is None else row[part])[key]) is not None]
+    return sum(values) / len(values)
+
+
 def beside(rows: Sequence[dict[str, Any]]) -> str:
     """A sentence with the means of the figures of several assets."""
-
-    def mean(key: str, part: str | None = None) -> float:
-        return sum((row if part is None else row[part])[key] for row in rows) / len(rows)
-
+    mean = partial(mean_of, rows)
     return (
         f"Beside the true objects: PSNR {mean('psnr'):.1f} dB, SSIM {mean('ssim'):.3f}, normals "
         f"{mean('normal_angle_deg'):.1f} degrees apart, depth off in {100 * mean('off_depth'):.1f} % of the pixels; "

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from scoredist3d.procedural.captions import with_article
+
 _AND = r"(?:\s+and\s+|\s+)"
 _LIST = r"(?:,\s+and\s+|,\s+|\s+and\s+|\s+)"
 
@@ -38,13 +40,10 @@ def in_caption_order(text: str, adjectives: Sequence[Sequence[str]]) -> str:
         phrase = " ".join(unit for _, unit in ordered)
         if ordered == units:
             return match[0]
-        return phrase if match[1] is None else f"{_article(match[1], phrase)} {phrase}"
+        if match[1] is None:
+            return phrase
+        if match[1].lower() == "the":
+            return f"{match[1]} {phrase}"
+        return match[1][0] + with_article(phrase)[1:]
 
     return re.sub(runs, sort, text, flags=re.I)
-
-
-def _article(given: str, phrase: str) -> str:
-    """The article of a phrase that had another first word before."""
-    if given.lower() == "the":
-        return given
-    return given[0] + ("n" if phrase[0].lower() in "aeiou" else "")

@@ -127,7 +127,7 @@ def adjectives() -> list[list[str]]:
 
 def with_article(phrase: str) -> str:
     """The phrase with the article "a" or "an"."""
-    return ("an " if phrase[0] in _VOWELS else "a ") + phrase
+    return ("an " if phrase[0].lower() in _VOWELS else "a ") + phrase
 
 
 def simple_caption(category: int | str, color: int | str | None = None) -> str:

@@ -30,7 +30,8 @@ def volume_channels(field: Field, material: Material, points: Tensor, normals: T
     """
     length = (_IN_FRONT + _BEHIND) * field.radius / _SAMPLES
     own = material.channels(ShadingInputs(field.features_at(points), points, normals))
-    sums, transmittance = torch.zeros_like(_columns(own)), points.new_ones(len(points))
+    at_points, transmittance = _columns(own), points.new_ones(len(points))
+    sums = torch.zeros_like(at_points)
     for index in range(_SAMPLES):
         rays = (transmittance > _OPAQUE).nonzero()[:, 0]
         if len(rays) == 0:
@@ -43,7 +44,7 @@ def volume_channels(field: Field, material: Material, points: Tensor, normals: T
         sums[rays] += (transmittance[rays] * (1.0 - passed))[:, None] * found
         transmittance[rays] *= passed
     opacity = (1.0 - transmittance)[:, None]
-    return _split(torch.where(opacity > _LEAST_OPACITY, sums / opacity.clamp_min(_LEAST_OPACITY), _columns(own)), own)
+    return _split(torch.where(opacity > _LEAST_OPACITY, sums / opacity.clamp_min(_LEAST_OPACITY), at_points), own)
 
 
 def _columns(channels: SurfaceChannels) -> Tensor:

@@ -109,7 +109,7 @@ class InversionGuidance(TrajectoryGuidance):
         timesteps = self.inversion_timesteps(ctx)
         x = z
         if self.config.inversion_start > 0.0:
-            x = self.schedule.add_noise(z, torch.zeros_like(z), timestep_tensor(timesteps[:1] * len(z), z))
+            x = per_item(self.schedule.alpha(timestep_tensor(timesteps[:1], z)), z) * z
         for index, (start, stop) in enumerate(pairwise(timesteps)):
             prediction, level = self.predict_at(x, start, conditions, scale), self.noise_timestep(start)
             if level != start:
