@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from scoredist3d.config import option
 from scoredist3d.guidance.core.context import StepContext
 from scoredist3d.guidance.core.flow_distillation import FlowDistillation
-from scoredist3d.guidance.core.noise_fields import covered, world_map_crop, world_map_shape
+from scoredist3d.guidance.core.noise_fields import WORLD_MAP_ANGLE, world_map_noise
 from scoredist3d.priors.conditioning import CFGConditions
 from scoredist3d.registry import register
 
@@ -41,7 +40,7 @@ class FlowScoreDistillation(FlowDistillation):
             "views; random: fresh noise at every step (annealed SDS).",
         )
         world_map_angle: float = option(
-            180.0, "Range of azimuths that one window of the world map spans, in degrees.", gt=0, le=360
+            WORLD_MAP_ANGLE, "Range of azimuths that one window of the world map spans, in degrees.", gt=0, le=360
         )
         background_noise: Literal["fixed", "random", "none"] = option(
             "fixed",
@@ -61,12 +60,11 @@ class FlowScoreDistillation(FlowDistillation):
         """The particle's noise image, or the window of its world map that each camera sees."""
         if self.config.noise_field == "constant":
             return self.constant_noise(z, ctx)
-        height, width = z.shape[-2:]
-        shape = world_map_shape(height, width, self.config.world_map_angle)
-        world = self._persistent(ctx, z.new_empty(*z.shape[:2], *shape), "fsd/world")
-        n = world_map_crop(world, conditions.cameras, height, width)
-        if self.config.background_noise == "none" or ctx.opacity is None:
-            return n
-        fresh = self.config.background_noise == "random"
-        background = ctx.noise(z, "fsd/fresh-background") if fresh else self._persistent(ctx, z, "fsd/background")
-        return torch.where(covered(ctx.opacity, z), n, background)
+        where, angle = self.config.background_noise, self.config.world_map_angle
+
+        def draw(like: Tensor, name: str) -> Tensor:
+            if name == "background" and where == "random":
+                return ctx.noise(like, "fsd/fresh-background")
+            return self._persistent(ctx, like, f"fsd/{name}")
+
+        return world_map_noise(draw, z, conditions.cameras, angle, None if where == "none" else ctx.opacity)

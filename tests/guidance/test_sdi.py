@@ -7,6 +7,7 @@ import pytest
 import torch
 from shared.method_cases import CountingPrior, gradient, latents, prompted, views
 from shared.sdi_cases import at, falling, red, sdi
+from shared.surface_scenes import views as surface_views
 from shared.trajectory_cases import (
     M,
     S,
@@ -21,6 +22,7 @@ from shared.trajectory_cases import (
 )
 
 from scoredist3d.guidance.core.context import item_noise
+from scoredist3d.guidance.core.noise_fields import world_map_crop, world_map_shape
 from scoredist3d.guidance.sdi import ScoreDistillationViaInversion as SDI
 from scoredist3d.guidance.sds import ScoreDistillationSampling as SDS
 from scoredist3d.priors import guided_prediction
@@ -216,21 +218,47 @@ def test_limited_noise_has_at_most_unit_size():
     torch.testing.assert_close(x_t, alpha * z + sigma * reduced, rtol=0, atol=1e-12)
 
 
-def test_unit_noise_is_the_limited_one_with_fresh_noise():
+@pytest.mark.parametrize("fill", ["fresh", "world-map"])
+def test_unit_noise_is_the_limited_one_with_added_noise(fill):
+    """Noise is added up to a variance of 1: fresh noise, or a window of the particle's world map."""
     prior = gaussian()
     z = M + torch.tensor([0.1, 20.0], dtype=torch.float64).reshape(2, 1, 1, 1).expand(-1, 1, 2, 2)
     options = {"inversion_eta": 0.0, "tau_max": 0.0, "inversion_guidance_scale": 1.0, **at(0.6)}
-    limited, unit = (sdi(prior, kappa_rms=rms, **options) for rms in ("limited", "unit"))
+    limited, unit = (sdi(prior, kappa_rms=rms, fill_noise=fill, **options) for rms in ("limited", "unit"))
     context = limited.begin(z, 0, Rng())
     before, kappa = (guidance.inverted(z, empty(prior), context)[1] for guidance in (limited, unit))
     share = 1 - before.square().mean((1, 2, 3), keepdim=True)
     assert share[0] > 0.5 and share[1].abs() < 1e-12
-    noise = item_noise(Rng(), "inversion/fill", 0, z)
+    if fill == "fresh":
+        noise = item_noise(Rng(), "inversion/fill", 0, z)
+    else:
+        world = context.particle_noise(z.new_empty(2, 1, *world_map_shape(2, 2, 180.0)), "inversion/world")
+        noise = world_map_crop(world, None, 2, 2)
     torch.testing.assert_close(kappa, before + share.clamp_min(0).sqrt() * noise, rtol=0, atol=1e-12)
     alpha, sigma = coefficients(0.6)
     torch.testing.assert_close(
         unit.inverted(z, empty(prior), context)[0], alpha * z + sigma * kappa, rtol=0, atol=1e-12
     )
+
+
+def test_the_noise_of_a_world_map_is_fixed_to_the_object():
+    """Below the start of the inversion, kappa is the added noise alone."""
+    prior = CountingPrior("vp-sample")
+    guidance = sdi(prior, kappa_rms="unit", fill_noise="world-map", inversion_start=0.25, **at(0.2))
+    cameras, z = surface_views(0.0, 90.0), latents(2)
+    conditions = prompted(guidance, cameras=cameras)
+
+    def kappa(step: int = 0, opacity: float = 1.0, particle: int = 0):
+        extras = {"opacity": torch.full((2, 8, 8, 1), opacity), "particles": [particle] * 2}
+        return guidance.inverted(z, conditions, guidance.begin(z, step, Rng(), **extras))[1]
+
+    front, side = kappa()
+    assert not torch.allclose(front, side) and torch.equal(kappa(step=5), kappa())
+    half = front.shape[-1] // 2
+    torch.testing.assert_close(side[..., :half], front[..., half:])  # a window of 180 degrees moves by half of its width
+    background = kappa(opacity=0.0)
+    assert torch.equal(background[0], background[1]) and not torch.isclose(background, kappa()).any()
+    assert not torch.isclose(kappa(particle=1), kappa()).any()
 
 
 def test_a_later_start_of_the_inversion():

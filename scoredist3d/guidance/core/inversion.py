@@ -13,6 +13,7 @@ from torch import Tensor
 from scoredist3d.config import Schedule, option
 from scoredist3d.diffusion.schedule import CLEAN, per_item
 from scoredist3d.guidance.core.context import StepContext
+from scoredist3d.guidance.core.noise_fields import WORLD_MAP_ANGLE, world_map_noise
 from scoredist3d.guidance.core.timesteps import timestep_tensor
 from scoredist3d.guidance.core.trajectory import TrajectoryGuidance
 from scoredist3d.guidance.core.weighting import Weighting
@@ -60,8 +61,12 @@ class InversionGuidance(TrajectoryGuidance):
         kappa_rms: Literal["free", "limited", "unit"] = option(
             "free",
             "Root mean square of kappa in each image. free: that of the inversion; limited: at most 1, for renders "
-            "that are far from the prior's images; unit: 1 on average, with fresh noise where the inversion gives "
-            "less. Only free is in the papers.",
+            "that are far from the prior's images; unit: 1 on average, with the noise of fill_noise where the inversion "
+            "gives less. Only free is in the papers.",
+        )
+        fill_noise: Literal["fresh", "world-map"] = option(
+            "fresh",
+            "Noise that kappa_rms: unit adds. fresh: new at every step; world-map: fixed to the object, as in fsd.",
         )
 
     config: Config
@@ -122,13 +127,13 @@ class InversionGuidance(TrajectoryGuidance):
 
     def inverted(self, z: Tensor, conditions: CFGConditions, ctx: StepContext) -> tuple[Tensor, Tensor]:
         """Noisy latents x_t and the noise kappa, recovered from z by DDIM inversion to t + tau."""
-        kappa = self._with_rms(self.inversion(z, conditions, ctx)[1], ctx)
+        kappa = self._with_rms(self.inversion(z, conditions, ctx)[1], conditions, ctx)
         eta = self.config.inversion_eta
         if eta > 0.0 and self.config.inversion_noise == "once":
             kappa = kappa + eta * per_item(self.schedule.sigma(ctx.t), z) * ctx.noise(z, "inversion")
         return self.schedule.add_noise(z, kappa, ctx.t), kappa
 
-    def _with_rms(self, kappa: Tensor, ctx: StepContext) -> Tensor:
+    def _with_rms(self, kappa: Tensor, conditions: CFGConditions, ctx: StepContext) -> Tensor:
         """Noise (B, C, h, w) with the root mean square that ``kappa_rms`` sets."""
         if self.config.kappa_rms == "free":
             return kappa
@@ -136,7 +141,17 @@ class InversionGuidance(TrajectoryGuidance):
         kappa = kappa / square.sqrt().clamp_min(1.0)
         if self.config.kappa_rms == "limited":
             return kappa
-        return kappa + (1.0 - square).clamp_min(0.0).sqrt() * ctx.noise(kappa, "inversion/fill")
+        return kappa + (1.0 - square).clamp_min(0.0).sqrt() * self._fill(kappa, conditions, ctx)
+
+    def _fill(self, like: Tensor, conditions: CFGConditions, ctx: StepContext) -> Tensor:
+        """Noise N(0, 1) in the shape of ``like`` that ``fill_noise`` selects."""
+        if self.config.fill_noise == "fresh":
+            return ctx.noise(like, "inversion/fill")
+
+        def draw(like: Tensor, name: str) -> Tensor:
+            return ctx.particle_noise(like, f"inversion/{name}")
+
+        return world_map_noise(draw, like, conditions.cameras, WORLD_MAP_ANGLE, ctx.opacity)
 
     def _std(self, start: float, stop: float) -> float:
         """Standard deviation of a DDIM step between two timesteps; 0 if the lower one is the clean image."""

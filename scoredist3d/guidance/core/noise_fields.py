@@ -13,6 +13,9 @@ from scoredist3d.cameras import Cameras
 from scoredist3d.config import Schedule
 from scoredist3d.guidance.core.context import StepContext
 
+WORLD_MAP_ANGLE = 180.0
+"""Default azimuth range of a view in a world map, in degrees (FSD)."""
+
 
 class PersistentNoise:
     """Gaussian noise of each particle that follows X_{k+1} = sqrt(1 - g_k) X_k + sqrt(g_k) xi_k over the steps k.
@@ -102,6 +105,32 @@ def world_map_shape(height: int, width: int, angle: float) -> tuple[int, int]:
     The columns cover the full circle. The rows have room for a window centered on each pole.
     """
     return int(180.0 / angle * height) + height, int(360.0 / angle * width)
+
+
+def world_map_noise(
+    draw: Callable[[Tensor, str], Tensor],
+    like: Tensor,
+    cameras: Cameras | None,
+    angle: float,
+    opacity: Tensor | None = None,
+) -> Tensor:
+    """Noise of the views of an object from a world map, with noise of its own in the background.
+
+    Args:
+        draw: Gaussian noise in the shape of its first argument; the second one names the noise, ``world`` for the map
+            and ``background``.
+        like: (B, C, h, w), latents of the views.
+        cameras: B views, or None; see :func:`world_map_crop`.
+        angle: Azimuth range of a view in the map, in degrees.
+        opacity: (B, H, W, 1), opacity of the renders; without it the whole image shows the map.
+
+    Returns:
+        (B, C, h, w) noise.
+    """
+    height, width = like.shape[-2:]
+    world = draw(like.new_empty(*like.shape[:2], *world_map_shape(height, width, angle)), "world")
+    n = world_map_crop(world, cameras, height, width)
+    return n if opacity is None else torch.where(covered(opacity, like), n, draw(like, "background"))
 
 
 def world_map_crop(world: Tensor, cameras: Cameras | None, height: int, width: int) -> Tensor:
