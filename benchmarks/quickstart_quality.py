@@ -33,6 +33,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -370,7 +371,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--rivals", action="store_true", help="also compare with every other family")
     parser.add_argument("--runs", type=Path, nargs="+", help="folders of finished runs to measure instead of new ones")
     parser.add_argument("--worker", nargs=2, metavar=("PROMPT", "SEED"), help=argparse.SUPPRESS)
-    arguments, overrides = parser.parse_known_args(argv)
+    given = sys.argv[1:] if argv is None else argv
+    # Found first, because --prompts and --seeds take everything up to the next option.
+    overrides = [item for item in given if re.match(r"[\w.]+=", item)]
+    arguments = parser.parse_args([item for item in given if item not in overrides])
     if arguments.runs and overrides:
         parser.error(f"--runs measures runs as they are, so {' '.join(overrides)} cannot apply")
     if arguments.worker:

@@ -83,7 +83,13 @@ def exported_glb(folder: Path) -> ExportedGlb:
 
 
 def compare_with_truth(
-    delivered: Delivered, config: ExperimentConfig, outlines: Cameras, cameras: Cameras, probe: Probe
+    delivered: Delivered,
+    config: ExperimentConfig,
+    outlines: Cameras,
+    cameras: Cameras,
+    probe: Probe,
+    *,
+    member: Objects | None = None,
 ) -> Comparison:
     """Compare a run's delivered mesh with its true object, whose mesh is extracted and simplified as that of the run.
 
@@ -93,6 +99,7 @@ def compare_with_truth(
         outlines: The cameras from which the true object is found.
         cameras: The cameras from which both are compared, on the same device.
         probe: The probe, on the same device.
+        member: The true object, if it is known.
 
     Raises:
         ValueError: The prompt has another form or states no color, or the mesh has no colors or is not seen.
@@ -100,7 +107,7 @@ def compare_with_truth(
     exporter: Any = config.exporter
     return compare(
         delivered,
-        true_object(delivered, config.prompt, outlines),
+        true_object(delivered, config.prompt, outlines) if member is None else member,
         cameras,
         probe,
         resolution=exporter.resolution,

@@ -148,11 +148,8 @@ class HiFA(Guidance):
         rgb, background = ctx.rgb.detach(), ctx.background
         keys = stored.keys(ctx.particles, conditions.cameras)
         if stored.outdated(keys, ctx.step):
-            target = self.target(self.noised(z, ctx)[0], conditions, ctx)
-            images = self.prior.decode(target).clamp(0.0, 1.0)
-            surface = None
-            if self._surface is not None:
-                surface = self._surface.estimate(images, background.detach(), conditions.cameras)
+            images = self.target_images(z, conditions, ctx)
+            surface = None if self._surface is None else self.target_surface(images, conditions, ctx)
             stored.put(keys, ctx.step, images, background.detach(), surface)
         images, behind, surface = stored.get(keys)
         images, behind = resized(images.to(rgb), rgb), resized(behind.to(rgb), rgb)
@@ -183,6 +180,16 @@ class HiFA(Guidance):
     def reads_latents(self, step: int, cameras: Cameras, particles: Sequence[int]) -> bool:
         """Whether the step makes new targets."""
         return self.stored is None or self.stored.outdated(self.stored.keys(particles, cameras), step)
+
+    def target_images(self, z: Tensor, conditions: CFGConditions, ctx: StepContext) -> Tensor:
+        """Target images (B, H, W, 3) in [0, 1] that are kept, over the backgrounds of the renders."""
+        target = self.target(self.noised(z, ctx)[0], conditions, ctx)
+        return self.prior.decode(target).clamp(0.0, 1.0)
+
+    def target_surface(self, images: Tensor, conditions: CFGConditions, ctx: StepContext) -> Tensor:
+        """Normals and depths estimated from target images, one map (B, H, W, 7); see :class:`SurfaceTerm`."""
+        assert self._surface is not None and ctx.background is not None and conditions.cameras is not None
+        return self._surface.estimate(images, ctx.background.detach(), conditions.cameras)
 
     def target(self, x_t: Tensor, conditions: CFGConditions, ctx: StepContext) -> Tensor:
         """Target z_hat (B, C, h, w): every item denoised from its own timestep, all in one batch."""

@@ -255,7 +255,7 @@ def test_the_noise_of_a_world_map_is_fixed_to_the_object():
     front, side = kappa()
     assert not torch.allclose(front, side) and torch.equal(kappa(step=5), kappa())
     half = front.shape[-1] // 2
-    torch.testing.assert_close(side[..., :half], front[..., half:])  # a window of 180 degrees moves by half of its width
+    torch.testing.assert_close(side[..., :half], front[..., half:])  # 90 of the 180 degrees of a window
     background = kappa(opacity=0.0)
     assert torch.equal(background[0], background[1]) and not torch.isclose(background, kappa()).any()
     assert not torch.isclose(kappa(particle=1), kappa()).any()

@@ -61,8 +61,8 @@ class InversionGuidance(TrajectoryGuidance):
         kappa_rms: Literal["free", "limited", "unit"] = option(
             "free",
             "Root mean square of kappa in each image. free: that of the inversion; limited: at most 1, for renders "
-            "that are far from the prior's images; unit: 1 on average, with the noise of fill_noise where the inversion "
-            "gives less. Only free is in the papers.",
+            "that are far from the prior's images; unit: 1 on average, with fill_noise where the inversion gives less. "
+            "Only free is in the papers.",
         )
         fill_noise: Literal["fresh", "world-map"] = option(
             "fresh",
