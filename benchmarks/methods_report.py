@@ -27,12 +27,13 @@ from scoredist3d.evaluation.measures import (
     saturation,
 )
 from scoredist3d.export.images import image_grid, save_png
+from scoredist3d.guidance.core.image_space import resized
 from scoredist3d.procedural import CATEGORIES, COLORS
 from scoredist3d.procedural.probe import Probe
 
 NUM_REAL = {"2d": REAL_2D, "3d": REAL_3D}
 OPEN = ("color", "second_color", "pattern")  # labels of the probe that a caption may leave open
-DOCS_COLUMNS = 8
+DOCS_PROMPTS = {"2d": 8, "3d": 3}  # prompts of the small images for the docs; in 3D with four views each
 
 
 @dataclass(frozen=True)
@@ -250,7 +251,8 @@ def notes(flat: bool) -> list[str]:
 def write_sheets(out: Path, docs: Path | None, dimension: str, pictures: dict[str, dict[str, Tensor]]) -> None:
     """Write a sheet with one row per method (first seed of every prompt; in 3D four views), and images for the docs.
 
-    In 3D the same views of the exported GLB are below those of the field; a GLB that is missing is left white.
+    In 3D the same views of the exported GLB are below those of the field; a GLB that is missing is left white. An image
+    for the docs has two seeds of some prompts and, in 3D, the GLBs of the first one.
     """
     rows = {}
     for name, by_prompt in pictures.items():
@@ -265,10 +267,13 @@ def write_sheets(out: Path, docs: Path | None, dimension: str, pictures: dict[st
             rows[f"{name}, GLB"] = torch.cat([blank if strip is None else strip for strip in found])
         if docs is None:
             continue
-        chosen = list(by_prompt.values())[: DOCS_COLUMNS if dimension == "2d" else DOCS_COLUMNS // 4]
-        shown_seeds = range(min(2, min(len(images) for images in chosen)))
-        cells = torch.cat([views_of(images[seed], dimension) for seed in shown_seeds for images in chosen])
-        grid = image_grid(cells, len(cells) // len(shown_seeds))
+        chosen = dict(list(by_prompt.items())[: DOCS_PROMPTS[dimension]])
+        shown_seeds = range(min(2, min(len(images) for images in chosen.values())))
+        lines = [torch.cat([views_of(images[seed], dimension) for images in chosen.values()]) for seed in shown_seeds]
+        delivered = [strip for prompt in chosen if (strip := strips.get(prompt)) is not None]
+        if len(delivered) == len(chosen):
+            lines.append(resized(torch.cat(delivered), lines[0]))
+        grid = image_grid(torch.cat(lines), len(lines[0]))
         # As PNG, the grain of some methods takes half a megabyte per image.
         Image.fromarray(grid).save(docs / f"{name}-{dimension}.jpg", quality=90)
     if rows:
