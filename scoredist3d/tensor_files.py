@@ -7,16 +7,15 @@ few other objects than tensors, and it accepts tensors that are larger than thei
 from __future__ import annotations
 
 import io
+import math
 import pickle
 import re
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from scoredist3d.limits import MAX_PICKLE_BYTES
 
@@ -54,9 +53,7 @@ def load_tensors(path: Path, *, mmap: bool = False) -> Any:
             data. A damaged file may also raise one of :data:`LOADING_ERRORS`.
     """
     check_tensor_file(path)
-    content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    _check_tensors(content, path.stat().st_size)
-    return content
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
 
 
 def check_tensor_file(path: Path) -> None:
@@ -64,7 +61,8 @@ def check_tensor_file(path: Path) -> None:
 
     Raises:
         ValueError: The archive is compressed or larger than the file, the pickle refers to other objects than tensors
-            and plain values, or a tensor's data are incomplete. A damaged file may raise one of :data:`LOADING_ERRORS`.
+            and plain values, or a tensor is larger than its data. A damaged file may also raise one of
+            :data:`LOADING_ERRORS`.
     """
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
@@ -85,11 +83,11 @@ def check_tensor_file(path: Path) -> None:
                 raise ValueError(f"the data of a tensor are incomplete: {folder}data/{key} should have {size:,} bytes")
 
 
-class _Inspector(pickle.Unpickler):
+class _Inspector(pickle._Unpickler):  # in Python; the memo of pickle.Unpickler can be made to need any amount of memory
     """Reader of a pickle that creates only containers and plain values, and records the sizes of the tensors' data.
 
-    No class or function of the pickle is imported: every name is either rejected or replaced by a function that does
-    nothing.
+    No class or function of the pickle is imported: every name is either rejected or replaced by a function that at most
+    checks its arguments.
 
     Attributes:
         storages: Number of bytes that the pickle declares for the data of tensors, by name.
@@ -108,48 +106,29 @@ class _Inspector(pickle.Unpickler):
             return _ELEMENT_SIZES[name]
         if not _NAMES.fullmatch(full):
             raise ValueError(f"it contains {full}, which is neither a tensor nor a plain value")
-        return _nothing
+        return _check_shape if name.startswith("_rebuild_tensor") else _nothing
 
-    def persistent_load(self, pid: Any) -> None:
-        """Record the size of the data of a tensor: ``("storage", type, name, device, number of elements)``."""
+    def persistent_load(self, pid: Any) -> int:
+        """Record the size of ``("storage", type, name, device, number of elements)``; returns the number."""
         _, element_size, name, _, count = pid
         size = int(element_size) * int(count)
         if size < 0:
             raise ValueError("it declares tensor data of negative size")
         self.storages[str(name)] = max(size, self.storages.get(str(name), 0))
+        return int(count)
+
+
+def _check_shape(count: int, _offset: int, shape: tuple[int, ...], *_: Any) -> None:
+    """Replacement for ``torch._utils._rebuild_tensor_v2``: compare a shape with the number of elements that exist.
+
+    torch accepts strides of 0, with which a tensor of any size has a single value.
+
+    Raises:
+        ValueError: The tensor is larger than its data.
+    """
+    if math.prod(shape) > count:
+        raise ValueError(f"it contains a tensor of shape {tuple(shape)} with only {count:,} values")
 
 
 def _nothing(*_: Any) -> None:
-    """Replacement for the functions that rebuild tensors."""
-
-
-def _check_tensors(content: Any, size: int) -> None:
-    """Check that the tensors in ``content`` are as large as their data, and altogether at most ``size`` bytes.
-
-    Raises:
-        ValueError: A tensor is larger than its data, or the data are larger than ``size``.
-    """
-    storages: dict[int, int] = {}
-
-    def check(tensor: Tensor) -> None:
-        data = tensor.untyped_storage()
-        if tensor.numel() * tensor.element_size() > data.nbytes():
-            raise ValueError(f"it contains a tensor of shape {tuple(tensor.shape)} with only {data.nbytes():,} bytes")
-        storages[data.data_ptr()] = data.nbytes()
-
-    _visit(content, check)
-    if sum(storages.values()) > size:
-        raise ValueError("its tensors are larger than the file")
-
-
-def _visit(content: Any, check: Callable[[Tensor], None]) -> None:
-    """Call ``check`` with each tensor in nested containers; a shared container is visited once."""
-    seen: set[int] = set()
-    pending = [content]
-    while pending:
-        value = pending.pop()
-        if isinstance(value, Tensor):
-            check(value)
-        elif isinstance(value, dict | list | tuple | set) and id(value) not in seen:
-            seen.add(id(value))
-            pending += [*value.keys(), *value.values()] if isinstance(value, dict) else list(value)
+    """Replacement for everything else."""
