@@ -31,6 +31,8 @@ MAX_JSON_BYTES = 64 * MIB
 MAX_BATCH = 4096
 """Images, particles or patches that are processed together."""
 MAX_RENDER_SIDE = 4096
+MAX_STEP_PIXELS = 2**28
+"""Pixels of all images of a step."""
 MAX_FRAMES = 10_000
 MAX_GRID_RESOLUTION = 1024
 """Samples along each side of a dense grid."""
@@ -41,6 +43,7 @@ MAX_WIDTH = 8192
 MAX_FEATURES = 1024
 MAX_SAMPLES = 16 * MIB
 """Points or rays that are evaluated together."""
+MAX_STORED_LATENTS = 100_000
 MAX_VIEWS = 1_000_000
 
 

@@ -16,6 +16,7 @@ from torch.nn import functional
 from scoredist3d.cameras import Cameras
 from scoredist3d.config import ComponentConfig, FieldError, option
 from scoredist3d.diffusion.samplers import denoise
+from scoredist3d.limits import MAX_BATCH
 from scoredist3d.meshes.image_files import decode_image
 from scoredist3d.priors.base import Prior
 from scoredist3d.priors.conditioning import CFGConditions
@@ -49,7 +50,7 @@ class ImageCanvas(nn.Module):
         """Options of the canvas."""
 
         parametrisation: Literal["pixels", "latents"] = option("latents", "Representation of the optimized images.")
-        particles: int = option(4, "Number of images.", ge=1)
+        particles: int = option(4, "Number of images.", ge=1, le=MAX_BATCH)
         size: int | None = option(None, "Width and height in pixels; null uses the prior's image size.", ge=8, le=4096)
         initial_std: float = option(
             1.0,
