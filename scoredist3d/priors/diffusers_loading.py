@@ -272,8 +272,8 @@ class PipelineSource:
             )
         if not _is_part(cls):
             raise PriorError(
-                f"{self.key}: the {part} of {self.name} is a {library}.{name}, which is not a model, tokenizer or "
-                "scheduler; use the folder of a text-to-image pipeline"
+                f"{self.key}: the {part} of {self.name} is a {library}.{name}, which is not the class of a model, "
+                "tokenizer or scheduler; use the folder of a text-to-image pipeline"
             )
         if self.folder is not None and not (self.folder / part).is_dir():
             raise PriorError(
