@@ -19,10 +19,12 @@ LEVELS: dict[str, int] = {
     "paths": 0,
     "terminal": 0,
     "seeding": 0,
+    "limits": 0,
     "registry": 1,
     "config": 1,
     "custom": 1,
     "files": 1,
+    "tensor_files": 1,
     "nn": 2,
     "diffusion": 2,
     "meshes": 2,
@@ -46,7 +48,7 @@ LEVELS: dict[str, int] = {
     "__main__": 9,
 }
 # Packages that import nothing else of the project.
-CLOSED = ("ops", "diffusion", "cameras", "paths", "terminal", "seeding")
+CLOSED = ("ops", "diffusion", "cameras", "paths", "terminal", "seeding", "limits")
 # Third-party packages of each package, imports inside functions included. New ones are added here on purpose.
 THIRD_PARTY: dict[str, set[str]] = {
     "backgrounds": {"torch"},
@@ -70,6 +72,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "renderers": {"torch"},
     "seeding": {"torch"},
     "systems": {"torch"},
+    "tensor_files": {"torch"},
     "training": {"lightning_fabric", "psutil", "pytorch_lightning", "torch"},
     "visualization": {"PIL", "numpy", "torch"},
 }

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from scoredist3d.backgrounds.base import Background
 from scoredist3d.config import FieldError, option
+from scoredist3d.limits import MAX_WIDTH
 from scoredist3d.nn.mlp import MLP
 from scoredist3d.registry import register
 from scoredist3d.seeding import Rng
@@ -34,7 +35,7 @@ class Environment(Background):
         """Options of the environment background."""
 
         num_frequencies: int = option(3, "Octaves of the frequency encoding; more give finer detail.", ge=0, le=10)
-        hidden_width: int = option(16, "Units per hidden layer.", ge=1)
+        hidden_width: int = option(16, "Units per hidden layer.", ge=1, le=MAX_WIDTH)
         hidden_layers: int = option(2, "Number of hidden layers.", ge=1, le=8)
         random_probability: float = option(
             0.5, "Probability of a random constant color in a training image.", ge=0, le=1

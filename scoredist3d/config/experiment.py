@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from scoredist3d.config.fields import Block, ComponentConfig, component, option
+from scoredist3d.limits import MAX_FRAMES
 
 
 @dataclass
@@ -73,7 +74,7 @@ class TurntableConfig(Block):
         "auto",
         "Write the video after training. auto: yes, except for a stage of a pipeline that another stage follows.",
     )
-    frames: int = option(60, "Number of frames in one full turn.", ge=1)
+    frames: int = option(60, "Number of frames in one full turn.", ge=1, le=MAX_FRAMES)
     fps: int = option(30, "Frames per second.", ge=1, le=240)
     height: int = option(256, "Height of the video in pixels; must be even for mp4.", ge=8, le=4096)
     width: int = option(256, "Width of the video in pixels; must be even for mp4.", ge=8, le=4096)

@@ -21,6 +21,7 @@ from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseExce
 from scoredist3d import registry
 from scoredist3d.config.coercion import MISSING_MARK, is_bare
 from scoredist3d.config.errors import ConfigError
+from scoredist3d.config.yaml_limits import check_yaml_file
 from scoredist3d.paths import renamed_config, shipped_root
 from scoredist3d.registry import near_matches, report_alias, same_component
 
@@ -247,12 +248,15 @@ def _find_include(name: str, including: Path, chain: tuple[Path, ...]) -> Path:
 
 def _read_yaml(file: Path) -> dict[str, Any]:
     try:
+        check_yaml_file(file)
         content = _plain(OmegaConf.load(file))
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise ConfigError(f"{_short(file)}, line {line}: not valid YAML ({_yaml_problem(error)})") from None
     except UnicodeDecodeError:
         raise ConfigError(f"{_short(file)}: not a UTF-8 text file") from None
+    except RecursionError:
+        raise ConfigError(f"{_short(file)}: its blocks are nested too deeply") from None
     except (yaml.YAMLError, OmegaConfBaseException, OSError) as error:
         raise ConfigError(f"{_short(file)}: {_yaml_problem(error)}") from None
     if not isinstance(content, dict):

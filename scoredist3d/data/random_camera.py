@@ -14,6 +14,7 @@ from torch import Tensor
 from scoredist3d.cameras import Cameras, orbit
 from scoredist3d.config import option
 from scoredist3d.data.base import CameraSampler
+from scoredist3d.limits import MAX_BATCH, MAX_RENDER_SIDE, MAX_STEP_PIXELS, MAX_VIEWS
 from scoredist3d.registry import register
 from scoredist3d.seeding import Rng
 
@@ -45,15 +46,20 @@ class RandomCamera(CameraSampler):
         """Options of the random cameras."""
 
         batch_size: int | list[int] = option(
-            4, "Views per step and rank; a list has one value per stage of resolution_milestones.", ge=1
+            4, "Views per step and rank; a list has one value per stage of resolution_milestones.", ge=1, le=MAX_BATCH
         )
-        height: int | list[int] = option(64, "Image height in pixels; a list has one value per stage.", ge=1)
-        width: int | list[int] = option(64, "Image width in pixels; a list has one value per stage.", ge=1)
+        height: int | list[int] = option(
+            64, "Image height in pixels; a list has one value per stage.", ge=1, le=MAX_RENDER_SIDE
+        )
+        width: int | list[int] = option(
+            64, "Image width in pixels; a list has one value per stage.", ge=1, le=MAX_RENDER_SIDE
+        )
         resolution_milestones: list[int] = option([], "Optimizer steps at which the next stage begins.", ge=1)
         num_views: int | None = option(
             None,
             "Number of different cameras over all ranks, which are visited in turn; null draws new ones at every step.",
             ge=1,
+            le=MAX_VIEWS,
         )
         azimuth_range: Range = option((-180.0, 180.0), "Azimuth in degrees; 0 is the front.", ge=-360, le=360)
         elevation_range: Range = option((-10.0, 60.0), "Elevation in degrees above the horizon.", ge=-90, le=90)
@@ -91,7 +97,15 @@ class RandomCamera(CameraSampler):
                     problems.append(
                         f"{name}: needs {stages} values, one per stage of resolution_milestones, got {len(values)}"
                     )
-            return problems
+            return problems or self._too_large(stages)
+
+        def _too_large(self, stages: int) -> list[str]:
+            """A message if the images of a step have too many pixels altogether."""
+            sizes = (self.batch_size, self.height, self.width)
+            pixels = max(math.prod(_at(values, stage) for values in sizes) for stage in range(stages))
+            if pixels <= MAX_STEP_PIXELS:
+                return []
+            return [f"batch_size: {pixels:,} pixels per step are more than {MAX_STEP_PIXELS:,}; set a smaller value"]
 
     def __init__(self, config: Config, *, world_size: int = 1) -> None:
         super().__init__(config, world_size=world_size)

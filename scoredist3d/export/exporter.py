@@ -30,6 +30,7 @@ from scoredist3d.export.real_heights import real_height
 from scoredist3d.export.report import ExportReport, MeshReport
 from scoredist3d.export.stages import Notes, StageProgress, Stages
 from scoredist3d.export.unseen import SeenSurface, seen_surface
+from scoredist3d.limits import MAX_SAMPLES
 from scoredist3d.meshes.exportable import Exportable, HasTrainingCameras, query_color
 from scoredist3d.meshes.holes import fill_holes
 from scoredist3d.meshes.isosurface_extraction import FoundSurface, find_surface
@@ -140,7 +141,7 @@ class TexturedMeshExporter(Exporter):
         unwrap_timeout: float = option(
             60.0, "Time limit of xatlas in seconds; if it is exceeded, each face gets its own chart.", ge=0
         )
-        chunk: int = option(131072, "Number of points per query of the object.", ge=1)
+        chunk: int = option(131072, "Number of points per query of the object.", ge=1, le=MAX_SAMPLES)
 
         def validate(self) -> list[str]:
             """Error messages for invalid options: at least one format is required."""

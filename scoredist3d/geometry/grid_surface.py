@@ -16,6 +16,7 @@ from scoredist3d.geometry.mesh_queries import density_of, distance_to
 from scoredist3d.geometry.sdf_init import SDFInitConfig
 from scoredist3d.geometry.smoothed_gradient import VertexLattice, smooth_gradient
 from scoredist3d.geometry.texture_field import PointField
+from scoredist3d.limits import MAX_FEATURES, MAX_GRID_RESOLUTION
 from scoredist3d.materials.base import Material
 from scoredist3d.meshes.mesh import Mesh
 from scoredist3d.meshes.sampling import points_near
@@ -59,10 +60,13 @@ class GridSurface(Surface):
         """Options shared by all grid surfaces."""
 
         num_features: int | None = option(
-            None, "Number of feature channels; null uses the number that the material requires.", ge=1
+            None, "Number of feature channels; null uses the number that the material requires.", ge=1, le=MAX_FEATURES
         )
         resolution: int = option(
-            64, "Number of grid cells along each side of the cube around the ball; must be even.", ge=8
+            64,
+            "Number of grid cells along each side of the cube around the ball; must be even.",
+            ge=8,
+            le=MAX_GRID_RESOLUTION,
         )
         sdf_source: Literal["vertices", "network"] = option(
             "vertices", "Source of the signed distances: one parameter per grid vertex, or a hash grid with a network."

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from scoredist3d.config import option
 from scoredist3d.geometry.base import Field, GeometryOutput
+from scoredist3d.limits import MAX_FEATURES
 from scoredist3d.materials.base import Material
 from scoredist3d.nn.hash_network import FREE_OPTIONS, HashGridConfig, HashNetwork, NetworkConfig, grid_problems
 from scoredist3d.seeding import Rng
@@ -40,7 +41,7 @@ class HashField(HashNetwork, Field):
         """Options shared by all hash-grid fields."""
 
         num_features: int | None = option(
-            None, "Number of feature channels; null uses the number that the material requires.", ge=1
+            None, "Number of feature channels; null uses the number that the material requires.", ge=1, le=MAX_FEATURES
         )
         grid: HashGridConfig = field(default_factory=HashGridConfig, metadata={"help": "Hash grid."})
         network: NetworkConfig = field(default_factory=NetworkConfig, metadata={"help": "Network after the hash grid."})

@@ -9,13 +9,15 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
 from scoredist3d.cameras import Cameras
 from scoredist3d.config import ComponentConfig, FieldError, option
 from scoredist3d.diffusion.samplers import denoise
+from scoredist3d.limits import MAX_BATCH
+from scoredist3d.meshes.image_files import decode_image
 from scoredist3d.priors.base import Prior
 from scoredist3d.priors.conditioning import CFGConditions
 from scoredist3d.registry import register
@@ -48,7 +50,7 @@ class ImageCanvas(nn.Module):
         """Options of the canvas."""
 
         parametrisation: Literal["pixels", "latents"] = option("latents", "Representation of the optimized images.")
-        particles: int = option(4, "Number of images.", ge=1)
+        particles: int = option(4, "Number of images.", ge=1, le=MAX_BATCH)
         size: int | None = option(None, "Width and height in pixels; null uses the prior's image size.", ge=8, le=4096)
         initial_std: float = option(
             1.0,
@@ -208,13 +210,12 @@ def load_image(path: str | Path, size: int) -> Tensor:
     """
     path = Path(path)
     try:
-        with Image.open(path) as file:
-            rgba = file.convert("RGBA")
+        rgba = decode_image(path, "RGBA")
     except FileNotFoundError:
         raise FieldError(
             f"there is no file {path}; relative paths are resolved from {Path.cwd()}", "init_image"
         ) from None
-    except (UnidentifiedImageError, OSError) as error:
+    except (ValueError, OSError) as error:
         raise FieldError(f"{path} cannot be read as an image ({error}); use a PNG or JPEG file", "init_image") from None
     white = Image.new("RGBA", rgba.size, "white")
     image = np.asarray(Image.alpha_composite(white, rgba).convert("RGB"), dtype=np.float32) / 255.0

@@ -16,6 +16,7 @@ from scoredist3d.config import FieldError, option
 from scoredist3d.geometry.base import GeometryInit, PointFunction, Surface, SurfaceMesh, SurfacePoints
 from scoredist3d.geometry.mesh_queries import closest_on, density_of
 from scoredist3d.geometry.texture_field import PointField
+from scoredist3d.limits import MAX_FACES, MAX_FEATURES
 from scoredist3d.materials.base import Material
 from scoredist3d.meshes.loading import LoadedMesh, load_mesh
 from scoredist3d.meshes.mesh import Mesh, decimate
@@ -72,7 +73,7 @@ class TexturedMesh(Surface):
         """Options of the textured mesh."""
 
         num_features: int | None = option(
-            None, "Number of feature channels; null uses the number that the material requires.", ge=1
+            None, "Number of feature channels; null uses the number that the material requires.", ge=1, le=MAX_FEATURES
         )
         mesh: str | None = option(
             None, "Mesh file (.glb, .obj, .ply, .stl); not needed if the run starts from another run.", file=True
@@ -93,6 +94,7 @@ class TexturedMesh(Surface):
             "Simplify the mesh to this many faces and create new texture coordinates. By default, a file's mesh keeps "
             f"all its faces, and an earlier stage's is simplified to {DEFAULT_FACES} if it needs new coordinates.",
             ge=16,
+            le=MAX_FACES,
         )
         padding: int = option(4, "Texels between the charts of the texture.", ge=0, le=64)
         unwrap_timeout: float = option(

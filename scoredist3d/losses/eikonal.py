@@ -10,6 +10,7 @@ from torch import Tensor
 from scoredist3d.config import option
 from scoredist3d.geometry.base import Geometry
 from scoredist3d.geometry.protocols import HasSignedDistance
+from scoredist3d.limits import MAX_SAMPLES
 from scoredist3d.losses.base import Loss
 from scoredist3d.losses.visible import visible_positions
 from scoredist3d.meshes.sampling import points_in_ball
@@ -30,7 +31,7 @@ class Eikonal(Loss):
     class Config(Loss.Config):
         """Options of the eikonal loss."""
 
-        points: int = option(2048, "Points per step.", ge=2)
+        points: int = option(2048, "Points per step.", ge=2, le=MAX_SAMPLES)
         spread: float = option(
             0.02, "Standard deviation of the noise on surface points, as a fraction of the radius.", ge=0
         )

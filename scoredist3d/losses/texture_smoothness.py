@@ -9,6 +9,7 @@ from torch import Tensor
 
 from scoredist3d.config import option
 from scoredist3d.geometry.base import Geometry
+from scoredist3d.limits import MAX_SAMPLES
 from scoredist3d.losses.base import Loss
 from scoredist3d.losses.visible import visible_positions
 from scoredist3d.registry import register
@@ -33,7 +34,7 @@ class TextureSmoothness(Loss):
     class Config(Loss.Config):
         """Options of the texture smoothness loss."""
 
-        points: int = option(4096, "Points per step.", ge=1)
+        points: int = option(4096, "Points per step.", ge=1, le=MAX_SAMPLES)
         spread: float = option(0.01, "Standard deviation of the noise e, as a fraction of the radius.", gt=0)
 
     needs = frozenset({"position"})

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from scoredist3d.config import option
+from scoredist3d.limits import MAX_WIDTH
 from scoredist3d.materials.base import Material, ShadingInputs, logit
 from scoredist3d.meshes.exportable import SurfaceChannels
 from scoredist3d.nn.mlp import MLP
@@ -39,7 +40,7 @@ class NeuralRadiance(Material):
         degree: int = option(
             3, "Highest degree of the spherical harmonics that encode the view direction.", ge=0, le=MAX_DEGREE
         )
-        hidden_width: int = option(32, "Units per hidden layer.", ge=1)
+        hidden_width: int = option(32, "Units per hidden layer.", ge=1, le=MAX_WIDTH)
         hidden_layers: int = option(2, "Number of hidden layers.", ge=1, le=8)
 
     needs_view_dirs = True

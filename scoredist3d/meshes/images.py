@@ -9,8 +9,11 @@ import torch
 from torch import Tensor
 
 from scoredist3d.config import FieldError
+from scoredist3d.limits import MAX_IMAGE_BYTES, check_file_size
+from scoredist3d.meshes.image_files import check_image_size, decode_image
 from scoredist3d.ops.shading.color import srgb_to_linear
 
+_UNCHECKED = 2**20  # pixels of an image that is small even if its header is wrong
 _DISPLAY_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
 
@@ -30,8 +33,9 @@ def load_radiance(path: str | Path, *, key: str) -> Tensor:
     suffix = path.suffix.lower()
     if suffix == ".hdr":
         try:
+            check_file_size(path, MAX_IMAGE_BYTES, "an image")
             pixels = _decode_hdr(path.read_bytes())
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             raise FieldError(f"cannot read {path}: {error}", key) from None
         return torch.from_numpy(pixels)
     if suffix not in _DISPLAY_SUFFIXES:
@@ -42,12 +46,9 @@ def load_radiance(path: str | Path, *, key: str) -> Tensor:
 
 
 def _load_display(path: Path, key: str) -> Tensor:
-    from PIL import Image, UnidentifiedImageError
-
     try:
-        with Image.open(path) as image:
-            pixels = np.array(image.convert("RGB"), dtype=np.float32)
-    except (UnidentifiedImageError, OSError) as error:
+        pixels = np.array(decode_image(path, "RGB"), dtype=np.float32)
+    except (ValueError, OSError) as error:
         raise FieldError(f"cannot read {path}: {error}", key) from None
     return srgb_to_linear(torch.from_numpy(pixels) / 255.0)
 
@@ -63,14 +64,20 @@ def _decode_hdr(data: bytes) -> np.ndarray:
     if formats and formats[-1] != "32-bit_rle_rgbe":
         raise ValueError(f"its pixel format is {formats[-1]}; only 32-bit_rle_rgbe is supported")
     exposure = float(np.prod([float(value) for name, value in settings if name == "EXPOSURE"]))
+    if not 0 < exposure < np.inf:
+        raise ValueError(f"its exposure is {exposure:g}, which is not a positive number")
     size, _, pixels = body.partition(b"\n")
     words = size.split()
     if len(words) != 4 or words[0] != b"-Y" or words[2] != b"+X":
         raise ValueError(f"its resolution line is {size[:40]!r}; only '-Y height +X width' is supported")
     height, width = int(words[1]), int(words[3])
+    check_image_size(width, height)
     rgbe = _decode_rows(pixels, height, width).astype(np.int32)
     scale = np.ldexp(1.0, rgbe[..., 3:] - 136) * (rgbe[..., 3:] > 0)
-    return (rgbe[..., :3] * scale / exposure).astype(np.float32)
+    radiance = rgbe[..., :3] * scale / exposure
+    if radiance.max() > np.finfo(np.float32).max:
+        raise ValueError("some of its pixels are infinite; correct its EXPOSURE or save it again")
+    return radiance.astype(np.float32)
 
 
 def _decode_rows(data: bytes, height: int, width: int) -> np.ndarray:
@@ -78,6 +85,10 @@ def _decode_rows(data: bytes, height: int, width: int) -> np.ndarray:
 
     Each row is either flat, or starts with 2, 2 and its width, followed by the runs of each channel.
     """
+    # Runs have up to 127 pixels, so a header that declares more pixels than the data can hold is found before.
+    least = 4 + 8 * -(-width // 127) if 8 <= width < 32768 else 4 * width
+    if height * width > _UNCHECKED and len(data) < height * min(least, 4 * width):
+        raise ValueError("the pixel data is truncated")
     rows = np.empty((height, width, 4), dtype=np.uint8)
     marker = bytes((2, 2, width >> 8, width & 255)) if 8 <= width < 32768 else None
     position = 0

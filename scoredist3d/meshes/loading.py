@@ -17,9 +17,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from scoredist3d.meshes.exportable import SurfaceChannels
+from scoredist3d.meshes.material_images import mtl_images, pbr_images
 from scoredist3d.meshes.mesh import Mesh
+from scoredist3d.meshes.mesh_files import MeshFolder, check_geometry, read_scene
 from scoredist3d.meshes.tangents import corner_tangents
-from scoredist3d.meshes.textures import Images, into_unit_square, join, sample_image, to_bytes, to_display, to_linear
+from scoredist3d.meshes.textures import Images, into_unit_square, join, sample_image, to_bytes, to_display
 from scoredist3d.paths import find_shipped
 
 logger = logging.getLogger(__name__)
@@ -132,9 +134,8 @@ def load_mesh(path: Path | str, up: Up = "auto") -> LoadedMesh:
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         raise ValueError(f"cannot read {path.name}: its suffix must be one of {', '.join(SUFFIXES)}, not {suffix!r}")
-    parts = [
-        part for geometry, transform in _geometries(path) if (part := _part(path, geometry, transform)) is not None
-    ]
+    scene, folder = read_scene(path)
+    parts = [part for geometry, transform in scene if (part := _part(folder, geometry, transform)) is not None]
     if not parts:
         raise ValueError(f"{path.name} has no mesh: it has no triangles (point clouds and lines are not supported)")
     loaded = _joined(path, parts)
@@ -179,40 +180,22 @@ class _Part:
     uvs_moved: bool = False
 
 
-def _geometries(path: Path) -> list[tuple[Any, np.ndarray]]:
-    """All meshes in the file, each with its 4 x 4 transform from object to scene coordinates."""
-    import trimesh
-
-    options: dict[str, Any] = {"merge_primitives": False} if path.suffix.lower() in (".glb", ".gltf") else {}
-    try:
-        scene = trimesh.load_scene(path, process=False, **options)
-    except Exception as error:  # third-party parsers raise many types of exceptions
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"cannot read {path.name} as a {path.suffix.lower()} file: {reason}") from error
-    found = []
-    for node in scene.graph.nodes_geometry:
-        transform, name = scene.graph[node]
-        if isinstance(scene.geometry[name], trimesh.Trimesh):
-            found.append((scene.geometry[name], np.asarray(transform, dtype=np.float64)))
-    return found
-
-
-def _part(path: Path, geometry: Any, transform: np.ndarray) -> _Part | None:
+def _part(folder: MeshFolder, geometry: Any, transform: np.ndarray) -> _Part | None:
     """Convert a trimesh object; None if it has no faces."""
     faces = np.asarray(geometry.faces, dtype=np.int64)
     if len(faces) == 0:
         return None
-    vertices = np.asarray(geometry.vertices, dtype=np.float64) @ transform[:3, :3].T + transform[:3, 3]
-    if not np.isfinite(vertices).all():
-        raise ValueError(f"{path.name} has vertex coordinates that are not finite: repair the file first")
+    with np.errstate(invalid="ignore", over="ignore"):  # checked below
+        vertices = np.asarray(geometry.vertices, dtype=np.float64) @ transform[:3, :3].T + transform[:3, 3]
+    path = folder.mesh
+    uvs = getattr(geometry.visual, "uv", None)
+    check_geometry(path, vertices, faces, uvs)
     if np.linalg.det(transform[:3, :3]) < 0:
         faces = faces[:, ::-1]  # a reflection reverses the winding
-    uvs, material = getattr(geometry.visual, "uv", None), getattr(geometry.visual, "material", None)
+    material = getattr(geometry.visual, "material", None)
     linear = path.suffix.lower() in (".glb", ".gltf")
-    images = Images() if material is None else _pbr_images(material) if linear else _mtl_images(material, path.parent)
+    images = Images() if material is None else pbr_images(material, folder) if linear else mtl_images(material, folder)
     corner_uvs = None if uvs is None or len(uvs) != len(vertices) else np.asarray(uvs, dtype=np.float64)[faces]
-    if corner_uvs is not None and not np.isfinite(corner_uvs).all():
-        raise ValueError(f"{path.name} has texture coordinates that are not finite: repair the file first")
     own = images
     if corner_uvs is not None and images.need_uvs:
         corner_uvs, images = into_unit_square(corner_uvs, images)
@@ -241,67 +224,11 @@ def _vertex_colors(geometry: Any, linear: bool) -> np.ndarray | None:
             return None
         attribute = np.asarray(visual.vertex_colors)
     values = np.asarray(attribute)[:, :3]
+    if not np.isfinite(values).all():
+        raise ValueError("the mesh file has vertex colors that are not finite: repair the file first")
     if not np.issubdtype(values.dtype, np.floating):
         values = values / np.iinfo(values.dtype).max
     return to_bytes(to_display(values) if linear else values)
-
-
-def _pbr_images(material: Any) -> Images:
-    """Images of a glTF material, multiplied by its factors."""
-    base = _pixels(material.baseColorTexture, "RGB")
-    if material.baseColorFactor is not None:
-        factor = np.asarray(material.baseColorFactor)[:3] / 255.0
-        base = np.full((1, 1, 3), 255, dtype=np.uint8) if base is None else base
-        base = base if (factor == 1.0).all() else to_bytes(to_display(to_linear(base / 255.0) * factor))
-    packed = _pixels(material.metallicRoughnessTexture, "RGB")
-    scalars = {}
-    for name, channel, value in (("roughness", 1, material.roughnessFactor), ("metallic", 2, material.metallicFactor)):
-        image = np.full((1, 1), 255, dtype=np.uint8) if packed is None else packed[..., channel]
-        # The default factor is 1.
-        scalars[name] = to_bytes(image / 255.0 * (1.0 if value is None else float(value)))
-    return Images(base, **scalars, normal=_pixels(material.normalTexture, "RGB"))
-
-
-def _mtl_images(material: Any, folder: Path) -> Images:
-    """Images of an OBJ material (Kd, map_Kd, Pr, map_Pr, Pm, map_Pm, norm)."""
-    keys = getattr(material, "kwargs", {})
-    base = _pixels(material.image, "RGB")
-    color = keys.get("kd")
-    if color is not None and np.size(color) >= 3:
-        shade = np.asarray(color, dtype=np.float64)[:3]
-        base = to_bytes(shade.reshape(1, 1, 3) if base is None else base / 255.0 * shade)
-    return Images(
-        base,
-        roughness=_mtl_scalar(keys, "pr", folder),
-        metallic=_mtl_scalar(keys, "pm", folder),
-        normal=_mtl_image(keys.get("norm"), folder, "RGB"),
-    )
-
-
-def _mtl_scalar(keys: dict[str, Any], name: str, folder: Path) -> np.ndarray | None:
-    image = _mtl_image(keys.get(f"map_{name}"), folder, "L")
-    value = keys.get(name)
-    if image is not None or value is None:
-        return image
-    return to_bytes(np.full((1, 1), float(value[0])))
-
-
-def _mtl_image(words: list[str] | None, folder: Path, mode: str) -> np.ndarray | None:
-    """Image of an MTL statement, whose last word is the file name."""
-    if not words:
-        return None
-    from PIL import Image
-
-    file = folder / words[-1]
-    if not file.is_file():
-        logger.warning("the texture image %s of the material does not exist and is ignored", file)
-        return None
-    with Image.open(file) as image:
-        return np.array(image.convert(mode))
-
-
-def _pixels(image: Any, mode: str) -> np.ndarray | None:
-    return None if image is None else np.array(image.convert(mode))
 
 
 def _joined(path: Path, parts: list[_Part]) -> LoadedMesh:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from scoredist3d.limits import MAX_MESH_BYTES, MAX_POINTS, check_file_size
 from scoredist3d.ops.rotations import quaternion_product, rotation_matrices
 from scoredist3d.ops.shading.spherical_harmonics import DC, num_coefficients, rotation_of
 
@@ -155,11 +156,14 @@ def read_splats(path: Path | str, up: Up = "auto") -> Splats:
         values = _columns(path, table, [f"f_rest_{index}" for index in range(rest)])
         harmonics = values.view(len(means), 3, -1).transpose(1, 2).contiguous()
     quaternions = _columns(path, table, [f"rot_{part}" for part in range(4)])
-    if len(means) and not bool((quaternions.norm(dim=-1) > 0).all()):
-        raise ValueError(f"{Path(path).name}: a quaternion (rot_0 to rot_3) is zero: repair the file first")
+    lengths, scales = quaternions.norm(dim=-1), _columns(path, table, [f"scale_{axis}" for axis in range(3)]).exp()
+    if not bool(((lengths > 0) & lengths.isfinite()).all()):
+        raise ValueError(f"{Path(path).name}: a quaternion (rot_0 to rot_3) is zero or infinite: repair the file first")
+    if not bool(scales.isfinite().all()):
+        raise ValueError(f"{Path(path).name}: a scale (scale_0 to scale_2) is infinite: repair the file first")
     splats = Splats(
         means,
-        _columns(path, table, [f"scale_{axis}" for axis in range(3)]).exp(),
+        scales,
         F.normalize(quaternions, dim=-1),
         _columns(path, table, ["opacity"])[:, 0].sigmoid(),
         (0.5 + DC * constant).clamp(0.0, 1.0),
@@ -215,10 +219,13 @@ def read_points_table(path: Path | str, up: Up = "auto") -> tuple[dict[str, np.n
     lines, start = _header(path, head)
     order, count, properties = _layout(path, lines)
     size = path.stat().st_size
+    check_file_size(path, MAX_MESH_BYTES, "a point cloud")
+    kind = np.dtype([(name, order + code) for name, code in properties])
+    if order and count * kind.itemsize > size - start:
+        raise ValueError(f"{path.name} is truncated: {count} points need {count * kind.itemsize} bytes of data")
+    if count > MAX_POINTS:
+        raise ValueError(f"{path.name} has {count:,} points, and at most {MAX_POINTS:,} are read: thin it out first")
     if order:
-        kind = np.dtype([(name, order + code) for name, code in properties])
-        if count * kind.itemsize > size - start:
-            raise ValueError(f"{path.name} is truncated: {count} points need {count * kind.itemsize} bytes of data")
         rows = np.fromfile(path, dtype=kind, count=count, offset=start)
         table = {name: rows[name] for name, _ in properties}
     else:
@@ -294,7 +301,8 @@ def _columns(path: Path | str, table: dict[str, np.ndarray], names: list[str]) -
     missing = [name for name in names if name not in table]
     if missing:
         raise ValueError(f"{Path(path).name}: the points lack the property {missing[0]}")
-    values = np.stack([table[name] for name in names], axis=1).astype(np.float32)
+    with np.errstate(over="ignore"):  # doubles may become infinite
+        values = np.stack([table[name] for name in names], axis=1).astype(np.float32)
     if not np.isfinite(values).all():
         raise ValueError(
             f"{Path(path).name}: some values of {', '.join(names[:3])} are not finite: repair the file first"

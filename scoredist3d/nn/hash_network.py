@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from scoredist3d.config import option
+from scoredist3d.limits import MAX_HASH_RESOLUTION, MAX_WIDTH
 from scoredist3d.nn.mlp import MLP
 from scoredist3d.nn.regression import fit_features
 from scoredist3d.ops.hash_grid.encoding import hash_grid_encode
@@ -35,9 +36,11 @@ class HashGridConfig:
     log2_hashmap_size: int = option(
         14, "log2 of the maximum number of entries per level; finer levels share entries by hashing.", ge=4, le=24
     )
-    base_resolution: int = option(8, "Vertices per axis of the coarsest level.", ge=2)
+    base_resolution: int = option(8, "Vertices per axis of the coarsest level.", ge=2, le=MAX_HASH_RESOLUTION)
     per_level_scale: float = option(1.5, "Ratio of the resolutions of successive levels.", ge=1)
-    max_resolution: int | None = option(None, "Vertices per axis of the finest level; overrides per_level_scale.", ge=2)
+    max_resolution: int | None = option(
+        None, "Vertices per axis of the finest level; overrides per_level_scale.", ge=2, le=MAX_HASH_RESOLUTION
+    )
     initial_range: float = option(1e-4, "Entries are initially uniform in [-initial_range, initial_range].", gt=0)
     coarse_to_fine: CoarseToFineConfig = field(
         default_factory=CoarseToFineConfig, metadata={"help": "Schedule that activates the levels from coarse to fine."}
@@ -51,7 +54,7 @@ class HashGridConfig:
 class NetworkConfig:
     """Options of the network after the encoding."""
 
-    hidden_width: int = option(32, "Number of units per hidden layer.", ge=1)
+    hidden_width: int = option(32, "Number of units per hidden layer.", ge=1, le=MAX_WIDTH)
     hidden_layers: int = option(1, "Number of hidden layers; 0 gives a linear map.", ge=0, le=8)
 
 

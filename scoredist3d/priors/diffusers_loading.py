@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import json
 import logging
 import math
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from scoredist3d.priors.part_files import check_part, read_json_file
 from scoredist3d.priors.quiet import quiet_libraries
 from scoredist3d.priors.vocabulary import Vocabulary
 
@@ -32,7 +32,14 @@ _PACKAGED = {
 }
 """Models that come with the package: their folders and the scripts that train them."""
 _INDEX = "model_index.json"
+_PART_BASES = {
+    "diffusers.ModelMixin",
+    "diffusers.SchedulerMixin",
+    "transformers.PreTrainedModel",
+    "transformers.PreTrainedTokenizerBase",
+}
 MODEL_KEY = "prior.pretrained_model_name_or_path"
+PICKLE_KEY = "prior.allow_pickle"
 
 
 class PriorError(ValueError):
@@ -50,6 +57,7 @@ class PipelineSource:
         variant: Preferred variant of the weight files, e.g. ``fp16``.
         index: The content of ``model_index.json``.
         key: Configuration key that holds ``name``, for error messages.
+        allow_pickle: Whether weights in pickle format are read; by default only safetensors are.
     """
 
     name: str
@@ -58,10 +66,17 @@ class PipelineSource:
     variant: str | None
     index: dict[str, Any]
     key: str = MODEL_KEY
+    allow_pickle: bool = False
 
     @classmethod
     def open(
-        cls, name: str, *, revision: str | None = None, variant: str | None = None, key: str = MODEL_KEY
+        cls,
+        name: str,
+        *,
+        revision: str | None = None,
+        variant: str | None = None,
+        key: str = MODEL_KEY,
+        allow_pickle: bool = False,
     ) -> PipelineSource:
         """Find the pipeline and read its index.
 
@@ -70,13 +85,14 @@ class PipelineSource:
             revision: Branch, tag or commit of a hub id.
             variant: Preferred variant of the weight files, e.g. ``fp16``.
             key: Configuration key that holds ``name``, for error messages.
+            allow_pickle: Whether weights in pickle format are read.
 
         Raises:
             PriorError: ``name`` is neither a pipeline folder nor a reachable hub id.
         """
         path = local_folder(name)
         if path is not None:
-            return cls(str(path), path, revision, variant, _read_index(path, key), key)
+            return cls(str(path), path, revision, variant, _read_index(path, key), key, allow_pickle)
         if name in _PACKAGED:
             raise PriorError(
                 f"{key}: the prior {name!r} is missing from {_PACKAGED[name][0]}; reinstall scoredist3d, train it with "
@@ -86,11 +102,12 @@ class PipelineSource:
             raise PriorError(f"{key}: {name!r} is neither an existing folder nor a hub id of the form owner/model")
         _log.info("loading %s from the Hugging Face Hub or its local cache", name)
         index = dict(_read_json(_download(name, _INDEX, revision, key), key))
-        return cls(name, None, revision, variant, index, key)
+        return cls(name, None, revision, variant, index, key, allow_pickle)
 
     def has(self, part: str) -> bool:
         """Whether the pipeline's index lists this part; an omitted part is absent or ``[null, null]``."""
-        return bool((self.index.get(part) or [None])[0])
+        entry = self.index.get(part)
+        return isinstance(entry, list) and bool(entry) and bool(entry[0])
 
     def load(self, part: str, **keywords: Any) -> Any:
         """Load a part with the class that the index names.
@@ -104,14 +121,22 @@ class PipelineSource:
         """
         cls = self._class_of(part)
         if self.index[part][0] == "transformers":
-            # Otherwise, transformers asks on the terminal whether to run code from the folder; diffusers never runs it.
+            # Otherwise, transformers asks on the terminal whether to run code from the folder; diffusers' own classes
+            # never run any.
             keywords["trust_remote_code"] = False
         try:
+            if self.folder is not None:
+                check_part(self.folder / part, allow_pickle=self.allow_pickle, option=PICKLE_KEY)
             # The libraries initialize missing weights from the global random stream before they report them.
             with quiet_libraries(), torch.random.fork_rng(devices=[]):
                 return cls.from_pretrained(self.name, subfolder=part, **self._options(), **keywords)
         except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
-            raise PriorError(f"{self.key}: the {part} of {self.name} cannot be loaded: {_first_line(error)}") from error
+            # A hub repository is not inspected before, so the library's error says what is missing.
+            pickled = self.folder is None and keywords.get("use_safetensors") and "safetensors" in str(error)
+            hint = f"; set {PICKLE_KEY}=true if its weights are pickles (.bin)" if pickled else ""
+            raise PriorError(
+                f"{self.key}: the {part} of {self.name} cannot be loaded: {_first_line(error)}{hint}"
+            ) from error
 
     def load_network(self, part: str, dtype: torch.dtype) -> nn.Module:
         """Load a network, frozen and in evaluation mode.
@@ -123,7 +148,9 @@ class PipelineSource:
         Raises:
             PriorError: The part is not listed, its files are missing or unreadable, or they lack weights.
         """
-        keywords: dict[str, Any] = {"dtype": dtype, "output_loading_info": True}
+        # With None, the libraries prefer safetensors, and read pickles by torch.load with weights_only=True.
+        safetensors = None if self.allow_pickle else True
+        keywords: dict[str, Any] = {"dtype": dtype, "output_loading_info": True, "use_safetensors": safetensors}
         if self.variant is not None:
             keywords["variant"] = self.variant
         if self.has(part) and self.index[part][0] == "diffusers":
@@ -131,6 +158,8 @@ class PipelineSource:
             keywords["low_cpu_mem_usage"] = importlib.util.find_spec("accelerate") is not None
         else:
             keywords["ignore_mismatched_sizes"] = True  # reported below, with the shapes
+            # The folder's config.json may name an implementation that is code on the hub.
+            keywords["attn_implementation"] = None
         network, info = self.load(part, **keywords)
         self._require_complete(part, info)
         return network.requires_grad_(False).eval()
@@ -228,7 +257,8 @@ class PipelineSource:
             raise PriorError(
                 f"{self.key}: {self.name} has no {part} in its {_INDEX}; use a complete text-to-image pipeline"
             )
-        library, name = self.index[part]
+        entry = self.index[part]
+        library, name = map(str, entry) if len(entry) == 2 else ("", str(entry))
         if library not in ("diffusers", "transformers"):
             raise PriorError(
                 f"{self.key}: the {part} of {self.name} is a {library}.{name}; "
@@ -240,6 +270,11 @@ class PipelineSource:
                 f"{self.key}: the {part} of {self.name} is a {name}, which the installed {library} does not have; "
                 f"update {library}"
             )
+        if not _is_part(cls):
+            raise PriorError(
+                f"{self.key}: the {part} of {self.name} is a {library}.{name}, which is not the class of a model, "
+                "tokenizer or scheduler; use the folder of a text-to-image pipeline"
+            )
         if self.folder is not None and not (self.folder / part).is_dir():
             raise PriorError(
                 f"{self.key}: {self.name} is incomplete: its folder {part}/ is missing; "
@@ -250,6 +285,17 @@ class PipelineSource:
     def _options(self) -> dict[str, Any]:
         """Options of ``from_pretrained`` that select a version of a hub repository."""
         return {} if self.folder is not None or self.revision is None else {"revision": self.revision}
+
+
+def _is_part(cls: Any) -> bool:
+    """Whether a class is a concrete model, tokenizer or scheduler.
+
+    Classes that choose another class by the content of a folder (pipelines, ``AutoModel``) could run the folder's code.
+    """
+    if not isinstance(cls, type):
+        return False
+    bases = {f"{base.__module__.partition('.')[0]}.{base.__name__}" for base in cls.__mro__[1:]}
+    return not bases.isdisjoint(_PART_BASES)
 
 
 def local_folder(name: str) -> Path | None:
@@ -289,9 +335,9 @@ def _read_index(folder: Path, key: str) -> dict[str, Any]:
 
 def _read_json(path: Path, key: str) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise PriorError(f"{key}: {path} is not valid JSON: {error}") from error
+        return read_json_file(path)
+    except ValueError as error:
+        raise PriorError(f"{key}: {error}") from error
 
 
 def _download(name: str, file: str, revision: str | None, key: str) -> Path:

@@ -48,6 +48,11 @@ class PipelinePrior(Prior):
         )
         revision: str | None = option(None, "Branch, tag or commit of a hub id.")
         variant: str | None = option(None, "Preferred variant of the weight files, e.g. fp16.")
+        allow_pickle: bool = option(
+            False,
+            "Also read weights in the old pickle format (.bin) if a part has no safetensors. They are read with "
+            "weights_only=True, which executes no code.",
+        )
         precision: Precision = option(
             "auto", "Precision of the networks; auto is fp16 on CUDA and fp32 elsewhere (bf16 on a CPU is far slower)."
         )
@@ -110,7 +115,10 @@ class PipelinePrior(Prior):
             PriorError: There is no such folder or hub id.
         """
         return PipelineSource.open(
-            config.pretrained_model_name_or_path, revision=config.revision, variant=config.variant
+            config.pretrained_model_name_or_path,
+            revision=config.revision,
+            variant=config.variant,
+            allow_pickle=config.allow_pickle,
         )
 
     @classmethod
@@ -161,7 +169,7 @@ class PipelinePrior(Prior):
 
     def sibling(self, name: str, *, key: str) -> DenoiserNetwork:
         """The denoiser of another pipeline, in automatic precision; see :meth:`Prior.sibling`."""
-        other = type(self.denoiser)(PipelineSource.open(name, key=key), "auto")
+        other = type(self.denoiser)(PipelineSource.open(name, key=key, allow_pickle=self.config.allow_pickle), "auto")
         own_width, width = (denoiser.adapter_points().text_width for denoiser in (self.denoiser, other))
         if width != own_width:
             raise PriorError(

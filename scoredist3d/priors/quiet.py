@@ -12,10 +12,12 @@ from typing import Any
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Suppress log messages, warnings and progress bars of diffusers, transformers and huggingface_hub.
+    """Suppress log messages, warnings, progress bars and questions of diffusers, transformers and huggingface_hub.
 
     Loaders raise their own errors for the problems that these libraries only warn about, and a progress bar would
     interrupt the run's output. Exceptions are not suppressed, and all settings are restored at exit.
+
+    Where transformers would ask on the terminal whether to run code from a model, it raises an error instead.
     """
     diffusers, transformers, hub = (
         importlib.import_module(f"{library}.utils.logging")
@@ -34,6 +36,9 @@ def quiet_libraries() -> Iterator[None]:
             _switch_off(
                 stack, module.is_progress_bar_enabled(), module.enable_progress_bar, module.disable_progress_bar
             )
+        modules: Any = importlib.import_module("transformers.dynamic_module_utils")
+        stack.callback(setattr, modules, "TIME_OUT_REMOTE_CODE", modules.TIME_OUT_REMOTE_CODE)
+        modules.TIME_OUT_REMOTE_CODE = 0  # seconds to wait for an answer
         yield
 
 

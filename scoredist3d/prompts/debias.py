@@ -7,11 +7,13 @@ contradictory and can lead to a second face. A masked language model identifies 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from scoredist3d.priors.part_files import check_part
 from scoredist3d.priors.quiet import quiet_libraries
 
 VIEW_WORDS = ("front", "side", "back", "overhead")
@@ -85,12 +87,14 @@ class MaskedLanguageModel:
         import transformers
 
         try:
+            if Path(name).is_dir():
+                check_part(Path(name))
             # transformers initializes missing weights from the global random stream before it reports them.
             with quiet_libraries(), torch.random.fork_rng(devices=[]):
                 # Otherwise, transformers asks on the terminal whether to run code from the folder.
                 self.tokenizer: Any = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
                 model, info = transformers.AutoModelForMaskedLM.from_pretrained(
-                    name, output_loading_info=True, trust_remote_code=False
+                    name, output_loading_info=True, trust_remote_code=False, use_safetensors=True
                 )
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             first = (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -16,6 +16,7 @@ from scoredist3d.config import option
 from scoredist3d.geometry.base import Surface, SurfaceMesh, SurfacePoints
 from scoredist3d.geometry.face_cache import FaceCache
 from scoredist3d.geometry.protocols import HasSurface
+from scoredist3d.limits import MAX_BATCH
 from scoredist3d.materials.base import Light, Material, ShadingInputs
 from scoredist3d.ops.gather import gather_rows
 from scoredist3d.ops.mesh.regularizers import face_normals, vertex_normals
@@ -62,7 +63,7 @@ class MeshRasterizer(Renderer):
         )
         antialias: bool = option(True, "Antialias silhouettes; without antialiasing, silhouettes receive no gradient.")
         supersample: Literal[1, 2] = option(1, "Samples per pixel along each axis; their mean is the pixel value.")
-        evaluation_chunk: int = option(4, "Images per chunk in evaluation; limits memory use.", ge=1)
+        evaluation_chunk: int = option(4, "Images per chunk in evaluation; limits memory use.", ge=1, le=MAX_BATCH)
         backend: Literal["auto", "torch", "native", "triton", "nvdiffrast"] = option(
             "auto", "Implementation of the rasterizer."
         )

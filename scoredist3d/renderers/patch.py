@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from scoredist3d.cameras import Cameras
 from scoredist3d.config import option
+from scoredist3d.limits import MAX_RENDER_SIDE
 from scoredist3d.seeding import Rng
 
 
@@ -19,7 +20,10 @@ class PatchConfig:
     """Options of training on a random patch of each view. The rest of the view provides context for the prior."""
 
     size: int | None = option(
-        None, "Pixels per side of the patch that receives gradients; null means the whole view.", ge=1
+        None,
+        "Pixels per side of the patch that receives gradients; null means the whole view.",
+        ge=1,
+        le=MAX_RENDER_SIDE,
     )
     downsample: int = option(4, "Downsampling factor per axis outside the patch.", ge=1, le=64)
 

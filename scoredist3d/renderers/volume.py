@@ -16,6 +16,7 @@ from scoredist3d.config import option
 from scoredist3d.geometry.base import Field, GeometryOutput
 from scoredist3d.geometry.implicit_volume import ImplicitVolume
 from scoredist3d.geometry.protocols import HasDensity
+from scoredist3d.limits import MAX_HASH_RESOLUTION, MAX_SAMPLES, MAX_WIDTH
 from scoredist3d.materials.base import Light, Material, ShadingInputs
 from scoredist3d.nn.hash_network import HashGridConfig, NetworkConfig
 from scoredist3d.ops.volume_rendering.compositing import accumulate, render_weights, transmittance
@@ -57,9 +58,9 @@ class ProposalConfig:
 
     num_levels: int = option(5, "Levels of the hash grid.", ge=1, le=32)
     log2_hashmap_size: int = option(13, "log2 of the number of entries per level.", ge=4, le=24)
-    base_resolution: int = option(8, "Vertices per axis of the coarsest level.", ge=2)
+    base_resolution: int = option(8, "Vertices per axis of the coarsest level.", ge=2, le=MAX_HASH_RESOLUTION)
     per_level_scale: float = option(1.5, "Ratio of the resolutions of consecutive levels.", ge=1)
-    hidden_width: int = option(16, "Units of the hidden layer.", ge=1)
+    hidden_width: int = option(16, "Units of the hidden layer.", ge=1, le=MAX_WIDTH)
 
 
 @dataclass(frozen=True)
@@ -142,8 +143,9 @@ class VolumeRenderer(Renderer):
             "Rays per chunk in training. The backward pass renders each chunk again, which limits memory use and "
             "doubles the time. Null renders all rays at once.",
             ge=1,
+            le=MAX_SAMPLES,
         )
-        evaluation_chunk: int = option(8192, "Rays per chunk in evaluation; limits memory use.", ge=1)
+        evaluation_chunk: int = option(8192, "Rays per chunk in evaluation; limits memory use.", ge=1, le=MAX_SAMPLES)
         backend: Literal["auto", "torch", "native", "triton", "nerfacc"] = option(
             "auto", "Implementation of ray marching and compositing."
         )

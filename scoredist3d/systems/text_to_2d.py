@@ -12,6 +12,7 @@ from torch import Tensor
 from scoredist3d.cameras import Cameras, orbit
 from scoredist3d.config import ComponentConfig, component, option, under
 from scoredist3d.geometry.image_canvas import ImageCanvas
+from scoredist3d.limits import MAX_BATCH
 from scoredist3d.registry import register
 from scoredist3d.seeding import Rng
 from scoredist3d.systems.base import GuidedSystem, SystemInputs, TrainingStep, named_groups
@@ -33,7 +34,10 @@ class TextTo2D(GuidedSystem):
 
         geometry: ComponentConfig = component("geometry", "image-canvas", "Images to optimize.")
         particles_per_step: int | None = option(
-            None, "Particles in each step's batch, drawn without replacement; null uses all of them.", ge=1
+            None,
+            "Particles in each step's batch, drawn without replacement; null uses all of them.",
+            ge=1,
+            le=MAX_BATCH,
         )
         view: tuple[float, float] | None = option(
             None,

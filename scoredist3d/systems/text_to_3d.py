@@ -18,6 +18,7 @@ from scoredist3d.config import ComponentConfig, Schedule, component, component_m
 from scoredist3d.data.random_camera import RandomCamera
 from scoredist3d.geometry.base import Geometry
 from scoredist3d.geometry.protocols import describe_capability
+from scoredist3d.limits import MAX_BATCH
 from scoredist3d.registry import register
 from scoredist3d.renderers.base import Render
 from scoredist3d.seeding import Rng
@@ -54,9 +55,14 @@ class TextTo3D(GuidedSystem):
         background: ComponentConfig = component("background", "random", "Color behind the object.")
         renderer: ComponentConfig = component("renderer", "volume", "Renders the scene from cameras.")
         loss: dict[str, ComponentConfig] = component_map("loss", "Regularizers and their weights.")
-        particles: int = option(1, "Number of scenes optimized in one run, each with its own initialization.", ge=1)
+        particles: int = option(
+            1, "Number of scenes optimized in one run, each with its own initialization.", ge=1, le=MAX_BATCH
+        )
         particles_per_step: int = option(
-            1, "Scenes rendered in each step, drawn without replacement; all are rendered from the same cameras.", ge=1
+            1,
+            "Scenes rendered in each step, drawn without replacement; all are rendered from the same cameras.",
+            ge=1,
+            le=MAX_BATCH,
         )
         init_from: str | None = option(
             None,

@@ -7,9 +7,7 @@ number of the file format and the version of the program that wrote the file.
 from __future__ import annotations
 
 import os
-import pickle
 import warnings
-import zipfile
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from torch import nn
 import scoredist3d
 from scoredist3d.files import atomic_file, sync_folder
 from scoredist3d.geometry.base import prepare_loading
+from scoredist3d.tensor_files import LOADING_ERRORS, load_tensors
 from scoredist3d.training.folder import LAST_CHECKPOINT
 
 MARKER = "scoredist3d"
@@ -36,6 +35,8 @@ def write_checkpoint(checkpoint: dict[str, Any], path: str | Path) -> None:
 def read_checkpoint(path: str | Path, *, mmap: bool = False) -> dict[str, Any]:
     """Load a checkpoint to the CPU; only tensors and plain values are accepted, so a file cannot execute code.
 
+    See :mod:`scoredist3d.tensor_files` for the checks.
+
     Args:
         path: Checkpoint file.
         mmap: Leave the tensors on disk until they are used.
@@ -49,11 +50,14 @@ def read_checkpoint(path: str | Path, *, mmap: bool = False) -> dict[str, Any]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # They concern pickles, which are rejected anyway.
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+            checkpoint = load_tensors(path, mmap=mmap)
     except PermissionError as error:
         raise ValueError(f"{path} cannot be read: permission denied; change its permissions") from error
-    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, zipfile.BadZipFile, KeyError, ValueError) as error:
-        raise ValueError(f"{path} is damaged or not a checkpoint of this program{_alternatives(path)}") from error
+    except LOADING_ERRORS as error:
+        reason = f" ({error})" if type(error) is ValueError else ""
+        raise ValueError(
+            f"{path} is damaged or not a checkpoint of this program{reason}{_alternatives(path)}"
+        ) from error
     marker = checkpoint.get(MARKER) if isinstance(checkpoint, dict) else None
     if not isinstance(marker, dict):
         raise ValueError(f"{path} was not written by this program{_alternatives(path)}")

@@ -11,6 +11,7 @@ from scoredist3d.config import option
 from scoredist3d.geometry.base import GaussianSet, ScreenSpaceMeans
 from scoredist3d.geometry.gaussians.optimizer_state import clear_moments, resize_rows
 from scoredist3d.geometry.gaussians.parameters import GaussianParameters
+from scoredist3d.limits import MAX_POINTS
 from scoredist3d.ops.rotations import rotation_matrices
 from scoredist3d.seeding import Rng
 
@@ -50,7 +51,7 @@ class DensifyConfig:
         "Number of steps between resets, which lower all opacities to at most twice prune_opacity; 0 disables resets.",
         ge=0,
     )
-    max_points: int = option(200_000, "Maximum number of Gaussians.", ge=1)
+    max_points: int = option(200_000, "Maximum number of Gaussians.", ge=1, le=MAX_POINTS)
 
     def is_due(self, done: int) -> bool:
         """Whether to densify after ``done`` steps."""

@@ -20,6 +20,7 @@ from scoredist3d.geometry.gaussians.initialization import (
     gaussians_on_surface,
 )
 from scoredist3d.geometry.gaussians.parameters import GaussianParameters
+from scoredist3d.limits import MAX_POINTS
 from scoredist3d.materials.base import Material
 from scoredist3d.meshes.exportable import SurfaceChannels
 from scoredist3d.meshes.loading import load_mesh
@@ -85,7 +86,7 @@ class Gaussians(GaussianParameters):
     class Config(GaussianCloud.Config):
         """Options of the Gaussians."""
 
-        num_points: int = option(4096, "Initial number of Gaussians.", ge=4)
+        num_points: int = option(4096, "Initial number of Gaussians.", ge=4, le=MAX_POINTS)
         init: Literal["sphere", "mesh", "points"] = option(
             "sphere",
             "Initial Gaussians: gray in a ball, on the surface of a mesh file, or at the points of a PLY file.",

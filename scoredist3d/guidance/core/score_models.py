@@ -22,6 +22,7 @@ from torch.nn import functional
 from scoredist3d.config import ComponentConfig, FieldError, Schedule, option
 from scoredist3d.diffusion.prediction import Prediction
 from scoredist3d.diffusion.standard_velocity import StandardVelocity
+from scoredist3d.limits import MAX_BATCH, MAX_FEATURES, MAX_STORED_LATENTS, MAX_WIDTH
 from scoredist3d.nn.unregistered import Unregistered
 from scoredist3d.priors.adapters import AdapterPoints
 from scoredist3d.priors.base import Prior
@@ -47,19 +48,25 @@ class ScoreModelConfig(ComponentConfig):
         "Diffusers folder or hub id of another model whose network receives the adapters, e.g. a v-prediction model "
         "with the prior's noise schedule, latents and text embedding; null uses the prior's own network.",
     )
-    rank: int = option(4, "Rank of the adapters.", ge=1)
+    rank: int = option(4, "Rank of the adapters.", ge=1, le=MAX_FEATURES)
     channels: list[int] = option(
-        [128, 256, 384, 512], "unet: width at each resolution; resolutions below 4 latent pixels are omitted.", ge=4
+        [128, 256, 384, 512],
+        "unet: width at each resolution; resolutions below 4 latent pixels are omitted.",
+        ge=4,
+        le=MAX_WIDTH,
     )
     lr: Schedule = option(1e-4, "Learning rate of AdamW; a schedule may add a warm-up.", ge=0)
     weight_decay: float = option(0.01, "Weight decay of AdamW.", ge=0)
     steps: int = option(1, "Optimizer steps of phi per step of the particles.", ge=1)
     repeats: int = option(
-        1, "Number of timesteps and noise samples drawn per render in each optimizer step of phi.", ge=1
+        1, "Number of timesteps and noise samples drawn per render in each optimizer step of phi.", ge=1, le=MAX_BATCH
     )
     camera_dropout: float = option(0.1, "Probability of training phi on a render without its camera.", ge=0, le=1)
     replay: int = option(
-        0, "Size of the replay buffer of recent latents that phi is trained on; 0 trains on the current latents.", ge=0
+        0,
+        "Size of the replay buffer of recent latents that phi is trained on; 0 trains on the current latents.",
+        ge=0,
+        le=MAX_STORED_LATENTS,
     )
 
     def validate(self) -> list[str]:

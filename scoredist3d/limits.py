@@ -1,0 +1,58 @@
+"""Limits on the size of files that come from others, and on numbers in configurations that determine memory.
+
+Files beyond a limit are rejected before they are decoded. The limits are far above anything that a run needs and small
+enough for a workstation; ``SECURITY.md`` lists them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+MIB = 1024**2
+GIB = 1024**3
+
+# Files.
+MAX_CONFIG_BYTES = MIB
+MAX_CONFIG_VALUES = 100_000
+"""Values of a configuration file after the expansion of its YAML aliases."""
+MAX_MESH_BYTES = 2 * GIB
+MAX_FACES = 20_000_000
+"""Triangles of a mesh file, counted once for each time that the scene places them."""
+MAX_POINTS = 20_000_000
+"""Points of a point cloud, and Gaussians."""
+MAX_IMAGE_SIDE = 16384
+MAX_IMAGE_BYTES = 2 * GIB
+MAX_PICKLE_BYTES = 64 * MIB
+"""The pickle inside of a checkpoint, which holds everything but the values of its tensors."""
+MAX_JSON_BYTES = 64 * MIB
+"""Index and configuration files of a model folder."""
+
+# Numbers in configurations.
+MAX_BATCH = 4096
+"""Images, particles or patches that are processed together."""
+MAX_RENDER_SIDE = 4096
+MAX_STEP_PIXELS = 2**28
+"""Pixels of all images of a step."""
+MAX_FRAMES = 10_000
+MAX_GRID_RESOLUTION = 1024
+"""Samples along each side of a dense grid."""
+MAX_HASH_RESOLUTION = 65_536
+"""Vertices along each axis of the finest level of a hash grid, whose tables are limited separately."""
+MAX_WIDTH = 8192
+"""Units of a layer."""
+MAX_FEATURES = 1024
+MAX_SAMPLES = 16 * MIB
+"""Points or rays that are evaluated together."""
+MAX_STORED_LATENTS = 100_000
+MAX_VIEWS = 1_000_000
+
+
+def check_file_size(path: Path, limit: int, what: str) -> None:
+    """Check the size of a file before it is read.
+
+    Raises:
+        ValueError: The file has more than ``limit`` bytes; ``what`` names the kind of file in the message.
+    """
+    size = path.stat().st_size
+    if size > limit:
+        raise ValueError(f"{path} is too large: it has {size:,} bytes, and {what} may have at most {limit:,}")

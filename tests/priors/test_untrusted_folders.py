@@ -1,0 +1,162 @@
+"""Model folders from others: they run no code, ask nothing, and only their safetensors are read by default."""
+
+from __future__ import annotations
+
+import builtins
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from scoredist3d.priors import part_files
+from scoredist3d.priors.diffusers_loading import PipelineSource, PriorError
+from scoredist3d.priors.diffusers_prior import DiffusersPrior
+from scoredist3d.priors.quiet import quiet_libraries
+
+UNET, TEXT = Path("unet", "diffusion_pytorch_model.safetensors"), Path("text_encoder", "model.safetensors")
+CODE = "import pathlib\npathlib.Path('ran').touch()\nfrom transformers import CLIPTextConfig as C, CLIPTextModel as M\n"
+
+
+@pytest.fixture
+def folder(folders: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A pipeline that a test may change, in an empty working directory."""
+    monkeypatch.chdir(tmp_path)
+    return Path(shutil.copytree(folders(), tmp_path / "changed"))
+
+
+def load(folder: Path, **options: Any) -> DiffusersPrior:
+    return DiffusersPrior(DiffusersPrior.Config(pretrained_model_name_or_path=str(folder), **options))
+
+
+def edit(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def pickled(folder: Path, file: Path, content: Any = None) -> None:
+    """Replace safetensors by a pickle of the same weights, or of something else."""
+    name = "pytorch_model.bin" if file == TEXT else "diffusion_pytorch_model.bin"
+    torch.save(load_file(folder / file) if content is None else content, folder / file.parent / name)
+    (folder / file).unlink()
+
+
+def answer_yes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Answer every question with y; returns the questions."""
+    asked: list[str] = []
+    monkeypatch.setattr(builtins, "input", lambda text="": asked.append(str(text)) or "y")
+    return asked
+
+
+@pytest.mark.parametrize(
+    ("part", "entry"),
+    [
+        ("text_encoder", ["transformers", "AutoModel"]),
+        ("tokenizer", ["transformers", "AutoTokenizer"]),
+        ("vae", ["diffusers", "DiffusionPipeline"]),
+        ("vae", ["diffusers", "AutoModel"]),
+        ("text_encoder", ["transformers", "pipeline"]),
+        ("text_encoder", ["transformers", "PreTrainedModel"]),
+        ("text_encoder", ["evil", "Model"]),
+        ("text_encoder", ["evil"]),
+    ],
+)
+def test_code_in_a_folder_never_runs(
+    folder: Path, part: str, entry: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = answer_yes(monkeypatch)
+    classes = {"AutoConfig": "evil.C", "AutoModel": "evil.M", "AutoTokenizer": ["evil.M", None]}
+    for place in (folder, folder / "text_encoder", folder / "tokenizer"):
+        (place / "evil.py").write_text(CODE)
+    edit(folder / "text_encoder" / "config.json", auto_map=classes, model_type="evil")
+    edit(folder / "tokenizer" / "tokenizer_config.json", auto_map=classes)
+    edit(folder / "model_index.json", **{part: entry})
+    with pytest.raises(PriorError, match=f"the {part} of .*changed"):
+        load(folder)
+    assert asked == [] and not Path("ran").exists() and "evil" not in sys.modules
+
+
+def test_transformers_does_not_ask_while_it_loads(monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers.dynamic_module_utils import resolve_trust_remote_code
+
+    asked = answer_yes(monkeypatch)
+    with quiet_libraries(), pytest.raises(ValueError, match="custom code"):
+        resolve_trust_remote_code(None, "model", has_local_code=False, has_remote_code=True)
+    assert asked == []
+
+
+def test_an_attention_implementation_from_the_hub_is_not_used(folder: Path) -> None:
+    edit(folder / "text_encoder" / "config.json", attn_implementation="somebody/kernel")
+    network: Any = PipelineSource.open(str(folder)).load_network("text_encoder", torch.float32)
+    assert network.config._attn_implementation in ("sdpa", "eager")
+
+
+@pytest.mark.parametrize("file", [UNET, TEXT])
+def test_pickled_weights_need_an_option(folder: Path, file: Path) -> None:
+    expected = load(folder).embed(["a red mug"]).text
+    pickled(folder, file)
+    with pytest.raises(PriorError, match=r"its weights are a pickle, .*\.bin; .* set prior\.allow_pickle=true"):
+        load(folder)
+    torch.testing.assert_close(load(folder, allow_pickle=True).embed(["a red mug"]).text, expected)
+
+
+def test_pickles_next_to_safetensors_are_not_read(folder: Path) -> None:
+    (folder / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"damaged")
+    load(folder)
+
+
+@pytest.mark.parametrize("file", [UNET, TEXT])
+def test_pickles_are_checked_like_checkpoints(folder: Path, file: Path) -> None:
+    class Trap:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (os.mkdir, ("ran",))
+
+    pickled(folder, file, {"weight": Trap()})
+    with pytest.raises(PriorError, match=r"\.bin is not a file of plain tensors: it contains posix\.mkdir"):
+        load(folder, allow_pickle=True)
+    assert not Path("ran").exists()
+
+
+@pytest.mark.parametrize("name", ["../other.safetensors", "/etc/hostname", "weights.bin"])
+@pytest.mark.parametrize("file", [UNET, TEXT])
+def test_an_index_of_weights_names_only_safetensors_next_to_it(folder: Path, file: Path, name: str) -> None:
+    weights = load_file(folder / file)
+    (folder / file).unlink()
+    index = {"metadata": {"total_size": 1}, "weight_map": dict.fromkeys(weights, name)}
+    (folder / f"{file}.index.json").write_text(json.dumps(index))
+    with pytest.raises(PriorError, match=r"names the file '.*'; it may only name \.safetensors files next to it"):
+        load(folder)
+
+
+def test_safetensors_whose_header_and_size_disagree_are_refused(folder: Path) -> None:
+    data = (folder / UNET).read_bytes()
+    for changed in (data[:-8], data + bytes(8), (2**40).to_bytes(8, "little") + data[8:]):
+        (folder / UNET).write_bytes(changed)
+        with pytest.raises(PriorError, match=r"the unet of .* cannot be loaded"):
+            load(folder)
+
+
+def test_an_adapter_is_refused(folder: Path) -> None:
+    (folder / "text_encoder" / "adapter_config.json").write_text('{"base_model_name_or_path": "somebody/model"}')
+    with pytest.raises(PriorError, match=r"adapter_config\.json makes it an adapter for another model"):
+        load(folder)
+
+
+def test_json_files_have_a_limit(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = folder / "vocabulary.json"
+    path.write_text("[" * 100_000)
+    with pytest.raises(PriorError, match=r"vocabulary\.json is not valid JSON: it is nested too deeply"):
+        load(folder)
+    path.write_bytes(b'"\xff"')
+    with pytest.raises(PriorError, match=r"vocabulary\.json is not valid JSON"):
+        load(folder)
+    path.unlink()
+    size = (folder / "tokenizer" / "tokenizer.json").stat().st_size
+    monkeypatch.setattr(part_files, "MAX_JSON_BYTES", size - 1)
+    with pytest.raises(PriorError, match=r"tokenizer\.json is too large: it has [\d,]+ bytes"):
+        load(folder)
