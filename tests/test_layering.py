@@ -19,6 +19,7 @@ LEVELS: dict[str, int] = {
     "paths": 0,
     "terminal": 0,
     "seeding": 0,
+    "signals": 0,
     "registry": 1,
     "config": 1,
     "custom": 1,
@@ -42,11 +43,12 @@ LEVELS: dict[str, int] = {
     "visualization": 6,
     "training": 7,
     "viewer": 7,
+    "arguments": 8,
     "cli": 8,
     "__main__": 9,
 }
 # Packages that import nothing else of the project.
-CLOSED = ("ops", "diffusion", "cameras", "paths", "terminal", "seeding")
+CLOSED = ("ops", "diffusion", "cameras", "paths", "terminal", "seeding", "signals")
 # Third-party packages of each package, imports inside functions included. New ones are added here on purpose.
 THIRD_PARTY: dict[str, set[str]] = {
     "backgrounds": {"torch"},

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import shutil
 import warnings
 import zipfile
 from contextlib import suppress
@@ -18,9 +19,9 @@ import torch
 from torch import nn
 
 import scoredist3d
-from scoredist3d.files import atomic_file, sync_folder
+from scoredist3d.files import atomic_file, sync_file, sync_folder
 from scoredist3d.geometry.base import prepare_loading
-from scoredist3d.training.folder import LAST_CHECKPOINT
+from scoredist3d.training.folder import LAST_CHECKPOINT, kept_checkpoints
 
 MARKER = "scoredist3d"
 FORMAT = 1
@@ -105,26 +106,10 @@ def link_or_copy(source: Path, target: Path) -> None:
     try:
         os.link(source, temporary)
     except OSError:
-        temporary.write_bytes(source.read_bytes())
+        shutil.copyfile(source, temporary)
+        sync_file(temporary)
     os.replace(temporary, target)
     sync_folder(target.parent)
-
-
-def kept_checkpoints(folder: Path) -> list[Path]:
-    """The numbered checkpoints of a run, oldest first."""
-    return sorted(folder.glob("step-*.ckpt"), key=step_of)
-
-
-def step_of(path: Path) -> int:
-    """Step number in the file name of a numbered checkpoint or preview; -1 if the name contains none."""
-    digits = path.stem.removeprefix("step-")
-    return int(digits) if digits.isdecimal() else -1
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Delete the temporary files in ``folder`` left by a process that was killed while writing."""
-    for leftover in folder.glob(".*.tmp"):
-        leftover.unlink(missing_ok=True)
 
 
 def checkpoint_name(step: int) -> str:
