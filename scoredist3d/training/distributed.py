@@ -187,7 +187,7 @@ class Workers:
     def _wake_stopped(self) -> None:
         """Continue workers that are stopped (SIGSTOP), since all ranks have to save the last state together."""
         for process in self.processes:
-            with suppress(OSError):
+            with suppress(OSError, AttributeError):  # Windows has no such signal.
                 process.send_signal(signal.SIGCONT)
 
     def _watch(self) -> None:

@@ -77,11 +77,12 @@ class Replacement:
         sync_tree(self.staging)
         write_json(self.target / _REPLACED, {"files": list(self.current)})
         self.staging.rename(new)
-        if _exchange(new, self.target):
+        target = self.target.resolve()
+        if _exchange(new, target):
             new.rename(old)
         else:
-            self.target.rename(old)
-            new.rename(self.target)
+            target.rename(old)
+            new.rename(target)
         finish_replacement(self.target)
 
     def describe(self) -> str:
@@ -97,6 +98,7 @@ def finish_replacement(target: Path) -> None:
     if not old.exists() and (new / _REPLACED).is_file():
         new.rename(old)
     if old.exists():
+        target = target.resolve()
         if not target.exists():
             new.rename(target)
         sync_folder(target.parent)
@@ -112,7 +114,9 @@ def finish_replacement(target: Path) -> None:
 
 def _beside(target: Path) -> tuple[Path, Path]:
     """Folders next to ``target`` that hold the new and the old files during a replacement."""
-    return target.with_name(f".{target.name}.new"), target.with_name(f".{target.name}.old")
+    # The target may be a link to a folder elsewhere.
+    folder = target.resolve()
+    return folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
 
 
 def _exchange(first: Path, second: Path) -> bool:
