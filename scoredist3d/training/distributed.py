@@ -25,7 +25,7 @@ DeviceSpec = str | list[int]
 
 _CONNECTION_ERRORS = ("gloo", "NCCL", "Connection closed", "Connection reset", "connection")
 """Parts of the messages of errors that torch.distributed raises if another rank has ended."""
-_SECONDS_UNTIL_REAPED = 5.0
+SECONDS_UNTIL_REAPED = 5.0
 """Time within which the system reports the end of a process whose connections are closed."""
 
 
@@ -172,8 +172,8 @@ class Workers:
 
     def _cause(self, error: BaseException) -> _Ended | None:
         """The worker whose end caused an error of this rank; None if this rank failed by itself."""
-        connection = isinstance(error, RuntimeError) and any(word in str(error) for word in _CONNECTION_ERRORS)
-        deadline = time.monotonic() + (_SECONDS_UNTIL_REAPED if connection and self.processes else 0.0)
+        connection = is_connection_error(error)
+        deadline = time.monotonic() + (SECONDS_UNTIL_REAPED if connection and self.processes else 0.0)
         while (ended := self._ended()) is None and time.monotonic() < deadline:
             time.sleep(0.02)
         return ended if ended is not None and (connection or ended.signal is not None) else None
@@ -244,6 +244,11 @@ def _is_stopped(pid: int) -> bool:
         return psutil.Process(pid).status() == psutil.STATUS_STOPPED
     except psutil.Error:
         return False
+
+
+def is_connection_error(error: BaseException) -> bool:
+    """Whether torch.distributed raised an error because another rank has ended."""
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in _CONNECTION_ERRORS)
 
 
 def _worker_environment() -> dict[str, str]:

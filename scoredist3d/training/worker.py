@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -40,7 +41,12 @@ def main() -> int:
 def _train(options: argparse.Namespace, text: str) -> int:
     from scoredist3d.config.validation import load_text
     from scoredist3d.training.console import Console
-    from scoredist3d.training.distributed import Devices, end_with_parent
+    from scoredist3d.training.distributed import (
+        SECONDS_UNTIL_REAPED,
+        Devices,
+        end_with_parent,
+        is_connection_error,
+    )
     from scoredist3d.training.fit import RankContext, begin, build_system, fit
     from scoredist3d.training.folder import RunFolder
     from scoredist3d.training.interrupt import InterruptGuard
@@ -55,7 +61,12 @@ def _train(options: argparse.Namespace, text: str) -> int:
         system = build_system(config, context)
         begin(system, config, context, resumed=options.resume is not None)
         guard.graceful = True
-        fit(system, config, RunFolder(options.folder), context, console, guard, resume=options.resume)
+        try:
+            fit(system, config, RunFolder(options.folder), context, console, guard, resume=options.resume)
+        except RuntimeError as error:
+            if is_connection_error(error):
+                time.sleep(SECONDS_UNTIL_REAPED)  # Rank 0 or `end_with_parent` reports the rank that has ended first.
+            raise
     return guard.exit_code if guard.agreed else 0
 
 
