@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import os
-import select
 import signal
 import socket
 import threading
 import time
 from collections.abc import Callable
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 from scoredist3d.signals import SAVE_SIGNAL, STOP_SIGNALS, SignalReceived, caught_signals
 
 _WAKE_UP = b"\0"  # No signal has the number 0.
-_LAST_ACTIONS_SECONDS = 3.0
-"""Time for the message and the summary of a forced end; a blocked terminal or disk must not delay the end further."""
+_ACTION_SECONDS = 3.0
+"""Time for the message of a signal, and for the message and the summary of a forced end."""
 
 
 def _nothing() -> None:
@@ -115,10 +114,12 @@ class InterruptGuard:
         """Read the numbers of signals until the other end is closed, and enforce the grace period."""
         seen, deadline = 0, None
         while True:
-            wait = None if deadline is None else max(0.0, deadline - time.monotonic())
-            if not select.select([reader], [], [], wait)[0]:
+            # A timeout of 0 would be one that raises another error.
+            reader.settimeout(None if deadline is None else max(0.001, deadline - time.monotonic()))
+            try:
+                numbers = reader.recv(64)
+            except TimeoutError:
                 self._end(f"Stopped {self.grace_seconds:g} s after the signal (trainer.grace_seconds)")
-            numbers = reader.recv(64)
             if not numbers:
                 return
             stops = [number for number in numbers if number in STOP_SIGNALS]
@@ -126,12 +127,12 @@ class InterruptGuard:
                 deadline = deadline or time.monotonic() + self.grace_seconds
             if stops and not seen:
                 self.received = self.received or stops[0]
-                self._stop_requested()
+                _run_briefly(self._stop_requested)
             seen += len(stops)
             if seen > 1:
                 self._end("Stopped at once")
             if SAVE_SIGNAL in set(numbers) and not self.graceful:
-                self.on_save_outside_training()
+                _run_briefly(self.on_save_outside_training)
 
     def _stop_requested(self) -> None:
         self.on_stop()
@@ -139,7 +140,7 @@ class InterruptGuard:
             how = "press Ctrl-C again" if self.received == signal.SIGINT else "send a second signal"
             self.say(f"Stopping after this step and saving a checkpoint; {how} to stop at once.")
 
-    def _end(self, why: str) -> None:
+    def _end(self, why: str) -> NoReturn:
         """End the process."""
 
         def last_actions() -> None:
@@ -147,7 +148,12 @@ class InterruptGuard:
             self.before_forced_end()
 
         with self._once:  # never released
-            thread = threading.Thread(target=last_actions, daemon=True)
-            thread.start()
-            thread.join(_LAST_ACTIONS_SECONDS)
+            _run_briefly(last_actions)
             os._exit(self.exit_code)
+
+
+def _run_briefly(action: Callable[[], None]) -> None:
+    """Run an action, but do not wait for it for long: a terminal or a disk may be blocked."""
+    thread = threading.Thread(target=action, daemon=True)
+    thread.start()
+    thread.join(_ACTION_SECONDS)
