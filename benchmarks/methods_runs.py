@@ -238,15 +238,15 @@ def train(config: Any, folder: Path, gpu: str) -> tuple[Any, dict[str, Any]]:
     start_memory(device_of(gpu))
     with InterruptGuard(console.say) as guard, Counter(system).counting() as counter:
         began = time.perf_counter()
-        outcome = fit(system, config, run, place, console, guard)
+        steps = fit(system, config, run, place, console, guard)
         synchronize(device_of(gpu))
         seconds = time.perf_counter() - began
-    if outcome.interrupted:
+    if guard.requested:
         raise KeyboardInterrupt
     system.to_device(device_of(gpu))
     return system, {
         "seconds": seconds,
-        "steps": outcome.step,
+        "steps": steps,
         "memory_mib": peak_memory(device_of(gpu)),
         **counter.per_image(),
     }

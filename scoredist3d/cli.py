@@ -1,7 +1,7 @@
 """The command line: train, validate, test, export, list, describe.
 
-Exit codes: 0 success, 1 the run failed or an object has no mesh, 2 an error in the command or the configuration, 130
-interrupted.
+Exit codes: 0 success, 1 the run failed or an object has no mesh, 2 an error in the command or the configuration,
+128 + n interrupted by signal n (130 Ctrl-C, 143 SIGTERM, 129 SIGHUP).
 """
 
 from __future__ import annotations
@@ -13,37 +13,17 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from scoredist3d import __version__, registry
+from scoredist3d import registry
+from scoredist3d.arguments import MODES, parser
 from scoredist3d.config.fields import ConfigError
 from scoredist3d.custom import custom_folders, load_custom
-from scoredist3d.paths import checkout_root, command_name
+from scoredist3d.paths import checkout_root
+from scoredist3d.signals import SignalReceived, signals_end_command
 from scoredist3d.terminal import print_out, tolerate_any_text
 
 OK, RUN_FAILED, USAGE_ERROR, INTERRUPTED = 0, 1, 2, 130
-MODES = ("train", "validate", "test", "export")
-
-_EPILOG = """examples:
-  {command} --config configs/quickstart.yaml --train prompt="a red mug"
-  {command} --config configs/quickstart.yaml --train --dry-run prompt="a red mug" trainer.max_steps=100
-  {command} --config configs/pipeline/magic3d.yaml --train prompt="a red mug"
-  {command} --train --resume outputs/quickstart
-  {command} --export outputs/quickstart
-  {command} --list guidance
-  {command} --describe guidance/sds
-"""
-
-
-class _Parser(argparse.ArgumentParser):
-    """Argument parser that raises an error instead of printing the usage and exiting."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}; see --help for usage")
-
-    def _print_message(self, message: str, file: Any = None) -> None:
-        """Print the output of ``--help`` and ``--version``."""
-        print_out(message, end="")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -52,10 +32,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     verbose = "--verbose" in arguments or os.environ.get("SCOREDIST3D_DEBUG") == "1"
     tolerate_any_text()
     try:
-        return _dispatch(_parse_arguments(arguments))
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return INTERRUPTED
+        with signals_end_command():
+            return _dispatch(_parse_arguments(arguments))
+    except KeyboardInterrupt as interrupt:
+        print_out("interrupted", stream=sys.stderr)
+        return interrupt.exit_code if isinstance(interrupt, SignalReceived) else INTERRUPTED
     # Outermost frame: any error becomes one message and an exit code.
     except Exception as error:
         if verbose:
@@ -153,6 +134,7 @@ def _run(options: argparse.Namespace) -> int:
     from scoredist3d.prompts.wording import check_prompts
 
     mode = _mode(options)
+    _check_allowed(options.allow_change, resumes=mode == "train" and bool(options.resume))
     devices = parse_devices(options.gpu)
     source = options.resume if mode == "train" else getattr(options, mode) or options.resume
     stages = _pipeline_to_resume(source) if mode == "train" else None
@@ -182,7 +164,13 @@ def _run(options: argparse.Namespace) -> int:
     from scoredist3d.training import run
 
     if mode == "train":
-        result = run.run_training(config, devices=devices, resume=checkpoint, source=layers_to_yaml(merged))
+        result = run.run_training(
+            config,
+            devices=devices,
+            resume=checkpoint,
+            source=layers_to_yaml(merged),
+            allow_change=options.allow_change,
+        )
     else:
         assert checkpoint is not None
         action = {"validate": run.run_validation, "test": run.run_test, "export": run.run_export}[mode]
@@ -213,14 +201,14 @@ def _run_stages(options: argparse.Namespace, mode: str, resumed: Path | None, de
     _check_devices(devices)
     from scoredist3d.training.pipeline import run_pipeline
 
-    result = run_pipeline(pipeline, devices=devices, resume=resumed)
+    result = run_pipeline(pipeline, devices=devices, resume=resumed, allow_change=options.allow_change)
     return _exit_code(result)
 
 
 def _exit_code(result: Any) -> int:
     """The exit code of a run that ended, failed or was interrupted by a signal."""
     if result.interrupted:
-        return INTERRUPTED
+        return 128 + result.signal if result.signal else INTERRUPTED
     return OK if result.error is None else RUN_FAILED
 
 
@@ -248,11 +236,10 @@ def _parse_arguments(arguments: list[str]) -> argparse.Namespace:
     for argument in arguments:
         if any("\ud800" <= character <= "\udfff" for character in argument):  # undecodable bytes
             raise ConfigError(f"{argument!r} is not valid text in this terminal's encoding; use UTF-8")
-    parser = _parser()
-    options, rest = parser.parse_known_args(arguments)
+    options, rest = parser().parse_known_args(arguments)
     flags = [item for item in rest if item.startswith("-")]
     if flags:
-        known = [name for action in parser._actions for name in action.option_strings]
+        known = [name for action in parser()._actions for name in action.option_strings]
         raise ConfigError(
             f"unknown option {flags[0]}.{registry.near_matches(flags[0], known)} --help lists all options"
         )
@@ -273,50 +260,6 @@ def _parse_arguments(arguments: list[str]) -> argparse.Namespace:
         )
     options.overrides = [*swallowed, *rest, *(["prior.allow_unknown_nouns=true"] if options.anyway else [])]
     return options
-
-
-def _parser() -> _Parser:
-    """The argument parser, without overrides."""
-    command = command_name()
-    parser = _Parser(
-        prog=command,
-        description="Text to 3D by score distillation.",
-        usage=f"{command} --config FILE [...] --train|--validate RUN|--test RUN|--export RUN [key.path=value ...]",
-        epilog=_EPILOG.format(command=command),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    add = parser.add_argument
-    add(
-        "--config", nargs="+", action="extend", default=[], metavar="FILE", help="YAML files; later files take priority"
-    )
-    add("--train", action="store_true", help="optimize, then test and export")
-    for mode, text in (
-        ("validate", "render preview images of a run"),
-        ("test", "render the turntable video of a run"),
-        ("export", "write the 3D files of a run"),
-    ):
-        add(f"--{mode}", nargs="?", const="", metavar="RUN", help=f"{text}, given as a run folder or checkpoint")
-    add("--resume", metavar="RUN", help="run folder or checkpoint to continue from, with its configuration")
-    add(
-        "--gpu",
-        metavar="IDS",
-        help="'0', '0,1', ..., 'cpu' or 'cpu:2' (processes); default: the first GPU if there is one, else the CPU",
-    )
-    add("--anyway", action="store_true", help="train on a prompt that names no kind of object known to the prior")
-    add("--dry-run", action="store_true", help="print the complete configuration of the run and exit")
-    add("--list", nargs="?", const="", metavar="KIND", help="list the kinds of components, or the components of a kind")
-    add("--describe", metavar="KIND/NAME", help="list the fields of a component")
-    add(
-        "--custom",
-        action="append",
-        default=[],
-        metavar="FOLDER",
-        help="import user packages from FOLDER; commands that build a run always import ./custom",
-    )
-    add("--version", action="version", version=f"scoredist3d {__version__}")
-    add("--verbose", action="store_true", help="print the traceback of an error")
-    return parser
 
 
 def _is_override(text: str) -> bool:
@@ -373,6 +316,23 @@ def _check_devices(devices: list[int] | str) -> None:
     if absent:
         have = f"has GPUs 0 to {count - 1}" if count else "has no usable CUDA GPU; use --gpu cpu"
         raise ConfigError(f"--gpu: GPU {absent[0]} does not exist; this machine {have}")
+
+
+def _check_allowed(keys: list[str], *, resumes: bool) -> None:
+    """Check the keys given with ``--allow-change``, which may begin with ``stages.NAME.``.
+
+    Raises:
+        ConfigError: A key is not one that the option applies to, or no run is resumed.
+    """
+    from scoredist3d.config.resume import GUARDED_KEYS
+
+    if keys and not resumes:
+        raise ConfigError("--allow-change applies to --train --resume RUN only; remove it")
+    for key in keys:
+        if re.sub(r"^stages\.[^.]+\.", "", key) not in GUARDED_KEYS:
+            raise ConfigError(
+                f"--allow-change: {key!r} is not one of {', '.join(GUARDED_KEYS)}; other keys may change anyway"
+            )
 
 
 def _find_run(path: Path) -> tuple[Path, Path]:

@@ -1,9 +1,10 @@
-"""Atomic file writing: a file appears under its name completely or not at all."""
+"""Atomic and durable file writing: a file appears under its name completely or not at all, even after a power cut."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -15,19 +16,21 @@ from typing import Any, BinaryIO
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """A temporary path next to ``path`` with its suffix; renamed to ``path`` on success, deleted on an exception."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
     try:
         yield temporary
+        sync_file(temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)
 
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """A binary file for writing; its content appears at ``path`` completely or not at all, even after a power cut."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     try:
         with os.fdopen(descriptor, "wb") as file:
@@ -55,6 +58,48 @@ def new_folder(path: Path) -> Iterator[Path]:
         yield path
     finally:
         shutil.rmtree(path, ignore_errors=True)
+
+
+def make_folder(folder: Path) -> None:
+    """Create a folder and its missing parents durably; does nothing if it exists."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in missing:
+        sync_folder(path.parent)
+
+
+def sync_file(path: Path) -> None:
+    """Make the content of a file durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_tree(folder: Path) -> None:
+    """Make all files below ``folder``, and the folders themselves, durable."""
+    for path, _, names in os.walk(folder):
+        for name in names:
+            if not (Path(path) / name).is_symlink():
+                sync_file(Path(path) / name)
+        sync_folder(Path(path))
+
+
+_LEFTOVER = re.compile(r"\..+\.tmp|\..+\.\d+\.tmp\.\w+")
+"""Names of the temporary files of :func:`atomic_file` and :func:`atomic_path`, and of unfinished folders."""
+
+
+def remove_leftovers(folder: Path, *, recursive: bool = False) -> None:
+    """Delete the temporary files and folders in ``folder`` left by a process that was killed while writing."""
+    for path in list(folder.iterdir()) if folder.is_dir() else []:
+        is_folder = path.is_dir() and not path.is_symlink()
+        if _LEFTOVER.fullmatch(path.name) and is_folder:
+            shutil.rmtree(path, ignore_errors=True)
+        elif _LEFTOVER.fullmatch(path.name):
+            path.unlink(missing_ok=True)
+        elif is_folder and recursive:
+            remove_leftovers(path, recursive=True)
 
 
 def sync_folder(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import unicodedata
@@ -20,11 +21,13 @@ def tolerate_any_text() -> None:
 
 
 def print_out(text: str, end: str = "\n", stream: TextIO | None = None) -> bool:
-    """Print and flush, to stdout by default; False if the reader has closed the pipe (``| head``)."""
+    """Print and flush, to stdout by default; False if the reader is gone (``| head``, or a closed terminal)."""
     stream = sys.stdout if stream is None else stream
     try:
         print(text, end=end, file=stream, flush=True)
-    except BrokenPipeError:
+    except OSError as error:
+        if error.errno not in (errno.EPIPE, errno.EIO):
+            raise
         # Python flushes the stream again at exit, which must not fail.
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         return False

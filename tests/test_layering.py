@@ -20,6 +20,7 @@ LEVELS: dict[str, int] = {
     "terminal": 0,
     "seeding": 0,
     "limits": 0,
+    "signals": 0,
     "registry": 1,
     "config": 1,
     "custom": 1,
@@ -44,11 +45,12 @@ LEVELS: dict[str, int] = {
     "visualization": 6,
     "training": 7,
     "viewer": 7,
+    "arguments": 8,
     "cli": 8,
     "__main__": 9,
 }
 # Packages that import nothing else of the project.
-CLOSED = ("ops", "diffusion", "cameras", "paths", "terminal", "seeding", "limits")
+CLOSED = ("ops", "diffusion", "cameras", "paths", "terminal", "seeding", "limits", "signals")
 # Third-party packages of each package, imports inside functions included. New ones are added here on purpose.
 THIRD_PARTY: dict[str, set[str]] = {
     "backgrounds": {"torch"},

@@ -23,6 +23,12 @@ class TrainerConfig(Block):
     gradient_clip_norm: float | None = option(
         None, "Maximum L2 norm of the gradient of all parameters together; null disables clipping.", gt=0
     )
+    grace_seconds: float = option(
+        30.0,
+        "Time in seconds for the current step and a checkpoint after a signal to stop; then the run ends with its "
+        "last checkpoint. Set it below the time after which docker stop (10 s) or SLURM kills the run.",
+        ge=0,
+    )
     detect_anomaly: bool = option(False, "Make autograd report the operation that produced a NaN gradient (slow).")
     schedule_steps: int | None = option(
         None,

@@ -264,6 +264,12 @@ def _read_yaml(file: Path) -> dict[str, Any]:
     return content
 
 
+def layers_of_text(text: str) -> dict[str, Any]:
+    """The layers in the text of a config file that this program has written, without includes."""
+    layers: dict[str, Any] = _plain(OmegaConf.create(text))
+    return layers
+
+
 def _yaml_problem(error: Exception) -> str:
     """The message of a parser error, on one line."""
     if isinstance(error, yaml.MarkedYAMLError):

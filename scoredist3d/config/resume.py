@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,11 @@ from scoredist3d.config.experiment import ExperimentConfig
 from scoredist3d.config.loader import STAGES, merge, merge_layers
 from scoredist3d.config.pipeline import Pipeline
 from scoredist3d.config.schedule import Schedule
-from scoredist3d.config.validation import load_plain, resolve_run
+from scoredist3d.config.validation import dump, load_plain, resolve_run
+
+GUARDED_KEYS = ("seed", "prompt", "trainer.max_steps")
+"""Keys whose changes would mix two different runs: they must be allowed (for the number of steps: if it falls below
+the number of finished steps)."""
 
 
 def resumed_layers(
@@ -74,6 +79,30 @@ def changed_schedules(before: Any, after: Any, step: int, path: str = "") -> lis
         if key in second
         for line in changed_schedules(first[key], second[key], step, f"{path}.{key}" if path else key)
     ]
+
+
+def changed_settings(stored: str | Path, config: ExperimentConfig) -> list[str]:
+    """A line ``key: old -> new`` for every key whose value in the stored config file differs from that in ``config``.
+
+    If the type of a component changes, its other keys are not compared.
+    """
+    return _differences(resolve_run(merge_layers([stored])), dump(config), "")
+
+
+def _differences(before: Any, after: Any, path: str) -> list[str]:
+    if not isinstance(before, dict) or not isinstance(after, dict):
+        return [] if before == after else [f"{path}: {_shown(before)} -> {_shown(after)}"]
+    if before.get("type") != after.get("type"):
+        return [f"{path}.type: {_shown(before.get('type'))} -> {_shown(after.get('type'))}"]
+    return [
+        line
+        for key in dict.fromkeys([*before, *after])
+        for line in _differences(before.get(key), after.get(key), f"{path}.{key}" if path else str(key))
+    ]
+
+
+def _shown(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, default=str)
 
 
 def _children(config: Any) -> dict[str, Any]:

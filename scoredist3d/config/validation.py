@@ -17,7 +17,7 @@ from scoredist3d.config.coercion import NUMBER
 from scoredist3d.config.errors import join_path
 from scoredist3d.config.experiment import ExperimentConfig
 from scoredist3d.config.fields import MISSING, ComponentConfig
-from scoredist3d.config.loader import escape_interpolations, merge, merge_layers, resolve
+from scoredist3d.config.loader import escape_interpolations, layers_of_text, merge, merge_layers, resolve
 from scoredist3d.config.schedule import Schedule
 from scoredist3d.config.walker import Walker, default_value, own_fields, parse_block
 from scoredist3d.paths import find_shipped
@@ -42,6 +42,11 @@ def load_experiment(files: Sequence[str | Path], overrides: Sequence[str] = ()) 
         ConfigError: As for :func:`scoredist3d.config.loader.load` and :func:`validate`.
     """
     return load_plain(merge_layers(files, overrides))
+
+
+def load_text(text: str) -> ExperimentConfig:
+    """The typed configuration in the text of a complete config file; for errors, see :func:`load_experiment`."""
+    return load_plain(layers_of_text(text))
 
 
 def load_plain(merged: dict[str, Any]) -> ExperimentConfig:

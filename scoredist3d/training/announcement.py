@@ -1,4 +1,4 @@
-"""Summary of a run's settings, printed before the run starts."""
+"""Messages about a run: its settings, printed before it starts, and how to continue it after an interrupt."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import Any
 
 from scoredist3d.config.experiment import ExperimentConfig
 from scoredist3d.config.fields import ConfigError
-from scoredist3d.config.resume import changed_schedules
+from scoredist3d.config.resume import changed_schedules, changed_settings
 from scoredist3d.config.validation import load_experiment
+from scoredist3d.paths import command_name
 from scoredist3d.training.console import Console
 from scoredist3d.training.distributed import Devices
 from scoredist3d.training.folder import RunFolder
@@ -17,7 +18,7 @@ from scoredist3d.training.folder import RunFolder
 def announce(
     config: ExperimentConfig, devices: Devices, folder: RunFolder, resume: Path | None, done: int, console: Console
 ) -> None:
-    """Print the prompt, method, steps and folder of a run, and the schedule changes of a resumed run."""
+    """Print the prompt, method, steps and folder of a run, and the changed settings of a resumed run."""
     system = config.system
     parts = [getattr(system, name, None) for name in ("geometry", "material", "background", "renderer")]
     source = getattr(config.prior, "pretrained_model_name_or_path", None)
@@ -35,6 +36,8 @@ def announce(
     for name, text in lines.items():
         console.say(f"{name:<16} {text}")
     if resume is not None:
+        for line in changed_settings(folder.resolved_config, config):
+            console.say(f"{'changed':<16} {line}")
         for line in _schedule_lines(config, folder, done):
             console.say(line)
 
@@ -61,3 +64,16 @@ def _schedule_lines(config: ExperimentConfig, folder: RunFolder, done: int) -> l
 def _methods(system: Any) -> str:
     """Name of the distillation method of a run, or the labels of the methods of a comparison."""
     return system.guidance.type if hasattr(system, "guidance") else ", ".join(system.chosen)
+
+
+def how_to_resume(folder: RunFolder, resume_from: Path | None) -> str:
+    """Message with the command that continues a run, or the pipeline ``resume_from``."""
+    return f"To continue: {command_name()} --train --resume {resume_from or folder.root}"
+
+
+def after_interrupt(folder: RunFolder, resume_from: Path | None) -> str:
+    """Message about what an interrupted run has saved."""
+    newest = folder.newest_checkpoint
+    if newest is None:
+        return "Stopped before the first checkpoint; there is nothing to resume."
+    return f"Stopped; the last checkpoint is {newest}. {how_to_resume(folder, resume_from)}"

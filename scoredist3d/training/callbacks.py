@@ -12,13 +12,14 @@ import pytorch_lightning as pl
 import torch
 
 from scoredist3d.config.experiment import CheckpointConfig, LogConfig, PreviewConfig
-from scoredist3d.training.checkpoint import checkpoint_name, kept_checkpoints, link_or_copy, remove_leftovers, step_of
+from scoredist3d.training.checkpoint import checkpoint_name, link_or_copy
 from scoredist3d.training.console import Console, duration, memory_use
-from scoredist3d.training.folder import RunFolder
+from scoredist3d.training.folder import LAST_CHECKPOINT, RunFolder, kept_checkpoints, step_of
 from scoredist3d.training.interrupt import InterruptGuard
 from scoredist3d.training.lightning_module import TrainingModule
 from scoredist3d.training.metrics import MetricsFile
 from scoredist3d.training.outputs import save_preview
+from scoredist3d.training.slurm import requeue_job
 
 
 class StepCallback(pl.Callback):
@@ -81,7 +82,9 @@ class MetricsWriter(StepCallback):
         self._restored: dict[str, list[float]] = {}
 
     def state_dict(self) -> dict[str, Any]:
-        """The values logged since the last row, to be stored in a checkpoint."""
+        """The values logged since the last row, to be stored in a checkpoint; makes the earlier rows durable."""
+        if self.file is not None:
+            self.file.sync()
         return {"window": self._module.buffer.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -149,12 +152,6 @@ class Checkpoints(StepCallback):
         self.folder, self.config, self.is_writer = folder, config, is_writer
         self.saved_step = -1
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Delete the temporary files left by a process that was killed while writing a checkpoint."""
-        super().on_train_start(trainer, pl_module)
-        if self.is_writer and self.folder.is_dir():
-            remove_leftovers(self.folder)
-
     def after_step(self, trainer: pl.Trainer, module: TrainingModule, step: int) -> None:
         """Save a checkpoint if one is due."""
         if is_due(step, self.config.every_n_steps, trainer.max_steps):
@@ -175,9 +172,12 @@ class Checkpoints(StepCallback):
         trainer.save_checkpoint(path)
         self.saved_step = step
         if self.is_writer:
-            link_or_copy(path, self.folder / "last.ckpt")
-            older = [kept for kept in kept_checkpoints(self.folder) if step_of(kept) < step]
-            for surplus in older[: max(0, len(older) - self.config.keep + 1)]:
+            link_or_copy(path, self.folder / LAST_CHECKPOINT)
+            kept = kept_checkpoints(self.folder)
+            older = [other for other in kept if step_of(other) < step]
+            # Later steps exist if the run was resumed from an earlier checkpoint; this session replaces them.
+            abandoned = [other for other in kept if step_of(other) > step]
+            for surplus in older[: max(0, len(older) - self.config.keep + 1)] + abandoned:
                 surplus.unlink()
 
 
@@ -199,26 +199,34 @@ def _check_ranks_agree(trainer: pl.Trainer, module: TrainingModule) -> None:
         )
 
 
-class StopOnRequest(StepCallback):
-    """Callback that saves a checkpoint and ends the run after the step in which a rank received a signal."""
+class SaveOnRequest(StepCallback):
+    """Callback that saves a checkpoint after the step in which a rank received a signal, and ends the run if asked to.
 
-    def __init__(self, guard: InterruptGuard, checkpoints: Checkpoints) -> None:
+    SIGUSR1 asks for a checkpoint only; under SLURM, the job is then requeued.
+    """
+
+    def __init__(self, guard: InterruptGuard, checkpoints: Checkpoints, console: Console) -> None:
         super().__init__()
-        self.guard, self.checkpoints = guard, checkpoints
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Reinstall the guard's signal handlers; Lightning has replaced the one for SIGTERM."""
-        super().on_train_start(trainer, pl_module)
-        self.guard.install()
+        self.guard, self.checkpoints, self.console = guard, checkpoints, console
 
     def after_step(self, trainer: pl.Trainer, module: TrainingModule, step: int) -> None:
-        """Stop if any rank has received a signal."""
-        stop = self.guard.requested
+        """Save if any rank has received a signal; all ranks decide alike."""
+        stop, save = self.guard.received or 0, self.guard.save_requested
         if trainer.world_size > 1:
-            stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
+            requests = torch.tensor([stop, int(save)], device=trainer.strategy.root_device)
+            torch.distributed.all_reduce(requests, op=torch.distributed.ReduceOp.MAX)
+            stop, save = int(requests[0]), bool(requests[1])
+        if not stop and not save:
+            return
         if stop:
-            self.checkpoints.save(trainer, module)
+            self.guard.agree(stop)
             trainer.should_stop = True
+        self.guard.save_requested = False
+        self.checkpoints.save(trainer, module)
+        if save:
+            self.console.say(f"Saved a checkpoint at step {step} (SIGUSR1)")
+            if self.checkpoints.is_writer and (message := requeue_job()) is not None:
+                self.console.say(message)
 
 
 class ProgressLine(StepCallback):

@@ -7,6 +7,7 @@ number of the file format and the version of the program that wrote the file.
 from __future__ import annotations
 
 import os
+import shutil
 import warnings
 from contextlib import suppress
 from pathlib import Path
@@ -16,10 +17,10 @@ import torch
 from torch import nn
 
 import scoredist3d
-from scoredist3d.files import atomic_file, sync_folder
+from scoredist3d.files import atomic_file, sync_file, sync_folder
 from scoredist3d.geometry.base import prepare_loading
 from scoredist3d.tensor_files import LOADING_ERRORS, load_tensors
-from scoredist3d.training.folder import LAST_CHECKPOINT
+from scoredist3d.training.folder import LAST_CHECKPOINT, kept_checkpoints
 
 MARKER = "scoredist3d"
 FORMAT = 1
@@ -109,26 +110,10 @@ def link_or_copy(source: Path, target: Path) -> None:
     try:
         os.link(source, temporary)
     except OSError:
-        temporary.write_bytes(source.read_bytes())
+        shutil.copyfile(source, temporary)
+        sync_file(temporary)
     os.replace(temporary, target)
     sync_folder(target.parent)
-
-
-def kept_checkpoints(folder: Path) -> list[Path]:
-    """The numbered checkpoints of a run, oldest first."""
-    return sorted(folder.glob("step-*.ckpt"), key=step_of)
-
-
-def step_of(path: Path) -> int:
-    """Step number in the file name of a numbered checkpoint or preview; -1 if the name contains none."""
-    digits = path.stem.removeprefix("step-")
-    return int(digits) if digits.isdecimal() else -1
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Delete the temporary files in ``folder`` left by a process that was killed while writing."""
-    for leftover in folder.glob(".*.tmp"):
-        leftover.unlink(missing_ok=True)
 
 
 def checkpoint_name(step: int) -> str:

@@ -55,19 +55,6 @@ class RankContext:
         return self.rank == 0
 
 
-@dataclass(frozen=True)
-class FitResult:
-    """Outcome of training.
-
-    Attributes:
-        step: Number of optimizer steps done, earlier sessions of the run included.
-        interrupted: Whether a signal stopped training before the last step; a checkpoint is saved.
-    """
-
-    step: int
-    interrupted: bool
-
-
 def build_system(config: ExperimentConfig, context: RankContext) -> System:
     """Build prior, camera sampler and system on the CPU."""
     cameras = registry.build(config.data, world_size=context.devices.world_size * config.trainer.accumulate)
@@ -124,7 +111,7 @@ def fit(
     *,
     resume: Path | None = None,
     restored: Callable[[], None] = lambda: None,
-) -> FitResult:
+) -> int:
     """Train a system in place until ``trainer.max_steps`` is reached or a signal requests a stop.
 
     Args:
@@ -136,6 +123,10 @@ def fit(
         guard: Reports whether a signal has requested a stop.
         resume: Checkpoint to continue from.
         restored: Called once before the first step, after the checkpoint, if any, has been loaded.
+
+    Returns:
+        Number of optimizer steps done, earlier sessions of the run included; ``guard.requested`` tells whether a signal
+        has stopped the training.
 
     Raises:
         NonFiniteError: A loss term or gradient is NaN or infinite.
@@ -152,6 +143,8 @@ def fit(
         once_restored = OnceRestored(restored)
         callbacks = [once_restored, *_callbacks(config, folder, context, console, guard)]
         trainer = pl.Trainer(callbacks=callbacks, **_trainer_options(system, config, folder, context))
+        # Lightning's handler for SIGTERM would broadcast between ranks that are not at the same place.
+        trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
         try:
             with under("system"):
                 trainer.fit(
@@ -162,20 +155,20 @@ def fit(
             _leave_group(failed=True)
             raise
         _leave_group(failed=False)
-    return FitResult(trainer.global_step, guard.requested and trainer.global_step < config.trainer.max_steps)
+    return int(trainer.global_step)
 
 
 def _callbacks(
     config: ExperimentConfig, folder: RunFolder, context: RankContext, console: Console, guard: InterruptGuard
 ) -> list[Callback]:
     """Callbacks in the order of their execution: metrics, preview, progress, checkpoint, stop."""
-    from scoredist3d.training.callbacks import Checkpoints, MetricsWriter, PreviewGrids, ProgressLine, StopOnRequest
+    from scoredist3d.training.callbacks import Checkpoints, MetricsWriter, PreviewGrids, ProgressLine, SaveOnRequest
 
     checkpoints = Checkpoints(folder.checkpoints, config.checkpoint, is_writer=context.is_writer)
     callbacks: list[Callback] = [MetricsWriter(folder, config.log, is_writer=context.is_writer)]
     if context.is_writer:
         callbacks.append(PreviewGrids(config.preview, folder))
-    return [*callbacks, ProgressLine(console), checkpoints, StopOnRequest(guard, checkpoints)]
+    return [*callbacks, ProgressLine(console), checkpoints, SaveOnRequest(guard, checkpoints, console)]
 
 
 def _leave_group(*, failed: bool) -> None:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from scoredist3d.files import make_folder, sync_folder
+
 LAST_CHECKPOINT = "last.ckpt"
 RESOLVED_CONFIG = "resolved.yaml"
 WRITTEN_CONFIG = "config.yaml"
@@ -30,7 +32,9 @@ class RunFolder:
         for attempt in range(1, 1000):
             root = base if attempt == 1 else base.with_name(f"{base.name}-{attempt}")
             with suppress(FileExistsError):
-                root.mkdir(parents=True)
+                make_folder(root.parent)
+                root.mkdir()
+                sync_folder(root.parent)
                 return cls(root)
         raise ValueError(f"{base} and 998 folders with numbered suffixes already exist; choose another tag")
 
@@ -43,6 +47,13 @@ class RunFolder:
     def last_checkpoint(self) -> Path:
         """Path of the newest checkpoint, ``last.ckpt``."""
         return self.checkpoints / LAST_CHECKPOINT
+
+    @property
+    def newest_checkpoint(self) -> Path | None:
+        """``last.ckpt``; if the run was killed before it was first written, the newest numbered checkpoint, or None."""
+        if self.last_checkpoint.is_file():
+            return self.last_checkpoint
+        return next(reversed(kept_checkpoints(self.checkpoints)), None)
 
     @property
     def images(self) -> Path:
@@ -114,9 +125,21 @@ def find_run(path: str | Path) -> tuple[RunFolder, Path]:
         raise ValueError(
             f"{path} is not a run folder: it has no configs/{RESOLVED_CONFIG}; give a folder <name>/<tag>@<time>"
         )
-    if not folder.last_checkpoint.is_file():
+    newest = folder.newest_checkpoint
+    if newest is None:
         raise ValueError(f"{path} has no checkpoint yet (ckpts/{LAST_CHECKPOINT} is missing); train the run first")
-    return folder, folder.last_checkpoint
+    return folder, newest
+
+
+def kept_checkpoints(folder: Path) -> list[Path]:
+    """The numbered checkpoints of a run, oldest first."""
+    return sorted(folder.glob("step-*.ckpt"), key=step_of)
+
+
+def step_of(path: Path) -> int:
+    """Step in the name of a numbered checkpoint or image, such as ``step-000200.png``; -1 if the name has none."""
+    digits = path.stem.rpartition("-")[2]
+    return int(digits) if digits.isdecimal() else -1
 
 
 def runs_below(path: Path) -> list[Path]:
@@ -133,7 +156,7 @@ def stages_begun(root: Path) -> dict[str, Path]:
     return {
         name: folder.resolved_config
         for name, folder in folders.items()
-        if folder.last_checkpoint.is_file() and folder.resolved_config.is_file()
+        if folder.newest_checkpoint is not None and folder.resolved_config.is_file()
     }
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from scoredist3d.files import write_atomically
+from scoredist3d.files import sync_file, write_atomically
 from scoredist3d.guidance.core.checks import NonFiniteError
 
 
@@ -100,6 +100,10 @@ class MetricsFile:
             self._rewrite(rows)
         with self.path.open("a", encoding="utf-8", newline="") as file:
             file.write(_line([str(step), *(_cell(row.get(key)) for key in self.columns[1:])]))
+
+    def sync(self) -> None:
+        """Make the rows durable, so that none that a checkpoint counts as written is lost in a power cut."""
+        sync_file(self.path)
 
     def _rewrite(self, rows: list[dict[str, str]]) -> None:
         lines = [_line(self.columns)] + [_line([row.get(key, "") for key in self.columns]) for row in rows]

@@ -19,11 +19,15 @@ from scoredist3d.export.images import save_png
 from scoredist3d.export.video import SUFFIXES, VideoWriter
 from scoredist3d.files import new_folder, read_json, write_json
 from scoredist3d.systems.base import System
-from scoredist3d.training.checkpoint import step_of
-from scoredist3d.training.folder import RunFolder, slug
+from scoredist3d.training.folder import RunFolder, slug, step_of
 from scoredist3d.training.replacement import Replacement
 from scoredist3d.visualization.previews import preview_grid
 from scoredist3d.visualization.turntable import final_video, video_name
+
+CAMERAS = "-cameras.json"
+"""End of the name of the file with the cameras of a video."""
+VALIDATION = "validation"
+"""Prefix of the images of ``--validate``."""
 
 
 def save_preview(system: System, config: PreviewConfig, folder: RunFolder, step: int, *, prefix: str = "step") -> Path:
@@ -98,7 +102,7 @@ def write_video(
     """
     snapshots = sorted(folder.images.glob("step-*.png"), key=step_of)
     expected = max(1, config.test.frames)
-    name, path_of_cameras = video_name(system), f"{video_name(system)}-cameras.json"
+    name, path_of_cameras = video_name(system), f"{video_name(system)}{CAMERAS}"
     content = final_video(system, config.test, snapshots)
     with new_folder(folder.root / ".videos.tmp") as staging:
         with VideoWriter(staging / f"{name}.{config.test.format}", fps=config.test.fps) as video:
@@ -149,15 +153,41 @@ def export_objects(
         replacement = Replacement.plan(staging, folder.export, _exported_before(folder), reports)
         for report, result in zip(reports, results, strict=True):
             write_json(staging / report, result.report.to_dict() | _replacement_entry(replacement))
-        replacement.apply([path.name for result in results for path in result.paths])
+        replacement.apply()
     placed = [replace(result, paths=[folder.export / path.name for path in result.paths]) for result in results]
     return Exported(placed, [folder.export / name for name in reports], missing, replacement.describe())
 
 
 def set_export_aside(folder: RunFolder) -> str:
     """Move the files of an earlier export to ``export/previous-<n>/``; returns a message, or "" if there are none."""
-    with new_folder(folder.root / ".export.tmp") as staging:
-        replacement = Replacement.plan(staging, folder.export, _exported_before(folder))
+    return _set_aside(folder.export, _exported_before(folder))
+
+
+def set_results_aside(folder: RunFolder, step: int) -> list[str]:
+    """Move the results of an earlier state to subfolders ``previous-<n>``, and delete previews of later steps.
+
+    Called when training continues at ``step``. The results are the export, the video and the images of ``--validate``.
+    Previews of later steps remain from a killed session, or if an earlier checkpoint is resumed.
+
+    Returns:
+        A message for each kind of result.
+    """
+    for preview in folder.images.glob("step-*.png"):
+        if step_of(preview) > step:
+            preview.unlink()
+    videos = [path.name for path in folder.videos.glob("*") if path.suffix in SUFFIXES or path.name.endswith(CAMERAS)]
+    validation = [path.name for path in folder.images.glob(f"{VALIDATION}-*.png")]
+    asides = {
+        "export": set_export_aside(folder),
+        "video": _set_aside(folder.videos, videos),
+        "validation": _set_aside(folder.images, validation),
+    }
+    return [f"{what}: {message}" for what, message in asides.items() if message]
+
+
+def _set_aside(target: Path, names: list[str]) -> str:
+    with new_folder(target.with_name(f".{target.name}.tmp")) as staging:
+        replacement = Replacement.plan(staging, target, names)
         if replacement.previous is not None:
             replacement.apply()
     return replacement.describe()

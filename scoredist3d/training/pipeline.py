@@ -6,7 +6,7 @@ stage is done if its ``summary.json`` says so. A stage with a checkpoint is resu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,12 +19,22 @@ from scoredist3d.config.validation import dump, layers_to_yaml, load_experiment,
 from scoredist3d.files import write_atomically
 from scoredist3d.paths import command_name
 from scoredist3d.prompts.wording import check_prompts
+from scoredist3d.training.checks import check_changes, check_sources
 from scoredist3d.training.console import Console
 from scoredist3d.training.distributed import DeviceSpec
 from scoredist3d.training.folder import PIPELINE_CONFIG, RunFolder, slug, stages_begun
+from scoredist3d.training.lock import locked
 from scoredist3d.training.precision import check_precision
-from scoredist3d.training.run import RunResult, check_sources, run_training
-from scoredist3d.training.summary import DONE, FAILED, INTERRUPTED, RUNNING, is_done, write_pipeline_summary
+from scoredist3d.training.run import RunResult, run_training
+from scoredist3d.training.summary import (
+    DONE,
+    FAILED,
+    INTERRUPTED,
+    RUNNING,
+    finished_steps,
+    is_done,
+    write_pipeline_summary,
+)
 
 
 @dataclass
@@ -36,12 +46,14 @@ class PipelineResult:
         stages: Result of each stage that ran in this session, by stage name.
         status: Status of the last stage that ran; see :class:`scoredist3d.training.run.RunResult`.
         error: Reason for a status other than ``done``.
+        signal: Number of the signal that interrupted the pipeline, or None.
     """
 
     folder: Path
     stages: dict[str, RunResult] = field(default_factory=dict)
     status: str = DONE
     error: str | None = None
+    signal: int | None = None
 
     @property
     def interrupted(self) -> bool:
@@ -55,6 +67,7 @@ def run_pipeline(
     devices: DeviceSpec = "auto",
     resume: Path | str | None = None,
     output: Path | str | None = None,
+    allow_change: Collection[str] = (),
     console: Console | None = None,
 ) -> PipelineResult:
     """Train the stages in order and export the object of the last one.
@@ -65,6 +78,8 @@ def run_pipeline(
         resume: Folder of an earlier pipeline to continue; for the schedules of resumed stages see
             :func:`scoredist3d.config.resume.resumed_stages`.
         output: Folder to use instead of ``<output_root>/<name>/<tag>@<time>``.
+        allow_change: Keys that a resumed pipeline may change, as in :func:`scoredist3d.training.run.run_training`;
+            ``stages.NAME.KEY`` applies to one stage.
         console: Prints progress and messages.
 
     Raises:
@@ -75,12 +90,27 @@ def run_pipeline(
     check_prompts(pipeline.stages.values())
     _check_precision(pipeline, devices, None if resume is None else Path(resume))
     root = _root(pipeline.first, resume, output)
+    with locked(root):
+        return _run_locked(pipeline, root, resume is not None, devices, allow_change, console)
+
+
+def _run_locked(
+    pipeline: Pipeline,
+    root: Path,
+    resumed: bool,
+    devices: DeviceSpec,
+    allow_change: Collection[str],
+    console: Console,
+) -> PipelineResult:
+    """Run the pipeline in the folder ``root``, whose lock is held, and record its outcome."""
+    if resumed:
+        _check_changes(pipeline, root, allow_change)
     result = PipelineResult(root)
     record = _Record(root, pipeline)
-    if resume is None:
+    if not resumed:
         record.begin()
     try:
-        _run_stages(pipeline, result, record, devices, console)
+        _run_stages(pipeline, result, record, devices, allow_change, console)
     except KeyboardInterrupt:
         record.end(INTERRUPTED, "stopped by a signal, outside training")
         raise
@@ -94,7 +124,12 @@ def run_pipeline(
 
 
 def _run_stages(
-    pipeline: Pipeline, result: PipelineResult, record: _Record, devices: DeviceSpec, console: Console
+    pipeline: Pipeline,
+    result: PipelineResult,
+    record: _Record,
+    devices: DeviceSpec,
+    allow_change: Collection[str],
+    console: Console,
 ) -> None:
     """Run the stages that are not done and record their results; the last of them sets the pipeline's status."""
     root, names = result.folder, list(pipeline.stages)
@@ -121,12 +156,13 @@ def _run_stages(
             stage = run_training(
                 config,
                 devices=devices,
-                resume=folder.root if folder.last_checkpoint.is_file() else None,
+                resume=None if folder.newest_checkpoint is None else folder.root,
                 output=folder.root,
                 source=layers_to_yaml(written),
                 final=name == names[-1],
                 resume_from=root,
                 begun=record.begin,
+                allow_change=_of_stage(allow_change, name),
                 console=console,
             )
         except ConfigError as error:
@@ -137,6 +173,7 @@ def _run_stages(
             console.say(f"Stage {name} failed. {how}")
             raise
         result.stages[name], result.status, result.error = stage, stage.status, stage.error
+        result.signal = stage.signal
         record.end(RUNNING)
         if result.interrupted:
             return
@@ -174,7 +211,7 @@ class _Record:
 
 def _check_sources(pipeline: Pipeline) -> None:
     """Check that the input files of all stages exist, before the first stage, which may take hours, starts."""
-    _check_each(pipeline.stages, check_sources)
+    _check_each(pipeline.stages, lambda _, config: check_sources(config))
 
 
 def _check_precision(pipeline: Pipeline, devices: DeviceSpec, root: Path | None) -> None:
@@ -184,14 +221,30 @@ def _check_precision(pipeline: Pipeline, devices: DeviceSpec, root: Path | None)
         for name, config in pipeline.stages.items()
         if root is None or not is_done(RunFolder(root / name), config.trainer.max_steps)
     }
-    _check_each(todo, lambda config: check_precision(config, devices))
+    _check_each(todo, lambda _, config: check_precision(config, devices))
 
 
-def _check_each(stages: Mapping[str, ExperimentConfig], check: Callable[[ExperimentConfig], None]) -> None:
+def _check_changes(pipeline: Pipeline, root: Path, allow_change: Collection[str]) -> None:
+    """Check that all stages that have begun keep their seeds, prompts and finished steps, before one of them runs."""
+    begun = stages_begun(root)
+
+    def check(name: str, config: ExperimentConfig) -> None:
+        folder = RunFolder(root / name)
+        check_changes(config, folder, finished_steps(folder), _of_stage(allow_change, name))
+
+    _check_each({name: config for name, config in pipeline.stages.items() if name in begun}, check)
+
+
+def _of_stage(keys: Collection[str], name: str) -> list[str]:
+    """The keys of ``--allow-change`` as they are named in one stage."""
+    return [key.removeprefix(f"{STAGES}.{name}.") for key in keys]
+
+
+def _check_each(stages: Mapping[str, ExperimentConfig], check: Callable[[str, ExperimentConfig], None]) -> None:
     problems = []
     for name, config in stages.items():
         try:
-            check(config)
+            check(name, config)
         except ConfigError as error:
             problems.append(at_stage(name, str(error)))
     if problems:
@@ -203,7 +256,8 @@ def _set_aside(folder: Path) -> Path:
     for number in range(1, 1000):
         aside = folder.with_name(f"{folder.name}-before-{number}")
         if not aside.exists():
-            folder.rename(aside)
+            with locked(folder):  # Another process may export this stage.
+                folder.rename(aside)
             return aside
     raise ValueError(f"{folder} and 999 earlier folders of this stage exist; remove some of them")
 

@@ -1,16 +1,28 @@
-"""Replacement of the files of a folder; the earlier set is kept in a subfolder and never mixed with the new one."""
+"""Replacement of the files of a folder as one set; the earlier set is kept in a subfolder.
+
+The new folder is completed beside the target, ``.<target>.new``, and then takes its place in one step (where the system
+can exchange two folders; elsewhere in two renames). The old folder becomes ``.<target>.old``, from which files that do
+not belong to the set return to the target. :func:`finish_replacement` continues after a kill at any point.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import filecmp
 import os
+import shutil
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from scoredist3d.files import make_folder, read_json, sync_folder, sync_tree, write_json
 from scoredist3d.training.checkpoint import link_or_copy
 
 _PREVIOUS = "previous-"
+_REPLACED = ".replaced.json"
+"""File in the old folder that lists the files of the replaced set, which need not be kept there."""
+_AT_CURRENT_FOLDER, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of renameat2(2)
 
 
 @dataclass(frozen=True)
@@ -20,13 +32,13 @@ class Replacement:
     Attributes:
         staging: Folder with the new files, on the same file system as ``target``.
         target: Folder of the current set.
-        replaced: Names of all files of the current set, even unchanged ones; empty if none of them changes.
-        previous: Folder in which the current set is kept, ``<target>/previous-<n>``; None if nothing is replaced.
+        current: Names of all files of the current set, even unchanged ones.
+        previous: Folder in which the current set is kept, ``<target>/previous-<n>``; None if no file of it changes.
     """
 
     staging: Path
     target: Path
-    replaced: tuple[str, ...] = ()
+    current: tuple[str, ...] = ()
     previous: Path | None = None
 
     @classmethod
@@ -40,36 +52,83 @@ class Replacement:
             reports: Names of files whose changes do not count as a difference, such as a report with times.
         """
         new, reports = {path.name for path in staging.iterdir()}, set(reports)
-        old = sorted(name for name in {*earlier, *new, *reports} if (target / name).is_file())
+        old = tuple(sorted(name for name in {*earlier, *new, *reports} if (target / name).is_file()))
         gone = [name for name in old if name not in new | reports]
-        same = all(filecmp.cmp(staging / name, target / name, shallow=False) for name in old if name in new - reports)
-        if same and not gone:
-            return cls(staging, target)
+        compared = [name for name in old if name in new - reports]
+        if not gone and all(filecmp.cmp(staging / name, target / name, shallow=False) for name in compared):
+            return cls(staging, target, old)
         taken = [int(number) for path in target.glob(f"{_PREVIOUS}*") if (number := _number(path)).isdecimal()]
-        return cls(staging, target, tuple(old), target / f"{_PREVIOUS}{max(taken, default=0) + 1}")
+        return cls(staging, target, old, target / f"{_PREVIOUS}{max(taken, default=0) + 1}")
 
-    def apply(self, order: Iterable[str] = ()) -> None:
-        """Keep the current files in ``previous`` and move each new file into place atomically.
+    @property
+    def replaced(self) -> tuple[str, ...]:
+        """Names of the files that are kept in ``previous``; empty if none changes."""
+        return () if self.previous is None else self.current
 
-        Args:
-            order: Names of new files to move first, in this order; list a file after the files that it refers to.
-        """
-        self.target.mkdir(parents=True, exist_ok=True)
-        new = list(dict.fromkeys([*order, *sorted(path.name for path in self.staging.iterdir())]))
+    def apply(self) -> None:
+        """Replace the current set by the files in ``staging``; a kill leaves the old or the new set complete."""
+        new, old = _beside(self.target)
+        finish_replacement(self.target)
+        make_folder(self.target)
         if self.previous is not None:
-            self.previous.mkdir()
-            for name in self.replaced:
-                link_or_copy(self.target / name, self.previous / name)
-        for name in new:
-            os.replace(self.staging / name, self.target / name)
-        for name in set(self.replaced) - set(new):
-            (self.target / name).unlink()
+            (self.staging / self.previous.name).mkdir()
+            for name in self.current:
+                link_or_copy(self.target / name, self.staging / self.previous.name / name)
+        sync_tree(self.staging)
+        write_json(self.target / _REPLACED, {"files": list(self.current)})
+        self.staging.rename(new)
+        target = self.target.resolve()
+        if _exchange(new, target):
+            new.rename(old)
+        else:
+            target.rename(old)
+            new.rename(target)
+        finish_replacement(self.target)
 
     def describe(self) -> str:
         """Message about the replaced files; empty if nothing was replaced."""
         if self.previous is None:
             return ""
         return f"replaced {', '.join(self.replaced)}; the earlier files are in {self.previous}"
+
+
+def finish_replacement(target: Path) -> None:
+    """Finish the replacement of the files in ``target``, or undo it if the new set has not taken its place yet."""
+    new, old = _beside(target)
+    if not old.exists() and (new / _REPLACED).is_file():
+        new.rename(old)
+    if old.exists():
+        target = target.resolve()
+        if not target.exists():
+            new.rename(target)
+        sync_folder(target.parent)
+        replaced = {_REPLACED, *read_json(old / _REPLACED).get("files", [])}
+        for path in old.iterdir():
+            if path.name not in replaced and not (target / path.name).exists():
+                path.rename(target / path.name)
+        sync_folder(target)
+        shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(new, ignore_errors=True)
+    (target / _REPLACED).unlink(missing_ok=True)
+
+
+def _beside(target: Path) -> tuple[Path, Path]:
+    """Folders next to ``target`` that hold the new and the old files during a replacement."""
+    # The target may be a link to a folder elsewhere.
+    folder = target.resolve()
+    return folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Exchange two folders in one step; returns whether the system and the file system support that."""
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except AttributeError:  # a C library without the function
+        return False
+    paths = os.fsencode(first), os.fsencode(second)
+    return rename(_AT_CURRENT_FOLDER, paths[0], _AT_CURRENT_FOLDER, paths[1], ctypes.c_uint(_EXCHANGE)) == 0
 
 
 def _number(path: Path) -> str:

@@ -7,7 +7,7 @@ a list of GPU numbers. Training uses all of them; validation, test and export us
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,28 +16,31 @@ import torch
 
 from scoredist3d.config.experiment import ExperimentConfig
 from scoredist3d.config.fields import ConfigError
-from scoredist3d.config.pipeline import source_stage
-from scoredist3d.config.validation import missing_files, to_yaml
+from scoredist3d.config.validation import to_yaml
 from scoredist3d.paths import command_name
-from scoredist3d.prompts.wording import check_prompts
 from scoredist3d.systems.base import System
-from scoredist3d.training.announcement import announce
-from scoredist3d.training.checkpoint import checkpoint_step, kept_checkpoints, load_weights, read_checkpoint, step_of
+from scoredist3d.training.announcement import after_interrupt, announce, how_to_resume
+from scoredist3d.training.checkpoint import load_weights, read_checkpoint
+from scoredist3d.training.checks import check_new, check_resume
 from scoredist3d.training.console import Console, StageClock, log_to
 from scoredist3d.training.distributed import Devices, DeviceSpec, Workers
-from scoredist3d.training.fit import RankContext, begin, build_system, fit, import_lightning, start_of
+from scoredist3d.training.fit import RankContext, begin, build_system, fit, import_lightning
 from scoredist3d.training.folder import RunFolder, find_run, slug
 from scoredist3d.training.interrupt import InterruptGuard
+from scoredist3d.training.lock import locked, locked_stage
 from scoredist3d.training.outputs import (
+    VALIDATION,
     NoMeshError,
     export_objects,
     latest_preview,
     save_preview,
     set_export_aside,
+    set_results_aside,
     write_video,
 )
 from scoredist3d.training.precision import check_precision, slow_prior_warning
 from scoredist3d.training.session import Session
+from scoredist3d.training.slurm import requeue_job
 from scoredist3d.training.summary import DONE, FAILED, INTERRUPTED, NO_MESH, add_files, settle_export
 from scoredist3d.visualization.turntable import video_name
 
@@ -54,6 +57,7 @@ class RunResult:
         status: ``done``; ``interrupted`` (by a signal; a checkpoint is saved); or ``no mesh`` (an object could not be
             exported; everything else is complete).
         error: Reason for a status other than ``done``.
+        signal: Number of the signal that interrupted the run, or None.
         system: The system in its final state, on its device.
     """
 
@@ -63,6 +67,7 @@ class RunResult:
     seconds: dict[str, float] = field(default_factory=dict)
     status: str = DONE
     error: str | None = None
+    signal: int | None = None
     system: System | None = None
 
     @property
@@ -81,6 +86,7 @@ def run_training(
     final: bool = True,
     resume_from: Path | None = None,
     begun: Callable[[], None] | None = None,
+    allow_change: Collection[str] = (),
     console: Console | None = None,
 ) -> RunResult:
     """Train, then write the final video and export the object.
@@ -93,15 +99,17 @@ def run_training(
         output: Folder to use instead of ``<output_root>/<name>/<tag>@<time>``.
         source: The config as written, with interpolations; saved as ``configs/config.yaml`` for resuming.
         final: Whether no stage follows; otherwise no object is exported, and ``test.enabled=auto`` means no video.
-        resume_from: Path that messages give for ``--resume``; the run's folder by default.
+        resume_from: Folder of the pipeline to which the run belongs, whose lock the caller holds.
         begun: Called once the folder exists and the checkpoint, if any, has been loaded.
+        allow_change: Keys of :data:`scoredist3d.config.resume.GUARDED_KEYS` that a resumed run may change.
         console: Prints progress and messages.
 
     Returns:
         The result; its ``status`` and ``error`` report an object that could not be exported.
 
     Raises:
-        ValueError: The config, the devices or the checkpoint cannot be used.
+        ValueError: The config, the devices or the checkpoint cannot be used, or another process uses the folder.
+        RankLostError: A process of a run on several devices has ended early.
         NonFiniteError: Training diverged; no non-finite state has been saved.
         KeyboardInterrupt: The run was interrupted outside training; the console shows how to continue.
     """
@@ -109,51 +117,51 @@ def run_training(
     check_precision(config, devices)
     found = find_run(resume) if resume is not None else None
     if found is None:
-        _check_new(config)
-    done = 0 if found is None else _check_steps(config, *found)
+        check_new(config)
     folder = _folder(config, output) if found is None else found[0]
-    session = Session(folder, config, clock, source=source, step=done, begun=begun)
-    with InterruptGuard(console.say) as guard, log_to(console):
+    with log_to(console), (locked if resume_from else locked_stage)(folder.root):
+        done = 0 if found is None else check_resume(config, *found, allow_change)
+        session = Session(folder, config, clock, source=source, step=done, begun=begun)
+        result = _train(session, context, console, found[1] if found else None, final=final, resume_from=resume_from)
+        if not result.interrupted:
+            _close(result, session, resume_from, console)
+    return result
+
+
+def _train(
+    session: Session,
+    context: RankContext,
+    console: Console,
+    checkpoint: Path | None,
+    *,
+    final: bool,
+    resume_from: Path | None,
+) -> RunResult:
+    """Run the session up to the export; an interrupt or an error is recorded."""
+    with InterruptGuard(console.say, session.config.trainer.grace_seconds) as guard:
+        guard.on_save_outside_training = lambda: console.say(requeue_job() or "SIGUSR1: there is nothing new to save")
+        guard.before_forced_end = lambda: _end_at_once(session, guard)
         try:
-            result = _optimize(session, context, console, guard, found[1] if found else None)
+            result = _optimize(session, context, console, guard, checkpoint)
             if not result.interrupted:
                 _finish(result, session, console, final=final)
         except KeyboardInterrupt:
             session.end(INTERRUPTED, f"stopped by {_name_of(guard.received)}, outside training")
-            console.say(_after_interrupt(folder, resume_from))
+            console.say(after_interrupt(session.folder, resume_from))
             raise
         except Exception as error:
             session.end(FAILED, str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}")
             raise
         if result.interrupted:
             session.end(INTERRUPTED, result.error, step=result.step)
-            console.say(f"{result.error}. {_how_to_resume(folder, resume_from)}")
-            return result
-    _close(result, session, resume_from, console)
+            console.say(f"{result.error}. {how_to_resume(session.folder, resume_from)}")
     return result
 
 
-def _check_new(config: ExperimentConfig) -> None:
-    """Check the inputs and the prompt of a new run, before anything is written."""
-    check_sources(config)
-    check_prompts([config])
-
-
-def check_sources(config: ExperimentConfig) -> None:
-    """Check that all inputs of a new run exist, before anything is written.
-
-    Raises:
-        ConfigError: Files or runs named in the config do not exist; the message has one line for each.
-    """
-    problems = missing_files(config)
-    start = start_of(config)
-    if start is not None and source_stage(config) is None:
-        try:
-            find_run(start)
-        except ValueError as error:
-            problems.append(f"system.init_from: {error}")
-    if problems:
-        raise ConfigError("\n".join(problems))
+def _end_at_once(session: Session, guard: InterruptGuard, workers: Workers | None = None) -> None:
+    if workers is not None:
+        workers.kill()
+    session.end(INTERRUPTED, f"stopped at once after {_name_of(guard.received)}")
 
 
 def run_validation(
@@ -162,7 +170,7 @@ def run_validation(
     """Render the preview grid of a trained run and save it as ``images/validation-<step>.png``."""
     with _evaluation(config, checkpoint, devices, console, "validate") as (system, folder, result, console, clock):
         with clock.stage("images"):
-            path = save_preview(system, config.preview, folder, result.step, prefix="validation")
+            path = save_preview(system, config.preview, folder, result.step, prefix=VALIDATION)
         result.paths["image grid"] = path
     return result
 
@@ -203,7 +211,7 @@ def _evaluation(
     where = Devices.parse(devices)
     where = Devices(where.kind, where.indices[:1])
     folder, path = find_run(checkpoint)
-    with log_to(console):
+    with log_to(console), locked(folder.root):
         console.say(f"{what} {path} ({where.describe()})")
         with clock.stage("start-up"):
             state = read_checkpoint(path)
@@ -237,22 +245,30 @@ def _optimize(
     _announce(session, context.devices, console, checkpoint)
 
     def lost(message: str) -> None:
-        session.end(FAILED, message)
+        session.end(INTERRUPTED if guard.requested else FAILED, message)
         console.say(f"error: {message}")
 
-    with Workers(context.devices, folder.root, to_yaml(config), checkpoint, lost) as workers:
+    def restored() -> None:
+        session.begin()
+        if checkpoint is not None and session.step < config.trainer.max_steps:
+            for message in set_results_aside(folder, session.step):
+                console.say(message)
+
+    with Workers(context.devices, folder.root, to_yaml(config), checkpoint, guard, lost, console.say) as workers:
+        guard.before_forced_end = lambda: _end_at_once(session, guard, workers)
         with clock.stage("start-up"):
             import_lightning()
             context = RankContext(context.devices, port=workers.port)
             system = _new_system(session, context, resumed=checkpoint is not None)
         guard.graceful = True
         with clock.stage("training"):
-            outcome = fit(system, config, folder, context, console, guard, resume=checkpoint, restored=session.begin)
+            step = fit(system, config, folder, context, console, guard, resume=checkpoint, restored=restored)
         guard.graceful = False
-    result = RunResult(folder.root, outcome.step, seconds=clock.seconds, system=system)
-    if outcome.interrupted:
+    result = RunResult(folder.root, step, seconds=clock.seconds, system=system)
+    if guard.requested:  # perhaps after the last step
         clock.status["training"] = result.status = INTERRUPTED
-        result.error = f"Stopped at step {outcome.step} of {config.trainer.max_steps}"
+        result.error = f"Stopped at step {step} of {config.trainer.max_steps}"
+        result.signal = guard.received
     else:
         system.to_device(torch.device(context.devices.first))
     return result
@@ -335,22 +351,6 @@ def _folder(config: ExperimentConfig, output: Path | str | None) -> RunFolder:
     return RunFolder.create(config.output_root, config.name, config.tag or slug(config.prompt))
 
 
-def _check_steps(config: ExperimentConfig, folder: RunFolder, checkpoint: Path) -> int:
-    """Number of optimizer steps of the checkpoint.
-
-    Raises:
-        ConfigError: The checkpoint has more steps than ``trainer.max_steps``.
-    """
-    done, wanted = checkpoint_step(checkpoint), config.trainer.max_steps
-    if wanted >= done:
-        return done
-    earlier = [path.name for path in kept_checkpoints(folder.checkpoints) if step_of(path) <= wanted]
-    instead = f", or resume from {folder.checkpoints / earlier[-1]}" if earlier else ""
-    raise ConfigError(
-        f"trainer.max_steps: {wanted} is less than the {done} steps of {checkpoint}; set it to {done} or more{instead}"
-    )
-
-
 def _close(result: RunResult, session: Session, resume_from: Path | None, console: Console) -> None:
     """Write the summary and print all paths; an error, if any, is the last line."""
     folder = session.folder
@@ -384,13 +384,3 @@ def _list(result: RunResult, console: Console, clock: StageClock) -> None:
 
 def _name_of(received: int | None) -> str:
     return "KeyboardInterrupt" if received is None else signal.Signals(received).name
-
-
-def _how_to_resume(folder: RunFolder, resume_from: Path | None) -> str:
-    return f"To continue: {command_name()} --train --resume {resume_from or folder.root}"
-
-
-def _after_interrupt(folder: RunFolder, resume_from: Path | None) -> str:
-    if folder.last_checkpoint.is_file():
-        return f"Stopped; the last checkpoint is {folder.last_checkpoint}. {_how_to_resume(folder, resume_from)}"
-    return "Stopped before the first checkpoint; there is nothing to resume."

@@ -71,17 +71,19 @@ class Session:
         return write_summary(self.folder, self.config, self.clock, status=status, error=error, step=step, paths=paths)
 
     def discard(self) -> None:
-        """Delete the record of this session if it is the first of the run; otherwise do nothing."""
+        """Delete the record of this session if it is the first of the run; otherwise do nothing.
+
+        The folder is deleted with its lock if it contains nothing else.
+        """
         if self.number != 1:
             return
         self.number = 0
         for made in (self.folder.configs, self.folder.code):
             shutil.rmtree(made, ignore_errors=True)
         self.folder.summary.unlink(missing_ok=True)
-        with suppress(OSError):
-            self.folder.root.rmdir()  # The folder is kept if it contains other files.
 
     def _saved_step(self) -> int:
-        with suppress(ValueError):  # There is no checkpoint yet, or it is damaged.
-            return checkpoint_step(self.folder.last_checkpoint)
+        newest = self.folder.newest_checkpoint
+        with suppress(ValueError):  # The checkpoint is damaged.
+            return self.step if newest is None else checkpoint_step(newest)
         return self.step

@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 
 import scoredist3d
-from scoredist3d.files import new_folder, write_atomically
+from scoredist3d.files import new_folder, sync_folder, sync_tree, write_atomically
 from scoredist3d.training.folder import RESOLVED_CONFIG, WRITTEN_CONFIG, RunFolder
 
 _SESSION = "session-"
@@ -77,10 +77,13 @@ def _save_code(folder: RunFolder, custom: Sequence[Path], session: int) -> None:
         ignore = shutil.ignore_patterns("__pycache__", "*.pyc", ".*")
         for package in {path.resolve() for path in custom if path.is_dir()}:
             shutil.copytree(package, made / "custom", ignore=ignore, dirs_exist_ok=True)
+        sync_tree(made)
         if not folder.code.exists():
             made.rename(folder.code)
         elif not _same_files(made, latest_code(folder)):
             made.rename(folder.code / f"{_SESSION}{session}")
+            sync_folder(folder.code)
+    sync_folder(folder.root)
 
 
 def latest_code(folder: RunFolder) -> Path:

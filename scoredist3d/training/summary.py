@@ -68,10 +68,15 @@ def settle_export(folder: RunFolder, step: int, problem: str | None) -> None:
         write_json(folder.summary, summary | {"status": status, "error": problem})
 
 
+def finished_steps(folder: RunFolder) -> int:
+    """Number of optimizer steps of a run according to its summary; 0 if there is none."""
+    return int(read_json(folder.summary).get("step", 0))
+
+
 def is_done(folder: RunFolder, max_steps: int) -> bool:
     """Whether a run finished with at least ``max_steps`` steps; a summary without a status counts as finished."""
     summary = read_json(folder.summary)
-    return bool(summary) and summary.get("status", DONE) == DONE and int(summary.get("step", 0)) >= max_steps
+    return bool(summary) and summary.get("status", DONE) == DONE and finished_steps(folder) >= max_steps
 
 
 def write_pipeline_summary(

@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import signal
+import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 
 from scoredist3d.custom import load_custom
+from scoredist3d.signals import SignalReceived
 
 
-def main() -> None:
-    """Train as one of the ranks 1 .. n-1, without output; only rank 0 prints and writes files."""
+def main() -> int:
+    """Train as one of the ranks 1 .. n-1, without output, and return the exit code; only rank 0 writes files.
+
+    The resolved config is read from the standard input.
+    """
+    # Ctrl-C reaches every process of the terminal; until this process can stop gracefully, rank 0 ends it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     parser = argparse.ArgumentParser(prog="scoredist3d.training.worker")
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--config", type=Path, required=True)
     parser.add_argument("--rank", type=int, required=True)
     parser.add_argument("--devices", required=True)
     parser.add_argument("--port", type=int, required=True)
@@ -23,28 +32,50 @@ def main() -> None:
     parser.add_argument("--custom", type=Path, action="append", default=[])
     options = parser.parse_args()
     load_custom(options.custom)
+    try:
+        return _train(options, sys.stdin.buffer.read().decode())
+    except SignalReceived as received:
+        return received.exit_code
 
-    from scoredist3d.config.validation import load_experiment
+
+def _train(options: argparse.Namespace, text: str) -> int:
+    from scoredist3d.config.validation import load_text
     from scoredist3d.training.console import Console
-    from scoredist3d.training.distributed import Devices, end_with_parent
+    from scoredist3d.training.distributed import (
+        SECONDS_UNTIL_REAPED,
+        Devices,
+        end_with_parent,
+        is_connection_error,
+    )
     from scoredist3d.training.fit import RankContext, begin, build_system, fit
     from scoredist3d.training.folder import RunFolder
     from scoredist3d.training.interrupt import InterruptGuard
 
-    end_with_parent(options.parent)
-    # Ctrl-C reaches every process of the terminal; rank 0 decides for all ranks when to stop.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    logging.getLogger("scoredist3d").setLevel(logging.CRITICAL)  # Rank 0 logs the same messages.
-    folder = RunFolder(options.folder)
-    config = load_experiment([options.config])
-    spec = options.devices if options.devices.startswith("cpu") else [int(i) for i in options.devices.split(",")]
-    context = RankContext(Devices.parse(spec), options.rank, options.port)
-    console = Console(quiet=True)
-    guard = InterruptGuard(console.say, active=False)
-    system = build_system(config, context)
-    begin(system, config, context, resumed=options.resume is not None)
-    fit(system, config, folder, context, console, guard, resume=options.resume)
+    config, console = load_text(text), Console(quiet=True)
+    with InterruptGuard(console.say, config.trainer.grace_seconds) as guard:
+        end_with_parent(options.parent, options.rank, guard)
+        guard.on_stop = lambda: _continue(options.parent)
+        logging.getLogger("scoredist3d").setLevel(logging.CRITICAL)  # Rank 0 logs the same messages.
+        spec = options.devices if options.devices.startswith("cpu") else [int(i) for i in options.devices.split(",")]
+        context = RankContext(Devices.parse(spec), options.rank, options.port)
+        system = build_system(config, context)
+        begin(system, config, context, resumed=options.resume is not None)
+        guard.graceful = True
+        try:
+            fit(system, config, RunFolder(options.folder), context, console, guard, resume=options.resume)
+        except RuntimeError as error:
+            if is_connection_error(error):
+                time.sleep(SECONDS_UNTIL_REAPED)  # Rank 0 or `end_with_parent` reports the rank that has ended first.
+            raise
+    return guard.exit_code if guard.agreed else 0
+
+
+def _continue(parent: int) -> None:
+    """Continue rank 0 if it is stopped (SIGSTOP), since all ranks have to save the last state together."""
+    if os.getppid() == parent:
+        with suppress(OSError):
+            os.kill(parent, signal.SIGCONT)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import types
@@ -14,6 +15,7 @@ from shared.custom_packages import forget_custom
 
 import scoredist3d.training
 from scoredist3d import cli, custom
+from scoredist3d.signals import SignalReceived
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = "name: try\nprompt: ???\nsystem: {guidance: {type: sds, guidance_scale: 7.5}}\n"
@@ -213,12 +215,35 @@ def test_failures_of_the_run_have_exit_code_1_and_no_traceback(
     assert "Traceback (most recent call last)" in capsys.readouterr().err
 
 
-def test_an_interrupt_has_exit_code_130(here: Path, runs: FakeRuns) -> None:
+def test_the_exit_code_of_an_interrupt_names_the_signal(here: Path, runs: FakeRuns) -> None:
     arguments = ["--config", "c.yaml", "--train", "prompt=x"]
     runs.outcome = KeyboardInterrupt()
-    assert cli.main(arguments) == cli.INTERRUPTED
-    runs.outcome = types.SimpleNamespace(interrupted=True, error="stopped")
-    assert cli.main(arguments) == cli.INTERRUPTED
+    assert cli.main(arguments) == cli.INTERRUPTED == 130
+    runs.outcome = SignalReceived(signal.SIGTERM)
+    assert cli.main(arguments) == 143
+    for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)):
+        runs.outcome = types.SimpleNamespace(interrupted=True, error="stopped", signal=number)
+        assert cli.main(arguments) == code
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_signals_outside_a_run_end_the_command(
+    here: Path, runs: FakeRuns, monkeypatch: pytest.MonkeyPatch, number: int, code: int
+) -> None:
+    monkeypatch.setattr(runs, "run_training", lambda *_, **__: signal.raise_signal(number))
+    before = signal.signal(number, signal.SIG_DFL)
+    try:
+        assert cli.main(["--config", "c.yaml", "--train", "prompt=x"]) == code
+        assert signal.getsignal(number) is signal.SIG_DFL
+    finally:
+        signal.signal(number, before)
+
+
+def test_allowed_changes_are_keys_that_need_it(runs: FakeRuns, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--train", "--resume", "x", "--allow-change", "system.loss"]) == cli.USAGE_ERROR
+    assert "--allow-change: 'system.loss' is not one of seed, prompt, trainer.max_steps" in capsys.readouterr().err
+    assert cli.main(["--config", "c.yaml", "--train", "--allow-change", "seed"]) == cli.USAGE_ERROR
+    assert "applies to --train --resume RUN only" in capsys.readouterr().err
 
 
 # Dry run, list, describe

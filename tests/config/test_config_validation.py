@@ -85,7 +85,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     (
         {"trainer": {"type": "x"}},
         "trainer.type: unknown key (value 'x'). Known keys: max_steps, precision, accumulate, "
-        "gradient_clip_norm, detect_anomaly, schedule_steps",
+        "gradient_clip_norm, grace_seconds, detect_anomaly, schedule_steps",
     ),
     # Component names.
     (
@@ -133,7 +133,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     (
         {"trainer": None},
         "trainer: must be a block of keys (max_steps, precision, accumulate, gradient_clip_norm, "
-        "detect_anomaly, schedule_steps), got null",
+        "grace_seconds, detect_anomaly, schedule_steps), got null",
     ),
     # Lists and mappings.
     ({"preview": {"azimuths": [0, "east"]}}, "preview.azimuths.1: must be a number from -360 to 360, got 'east'"),

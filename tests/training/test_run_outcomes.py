@@ -55,14 +55,14 @@ def last_line(capsys: pytest.CaptureFixture[str]) -> str:
     return capsys.readouterr().out.strip().splitlines()[-1]
 
 
-def press_at(monkeypatch: pytest.MonkeyPatch, step: int, stage: str) -> None:
-    """Send Ctrl-C after a step of the run whose folder has the given name."""
+def press_at(monkeypatch: pytest.MonkeyPatch, step: int, stage: str, number: int = signal.SIGINT) -> None:
+    """Send Ctrl-C or another signal after a step of the run whose folder has the given name."""
     after_step = Checkpoints.after_step
 
     def press(self: Checkpoints, trainer: Any, module: Any, now: int) -> None:
         after_step(self, trainer, module, now)
         if now == step and stage in self.folder.parts:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), number)
 
     monkeypatch.setattr(Checkpoints, "after_step", press)
 
@@ -177,15 +177,41 @@ def test_the_summary_says_what_ran_and_where_it_is(tmp_path: Path) -> None:
     assert all((folder / path).exists() for path in told["paths"].values())
 
 
-def test_an_interrupted_run_says_so_until_it_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    press_at(monkeypatch, 1, "out")
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_an_interrupted_run_says_so_until_it_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, exit_code: int
+) -> None:
+    press_at(monkeypatch, 1, "out", number)
+    before = signal.signal(number, signal.SIG_DFL)  # SIGHUP is ignored where the tests run under nohup
     code, folder = train(written(tmp_path, "text-to-2d"), "trainer.max_steps=2")
+    signal.signal(number, before)
     told = summary(folder)
-    assert code == cli.INTERRUPTED and told["status"] == told["stages"]["training"]["status"] == "interrupted"
+    assert code == exit_code and told["status"] == told["stages"]["training"]["status"] == "interrupted"
     assert (told["error"], told["step"], told["max_steps"]) == ("Stopped at step 1 of 2", 1, 2)
     monkeypatch.undo()
     assert again("train", folder) == cli.OK
     assert (summary(folder)["status"], summary(folder)["error"], summary(folder)["step"]) == ("done", None, 2)
+
+
+def test_a_signal_in_the_last_step_leaves_the_export_to_the_next_session(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    press_at(monkeypatch, 1, "out", signal.SIGTERM)
+    code, folder = train(written(tmp_path))
+    assert code == 143 and summary(folder)["error"] == "Stopped at step 1 of 1" and not (folder / "export").exists()
+    monkeypatch.undo()
+    assert again("train", folder) == cli.OK
+    assert summary(folder)["status"] == "done" and "glb" in summary(folder)["paths"]
+
+
+def test_a_request_to_save_does_not_stop_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    press_at(monkeypatch, 1, "out", signal.SIGUSR1)
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    code, folder = train(written(tmp_path, "text-to-2d"), "trainer.max_steps=2", "checkpoint.keep=2")
+    assert code == cli.OK and "Saved a checkpoint at step 1 (SIGUSR1)" in capsys.readouterr().out
+    assert {path.name for path in (folder / "ckpts").glob("step-*")} == {"step-000001.ckpt", "step-000002.ckpt"}
 
 
 def test_a_failed_run_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,18 +19,16 @@ import torch
 from torch import nn
 
 import scoredist3d
-from scoredist3d.files import write_atomically
+from scoredist3d.files import remove_leftovers, write_atomically
 from scoredist3d.guidance.core.checks import NonFiniteError
 from scoredist3d.training.checkpoint import (
-    kept_checkpoints,
     link_or_copy,
     load_weights,
     read_checkpoint,
-    remove_leftovers,
     write_checkpoint,
 )
 from scoredist3d.training.console import duration
-from scoredist3d.training.folder import RunFolder, find_run, slug
+from scoredist3d.training.folder import RunFolder, find_run, kept_checkpoints, slug
 from scoredist3d.training.interrupt import InterruptGuard
 from scoredist3d.training.metrics import MetricBuffer, MetricsFile, read_rows
 from scoredist3d.training.snapshot import git_state, save_snapshot
@@ -288,7 +286,8 @@ def test_first_signal_is_graceful_and_handlers_are_put_back() -> None:
     with InterruptGuard(said.append) as guard:
         guard.graceful = True
         signal.raise_signal(signal.SIGTERM)
-        assert guard.requested and guard.exit_code == 143 and "Stopping after this step" in said[-1]
+        assert guard.requested and guard.exit_code == 143
+    assert "Stopping after this step" in said[-1]
     assert signal.getsignal(signal.SIGINT) is before
 
 
