@@ -14,12 +14,12 @@ from typing import Any, BinaryIO
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary path next to ``path`` with its suffix; renamed to ``path`` on success, deleted on an exception."""
+    """A temporary path next to ``path`` with its suffix; deleted on an exception, otherwise published as ``path``."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
     try:
         yield temporary
-        os.replace(temporary, path)
+        publish(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -32,14 +32,23 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     try:
         with os.fdopen(descriptor, "wb") as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
+        publish(Path(temporary), path)
     except BaseException:
         with suppress(FileNotFoundError):
             os.unlink(temporary)
         raise
+
+
+def publish(temporary: Path, path: Path) -> None:
+    """Rename a complete file to ``path``, on the same file system, so that it survives a power cut.
+
+    Raises:
+        OSError: The content cannot be written to the disk; ``path`` is unchanged.
+    """
+    with temporary.open("r+b") as file:
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
     sync_folder(path.parent)
 
 

@@ -19,10 +19,10 @@ LEVELS: dict[str, int] = {
     "paths": 0,
     "terminal": 0,
     "seeding": 0,
+    "files": 0,
     "registry": 1,
     "config": 1,
     "custom": 1,
-    "files": 1,
     "nn": 2,
     "diffusion": 2,
     "meshes": 2,
@@ -45,8 +45,8 @@ LEVELS: dict[str, int] = {
     "cli": 8,
     "__main__": 9,
 }
-# Packages that import nothing else of the project.
-CLOSED = ("ops", "diffusion", "cameras", "paths", "terminal", "seeding")
+# Packages that import nothing else of the project, except for the writing of files.
+CLOSED = ("ops", "diffusion", "cameras", "paths", "terminal", "seeding", "files")
 # Third-party packages of each package, imports inside functions included. New ones are added here on purpose.
 THIRD_PARTY: dict[str, set[str]] = {
     "backgrounds": {"torch"},
@@ -143,7 +143,7 @@ def test_imports_point_downwards(module: Path) -> None:
     part = part_of(module)
     used = parts_imported(module) - {part}
     if part in CLOSED:
-        assert used == set(), f"{part} imports nothing of ours"
+        assert used <= {"files"}, f"{part} imports nothing of ours but the writing of files"
     upwards = {other for other in used if LEVELS[other] > LEVELS.get(part, 0)}
     assert upwards == set(), f"{part} (level {LEVELS.get(part)}) must not import what stands above it"
 
