@@ -18,8 +18,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
     try:
-        yield temporary
-        publish(temporary, path)
+        with naming(path):
+            yield temporary
+            publish(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -30,13 +31,25 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            yield file
-        os.chmod(temporary, 0o644)
-        publish(Path(temporary), path)
+        with naming(path):
+            with os.fdopen(descriptor, "wb") as file:
+                yield file
+            os.chmod(temporary, 0o644)
+            publish(Path(temporary), path)
     except BaseException:
         with suppress(FileNotFoundError):
             os.unlink(temporary)
+        raise
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Add ``path`` to an ``OSError`` that names no file, as on a full disk, so that messages can name it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
         raise
 
 

@@ -20,6 +20,7 @@ LEVELS: dict[str, int] = {
     "terminal": 0,
     "seeding": 0,
     "files": 0,
+    "reasons": 0,
     "registry": 1,
     "config": 1,
     "custom": 1,
@@ -46,7 +47,7 @@ LEVELS: dict[str, int] = {
     "__main__": 9,
 }
 # Packages that import nothing else of the project, except for the writing of files.
-CLOSED = ("ops", "diffusion", "cameras", "paths", "terminal", "seeding", "files")
+CLOSED = ("ops", "diffusion", "cameras", "paths", "terminal", "seeding", "files", "reasons")
 # Third-party packages of each package, imports inside functions included. New ones are added here on purpose.
 THIRD_PARTY: dict[str, set[str]] = {
     "backgrounds": {"torch"},

@@ -19,6 +19,7 @@ from scoredist3d.config.validation import dump, layers_to_yaml, load_experiment,
 from scoredist3d.files import write_atomically
 from scoredist3d.paths import command_name
 from scoredist3d.prompts.wording import check_prompts
+from scoredist3d.reasons import reason
 from scoredist3d.training.console import Console
 from scoredist3d.training.distributed import DeviceSpec
 from scoredist3d.training.folder import PIPELINE_CONFIG, RunFolder, slug, stages_begun
@@ -34,7 +35,8 @@ class PipelineResult:
     Attributes:
         folder: Folder of the pipeline.
         stages: Result of each stage that ran in this session, by stage name.
-        status: Status of the last stage that ran; see :class:`scoredist3d.training.run.RunResult`.
+        status: Status of the first stage without one of its products, else of the last stage that ran; see
+            :class:`scoredist3d.training.run.RunResult`.
         error: Reason for a status other than ``done``.
     """
 
@@ -85,7 +87,7 @@ def run_pipeline(
         record.end(INTERRUPTED, "stopped by a signal, outside training")
         raise
     except Exception as error:
-        record.end(FAILED, str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}")
+        record.end(FAILED, reason(error))
         raise
     if not result.interrupted:
         record.begin()
@@ -108,7 +110,7 @@ def _run_stages(
         if source is not None:
             config.system.init_from = str(root / source)  # type: ignore[attr-defined]
             written = merge(written, {"system": {"init_from": str(root / source)}})
-        if not restart and source not in result.stages and _is_done(folder, config, name):
+        if not restart and source not in result.stages and _is_done(folder, config, name, last=name == names[-1]):
             console.say(f"Stage {number} of {len(names)}, {name}: already done, in {folder.root}")
             continue
         console.say(f"Stage {number} of {len(names)}, {name}:")
@@ -136,7 +138,9 @@ def _run_stages(
         except Exception:
             console.say(f"Stage {name} failed. {how}")
             raise
-        result.stages[name], result.status, result.error = stage, stage.status, stage.error
+        result.stages[name] = stage
+        if stage.interrupted or result.error is None:  # The first product that failed decides the status.
+            result.status, result.error = stage.status, stage.error
         record.end(RUNNING)
         if result.interrupted:
             return
@@ -217,13 +221,13 @@ def _root(first: ExperimentConfig, resume: Path | str | None, output: Path | str
     return RunFolder.create(first.output_root, first.name, first.tag or slug(first.prompt)).root
 
 
-def _is_done(folder: RunFolder, config: ExperimentConfig, name: str) -> bool:
+def _is_done(folder: RunFolder, config: ExperimentConfig, name: str, *, last: bool) -> bool:
     """Whether the stage is done with the same options and at least the requested number of steps.
 
     Raises:
         ConfigError: The stage is done, but with other options.
     """
-    if not is_done(folder, config.trainer.max_steps):
+    if not is_done(folder, config.trainer.max_steps, needs_products=last):
         return False
     then = load_experiment([folder.resolved_config])
     if hasattr(then.system, "init_from"):

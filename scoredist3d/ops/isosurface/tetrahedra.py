@@ -186,6 +186,4 @@ def _save(stem: str, tensors: dict[str, Tensor]) -> None:
     try:
         cache.store(stem, _SUFFIX, lambda path: safetensors.torch.save_file(tensors, path))
     except (OSError, safetensors.SafetensorError) as error:
-        logger.warning(
-            "tetrahedral grid: cannot write a cache file (%s); the run continues without it", error
-        )
+        logger.warning("tetrahedral grid: cannot write a cache file (%s); the run continues without it", error)
