@@ -19,6 +19,7 @@ from scoredist3d import __version__, registry
 from scoredist3d.config.fields import ConfigError
 from scoredist3d.custom import custom_folders, load_custom
 from scoredist3d.paths import checkout_root, command_name
+from scoredist3d.reasons import reason
 from scoredist3d.terminal import print_out, tolerate_any_text
 
 OK, RUN_FAILED, USAGE_ERROR, INTERRUPTED = 0, 1, 2, 130
@@ -61,9 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if verbose:
             traceback.print_exc()
         missing = missing_dependency(error)
-        is_users = isinstance(error, ValueError) or missing is not None
-        text = missing or str(error)
-        print(f"error: {text}" if is_users else f"error: {type(error).__name__}: {text}", file=sys.stderr)
+        is_users = isinstance(error, (ValueError, OSError)) or missing is not None
+        print(f"error: {missing or reason(error)}", file=sys.stderr)
         if not is_users and not verbose:
             print("(--verbose prints the traceback)", file=sys.stderr)
         return USAGE_ERROR if isinstance(error, ConfigError) else RUN_FAILED

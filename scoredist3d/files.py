@@ -95,6 +95,18 @@ def write_atomically(path: Path, text: str) -> None:
         file.write(text.encode())
 
 
+def read_text(path: Path) -> str:
+    """The content of a text file.
+
+    Raises:
+        ValueError: The file is not encoded in UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: not a UTF-8 text file; save it with the encoding UTF-8") from None
+
+
 def write_json(path: Path, content: dict[str, Any]) -> Path:
     """Replace the content of a JSON file atomically; returns ``path``."""
     write_atomically(path, json.dumps(content, indent=2) + "\n")

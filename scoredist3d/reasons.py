@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import re
+import shutil
 
 _REMEDIES: dict[int, str] = {
     errno.ENOSPC: "the disk is full; free some space, or write to another disk",
@@ -18,12 +20,8 @@ _REMEDIES: dict[int, str] = {
     errno.EMFILE: "too many files are open; raise the limit with `ulimit -n`",
     errno.EIO: "the disk reports an input/output error; check it, or use another disk",
 }
-for _name in ("EDQUOT", "ESTALE"):  # Windows does not define them.
-    if hasattr(errno, _name):
-        _REMEDIES[getattr(errno, _name)] = {
-            "EDQUOT": "the disk quota is exhausted; free some space, or write to another disk",
-            "ESTALE": "the network file system has lost this file; start again",
-        }[_name]
+if hasattr(errno, "EDQUOT"):  # not on Windows
+    _REMEDIES[errno.EDQUOT] = "the disk quota is exhausted; free some space, or write to another disk"
 
 
 def reason(error: BaseException) -> str:
@@ -40,8 +38,20 @@ def os_reason(error: OSError) -> str:
 
     An error without a number, which this program raises, already has such a message.
     """
+    if isinstance(error, shutil.Error):
+        error = _first(error)
     if error.errno is None:
         return str(error) or type(error).__name__
     problem = _REMEDIES.get(error.errno) or f"{error.strerror or os.strerror(error.errno)}; check the disk and the path"
     named = isinstance(error.filename, (str, bytes, os.PathLike))
     return f"{os.fsdecode(error.filename)}: {problem}" if named else problem
+
+
+def _first(error: shutil.Error) -> OSError:
+    """The first of the errors that copying a folder collects as triples (source, target, text)."""
+    collected = error.args[0] if error.args else None
+    if not isinstance(collected, list) or not collected:
+        return error
+    _, target, text = collected[0]
+    number = re.search(r"\[Errno (\d+)\]", str(text))
+    return OSError(int(number[1]), os.strerror(int(number[1])), str(target)) if number else OSError(str(text))

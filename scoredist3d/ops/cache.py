@@ -18,7 +18,7 @@ from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
-from scoredist3d.files import publish
+from scoredist3d.files import naming, publish
 
 logger = logging.getLogger("scoredist3d")
 
@@ -53,7 +53,7 @@ def store(stem: str, suffix: str, write: Callable[[Path], None]) -> Path:
         OSError: The file cannot be written; neither it nor an incomplete file remains.
     """
     folder = _writable_folder()
-    with tempfile.TemporaryDirectory(prefix=f".{stem}-", dir=folder) as draft_folder:
+    with naming(folder), tempfile.TemporaryDirectory(prefix=f".{stem}-", dir=folder) as draft_folder:
         draft = Path(draft_folder) / f"draft{suffix}"
         write(draft)
         target = folder / f"{stem}-{_checksum(draft)}{suffix}"

@@ -7,6 +7,7 @@ stage is done if its ``summary.json`` says so. A stage with a checkpoint is resu
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from scoredist3d.config.loader import STAGES, merge
 from scoredist3d.config.pipeline import Pipeline, at_stage, source_stage
 from scoredist3d.config.resume import resumed_stages
 from scoredist3d.config.validation import dump, layers_to_yaml, load_experiment, load_plain
-from scoredist3d.files import write_atomically
+from scoredist3d.files import read_text, write_atomically
 from scoredist3d.paths import command_name
 from scoredist3d.prompts.wording import check_prompts
 from scoredist3d.reasons import reason
@@ -87,7 +88,8 @@ def run_pipeline(
         record.end(INTERRUPTED, "stopped by a signal, outside training")
         raise
     except Exception as error:
-        record.end(FAILED, reason(error))
+        with suppress(OSError):  # A full disk must not hide the error.
+            record.end(FAILED, reason(error))
         raise
     if not result.interrupted:
         record.begin()
@@ -163,7 +165,7 @@ class _Record:
             return
         self.begun = True
         path, text = self.root / PIPELINE_CONFIG, layers_to_yaml(self.pipeline.written)
-        before = path.read_text(encoding="utf-8") if path.is_file() else text
+        before = read_text(path) if path.is_file() else text
         if before != text:
             number = len(list((self.root / "history").glob("pipeline-*.yaml"))) + 1
             write_atomically(self.root / "history" / f"pipeline-{number}.yaml", before)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -119,7 +119,8 @@ def run_training(
             console.say(_after_interrupt(folder, resume_from))
             raise
         except Exception as error:
-            session.end(FAILED, reason(error))
+            with suppress(OSError):  # A full disk must not hide the error.
+                session.end(FAILED, reason(error))
             raise
         if products is None:
             session.end(INTERRUPTED, result.error, step=result.step)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from scoredist3d.ops import cache
+from scoredist3d.reasons import reason
 
 logger = logging.getLogger("scoredist3d")
 
@@ -186,4 +187,4 @@ def _save(stem: str, tensors: dict[str, Tensor]) -> None:
     try:
         cache.store(stem, _SUFFIX, lambda path: safetensors.torch.save_file(tensors, path))
     except (OSError, safetensors.SafetensorError) as error:
-        logger.warning("tetrahedral grid: cannot write a cache file (%s); the run continues without it", error)
+        logger.warning("tetrahedral grid: no cache file is written (%s); the run continues without it", reason(error))

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from scoredist3d.ops import cache
+from scoredist3d.reasons import os_reason
 
 logger = logging.getLogger("scoredist3d")
 
@@ -109,6 +110,8 @@ def _build() -> ctypes.CDLL:
                 return ctypes.CDLL(str(cache.find(stem, ".so") or cache.store(stem, ".so", partial(_compile, command))))
             except (_Unavailable, OSError, subprocess.SubprocessError) as error:
                 problem = f"{shlex.join(command)}: {error}"
+                if isinstance(error, OSError) and error.errno is not None:  # The cache folder cannot be written.
+                    problem = f"{os_reason(error)} ($XDG_CACHE_HOME chooses the cache folder)"
                 logger.debug("native kernels: %s", problem)
     raise _Unavailable(problem)
 
