@@ -15,16 +15,15 @@ from typing import Any, BinaryIO
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary path next to ``path`` with its suffix; renamed to ``path`` on success, deleted on an exception."""
+    """A temporary path next to ``path`` with its suffix; deleted on an exception, otherwise published as ``path``."""
     make_folder(path.parent)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
     try:
-        yield temporary
-        sync_file(temporary)
-        os.replace(temporary, path)
+        with naming(path):
+            yield temporary
+            publish(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
 
 
 @contextmanager
@@ -33,16 +32,36 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     make_folder(path.parent)
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
+        with naming(path):
+            with os.fdopen(descriptor, "wb") as file:
+                yield file
+            os.chmod(temporary, 0o644)
+            publish(Path(temporary), path)
     except BaseException:
         with suppress(FileNotFoundError):
             os.unlink(temporary)
         raise
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Add ``path`` to an ``OSError`` that names no file, as on a full disk, so that messages can name it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+def publish(temporary: Path, path: Path) -> None:
+    """Rename a complete file to ``path``, on the same file system, so that it survives a power cut.
+
+    Raises:
+        OSError: The content cannot be written to the disk; ``path`` is unchanged.
+    """
+    sync_file(temporary)
+    os.replace(temporary, path)
     sync_folder(path.parent)
 
 
@@ -116,6 +135,18 @@ def write_atomically(path: Path, text: str) -> None:
     """Replace the content of a text file atomically."""
     with atomic_file(path) as file:
         file.write(text.encode())
+
+
+def read_text(path: Path) -> str:
+    """The content of a text file.
+
+    Raises:
+        ValueError: The file is not encoded in UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: not a UTF-8 text file; save it with the encoding UTF-8") from None
 
 
 def write_json(path: Path, content: dict[str, Any]) -> Path:

@@ -254,7 +254,7 @@ def _read_yaml(file: Path) -> dict[str, Any]:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise ConfigError(f"{_short(file)}, line {line}: not valid YAML ({_yaml_problem(error)})") from None
     except UnicodeDecodeError:
-        raise ConfigError(f"{_short(file)}: not a UTF-8 text file") from None
+        raise ConfigError(f"{_short(file)}: not a UTF-8 text file; save it with the encoding UTF-8") from None
     except RecursionError:
         raise ConfigError(f"{_short(file)}: its blocks are nested too deeply") from None
     except (yaml.YAMLError, OmegaConfBaseException, OSError) as error:

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+import shutil
+import subprocess
 import tempfile
-from collections.abc import Generator
+from collections import deque
+from contextlib import suppress
+from fractions import Fraction
 from pathlib import Path
+from threading import Thread
 from types import TracebackType
 
 import numpy as np
 
 from scoredist3d.export.images import Image, to_uint8
+from scoredist3d.files import publish
 
 logger = logging.getLogger(__name__)
 
@@ -21,13 +28,17 @@ def ffmpeg_available() -> bool:
     try:
         import imageio_ffmpeg
 
-        imageio_ffmpeg.get_ffmpeg_exe()
+        return shutil.which(imageio_ffmpeg.get_ffmpeg_exe()) is not None
     except (ImportError, RuntimeError):
         return False
-    return True
 
 
 SUFFIXES = (".mp4", ".gif", ".webp")
+_INSTEAD = "free disk space if it is short, or write a .webp or .gif file, which needs no ffmpeg"
+
+
+class VideoError(OSError):
+    """Error raised if a video could not be encoded, or if the written file is incomplete."""
 
 
 class VideoWriter:
@@ -37,11 +48,11 @@ class VideoWriter:
     Animated GIF and WebP files repeat forever; GIF is limited to 256 colors per frame and to frame times in multiples
     of 1/100 second.
 
-    The writer is a context manager. The file appears at :attr:`path` when the block ends without an exception. Frames
-    are passed to the encoder or to a temporary file immediately, so memory does not grow with their number. If the
-    width or height of an MP4 is odd, the last column or row is repeated. Without ffmpeg, an animated WebP (or GIF, if
-    Pillow lacks WebP) is written instead of an MP4: :attr:`path` then has another suffix and :attr:`note` gives the
-    reason. ::
+    The writer is a context manager. The file appears at :attr:`path` when the block ends without an exception, after
+    all of its frames have been decoded; an incomplete file raises :class:`VideoError`. Frames are passed to the encoder
+    or to a temporary file immediately, so memory does not grow with their number. If the width or height of an MP4 is
+    odd, the last column or row is repeated. Without ffmpeg, an animated WebP (or GIF, if Pillow lacks WebP) is written
+    instead of an MP4: :attr:`path` then has another suffix and :attr:`note` gives the reason. ::
 
         with VideoWriter(folder / "turntable.mp4", fps=30) as video:
             for frame in frames:
@@ -78,7 +89,7 @@ class VideoWriter:
 
         Raises:
             ValueError: The shape differs from that of the first frame, or some values are not finite.
-            OSError: The encoder failed.
+            VideoError: The encoder failed.
         """
         array = to_uint8(frame)
         if self._encoder is None:
@@ -102,7 +113,7 @@ class VideoWriter:
         try:
             self._encoder.close(finish=kind is None)
             if kind is None:
-                os.replace(temporary, self.path)
+                publish(temporary, self.path)
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -132,37 +143,91 @@ class _Ffmpeg:
     """Encoder that pipes frames to ffmpeg."""
 
     def __init__(self, temporary: Path, height: int, width: int, fps: float, crf: int) -> None:
-        import imageio_ffmpeg
-
-        self.temporary = temporary
+        self.temporary, self.count = temporary, 0
+        rate = str(Fraction(fps).limit_denominator())
         # Players decode untagged files with BT.601 or BT.709, depending on the size: convert to one of them and tag it.
         color = ["-vf", "scale=out_color_matrix=bt709:out_range=tv"]
         color += ["-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709", "-color_range", "tv"]
-        self.pipe: Generator[None, bytes | np.ndarray | None, None] = imageio_ffmpeg.write_frames(
-            str(temporary),
-            (width, height),
-            fps=fps,
-            codec="libx264",
-            quality=None,
-            macro_block_size=1,
-            ffmpeg_log_level="error",
-            output_params=["-crf", str(crf), "-preset", "medium", *color, "-movflags", "+faststart"],
-        )
-        self.pipe.send(None)
+        source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", rate, "-i", "-"]
+        codec = ["-an", "-c:v", "libx264", "-pix_fmt", "yuv420p", "-crf", str(crf), "-preset", "medium"]
+        arguments = [*source, *codec, *color, "-movflags", "+faststart", "-y", str(temporary)]
+        self.process = _start(arguments, subprocess.PIPE, subprocess.DEVNULL)
+        # A full pipe would block ffmpeg, so its messages are read while it runs.
+        self.messages: deque[bytes] = deque(maxlen=20)
+        self.reader = Thread(target=self.messages.extend, args=(self.process.stderr,), daemon=True)
+        self.reader.start()
 
     def add(self, frame: np.ndarray) -> None:
         """Encode a frame, (H, W, 3) uint8."""
-        self.pipe.send(np.ascontiguousarray(frame))
+        assert self.process.stdin is not None
+        try:
+            self.process.stdin.write(np.ascontiguousarray(frame).data)
+        except OSError:  # ffmpeg has ended; its exit status and messages say why.
+            raise self._failure() from None
+        self.count += 1
 
     def close(self, finish: bool) -> None:
-        """Close ffmpeg and, if ``finish`` is true, check that it wrote a file.
+        """Close ffmpeg and, if ``finish`` is true, check its exit status and the file.
 
         Raises:
-            OSError: ffmpeg failed.
+            VideoError: ffmpeg failed, or the file is incomplete.
         """
-        self.pipe.close()
-        if finish and not (self.temporary.exists() and self.temporary.stat().st_size > 0):
-            raise OSError(f"ffmpeg wrote no video to {self.temporary}; its error output gives the reason")
+        if not finish:
+            self.process.kill()
+        self._wait()
+        if not finish:
+            return
+        if self.process.returncode != 0:
+            raise self._failure()
+        found = _decoded_frames(self.temporary)
+        if found != self.count:
+            raise VideoError(f"ffmpeg wrote {found} of {self.count} frames; {_INSTEAD}")
+
+    def _wait(self) -> None:
+        assert self.process.stdin is not None and self.process.stderr is not None
+        with suppress(OSError):  # The rest of the buffer cannot be written if ffmpeg has ended.
+            self.process.stdin.close()
+        self.process.wait()
+        self.reader.join()
+        self.process.stderr.close()
+
+    def _failure(self) -> VideoError:
+        self._wait()
+        message = " ".join(b"".join(self.messages).decode(errors="replace").split())
+        status = f"ffmpeg failed with exit status {self.process.returncode}"
+        return VideoError(f"{status} ({message[-200:] or 'without a message'}); {_INSTEAD}")
+
+
+def _start(arguments: list[str], stdin: int, stdout: int) -> subprocess.Popen[bytes]:
+    """ffmpeg with ``arguments``, in a session of its own, so that Ctrl-C does not end it before the frames are written.
+
+    Raises:
+        VideoError: The program cannot be started.
+    """
+    import imageio_ffmpeg
+
+    program = imageio_ffmpeg.get_ffmpeg_exe()
+    command = [program, "-hide_banner", "-v", "error", *arguments]
+    try:
+        return subprocess.Popen(command, stdin=stdin, stdout=stdout, stderr=subprocess.PIPE, start_new_session=True)
+    except OSError as error:
+        raise VideoError(f"ffmpeg cannot be started ({program}: {error.strerror}); {_INSTEAD}") from error
+
+
+def _decoded_frames(path: Path) -> int:
+    """Number of frames of a video file, all of which are decoded.
+
+    Raises:
+        VideoError: The file cannot be decoded.
+    """
+    checks = ["-nostdin", "-xerror", "-i", str(path), "-map", "0:v:0", "-f", "null", "-progress", "pipe:1", "-"]
+    with _start(checks, subprocess.DEVNULL, subprocess.PIPE) as process:
+        output, messages = process.communicate()
+    counts = re.findall(rb"^frame=\s*(\d+)", output, re.MULTILINE)
+    if process.returncode != 0 or messages.strip() or not counts:
+        message = " ".join(messages.decode(errors="replace").split())[:200]
+        raise VideoError(f"the video written by ffmpeg cannot be read ({message or 'it has no frames'}); {_INSTEAD}")
+    return int(counts[-1])
 
 
 class _Pillow:
@@ -194,7 +259,36 @@ class _Pillow:
                 self.temporary,
                 save_all=True,
                 append_images=images[1:],
-                duration=round(1000 / self.fps),
+                duration=self.duration,
                 loop=0,
                 quality=90,
+            )
+        self._check()
+
+    @property
+    def duration(self) -> int:
+        """Time of a frame in ms; GIF stores multiples of 10 ms, and viewers show 0 as 100 ms."""
+        return max(10, round(100 / self.fps) * 10) if self.temporary.suffix == ".gif" else round(1000 / self.fps)
+
+    def _check(self) -> None:
+        """Decode the file. Equal frames are stored as one, so their times are compared instead of their number.
+
+        Raises:
+            VideoError: The file is incomplete.
+        """
+        from PIL import Image as Pillow
+        from PIL import ImageSequence
+
+        found, kind, expected = 0, self.temporary.suffix, self.count * self.duration
+        try:
+            with Pillow.open(self.temporary) as animation:
+                for frame in ImageSequence.Iterator(animation):
+                    frame.load()
+                    found += int(frame.info.get("duration", 0))
+        except (OSError, ValueError, SyntaxError) as error:
+            raise VideoError(f"the written {kind} file cannot be read ({error}); write it again") from error
+        if self.count > 1 and found != expected:
+            raise VideoError(
+                f"the written {kind} file lasts {found} ms instead of {expected} ms, so frames are missing; "
+                "write it again"
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from abc import abstractmethod
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import pytorch_lightning as pl
 import torch
 
 from scoredist3d.config.experiment import CheckpointConfig, LogConfig, PreviewConfig
+from scoredist3d.reasons import reason
 from scoredist3d.training.checkpoint import checkpoint_name, link_or_copy
 from scoredist3d.training.console import Console, duration, memory_use
 from scoredist3d.training.folder import LAST_CHECKPOINT, RunFolder, kept_checkpoints, step_of
@@ -20,6 +22,8 @@ from scoredist3d.training.lightning_module import TrainingModule
 from scoredist3d.training.metrics import MetricsFile
 from scoredist3d.training.outputs import save_preview
 from scoredist3d.training.slurm import requeue_job
+
+logger = logging.getLogger("scoredist3d")
 
 
 class StepCallback(pl.Callback):
@@ -138,7 +142,10 @@ class PreviewGrids(StepCallback):
     def after_step(self, trainer: pl.Trainer, module: TrainingModule, step: int) -> None:
         """Save a preview grid if one is due."""
         if is_due(step, self.config.every_n_steps, trainer.max_steps):
-            save_preview(module.system, self.config, self.folder, step)
+            try:
+                save_preview(module.system, self.config, self.folder, step)
+            except OSError as error:  # Previews are not worth the run; the last one is attempted again at the end.
+                logger.warning("preview of step %d: %s", step, reason(error))
 
 
 class Checkpoints(StepCallback):

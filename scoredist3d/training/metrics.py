@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from scoredist3d.files import sync_file, write_atomically
+from scoredist3d.files import naming, read_text, sync_file, write_atomically
 from scoredist3d.guidance.core.checks import NonFiniteError
 
 
@@ -79,6 +79,9 @@ class MetricsFile:
     Rows are appended and flushed, so a killed run loses at most the row being written. Opening the file for a resumed
     run drops an incomplete last line and every row after the resumed step. A new scalar adds a column, for which the
     file is rewritten atomically.
+
+    Raises:
+        ValueError: The file of a resumed run is not a metrics file.
     """
 
     def __init__(self, path: Path, *, resume_step: int | None = None) -> None:
@@ -87,7 +90,7 @@ class MetricsFile:
         if resume_step is not None and path.exists():
             columns, rows = read_rows(path)
             self.columns = columns or self.columns
-            self._rewrite([row for row in rows if int(row["step"]) <= resume_step])
+            self._rewrite([row for row in rows if _step(row, path) <= resume_step])
         else:
             self._rewrite([])
 
@@ -98,7 +101,7 @@ class MetricsFile:
             _, rows = read_rows(self.path)
             self.columns += new
             self._rewrite(rows)
-        with self.path.open("a", encoding="utf-8", newline="") as file:
+        with naming(self.path), self.path.open("a", encoding="utf-8", newline="") as file:
             file.write(_line([str(step), *(_cell(row.get(key)) for key in self.columns[1:])]))
 
     def sync(self) -> None:
@@ -111,12 +114,28 @@ class MetricsFile:
 
 
 def read_rows(path: Path) -> tuple[list[str], list[dict[str, str]]]:
-    """Columns and rows of a metrics file; an incomplete last line, left by a killed run, is skipped."""
-    text = path.read_text(encoding="utf-8")
+    """Columns and rows of a metrics file; an incomplete last line, left by a killed run, is skipped.
+
+    Raises:
+        ValueError: The file is not a CSV file in UTF-8.
+    """
+    text = read_text(path)
     text = text[: text.rfind("\n") + 1]
-    reader = csv.DictReader(io.StringIO(text))
-    rows = [row for row in reader if None not in row and None not in row.values()]
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    try:
+        rows = [row for row in reader if None not in row and None not in row.values()]
+    except csv.Error as error:
+        raise ValueError(f"{path}: not a CSV file ({error}); rename it, and the run continues without it") from None
     return list(reader.fieldnames or []), rows
+
+
+def _step(row: dict[str, str], path: Path) -> int:
+    try:
+        return int(row["step"])
+    except (KeyError, ValueError):
+        raise ValueError(
+            f"{path}: a row has no step, a whole number; rename the file, and the run continues without it"
+        ) from None
 
 
 def _line(cells: list[str]) -> str:

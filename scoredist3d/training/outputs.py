@@ -35,9 +35,10 @@ def save_preview(system: System, config: PreviewConfig, folder: RunFolder, step:
     return save_png(preview_grid(system, config), folder.images / f"{prefix}-{step:06d}.png")
 
 
-def latest_preview(folder: RunFolder) -> Path | None:
-    """The newest preview grid saved during training; None if there is none."""
-    return max(folder.images.glob("step-*.png"), key=step_of, default=None)
+def latest_preview(folder: RunFolder, step: int = 0) -> Path | None:
+    """The newest preview grid saved during training, of ``step`` or later; None if there is none."""
+    newest = max(folder.images.glob("step-*.png"), key=step_of, default=None)
+    return newest if newest is not None and step_of(newest) >= step else None
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ stage is done if its ``summary.json`` says so. A stage with a checkpoint is resu
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,9 +17,10 @@ from scoredist3d.config.loader import STAGES, merge
 from scoredist3d.config.pipeline import Pipeline, at_stage, source_stage
 from scoredist3d.config.resume import resumed_stages
 from scoredist3d.config.validation import dump, layers_to_yaml, load_experiment, load_plain
-from scoredist3d.files import write_atomically
+from scoredist3d.files import read_text, write_atomically
 from scoredist3d.paths import command_name
 from scoredist3d.prompts.wording import check_prompts
+from scoredist3d.reasons import reason
 from scoredist3d.training.checks import check_changes, check_sources
 from scoredist3d.training.console import Console
 from scoredist3d.training.distributed import DeviceSpec
@@ -44,7 +46,8 @@ class PipelineResult:
     Attributes:
         folder: Folder of the pipeline.
         stages: Result of each stage that ran in this session, by stage name.
-        status: Status of the last stage that ran; see :class:`scoredist3d.training.run.RunResult`.
+        status: Status of the first stage without one of its products, else of the last stage that ran; see
+            :class:`scoredist3d.training.run.RunResult`.
         error: Reason for a status other than ``done``.
         signal: Number of the signal that interrupted the pipeline, or None.
     """
@@ -115,7 +118,8 @@ def _run_locked(
         record.end(INTERRUPTED, "stopped by a signal, outside training")
         raise
     except Exception as error:
-        record.end(FAILED, str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}")
+        with suppress(OSError):  # A full disk must not hide the error.
+            record.end(FAILED, reason(error))
         raise
     if not result.interrupted:
         record.begin()
@@ -143,7 +147,7 @@ def _run_stages(
         if source is not None:
             config.system.init_from = str(root / source)  # type: ignore[attr-defined]
             written = merge(written, {"system": {"init_from": str(root / source)}})
-        if not restart and source not in result.stages and _is_done(folder, config, name):
+        if not restart and source not in result.stages and _is_done(folder, config, name, last=name == names[-1]):
             console.say(f"Stage {number} of {len(names)}, {name}: already done, in {folder.root}")
             continue
         console.say(f"Stage {number} of {len(names)}, {name}:")
@@ -172,8 +176,9 @@ def _run_stages(
         except Exception:
             console.say(f"Stage {name} failed. {how}")
             raise
-        result.stages[name], result.status, result.error = stage, stage.status, stage.error
-        result.signal = stage.signal
+        result.stages[name], result.signal = stage, stage.signal
+        if stage.interrupted or result.error is None:  # The first product that failed decides the status.
+            result.status, result.error = stage.status, stage.error
         record.end(RUNNING)
         if result.interrupted:
             return
@@ -196,7 +201,7 @@ class _Record:
             return
         self.begun = True
         path, text = self.root / PIPELINE_CONFIG, layers_to_yaml(self.pipeline.written)
-        before = path.read_text(encoding="utf-8") if path.is_file() else text
+        before = read_text(path) if path.is_file() else text
         if before != text:
             number = len(list((self.root / "history").glob("pipeline-*.yaml"))) + 1
             write_atomically(self.root / "history" / f"pipeline-{number}.yaml", before)
@@ -271,13 +276,13 @@ def _root(first: ExperimentConfig, resume: Path | str | None, output: Path | str
     return RunFolder.create(first.output_root, first.name, first.tag or slug(first.prompt)).root
 
 
-def _is_done(folder: RunFolder, config: ExperimentConfig, name: str) -> bool:
+def _is_done(folder: RunFolder, config: ExperimentConfig, name: str, *, last: bool) -> bool:
     """Whether the stage is done with the same options and at least the requested number of steps.
 
     Raises:
         ConfigError: The stage is done, but with other options.
     """
-    if not is_done(folder, config.trainer.max_steps):
+    if not is_done(folder, config.trainer.max_steps, needs_products=last):
         return False
     then = load_experiment([folder.resolved_config])
     if hasattr(then.system, "init_from"):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,7 +17,7 @@ import torch
 from scoredist3d.config.experiment import ExperimentConfig
 from scoredist3d.config.fields import ConfigError
 from scoredist3d.config.validation import to_yaml
-from scoredist3d.paths import command_name
+from scoredist3d.reasons import reason
 from scoredist3d.systems.base import System
 from scoredist3d.training.announcement import after_interrupt, announce, how_to_resume
 from scoredist3d.training.checkpoint import load_weights, read_checkpoint
@@ -28,21 +28,12 @@ from scoredist3d.training.fit import RankContext, begin, build_system, fit, impo
 from scoredist3d.training.folder import RunFolder, find_run, slug
 from scoredist3d.training.interrupt import InterruptGuard
 from scoredist3d.training.lock import locked, locked_stage
-from scoredist3d.training.outputs import (
-    VALIDATION,
-    NoMeshError,
-    export_objects,
-    latest_preview,
-    save_preview,
-    set_export_aside,
-    set_results_aside,
-    write_video,
-)
+from scoredist3d.training.outputs import VALIDATION, save_preview, set_results_aside
 from scoredist3d.training.precision import check_precision, slow_prior_warning
+from scoredist3d.training.products import ProductWriter
 from scoredist3d.training.session import Session
 from scoredist3d.training.slurm import requeue_job
-from scoredist3d.training.summary import DONE, FAILED, INTERRUPTED, NO_MESH, add_files, settle_export
-from scoredist3d.visualization.turntable import video_name
+from scoredist3d.training.summary import DONE, FAILED, INTERRUPTED, MESH, VIDEO, add_files, outcome, settle
 
 
 @dataclass
@@ -54,10 +45,12 @@ class RunResult:
         step: Number of optimizer steps of the state that was trained or evaluated.
         paths: All files and folders that were written, by label.
         seconds: Wall time of each stage, such as start-up, training or export.
-        status: ``done``; ``interrupted`` (by a signal; a checkpoint is saved); or ``no mesh`` (an object could not be
-            exported; everything else is complete).
+        status: ``done``; ``interrupted`` (by a signal; a checkpoint is saved); or ``no mesh``, ``no video`` or
+            ``no images`` (this product failed, the mesh being named first; everything else is complete).
         error: Reason for a status other than ``done``.
         signal: Number of the signal that interrupted the run, or None.
+        products: Mapping from each product (``mesh``, ``video``, ``images``) to the reason why it failed; None if it
+            was written.
         system: The system in its final state, on its device.
     """
 
@@ -68,6 +61,7 @@ class RunResult:
     status: str = DONE
     error: str | None = None
     signal: int | None = None
+    products: dict[str, str | None] = field(default_factory=dict)
     system: System | None = None
 
     @property
@@ -89,7 +83,7 @@ def run_training(
     allow_change: Collection[str] = (),
     console: Console | None = None,
 ) -> RunResult:
-    """Train, then write the final video and export the object.
+    """Train, then export the object and write the final video.
 
     Args:
         config: Validated config of the run.
@@ -105,7 +99,7 @@ def run_training(
         console: Prints progress and messages.
 
     Returns:
-        The result; its ``status`` and ``error`` report an object that could not be exported.
+        The result; its ``status``, ``error`` and ``products`` report a mesh or video that could not be written.
 
     Raises:
         ValueError: The config, the devices or the checkpoint cannot be used, or another process uses the folder.
@@ -122,9 +116,10 @@ def run_training(
     with log_to(console), (locked if resume_from else locked_stage)(folder.root):
         done = 0 if found is None else check_resume(config, *found, allow_change)
         session = Session(folder, config, clock, source=source, step=done, begun=begun)
-        result = _train(session, context, console, found[1] if found else None, final=final, resume_from=resume_from)
-        if not result.interrupted:
-            _close(result, session, resume_from, console)
+        start = found[1] if found else None
+        result, products = _train(session, context, console, start, final=final, resume_from=resume_from)
+        if products is not None:
+            _close(result, products, session, resume_from, console)
     return result
 
 
@@ -136,26 +131,26 @@ def _train(
     *,
     final: bool,
     resume_from: Path | None,
-) -> RunResult:
-    """Run the session up to the export; an interrupt or an error is recorded."""
+) -> tuple[RunResult, ProductWriter | None]:
+    """Run the session up to its products, None after an interrupt; an interrupt or an error is recorded."""
     with InterruptGuard(console.say, session.config.trainer.grace_seconds) as guard:
         guard.on_save_outside_training = lambda: console.say(requeue_job() or "SIGUSR1: there is nothing new to save")
         guard.before_forced_end = lambda: _end_at_once(session, guard)
         try:
             result = _optimize(session, context, console, guard, checkpoint)
-            if not result.interrupted:
-                _finish(result, session, console, final=final)
+            products = None if result.interrupted else _finish(result, session, console, final=final)
         except KeyboardInterrupt:
             session.end(INTERRUPTED, f"stopped by {_name_of(guard.received)}, outside training")
             console.say(after_interrupt(session.folder, resume_from))
             raise
         except Exception as error:
-            session.end(FAILED, str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}")
+            with suppress(OSError):  # A full disk must not hide the error.
+                session.end(FAILED, reason(error))
             raise
-        if result.interrupted:
+        if products is None:
             session.end(INTERRUPTED, result.error, step=result.step)
             console.say(f"{result.error}. {how_to_resume(session.folder, resume_from)}")
-    return result
+    return result, products
 
 
 def _end_at_once(session: Session, guard: InterruptGuard, workers: Workers | None = None) -> None:
@@ -168,9 +163,9 @@ def run_validation(
     config: ExperimentConfig, checkpoint: Path | str, *, devices: DeviceSpec = "auto", console: Console | None = None
 ) -> RunResult:
     """Render the preview grid of a trained run and save it as ``images/validation-<step>.png``."""
-    with _evaluation(config, checkpoint, devices, console, "validate") as (system, folder, result, console, clock):
-        with clock.stage("images"):
-            path = save_preview(system, config.preview, folder, result.step, prefix=VALIDATION)
+    with _evaluation(config, checkpoint, devices, console, "validate") as (result, products):
+        with products.clock.stage("images"):
+            path = save_preview(products.system, config.preview, products.folder, result.step, prefix=VALIDATION)
         result.paths["image grid"] = path
     return result
 
@@ -179,9 +174,10 @@ def run_test(
     config: ExperimentConfig, checkpoint: Path | str, *, devices: DeviceSpec = "auto", console: Console | None = None
 ) -> RunResult:
     """Write the final video of a trained run."""
-    with _evaluation(config, checkpoint, devices, console, "test") as (system, folder, result, console, clock):
-        _video(system, config, folder, result, console, clock)
-        add_files(folder, folder.videos, result.paths)
+    with _evaluation(config, checkpoint, devices, console, "test") as (result, products):
+        products.video()
+        add_files(products.folder, products.folder.videos, result.paths)
+        settle(products.folder, result.step, VIDEO, None)
     return result
 
 
@@ -195,17 +191,18 @@ def run_export(
     Raises:
         ValueError: No object could be exported; the files of an earlier export are unchanged.
     """
-    with _evaluation(config, checkpoint, devices, console, "export") as (system, folder, result, console, clock):
-        _export(system, config, folder, result, console, clock)
-        add_files(folder, folder.export, result.paths)
-        settle_export(folder, result.step, result.error)
+    with _evaluation(config, checkpoint, devices, console, "export") as (result, products):
+        products.mesh()
+        result.status, result.error = outcome(products.problems)
+        add_files(products.folder, products.folder.export, result.paths)
+        settle(products.folder, result.step, MESH, result.error)
     return result
 
 
 @contextmanager
 def _evaluation(
     config: ExperimentConfig, checkpoint: Path | str, devices: DeviceSpec, console: Console | None, what: str
-) -> Iterator[tuple[System, RunFolder, RunResult, Console, StageClock]]:
+) -> Iterator[tuple[RunResult, ProductWriter]]:
     """Context manager that provides a trained system and prints the list of written files at the end."""
     console, clock = console or Console(), StageClock()
     where = Devices.parse(devices)
@@ -219,8 +216,10 @@ def _evaluation(
             load_weights(system, state["state_dict"])
             system.to_device(torch.device(where.first))
             system.restore_step(state["global_step"])
-        result = RunResult(folder.root, state["global_step"], seconds=clock.seconds, system=system)
-        yield system, folder, result, console, clock
+        products = ProductWriter(system, config, folder, console, clock, state["global_step"])
+        result = RunResult(folder.root, products.step, products.paths, clock.seconds, system=system)
+        result.products = products.problems
+        yield result, products
     _list(result, console, clock)
     if result.error is not None:
         console.say(f"error: {result.error}")
@@ -289,59 +288,16 @@ def _new_system(session: Session, context: RankContext, *, resumed: bool) -> Sys
     return system
 
 
-def _finish(result: RunResult, session: Session, console: Console, *, final: bool) -> None:
-    """Write the video and export the object after training; a failed export is recorded in the result."""
-    config, folder, clock, system = session.config, session.folder, session.clock, result.system
+def _finish(result: RunResult, session: Session, console: Console, *, final: bool) -> ProductWriter:
+    """Write the products of a trained run; a product that fails is recorded in the result."""
+    config, system = session.config, result.system
     assert system is not None
-    if final if config.test.enabled == "auto" else config.test.enabled:
-        _video(system, config, folder, result, console, clock)
-    grid = latest_preview(folder)
-    if grid is not None:
-        result.paths["image grid"] = grid
-    if not final or not system.shapes():
-        return
-    try:
-        _export(system, config, folder, result, console, clock)
-    except NoMeshError as error:
-        result.status, result.error = NO_MESH, str(error)
-        aside = set_export_aside(folder)  # These files were exported from the state of an earlier session.
-        if aside:
-            console.say(f"export: {aside}")
-    if result.error is not None:
-        clock.status["export"] = NO_MESH
-
-
-def _video(
-    system: System, config: ExperimentConfig, folder: RunFolder, result: RunResult, console: Console, clock: StageClock
-) -> None:
-    def progress(fraction: float) -> None:
-        if console.due():
-            console.progress(f"{name}: {fraction:.0%}")
-
-    name = video_name(system)
-    with clock.stage(name):
-        path, replaced = write_video(system, config, folder, progress)
-    result.paths[name] = path
-    if replaced:
-        console.say(f"{name}: {replaced}")
-
-
-def _export(
-    system: System, config: ExperimentConfig, folder: RunFolder, result: RunResult, console: Console, clock: StageClock
-) -> None:
-    def progress(stage: str, fraction: float) -> None:
-        if console.due():
-            console.progress(f"export: {stage} {fraction:.0%}")
-
-    with clock.stage("export"):
-        exported = export_objects(system, config, folder, progress)
-    result.paths |= exported.paths
-    for item in exported.results:
-        console.say(item.report.describe())
-    if exported.remark:
-        console.say(f"export: {exported.remark}")
-    if exported.problem is not None:
-        result.status, result.error = NO_MESH, exported.problem
+    products = ProductWriter(system, config, session.folder, console, session.clock, result.step)
+    products.write_all(mesh=final, video=final if config.test.enabled == "auto" else config.test.enabled)
+    result.paths |= products.paths
+    result.products = products.problems
+    result.status, result.error = outcome(products.problems)
+    return products
 
 
 def _folder(config: ExperimentConfig, output: Path | str | None) -> RunFolder:
@@ -351,8 +307,10 @@ def _folder(config: ExperimentConfig, output: Path | str | None) -> RunFolder:
     return RunFolder.create(config.output_root, config.name, config.tag or slug(config.prompt))
 
 
-def _close(result: RunResult, session: Session, resume_from: Path | None, console: Console) -> None:
-    """Write the summary and print all paths; an error, if any, is the last line."""
+def _close(
+    result: RunResult, products: ProductWriter, session: Session, resume_from: Path | None, console: Console
+) -> None:
+    """Write the summary and print all paths and products; an error, if any, is the last line."""
     folder = session.folder
     result.paths |= {
         "metrics": folder.metrics,
@@ -362,18 +320,15 @@ def _close(result: RunResult, session: Session, resume_from: Path | None, consol
         "checkpoint": folder.last_checkpoint,
     }
     result.paths = {name: path for name, path in result.paths.items() if path.exists()}
-    summary = session.end(result.status, result.error, step=result.step, paths=result.paths)
+    summary = session.end(result.status, result.error, step=result.step, paths=result.paths, products=products.problems)
     assert summary is not None
     result.paths["summary"] = summary
-    console.say("Done:" if result.error is None else "Done, except for missing meshes:")
+    failed = [name for name, problem in products.problems.items() if problem is not None]
+    console.say(f"Done, except for the {' and the '.join(failed)}:" if failed else "Done:")
+    products.report()
     _list(result, console, session.clock)
     if result.error is not None:
-        stage = f"stages.{folder.root.name}." if resume_from else ""
-        console.say(
-            f"error: {result.error}. Everything else is saved. Export again with {command_name()} --export "
-            f"{folder.root} KEY=VALUE, or train longer with {command_name()} --train --resume "
-            f"{resume_from or folder.root} {stage}trainer.max_steps=N"
-        )
+        console.say(f"error: {result.error}. {products.remedy(resume_from)}")
 
 
 def _list(result: RunResult, console: Console, clock: StageClock) -> None:

@@ -15,7 +15,7 @@ from scoredist3d.training.checkpoint import checkpoint_step
 from scoredist3d.training.console import StageClock
 from scoredist3d.training.folder import RunFolder
 from scoredist3d.training.snapshot import save_snapshot
-from scoredist3d.training.summary import RUNNING, write_summary
+from scoredist3d.training.summary import RUNNING, Products, write_summary
 
 
 class Session:
@@ -63,12 +63,22 @@ class Session:
         *,
         step: int | None = None,
         paths: Mapping[str, Path] | None = None,
+        products: Products | None = None,
     ) -> Path | None:
         """Write the summary if the session has begun; ``step`` defaults to that of the last checkpoint."""
         if not self.number:
             return None
         step = self._saved_step() if step is None else step
-        return write_summary(self.folder, self.config, self.clock, status=status, error=error, step=step, paths=paths)
+        return write_summary(
+            self.folder,
+            self.config,
+            self.clock,
+            status=status,
+            error=error,
+            step=step,
+            paths=paths,
+            products=products,
+        )
 
     def discard(self) -> None:
         """Delete the record of this session if it is the first of the run; otherwise do nothing.

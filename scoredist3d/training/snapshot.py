@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 
 import scoredist3d
-from scoredist3d.files import new_folder, sync_folder, sync_tree, write_atomically
+from scoredist3d.files import new_folder, read_text, sync_folder, sync_tree, write_atomically
 from scoredist3d.training.folder import RESOLVED_CONFIG, WRITTEN_CONFIG, RunFolder
 
 _SESSION = "session-"
@@ -42,7 +42,7 @@ def save_snapshot(
 
 def _add_command(path: Path, command: Sequence[str]) -> int:
     """Append a line for this session to the file ``path``; returns the number of the session, from 1."""
-    before = path.read_text(encoding="utf-8") if path.is_file() else ""
+    before = read_text(path) if path.is_file() else ""
     time = datetime.now().astimezone().isoformat(timespec="seconds")
     # Line breaks inside the command are escaped, so that it stays on one line.
     shown = shlex.join(command).replace("\n", "'$'\\n''")
@@ -53,7 +53,7 @@ def _add_command(path: Path, command: Sequence[str]) -> int:
 
 def _save_configs(folder: RunFolder, configs: dict[str, str | None], session: int) -> None:
     """Write the configs of this session and keep those of the previous session if they differ."""
-    before = {name: (folder.configs / name).read_text(encoding="utf-8") for name in _existing(folder.configs, configs)}
+    before = {name: read_text(folder.configs / name) for name in _existing(folder.configs, configs)}
     if any(configs[name] not in (None, text) for name, text in before.items()):
         for name, text in before.items():
             write_atomically(folder.configs / "history" / f"session-{session - 1}" / name, text)

@@ -12,9 +12,17 @@ from scoredist3d.files import read_json, write_json
 from scoredist3d.training.console import StageClock, peak_memory_gib
 from scoredist3d.training.folder import SUMMARY, RunFolder
 
-RUNNING, DONE, INTERRUPTED, FAILED, NO_MESH = "running", "done", "interrupted", "failed", "no mesh"
+RUNNING, DONE, INTERRUPTED, FAILED = "running", "done", "interrupted", "failed"
+NO_MESH, NO_VIDEO, NO_IMAGES = "no mesh", "no video", "no images"
+"""Statuses of a trained run without one of its products."""
 NOT_BEGUN = "not begun"
 """Status of a pipeline stage that has no summary."""
+MESH, VIDEO, IMAGES = "mesh", "video", "images"
+"""Names of the products of a run, by which the summary lists them."""
+_WITHOUT = {MESH: NO_MESH, VIDEO: NO_VIDEO, IMAGES: NO_IMAGES}
+
+Products = Mapping[str, str | None]
+"""Mapping from each product that was written or attempted to the reason why it failed; None if it was written."""
 
 
 def write_summary(
@@ -26,6 +34,7 @@ def write_summary(
     step: int,
     error: str | None = None,
     paths: Mapping[str, Path] | None = None,
+    products: Products | None = None,
 ) -> Path:
     """Replace the summary of a run.
 
@@ -37,6 +46,7 @@ def write_summary(
         step: Number of optimizer steps of the saved state.
         error: Reason for a status other than ``done``.
         paths: Files inside ``folder`` by label.
+        products: Products of the run.
     """
     summary = {
         **_head(config, status, error),
@@ -45,6 +55,7 @@ def write_summary(
         "seconds": clock.seconds,
         "peak_memory_gib": round(peak_memory_gib(), 3),
         "stages": {name: {"status": clock.status[name], "seconds": clock.seconds[name]} for name in clock.seconds},
+        "products": _entries(products or {}),
         "paths": {label: _relative(path, folder.root) for label, path in (paths or {}).items()},
     }
     return write_json(folder.summary, summary)
@@ -60,12 +71,10 @@ def add_files(folder: RunFolder, part: Path, paths: Mapping[str, Path]) -> None:
     write_json(folder.summary, summary)
 
 
-def settle_export(folder: RunFolder, step: int, problem: str | None) -> None:
-    """Update the status of an existing summary after a later export of the same state."""
-    summary = read_json(folder.summary)
-    if summary.get("status") in (DONE, NO_MESH) and summary.get("step") == step:
-        status = DONE if problem is None else NO_MESH
-        write_json(folder.summary, summary | {"status": status, "error": problem})
+def outcome(products: Products) -> tuple[str, str | None]:
+    """Status and error of a trained run with these products; several reasons are joined by semicolons."""
+    failed = [name for name in _WITHOUT if products.get(name) is not None]
+    return (_WITHOUT[failed[0]], "; ".join(str(products[name]) for name in failed)) if failed else (DONE, None)
 
 
 def finished_steps(folder: RunFolder) -> int:
@@ -73,10 +82,41 @@ def finished_steps(folder: RunFolder) -> int:
     return int(read_json(folder.summary).get("step", 0))
 
 
-def is_done(folder: RunFolder, max_steps: int) -> bool:
-    """Whether a run finished with at least ``max_steps`` steps; a summary without a status counts as finished."""
+def settle(folder: RunFolder, step: int, product: str, problem: str | None) -> None:
+    """Update products, status and error of an existing summary after a product of the same state was written again."""
     summary = read_json(folder.summary)
-    return bool(summary) and summary.get("status", DONE) == DONE and finished_steps(folder) >= max_steps
+    if summary.get("status") not in (DONE, *_WITHOUT.values()) or summary.get("step") != step:
+        return
+    products = _problems(summary) | {product: problem}
+    status, error = outcome(products)
+    write_json(folder.summary, summary | {"status": status, "error": error, "products": _entries(products)})
+
+
+def _entries(products: Products) -> dict[str, dict[str, str | None]]:
+    """Products as entries of a summary."""
+    return {name: {"status": DONE if why is None else FAILED, "error": why} for name, why in products.items()}
+
+
+def _problems(summary: dict[str, Any]) -> dict[str, str | None]:
+    """Products of a summary; an earlier version of the program recorded only a missing mesh, in status and error."""
+    entries = summary.get("products")
+    if isinstance(entries, dict):
+        return {name: entry.get("error") for name, entry in entries.items() if isinstance(entry, dict)}
+    return {MESH: summary.get("error")} if summary.get("status") == NO_MESH else {}
+
+
+def is_done(folder: RunFolder, max_steps: int, *, needs_products: bool = True) -> bool:
+    """Whether a run finished with at least ``max_steps`` steps; a summary without a status counts as finished.
+
+    Args:
+        folder: Folder of the run.
+        max_steps: Required number of optimizer steps.
+        needs_products: Whether a run without one of its products counts as unfinished, so that a resumed run writes
+            it. A stage of a pipeline that others follow only needs its state.
+    """
+    summary = read_json(folder.summary)
+    finished = (DONE,) if needs_products else (DONE, *_WITHOUT.values())
+    return bool(summary) and summary.get("status", DONE) in finished and finished_steps(folder) >= max_steps
 
 
 def write_pipeline_summary(

@@ -1,6 +1,7 @@
 """Video and image files, read back after writing."""
 
 import builtins
+import contextlib
 import os
 import re
 import subprocess
@@ -13,7 +14,7 @@ from PIL import Image
 
 from scoredist3d.export import video as video_module
 from scoredist3d.export.images import image_grid, save_png, to_uint8
-from scoredist3d.export.video import VideoWriter, ffmpeg_available
+from scoredist3d.export.video import VideoError, VideoWriter, ffmpeg_available
 
 needs_ffmpeg = pytest.mark.skipif(not ffmpeg_available(), reason="imageio-ffmpeg is not installed")
 
@@ -69,6 +70,83 @@ def test_an_exception_leaves_no_file_and_keeps_the_old_one(tmp_path):
             video.add(frame)
         raise RuntimeError("in the middle")
     assert os.listdir(tmp_path) == ["turn.mp4"] and (tmp_path / "turn.mp4").read_bytes() == b"old"
+
+
+def stand_in(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+    """Use a shell script as ffmpeg; ``$REAL`` is the real one, ``$LAST`` the last argument."""
+    import imageio_ffmpeg
+
+    program = folder / "ffmpeg"
+    last = "for LAST; do :; done"
+    program.write_text(f"#!/bin/sh\nREAL='{imageio_ffmpeg.get_ffmpeg_exe()}'\n{last}\n{script}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(program))
+
+
+@needs_ffmpeg
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        # All frames are accepted, a file is there, and only the exit status tells that it is broken.
+        ('"$REAL" "$@"; echo "disk quota exceeded" >&2; exit 3', r"exit status 3 \(disk quota exceeded\)"),
+        ("head -c 10 >/dev/null; exit 4", r"exit status 4 \(without a message\)"),
+        ('"$REAL" "$@" || exit; case "$LAST" in *.mp4) truncate -s 2000 "$LAST";; esac', "cannot be read"),
+        ('case "$LAST" in *.mp4) cat >/dev/null; : >"$LAST";; *) exec "$REAL" "$@";; esac', "cannot be read"),
+        ('case "$LAST" in *.mp4) head -c 36864 | "$REAL" "$@"; cat >/dev/null;; *) exec "$REAL" "$@";; esac', "3 of 9"),
+        ("exit 0", "exit status 0|cannot be read"),
+    ],
+)
+def test_a_video_that_ffmpeg_breaks_is_an_error(tmp_path, monkeypatch, script, said):
+    stand_in(tmp_path, monkeypatch, script)
+    out = tmp_path / "out"
+    with pytest.raises(VideoError, match=said) as caught, VideoWriter(out / "turn.mp4") as video:
+        for frame in frames(9, 64, 64):
+            video.add(frame)
+    assert os.listdir(out) == [] and "\n" not in str(caught.value) and "write a .webp or .gif" in str(caught.value)
+
+
+@needs_ffmpeg
+def test_an_ffmpeg_that_cannot_be_started_is_an_error_and_a_missing_one_is_replaced(tmp_path, monkeypatch):
+    program = tmp_path / "ffmpeg"
+    program.write_bytes(b"\x7fELF of another machine")
+    program.chmod(0o755)
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(program))
+    with pytest.raises(VideoError, match=r"ffmpeg cannot be started \(.*ffmpeg: Exec format error\)"):  # noqa: SIM117
+        with VideoWriter(tmp_path / "turn.mp4") as video:
+            video.add(np.zeros((8, 8, 3), dtype=np.uint8))
+    program.unlink()
+    with VideoWriter(tmp_path / "turn.mp4") as video:
+        video.add(np.zeros((8, 8, 3), dtype=np.uint8))
+    assert video.path.suffix in (".webp", ".gif") and "ffmpeg was not found" in video.note
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".webp"])
+def test_an_incomplete_animation_is_an_error(tmp_path, monkeypatch, suffix):
+    save = Image.Image.save
+
+    def incomplete(self, path, **options):
+        save(self, path, **{**options, "append_images": options["append_images"][:-1]})
+
+    for change, said in ((None, ""), (incomplete, "so frames are missing")):
+        if change is not None:
+            monkeypatch.setattr(Image.Image, "save", change)
+        # Equal frames, which the formats merge, are all there.
+        with contextlib.ExitStack() as stack:
+            if said:
+                stack.enter_context(pytest.raises(VideoError, match=said))
+            video = stack.enter_context(VideoWriter(tmp_path / f"turn{suffix}", fps=24))
+            for value in (0, 0, 0, 90, 90, 200):
+                video.add(np.full((16, 16, 3), value, dtype=np.uint8))
+    assert os.listdir(tmp_path) == [f"turn{suffix}"]
+
+    def cut(self, path, **options):
+        save(self, path, **options)
+        os.truncate(path, os.path.getsize(path) // 2)
+
+    monkeypatch.setattr(Image.Image, "save", cut)
+    with pytest.raises(VideoError), VideoWriter(tmp_path / f"turn{suffix}", fps=24) as video:
+        for frame in frames(6, 16, 16):
+            video.add(frame)
 
 
 @needs_ffmpeg

@@ -64,5 +64,33 @@ def test_two_processes_at_once(tmp_path):
     assert len(files) == 1 and files[0].suffix == ".so"
 
 
+@needs_compiler
+@pytest.mark.parametrize("damage", ["empty", "half", "flipped bit"])
+def test_a_damaged_library_is_built_again(tmp_path, damage):
+    """In processes of their own, because loading a truncated library ends a process with a bus error."""
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+    environment.pop("SCOREDIST3D_NATIVE", None)
+    code = "from scoredist3d.ops import native; assert native.available(), native.unavailable_reason()"
+
+    def run() -> str:
+        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stderr
+
+    assert run() == ""
+    (library,) = (tmp_path / "scoredist3d").iterdir()
+    before = library.read_bytes()
+    content = bytearray(before)
+    if damage == "flipped bit":
+        content[len(content) // 3] ^= 4
+    else:
+        del content[0 if damage == "empty" else len(content) // 2 :]
+    library.write_bytes(content)
+    assert run() == f"the cache file {library} is damaged (its checksum differs) and is regenerated\n"
+    (again,) = (tmp_path / "scoredist3d").iterdir()
+    assert (again.name, again.read_bytes()) == (library.name, before)
+    assert run() == ""
+
+
 def test_key_depends_on_flags():
     assert native._key(["cc", "-O2"]) != native._key(["cc", "-O3"])

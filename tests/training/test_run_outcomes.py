@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -15,9 +17,11 @@ from shared.tiny_runs import make as make_config
 
 import scoredist3d
 from scoredist3d import cli
+from scoredist3d.export.video import VideoError, VideoWriter
 from scoredist3d.files import write_json
 from scoredist3d.guidance.core.checks import NonFiniteError
 from scoredist3d.losses.sparsity import Sparsity
+from scoredist3d.training import callbacks, products
 from scoredist3d.training.callbacks import Checkpoints
 from scoredist3d.training.folder import RunFolder
 from scoredist3d.training.metrics import read_rows
@@ -149,6 +153,108 @@ def test_a_pipeline_fails_without_the_mesh_of_its_last_stage_only(
     told = summary(folder)
     assert (told["status"], told["error"]) == ("done", None)
     assert told["paths"]["glb"] == "refine/export/red-left-blob.glb" and (folder / told["paths"]["glb"]).is_file()
+
+
+# Products that fail on their own
+
+
+def break_video(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def broken(self: VideoWriter, frame: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(VideoWriter, "add", broken)
+
+
+@pytest.mark.parametrize(
+    ("error", "why"),
+    [
+        (VideoError("ffmpeg failed with exit status 1"), "ffmpeg failed with exit status 1"),
+        (OSError(errno.ENOSPC, "No space left on device", "/d/turntable.mp4"), "/d/turntable.mp4: the disk is full"),
+        (RuntimeError("a bug\nin a frame"), "RuntimeError: a bug in a frame"),
+    ],
+)
+def test_a_broken_video_costs_neither_the_mesh_nor_the_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception, why: str
+) -> None:
+    break_video(monkeypatch, error)
+    code, folder = train(written(tmp_path))
+    out = capsys.readouterr().out
+    assert code == cli.RUN_FAILED and "Done, except for the video:" in out
+    assert re.search(r"^  mesh +written$", out, re.MULTILINE) and re.search(r"^  images +written$", out, re.MULTILINE)
+    assert re.search(rf"^  video +no video was written: {re.escape(why)}", out, re.MULTILINE)
+    assert out.strip().splitlines()[-1].startswith(f"error: no video was written: {why}")
+    assert f"Write the video again with python launch.py --test {folder} KEY=VALUE" in out
+    told = summary(folder)
+    assert told["status"] == "no video" and told["error"].startswith(f"no video was written: {why}")
+    assert told["products"] == {
+        "images": {"status": "done", "error": None},
+        "mesh": {"status": "done", "error": None},
+        "video": {"status": "failed", "error": told["error"]},
+    }
+    assert {"glb", "image grid", "checkpoint"} <= set(told["paths"]) and "turntable" not in told["paths"]
+    assert again("test", folder) == cli.RUN_FAILED  # it is still broken
+    assert summary(folder) == told
+    monkeypatch.undo()
+    assert again("test", folder) == cli.OK
+    told = summary(folder)
+    assert (told["status"], told["error"], told["paths"]["turntable"]) == ("done", None, "videos/turntable.mp4")
+    assert told["products"]["video"] == {"status": "done", "error": None}
+
+
+def test_an_interrupted_video_leaves_the_mesh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    break_video(monkeypatch, KeyboardInterrupt())  # type: ignore[arg-type]
+    code, folder = train(written(tmp_path))
+    assert code == cli.INTERRUPTED and summary(folder)["status"] == "interrupted"
+    assert (folder / "export" / "red-left-blob.glb").is_file()
+
+
+def test_several_products_that_fail_are_all_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: Any, **__: Any) -> Path:
+        raise OSError(errno.ENOSPC, "No space left on device", "/d/step.png")
+
+    break_video(monkeypatch, VideoError("ffmpeg failed"))
+    for module in (callbacks, products):
+        monkeypatch.setattr(module, "save_preview", full)
+    code, folder = train(written(tmp_path), IMPOSSIBLE)
+    told, out = summary(folder), capsys.readouterr().out
+    assert code == cli.RUN_FAILED and told["status"] == "no mesh"
+    assert "warning: preview of step 1: /d/step.png: the disk is full" in out
+    assert [name for name, product in told["products"].items() if product["status"] == "failed"] == [
+        "images",
+        "mesh",
+        "video",
+    ]
+    mesh, video, images = told["error"].split("; no ")
+    assert mesh.startswith("no mesh was written for red-left-blob: no surface")
+    assert video == "video was written: ffmpeg failed"
+    assert images.startswith("images were written: /d/step.png: the disk is full; free some space")
+    assert again("export", folder, "exporter.threshold=auto") == cli.OK
+    assert summary(folder)["status"] == "no video"
+    monkeypatch.undo()
+    assert again("test", folder) == cli.OK
+    assert summary(folder)["status"] == "no images"
+
+
+def test_a_stage_without_its_video_is_not_trained_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = written(tmp_path, name="both", stages={"coarse": {"test": {"enabled": True}}, "refine": {}})
+    break_video(monkeypatch, VideoError("ffmpeg failed"))
+    code, folder = train(file, name="both")
+    told = summary(folder)
+    assert code == cli.RUN_FAILED and told["status"] == "no video"
+    assert [stage["status"] for stage in told["stages"].values()] == ["no video", "no video"]
+    assert (folder / told["paths"]["glb"]).is_file()
+    monkeypatch.undo()
+    capsys.readouterr()
+    assert again("train", folder) == cli.OK
+    assert "coarse: already done" in capsys.readouterr().out
+    assert (summary(folder)["status"], summary(folder)["paths"]["turntable"]) == (
+        "done",
+        "refine/videos/turntable.mp4",
+    )
 
 
 # The summary

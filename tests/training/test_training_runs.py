@@ -65,7 +65,7 @@ def test_a_run_ends_with_everything_it_promises(trained: Any) -> None:
         "step-000002.png",
         "step-000003.png",
     ]
-    assert list(result.seconds) == ["start-up", "training", "turntable", "export"]
+    assert list(result.seconds) == ["start-up", "training", "export", "turntable"]
     for text in (
         "red left blob",
         "gaussian-mixture",

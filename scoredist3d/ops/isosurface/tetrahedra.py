@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import os
-import tempfile
-import zlib
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 
 import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
 
-from scoredist3d.ops import native
+from scoredist3d.ops import cache
+from scoredist3d.reasons import reason
 
 logger = logging.getLogger("scoredist3d")
 
@@ -24,6 +20,7 @@ logger = logging.getLogger("scoredist3d")
 TET_EDGES = ((0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3))
 # Part of the file name: increase it when the lattice or the layout of the file changes.
 _FORMAT = 1
+_SUFFIX = ".safetensors"
 _FIELDS = ("vertices", "tets", "edges", "tet_edges")
 # Largest distance from a point to the nearest vertex, in spacings: the circumradius of a tetrahedron, sqrt(5) / 2.
 _COVERING_RADIUS = 1.12
@@ -83,11 +80,11 @@ def tetrahedral_grid(resolution: int, radius: float | None = None) -> Tetrahedra
         raise ValueError(f"tetrahedral grid: resolution must be an even number from 2 to 512, got {resolution}")
     if radius is not None and not radius > 0:
         raise ValueError(f"tetrahedral grid: radius must be positive, got {radius}")
-    path = native.cache_folder() / _file_name(resolution, radius)
-    tensors = _load(path) if path.exists() else None
+    stem = _stem(resolution, radius)
+    tensors = _load(stem)
     if tensors is None:
         tensors = generate(resolution, radius)
-        _save(path, tensors)
+        _save(stem, tensors)
     return TetrahedralGrid(**tensors, spacing=2 / resolution)
 
 
@@ -167,41 +164,27 @@ def _unique_edges(tets: Tensor, coordinates: Tensor) -> tuple[Tensor, Tensor]:
     return edges, tet_edges
 
 
-def _file_name(resolution: int, radius: float | None) -> str:
+def _stem(resolution: int, radius: float | None) -> str:
     ball = "" if radius is None else f"-ball-{radius:g}"
-    return f"tetrahedra-{_FORMAT}-{resolution}{ball}.safetensors"
+    return f"tetrahedra-{_FORMAT}-{resolution}{ball}"
 
 
-def _checksums(tensors: dict[str, Tensor]) -> str:
-    return json.dumps({name: zlib.crc32(tensors[name].numpy().data) for name in _FIELDS})
-
-
-def _load(path: Path) -> dict[str, Tensor] | None:
-    """Tensors of a cache file, or None if it is unreadable or damaged."""
+def _load(stem: str) -> dict[str, Tensor] | None:
+    """Tensors of a cache file; None if there is no readable one."""
+    path = cache.find(stem, _SUFFIX)
+    if path is None:
+        return None
     try:
         with safetensors.safe_open(str(path), framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in _FIELDS}
-            expected = (file.metadata() or {}).get("crc32")
+            return {name: file.get_tensor(name) for name in _FIELDS}
     except (OSError, safetensors.SafetensorError) as error:
         logger.warning("tetrahedral grid: the cache file %s cannot be read (%s) and is regenerated", path, error)
         return None
-    if _checksums(tensors) != expected:
-        logger.warning("tetrahedral grid: the cache file %s is damaged and is regenerated", path)
-        return None
-    return tensors
 
 
-def _save(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Write the cache file atomically; a failure is logged, since the cache only saves time."""
-    temporary = None
+def _save(stem: str, tensors: dict[str, Tensor]) -> None:
+    """Write the cache file; a failure is logged, since the cache only saves time."""
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=".tmp")
-        os.close(handle)
-        temporary = Path(name)
-        safetensors.torch.save_file(tensors, temporary, metadata={"crc32": _checksums(tensors)})
-        os.replace(temporary, path)
+        cache.store(stem, _SUFFIX, lambda path: safetensors.torch.save_file(tensors, path))
     except (OSError, safetensors.SafetensorError) as error:
-        logger.warning("tetrahedral grid: cannot write the cache file %s (%s)", path, error)
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+        logger.warning("tetrahedral grid: no cache file is written (%s); the run continues without it", reason(error))

@@ -16,12 +16,14 @@ import platform
 import shlex
 import shutil
 import subprocess
-import tempfile
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from scoredist3d.ops import cache
+from scoredist3d.reasons import os_reason
 
 logger = logging.getLogger("scoredist3d")
 
@@ -99,18 +101,17 @@ def _build() -> ctypes.CDLL:
     compilers = _compilers()
     if not compilers:
         raise _Unavailable("no C compiler found; install one (for example `apt install gcc`) or set $CC")
-    folder = cache_folder()
     problem = ""
     for compiler in compilers:
         for optional in _OPTIONAL_FLAGS:
             command = [*compiler, *_BASE_FLAGS, *optional]
-            target = folder / f"native-{_key(command)}.so"
+            stem = f"native-{_key(command)}"
             try:
-                if not target.exists():
-                    _compile(command, target)
-                return ctypes.CDLL(str(target))
+                return ctypes.CDLL(str(cache.find(stem, ".so") or cache.store(stem, ".so", partial(_compile, command))))
             except (_Unavailable, OSError, subprocess.SubprocessError) as error:
                 problem = f"{shlex.join(command)}: {error}"
+                if isinstance(error, OSError) and error.errno is not None:  # The cache folder cannot be written.
+                    problem = f"{os_reason(error)} ($XDG_CACHE_HOME chooses the cache folder)"
                 logger.debug("native kernels: %s", problem)
     raise _Unavailable(problem)
 
@@ -120,17 +121,6 @@ def _compilers() -> list[list[str]]:
     names = [os.environ.get("CC", ""), "cc", "gcc", "clang"]
     commands = [shlex.split(name) for name in dict.fromkeys(names) if name.strip()]
     return [[path, *command[1:]] for command in commands if (path := shutil.which(command[0])) is not None]
-
-
-def cache_folder() -> Path:
-    """Cache folder of the user, or a temporary folder if that is not writable."""
-    root = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    folder = Path(root) / "scoredist3d"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return Path(tempfile.mkdtemp(prefix="scoredist3d-"))
-    return folder if os.access(folder, os.W_OK) else Path(tempfile.mkdtemp(prefix="scoredist3d-"))
 
 
 def _key(command: list[str]) -> str:
@@ -156,16 +146,9 @@ def _processor() -> str:
 
 
 def _compile(command: list[str], target: Path) -> None:
-    """Compile to a temporary file next to the target and rename it, so that no process loads an incomplete library."""
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=target.stem, suffix=".tmp")
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        sources = [str(Path(__file__).parent / source) for source in _SOURCES]
-        full = [*command, *sources, "-o", str(temporary), "-lm"]
-        done = subprocess.run(full, capture_output=True, text=True, timeout=_COMPILE_TIMEOUT, check=False)
-        if done.returncode != 0:
-            raise _Unavailable(done.stderr.strip()[:300] or f"exit status {done.returncode}")
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Compile the sources to the shared library ``target``."""
+    sources = [str(Path(__file__).parent / source) for source in _SOURCES]
+    full = [*command, *sources, "-o", str(target), "-lm"]
+    done = subprocess.run(full, capture_output=True, text=True, timeout=_COMPILE_TIMEOUT, check=False)
+    if done.returncode != 0:
+        raise _Unavailable(done.stderr.strip()[:300] or f"exit status {done.returncode}")

@@ -1,6 +1,7 @@
 """The tetrahedral lattice and its cache file."""
 
 import math
+import re
 
 import pytest
 import safetensors.torch
@@ -108,7 +109,8 @@ def test_dihedral_angles_of_the_inner_tetrahedra():
 def test_kept_in_memory_and_on_disk(own_cache, monkeypatch):
     first = tetrahedral_grid(8)
     assert tetrahedral_grid(8) is first
-    assert [path.name for path in own_cache.iterdir()] == ["tetrahedra-1-8.safetensors"]
+    (path,) = own_cache.iterdir()
+    assert re.fullmatch(r"tetrahedra-1-8-[0-9a-f]{24}\.safetensors", path.name)
     tetrahedral_grid.cache_clear()
     monkeypatch.setattr(tetrahedra, "generate", lambda *_: pytest.fail("made again although the file is there"))
     again = tetrahedral_grid(8)
@@ -122,26 +124,28 @@ def test_a_ball_and_the_cube_have_different_files(own_cache):
     assert len(list(own_cache.iterdir())) == 3
 
 
-@pytest.mark.parametrize("damage", ["cut", "flipped bit", "not the format", "other tensors"])
+@pytest.mark.parametrize("damage", ["empty", "cut", "flipped bit", "flipped bit in the header", "not the format"])
 def test_a_damaged_file_is_made_anew(own_cache, damage, caplog):
     good = tetrahedral_grid(6)
     (path,) = own_cache.iterdir()
-    content = bytearray(path.read_bytes())
-    if damage == "cut":
-        path.write_bytes(content[: len(content) // 2])
-    elif damage == "flipped bit":
-        content[-5] ^= 1
-        path.write_bytes(content)
+    before = path.read_bytes()
+    content = bytearray(before)
+    if damage == "empty":
+        content.clear()
+    elif damage == "cut":
+        del content[len(content) // 2 :]
     elif damage == "not the format":
-        path.write_bytes(b"nothing of use")
+        content[:] = b"nothing of use"
     else:
-        safetensors.torch.save_file({"vertices": torch.zeros(3)}, path)
+        content[20 if "header" in damage else -5] ^= 1
+    path.write_bytes(content)
     tetrahedral_grid.cache_clear()
     again = tetrahedral_grid(6)
     assert torch.equal(again.tets, good.tets) and torch.equal(again.tet_edges, good.tet_edges)
-    assert "is regenerated" in caplog.text
-    assert [entry.name for entry in own_cache.iterdir()] == [path.name]
-    assert tetrahedra._load(path) is not None
+    assert [record.getMessage() for record in caplog.records] == [
+        f"the cache file {path} is damaged (its checksum differs) and is regenerated"
+    ]
+    assert [entry.name for entry in own_cache.iterdir()] == [path.name] and path.read_bytes() == before
 
 
 def test_a_full_disk_costs_the_file_only(own_cache, monkeypatch, caplog):

@@ -1,0 +1,203 @@
+"""Full disks, read-only folders and unreadable files: one sentence with the path and what to do, never a traceback."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from faults.conftest import Mount
+from shared.tiny_runs import plain
+
+from scoredist3d import cli
+from scoredist3d.files import atomic_file, atomic_path, read_text, write_json
+from scoredist3d.ops import native
+from scoredist3d.reasons import os_reason, reason
+from scoredist3d.training.metrics import MetricsFile
+
+FULL = "the disk is full; free some space, or write to another disk"
+
+
+def full(*_: Any) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def train(file: Path, root: Path, **changes: Any) -> int:
+    file.write_text(yaml.safe_dump(plain(root, trainer={"max_steps": 1}, **changes)))
+    return cli.main(["--config", str(file), "--train", "--gpu", "cpu"])
+
+
+def one_sentence(text: str) -> str:
+    """The error message that the command line printed, checked to be the only one."""
+    assert "Traceback" not in text and "--verbose" not in text
+    (line,) = text.strip().splitlines()
+    assert line.startswith("error: ") and len(line) < 500
+    return line
+
+
+@pytest.mark.parametrize("writer", [atomic_file, atomic_path])
+def test_a_full_disk_is_named_and_the_old_file_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writer: Any
+) -> None:
+    path = tmp_path / "file.json"
+    path.write_text("old")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError) as caught, writer(path) as opened:
+        (opened.write if hasattr(opened, "write") else opened.write_bytes)(b"new")
+    assert reason(caught.value) == f"{path}: {FULL}"
+    assert os.listdir(tmp_path) == ["file.json"] and path.read_text() == "old"
+
+
+def test_a_full_disk_without_a_mount(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(os, "fsync", full)
+    assert train(tmp_path / "config.yaml", tmp_path / "out") == cli.RUN_FAILED
+    assert re.fullmatch(rf"error: {tmp_path}/out/\S+/configs/\S+: {FULL}", one_sentence(capsys.readouterr().err))
+
+
+@pytest.mark.parametrize("size", ["4k", "40k", "64k"])
+def test_a_full_disk_is_one_sentence(
+    tmp_path: Path, mount: Mount, capsys: pytest.CaptureFixture[str], size: str
+) -> None:
+    disk = mount(f"size={size}")
+    assert train(tmp_path / "config.yaml", disk) == cli.RUN_FAILED
+    said = one_sentence(capsys.readouterr().err)
+    assert said.startswith(f"error: {disk}/") and said.endswith(FULL)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", range(4, 160, 8))
+def test_a_disk_that_fills_anywhere_is_one_sentence(
+    tmp_path: Path, mount: Mount, capsys: pytest.CaptureFixture[str], size: int
+) -> None:
+    disk = mount(f"size={size}k")
+    code = train(tmp_path / "config.yaml", disk, log={"tensorboard": True})
+    out, err = capsys.readouterr()
+    if code == cli.OK:
+        return
+    last = err.strip() or out.strip().splitlines()[-1]
+    assert last.startswith("error: ") and "full" in last and "Traceback" not in out + err
+
+
+def test_a_read_only_folder_is_one_sentence(tmp_path: Path, mount: Mount, capsys: pytest.CaptureFixture[str]) -> None:
+    disk = mount("size=1m,ro")
+    assert train(tmp_path / "config.yaml", disk) == cli.RUN_FAILED
+    said = one_sentence(capsys.readouterr().err)
+    assert said == f"error: {disk}/scoredist3d: the file system is read-only; write to another folder"
+
+
+def test_a_read_only_folder_without_a_mount(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(self: Path, *_: Any, **__: Any) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    assert train(tmp_path / "config.yaml", tmp_path / "out") == cli.RUN_FAILED
+    said = one_sentence(capsys.readouterr().err)
+    assert said.endswith("permission denied; change the permissions, or use another folder") and "/out/" in said
+
+
+def test_copied_folders_name_the_file_that_failed(tmp_path: Path, mount: Mount) -> None:
+    (tmp_path / "custom").mkdir()
+    (tmp_path / "custom" / "big.py").write_bytes(b"#" * 20000)
+    disk = mount("size=8k")
+    with pytest.raises(shutil.Error) as caught:
+        shutil.copytree(tmp_path / "custom", disk / "custom")
+    assert reason(caught.value) == f"{disk}/custom/big.py: {FULL}"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"step,loss\n1,\xff\xfe\n", "not a UTF-8 text file; save it with the encoding UTF-8"),
+        ("step,loss\n1,2\n".encode("utf-16"), "not a UTF-8 text file"),
+        (b"step,loss\nx,2\n", "a row has no step, a whole number; rename the file"),
+        (b"loss\n2\n", "a row has no step, a whole number; rename the file"),
+        (b"step," + b"9" * 200_000 + b"\n1,2\n", "not a CSV file (field larger than field limit (131072)); rename it"),
+    ],
+)
+def test_unreadable_metrics_are_named(tmp_path: Path, content: bytes, said: str) -> None:
+    path = tmp_path / "metrics.csv"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="metrics") as caught:
+        MetricsFile(path, resume_step=1)
+    assert str(caught.value).startswith(f"{path}: {said}")
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "latin-1"])
+def test_a_config_in_another_encoding_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], encoding: str
+) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_bytes("prompt: ein grüner Krug\n".encode(encoding))
+    assert cli.main(["--config", str(file), "--train"]) == cli.USAGE_ERROR
+    said = one_sentence(capsys.readouterr().err)
+    assert str(file) in said and "not a UTF-8 text file; save it with the encoding UTF-8" in said
+
+
+def test_other_text_files_are_named(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"\xff")
+    with pytest.raises(ValueError, match=r"a\.txt: not a UTF-8 text file; save it"):
+        read_text(tmp_path / "a.txt")
+
+
+def test_reasons_of_system_errors() -> None:
+    assert os_reason(OSError("written by this program")) == "written by this program"
+    assert os_reason(FileNotFoundError(errno.ENOENT, "No such file", "/a/b")).startswith("/a/b: there is no such file")
+    assert os_reason(OSError(errno.EBUSY, "Device or resource busy")) == (
+        "Device or resource busy; check the disk and the path"
+    )
+    assert reason(RuntimeError()) == "RuntimeError" and reason(RuntimeError("a")) == "RuntimeError: a"
+
+
+def test_a_missing_compiler_with_a_read_only_cache_is_a_sentence(tmp_path: Path, mount: Mount) -> None:
+    """The operators then run in torch, and grids are generated in every process."""
+    disk, empty = mount("size=1m,ro"), tmp_path / "empty"
+    empty.mkdir()
+    code = (
+        "import logging, sys; logging.basicConfig(level=logging.INFO, format='%(message)s')\n"
+        "from scoredist3d.ops import native\n"
+        "from scoredist3d.ops.isosurface.tetrahedra import tetrahedral_grid\n"
+        "print(native.available(), native.unavailable_reason()); print(len(tetrahedral_grid(4).tets))"
+    )
+    environment = {**os.environ, "XDG_CACHE_HOME": str(disk), "PATH": str(empty), "TMPDIR": str(disk)}
+    environment.pop("CC", None)
+    environment.pop("SCOREDIST3D_NATIVE", None)
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        "False no C compiler found; install one (for example `apt install gcc`) or set $CC",
+        "144",
+    ]
+
+
+@pytest.mark.skipif(not native._compilers(), reason="no C compiler")
+def test_kernels_that_cannot_be_stored_have_a_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("SCOREDIST3D_NATIVE", raising=False)
+    monkeypatch.setattr(native, "_OPTIONAL_FLAGS", ((),))
+    monkeypatch.setattr(native, "_compile", lambda command, path: path.write_bytes(b"library"))
+    monkeypatch.setattr(os, "fsync", full)
+    assert native._load.__wrapped__() == (
+        None,
+        f"{tmp_path}/scoredist3d: {FULL} ($XDG_CACHE_HOME chooses the cache folder)",
+    )
+
+
+def test_json_is_not_written_in_part(tmp_path: Path, mount: Mount) -> None:
+    disk = mount("size=4k")
+    write_json(disk / "a.json", {"a": 1})
+    with pytest.raises(OSError) as caught:
+        write_json(disk / "a.json", {"a": "x" * 10_000})
+    assert reason(caught.value) == f"{disk}/a.json: {FULL}"
+    assert (disk / "a.json").read_text() == '{\n  "a": 1\n}\n'
