@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from scoredist3d import __version__, registry
-from scoredist3d.config.fields import ConfigError
+from scoredist3d.config.errors import MAX_MESSAGE, ConfigError, brief
 from scoredist3d.custom import custom_folders, load_custom
 from scoredist3d.paths import checkout_root, command_name
 from scoredist3d.reasons import reason
@@ -85,7 +85,7 @@ def _dispatch(options: argparse.Namespace) -> int:
             note += (
                 "\n(only commands that build a run import ./custom; if the name is defined there, add --custom custom)"
             )
-        raise ConfigError(f"{error}{note}") from error
+        raise ConfigError(brief(str(error), MAX_MESSAGE - len(note)) + note) from error
 
 
 def missing_dependency(error: BaseException) -> str | None:

@@ -53,7 +53,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "backgrounds": {"torch"},
     "cameras": {"torch"},
     "cli": {"torch"},
-    "config": {"omegaconf", "yaml"},
+    "config": {"yaml"},
     "data": {"torch"},
     "diffusion": {"torch"},
     "evaluation": {"numpy", "scipy", "skimage", "torch"},
@@ -169,7 +169,7 @@ def test_nothing_optional_or_slow_at_import(module: Path) -> None:
 
 @pytest.mark.parametrize("module", [PACKAGE / "__init__.py", PACKAGE / "registry.py", PACKAGE / "cli.py"], ids=name_of)
 def test_the_way_in_is_light(module: Path) -> None:
-    assert not roots_at_import(module) & {"torch", "numpy", "omegaconf", "yaml"}
+    assert not roots_at_import(module) & {"torch", "numpy", "yaml"}
 
 
 @pytest.mark.parametrize("module", MODULES, ids=name_of)

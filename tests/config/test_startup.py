@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 HANG = 600.0  # seconds; not a measure of speed, but a limit for a test that hangs
-HEAVY = {"torch", "numpy", "yaml", "omegaconf", "diffusers", "transformers", "pytorch_lightning"}
+HEAVY = {"torch", "numpy", "yaml", "diffusers", "transformers", "pytorch_lightning"}
 
 
 def loaded_by(code: str) -> set[str]:
