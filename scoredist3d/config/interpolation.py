@@ -17,7 +17,7 @@ MAX_SIZE = 300_000
 """Largest number of characters and values that all interpolations of a configuration produce together."""
 MAX_CHAIN = 50
 """Largest number of interpolations that refer to each other in a chain."""
-_REFERENCE = re.compile(r"(\\*)\$\{([^{}]*)(\}?)")
+_REFERENCE = re.compile(r"(\\*)\$\{([^{}$\\]*)(\}?)")
 _KEY = re.compile(r"[\w-]+(\.[\w-]+)*")
 
 
