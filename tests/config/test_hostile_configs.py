@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from scoredist3d import cli
 from scoredist3d.config import ConfigError
 from scoredist3d.config.coercion import shown
 from scoredist3d.config.errors import MAX_MESSAGE, brief
@@ -204,6 +205,20 @@ def test_escaped_texts_are_kept(text: str) -> None:
 def test_hostile_values(override: str, said: str) -> None:
     message = message_of(load_experiment, ["configs/fast.yaml"], ["prompt=a red mug", override])
     assert said in message and "\n" not in message
+
+
+@pytest.mark.parametrize("name", ["p" * 4000, "a\\0b", "~nobody-here/model"])
+def test_names_of_priors_that_are_no_folders(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The config is valid, and the run would look for a model on the hub."""
+    arguments = [
+        "--config",
+        "configs/fast.yaml",
+        "--dry-run",
+        "prompt=a red mug",
+        f'prior.pretrained_model_name_or_path="{name}"',
+    ]
+    assert cli.main([*arguments, "prior.type=diffusers"]) == cli.OK
+    assert capsys.readouterr().err == ""
 
 
 def test_values_in_python() -> None:

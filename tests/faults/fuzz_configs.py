@@ -27,7 +27,7 @@ INTERNALS = re.compile(
     r"Traceback|\bat 0x[0-9a-f]|object at |<class|<function|NoneType|__\w+__|DictConfig|ListConfig|AnyNode|"
     r"[Oo]mega[Cc]onf|"
     r"full_key|object_type|reference_type|constructor|recursion|\b(?!Config)[A-Z]\w+(?:Error|Exception|Warning)\b|"
-    r"MappingNode|ScalarNode|SequenceNode|tag:yaml|\.py\b|\berrno\b|codec can't|surrogate|4300|not subscriptable|"
+    r"MappingNode|ScalarNode|SequenceNode|tag:yaml|\berrno\b|codec can't|surrogate|4300|not subscriptable|"
     r"unhashable|has no attribute|positional argument|unexpected keyword"
 )
 
