@@ -31,6 +31,9 @@ INTERNALS = re.compile(
     r"unhashable|has no attribute|positional argument|unexpected keyword"
 )
 
+PLAIN_VALUES = ("0", "1", "2", "0.5", "100", "1e-3", "true", "false", "null", "[0, 1]", "{from: 1, to: 0.5, end: 5}")
+"""Values that many keys accept, so that a part of the inputs is valid and reaches later checks."""
+
 
 @cache
 def recipes() -> dict[str, str]:
@@ -48,11 +51,11 @@ def make(rng: random.Random) -> FuzzInput:
     text, overrides = recipes()[name], ["prompt=a red mug"] if rng.random() < 0.9 else []
     kind = rng.random()
     if kind < 0.7:
-        for _ in range(rng.choice((1, 1, 2, 3))):
+        for _ in range(rng.choice((1, 1, 1, 1, 2, 3))):
             text = rng.choice((_value, _value, _value, _line, _line, _characters, _drop, _double, _indent, _splice))(
                 rng, text
             )
-    if kind > 0.55:
+    if kind > 0.6:
         overrides += [_override(rng, text) for _ in range(rng.choice((1, 1, 2)))]
     content = text.encode("utf-8", errors="surrogatepass")
     if rng.random() < 0.08:
@@ -99,7 +102,7 @@ def _value(rng: random.Random, text: str) -> str:
     found = list(re.finditer(r"(?<=: )[^,{}\[\]\n#]+|(?<=: )[{\[][^\n]*", text))
     if not found:
         return _line(rng, text)
-    place, value = rng.choice(found), rng.choice(VALUES)
+    place, value = rng.choice(found), rng.choice(VALUES if rng.random() < 0.5 else PLAIN_VALUES)
     return text[: place.start()] + value + text[place.end() :]
 
 
@@ -147,7 +150,7 @@ def _override(rng: random.Random, text: str) -> str:
         return rng.choice(OVERRIDES)
     keys = re.findall(r"[\w-]+(?=:)", text) or ["a"]
     path = ".".join(rng.choices([*keys, "system", "guidance", "trainer", "data", "0"], k=rng.randrange(1, 4)))
-    override = f"{path}={rng.choice(VALUES)}"
+    override = f"{path}={rng.choice(VALUES if rng.random() < 0.7 else PLAIN_VALUES)}"
     if kind < 0.9:
         return override
     at = rng.randrange(len(override) + 1)
