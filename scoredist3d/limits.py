@@ -19,6 +19,8 @@ MAX_CONFIG_DEPTH = 60
 """Levels of nested blocks and lists in a configuration."""
 MAX_INTERPOLATED = 300_000
 """Characters and values that all interpolations of a configuration produce together."""
+MAX_INTERPOLATION_CHAIN = 40
+"""Interpolations that refer to each other in a chain."""
 MAX_INTERPOLATION_TEXT = 20_000
 """Characters of a text that contains an interpolation."""
 MAX_MESH_BYTES = 2 * GIB

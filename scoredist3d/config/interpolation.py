@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 from omegaconf import OmegaConf
 from omegaconf.errors import GrammarParseError, InterpolationToMissingValueError
 
 from scoredist3d.config.coercion import MISSING_MARK, shown
 from scoredist3d.config.errors import ConfigError
-from scoredist3d.limits import MAX_INTERPOLATED, MAX_INTERPOLATION_TEXT
+from scoredist3d.limits import MAX_INTERPOLATED, MAX_INTERPOLATION_CHAIN, MAX_INTERPOLATION_TEXT
 
-_COST = 10
+_COST = 50
 """Part of the budget that each interpolation uses, besides the size of its value."""
 _RAISED = re.compile(r"^\w+ (raised )?while resolving interpolation: ")
 _LIMITED = ("_resolve_node_interpolation", "_evaluate_custom_resolver")
@@ -48,11 +48,8 @@ class _Budget:
 
     def __init__(self) -> None:
         self.left = MAX_INTERPOLATED
-
-    @property
-    def exhausted(self) -> bool:
-        """Whether the interpolations have produced too much."""
-        return self.left < 0
+        self.depth = 0
+        self.problem: str | None = None  # Reason why nothing more is resolved.
 
     def limit(self, node: Any) -> None:
         """Let all containers of a configuration count the interpolations that they resolve."""
@@ -65,8 +62,14 @@ class _Budget:
 
     def _counted(self, method: Callable[..., Any]) -> Callable[..., Any]:
         def counted(*arguments: Any, **options: Any) -> Any:
-            self._spend(_COST)
-            value = method(*arguments, **options)
+            self.spend(_COST)
+            if self.depth >= MAX_INTERPOLATION_CHAIN:
+                self._stop(f"more than {MAX_INTERPOLATION_CHAIN} interpolations refer to each other; write a value")
+            self.depth += 1
+            try:
+                value = method(*arguments, **options)
+            finally:
+                self.depth -= 1
             self._spend_for(value)
             return value
 
@@ -75,17 +78,22 @@ class _Budget:
     def _spend_for(self, value: Any) -> None:
         """Count the characters and values in ``value``; stops as soon as they are too many."""
         if OmegaConf.is_config(value):
-            self._spend(1)
+            self.spend(1)
             for child in _children(value):
                 self._spend_for(child)
         else:
             content = getattr(value, "_value", lambda: value)()
-            self._spend(len(content) if isinstance(content, str) else 1)
+            self.spend(len(content) if isinstance(content, str) else 1)
 
-    def _spend(self, size: int) -> None:
+    def spend(self, size: int) -> None:
+        """Subtract the size of a value."""
         self.left -= size
-        if self.exhausted:
-            raise ValueError("too much")
+        if self.left < 0:
+            self._stop(f"interpolations produce more than {MAX_INTERPOLATED} characters; remove some")
+
+    def _stop(self, problem: str) -> NoReturn:
+        self.problem = self.problem or problem
+        raise ValueError(problem)
 
 
 def _children(node: Any) -> list[Any]:
@@ -117,20 +125,29 @@ def _resolved(config: Any, value: Any, path: tuple[Any, ...], problems: list[str
         return {key: _resolved(config, item, (*path, key), problems, budget) for key, item in value.items()}
     if isinstance(value, list):
         return [_resolved(config, item, (*path, index), problems, budget) for index, item in enumerate(value)]
-    if not isinstance(value, str) or "${" not in value or budget.exhausted:
+    if not isinstance(value, str) or "${" not in value or budget.problem:
         return value
     try:
         node = config
         for key in path:
             node = node[key]
-        return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+        return _plain(node, budget)
     except InterpolationToMissingValueError:
         # The interpolation refers to a missing value, so this value is missing too; the validator reports both.
         return MISSING_MARK
     except Exception as error:  # Resolvers raise errors of any type.
-        much = f"interpolations produce more than {MAX_INTERPOLATED} characters; remove some"
-        problems.append(_line(path, value, much if budget.exhausted else _problem(error)))
+        problems.append(_line(path, value, budget.problem or _problem(error)))
         return value
+
+
+def _plain(value: Any, budget: _Budget) -> Any:
+    """A copy of a value with its interpolations resolved; unlike ``OmegaConf.to_container``, it stops at the limit."""
+    if not OmegaConf.is_config(value):
+        return value
+    budget.spend(1)
+    keys = list(value) if OmegaConf.is_dict(value) else range(len(value))
+    items = {key: MISSING_MARK if OmegaConf.is_missing(value, key) else _plain(value[key], budget) for key in keys}
+    return items if OmegaConf.is_dict(value) else list(items.values())
 
 
 def _line(path: tuple[Any, ...], value: str, problem: str) -> str:
@@ -141,7 +158,9 @@ def _problem(error: Exception) -> str:
     """The reason of an error of OmegaConf or of a resolver, without names of its internals."""
     if isinstance(error, RecursionError) or "RecursionError" in str(error):
         return "it refers to itself, or too many interpolations refer to each other; write a value"
-    text = _RAISED.sub("", (str(error).strip().splitlines() or [""])[0]).strip("'\"")
+    text = _RAISED.sub("", (str(error).strip().splitlines() or [""])[0])
+    if text[:1] == text[-1:] and text[:1] in ("'", '"'):  # KeyError quotes its message.
+        text = text[1:-1]
     if isinstance(error, GrammarParseError):
         return f"not a valid interpolation ({text}); write \\${{ for the text ${{"
     return text or "it has no value; write a value"

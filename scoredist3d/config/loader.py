@@ -259,7 +259,7 @@ def _read_yaml(file: Path) -> dict[str, Any]:
         line = f", line {problem.line}" if problem.line is not None else ""
         raise ConfigError(f"{_short(file)}{line}: {problem}") from None
     except ValueError as error:
-        raise ConfigError(str(error)) from None
+        raise ConfigError(str(error).replace(str(file), _short(file))) from None
     except OSError as error:
         raise ConfigError(os_reason(error)) from None
     content = {} if content is None else content
