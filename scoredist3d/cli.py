@@ -17,7 +17,7 @@ from typing import Any
 
 from scoredist3d import registry
 from scoredist3d.arguments import MODES, parser
-from scoredist3d.config.fields import ConfigError
+from scoredist3d.config.errors import MAX_MESSAGE, ConfigError, brief
 from scoredist3d.custom import custom_folders, load_custom
 from scoredist3d.paths import checkout_root
 from scoredist3d.reasons import reason
@@ -66,7 +66,7 @@ def _dispatch(options: argparse.Namespace) -> int:
             note += (
                 "\n(only commands that build a run import ./custom; if the name is defined there, add --custom custom)"
             )
-        raise ConfigError(f"{error}{note}") from error
+        raise ConfigError(brief(str(error), MAX_MESSAGE - len(note)) + note) from error
 
 
 def missing_dependency(error: BaseException) -> str | None:

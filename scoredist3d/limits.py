@@ -14,7 +14,15 @@ GIB = 1024**3
 # Files.
 MAX_CONFIG_BYTES = MIB
 MAX_CONFIG_VALUES = 100_000
-"""Values of a configuration file after the expansion of its YAML aliases."""
+"""Values of a configuration file or an override after the expansion of its YAML aliases."""
+MAX_CONFIG_DEPTH = 60
+"""Levels of nested blocks and lists in a configuration."""
+MAX_INTERPOLATED = 300_000
+"""Characters and values that all interpolations of a configuration produce together."""
+MAX_INTERPOLATION_CHAIN = 40
+"""Interpolations that refer to each other in a chain."""
+MAX_INTERPOLATION_TEXT = 20_000
+"""Characters of a text that contains an interpolation."""
 MAX_MESH_BYTES = 2 * GIB
 MAX_FACES = 20_000_000
 """Triangles of a mesh file, counted once for each time that the scene places them."""

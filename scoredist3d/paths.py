@@ -43,7 +43,15 @@ def find_shipped(path: str | Path) -> Path | None:
     """
     path = Path(path)
     inside = PACKAGE.joinpath(*path.parts[1:]) if path.parts[:1] == (PACKAGE.name,) else shipped_root() / path
-    return next((place for place in (Path.cwd() / path, inside) if place.is_file()), None)
+    return next((place for place in (Path.cwd() / path, inside) if is_file(place)), None)
+
+
+def is_file(path: Path, *, folder: bool = False) -> bool:
+    """Whether there is a file (or a folder) at ``path``; False for names that no file system accepts."""
+    try:
+        return path.is_dir() if folder else path.is_file()
+    except (OSError, ValueError):  # The name is too long, contains a null character, or is not readable.
+        return False
 
 
 def renamed_config(path: str | Path) -> Path | None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
+import sys
 import types
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, Union, get_args, get_origin
@@ -67,6 +67,8 @@ def parse_leaf(hint: Any, value: Any, bounds: Bounds, nested: ParseNested) -> An
     if hint in (int, float):
         return _parse_number(hint, value, bounds)
     if hint in (bool, str):
+        if isinstance(value, str) and not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
+            raise Problem(f"must be valid text, got {shown(value)}, which contains half of a character")
         if isinstance(value, hint):
             return value
         quote = "; put quotes around it" if hint is str and isinstance(value, (int, float)) else ""
@@ -112,7 +114,10 @@ def shown(value: Any, limit: int = 80) -> str:
     """``value`` as text for a message; null, true and false are written as in YAML, and long values are shortened."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # Python does not print whole numbers of more than 4300 digits.
+        text = "a number with too many digits"
     return text if len(text) <= limit else text[: limit - 4] + " ..."
 
 
@@ -146,7 +151,7 @@ def _as_number(value: Any) -> Any:
 
 def _parse_number(hint: type, value: Any, bounds: Bounds) -> Any:
     number = _as_number(value)
-    good = isinstance(number, (int, float)) and not isinstance(number, bool) and math.isfinite(number)
+    good = isinstance(number, (int, float)) and not isinstance(number, bool) and abs(number) <= sys.float_info.max
     if good and hint is int:
         good = float(number).is_integer()
     if not good or not _within(number, bounds):

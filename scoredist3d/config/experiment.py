@@ -5,8 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from scoredist3d.config.coercion import shown
 from scoredist3d.config.fields import Block, ComponentConfig, component, option
 from scoredist3d.limits import MAX_FRAMES
+
+LONGEST_NAME = 200
+"""Largest length of ``name`` and ``tag`` in bytes; file systems allow 255, and a tag is followed by the time."""
 
 
 @dataclass
@@ -131,7 +135,14 @@ class ExperimentConfig(Block):
         for name in ("name", "tag"):
             value = getattr(self, name)
             if "/" in value or "\\" in value or value in (".", ".."):
-                problems.append(f"{name}: must be a single folder name without slashes, got {value!r}")
+                problems.append(f"{name}: must be a single folder name without slashes, got {shown(value)}")
+            elif not value.isprintable() or len(value.encode()) > LONGEST_NAME:
+                problems.append(
+                    f"{name}: must be a folder name of at most {LONGEST_NAME} bytes without control characters, "
+                    f"got {shown(value)}"
+                )
         if not self.name:
             problems.append("name: must not be empty; set it to the name of a folder")
+        if not self.output_root or not self.output_root.isprintable():
+            problems.append(f"output_root: must be the path of a folder, got {shown(self.output_root)}")
         return problems

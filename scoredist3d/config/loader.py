@@ -9,23 +9,24 @@ after the last layer. This module does not check whether keys exist; see :mod:`s
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
-
 from scoredist3d import registry
-from scoredist3d.config.coercion import MISSING_MARK, is_bare
+from scoredist3d.config.coercion import MISSING_MARK, is_bare, shown
 from scoredist3d.config.errors import ConfigError
-from scoredist3d.config.yaml_limits import check_yaml_file
-from scoredist3d.paths import renamed_config, shipped_root
+from scoredist3d.config.interpolation import escape_interpolations, resolve
+from scoredist3d.config.yaml_text import YamlProblem, parse_yaml
+from scoredist3d.files import read_text
+from scoredist3d.limits import MAX_CONFIG_BYTES, MAX_CONFIG_DEPTH, check_file_size
+from scoredist3d.paths import is_file, renamed_config, shipped_root
+from scoredist3d.reasons import os_reason
 from scoredist3d.registry import near_matches, report_alias, same_component
 
 STAGES = "stages"
+MAX_INCLUDES = 500
+"""Largest number of files that one config file includes, directly and indirectly."""
 # Overrides of these keys are literal text: `prompt=a mug: blue` is a sentence, not a YAML mapping.
 TEXT_KEYS = ("prompt", "negative_prompt", "name", "tag")
 # Paths of mappings in which an entry may be a bare value instead of a block, and the key of the block that this value
@@ -74,12 +75,14 @@ def find_config(file: str | Path) -> Path:
     file = Path(file)
     places = [Path.cwd(), Path.cwd() / "configs", shipped_root(), shipped_root() / "configs"]
     for place in places:
-        if (place / file).is_file():
+        if is_file(place / file):
             return place / file
     renamed = renamed_config(file)
     if renamed is not None:
         report_alias(f"config file {file}", str(renamed))
         return find_config(renamed)
+    if is_file(file, folder=True):
+        raise ConfigError(f"config file {file} is a folder; give the path of a YAML file")
     raise ConfigError(f"config file {file} does not exist.{_similar_files(file)}")
 
 
@@ -114,7 +117,9 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
         key, equals, text = override.partition("=")
         parts = key.strip().replace("[", ".").replace("]", "").split(".")
         if not equals or not all(parts):
-            raise ConfigError(f"override {override!r} is not of the form key.path=value")
+            raise ConfigError(f"override {shown(override)} is not of the form key.path=value")
+        if len(parts) > MAX_CONFIG_DEPTH:
+            raise ConfigError(f"override {shown(override)} has more than {MAX_CONFIG_DEPTH} keys; check the dots in it")
         block = layer
         for part in parts[:-1]:
             if not isinstance(block.get(part), dict):
@@ -129,14 +134,10 @@ def _override_value(override: str, parts: list[str], text: str) -> Any:
         quoted = len(text) >= 2 and text[0] == text[-1] and text[0] in "\"'" and text[0] not in text[1:-1]
         return escape_interpolations(text[1:-1] if quoted else text)
     try:
-        return _plain(OmegaConf.from_dotlist([f"value={text}"]))["value"]
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
-        raise ConfigError(f"override {override!r}: the value is not valid YAML ({_yaml_problem(error)})") from None
-
-
-def escape_interpolations(text: str) -> str:
-    """``text`` escaped so that :func:`resolve` returns the original text even if it contains ``${``."""
-    return re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + "\\${", text)
+        return parse_yaml(text)
+    except YamlProblem as problem:
+        value = "the value is " if str(problem).startswith("not valid") else ""
+        raise ConfigError(f"override {shown(override)}: {value}{problem}") from None
 
 
 def _file_layers(file: Path, chain: tuple[Path, ...]) -> list[dict[str, Any]]:
@@ -146,13 +147,17 @@ def _file_layers(file: Path, chain: tuple[Path, ...]) -> list[dict[str, Any]]:
         trail = " -> ".join(_short(link) for link in (*chain[chain.index(file) :], file))
         raise ConfigError(f"include cycle: {trail}; remove one of these includes")
     own = _read_yaml(file)
-    layers = [layer for name in _includes(own, file, "include") for layer in _included(name, file, chain)]
+    layers: list[dict[str, Any]] = []
+    for name in _includes(own, file, "include"):
+        layers += _included(name, file, chain)
+        if len(layers) > MAX_INCLUDES:
+            raise ConfigError(f"{_short(file)}: include reads more than {MAX_INCLUDES} files; remove some")
     stages = own.pop(STAGES, None)
     layers.append(_with_parts(own, file, chain, ()))
     if isinstance(stages, dict):
         layers.append({STAGES: {name: _stage(block, file, chain, str(name)) for name, block in stages.items()}})
     elif stages is not None:
-        raise ConfigError(f"{_short(file)}: {STAGES} must be a mapping with one block per stage, got {stages!r}")
+        raise ConfigError(f"{_short(file)}: {STAGES} must be a mapping with one block per stage, got {shown(stages)}")
     return layers
 
 
@@ -161,7 +166,7 @@ def _includes(block: dict[str, Any], file: Path, key: str) -> list[str]:
     includes = block.pop("include", [])
     includes = [includes] if isinstance(includes, str) else includes
     if not isinstance(includes, list) or not all(isinstance(name, str) for name in includes):
-        raise ConfigError(f"{_short(file)}: {key} must be a file or a list of files, got {includes!r}")
+        raise ConfigError(f"{_short(file)}: {key} must be a file or a list of files, got {shown(includes)}")
     return includes
 
 
@@ -172,7 +177,7 @@ def _included(name: str, file: Path, chain: tuple[Path, ...]) -> list[dict[str, 
 def _stage(block: Any, file: Path, chain: tuple[Path, ...], name: str) -> dict[str, Any]:
     """One stage of a pipeline: its block merged over the files that it includes, without top-level ``???`` values."""
     if not isinstance(block, dict):
-        raise ConfigError(f"{_short(file)}: {STAGES}.{name} must be a block, got {block!r}")
+        raise ConfigError(f"{_short(file)}: {STAGES}.{name} must be a block, got {shown(block)}")
     block = dict(block)
     stage: dict[str, Any] = {}
     key = f"{STAGES}.{name}.include"
@@ -212,7 +217,7 @@ def _part(name: str, file: Path, chain: tuple[Path, ...], key: str) -> dict[str,
     """
     there, hash_mark, inner = name.partition("#")
     part: Any = {}
-    if hash_mark:
+    if hash_mark and there:
         for layer in _included(there, file, chain):
             part = merge(part, layer)
     for step in inner.split("."):
@@ -233,7 +238,7 @@ def _moved(value: Any, old: str, new: str) -> Any:
 
 def _find_include(name: str, including: Path, chain: tuple[Path, ...]) -> Path:
     for place in (including.parent, Path.cwd() / "configs", shipped_root() / "configs"):
-        if (place / name).is_file():
+        if is_file(place / name):
             return place / name
     renamed = renamed_config(name)
     if renamed is not None:
@@ -248,72 +253,34 @@ def _find_include(name: str, including: Path, chain: tuple[Path, ...]) -> Path:
 
 def _read_yaml(file: Path) -> dict[str, Any]:
     try:
-        check_yaml_file(file)
-        content = _plain(OmegaConf.load(file))
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise ConfigError(f"{_short(file)}, line {line}: not valid YAML ({_yaml_problem(error)})") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"{_short(file)}: not a UTF-8 text file; save it with the encoding UTF-8") from None
-    except RecursionError:
-        raise ConfigError(f"{_short(file)}: its blocks are nested too deeply") from None
-    except (yaml.YAMLError, OmegaConfBaseException, OSError) as error:
-        raise ConfigError(f"{_short(file)}: {_yaml_problem(error)}") from None
+        check_file_size(file, MAX_CONFIG_BYTES, "a configuration")
+        content = parse_yaml(read_text(file))
+    except YamlProblem as problem:
+        line = f", line {problem.line}" if problem.line is not None else ""
+        raise ConfigError(f"{_short(file)}{line}: {problem}") from None
+    except ValueError as error:
+        raise ConfigError(str(error).replace(str(file), _short(file))) from None
+    except OSError as error:
+        raise ConfigError(os_reason(error)) from None
+    content = {} if content is None else content
     if not isinstance(content, dict):
-        raise ConfigError(f"{_short(file)}: must be a mapping (`key: value` lines), got {content!r}")
+        raise ConfigError(f"{_short(file)}: must be a mapping (`key: value` lines), got {shown(content)}")
     return content
 
 
 def layers_of_text(text: str) -> dict[str, Any]:
-    """The layers in the text of a config file that this program has written, without includes."""
-    layers: dict[str, Any] = _plain(OmegaConf.create(text))
-    return layers
-
-
-def _yaml_problem(error: Exception) -> str:
-    """The message of a parser error, on one line."""
-    if isinstance(error, yaml.MarkedYAMLError):
-        return " ".join(part for part in (error.context, error.problem) if part)
-    return str(error).strip().splitlines()[0]
-
-
-def _plain(config: Any) -> Any:
-    return OmegaConf.to_container(config, resolve=False)
-
-
-def resolve(merged: dict[str, Any]) -> dict[str, Any]:
-    """``merged`` with every interpolation replaced by the value that it refers to.
+    """The layers in the text of a config file that this program has written, without includes.
 
     Raises:
-        ConfigError: An interpolation refers to a key that does not exist.
+        ConfigError: The text is not a mapping in YAML.
     """
-    config = OmegaConf.create(merged)
-    problems: list[str] = []
-    resolved = _resolve_node(config, _plain(config), (), problems)
-    if problems:
-        raise ConfigError("\n".join(problems))
-    return resolved
-
-
-def _resolve_node(config: Any, value: Any, path: tuple[Any, ...], problems: list[str]) -> Any:
-    """``value``, the content of ``config`` at ``path``, with interpolations resolved; adds errors to ``problems``."""
-    if isinstance(value, dict):
-        return {key: _resolve_node(config, item, (*path, key), problems) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_resolve_node(config, item, (*path, index), problems) for index, item in enumerate(value)]
-    if not isinstance(value, str) or "${" not in value:
-        return value
     try:
-        node = config
-        for key in path:
-            node = node[key]
-        return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
-    except InterpolationToMissingValueError:
-        # The interpolation refers to a missing value, so this value is missing too; the validator reports both.
-        return MISSING_MARK
-    except OmegaConfBaseException as error:
-        problems.append(f"{'.'.join(map(str, path))}: cannot resolve {value!r}: {_yaml_problem(error)}")
-        return value
+        layers = parse_yaml(text)
+    except YamlProblem as problem:
+        raise ConfigError(str(problem)) from None
+    if not isinstance(layers, dict):
+        raise ConfigError(f"must be a mapping (`key: value` lines), got {shown(layers)}")
+    return layers
 
 
 def _expand_shorthands(layer: Any, path: tuple[str, ...]) -> Any:
@@ -340,7 +307,7 @@ def _merge_list(base: list[Any], layer: dict[str, Any], path: tuple[str, ...]) -
 
 
 def _is_index(key: Any) -> bool:
-    return str(key).isdecimal()
+    return str(key).isdecimal() and len(str(key)) < 10
 
 
 def _short(path: Path) -> str:
@@ -351,7 +318,7 @@ def _short(path: Path) -> str:
 def _similar_files(file: Path) -> str:
     roots = {root.resolve() for root in (Path.cwd() / "configs", shipped_root() / "configs") if root.is_dir()}
     known = sorted({str(path.relative_to(root)) for root in roots for path in root.rglob("*.yaml")})
-    wanted = str(file.with_suffix("")).removeprefix("./").removeprefix("configs/")
+    wanted = str(file)[:200].removesuffix(".yaml").removeprefix("./").removeprefix("configs/")
     same_name = [name for name in known if Path(name).name == file.name]
     if same_name:
         return f" Did you mean {' or '.join(repr(name) for name in same_name[:3])} in configs/?"

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from scoredist3d.config.coercion import shown
 from scoredist3d.config.experiment import ExperimentConfig
 from scoredist3d.config.fields import ConfigError
 from scoredist3d.config.loader import STAGES, merge, merge_layers, parse_overrides
@@ -69,10 +70,11 @@ def load_pipeline(files: Sequence[str | Path], overrides: Sequence[str] = ()) ->
     blocks = written.get(STAGES)
     if not isinstance(blocks, dict) or not blocks:
         raise ConfigError(f"{STAGES}: at least one stage is required; add a block under the name of the stage")
+    blocks = {str(name): block for name, block in blocks.items()}
     own = given.pop(STAGES, {})
     _check_names(blocks, own, given)
     common = {key: value for key, value in written.items() if key != STAGES}
-    kept = [str(name) for name in blocks if own.get(name, {}) is not None]
+    kept = [name for name in blocks if own.get(name, {}) is not None]
     _check_geometry({name: merge(common, blocks[name]) for name in kept}, given)
     stages: dict[str, ExperimentConfig] = {}
     merged: dict[str, Any] = {}
@@ -83,7 +85,7 @@ def load_pipeline(files: Sequence[str | Path], overrides: Sequence[str] = ()) ->
         try:
             stages[name] = _stage(name, merged[name], list(merged))
         except ConfigError as error:
-            for line in str(error).splitlines():
+            for line in error.full.splitlines():
                 problems.setdefault(line, []).append(name)
         previous = name
     if problems:
@@ -116,7 +118,7 @@ def _check_names(blocks: dict[str, Any], own: Any, given: dict[str, Any]) -> Non
             raise ConfigError(f"{STAGES}.{name}: no such stage; the stages are {', '.join(blocks)}")
         if block is not None and not isinstance(block, dict):
             raise ConfigError(
-                f"{STAGES}.{name}: must be a block, got {block!r}; override single values, as in "
+                f"{STAGES}.{name}: must be a block, got {shown(block)}; override single values, as in "
                 f"{STAGES}.{name}.trainer.max_steps=10, or remove the stage with {STAGES}.{name}=null"
             )
     for name in blocks:
@@ -132,7 +134,7 @@ def _check_geometry(stages: dict[str, dict[str, Any]], given: dict[str, Any]) ->
     Raises:
         ConfigError: They do, as the fragment of a representation does.
     """
-    new, old = _geometry(given), {name: _geometry(stage) or "default" for name, stage in stages.items()}
+    new, old = _geometry(given), {name: str(_geometry(stage) or "default") for name, stage in stages.items()}
     if new is not None and len(set(old.values())) > 1:
         now, stage = ", ".join(f"{name}: {kind}" for name, kind in old.items()), list(stages)[-1]
         raise ConfigError(
@@ -168,7 +170,7 @@ def _merged(
         merged["name"] = common["name"]  # takes precedence over the name in an included recipe
     merged = merge(merge(merged, given), own)
     system = merged.setdefault("system", {})
-    if previous is not None and "init_from" not in system:
+    if previous is not None and isinstance(system, dict) and "init_from" not in system:
         system["init_from"] = STAGE_PREFIX + previous
     return merged
 

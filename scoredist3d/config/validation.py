@@ -17,7 +17,8 @@ from scoredist3d.config.coercion import NUMBER
 from scoredist3d.config.errors import join_path
 from scoredist3d.config.experiment import ExperimentConfig
 from scoredist3d.config.fields import MISSING, ComponentConfig
-from scoredist3d.config.loader import escape_interpolations, layers_of_text, merge, merge_layers, resolve
+from scoredist3d.config.interpolation import escape_interpolations, resolve
+from scoredist3d.config.loader import layers_of_text, merge, merge_layers
 from scoredist3d.config.schedule import Schedule
 from scoredist3d.config.walker import Walker, default_value, own_fields, parse_block
 from scoredist3d.paths import find_shipped

@@ -235,12 +235,16 @@ class _Pillow:
 
     def __init__(self, temporary: Path, height: int, width: int, fps: float) -> None:
         self.temporary, self.size, self.fps, self.count = temporary, (height, width), fps, 0
+        self.first, self.moving = b"", False
         self.spool = tempfile.TemporaryFile(dir=temporary.parent)  # noqa: SIM115 closed in close()
 
     def add(self, frame: np.ndarray) -> None:
         """Store a frame, (H, W, 3) uint8."""
         opaque = np.full((*self.size, 1), 255, dtype=np.uint8)
-        self.spool.write(np.concatenate([frame, opaque], axis=2).tobytes())
+        content = np.concatenate([frame, opaque], axis=2).tobytes()
+        self.first = self.first or content
+        self.moving = self.moving or content != self.first
+        self.spool.write(content)
         self.count += 1
 
     def close(self, finish: bool) -> None:
@@ -273,6 +277,8 @@ class _Pillow:
     def _check(self) -> None:
         """Decode the file. Equal frames are stored as one, so their times are compared instead of their number.
 
+        If all frames are equal, the file is a still image without a time.
+
         Raises:
             VideoError: The file is incomplete.
         """
@@ -287,7 +293,7 @@ class _Pillow:
                     found += int(frame.info.get("duration", 0))
         except (OSError, ValueError, SyntaxError) as error:
             raise VideoError(f"the written {kind} file cannot be read ({error}); write it again") from error
-        if self.count > 1 and found != expected:
+        if self.moving and found != expected:
             raise VideoError(
                 f"the written {kind} file lasts {found} ms instead of {expected} ms, so frames are missing; "
                 "write it again"

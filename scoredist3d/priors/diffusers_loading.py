@@ -10,6 +10,7 @@ import importlib
 import importlib.util
 import logging
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from scoredist3d.paths import is_file
 from scoredist3d.priors.part_files import check_part, read_json_file
 from scoredist3d.priors.quiet import quiet_libraries
 from scoredist3d.priors.vocabulary import Vocabulary
@@ -300,8 +302,8 @@ def _is_part(cls: Any) -> bool:
 
 def local_folder(name: str) -> Path | None:
     """The existing folder of a packaged model or path ``name``; None for anything else, e.g. a hub id."""
-    path = _PACKAGED[name][0] if name in _PACKAGED else Path(name).expanduser()
-    return path if path.is_dir() else None
+    path = _PACKAGED[name][0] if name in _PACKAGED else Path(os.path.expanduser(name))
+    return path if is_file(path, folder=True) else None
 
 
 def read_vocabulary(folder: Path, key: str = MODEL_KEY) -> Vocabulary | None:

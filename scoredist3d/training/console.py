@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from typing import TextIO
 import psutil
 import torch
 
+from scoredist3d.reasons import reason
 from scoredist3d.terminal import display_width, fit_width, print_out
 
 SECONDS_BETWEEN_LINES = 10.0
@@ -107,15 +109,28 @@ class _ConsoleHandler(logging.Handler):
 
 @contextmanager
 def log_to(console: Console) -> Iterator[None]:
-    """Context manager in which log records of this package are printed on the console only."""
+    """Context manager in which log records of this package are printed on the console only.
+
+    A system error in a thread of a library, such as a full disk in the writer of TensorBoard, is one line of warning.
+    """
+    uncaught = threading.excepthook
+
+    def print_line(thread: threading.ExceptHookArgs) -> None:
+        if isinstance(thread.exc_value, OSError):
+            console.say(f"warning: {reason(thread.exc_value)}")
+        else:
+            uncaught(thread)
+
     logger, handler = logging.getLogger("scoredist3d"), _ConsoleHandler(console)
     level, propagate = logger.level, logger.propagate
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     logger.propagate = False
+    threading.excepthook = print_line
     try:
         yield
     finally:
+        threading.excepthook = uncaught
         logger.removeHandler(handler)
         logger.setLevel(level)
         logger.propagate = propagate

@@ -172,7 +172,7 @@ def _run_stages(
         except ConfigError as error:
             if result.stages or number > 1:
                 console.say(f"{how} (with the corrected options)")
-            raise ConfigError(at_stage(name, str(error))) from error
+            raise ConfigError(at_stage(name, error.full)) from error
         except Exception:
             console.say(f"Stage {name} failed. {how}")
             raise
@@ -251,7 +251,7 @@ def _check_each(stages: Mapping[str, ExperimentConfig], check: Callable[[str, Ex
         try:
             check(name, config)
         except ConfigError as error:
-            problems.append(at_stage(name, str(error)))
+            problems.append(at_stage(name, error.full))
     if problems:
         raise ConfigError("\n".join(problems))
 

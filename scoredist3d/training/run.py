@@ -33,7 +33,7 @@ from scoredist3d.training.precision import check_precision, slow_prior_warning
 from scoredist3d.training.products import ProductWriter
 from scoredist3d.training.session import Session
 from scoredist3d.training.slurm import requeue_job
-from scoredist3d.training.summary import DONE, FAILED, INTERRUPTED, MESH, VIDEO, add_files, outcome, settle
+from scoredist3d.training.summary import DONE, FAILED, IMAGES, INTERRUPTED, MESH, VIDEO, add_files, outcome, settle
 
 
 @dataclass
@@ -167,6 +167,7 @@ def run_validation(
         with products.clock.stage("images"):
             path = save_preview(products.system, config.preview, products.folder, result.step, prefix=VALIDATION)
         result.paths["image grid"] = path
+        settle(products.folder, result.step, IMAGES, None)
     return result
 
 

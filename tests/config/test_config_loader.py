@@ -255,7 +255,7 @@ def test_a_file_of_another_form_is_refused(here: Path, text: str, message: str) 
 
 def test_a_binary_file_is_not_a_config(here: Path) -> None:
     (here / "last.ckpt").write_bytes(b"PK\xff\xfe\x00")
-    assert error_of(["last.ckpt"]) == "last.ckpt: not a UTF-8 text file"
+    assert error_of(["last.ckpt"]) == "last.ckpt: not a UTF-8 text file; save it with the encoding UTF-8"
 
 
 def test_an_empty_file_is_an_empty_layer(here: Path) -> None:

@@ -112,7 +112,10 @@ def test_aliases_cannot_multiply(tmp_path: Path) -> None:
     levels = [f"l{n}: &l{n} [{', '.join([f'*l{n - 1}'] * 9)}]" for n in range(1, 30)]
     for text in ("\n".join(["l0: &l0 [x]", *levels]), "a: &a [*a]\n"):
         path.write_text(text)
-        with pytest.raises(ConfigError, match=r"a\.yaml: its aliases expand to more than 100,000 values"):
+        with pytest.raises(
+            ConfigError,
+            match=r"a\.yaml, line \d+: (more than 100,000 values|an alias refers to the block that contains it)",
+        ):
             load([path])
 
 
@@ -120,5 +123,5 @@ def test_deep_nesting_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "a.yaml"
     for text in ("a: " + "[" * 5000, "a: &a " + "[" * 5000):
         path.write_text(text)
-        with pytest.raises(ConfigError, match=r"a\.yaml.*(nested too deeply|maximum nesting depth)"):
+        with pytest.raises(ConfigError, match=r"a\.yaml.*nested more than 60 levels deep"):
             load([path])

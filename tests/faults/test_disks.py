@@ -8,18 +8,20 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from faults.conftest import Mount
-from shared.tiny_runs import plain
+from shared.tiny_runs import Recorder, plain
 
 from scoredist3d import cli
 from scoredist3d.files import atomic_file, atomic_path, read_text, write_json
 from scoredist3d.ops import native
 from scoredist3d.reasons import os_reason, reason
+from scoredist3d.training.console import log_to
 from scoredist3d.training.metrics import MetricsFile
 
 FULL = "the disk is full; free some space, or write to another disk"
@@ -104,6 +106,15 @@ def test_a_read_only_folder_without_a_mount(
     assert train(tmp_path / "config.yaml", tmp_path / "out") == cli.RUN_FAILED
     said = one_sentence(capsys.readouterr().err)
     assert said.endswith("permission denied; change the permissions, or use another folder") and "/out/" in said
+
+
+def test_a_thread_that_cannot_write_is_one_line() -> None:
+    console = Recorder()
+    with log_to(console):
+        thread = threading.Thread(target=full)
+        thread.start()
+        thread.join()
+    assert console.text == f"warning: {FULL}\n"
 
 
 def test_copied_folders_name_the_file_that_failed(tmp_path: Path, mount: Mount) -> None:

@@ -235,6 +235,8 @@ def test_several_products_that_fail_are_all_named(
     monkeypatch.undo()
     assert again("test", folder) == cli.OK
     assert summary(folder)["status"] == "no images"
+    assert again("validate", folder) == cli.OK
+    assert (summary(folder)["status"], summary(folder)["error"]) == ("done", None)
 
 
 def test_a_stage_without_its_video_is_not_trained_again(
