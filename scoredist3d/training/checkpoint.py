@@ -72,7 +72,10 @@ def read_checkpoint(path: str | Path, *, mmap: bool = False) -> dict[str, Any]:
 
 def checkpoint_step(path: str | Path) -> int:
     """Number of optimizer steps done before a checkpoint was saved; raises the errors of :func:`read_checkpoint`."""
-    return int(read_checkpoint(path, mmap=True)["global_step"])
+    step = read_checkpoint(path, mmap=True).get("global_step")
+    if not isinstance(step, int):
+        raise ValueError(f"{path} is damaged: it has no number of steps{_alternatives(Path(path))}")
+    return step
 
 
 def load_weights(module: nn.Module, weights: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ import torch
 
 from scoredist3d import tensor_files
 from scoredist3d.tensor_files import load_tensors
-from scoredist3d.training.checkpoint import FORMAT, MARKER, read_checkpoint, write_checkpoint
+from scoredist3d.training.checkpoint import FORMAT, MARKER, checkpoint_step, read_checkpoint, write_checkpoint
 
 
 def repacked(path: Path, change: Callable[[str, bytes], bytes], method: int = zipfile.ZIP_STORED) -> Path:
@@ -145,3 +145,10 @@ def test_a_checkpoint_names_the_reason_and_its_neighbors(tmp_path: Path) -> None
         ValueError, match=r"last\.ckpt is damaged .*\(it contains a tensor .*another checkpoint.*000010"
     ):
         read_checkpoint(bad)
+
+
+@pytest.mark.parametrize("content", [{}, {"global_step": "5"}])
+def test_a_checkpoint_without_a_number_of_steps_is_damaged(tmp_path: Path, content: dict[str, Any]) -> None:
+    write_checkpoint(content, tmp_path / "last.ckpt")
+    with pytest.raises(ValueError, match="damaged: it has no number of steps"):
+        checkpoint_step(tmp_path / "last.ckpt")
