@@ -86,7 +86,7 @@ class DiskState:
 
 @dataclass
 class DiskRecord:
-    """Records the states of the disk below ``root``, which counts as durable itself."""
+    """Records the states of the disk below ``root``; what exists at the beginning counts as durable."""
 
     root: Path
     states: list[DiskState] = field(default_factory=list)
@@ -95,8 +95,7 @@ class DiskRecord:
         self._uses: dict[int, int] = {}
         self._alive: set[int] = set()
         self._read: dict[Key, tuple[tuple[int, int], bytes]] = {}
-        self._synced_folders: dict[Key, dict[str, Key]] = {}
-        self._synced_files: dict[Key, bytes] = {}
+        self._synced_folders, self._synced_files, _ = self._look()
 
     def before(self, number: int, kind: str, path: str) -> None:
         """Record the disk ahead of an operation."""

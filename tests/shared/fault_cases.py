@@ -91,13 +91,13 @@ class FaultCase:
         self.start = self._trained(self.folder / "start") if self.name == "extended" else None
         kept = self.folder / "whole"
         sessions = []
-        self._in(kept)
+        self.prepared(kept)
         if self.start is not None:
             first = self._trained(kept, "checkpoint.keep=100")
             sessions.append(Path(shutil.copytree(first, self.folder / "first")))
         assert self.command(kept, "checkpoint.keep=100").code == cli.OK
         self.whole = UndisturbedRun(*sessions, self.run_in(kept))
-        outcome = self.command(self._in(self.folder / "count"), fault="count", result=str(self.result))
+        outcome = self.command(self.prepared(self.folder / "count"), fault="count", result=str(self.result))
         assert outcome.code == cli.OK, outcome.text
         found = json.loads(self.result.read_text())
         self.operations = found["operations"]
@@ -123,7 +123,7 @@ class FaultCase:
 
     def kill_at(self, number: int) -> list[str]:
         """Kill the command ahead of an operation and resume; returns what was lost."""
-        out = self._in(self.folder / "killed")
+        out = self.prepared(self.folder / "killed")
         outcome = self.command(out, fault="kill", at=number)
         assert outcome.code == KILLED, outcome.text
         return self._named(self.recover(out), f"{number}, {self.operations[number - 1]}")
@@ -157,7 +157,7 @@ class FaultCase:
         assert outcome.code == cli.OK, outcome.text
         return self.run_in(out)
 
-    def _in(self, out: Path) -> Path:
+    def prepared(self, out: Path) -> Path:
         """An output folder as it is ahead of the disturbed command."""
         shutil.rmtree(out, ignore_errors=True)
         if self.start is not None and out.name != "whole":
