@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
+import subprocess
 import tempfile
-from collections.abc import Generator
+from contextlib import suppress
+from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
 
@@ -135,34 +138,64 @@ class _Ffmpeg:
         import imageio_ffmpeg
 
         self.temporary = temporary
+        rate = str(Fraction(fps).limit_denominator())
+        raw = ["-f", "rawvideo", "-vcodec", "rawvideo", "-s", f"{width}x{height}", "-pix_fmt", "rgb24", "-r", rate]
         # Players decode untagged files with BT.601 or BT.709, depending on the size: convert to one of them and tag it.
         color = ["-vf", "scale=out_color_matrix=bt709:out_range=tv"]
         color += ["-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709", "-color_range", "tv"]
-        self.pipe: Generator[None, bytes | np.ndarray | None, None] = imageio_ffmpeg.write_frames(
-            str(temporary),
-            (width, height),
-            fps=fps,
-            codec="libx264",
-            quality=None,
-            macro_block_size=1,
-            ffmpeg_log_level="error",
-            output_params=["-crf", str(crf), "-preset", "medium", *color, "-movflags", "+faststart"],
+        coded = ["-an", "-vcodec", "libx264", "-pix_fmt", "yuv420p", "-crf", str(crf), "-preset", "medium", *color]
+        program = [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-v", "error"]
+        self.errors = tempfile.TemporaryFile()  # noqa: SIM115 closed in close()
+        # In a process group of its own, ffmpeg does not receive the terminal's Ctrl-C.
+        self.process = subprocess.Popen(
+            [*program, *raw, "-i", "-", *coded, "-movflags", "+faststart", str(temporary)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=self.errors,
+            process_group=0,
         )
-        self.pipe.send(None)
 
     def add(self, frame: np.ndarray) -> None:
-        """Encode a frame, (H, W, 3) uint8."""
-        self.pipe.send(np.ascontiguousarray(frame))
-
-    def close(self, finish: bool) -> None:
-        """Close ffmpeg and, if ``finish`` is true, check that it wrote a file.
+        """Encode a frame, (H, W, 3) uint8.
 
         Raises:
-            OSError: ffmpeg failed.
+            OSError: ffmpeg has ended.
         """
-        self.pipe.close()
-        if finish and not (self.temporary.exists() and self.temporary.stat().st_size > 0):
-            raise OSError(f"ffmpeg wrote no video to {self.temporary}; its error output gives the reason")
+        assert self.process.stdin is not None
+        try:
+            self.process.stdin.write(np.ascontiguousarray(frame).data)
+        except BrokenPipeError as error:
+            self.process.wait()
+            raise self._failure() from error
+
+    def close(self, finish: bool) -> None:
+        """Finish the file if ``finish`` is true, and end ffmpeg.
+
+        Raises:
+            OSError: ffmpeg failed, so the file is not complete.
+        """
+        assert self.process.stdin is not None
+        with self.errors:
+            if not finish:
+                self.process.kill()
+            with suppress(BrokenPipeError):  # The exit code tells that ffmpeg has failed.
+                self.process.stdin.close()
+            try:
+                code = self.process.wait()
+            except BaseException:
+                self.process.kill()
+                self.process.wait()
+                raise
+            if finish and code != 0:
+                raise self._failure()
+
+    def _failure(self) -> OSError:
+        """The error of an ffmpeg that has ended, with the last line of its messages."""
+        self.errors.seek(0)
+        lines = self.errors.read().decode(errors="replace").strip().splitlines() or ["it gave no reason"]
+        full = any(os.strerror(errno.ENOSPC) in line for line in lines)
+        reason = os.strerror(errno.ENOSPC) if full else lines[-1]
+        return OSError(errno.ENOSPC if full else errno.EIO, f"ffmpeg failed: {reason}", str(self.temporary))
 
 
 class _Pillow:

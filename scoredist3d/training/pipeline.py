@@ -7,6 +7,7 @@ stage is done if its ``summary.json`` says so. A stage with a checkpoint is resu
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from scoredist3d.training.checks import check_changes, check_sources
 from scoredist3d.training.console import Console
 from scoredist3d.training.distributed import DeviceSpec
 from scoredist3d.training.folder import PIPELINE_CONFIG, RunFolder, slug, stages_begun
+from scoredist3d.training.full_disk import explain_full_disk
 from scoredist3d.training.lock import locked
 from scoredist3d.training.precision import check_precision
 from scoredist3d.training.run import RunResult, run_training
@@ -90,7 +92,7 @@ def run_pipeline(
     check_prompts(pipeline.stages.values())
     _check_precision(pipeline, devices, None if resume is None else Path(resume))
     root = _root(pipeline.first, resume, output)
-    with locked(root):
+    with explain_full_disk(root, root), locked(root):
         return _run_locked(pipeline, root, resume is not None, devices, allow_change, console)
 
 
@@ -115,7 +117,9 @@ def _run_locked(
         record.end(INTERRUPTED, "stopped by a signal, outside training")
         raise
     except Exception as error:
-        record.end(FAILED, str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}")
+        reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+        with suppress(OSError):  # A full disk must not hide the error.
+            record.end(FAILED, reason)
         raise
     if not result.interrupted:
         record.begin()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from scoredist3d.training.console import Console, StageClock, log_to
 from scoredist3d.training.distributed import Devices, DeviceSpec, Workers
 from scoredist3d.training.fit import RankContext, begin, build_system, fit, import_lightning
 from scoredist3d.training.folder import RunFolder, find_run, slug
+from scoredist3d.training.full_disk import explain_full_disk
 from scoredist3d.training.interrupt import InterruptGuard
 from scoredist3d.training.lock import locked, locked_stage
 from scoredist3d.training.outputs import (
@@ -111,6 +112,7 @@ def run_training(
         ValueError: The config, the devices or the checkpoint cannot be used, or another process uses the folder.
         RankLostError: A process of a run on several devices has ended early.
         NonFiniteError: Training diverged; no non-finite state has been saved.
+        FullDiskError: The disk is full.
         KeyboardInterrupt: The run was interrupted outside training; the console shows how to continue.
     """
     console, clock, context = console or Console(), StageClock(), RankContext(Devices.parse(devices))
@@ -119,7 +121,8 @@ def run_training(
     if found is None:
         check_new(config)
     folder = _folder(config, output) if found is None else found[0]
-    with log_to(console), (locked if resume_from else locked_stage)(folder.root):
+    lock = locked if resume_from else locked_stage
+    with log_to(console), explain_full_disk(folder.root, resume_from), lock(folder.root):
         done = 0 if found is None else check_resume(config, *found, allow_change)
         session = Session(folder, config, clock, source=source, step=done, begun=begun)
         result = _train(session, context, console, found[1] if found else None, final=final, resume_from=resume_from)
@@ -150,7 +153,9 @@ def _train(
             console.say(after_interrupt(session.folder, resume_from))
             raise
         except Exception as error:
-            session.end(FAILED, str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}")
+            reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+            with suppress(OSError):  # A full disk must not hide the error.
+                session.end(FAILED, reason)
             raise
         if result.interrupted:
             session.end(INTERRUPTED, result.error, step=result.step)
@@ -211,7 +216,7 @@ def _evaluation(
     where = Devices.parse(devices)
     where = Devices(where.kind, where.indices[:1])
     folder, path = find_run(checkpoint)
-    with log_to(console), locked(folder.root):
+    with log_to(console), explain_full_disk(folder.root, trains=False), locked(folder.root):
         console.say(f"{what} {path} ({where.describe()})")
         with clock.stage("start-up"):
             state = read_checkpoint(path)

@@ -1,7 +1,7 @@
 """A run whose computer loses power at any time loses nothing but the steps since its last checkpoint.
 
-One run is recorded. For the moment ahead of each of its file operations, the folder is built that a file system may show
-after a power cut, in the models of :class:`shared.disk_records.Survival`.
+One run is recorded. For the moment ahead of each of its file operations, the folder is built that a file system may
+show after a power cut, in the models of :class:`shared.disk_records.Survival`.
 """
 
 from __future__ import annotations
@@ -73,7 +73,9 @@ def test_products_are_whole_or_absent_and_checkpoints_stay(fault_case: Cases, na
         run = cuts.case.run_in(out)
         problems += [f"{where}: {problem}" for problem in whole.problems(run)]
         steps = newest | whole.newest_steps(run)
-        problems += [f"{where}: step {newest[stage]} of {stage} is lost" for stage in newest if steps[stage] < newest[stage]]
+        problems += [
+            f"{where}: step {newest[stage]} of {stage} is lost" for stage in newest if steps[stage] < newest[stage]
+        ]
         newest = steps
     assert problems == []
 

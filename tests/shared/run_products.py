@@ -72,7 +72,9 @@ class UndisturbedRun:
             if problem:
                 found.append(f"{path.relative_to(folder)}: {problem}")
         for stage, run in self._runs(folder).items():
-            found += [f"{stage}/{name}: {problem}" for name in _SETS if (problem := self._set_problem(stage, run, name))]
+            found += [
+                f"{stage}/{name}: {problem}" for name in _SETS if (problem := self._set_problem(stage, run, name))
+            ]
         return found
 
     def differences(self, folder: Path) -> list[str]:
