@@ -17,6 +17,7 @@ import torch
 from scoredist3d.config.experiment import ExperimentConfig
 from scoredist3d.config.fields import ConfigError
 from scoredist3d.config.validation import to_yaml
+from scoredist3d.files import make_folder
 from scoredist3d.paths import command_name
 from scoredist3d.systems.base import System
 from scoredist3d.training.announcement import after_interrupt, announce, how_to_resume
@@ -351,7 +352,7 @@ def _export(
 
 def _folder(config: ExperimentConfig, output: Path | str | None) -> RunFolder:
     if output is not None:
-        Path(output).mkdir(parents=True, exist_ok=True)
+        make_folder(Path(output))
         return RunFolder(Path(output))
     return RunFolder.create(config.output_root, config.name, config.tag or slug(config.prompt))
 

@@ -7,7 +7,7 @@ show after a power cut, in the models of :class:`shared.disk_records.Survival`.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from shared.disk_records import DiskState, Survival, load_states
 from shared.fault_cases import FaultCase, spread
 
 from scoredist3d import cli
+from scoredist3d.training.folder import LAST_CHECKPOINT, step_of
 
 Cases = Callable[..., FaultCase]
 Tree = dict[str, bytes | None]
@@ -47,6 +48,18 @@ class PowerCuts:
                 found.append((f"{number}, {state.operation}", tree))
         return found
 
+    def saved_steps(self) -> Iterator[dict[str, int]]:
+        """For each state, the steps of the newest checkpoints that had been saved completely, by stage."""
+        steps = dict.fromkeys(self.case.whole.stages, 0)
+        for state in self.states:
+            yield dict(steps)
+            kind, _, path = state.operation.partition(" ")
+            if kind == "fsync" and path.endswith("/ckpts"):
+                names = state.entries(path)
+                last = [step_of(Path(name)) for name, key in names.items() if key == names.get(LAST_CHECKPOINT)]
+                stage = path.split("/")[-2]
+                steps[stage if stage in steps else "."] = max(last, default=0)
+
     def write(self, tree: Tree) -> Path:
         """A folder with the files of a state."""
         out = self.case.folder / "cut"
@@ -65,18 +78,18 @@ class PowerCuts:
 def test_products_are_whole_or_absent_and_checkpoints_stay(fault_case: Cases, name: str, survival: Survival) -> None:
     cuts = PowerCuts.of(fault_case(name))
     whole, problems = cuts.case.whole, []
-    newest = dict.fromkeys(whole.stages, 0)
-    for where, tree in cuts.different(survival):
-        out = cuts.write(tree)
-        if not list(out.glob("run/*")):
+    before: tuple[Tree, dict[str, int]] | None = None
+    for state, saved in zip(cuts.states, cuts.saved_steps(), strict=True):
+        tree = state.after_power_cut(survival)
+        if (tree, saved) == before:
             continue
-        run = cuts.case.run_in(out)
-        problems += [f"{where}: {problem}" for problem in whole.problems(run)]
-        steps = newest | whole.newest_steps(run)
-        problems += [
-            f"{where}: step {newest[stage]} of {stage} is lost" for stage in newest if steps[stage] < newest[stage]
-        ]
-        newest = steps
+        before, out = (tree, saved), cuts.write(tree)
+        steps = dict.fromkeys(saved, 0)
+        if list(out.glob("run/*")):
+            problems += [f"{state.operation}: {problem}" for problem in whole.problems(cuts.case.run_in(out))]
+            steps |= whole.newest_steps(cuts.case.run_in(out))
+        lost = [f"step {saved[stage]} of {stage}" for stage in saved if steps[stage] < saved[stage]]
+        problems += [f"{state.operation}: {what} is lost" for what in lost]
     assert problems == []
 
 

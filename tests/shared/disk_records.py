@@ -54,19 +54,19 @@ class DiskState:
     def after_power_cut(self, survival: Survival) -> dict[str, bytes | None]:
         """Content of each file by relative path; None for folders."""
         found: dict[str, bytes | None] = {}
-        seen: set[Key] = set()
+        places = {child: folder for folder, entries in self.folders.items() for child in entries.values()}
 
         def walk(folder: Key, prefix: str) -> None:
-            if folder in seen:  # A folder whose move was only half synchronized.
-                return
-            seen.add(folder)
             entries = (self.folders if survival is Survival.NAMES else self.synced_folders).get(folder, {})
             for name, key in entries.items():
-                if key in self.all_folders:
-                    found[prefix + name] = None
-                    walk(key, f"{prefix}{name}/")
-                else:
+                if key not in self.all_folders:
                     found[prefix + name] = self._content(key, survival)
+                    continue
+                place = places.get(key, folder)
+                if place != folder and key in self.synced_folders.get(place, {}).values():
+                    continue  # A folder is never in two places: its move to the other one has become durable.
+                found[prefix + name] = None
+                walk(key, f"{prefix}{name}/")
 
         walk(self.root, "")
         return found
@@ -75,6 +75,13 @@ class DiskState:
     def all_folders(self) -> set[Key]:
         """Folders that exist or have been synchronized."""
         return {*self.folders, *self.synced_folders}
+
+    def entries(self, path: str) -> dict[str, Key]:
+        """Entries of the folder at a relative path, as the program sees them."""
+        key = self.root
+        for part in path.split("/"):
+            key = self.folders[key][part]
+        return self.folders[key]
 
     def _content(self, key: Key, survival: Survival) -> bytes:
         synced = self.synced_files.get(key, b"")

@@ -14,6 +14,7 @@ from PIL import Image
 
 from scoredist3d.training.checkpoint import checkpoint_step, read_checkpoint
 from scoredist3d.training.folder import PIPELINE_CONFIG, RunFolder, step_of
+from scoredist3d.training.lock import LOCK
 from scoredist3d.training.metrics import read_rows
 
 _SETS = ("videos", "export")
@@ -80,7 +81,10 @@ class UndisturbedRun:
     def differences(self, folder: Path) -> list[str]:
         """What differs from the undisturbed run in a run folder that is complete."""
         found = self.problems(folder)
-        found += [f"{path.relative_to(folder)} remains" for path in folder.rglob("*") if path.name.startswith(".")]
+        # Nobody holds or removes the lock of a stage that was done when its process was killed.
+        hidden = [path for path in folder.rglob("*") if path.name.startswith(".")]
+        left = [path for path in hidden if path.name != LOCK or path.parent == folder]
+        found += [f"{path.relative_to(folder)} remains" for path in left]
         for summary in [folder / "summary.json", *(run / "summary.json" for run in self._runs(folder).values())]:
             if json.loads(summary.read_text())["status"] != "done":
                 found.append(f"{summary.relative_to(folder)}: not done")
