@@ -17,7 +17,7 @@ from scoredist3d.config.loader import STAGES, merge
 from scoredist3d.config.pipeline import Pipeline, at_stage, source_stage
 from scoredist3d.config.resume import resumed_stages
 from scoredist3d.config.validation import dump, layers_to_yaml, load_experiment, load_plain
-from scoredist3d.files import read_text, write_atomically
+from scoredist3d.files import make_folder, read_text, write_atomically
 from scoredist3d.paths import command_name
 from scoredist3d.prompts.wording import check_prompts
 from scoredist3d.reasons import reason
@@ -271,7 +271,7 @@ def _root(first: ExperimentConfig, resume: Path | str | None, output: Path | str
     if resume is not None:
         return Path(resume)
     if output is not None:
-        Path(output).mkdir(parents=True, exist_ok=True)
+        make_folder(Path(output))
         return Path(output)
     return RunFolder.create(first.output_root, first.name, first.tag or slug(first.prompt)).root
 

@@ -102,11 +102,14 @@ def finish_replacement(target: Path) -> None:
         if not target.exists():
             new.rename(target)
         sync_folder(target.parent)
-        replaced = {_REPLACED, *read_json(old / _REPLACED).get("files", [])}
+        replaced = read_json(old / _REPLACED).get("files", [])
         for path in old.iterdir():
-            if path.name not in replaced and not (target / path.name).exists():
+            if path.name not in (_REPLACED, *replaced) and not (target / path.name).exists():
                 path.rename(target / path.name)
         sync_folder(target)
+        for name in replaced:  # Deleted ahead of their list; without it, they would return after a kill.
+            (old / name).unlink(missing_ok=True)
+        sync_folder(old)
         shutil.rmtree(old, ignore_errors=True)
     shutil.rmtree(new, ignore_errors=True)
     (target / _REPLACED).unlink(missing_ok=True)

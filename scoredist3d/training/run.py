@@ -303,7 +303,7 @@ def _finish(result: RunResult, session: Session, console: Console, *, final: boo
 
 def _folder(config: ExperimentConfig, output: Path | str | None) -> RunFolder:
     if output is not None:
-        Path(output).mkdir(parents=True, exist_ok=True)
+        make_folder(Path(output))
         return RunFolder(Path(output))
     return RunFolder.create(config.output_root, config.name, config.tag or slug(config.prompt))
 
