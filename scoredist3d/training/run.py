@@ -17,6 +17,7 @@ import torch
 from scoredist3d.config.experiment import ExperimentConfig
 from scoredist3d.config.fields import ConfigError
 from scoredist3d.config.validation import to_yaml
+from scoredist3d.files import make_folder
 from scoredist3d.reasons import reason
 from scoredist3d.systems.base import System
 from scoredist3d.training.announcement import after_interrupt, announce, how_to_resume
