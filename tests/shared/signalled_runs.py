@@ -70,7 +70,9 @@ def training(folder: Path, devices: str = "cpu", *, prelude: str = "", **changes
     config["log"] = {"every_n_steps": 1, "tensorboard": False}
     file = folder / "config.yaml"
     file.write_text(yaml.safe_dump(config))
-    code = f"import sys\n{prelude}\nfrom scoredist3d.cli import main\nsys.exit(main(sys.argv[1:]))"
+    # SIGHUP is ignored where the tests run under nohup.
+    default = "signal.signal(signal.SIGHUP, signal.SIG_DFL)"
+    code = f"import signal, sys\n{default}\n{prelude}\nfrom scoredist3d.cli import main\nsys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-c", code, "--config", str(file), "--train", "--gpu", devices]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     output = folder / "output.txt"

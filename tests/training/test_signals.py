@@ -28,6 +28,7 @@ def guarded(body: str, **options: Any) -> subprocess.CompletedProcess[str]:
     """Run ``body`` in a process, inside of a guard that prints its messages."""
     lines = [
         "import os, signal, threading, time; from scoredist3d.training.interrupt import InterruptGuard",
+        "signal.signal(signal.SIGHUP, signal.SIG_DFL)",  # ignored where the tests run under nohup
         f"with InterruptGuard(lambda text: print(text, flush=True), **{options!r}) as guard:",
         *(f"    {line}" for line in body.splitlines()),
         "print('not reached')",
