@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import shlex
 import subprocess
 import sys
@@ -42,6 +41,7 @@ import methods_report
 import methods_runs
 from methods_references import REFERENCES
 from methods_runs import DIMENSIONS, Job, Task
+from overrides import split_overrides
 
 PROMPTS_2D = (
     "a red mug",
@@ -136,8 +136,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--time", nargs="+", help=argparse.SUPPRESS)
     given = sys.argv[1:] if argv is None else argv
-    overrides = [item for item in given if re.match(r"[\w.]+=", item)]
-    arguments = parser.parse_args([item for item in given if item not in overrides])
+    options, overrides = split_overrides(given)
+    arguments = parser.parse_args(options)
     if arguments.worker:
         return methods_runs.work(Job.from_text(arguments.worker), arguments.out, arguments.gpu, overrides)
     if arguments.time:

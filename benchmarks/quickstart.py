@@ -7,7 +7,7 @@
     python benchmarks/quickstart.py --config configs/fast.yaml
 
 Wall time is that of the whole process, interpreter start included; memory is the peak resident set of the process.
-The seconds of a phase are summed over the stages of a pipeline.
+The seconds of a phase are summed over the stages of a pipeline. Arguments of the form key=value are config overrides.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from overrides import split_overrides
 from summaries import phase_seconds, read_summary
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -62,9 +63,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--no-compiler", action="store_true", help="use the torch operators, as where no C compiler is")
     parser.add_argument("--gpu", default="cpu", help="as for launch.py")
     parser.add_argument("--backends", nargs="+", default=["auto"], help="hash grid backends to compare")
-    parser.add_argument("overrides", nargs="*", help="further config overrides, key=value")
-    arguments, overrides = parser.parse_known_args(argv)
-    overrides += arguments.overrides
+    options, overrides = split_overrides(argv)
+    arguments = parser.parse_args(options)
     machine = platform.processor() or platform.machine()
     print(f"{arguments.config.stem}: {machine}, {os.cpu_count()} cores, Python {platform.python_version()}")
     for backend in arguments.backends:

@@ -33,7 +33,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import subprocess
 import sys
 from collections import Counter
@@ -48,6 +47,7 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np
 import torch
+from overrides import split_overrides
 from summaries import object_folder, phase_seconds, read_summary
 from torch import Tensor
 
@@ -371,10 +371,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--rivals", action="store_true", help="also compare with every other family")
     parser.add_argument("--runs", type=Path, nargs="+", help="folders of finished runs to measure instead of new ones")
     parser.add_argument("--worker", nargs=2, metavar=("PROMPT", "SEED"), help=argparse.SUPPRESS)
-    given = sys.argv[1:] if argv is None else argv
-    # Found first, because --prompts and --seeds take everything up to the next option.
-    overrides = [item for item in given if re.match(r"[\w.]+=", item)]
-    arguments = parser.parse_args([item for item in given if item not in overrides])
+    options, overrides = split_overrides(argv)
+    arguments = parser.parse_args(options)
     if arguments.runs and overrides:
         parser.error(f"--runs measures runs as they are, so {' '.join(overrides)} cannot apply")
     if arguments.worker:

@@ -21,6 +21,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import torch
+from overrides import split_overrides
 from quickstart_quality import TRUTH_SIZE, held_out, outlines
 from quickstart_truth import Comparison, compare_with_truth, exported_glb, mean_of, true_object
 from torch import Tensor
@@ -42,6 +44,7 @@ from scoredist3d.guidance.core.image_space import resized
 from scoredist3d.guidance.hifa import HiFA
 from scoredist3d.priors.base import Prior
 from scoredist3d.priors.conditioning import CFGConditions
+from scoredist3d.procedural import Objects
 from scoredist3d.procedural.probe import Probe
 from scoredist3d.procedural.surface_estimator import SurfaceEstimate
 from scoredist3d.registry import register
@@ -67,8 +70,7 @@ class TrueObjectHiFA(HiFA):
 
     def __init__(self, config: Config, *, prior: Prior, rng: Rng | None = None) -> None:
         super().__init__(config, prior=prior, rng=rng)
-        found = exported_glb(Path(config.glb_folder)).delivered
-        self._member = true_object(found, config.prompt, outlines(torch.device("cpu")))
+        self._member = member_of(Path(config.glb_folder), config.prompt)
 
     def target_images(self, z: Tensor, conditions: CFGConditions, ctx: StepContext) -> Tensor:
         """Renders (B, H, W, 3) of the object over the backgrounds of the step."""
@@ -91,6 +93,12 @@ class TrueObjectHiFA(HiFA):
         return SurfaceEstimate(normal, depth, opacity, guess.normal_error, guess.depth_error).packed()
 
 
+@lru_cache(maxsize=1)
+def member_of(export: Path, prompt: str) -> Objects:
+    """The true object of the GLB in an export folder, on the CPU; the search takes longer than the renders."""
+    return true_object(exported_glb(export).delivered, prompt, outlines(torch.device("cpu")))
+
+
 def work(pipeline: Path, targets: str, out: Path, gpu: str, overrides: list[str]) -> dict[str, Any]:
     """Run the stage with the given targets (``delivered``: no run) and compare its GLB with the true object."""
     stage, device = pipeline / "refine", torch.device("cpu" if gpu == "cpu" else f"cuda:{gpu}")
@@ -104,7 +112,7 @@ def work(pipeline: Path, targets: str, out: Path, gpu: str, overrides: list[str]
         own = load_experiment([stage / "configs" / "config.yaml"], options)
         export = run_training(own, devices="cpu" if gpu == "cpu" else [int(gpu)]).folder / "export"
     views, probe = held_out(TRUTH_SIZE, device), Probe.load(device=device)
-    member = true_object(exported_glb(delivered).delivered, config.prompt, outlines(device))
+    member = member_of(delivered, config.prompt).to(device)
     found = compare_with_truth(exported_glb(export).delivered, config, outlines(device), views, probe, member=member)
     _save(found, f"{config.prompt}, {targets}", out / f"{pipeline.name}-{targets}")
     return {"prompt": config.prompt, "run": pipeline.name, "targets": targets, **found.figures}
@@ -136,7 +144,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=1, help="runs at the same time")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads of each job")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
-    arguments, overrides = parser.parse_known_args(argv)
+    options, overrides = split_overrides(argv)
+    arguments = parser.parse_args(options)
     if arguments.worker:
         row = work(arguments.pipelines[0].resolve(), arguments.worker, arguments.out, arguments.gpu, overrides)
         (arguments.out / f"{row['run']}-{row['targets']}.json").write_text(json.dumps(row, indent=2))

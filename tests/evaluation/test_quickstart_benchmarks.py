@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import quickstart
 import quickstart_quality
+from overrides import split_overrides
 from summaries import object_folder, phase_seconds, read_summary
 
 COARSE = {"path": "coarse", "seconds": {"start-up": 1.0, "training": 20.0}, "peak_memory_gib": 0.75}
@@ -66,3 +67,10 @@ def test_a_new_pipeline_is_measured_by_its_last_stage(tmp_path: Path) -> None:
     again, settings = quickstart_quality.finished(folder, "cpu")
     assert settings.system.geometry.type == "flexicubes"  # type: ignore[attr-defined]
     assert again.scenes[0].step == 1
+
+
+def test_overrides_are_found_behind_an_option_with_several_values() -> None:
+    given = ["--prompts", "a red mug", "a chair", "test.enabled=false", "--jobs", "2", "system.loss.x=1"]
+    options, overrides = split_overrides(given)
+    assert options == ["--prompts", "a red mug", "a chair", "--jobs", "2"]
+    assert overrides == ["test.enabled=false", "system.loss.x=1"]
