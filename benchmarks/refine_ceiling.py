@@ -30,6 +30,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import torch
+import yaml
 from overrides import split_overrides
 from quickstart_quality import TRUTH_SIZE, held_out, outlines
 from quickstart_truth import Comparison, compare_with_truth, exported_glb, mean_of, true_object
@@ -105,17 +106,28 @@ def work(pipeline: Path, targets: str, out: Path, gpu: str, overrides: list[str]
     config, delivered = load_experiment([stage / "configs" / "config.yaml"]), stage / "export"
     export = delivered
     if targets != "delivered":
-        block = {"type": "hifa-true-object", "glb_folder": delivered, "prompt": config.prompt}
-        block["true_surface"] = str(targets == "surface").lower()
-        options = [f"system.guidance.{key}={value}" for key, value in block.items()]
-        options += [f"output_root={out / targets}", "test.enabled=false", *overrides]
-        own = load_experiment([stage / "configs" / "config.yaml"], options)
+        own = load_experiment(
+            [stage / "configs" / "config.yaml", _layer(stage, targets, out)],
+            [f"output_root={out / targets}", "test.enabled=false", *overrides],
+        )
         export = run_training(own, devices="cpu" if gpu == "cpu" else [int(gpu)]).folder / "export"
     views, probe = held_out(TRUTH_SIZE, device), Probe.load(device=device)
     member = member_of(delivered, config.prompt).to(device)
     found = compare_with_truth(exported_glb(export).delivered, config, outlines(device), views, probe, member=member)
     _save(found, f"{config.prompt}, {targets}", out / f"{pipeline.name}-{targets}")
     return {"prompt": config.prompt, "run": pipeline.name, "targets": targets, **found.figures}
+
+
+def _layer(stage: Path, targets: str, out: Path) -> Path:
+    """Config file that replaces the guidance of the stage; a new type would discard its options, so all are written."""
+    system = yaml.safe_load((stage / "configs" / "config.yaml").read_text(encoding="utf-8"))["system"]
+    own = {"type": "hifa-true-object", "glb_folder": str(stage / "export"), "true_surface": targets == "surface"}
+    prompt = load_experiment([stage / "configs" / "config.yaml"]).prompt
+    path = out / f"{stage.parent.name}-{targets}.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    guidance = {**system["guidance"], **own, "prompt": prompt}
+    path.write_text(yaml.safe_dump({"system": {"guidance": guidance}}), encoding="utf-8")
+    return path
 
 
 def _save(found: Comparison, label: str, stem: Path) -> None:
