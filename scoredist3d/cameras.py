@@ -95,6 +95,13 @@ class Cameras:
         }
         return replace(batches[0], **tensors)
 
+    @classmethod
+    def from_poses(cls, c2w: Tensor, fovy: Tensor, height: int, width: int) -> Cameras:
+        """Cameras with poses (B, 4, 4) and fields of view (B,); angles and distance are relative to the origin."""
+        x, y, z = c2w[:, :3, 3].unbind(dim=-1)
+        across = torch.hypot(x, y)
+        return cls(c2w, fovy, torch.atan2(y, x), torch.atan2(z, across), torch.hypot(across, z), height, width)
+
     @property
     def origins(self) -> Tensor:
         """(B, 3), camera centers in the world."""

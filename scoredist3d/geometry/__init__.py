@@ -15,6 +15,7 @@ from scoredist3d.geometry.base import (
     SurfacePoints,
 )
 from scoredist3d.geometry.protocols import (
+    HasCarving,
     HasDensity,
     HasGaussians,
     HasSDFGrid,
@@ -31,6 +32,7 @@ __all__ = [
     "Geometry",
     "GeometryInit",
     "GeometryOutput",
+    "HasCarving",
     "HasDensity",
     "HasGaussians",
     "HasSDFGrid",

@@ -20,6 +20,7 @@ from scoredist3d.limits import MAX_FEATURES, MAX_GRID_RESOLUTION
 from scoredist3d.materials.base import Material
 from scoredist3d.meshes.mesh import Mesh
 from scoredist3d.meshes.sampling import points_near
+from scoredist3d.meshes.space_carving import DepthEstimates, carved, carving_evidence
 from scoredist3d.nn.hash_network import FREE_OPTIONS, HashGridConfig, NetworkConfig, grid_problems
 from scoredist3d.seeding import Rng
 
@@ -238,6 +239,31 @@ class GridSurface(Surface):
         else:
             self.sdf_network.set_zero()
             self.initial_sdf.copy_(sdf)
+
+    @torch.no_grad()
+    def carving_evidence(self, views: DepthEstimates | None) -> Tensor:
+        """Evidence (4, V) of views at the grid's vertices, zero without views."""
+        if views is None:
+            return self.vertices.new_zeros(4, len(self.vertices))
+        return carving_evidence(self.vertices, views, self.spacing)
+
+    @torch.no_grad()
+    def carve(self, evidence: Tensor) -> int:
+        """Remove the matter through which views see; returns the number of vertices that are no longer inside.
+
+        Nothing is removed if nothing would be left.
+        """
+        sdf, lattice = self.signed_distances(), self._lattice_points()
+        values = lattice.dense(torch.cat([sdf[None], evidence.to(sdf)]), torch.tensor([torch.inf, 0, 0, 0, 0]).to(sdf))
+        new = lattice.sparse(carved(values[0], values[1:], self.spacing)[None])[0]
+        removed = int(((sdf < 0) & (new >= 0)).sum())
+        if not (new < 0).any():
+            return 0
+        if self.config.sdf_source == "vertices":
+            self.sdf.copy_(new)
+        else:
+            self.initial_sdf += new - sdf
+        return removed
 
     def _extracted(self) -> SurfaceMesh:
         """The mesh at the current parameters; logs a warning when it becomes empty."""

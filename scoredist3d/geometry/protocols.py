@@ -13,6 +13,7 @@ from torch import Tensor
 
 from scoredist3d.geometry.base import GaussianSet, GeometryInit, GeometryOutput, SurfaceMesh, SurfacePoints
 from scoredist3d.meshes.mesh import Mesh
+from scoredist3d.meshes.space_carving import DepthEstimates
 from scoredist3d.meshes.splats import Splats
 from scoredist3d.seeding import Rng
 
@@ -68,6 +69,17 @@ class HasSDFGrid(Protocol):
 
 
 @runtime_checkable
+class HasCarving(Protocol):
+    """A surface from which depths can remove matter; see :class:`~scoredist3d.geometry.grid_surface.GridSurface`."""
+
+    def carving_evidence(self, views: DepthEstimates | None) -> Tensor:
+        """Evidence of views at the points of a grid, zero without views; that of several sets of views adds up."""
+
+    def carve(self, evidence: Tensor) -> int:
+        """Remove the matter through which views see; returns the number of grid points that are no longer inside."""
+
+
+@runtime_checkable
 class HasGaussians(Protocol):
     """3D Gaussians that can be rendered by splatting; see :class:`~scoredist3d.geometry.base.GaussianCloud`."""
 
@@ -100,6 +112,7 @@ _NOUNS: dict[type, str] = {
     HasDensity: "a density field",
     HasSignedDistance: "a signed distance field",
     HasSurface: "a triangle mesh",
+    HasCarving: "a surface with signed distances on a grid",
     HasSDFGrid: "a surface extracted from signed distances on a grid",
     HasGaussians: "a set of 3D Gaussians",
     Initializable: "a geometry that can be initialized from another object",

@@ -32,6 +32,16 @@ class VertexLattice:
         x, y, z = ((points + half) / spacing).round().long().unbind(-1)
         return cls((x * side + y) * side + z, side)
 
+    def dense(self, values: Tensor, elsewhere: Tensor) -> Tensor:
+        """Values (C, V) as grids (C, side, side, side), indexed [x, y, z], with ``elsewhere`` (C,) at other points."""
+        grid = elsewhere[:, None].repeat(1, self.side**3)
+        grid[:, self.codes] = values
+        return grid.view(-1, self.side, self.side, self.side)
+
+    def sparse(self, grid: Tensor) -> Tensor:
+        """Values (C, V) of the points, from grids (C, side, side, side); the inverse of :meth:`dense`."""
+        return grid.flatten(1)[:, self.codes]
+
     def filtered(self, values: Tensor, sigma: float) -> Tensor:
         """Values (V,) after a Gaussian filter with a standard deviation of ``sigma`` spacings; zero elsewhere."""
         side = self.side

@@ -20,8 +20,10 @@ from scoredist3d.guidance.core.stored_targets import StoredTargets
 from scoredist3d.guidance.core.surface_term import SurfaceTerm
 from scoredist3d.guidance.core.timesteps import timestep_tensor
 from scoredist3d.guidance.core.weighting import Weighting, regression_weight
+from scoredist3d.meshes.space_carving import DepthEstimates
 from scoredist3d.priors.base import Prior
 from scoredist3d.priors.conditioning import CFGConditions
+from scoredist3d.procedural.surface_estimator import SurfaceEstimate
 from scoredist3d.registry import register
 from scoredist3d.seeding import Rng
 
@@ -49,7 +51,8 @@ class HiFA(Guidance):
     with its target over the background of the render from which the target was made. With several devices, the targets
     of all ranks but the first are made again when a run is resumed. ``normal_weight`` and ``depth_weight`` compare the
     normals and depths of a render with those that a network estimates from its kept target; see
-    :class:`~scoredist3d.guidance.core.surface_term.SurfaceTerm`.
+    :class:`~scoredist3d.guidance.core.surface_term.SurfaceTerm`. ``carve_steps`` removes the matter in front of these
+    depths from the surface.
     """
 
     @dataclass
@@ -85,6 +88,13 @@ class HiFA(Guidance):
         depth_weight: Schedule = option(
             0.0, "Weight per pixel of the depths that are estimated from kept targets; needs update_every.", ge=0
         )
+        carve_steps: list[int] = option(
+            [],
+            "Steps before which a grid surface (dmtet, flexicubes) loses all matter through which several kept targets "
+            "see, by their estimated depths: this opens cavities, such as the inside of a mug, at once. Needs "
+            "normal_weight or depth_weight; give every view a target first.",
+            ge=1,
+        )
         surface_estimator: str = option(
             "embedded",
             "Network that estimates normals and depths: embedded, for images of the embedded prior, or a folder "
@@ -101,6 +111,11 @@ class HiFA(Guidance):
             """The normals, if normals or depths are estimated."""
             return frozenset({"normal"} if self.estimates_surface else ())
 
+        @property
+        def carves(self) -> bool:
+            """Whether there are steps with space carving."""
+            return bool(self.carve_steps)
+
         def validate(self) -> list[str]:
             """Check that kept targets are used by the image term alone, and estimates with kept targets."""
             problems = super().validate()
@@ -108,6 +123,10 @@ class HiFA(Guidance):
                 problems.append(
                     "update_every: normals and depths are estimated from kept targets; set update_every above 1, or "
                     "normal_weight and depth_weight to 0"
+                )
+            if self.carve_steps and not self.estimates_surface:
+                problems.append(
+                    "carve_steps: needs estimated depths; set normal_weight or depth_weight above 0, or set it to []"
                 )
             if self.update_every > 1 and self.latent_weight != Schedule.constant(0.0):
                 problems.append(
@@ -150,7 +169,7 @@ class HiFA(Guidance):
         if stored.outdated(keys, ctx.step):
             images = self.target_images(z, conditions, ctx)
             surface = None if self._surface is None else self.target_surface(images, conditions, ctx)
-            stored.put(keys, ctx.step, images, background.detach(), surface)
+            stored.put(ctx.particles, conditions.cameras, ctx.step, images, background.detach(), surface)
         images, behind, surface = stored.get(keys)
         images, behind = resized(images.to(rgb), rgb), resized(behind.to(rgb), rgb)
         change = behind - background.detach()
@@ -180,6 +199,19 @@ class HiFA(Guidance):
     def reads_latents(self, step: int, cameras: Cameras, particles: Sequence[int]) -> bool:
         """Whether the step makes new targets."""
         return self.stored is None or self.stored.outdated(self.stored.keys(particles, cameras), step)
+
+    def carves_at(self, step: int) -> bool:
+        """Whether the step is one of ``carve_steps``."""
+        return step in self.config.carve_steps
+
+    def depth_estimates(self, particle: int) -> DepthEstimates | None:
+        """Depths estimated from the kept targets of a particle."""
+        found = None if self.stored is None or self._surface is None else self.stored.maps(particle)
+        if found is None:
+            return None
+        cameras, maps = found
+        surface = SurfaceEstimate.unpacked(maps.float())
+        return DepthEstimates(cameras, surface.depth[..., 0], surface.depth_error[..., 0], surface.opacity[..., 0])
 
     def target_images(self, z: Tensor, conditions: CFGConditions, ctx: StepContext) -> Tensor:
         """Target images (B, H, W, 3) in [0, 1] that are kept, over the backgrounds of the renders."""

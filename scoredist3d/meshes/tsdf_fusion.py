@@ -104,6 +104,23 @@ def _silhouette_distances(depth: Tensor) -> Tensor:
     return (torch.stack(found).to(depth) - 0.5).clamp_min(0.0)
 
 
+def seen_pixels(points: Tensor, camera: Cameras) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Where one camera sees points (P, 3).
+
+    Returns:
+        (P,) index of the nearest pixel in the flattened image; (P,) bool, whether the point is in the image; (P,)
+        coordinate z in camera space, negative in front of the camera; (P,) length of a ray per unit of -z.
+    """
+    height, width, w2c = camera.height, camera.width, camera.w2c[0]
+    focal = 0.5 * height / torch.tan(camera.fovy[0] / 2)
+    x, y, z = (points @ w2c[:3, :3].T + w2c[:3, 3]).unbind(dim=-1)
+    column = (0.5 * width - focal * x / z).floor().long()
+    row = (0.5 * height + focal * y / z).floor().long()
+    in_image = (z < 0) & (column >= 0) & (column < width) & (row >= 0) & (row < height)
+    pixel = row.clamp(0, height - 1) * width + column.clamp(0, width - 1)
+    return pixel, in_image, z, (x * x + y * y + z * z).sqrt() / -z
+
+
 def _fused(maps: DepthMaps, gaps: Tensor, points: Tensor, truncation: float) -> Tensor:
     """(P,) fused distances at (P, 3) points, -``truncation`` where no camera knows the distance.
 
@@ -111,17 +128,12 @@ def _fused(maps: DepthMaps, gaps: Tensor, points: Tensor, truncation: float) -> 
     """
     total, shares = points.new_zeros(2, len(points))
     height, width = maps.depth.shape[1:]
-    focals = 0.5 * height / torch.tan(maps.cameras.fovy / 2)
+    cameras = maps.cameras.with_size(height, width)
+    focals = 0.5 * height / torch.tan(cameras.fovy / 2)
     weights = torch.ones_like(maps.depth) if maps.weight is None else maps.weight.masked_fill(maps.depth.isinf(), 1.0)
-    images = zip(maps.depth, gaps, weights, strict=True)
-    for w2c, focal, (depth, gap, weight) in zip(maps.cameras.w2c, focals, images, strict=True):
-        x, y, z = (points @ w2c[:3, :3].T + w2c[:3, 3]).unbind(dim=-1)  # z is negative in front of the camera
-        column = (0.5 * width - focal * x / z).floor().long()
-        row = (0.5 * height + focal * y / z).floor().long()
-        in_image = (column >= 0) & (column < width) & (row >= 0) & (row < height)
-        pixel = row.clamp(0, height - 1) * width + column.clamp(0, width - 1)
+    for index, (focal, depth, gap, weight) in enumerate(zip(focals, maps.depth, gaps, weights, strict=True)):
+        pixel, in_image, z, along_ray = seen_pixels(points, cameras[index])
         surface = depth.flatten()[pixel]
-        along_ray = (x * x + y * y + z * z).sqrt() / -z
         distance = torch.where(surface.isinf(), gap.flatten()[pixel] * -z / focal, (surface + z) * along_ray)
         share = torch.where(in_image & (distance > -truncation), weight.flatten()[pixel], 0.0)
         total += share * distance.clamp(-truncation, truncation)

@@ -14,11 +14,13 @@ from scoredist3d.cameras import Cameras
 from scoredist3d.config import ComponentConfig, under
 from scoredist3d.data.base import CameraSampler
 from scoredist3d.geometry.base import Field, Geometry, fits
-from scoredist3d.geometry.protocols import HasGaussians, HasSurface
+from scoredist3d.geometry.protocols import HasCarving, HasGaussians, HasSurface
 from scoredist3d.materials.base import Material, ShadingInputs
 from scoredist3d.meshes.exportable import ObjectViews, SurfaceChannels
 from scoredist3d.meshes.mesh import Mesh
+from scoredist3d.meshes.space_carving import DepthEstimates
 from scoredist3d.meshes.splats import Splats
+from scoredist3d.nn.ranks import sum_over_ranks
 from scoredist3d.priors.base import Prior
 from scoredist3d.renderers.base import Render, Renderer
 from scoredist3d.seeding import Rng
@@ -113,6 +115,19 @@ class Scene(nn.Module):
         if self.geometry.densification is not None:
             with under("geometry"):
                 self.geometry.densification.step_post_backward(step, optimizer, rng)
+
+    def carve(self, views: DepthEstimates | None) -> int:
+        """Remove the geometry's matter through which views see, those of all ranks together.
+
+        Args:
+            views: Views that this rank knows; None if it knows none.
+
+        Returns:
+            Number of points of the geometry's grid that are no longer inside.
+        """
+        geometry = self.geometry
+        assert isinstance(geometry, HasCarving), "the config was validated"
+        return geometry.carve(sum_over_ranks(geometry.carving_evidence(views)))
 
     def restore_step(self, step: int) -> None:
         """Set the active grid levels to those after ``step`` steps of the run; the occupancy grid is in the state."""

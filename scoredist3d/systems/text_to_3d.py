@@ -17,7 +17,7 @@ from scoredist3d.cameras import Cameras
 from scoredist3d.config import ComponentConfig, Schedule, component, component_map, option
 from scoredist3d.data.random_camera import RandomCamera
 from scoredist3d.geometry.base import Geometry
-from scoredist3d.geometry.protocols import describe_capability
+from scoredist3d.geometry.protocols import HasCarving, describe_capability
 from scoredist3d.limits import MAX_BATCH
 from scoredist3d.registry import register
 from scoredist3d.renderers.base import Render
@@ -89,6 +89,7 @@ class TextTo3D(GuidedSystem):
                 else:
                     problems.extend(self._unusable_losses(renderer))
                     problems.extend(self._lacking_maps(renderer))
+                    problems.extend(self._uncarvable())
             if self.particles_per_step > self.particles:
                 problems.append(
                     f"particles_per_step: {self.particles_per_step} exceeds particles, which is {self.particles}"
@@ -108,6 +109,15 @@ class TextTo3D(GuidedSystem):
                 f"{self.renderer.type} does not output; choose another renderer or set the weights to 0"
                 for name in sorted(maps - renderer.outputs)
             ]
+
+        def _uncarvable(self) -> list[str]:
+            """A problem if the guidance carves a geometry from which no matter can be removed."""
+            guidance: Any = self.guidance
+            if guidance is None or not guidance.carves:
+                return []
+            if issubclass(registry.entry_of(self.geometry).cls, HasCarving):
+                return []
+            return [f"guidance.carve_steps: {self.geometry.type} has no signed distances on a grid; set it to []"]
 
         def _unusable_losses(self, renderer: Any) -> list[str]:
             """Problems with regularizers that the geometry or the renderer does not support; skips zero weights."""
@@ -213,9 +223,13 @@ class TextTo3D(GuidedSystem):
             _log.info("%s", line)
 
     def prepare_step(self, step: int, rng: Rng) -> None:
-        """Set the active grid levels and the occupancy grids of all scenes."""
+        """Set the active grid levels and the occupancy grids of all scenes, and carve them by the guidance's depths."""
         for scene, stream in zip(self.scenes, _streams(rng, len(self.scenes)), strict=True):
             scene.prepare_step(step, stream)
+        if self.guidance.carves_at(step):
+            for index, scene in enumerate(self.scenes):
+                removed = scene.carve(self.guidance.depth_estimates(index))
+                _log.info("space carving before step %d removed %s grid points", step, f"{removed:,}")
 
     def post_backward(self, step: int, optimizer: torch.optim.Optimizer, rng: Rng) -> None:
         """Densify every scene after the optimizer's update."""

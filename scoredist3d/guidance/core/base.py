@@ -21,6 +21,7 @@ from scoredist3d.guidance.core.dreamtime import DreamTime, DreamTimeConfig
 from scoredist3d.guidance.core.outputs import NFE, GuidanceOutput, Score, surrogate_loss
 from scoredist3d.guidance.core.timesteps import per_image, timestep_tensor, uniform_draws
 from scoredist3d.guidance.core.weighting import Weighting, time_weight, weighted_difference
+from scoredist3d.meshes.space_carving import DepthEstimates
 from scoredist3d.nn.unregistered import Unregistered
 from scoredist3d.priors.base import Prior
 from scoredist3d.priors.conditioning import CFGConditions
@@ -79,6 +80,11 @@ class Guidance(nn.Module, ABC):
         def maps(self) -> frozenset[str]:
             """Optional maps of :class:`~scoredist3d.renderers.base.Render` that the method reads."""
             return frozenset()
+
+        @property
+        def carves(self) -> bool:
+            """Whether the method carves the geometry at some steps; see :meth:`Guidance.depth_estimates`."""
+            return False
 
         def validate(self) -> list[str]:
             """Require a timestep range that is nonempty at every step, and constant under DreamTime."""
@@ -151,6 +157,14 @@ class Guidance(nn.Module, ABC):
             particles: Index of the particle that each of the B items shows.
         """
         return True
+
+    def carves_at(self, step: int) -> bool:
+        """Whether the geometry is carved before a step, by :meth:`depth_estimates`; the same on all ranks."""
+        return False
+
+    def depth_estimates(self, particle: int) -> DepthEstimates | None:
+        """Estimated depths of a particle in the views that this rank knows; None if it knows none."""
+        return None
 
     def update(self, z: Tensor, conditions: CFGConditions, ctx: StepContext) -> dict[str, Tensor]:
         """Train the networks of the method on detached latents; called once per forward pass.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,11 +24,13 @@ class StoredTarget:
         image: (H, W, 3), target image in [0, 1].
         background: (H, W, 3), background of the render from which it was made.
         surface: (H, W, K), further maps that were computed from the image, of any number of channels.
+        fovy: Vertical field of view of the camera in radians; NaN if a checkpoint of an earlier version lacks it.
     """
 
     image: Tensor
     background: Tensor
     surface: Tensor
+    fovy: float
 
 
 class StoredTargets(nn.Module):
@@ -58,7 +61,13 @@ class StoredTargets(nn.Module):
         return key in self._targets and self._targets[key].surface.shape[-1] == self.channels
 
     def put(
-        self, keys: Sequence[ViewKey], step: int, images: Tensor, backgrounds: Tensor, surfaces: Tensor | None = None
+        self,
+        particles: Sequence[int],
+        cameras: Cameras,
+        step: int,
+        images: Tensor,
+        backgrounds: Tensor,
+        surfaces: Tensor | None = None,
     ) -> None:
         """Store targets and backgrounds, (B, H, W, 3) each, and further maps (B, H, W, K).
 
@@ -67,8 +76,9 @@ class StoredTargets(nn.Module):
         if step // self.every != self._round:
             self._round, self._targets = step // self.every, {}
         surfaces = images[..., :0] if surfaces is None else surfaces
-        for key, *maps in zip(keys, images, backgrounds, surfaces, strict=True):
-            self._targets[key] = StoredTarget(*maps)
+        keys, fovys = self.keys(particles, cameras), cameras.fovy.tolist()
+        for key, image, background, surface, fovy in zip(keys, images, backgrounds, surfaces, fovys, strict=True):
+            self._targets[key] = StoredTarget(image, background, surface, fovy)
 
     def get(self, keys: Sequence[ViewKey]) -> tuple[Tensor, Tensor, Tensor]:
         """Targets and backgrounds of the keys, (B, H, W, 3) each, and their further maps (B, H, W, K)."""
@@ -77,6 +87,22 @@ class StoredTargets(nn.Module):
             torch.stack([getattr(item, name) for item in found]) for name in ("image", "background", "surface")
         )
         return images, backgrounds, surfaces
+
+    def maps(self, particle: int) -> tuple[Cameras, Tensor] | None:
+        """Cameras of B targets of a particle, all of one size, and their further maps (B, H, W, K); None if B is 0."""
+        found = [
+            (pose, target)
+            for (owner, pose), target in self._targets.items()
+            if owner == particle and target.surface.shape[-1] == self.channels and math.isfinite(target.fovy)
+        ]
+        # The last targets have the current size, if the size of the renders has changed since the round began.
+        found = [(pose, target) for pose, target in found if target.surface.shape == found[-1][1].surface.shape]
+        if not found:
+            return None
+        maps = torch.stack([target.surface for _, target in found])
+        c2w = maps.new_tensor([pose for pose, _ in found], dtype=torch.float32).view(-1, 4, 4)
+        fovy = c2w.new_tensor([target.fovy for _, target in found])
+        return Cameras.from_poses(c2w, fovy, maps.shape[1], maps.shape[2]), maps
 
     def get_extra_state(self) -> dict[str, Any]:
         """All targets as tensors and numbers; empty without targets."""
@@ -90,13 +116,14 @@ class StoredTargets(nn.Module):
             "images": torch.stack([item.image for item in items]),
             "backgrounds": torch.stack([item.background for item in items]),
             "surfaces": torch.stack([item.surface for item in items]),
+            "fovys": [item.fovy for item in items],
         }
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Replace all targets by those that :meth:`get_extra_state` returned."""
-        names = ("particles", "poses", "images", "backgrounds", "surfaces")
-        if "surfaces" not in state and state:  # a checkpoint of an earlier version
-            state = state | {"surfaces": state["images"][..., :0]}
+        names = ("particles", "poses", "images", "backgrounds", "surfaces", "fovys")
+        if state:  # checkpoints of earlier versions lack some of the names
+            state = {"surfaces": state["images"][..., :0], "fovys": [math.nan] * len(state["poses"])} | state
         rows = zip(*(state.get(name, ()) for name in names), strict=True)
         self._round = state.get("round", 0)
         self._targets = {(particle, tuple(pose)): StoredTarget(*maps) for particle, pose, *maps in rows}

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import copy
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, distributed
 
 from scoredist3d.config import FieldError
 from scoredist3d.diffusion.prediction import Prediction
@@ -23,6 +23,7 @@ from scoredist3d.guidance.core.score_models import (
     phi_conditioning,
 )
 from scoredist3d.guidance.core.timesteps import per_image, timestep_tensor, uniform_draws
+from scoredist3d.nn.ranks import average_over_ranks
 from scoredist3d.priors.base import Prior
 from scoredist3d.priors.conditioning import CFGConditions, Conditioning
 from scoredist3d.seeding import Rng
@@ -215,12 +216,3 @@ class VariationalGuidance(Guidance):
         groups = torch.randint(len(self._replay["latents"]) // views, (len(z) // views,), generator=generator)
         items = (groups[:, None] * views + torch.arange(views)).flatten().to(z.device)
         return self._replay["latents"][items], replace(conditioning, camera=self._replay["cameras"][items])
-
-
-def average_over_ranks(tensors: Sequence[Tensor]) -> None:
-    """Replace tensors with their means over the ranks of a distributed run, with one all-reduce."""
-    if not (distributed.is_available() and distributed.is_initialized()) or not tensors:
-        return
-    flat = nn.utils.parameters_to_vector(tensors)
-    distributed.all_reduce(flat)
-    nn.utils.vector_to_parameters(flat / distributed.get_world_size(), tensors)
