@@ -30,12 +30,13 @@ from scoredist3d.export.real_heights import real_height
 from scoredist3d.export.report import ExportReport, MeshReport
 from scoredist3d.export.stages import Notes, StageProgress, Stages
 from scoredist3d.export.unseen import SeenSurface, seen_surface
+from scoredist3d.export.unseen_shape import flatten_unseen
 from scoredist3d.limits import MAX_SAMPLES
 from scoredist3d.meshes.exportable import Exportable, HasTrainingCameras, query_color
 from scoredist3d.meshes.holes import fill_holes
 from scoredist3d.meshes.isosurface_extraction import FoundSurface, find_surface
 from scoredist3d.meshes.mesh import Mesh, decimate, drop_small_components, smooth, topology
-from scoredist3d.meshes.uv import unusable_uvs, unwrap
+from scoredist3d.meshes.uv import unusable_uvs, unwrap, with_own_uvs
 from scoredist3d.registry import register
 
 DEFAULT_FACES = 10000
@@ -110,6 +111,11 @@ class TexturedMeshExporter(Exporter):
             "auto",
             "Replace the colors of parts that no training camera sees, such as undersides, by colors diffused from the "
             "parts around them. auto does so except for a mesh of your own, which may have its own colors there.",
+        )
+        flatten_unseen: Literal["auto"] | bool = option(
+            "auto",
+            "Flatten the parts of a closed surface that no training camera sees, such as undersides. auto does so, "
+            "except for a mesh of your own.",
         )
         unlit: Literal["auto"] | bool = option(
             "auto",
@@ -236,8 +242,10 @@ class TexturedMeshExporter(Exporter):
             problem = "" if found.mesh.uvs is None else unusable_uvs(found.mesh)
             least = self._least_volume(found.mesh, usable=found.mesh.uvs is not None and not problem)
             surface, dropped = self._clean(found.mesh, least, notes)
+            surface = self._flattened(shape, surface)
         with stages.stage("simplify"):
-            mesh = self._with_own_uvs(found.mesh, self._simplify(surface, least, notes), problem, notes)
+            mesh, lost = with_own_uvs(found.mesh, self._simplify(surface, least, notes), problem)
+            notes.add(*([lost] if lost else []))
             closed = topology(mesh)
             notes.add(*surface_problems(closed))
         textures = None
@@ -289,6 +297,15 @@ class TexturedMeshExporter(Exporter):
                 progress=progress,
             )
         return mesh, textures
+
+    def _flattened(self, shape: Exportable, surface: Mesh) -> Mesh:
+        """The surface with flat parts where no training camera sees it; the same object if nothing changes."""
+        option = self.config.flatten_unseen
+        wanted = not surface.authored if option == "auto" else option
+        cameras = shape.training_cameras(_VIEWS) if wanted and isinstance(shape, HasTrainingCameras) else None
+        if cameras is None or topology(surface).boundary_edges:
+            return surface
+        return flatten_unseen(surface, cameras)
 
     def _seen(self, shape: Exportable, mesh: Mesh, *, authored: bool) -> SeenSurface | None:
         """What the training cameras see of a mesh; None if the object's colors are kept everywhere."""
@@ -359,24 +376,6 @@ class TexturedMeshExporter(Exporter):
             sizes = f"{len(surface.faces):,} to {len(mesh.faces):,} faces"
             notes.add(f"your mesh was simplified from {sizes}, because exporter.max_faces is {budget:,}")
         return mesh
-
-    def _with_own_uvs(self, own: Mesh, mesh: Mesh, problem: str, notes: Notes) -> Mesh:
-        """The mesh with the texture coordinates of ``own`` if they still fit; otherwise a warning gives the reason.
-
-        Args:
-            own: The mesh before clean-up.
-            mesh: The mesh after clean-up and simplification.
-            problem: The reason why the texture coordinates of ``own`` are unusable, or an empty string.
-            notes: Receives warnings.
-        """
-        if own.uvs is None:
-            return mesh
-        if mesh.faces is not own.faces:
-            problem = f"the faces changed ({len(own.faces):,} before, {len(mesh.faces):,} now)"
-        if problem:
-            notes.add(f"the mesh's texture coordinates were replaced by new ones: {problem}")
-            return mesh
-        return replace(mesh, uvs=own.uvs, uv_faces=own.uv_faces)
 
     def _unlit(self, shape: Exportable, notes: Notes) -> bool:
         """Whether the mesh is marked as unlit."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from scoredist3d.cameras import Cameras
-from scoredist3d.export.visibility import exposure
+from scoredist3d.export.visibility import exposure, relative_exposure
 from scoredist3d.meshes.lattice import Lattice, diffuse, subdivide
 from scoredist3d.meshes.mesh import Mesh
 
@@ -20,7 +20,6 @@ _EDGE = 0.05  # longest edge of the lattice, relative to the radius of the mesh 
 # are diffused. On a mug seen from -10 to 60 degrees of elevation, the walls have 0.2, the inside has 0.08 or more, and
 # the rounded edge of the underside, whose color is already wrong, has 0.02 to 0.07.
 _UNSEEN, _SEEN, _CLEAR = 0.02, 0.07, 0.12
-_USUAL = 0.2  # exposure of well seen parts; if they have less, as in close-ups, the limits above are lower too
 # Wide parts that are rarely seen, such as the underside of a mushroom's cap, keep their own colors, smoothed over this
 # length relative to the radius of the mesh; from the exposure below on, the smoothing is not stronger.
 _SMOOTHING, _RARE = 0.08, 0.01
@@ -140,5 +139,4 @@ def seen_surface(mesh: Mesh, cameras: Cameras, *, both_sides: bool = False) -> S
     found = exposure(mesh, lattice, cameras, both_sides=both_sides)
     if not found.any():
         return None
-    found /= min(1.0, float(np.quantile(found[found > 0], 0.9)) / _USUAL)
-    return SeenSurface(lattice, found, _SMOOTHING * radius)
+    return SeenSurface(lattice, relative_exposure(found), _SMOOTHING * radius)

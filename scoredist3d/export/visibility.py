@@ -14,6 +14,7 @@ from scoredist3d.renderers.mesh_rasterizer import clip_positions
 
 _SIZE = 256  # pixels, height of the depth images
 _LEAST_COSINE = 0.15  # of the angle between normal and view; views at larger angles give no reliable color
+_USUAL = 0.2  # exposure of well seen parts of most objects
 _LIFT = 2.0  # pixels; offset along the normal, so that the surface does not occlude itself
 _CREASE = 0.87  # least cosine between the normals of a face and of its vertices on a smooth surface
 
@@ -53,6 +54,12 @@ def exposure(mesh: Mesh, lattice: Lattice, cameras: Cameras, *, both_sides: bool
         visible = _in_front(clip_positions(lifted, camera, radius)[0], depth)
         total[facing] += cosine[facing] * visible
     return (total / len(cameras)).reshape(-1, 3).cpu().numpy()
+
+
+def relative_exposure(found: np.ndarray) -> np.ndarray:
+    """Exposures, some of them positive, scaled so that well seen parts have 0.2 or more; close-ups have less."""
+    scaled: np.ndarray = found / min(1.0, float(np.quantile(found[found > 0], 0.9)) / _USUAL)
+    return scaled
 
 
 def _in_front(clip: Tensor, depth: Tensor) -> Tensor:

@@ -121,3 +121,20 @@ def face_atlas(mesh: Mesh, texture_size: int) -> Mesh:
     uvs = (origin[:, None, :] + corners[np.arange(count) % 2]) / texture_size
     uv_faces = np.arange(3 * count, dtype=np.int64).reshape(-1, 3)
     return replace(mesh, uvs=uvs.reshape(-1, 2).astype(np.float32), uv_faces=uv_faces)
+
+
+def with_own_uvs(own: Mesh, mesh: Mesh, problem: str) -> tuple[Mesh, str]:
+    """The mesh with the texture coordinates of ``own`` if they still fit, and the reason if they are lost.
+
+    Args:
+        own: The mesh before clean-up.
+        mesh: The mesh after clean-up and simplification.
+        problem: The reason why the texture coordinates of ``own`` are unusable, or an empty string.
+    """
+    if own.uvs is None:
+        return mesh, ""
+    if mesh.faces is not own.faces:
+        problem = f"the faces changed ({len(own.faces):,} before, {len(mesh.faces):,} now)"
+    if problem:
+        return mesh, f"the mesh's texture coordinates were replaced by new ones: {problem}"
+    return replace(mesh, uvs=own.uvs, uv_faces=own.uv_faces), ""

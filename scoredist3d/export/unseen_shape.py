@@ -1,0 +1,103 @@
+"""Flattening of surface that no training camera sees, such as undersides.
+
+Optimization never compares these parts with the prior, so they keep whatever bumps and dents the earlier steps left. A
+surface of least area that continues the seen parts is the usual guess: undersides become flat.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+
+from scoredist3d.cameras import Cameras
+from scoredist3d.export.visibility import exposure, relative_exposure
+from scoredist3d.meshes.lattice import Lattice, diffuse, subdivide
+from scoredist3d.meshes.mesh import Mesh
+from scoredist3d.ops.mesh.distance import winding_number
+
+_UNSEEN = 0.02  # relative exposure below which a vertex moves; well seen parts have about 0.2
+_ITERATIONS = 3  # each solves for harmonic positions with the cotangents of the last surface
+_FARTHEST = 0.25  # largest displacement, relative to the radius of the mesh
+_CHECKED = 0.01  # displacement from which a vertex is checked, relative to that radius
+_TOLERATED = 0.02  # share of the vertices of a region that may fail the check
+_STEPS = (0.3, 0.6, 1.0, 1.3)  # fractions of the displacement at which it is checked
+
+
+def flatten_unseen(mesh: Mesh, cameras: Cameras) -> Mesh:
+    """The mesh with a surface of little area where no training camera sees it; the same object if nothing changes.
+
+    Seen vertices keep their positions. A connected region of unseen vertices stays as it is if it has no seen neighbor,
+    or if it would pass through another part of the surface or move far.
+
+    Args:
+        mesh: A closed mesh; vertices at the same position move together.
+        cameras: Training cameras, spread over their whole range.
+    """
+    lattice = subdivide(mesh, np.inf)
+    found = exposure(mesh, lattice, cameras)
+    if not found.any():
+        return mesh
+    best = np.zeros(len(lattice.nodes), dtype=np.float32)
+    np.maximum.at(best, lattice.triangles.ravel(), relative_exposure(found).ravel())
+    regions, touched = _regions(lattice, best < _UNSEEN)
+    moving = regions >= 0
+    moving[moving] = touched[regions[moving]]
+    if not moving.any():
+        return mesh
+    surface, still = lattice, np.zeros(len(lattice.nodes))
+    for _ in range(_ITERATIONS):
+        surface = replace(surface, nodes=diffuse(surface, ~moving, surface.nodes, still))
+    blocked = np.bincount(regions[moving], _blocked(mesh, lattice, surface.nodes - lattice.nodes)[moving])
+    bad = np.flatnonzero(blocked > _TOLERATED * np.bincount(regions[moving]))
+    moving &= ~np.isin(regions, bad)
+    if not moving.any():
+        return mesh
+    nodes = np.where(moving[:, None], surface.nodes, lattice.nodes)
+    vertices = mesh.vertices.copy()
+    vertices[mesh.faces[lattice.face].ravel()] = nodes[lattice.triangles.ravel()]
+    return replace(mesh, vertices=vertices)
+
+
+def _regions(lattice: Lattice, unseen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Number of the connected region (N,) of each unseen node, -1 for seen ones; and which regions have seen neighbors.
+
+    Args:
+        lattice: The surface.
+        unseen: (N,) bool.
+    """
+    a = lattice.triangles.ravel()
+    b = np.roll(lattice.triangles, 1, axis=1).ravel()
+    size, inner = len(lattice.nodes), unseen[a] & unseen[b]
+    graph = coo_matrix((np.ones(inner.sum()), (a[inner], b[inner])), shape=(size, size))
+    count, labels = connected_components(graph, directed=False)
+    touched = np.zeros(count, dtype=bool)
+    for one, other in ((a, b), (b, a)):
+        touched[labels[one[unseen[one] & ~unseen[other]]]] = True
+    return np.where(unseen, labels, -1), touched
+
+
+def _blocked(mesh: Mesh, lattice: Lattice, displacement: np.ndarray) -> np.ndarray:
+    """(N,) bool, nodes whose displacements (N, 3) are too large, or leave and enter the object again.
+
+    A node that moves inwards must stay inside the object, beyond its new position as well, and one that moves outwards
+    must stay outside.
+    """
+    radius = float(np.linalg.norm(mesh.vertices, axis=1).max())
+    normals = np.zeros((len(lattice.nodes), 3))
+    np.add.at(normals, lattice.triangles.ravel(), mesh.vertex_normals()[mesh.faces[lattice.face]].reshape(-1, 3))
+    normals /= np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-12)
+    along = (displacement * normals).sum(axis=1)
+    blocked: np.ndarray = np.linalg.norm(displacement, axis=1) > _FARTHEST * radius
+    checked = np.flatnonzero(np.abs(along) > _CHECKED * radius)
+    if not len(checked):
+        return blocked
+    vertices, faces = torch.from_numpy(lattice.nodes), torch.from_numpy(lattice.triangles.astype(np.int32))
+    for step in _STEPS:
+        points = lattice.nodes[checked] + step * along[checked, None] * normals[checked]
+        inside = winding_number(torch.from_numpy(points.astype(np.float32)), vertices, faces).numpy() > 0.5
+        blocked[checked] |= inside == (along[checked] > 0)
+    return blocked
