@@ -13,8 +13,7 @@ from scoredist3d.config.walker import own_fields
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 TEXT = (DOCS / "methods.md").read_text(encoding="utf-8")
 METHODS = registry.names("guidance")
-ABSENT = "The 3D table does not contain it."
-"""Stands in the section of a method that has figures and images in 2D only."""
+NFE = r"[\d.]+(?: \+ [\d.]+ own)?"
 
 
 def section(method: str) -> str:
@@ -31,16 +30,24 @@ def test_the_table_lists_every_method_with_its_paper_and_idea() -> None:
         assert section(name).startswith(title + "\n") and anchor == title.lower().replace(" ", "-")
 
 
+def test_every_row_of_a_table_has_the_columns_of_its_head() -> None:
+    tables = re.findall(r"(?:^\|.*\n)+", TEXT, flags=re.MULTILINE)
+    assert len(tables) >= 4
+    for table in tables:
+        rows = table.splitlines()
+        assert re.fullmatch(r"\|(?: --- \|)+", rows[1]), rows[0]
+        assert {row.count("|") for row in rows} == {rows[1].count("|")}, rows[0]
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_its_section_is_whole(method: str) -> None:
     text = section(method)
     (formula,) = re.findall(r"```text\n(.*?)```", text, flags=re.DOTALL)
     assert re.search(r"\bG\w* +=", formula)
     assert "Use it" in text and re.search(r"knob", text, flags=re.IGNORECASE)
-    assert "\nNFE in the runs below: " in text
-    measured = ("2d",) if ABSENT in text else ("2d", "3d")
-    assert len(re.findall(rf"^\| {method} \|", TEXT, flags=re.MULTILINE)) == len(measured) + 1  # and the table of times
-    for dimension in measured:
+    assert re.search(rf"\nNFE in the runs below: {NFE} in 2D, {NFE} in 3D\.\n", text)
+    assert len(re.findall(rf"^\| {method} \|", TEXT, flags=re.MULTILINE)) == 3  # 2D, 3D and the table of times
+    for dimension in ("2d", "3d"):
         (suffix,) = re.findall(rf"\]\(images/methods/{method}-{dimension}\.(jpg|png)\)", text)
         assert (DOCS / "images" / "methods" / f"{method}-{dimension}.{suffix}").is_file()
 
