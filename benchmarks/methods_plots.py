@@ -36,6 +36,8 @@ def scatter(points: Sequence[tuple[str, float, float]], x_label: str, y_label: s
         while any(abs(across - other) < 110 and abs(label - baseline) < 11 for other, baseline in taken):
             label -= 11
         taken.append((across, label))
+        if label < down:  # the label was moved away from its point
+            parts.append(_line(across, down, across + 6, label - 4, FIRST))
         parts.append(f'<circle cx="{across:.1f}" cy="{down:.1f}" r="4" fill="{FIRST}"/>')
         parts.append(_text(across + 7, label, name))
     parts.append(_text((LEFT + WIDTH - RIGHT) / 2, height - 12, x_label, "middle"))
