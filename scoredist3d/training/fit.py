@@ -17,9 +17,10 @@ from scoredist3d import registry
 from scoredist3d.config import under
 from scoredist3d.config.experiment import ExperimentConfig
 from scoredist3d.config.validation import load_experiment
+from scoredist3d.reasons import reason
 from scoredist3d.seeding import Rng
 from scoredist3d.systems.base import System
-from scoredist3d.training.checkpoint import read_checkpoint
+from scoredist3d.training.checkpoint import checkpoint_step, read_trained
 from scoredist3d.training.console import Console
 from scoredist3d.training.distributed import Devices
 from scoredist3d.training.folder import RunFolder, find_run
@@ -98,7 +99,7 @@ def begin(system: System, config: ExperimentConfig, context: RankContext, *, res
     source = load_experiment([folder.resolved_config])
     system.to_device(context.device)
     with under("system"):
-        system.init_from(read_checkpoint(checkpoint)["state_dict"], source.system)
+        system.init_from(read_trained(checkpoint).weights, source.system)
 
 
 def fit(
@@ -140,7 +141,13 @@ def fit(
         from scoredist3d.training.lightning_module import EndlessSteps, TrainingModule
 
         module = TrainingModule(system, config.trainer, Rng(config.seed))
-        once_restored = OnceRestored(restored)
+
+        def begins() -> None:
+            if resume is not None and trainer.global_step != checkpoint_step(resume):
+                raise ValueError(f"{resume} is damaged: its loops are not those of its step; use another checkpoint")
+            restored()
+
+        once_restored = OnceRestored(begins)
         callbacks = [once_restored, *_callbacks(config, folder, context, console, guard)]
         trainer = pl.Trainer(callbacks=callbacks, **_trainer_options(system, config, folder, context))
         # Lightning's handler for SIGTERM would broadcast between ranks that are not at the same place.
@@ -151,11 +158,20 @@ def fit(
                     module, train_dataloaders=EndlessSteps(), ckpt_path=resume and str(resume), weights_only=True
                 )
             once_restored.call()  # Lightning skips its hooks if no step is left.
-        except BaseException:
+        except BaseException as error:
             _leave_group(failed=True)
+            if resume is not None and not once_restored.called and isinstance(error, _FOREIGN_STATE):
+                raise ValueError(
+                    f"{resume} cannot be restored ({reason(error)}); use another checkpoint or the version of the "
+                    "program that wrote it"
+                ) from error
             raise
         _leave_group(failed=False)
     return int(trainer.global_step)
+
+
+_FOREIGN_STATE = (LookupError, TypeError, AttributeError)
+"""Errors of restoring a state that has another form than this program writes."""
 
 
 def _callbacks(

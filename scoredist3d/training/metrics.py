@@ -37,7 +37,7 @@ class MetricBuffer:
         """Move the pending scalars to the host.
 
         Raises:
-            NonFiniteError: A scalar is NaN or infinite; the message names the first such step and scalar.
+            NonFiniteError: A scalar is NaN or infinite; the message names the first such step and a term of the loss.
         """
         if not self._pending:
             return
@@ -45,13 +45,11 @@ class MetricBuffer:
         numbers = iter(torch.stack([t.to(torch.float64) for t in tensors]).tolist() if tensors else [])
         pending, self._pending = self._pending, []
         for step, row in pending:
-            for key, value in row.items():
-                number = next(numbers) if isinstance(value, Tensor) else float(value)
-                if not math.isfinite(number):
-                    raise NonFiniteError(
-                        f"step {step}: {key} is {number}. Lower the learning rate, or set prior.precision=fp32 to rule "
-                        "out 16-bit overflow."
-                    )
+            values = {k: next(numbers) if isinstance(v, Tensor) else float(v) for k, v in row.items()}
+            broken = [key for key, value in values.items() if not math.isfinite(value)]
+            if broken:  # The total, "loss", is the first value of a row, but it does not say which term is broken.
+                raise NonFiniteError(step, next((key for key in broken if key != "loss"), "loss"))
+            for key, number in values.items():
                 self._values.setdefault(key, []).append(number)
                 self.latest[key] = number
 

@@ -183,7 +183,7 @@ def test_buffer_names_the_first_value_that_is_not_finite() -> None:
     buffer = MetricBuffer()
     buffer.add(4, {"loss/guidance": torch.tensor(1.0), "loss/sparsity": torch.tensor(float("nan"))})
     buffer.add(5, {"loss/guidance": torch.tensor(float("inf"))})
-    with pytest.raises(NonFiniteError, match=r"step 4: loss/sparsity is nan"):
+    with pytest.raises(NonFiniteError, match=r"step 4: NaN or infinity in loss/sparsity"):
         buffer.fetch()
 
 
