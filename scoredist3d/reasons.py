@@ -32,7 +32,7 @@ class ExplainedError(Exception):
 
 
 @dataclass(frozen=True)
-class Part:
+class RunPart:
     """A part of a run.
 
     Attributes:
@@ -46,19 +46,19 @@ class Part:
 
 @contextmanager
 def part(name: str, *settings: str) -> Iterator[None]:
-    """Context manager that marks exceptions of its body with a :class:`Part`; the innermost mark counts."""
+    """Context manager that marks exceptions of its body with a :class:`RunPart`; the innermost mark counts."""
     try:
         yield
     except Exception as error:
         if part_of(error) is None:
-            error.part = Part(name, settings)  # type: ignore[attr-defined]
+            error.part = RunPart(name, settings)  # type: ignore[attr-defined]
         raise
 
 
-def part_of(error: BaseException) -> Part | None:
+def part_of(error: BaseException) -> RunPart | None:
     """The part of a run in which an exception was raised; None if it is unknown."""
     found = getattr(error, "part", None)
-    return found if isinstance(found, Part) else None
+    return found if isinstance(found, RunPart) else None
 
 
 def is_out_of_memory(error: BaseException) -> bool:

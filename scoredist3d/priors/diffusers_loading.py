@@ -11,6 +11,8 @@ import importlib.util
 import logging
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +20,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from scoredist3d.config.errors import FieldError, brief
 from scoredist3d.paths import is_file
 from scoredist3d.priors.part_files import check_part, read_json_file
 from scoredist3d.priors.quiet import quiet_libraries
 from scoredist3d.priors.vocabulary import Vocabulary
+from scoredist3d.reasons import is_out_of_memory
 
 _log = logging.getLogger("scoredist3d")
 
@@ -126,18 +130,38 @@ class PipelineSource:
             # Otherwise, transformers asks on the terminal whether to run code from the folder; diffusers' own classes
             # never run any.
             keywords["trust_remote_code"] = False
-        try:
+        # A hub repository is not inspected before, so the library's error says what is missing.
+        pickles = self.folder is None and bool(keywords.get("use_safetensors"))
+        with self.using(f"the {part}", "loaded", pickles=pickles):
             if self.folder is not None:
                 check_part(self.folder / part, allow_pickle=self.allow_pickle, option=PICKLE_KEY)
             # The libraries initialize missing weights from the global random stream before they report them.
             with quiet_libraries(), torch.random.fork_rng(devices=[]):
                 return cls.from_pretrained(self.name, subfolder=part, **self._options(), **keywords)
-        except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
-            # A hub repository is not inspected before, so the library's error says what is missing.
-            pickled = self.folder is None and keywords.get("use_safetensors") and "safetensors" in str(error)
-            hint = f"; set {PICKLE_KEY}=true if its weights are pickles (.bin)" if pickled else ""
+
+    @contextmanager
+    def using(self, what: str, done: str, *, pickles: bool = False) -> Iterator[None]:
+        """Context manager that replaces errors of the libraries, whatever their types, by errors about the pipeline.
+
+        Args:
+            what: What is used, e.g. ``the unet``.
+            done: What fails, e.g. ``loaded``.
+            pickles: Whether weights in pickle format may be what is missing.
+
+        Raises:
+            PriorError: The body raised an exception, other than this one, one for a lack of memory, or a
+                :class:`~scoredist3d.config.errors.FieldError`.
+        """
+        try:
+            yield
+        except (PriorError, FieldError):
+            raise
+        except Exception as error:  # Files from others can make the libraries fail in every way.
+            if is_out_of_memory(error):
+                raise
+            hint = f"; set {PICKLE_KEY}=true if its weights are pickles (.bin)" if pickles and _is_format(error) else ""
             raise PriorError(
-                f"{self.key}: the {part} of {self.name} cannot be loaded: {_first_line(error)}{hint}"
+                f"{self.key}: {what} of {self.name} cannot be {done}: {_first_line(error)}{hint}"
             ) from error
 
     def load_network(self, part: str, dtype: torch.dtype) -> nn.Module:
@@ -354,5 +378,12 @@ def _download(name: str, file: str, revision: str | None, key: str) -> Path:
         ) from error
 
 
+def _is_format(error: Exception) -> bool:
+    """Whether an error of the libraries says that there are no safetensors."""
+    return "safetensors" in str(error)
+
+
 def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0] or type(error).__name__
+    """The first line of an error's message, shortened; with its type if the message is not a sentence."""
+    text = brief(str(error).strip().split("\n")[0], 200)
+    return text if " " in text else f"{type(error).__name__} {text}".strip()

@@ -53,10 +53,11 @@ class DiffusersPrior(PipelinePrior):
             PriorError: The pipeline is missing, incomplete, or of a family that is not supported.
         """
         source = self.open(config)
-        family = family_of(source)
-        super().__init__(config, source, family.denoiser)
-        self.text = family.load_text(source, config.precision)
-        self._camera_extent = source.camera_extent()
+        with source.using("the files", "used"):
+            family = family_of(source)
+            super().__init__(config, source, family.denoiser)
+            self.text = family.load_text(source, config.precision)
+            self._camera_extent = source.camera_extent()
 
     @torch.no_grad()
     def embed(self, prompts: Sequence[str], cameras: Cameras | None = None) -> Conditioning:

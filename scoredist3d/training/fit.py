@@ -29,6 +29,8 @@ from scoredist3d.training.interrupt import InterruptGuard
 if TYPE_CHECKING:
     from pytorch_lightning import Callback
 
+    from scoredist3d.training.callbacks import OnceRestored
+
 
 @dataclass(frozen=True)
 class RankContext:
@@ -143,8 +145,7 @@ def fit(
         module = TrainingModule(system, config.trainer, Rng(config.seed))
 
         def begins() -> None:
-            if resume is not None and trainer.global_step != checkpoint_step(resume):
-                raise ValueError(f"{resume} is damaged: its loops are not those of its step; use another checkpoint")
+            _check_step(trainer, resume)
             restored()
 
         once_restored = OnceRestored(begins)
@@ -153,25 +154,44 @@ def fit(
         # Lightning's handler for SIGTERM would broadcast between ranks that are not at the same place.
         trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
         try:
-            with under("system"):
+            with under("system"), _restoring(resume, once_restored):
                 trainer.fit(
                     module, train_dataloaders=EndlessSteps(), ckpt_path=resume and str(resume), weights_only=True
                 )
             once_restored.call()  # Lightning skips its hooks if no step is left.
-        except BaseException as error:
+        except BaseException:
             _leave_group(failed=True)
-            if resume is not None and not once_restored.called and isinstance(error, _FOREIGN_STATE):
-                raise ValueError(
-                    f"{resume} cannot be restored ({reason(error)}); use another checkpoint or the version of the "
-                    "program that wrote it"
-                ) from error
             raise
         _leave_group(failed=False)
     return int(trainer.global_step)
 
 
-_FOREIGN_STATE = (LookupError, TypeError, AttributeError)
-"""Errors of restoring a state that has another form than this program writes."""
+@contextmanager
+def _restoring(checkpoint: Path | None, once_restored: OnceRestored) -> Iterator[None]:
+    """Context manager that replaces errors of restoring a checkpoint that has another form than this program writes.
+
+    Raises:
+        ValueError: The body failed before the checkpoint was restored.
+    """
+    try:
+        yield
+    except (LookupError, TypeError, AttributeError) as error:
+        if checkpoint is None or once_restored.called:
+            raise
+        raise ValueError(
+            f"{checkpoint} cannot be restored ({reason(error)}); use another checkpoint or the version of the program "
+            "that wrote it"
+        ) from error
+
+
+def _check_step(trainer: Any, checkpoint: Path | None) -> None:
+    """Check that the loops of a restored checkpoint are at its step.
+
+    Raises:
+        ValueError: They are not, so training would repeat or leave out steps.
+    """
+    if checkpoint is not None and trainer.global_step != checkpoint_step(checkpoint):
+        raise ValueError(f"{checkpoint} is damaged: its loops are not those of its step; use another checkpoint")
 
 
 def _callbacks(

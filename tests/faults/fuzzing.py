@@ -14,7 +14,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class FuzzInput:
-    """One hostile input: files by name, and command-line arguments."""
+    """One hostile input: files by relative path, and command-line arguments."""
 
     files: Mapping[str, bytes] = field(default_factory=dict)
     arguments: tuple[str, ...] = ()
@@ -23,6 +23,7 @@ class FuzzInput:
         """Write the files to ``folder``, with the arguments as ``arguments.json`` if there are any."""
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in self.files.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(content)
         if self.arguments:
             (folder / "arguments.json").write_text(json.dumps(self.arguments), encoding="utf-8")
