@@ -34,6 +34,8 @@ MAX_PICKLE_BYTES = 64 * MIB
 """The pickle inside of a checkpoint, which holds everything but the values of its tensors."""
 MAX_JSON_BYTES = 64 * MIB
 """Index and configuration files of a model folder."""
+MAX_TRAIN_TIMESTEPS = 100_000
+"""Training timesteps in the scheduler configuration of a model folder."""
 
 # Numbers in configurations.
 MAX_BATCH = 4096

@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from scoredist3d.config.errors import FieldError, brief
+from scoredist3d.limits import MAX_TRAIN_TIMESTEPS
 from scoredist3d.paths import is_file
 from scoredist3d.priors.part_files import check_part, read_json_file
 from scoredist3d.priors.quiet import quiet_libraries
@@ -44,6 +45,8 @@ _PART_BASES = {
     "transformers.PreTrainedModel",
     "transformers.PreTrainedTokenizerBase",
 }
+MISFITS = (RuntimeError, LookupError, TypeError, AttributeError)
+"""Errors of a network that does not fit its inputs, e.g. the tokens of another tokenizer."""
 MODEL_KEY = "prior.pretrained_model_name_or_path"
 PICKLE_KEY = "prior.allow_pickle"
 
@@ -140,26 +143,30 @@ class PipelineSource:
                 return cls.from_pretrained(self.name, subfolder=part, **self._options(), **keywords)
 
     @contextmanager
-    def using(self, what: str, done: str, *, pickles: bool = False) -> Iterator[None]:
-        """Context manager that replaces errors of the libraries, whatever their types, by errors about the pipeline.
+    def using(
+        self, what: str, done: str, *, errors: tuple[type[Exception], ...] = (Exception,), pickles: bool = False
+    ) -> Iterator[None]:
+        """Context manager that replaces errors of the libraries by errors about the pipeline.
 
         Args:
             what: What is used, e.g. ``the unet``.
             done: What fails, e.g. ``loaded``.
+            errors: Types of the errors; files from others can make the libraries fail in every way.
             pickles: Whether weights in pickle format may be what is missing.
 
         Raises:
-            PriorError: The body raised an exception, other than this one, one for a lack of memory, or a
+            PriorError: The body raised one of ``errors``, other than this one, one for a lack of memory, or a
                 :class:`~scoredist3d.config.errors.FieldError`.
         """
         try:
             yield
         except (PriorError, FieldError):
             raise
-        except Exception as error:  # Files from others can make the libraries fail in every way.
+        except errors as error:
             if is_out_of_memory(error):
                 raise
-            hint = f"; set {PICKLE_KEY}=true if its weights are pickles (.bin)" if pickles and _is_format(error) else ""
+            pickles = pickles and "safetensors" in str(error)
+            hint = f"; set {PICKLE_KEY}=true if its weights are pickles (.bin)" if pickles else ""
             raise PriorError(
                 f"{self.key}: {what} of {self.name} cannot be {done}: {_first_line(error)}{hint}"
             ) from error
@@ -253,8 +260,16 @@ class PipelineSource:
                     f"{self.key}: {self.name} is incomplete: scheduler/scheduler_config.json is missing; "
                     "download or export the model again"
                 )
-            return _read_json(path, self.key)
-        return dict(self.load("scheduler").config)
+            config = _read_json(path, self.key)
+        else:
+            config = dict(self.load("scheduler").config)
+        steps = config.get("num_train_timesteps", 1) if isinstance(config, dict) else None
+        if not isinstance(steps, int) or not 1 <= steps <= MAX_TRAIN_TIMESTEPS:
+            raise PriorError(
+                f"{self.key}: the scheduler configuration of {self.name} must be a JSON object with at most "
+                f"{MAX_TRAIN_TIMESTEPS:,} num_train_timesteps; download or export the model again"
+            )
+        return config
 
     def network_config(self, part: str) -> dict[str, Any]:
         """The content of a network's ``config.json``, read without loading the weights.
@@ -376,11 +391,6 @@ def _download(name: str, file: str, revision: str | None, key: str) -> Path:
         raise PriorError(
             f"{key}: {name!r} is not an existing folder and cannot be downloaded from the hub: {_first_line(error)}"
         ) from error
-
-
-def _is_format(error: Exception) -> bool:
-    """Whether an error of the libraries says that there are no safetensors."""
-    return "safetensors" in str(error)
 
 
 def _first_line(error: Exception) -> str:

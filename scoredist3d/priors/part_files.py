@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +24,15 @@ def check_part(folder: Path, *, allow_pickle: bool = False, option: str = "") ->
 
     Raises:
         ValueError: A JSON file is too large, the index of the weights names other files than weights in this folder,
-            the part is an adapter for another model, or pickled weights are damaged or not allowed.
+            the part is an adapter for another model, its configuration has more layers than weights, or pickled
+            weights are damaged or not allowed.
     """
     for path in sorted(folder.glob("*.json")):
         check_file_size(path, MAX_JSON_BYTES, "a JSON file of a model")
     if (folder / "adapter_config.json").exists():
         # transformers would load the base model that it names, from anywhere.
         raise ValueError("adapter_config.json makes it an adapter for another model; merge the adapter into its model")
+    _check_layers(folder)
     suffixes = (".safetensors", ".bin") if allow_pickle else (".safetensors",)
     for path in sorted(folder.glob("*.index*.json")):
         if path.name.startswith(("pytorch_model.bin", "diffusion_pytorch_model.bin")) and not allow_pickle:
@@ -62,6 +66,50 @@ def read_json_file(path: Path) -> Any:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
     except RecursionError:
         raise ValueError(f"{path} is not valid JSON: it is nested too deeply") from None
+
+
+def _check_layers(folder: Path) -> None:
+    """Check that the numbers of layers in ``config.json`` do not exceed the number of weights.
+
+    The libraries would build the layers, which may take for ever, before they miss the weights.
+    """
+    path, files = folder / "config.json", sorted(folder.glob("*.safetensors"))
+    if not path.is_file() or not files:
+        return
+    counts = [_count_tensors(file) for file in files]
+    if None in counts:
+        return  # The libraries refuse the damaged file.
+    weights = sum(count or 0 for count in counts)
+    for key, number in _numbers(read_json_file(path)):
+        if re.search(r"layers|num_\w*blocks", key) and number > weights:
+            raise ValueError(
+                f"config.json has {key}={number}, but the files have {weights} weights; use matching files"
+            )
+
+
+def _numbers(value: Any, key: str = "") -> Iterator[tuple[str, int]]:
+    """All integers in a decoded JSON value with their keys; those of a list have the key of the list."""
+    if isinstance(value, dict):
+        for name, item in value.items():
+            yield from _numbers(item, name)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _numbers(item, key)
+    elif isinstance(value, int) and not isinstance(value, bool):
+        yield key, value
+
+
+def _count_tensors(path: Path) -> int | None:
+    """Number of tensors in the header of a safetensors file; None for a damaged one."""
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        if size > MAX_JSON_BYTES:
+            return None
+        header = file.read(size)
+    try:
+        return sum(name != "__metadata__" for name in json.loads(header))
+    except (ValueError, TypeError, RecursionError):
+        return None
 
 
 def _weight_files(index: Path) -> set[str]:
