@@ -37,6 +37,15 @@ MAX_JSON_BYTES = 64 * MIB
 MAX_TRAIN_TIMESTEPS = 100_000
 """Training timesteps in the scheduler configuration of a model folder."""
 
+MAX_METRICS_BYTES = 256 * MIB
+"""``metrics.csv`` of a run that is resumed: about a million rows."""
+
+# Texts in configurations.
+MAX_TEXT = 4096
+"""Characters of a prompt, a path or another text."""
+MAX_LABEL = 200
+"""Characters of a name that the user chooses for a block, such as that of a method in a comparison."""
+
 # Numbers in configurations.
 MAX_BATCH = 4096
 """Images, particles or patches that are processed together."""

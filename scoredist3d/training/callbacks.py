@@ -83,7 +83,7 @@ class MetricsWriter(StepCallback):
         self.file: MetricsFile | None = None
         self.events: Any = None
         self._window_start = (0, 0.0)
-        self._restored: dict[str, list[float]] = {}
+        self._restored: dict[str, Any] = {}
 
     def state_dict(self) -> dict[str, Any]:
         """The values logged since the last row, to be stored in a checkpoint; makes the earlier rows durable."""

@@ -16,7 +16,7 @@ from scoredist3d.reasons import part
 from scoredist3d.seeding import Rng
 from scoredist3d.systems.base import System
 from scoredist3d.training.checkpoint import load_weights
-from scoredist3d.training.metrics import MetricBuffer
+from scoredist3d.training.metrics import MAX_PENDING, MetricBuffer
 from scoredist3d.training.optimizer import build_optimizer, set_learning_rates
 
 
@@ -122,12 +122,12 @@ class TrainingModule(pl.LightningModule):
                 )
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Check that gradients are finite (deferred to the next log row or checkpoint on a GPU), then clip them."""
+        """Check that gradients are finite, on a GPU those of several steps at once, then clip them."""
         gradients = {name: p.grad for name, p in self._optimized() if p.grad is not None}
         norms = torch.stack([norm.float() for norm in torch._foreach_norm(list(gradients.values()))])
         total = torch.linalg.vector_norm(norms)
         self._gradient_norms.append((self.global_step, list(gradients), norms))
-        if self.device.type == "cpu":
+        if self.device.type == "cpu" or len(self._gradient_norms) >= MAX_PENDING:
             self.check_gradients()
         clip = self.trainer_config.gradient_clip_norm
         if clip is not None:

@@ -346,6 +346,8 @@ def test_a_pipeline_interrupted_in_its_second_stage_says_so(tmp_path: Path, monk
     [
         ({"step": 3}, True),  # of an earlier version
         ({"step": 2}, False),
+        ({"step": "3"}, False),  # of another program
+        ({"step": [3], "status": "done"}, False),
         ({"step": 3, "status": "done"}, True),
         ({"step": 3, "status": "interrupted"}, False),
         ({"step": 3, "status": "no mesh"}, False),
