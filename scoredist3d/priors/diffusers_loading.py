@@ -137,7 +137,7 @@ class PipelineSource:
         pickles = self.folder is None and bool(keywords.get("use_safetensors"))
         with self.using(f"the {part}", "loaded", pickles=pickles):
             if self.folder is not None:
-                check_part(self.folder / part, allow_pickle=self.allow_pickle, option=PICKLE_KEY)
+                check_part(self.folder / part, cls, allow_pickle=self.allow_pickle, option=PICKLE_KEY)
             # The libraries initialize missing weights from the global random stream before they report them.
             with quiet_libraries(), torch.random.fork_rng(devices=[]):
                 return cls.from_pretrained(self.name, subfolder=part, **self._options(), **keywords)

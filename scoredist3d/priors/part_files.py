@@ -8,31 +8,35 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
+
 from scoredist3d.limits import MAX_JSON_BYTES, check_file_size
+from scoredist3d.priors.quiet import quiet_libraries
 from scoredist3d.tensor_files import LOADING_ERRORS, check_tensor_file
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
-def check_part(folder: Path, *, allow_pickle: bool = False, option: str = "") -> None:
+def check_part(folder: Path, cls: Any = None, *, allow_pickle: bool = False, option: str = "") -> None:
     """Check the files in the folder of one part of a pipeline.
 
     Args:
         folder: The folder of the part, e.g. ``unet``.
+        cls: The class that loads it, if it is one of diffusers.
         allow_pickle: Whether pickled weights may be read.
         option: The configuration key that allows them, for the error message.
 
     Raises:
         ValueError: A JSON file is too large, the index of the weights names other files than weights in this folder,
-            the part is an adapter for another model, its configuration has more layers than weights, or pickled
-            weights are damaged or not allowed.
+            the part is an adapter for another model, its configuration describes a larger network than the weights,
+            or pickled weights are damaged or not allowed.
     """
     for path in sorted(folder.glob("*.json")):
         check_file_size(path, MAX_JSON_BYTES, "a JSON file of a model")
     if (folder / "adapter_config.json").exists():
         # transformers would load the base model that it names, from anywhere.
         raise ValueError("adapter_config.json makes it an adapter for another model; merge the adapter into its model")
-    _check_layers(folder)
     suffixes = (".safetensors", ".bin") if allow_pickle else (".safetensors",)
     for path in sorted(folder.glob("*.index*.json")):
         if path.name.startswith(("pytorch_model.bin", "diffusion_pytorch_model.bin")) and not allow_pickle:
@@ -51,6 +55,8 @@ def check_part(folder: Path, *, allow_pickle: bool = False, option: str = "") ->
             check_tensor_file(path)
         except LOADING_ERRORS as error:
             raise ValueError(f"{path.name} is not a file of plain tensors: {error}") from error
+    _check_layers(folder)
+    _check_widths(folder, cls)
 
 
 def read_json_file(path: Path) -> Any:
@@ -85,6 +91,29 @@ def _check_layers(folder: Path) -> None:
             raise ValueError(
                 f"config.json has {key}={number}, but the files have {weights} weights; use matching files"
             )
+
+
+def _check_widths(folder: Path, cls: Any) -> None:
+    """Check that a network of diffusers can be built and has no more parameters than its files have bytes.
+
+    diffusers would allocate the parameters before it misses the weights; transformers does not.
+    """
+    path = folder / "config.json"
+    if not path.is_file() or not (isinstance(cls, type) and issubclass(cls, nn.Module) and hasattr(cls, "from_config")):
+        return
+    try:
+        with quiet_libraries(), torch.device("meta"):
+            network = cls.from_config(read_json_file(path))
+    except Exception as error:  # Files from others can make the libraries fail in every way.
+        if isinstance(error, NotImplementedError) or "meta" in str(error):
+            return  # This class cannot be built without memory.
+        raise ValueError(f"config.json cannot be used: {error}") from error
+    needed = sum(parameter.numel() for parameter in network.parameters())
+    present = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
+    if needed > present:
+        raise ValueError(
+            f"config.json describes {needed:,} parameters, but the files have {present:,} bytes; use matching files"
+        )
 
 
 def _numbers(value: Any, key: str = "") -> Iterator[tuple[str, int]]:

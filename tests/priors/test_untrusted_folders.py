@@ -192,6 +192,20 @@ def test_a_config_with_more_layers_than_weights_builds_none(folder: Path, number
         (folder / part / "config.json").write_text(before)
 
 
+@pytest.mark.parametrize(
+    ("part", "key", "value"),
+    [
+        ("unet", "attention_head_dim", 2**31),
+        ("unet", "block_out_channels", [8, 2**24]),
+        ("vae", "latent_channels", 2**30),
+    ],
+)
+def test_a_config_with_more_parameters_than_bytes_allocates_none(folder: Path, part: str, key: str, value: Any) -> None:
+    edit(folder / part / "config.json", **{key: value})
+    with pytest.raises(PriorError, match=r"config\.json (describes [\d,]+ parameters, but the files|cannot be used)"):
+        load(folder)
+
+
 @pytest.mark.parametrize("steps", [0, -1, 2**31, "1000", None])
 def test_training_timesteps_have_a_limit(folder: Path, steps: Any) -> None:
     edit(folder / "scheduler" / "scheduler_config.json", num_train_timesteps=steps)
