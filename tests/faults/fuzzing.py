@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from shared.figures import counted
+
 
 @dataclass(frozen=True)
 class FuzzInput:
@@ -67,6 +69,7 @@ def run_inputs(
             problem = target.check(given, folder)
         except Exception as error:  # the kind of outcome that the fuzzer looks for
             problem = f"{type(error).__module__}.{type(error).__name__}: {str(error)[:300]}"
+        counted("hostile inputs", problem or "")
         if problem is not None:
             yield Finding(number, problem)
 
