@@ -10,6 +10,7 @@ from torch import Tensor
 
 from scoredist3d.config import ComponentConfig, option
 from scoredist3d.diffusion.prediction import Prediction
+from scoredist3d.limits import MAX_RENDER_SIDE
 from scoredist3d.priors.adapters import AdapterPoints
 from scoredist3d.priors.base import Prior
 from scoredist3d.priors.conditioning import Conditioning
@@ -26,6 +27,9 @@ from scoredist3d.priors.frozen_network import Precision
 from scoredist3d.priors.image_codec import load_codec, resize_shorter_side
 from scoredist3d.priors.thresholding import SampleLimit
 from scoredist3d.priors.vocabulary import Vocabulary
+
+SMALLEST_IMAGE = 8
+"""Smallest side of images in pixels."""
 
 
 class PipelinePrior(Prior):
@@ -66,8 +70,8 @@ class PipelinePrior(Prior):
         image_size: int | None = option(
             None,
             "Side of the images that the denoiser receives, in pixels; null uses the size it was trained on.",
-            ge=8,
-            le=4096,
+            ge=SMALLEST_IMAGE,
+            le=MAX_RENDER_SIDE,
         )
         allow_unknown_nouns: bool = option(
             False,
@@ -112,6 +116,11 @@ class PipelinePrior(Prior):
             self.spells_quotes, self.adjectives = vocabulary.spells_quotes, vocabulary.adjectives
         self.allow_unknown_nouns = config.allow_unknown_nouns
         self.image_size = config.image_size or self.denoiser.sample_size * self.codec.factor
+        if not SMALLEST_IMAGE <= self.image_size <= MAX_RENDER_SIDE:
+            raise PriorError(
+                f"{source.key}: {source.name} was trained on images of {self.image_size} pixels, according to its "
+                f"sample_size; use {SMALLEST_IMAGE} to {MAX_RENDER_SIDE}, set with prior.image_size"
+            )
         # The limits are those of pixel values and do not apply to latents.
         self._sample_limit = None if source.has("vae") else SampleLimit.from_scheduler_config(source.scheduler_config())
 

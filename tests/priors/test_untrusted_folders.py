@@ -206,6 +206,14 @@ def test_a_config_with_more_parameters_than_bytes_allocates_none(folder: Path, p
         load(folder)
 
 
+@pytest.mark.parametrize("size", [0, -8, 3000])
+def test_the_size_of_images_has_limits(folder: Path, size: int) -> None:
+    edit(folder / "unet" / "config.json", sample_size=size)
+    with pytest.raises(PriorError, match=rf"images of {2 * size} pixels, .* use 8 to 4096, set with prior\.image_size"):
+        load(folder)
+    assert load(folder, image_size=16).image_size == 16
+
+
 @pytest.mark.parametrize("key", ["max_position_embeddings", "vocab_size", "hidden_size"])
 def test_a_config_with_larger_numbers_than_its_files_is_refused(folder: Path, key: str) -> None:
     edit(folder / "text_encoder" / "config.json", **{key: 2**31})
