@@ -21,11 +21,14 @@ class Conditioning:
         camera: (B, 16), camera embedding from :meth:`~scoredist3d.priors.base.Prior.camera_condition`; zeros where no
             camera is given; None for priors without camera conditioning.
         pooled: (B, P), pooled text embedding, for priors that use one.
+        mask: (B, L), 1 for the tokens of the text that the denoiser attends to and 0 for padding, for priors whose
+            denoiser uses a mask.
     """
 
     text: Tensor
     camera: Tensor | None = None
     pooled: Tensor | None = None
+    mask: Tensor | None = None
 
     @property
     def device(self) -> torch.device:

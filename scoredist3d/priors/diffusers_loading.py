@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from scoredist3d.paths import is_file
@@ -132,7 +133,7 @@ class PipelineSource:
             # The libraries initialize missing weights from the global random stream before they report them.
             with quiet_libraries(), torch.random.fork_rng(devices=[]):
                 return cls.from_pretrained(self.name, subfolder=part, **self._options(), **keywords)
-        except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
+        except (OSError, ValueError, KeyError, RuntimeError, TypeError, SafetensorError) as error:
             # A hub repository is not inspected before, so the library's error says what is missing.
             pickled = self.folder is None and keywords.get("use_safetensors") and "safetensors" in str(error)
             hint = f"; set {PICKLE_KEY}=true if its weights are pickles (.bin)" if pickled else ""

@@ -16,9 +16,11 @@ from scoredist3d.priors.pipeline_family import Family
 from scoredist3d.priors.pipeline_prior import PipelinePrior
 from scoredist3d.priors.stable_diffusion import STABLE_DIFFUSION
 from scoredist3d.priors.stable_diffusion_3 import STABLE_DIFFUSION_3
+from scoredist3d.priors.stable_diffusion_xl import STABLE_DIFFUSION_XL
 from scoredist3d.registry import register
 
-FAMILIES: tuple[Family, ...] = (STABLE_DIFFUSION, STABLE_DIFFUSION_3)
+FAMILIES: tuple[Family, ...] = (STABLE_DIFFUSION_XL, STABLE_DIFFUSION, STABLE_DIFFUSION_3)
+"""The families in the order in which they are tried: those that also require a class of the pipeline come first."""
 
 
 def family_of(source: PipelineSource) -> Family:
@@ -30,7 +32,9 @@ def family_of(source: PipelineSource) -> Family:
 
 
 @register(
-    "prior", "diffusers", summary="Stable Diffusion 1, 2 and 3 and DeepFloyd IF from a diffusers folder or hub id."
+    "prior",
+    "diffusers",
+    summary="Stable Diffusion 1, 2, 3 and XL and DeepFloyd IF from a diffusers folder or hub id.",
 )
 class DiffusersPrior(PipelinePrior):
     """A text-to-image model from a diffusers pipeline.
@@ -55,7 +59,7 @@ class DiffusersPrior(PipelinePrior):
         source = self.open(config)
         family = family_of(source)
         super().__init__(config, source, family.denoiser)
-        self.text = family.load_text(source, config.precision)
+        self.text = family.load_text(source, family.denoiser.resolved(config.precision))
         self._camera_extent = source.camera_extent()
 
     @torch.no_grad()

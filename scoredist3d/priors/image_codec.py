@@ -58,8 +58,9 @@ class PixelCodec(ImageCodec):
 class Autoencoder(FrozenNetwork, ImageCodec):
     """The autoencoder of a latent model: latents = (encoded - shift) * scale.
 
-    Scale and shift are the autoencoder's ``scaling_factor`` and ``shift_factor``. The network computes in its own
-    precision, outside of autocast; images and latents keep the caller's data type.
+    Scale and shift are the autoencoder's ``scaling_factor`` and ``shift_factor``. Where it states ``latents_mean`` and
+    ``latents_std``, the shift of each channel is its mean, and its scale is divided by its standard deviation. The
+    network computes in its own precision, outside of autocast; images and latents keep the caller's data type.
     """
 
     def __init__(self, network: nn.Module, precision: Precision) -> None:
@@ -72,8 +73,11 @@ class Autoencoder(FrozenNetwork, ImageCodec):
         widths = config.get("block_out_channels") or config["encoder_block_out_channels"]
         self.channels = config["latent_channels"]
         self.factor = 2 ** (len(widths) - 1)
-        self._scale = float(config["scaling_factor"])
-        self._shift = float(config.get("shift_factor") or 0.0)
+        scale, shift = float(config.get("scaling_factor") or 1.0), float(config.get("shift_factor") or 0.0)
+        mean, std = config.get("latents_mean"), config.get("latents_std")
+        normalized = mean is not None and std is not None
+        self._scale = scale / torch.tensor(std).reshape(-1, 1, 1) if normalized else torch.tensor(scale)
+        self._shift = torch.tensor(mean).reshape(-1, 1, 1) if normalized else torch.tensor(shift)
 
     def encode(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
         """The encoder's mean, or a sample if ``generator`` is given; deterministic autoencoders ignore it."""
@@ -85,22 +89,31 @@ class Autoencoder(FrozenNetwork, ImageCodec):
             latents = encoded.latent_dist.mode()
         else:
             latents = _sampled(encoded.latent_dist, generator)
-        return (latents.to(x.dtype) - self._shift) * self._scale
+        latents = latents.to(x.dtype)
+        return (latents - self._shift.to(latents)) * self._scale.to(latents)
 
     def decode(self, latents: Tensor) -> Tensor:
         """The images decoded from latents that are scaled and shifted as in the denoiser's input."""
         with torch.autocast(latents.device.type, enabled=False):
-            return self.network.decode((latents / self._scale + self._shift).to(self.dtype)).sample
+            encoded = latents / self._scale.to(latents) + self._shift.to(latents)
+            return self.network.decode(encoded.to(self.dtype)).sample
 
 
-def load_codec(source: PipelineSource, precision: Precision) -> ImageCodec:
+def load_codec(source: PipelineSource, precision: Precision, *, upcasts: bool = False) -> ImageCodec:
     """The pipeline's autoencoder, or the pixel codec for a pipeline without ``vae``.
+
+    Args:
+        source: The pipeline.
+        precision: Numerical precision of the autoencoder.
+        upcasts: Keep an autoencoder with ``force_upcast`` in its configuration in float32 instead of float16.
 
     Raises:
         PriorError: The autoencoder's files are missing or incomplete.
     """
     if not source.has("vae"):
         return PixelCodec()
+    if upcasts and precision in ("auto", "fp16") and source.network_config("vae").get("force_upcast", True):
+        precision = "fp32"
     return Autoencoder(source.load_network("vae", loading_dtype(precision)), precision)
 
 

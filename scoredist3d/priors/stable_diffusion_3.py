@@ -88,7 +88,7 @@ class JointTextEncoder(nn.Module):
         super().__init__()
         self.training = False
         self.clip = TextEncoder.load(source, precision)
-        self.clip_2 = TextEncoder.load(source, precision, suffix="_2", length=self.clip.length)
+        self.clip_2 = TextEncoder.load(source, precision, suffix="_2", length=self.clip.length, warns=False)
         self._t5_length = int(source.index.get(T5_LENGTH, _DEFAULT_T5_LENGTH))
         self._width: int = source.network_config("transformer")["joint_attention_dim"]
         self.t5 = None

@@ -14,6 +14,8 @@ from scoredist3d.priors.diffusers_loading import PipelineSource
 from scoredist3d.priors.frozen_network import FrozenNetwork, Precision, loading_dtype
 
 _log = logging.getLogger("scoredist3d")
+_MOST_SHOWN = 200
+"""Number of letters of ignored text that a warning shows."""
 
 
 class TextEncoder(FrozenNetwork):
@@ -33,6 +35,7 @@ class TextEncoder(FrozenNetwork):
         length: int | None = None,
         masks_padding: bool = False,
         lower_case: bool = False,
+        warns: bool = True,
     ) -> None:
         """Args:
         network: A transformers text encoder, e.g. CLIPTextModel or T5EncoderModel.
@@ -41,6 +44,8 @@ class TextEncoder(FrozenNetwork):
         length: Number of tokens per prompt; None means the smaller of the limits of tokenizer and network.
         masks_padding: Hide padding from the attention of the network, as the model's own pipeline does.
         lower_case: Strip prompts and convert them to lower case.
+        warns: Warn about prompts beyond ``length``. False where another encoder of the prior reads more of the prompt,
+            or warns of the same cut.
         """
         super().__init__(network, precision)
         self.tokenizer = tokenizer
@@ -48,6 +53,7 @@ class TextEncoder(FrozenNetwork):
         self.length = length or min(limit, getattr(self.network.config, "max_position_embeddings", limit))
         self._masks_padding = masks_padding
         self._lower_case = lower_case
+        self._warns = warns
 
     @classmethod
     def load(
@@ -59,6 +65,7 @@ class TextEncoder(FrozenNetwork):
         length: int | None = None,
         masks_padding: bool = False,
         lower_case: bool = False,
+        warns: bool = True,
     ) -> TextEncoder:
         """Load the pipeline's ``text_encoder`` and ``tokenizer``.
 
@@ -69,13 +76,22 @@ class TextEncoder(FrozenNetwork):
             length: See :meth:`__init__`.
             masks_padding: See :meth:`__init__`.
             lower_case: See :meth:`__init__`.
+            warns: See :meth:`__init__`.
 
         Raises:
             PriorError: A part is missing or incomplete.
         """
         network = source.load_network(f"text_encoder{suffix}", loading_dtype(precision))
         tokenizer = source.load(f"tokenizer{suffix}")
-        return cls(network, tokenizer, precision, length=length, masks_padding=masks_padding, lower_case=lower_case)
+        return cls(
+            network,
+            tokenizer,
+            precision,
+            length=length,
+            masks_padding=masks_padding,
+            lower_case=lower_case,
+            warns=warns,
+        )
 
     def hidden_states(self, prompts: Sequence[str]) -> Tensor:
         """The network's last hidden state, (B, L, D) in float32. The arguments are those of :meth:`outputs`."""
@@ -92,15 +108,25 @@ class TextEncoder(FrozenNetwork):
             prompts: B texts. Text beyond ``length`` tokens is ignored, with a warning.
             all_layers: Include ``hidden_states``, the hidden states of all layers.
         """
-        texts = [prompt.strip().lower() for prompt in prompts] if self._lower_case else list(prompts)
-        self._warn_if_truncated(texts)
-        tokens = self.tokenizer(
-            texts, padding="max_length", max_length=self.length, truncation=True, return_tensors="pt"
-        )
+        texts = self._texts(prompts)
+        if self._warns:
+            self._warn_if_truncated(texts)
+        tokens = self._tokens(texts)
         mask = tokens.attention_mask.to(self.device) if self._masks_padding else None
         requested = {"output_hidden_states": True} if all_layers else {}
         with torch.autocast(self.device.type, enabled=False):
             return self.network(tokens.input_ids.to(self.device), attention_mask=mask, **requested)
+
+    def mask(self, prompts: Sequence[str]) -> Tensor:
+        """(B, L) in float32: 1 for the tokens of each prompt, 0 for padding."""
+        mask: Tensor = self._tokens(self._texts(prompts)).attention_mask
+        return mask.float().to(self.device)
+
+    def _texts(self, prompts: Sequence[str]) -> list[str]:
+        return [prompt.strip().lower() for prompt in prompts] if self._lower_case else list(prompts)
+
+    def _tokens(self, texts: list[str]) -> Any:
+        return self.tokenizer(texts, padding="max_length", max_length=self.length, truncation=True, return_tensors="pt")
 
     def _warn_if_truncated(self, prompts: Sequence[str]) -> None:
         for prompt in dict.fromkeys(prompts):
@@ -108,6 +134,7 @@ class TextEncoder(FrozenNetwork):
             ids = self.tokenizer(prompt, verbose=False).input_ids
             if len(ids) > self.length:
                 ignored = self.tokenizer.decode(ids[self.length - 1 :], skip_special_tokens=True).strip()
+                ignored = ignored if len(ignored) <= _MOST_SHOWN else f"{ignored[:_MOST_SHOWN]} ..."
                 _log.warning(
                     "the prompt is longer than the prior's limit of %d tokens; its end is ignored: %r",
                     self.length,

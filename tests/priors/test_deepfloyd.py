@@ -128,7 +128,7 @@ def test_limits_of_the_scheduler():
     [
         (
             {"addition_embed_type": "text_time"},
-            r"pooled text embeddings and image sizes \(Stable Diffusion XL, Kolors\)",
+            r"pooled text embeddings and image sizes \(Kolors, inpainting with Stable Diffusion XL, its refiner\)",
         ),
         ({"addition_embed_type": "text_image"}, r"image embeddings \(Kandinsky 2.1\)"),
         ({"addition_embed_type": "image"}, r"image embeddings \(Kandinsky 2.2\)"),
@@ -157,11 +157,11 @@ def test_unsupported_families_are_named(folder, tmp_path, change, message):
         ({"unet": ["diffusers", "Kandinsky3UNet"]}, r"is a Kandinsky3UNet, not a UNet2DConditionModel"),
         (
             {
-                "_class_name": "FluxPipeline",
+                "_class_name": "ChromaPipeline",
                 "unet": [None, None],
-                "transformer": ["diffusers", "FluxTransformer2DModel"],
+                "transformer": ["diffusers", "ChromaTransformer2DModel"],
             },
-            r"\(FluxPipeline\) has no unet; its denoiser is its transformer",
+            r"\(ChromaPipeline\) has no unet; its denoiser is its transformer, a ChromaTransformer2DModel",
         ),
     ],
 )
