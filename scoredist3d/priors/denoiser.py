@@ -97,6 +97,10 @@ class DenoiserNetwork(FrozenNetwork, ABC):
     def inputs(self, conditioning: Conditioning) -> Mapping[str, Tensor | None]:
         """Keyword arguments of the network besides the noisy latents and the timestep, in any data type."""
 
+    def image_condition(self, latents: Tensor, generator: torch.Generator) -> Tensor | None:
+        """The image of :class:`Conditioning` for latents of renders; None for a network that takes none."""
+        return None
+
     def call(self, x: Tensor, timestep: Tensor, inputs: dict[str, Any]) -> Tensor:
         """The network's output, (B, C, h, w) or more channels.
 

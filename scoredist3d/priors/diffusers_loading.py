@@ -213,25 +213,25 @@ class PipelineSource:
             raise PriorError(f'{self.key}: {path} must be {{"reference_extent": NUMBER}} with a positive number')
         return float(extent)
 
-    def scheduler_config(self) -> dict[str, Any]:
-        """The scheduler's configuration.
+    def scheduler_config(self, part: str = "scheduler") -> dict[str, Any]:
+        """The configuration of a scheduler.
 
         Raises:
             PriorError: The pipeline has no scheduler, or its configuration is missing or unreadable.
         """
-        if not self.has("scheduler"):
+        if not self.has(part):
             raise PriorError(
-                f"{self.key}: {self.name} has no scheduler in its {_INDEX}; use a complete text-to-image pipeline"
+                f"{self.key}: {self.name} has no {part} in its {_INDEX}; use a complete text-to-image pipeline"
             )
         if self.folder is not None:
-            path = self.folder / "scheduler" / "scheduler_config.json"
+            path = self.folder / part / "scheduler_config.json"
             if not path.is_file():
                 raise PriorError(
-                    f"{self.key}: {self.name} is incomplete: scheduler/scheduler_config.json is missing; "
+                    f"{self.key}: {self.name} is incomplete: {part}/scheduler_config.json is missing; "
                     "download or export the model again"
                 )
             return _read_json(path, self.key)
-        return dict(self.load("scheduler").config)
+        return dict(self.load(part).config)
 
     def network_config(self, part: str) -> dict[str, Any]:
         """The content of a network's ``config.json``, read without loading the weights.

@@ -11,6 +11,7 @@ from torch import Tensor
 from scoredist3d.cameras import Cameras
 from scoredist3d.priors.camera_embedding import CAMERA_EMBEDDING_SIZE, camera_embedding
 from scoredist3d.priors.conditioning import Conditioning
+from scoredist3d.priors.deepfloyd_upscaler import DEEPFLOYD_UPSCALER
 from scoredist3d.priors.diffusers_loading import PipelineSource
 from scoredist3d.priors.pipeline_family import Family
 from scoredist3d.priors.pipeline_prior import PipelinePrior
@@ -19,7 +20,12 @@ from scoredist3d.priors.stable_diffusion_3 import STABLE_DIFFUSION_3
 from scoredist3d.priors.stable_diffusion_xl import STABLE_DIFFUSION_XL
 from scoredist3d.registry import register
 
-FAMILIES: tuple[Family, ...] = (STABLE_DIFFUSION_XL, STABLE_DIFFUSION, STABLE_DIFFUSION_3)
+FAMILIES: tuple[Family, ...] = (
+    STABLE_DIFFUSION_XL,
+    DEEPFLOYD_UPSCALER,
+    STABLE_DIFFUSION,
+    STABLE_DIFFUSION_3,
+)
 """The families in the order in which they are tried: those that also require a class of the pipeline come first."""
 
 
@@ -34,7 +40,7 @@ def family_of(source: PipelineSource) -> Family:
 @register(
     "prior",
     "diffusers",
-    summary="Stable Diffusion 1, 2, 3 and XL and DeepFloyd IF from a diffusers folder or hub id.",
+    summary="Stable Diffusion and DeepFloyd IF from a diffusers folder or hub id.",
 )
 class DiffusersPrior(PipelinePrior):
     """A text-to-image model from a diffusers pipeline.

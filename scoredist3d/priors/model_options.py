@@ -30,6 +30,12 @@ class ModelOptions(ComponentConfig):
         ge=1,
         le=16384,
     )
+    noise_level: int | None = option(
+        None,
+        "DeepFloyd IF, stage II: timestep, of 1000, of the noise in the low-resolution image; null is 250.",
+        ge=0,
+        le=999,
+    )
 
     def given(self) -> list[str]:
         """Names of the options of this class that are not None."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -12,7 +12,7 @@ from scoredist3d.config import option
 from scoredist3d.diffusion.prediction import Prediction
 from scoredist3d.priors.adapters import AdapterPoints
 from scoredist3d.priors.base import Prior
-from scoredist3d.priors.conditioning import Conditioning
+from scoredist3d.priors.conditioning import CFGConditions, Conditioning
 from scoredist3d.priors.denoiser import DenoiserNetwork
 from scoredist3d.priors.diffusers_loading import EMBEDDED, PipelineSource, PriorError, local_folder, read_vocabulary
 from scoredist3d.priors.frozen_network import Precision
@@ -163,6 +163,13 @@ class PipelinePrior(Prior):
     def predict(self, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Prediction:
         """One call of the denoiser; see :meth:`DenoiserNetwork.predict`."""
         return self.denoiser.predict(x_t, t, conditioning)
+
+    def with_image(self, conditions: CFGConditions, latents: Tensor, generator: torch.Generator) -> CFGConditions:
+        """The conditions with the image of :meth:`DenoiserNetwork.image_condition`, if the denoiser takes one."""
+        image = self.denoiser.image_condition(latents.detach(), generator)
+        if image is None:
+            return conditions
+        return conditions.map(lambda each: replace(each.expand(len(latents)), image=image))
 
     def adapter_points(self) -> AdapterPoints:
         """Modules of the denoiser where adapters can be attached."""

@@ -77,4 +77,4 @@ def load_text_encoder(source: PipelineSource, precision: Precision) -> TextEncod
     return TextEncoder.load(source, precision, masks_padding=bool(config.get("use_attention_mask", False)))
 
 
-STABLE_DIFFUSION = Family(NETWORK, UNetDenoiser, load_text_encoder)
+STABLE_DIFFUSION = Family((NETWORK,), UNetDenoiser, load_text_encoder)

@@ -117,4 +117,4 @@ def with_camera_token(context: Tensor, camera: Tensor) -> Tensor:
     return torch.cat([context, token[:, None]], dim=1)
 
 
-STABLE_DIFFUSION_3 = Family(NETWORK, JointTransformer, JointTextEncoder)
+STABLE_DIFFUSION_3 = Family((NETWORK,), JointTransformer, JointTextEncoder)

@@ -88,4 +88,4 @@ class TwoTextEncoders(nn.Module):
         return Conditioning(text, pooled=pooled)
 
 
-STABLE_DIFFUSION_XL = Family(NETWORK, SizedUNet, TwoTextEncoders, pipelines=(PIPELINE,))
+STABLE_DIFFUSION_XL = Family((NETWORK,), SizedUNet, TwoTextEncoders, pipelines=(PIPELINE,))

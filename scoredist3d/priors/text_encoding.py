@@ -36,6 +36,7 @@ class TextEncoder(FrozenNetwork):
         masks_padding: bool = False,
         lower_case: bool = False,
         warns: bool = True,
+        passes_mask: bool = False,
     ) -> None:
         """Args:
         network: A transformers text encoder, e.g. CLIPTextModel or T5EncoderModel.
@@ -46,6 +47,7 @@ class TextEncoder(FrozenNetwork):
         lower_case: Strip prompts and convert them to lower case.
         warns: Warn about prompts beyond ``length``. False where another encoder of the prior reads more of the prompt,
             or warns of the same cut.
+        passes_mask: Include the mask of the tokens in the conditioning, for a denoiser that attends to prompts only.
         """
         super().__init__(network, precision)
         self.tokenizer = tokenizer
@@ -54,6 +56,7 @@ class TextEncoder(FrozenNetwork):
         self._masks_padding = masks_padding
         self._lower_case = lower_case
         self._warns = warns
+        self._passes_mask = passes_mask
 
     @classmethod
     def load(
@@ -66,6 +69,7 @@ class TextEncoder(FrozenNetwork):
         masks_padding: bool = False,
         lower_case: bool = False,
         warns: bool = True,
+        passes_mask: bool = False,
     ) -> TextEncoder:
         """Load the pipeline's ``text_encoder`` and ``tokenizer``.
 
@@ -77,6 +81,7 @@ class TextEncoder(FrozenNetwork):
             masks_padding: See :meth:`__init__`.
             lower_case: See :meth:`__init__`.
             warns: See :meth:`__init__`.
+            passes_mask: See :meth:`__init__`.
 
         Raises:
             PriorError: A part is missing or incomplete.
@@ -91,6 +96,7 @@ class TextEncoder(FrozenNetwork):
             masks_padding=masks_padding,
             lower_case=lower_case,
             warns=warns,
+            passes_mask=passes_mask,
         )
 
     def hidden_states(self, prompts: Sequence[str]) -> Tensor:
@@ -98,8 +104,8 @@ class TextEncoder(FrozenNetwork):
         return self.outputs(prompts).last_hidden_state.float()
 
     def conditioning(self, prompts: Sequence[str]) -> Conditioning:
-        """The hidden states as the text of a conditioning."""
-        return Conditioning(self.hidden_states(prompts))
+        """The hidden states as the text of a conditioning, with the mask of the tokens if the denoiser takes it."""
+        return Conditioning(self.hidden_states(prompts), mask=self._mask(prompts) if self._passes_mask else None)
 
     def outputs(self, prompts: Sequence[str], *, all_layers: bool = False) -> Any:
         """The network's outputs as the model's own diffusers pipeline computes them, in the network's precision.
@@ -117,7 +123,7 @@ class TextEncoder(FrozenNetwork):
         with torch.autocast(self.device.type, enabled=False):
             return self.network(tokens.input_ids.to(self.device), attention_mask=mask, **requested)
 
-    def mask(self, prompts: Sequence[str]) -> Tensor:
+    def _mask(self, prompts: Sequence[str]) -> Tensor:
         """(B, L) in float32: 1 for the tokens of each prompt, 0 for padding."""
         mask: Tensor = self._tokens(self._texts(prompts)).attention_mask
         return mask.float().to(self.device)

@@ -25,18 +25,21 @@ _PROJECTED_CONDITIONS = {
     "ip_image_proj": "image embeddings (IP-Adapter)",
 }
 _CLASS_CONDITIONS = {
-    "timestep": "a low-resolution image and its timestep (a super-resolution stage of DeepFloyd IF)",
+    "timestep": "a low-resolution image and its timestep (DeepFloyd IF for image editing, upscalers)",
     "projection": "image embeddings (Stable unCLIP)",
 }
 
 
-def check_unet(source: PipelineSource, added: tuple[str | None, ...] = (None, "text")) -> None:
+def check_unet(
+    source: PipelineSource, added: tuple[str | None, ...] = (None, "text"), class_embedding: str | None = None
+) -> None:
     """Check that the pipeline has a UNet and that it needs only inputs that are provided.
 
     Args:
         source: The pipeline.
         added: Accepted values of ``addition_embed_type``. None and ``text`` require only a text embedding; a UNet may
             also take a camera.
+        class_embedding: Required value of ``class_embed_type`` for a UNet without camera.
 
     Raises:
         PriorError: The pipeline has no UNet, or one that needs other inputs.
@@ -52,7 +55,7 @@ def check_unet(source: PipelineSource, added: tuple[str | None, ...] = (None, "t
         raise PriorError(
             f"{source.key}: the UNet of {source.name} ({family}) is a {name}, not a {NETWORK}. {SUPPORTED}."
         )
-    needs = _unsupported_condition(config, added)
+    needs = _unsupported_condition(config, added, class_embedding)
     if needs is not None:
         raise PriorError(f"{source.key}: the UNet of {source.name} ({family}) needs {needs}. {SUPPORTED}.")
 
@@ -70,7 +73,9 @@ def takes_cameras(config: Mapping[str, Any]) -> bool:
     )
 
 
-def _unsupported_condition(config: Mapping[str, Any], accepted: tuple[str | None, ...]) -> str | None:
+def _unsupported_condition(
+    config: Mapping[str, Any], accepted: tuple[str | None, ...], class_embedding: str | None
+) -> str | None:
     """A required input of the UNet that the diffusers prior does not provide; None if there is none."""
     added, projected = config.get("addition_embed_type"), config.get("encoder_hid_dim_type")
     if added not in accepted:
@@ -82,6 +87,8 @@ def _unsupported_condition(config: Mapping[str, Any], accepted: tuple[str | None
     if takes_cameras(config):
         return None
     embedding = config.get("class_embed_type")
+    if embedding is not None and embedding == class_embedding:
+        return None
     if embedding is None:
         return None if config.get("num_class_embeds") is None else "class labels (the Stable Diffusion x4 upscaler)"
     known = _CLASS_CONDITIONS.get(embedding, "class labels")

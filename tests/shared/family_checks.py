@@ -32,6 +32,9 @@ METHOD_CASES = [
     pytest.param(method, marks=() if method in DEFAULT else pytest.mark.slow, id=method) for method in METHODS
 ]
 """All methods; those that are not in :data:`DEFAULT` run with ``--slow``."""
+EDITING = [m for m in METHODS if registry.lookup("guidance", m).cls.needs_source]  # type: ignore[attr-defined]
+UNEDITED_CASES = [each for each in METHOD_CASES if each.values[0] not in EDITING]
+EDITING_CASES = [each for each in METHOD_CASES if each.values[0] in EDITING]
 
 
 def load(folder: Path, **options: Any) -> DiffusersPrior:
@@ -77,7 +80,7 @@ class Step:
     x_t: Tensor
 
 
-def recorded(pipeline: Any, **call: Any) -> list[Step]:
+def recorded(pipeline: Any, *, output_type: str = "latent", **call: Any) -> list[Step]:
     """The steps of one call of a pipeline."""
     steps: list[Step] = []
     step = pipeline.scheduler.step
@@ -89,7 +92,7 @@ def recorded(pipeline: Any, **call: Any) -> list[Step]:
     pipeline.scheduler.step = record
     try:
         with torch.random.fork_rng(devices=[]):
-            pipeline(output_type="latent", **call)
+            pipeline(output_type=output_type, **call)
     finally:
         del pipeline.scheduler.step
     return steps
@@ -145,8 +148,7 @@ def train(prior: Prior, method: str) -> None:
     """Three steps of a method on two free images; the frozen prior does not change."""
     options = case(method).options
     canvas: dict[str, Any] = {"type": "image-canvas", "parametrisation": "latents", "particles": 2}
-    editing = registry.lookup("guidance", method).cls.needs_source  # type: ignore[attr-defined]
-    if editing:
+    if method in EDITING:
         canvas |= {"init_prompt": "red", "init_steps": 2}
     block = {"type": "text-to-2d", "geometry": canvas, "guidance": {"type": method, **options}}
     system = registry.build(parse_component("system", block), prior=prior, prompt=PROMPTS[0], rng=Rng(1))
@@ -167,6 +169,7 @@ def train(prior: Prior, method: str) -> None:
 
 
 def _output(prior: Prior) -> Tensor:
-    x = normal(1, *prior.latent_shape(prior.image_size, prior.image_size))
+    x, text = normal(1, *prior.latent_shape(prior.image_size, prior.image_size)), prior.embed(PROMPTS[:1])
+    conditions = prior.with_image(CFGConditions(text, text), x, torch.Generator().manual_seed(0))
     with torch.no_grad():
-        return prior.predict(x, torch.tensor([0.5]), prior.embed(PROMPTS[:1])).output
+        return prior.predict(x, torch.tensor([0.5]), conditions.positive).output
