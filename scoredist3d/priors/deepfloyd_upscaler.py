@@ -31,8 +31,6 @@ _NOISE_LEVEL = 250
 class UpscalingUNet(UNetDenoiser):
     """A UNet2DConditionModel whose input is a noisy image and an enlarged low-resolution image, side by side."""
 
-    used_options = frozenset({"noise_level"})
-
     def __init__(self, source: PipelineSource, precision: Precision) -> None:
         """The arguments are those of :class:`~scoredist3d.priors.denoiser.DenoiserNetwork`."""
         super().__init__(source, precision)
@@ -42,6 +40,11 @@ class UpscalingUNet(UNetDenoiser):
     def check(cls, source: PipelineSource) -> None:
         """Check that the UNet takes a text and the noise level of an image."""
         check_unet(source, class_embedding="timestep")
+
+    @property
+    def used_options(self) -> frozenset[str]:
+        """The noise level of the low-resolution image."""
+        return frozenset({"noise_level"})
 
     @property
     def channels(self) -> int:

@@ -30,7 +30,6 @@ class DenoiserNetwork(FrozenNetwork, ABC):
         automatic: Precision of the networks of the family if the configuration says ``auto``.
         upcasts_autoencoder: Whether an autoencoder with ``force_upcast`` in its configuration, which overflows in
             float16, stays in float32.
-        used_options: Names of the :class:`~scoredist3d.priors.model_options.ModelOptions` that the family uses.
         options: Values of the options; set by :meth:`configure`.
         factor: Side of the block of pixels that one latent pixel represents; set by :meth:`configure`.
         name: The pipeline's folder or hub id.
@@ -42,7 +41,6 @@ class DenoiserNetwork(FrozenNetwork, ABC):
     part: ClassVar[str] = "unet"
     automatic: ClassVar[Precision] = "auto"
     upcasts_autoencoder: ClassVar[bool] = False
-    used_options: ClassVar[frozenset[str]] = frozenset()
     options: ModelOptions
     factor: int = 1
     name: str
@@ -73,6 +71,11 @@ class DenoiserNetwork(FrozenNetwork, ABC):
         """The precision of the networks of this family for a configured one."""
         return cls.automatic if precision == "auto" else precision
 
+    @property
+    def used_options(self) -> frozenset[str]:
+        """Names of the :class:`~scoredist3d.priors.model_options.ModelOptions` that the network uses."""
+        return frozenset()
+
     def configure(self, options: ModelOptions, factor: int, image_size: int) -> None:
         """Set what depends on the options, the autoencoder and the size of the images.
 
@@ -82,7 +85,7 @@ class DenoiserNetwork(FrozenNetwork, ABC):
             image_size: Side of the images in pixels. A flow schedule may depend on it.
 
         Raises:
-            PriorError: An option is set that this family does not use.
+            PriorError: An option is set that the network does not use.
         """
         unused = [name for name in options.given() if name not in self.used_options]
         if unused:

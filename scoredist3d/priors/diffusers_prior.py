@@ -15,6 +15,7 @@ from scoredist3d.priors.deepfloyd_upscaler import DEEPFLOYD_UPSCALER
 from scoredist3d.priors.diffusers_loading import PipelineSource
 from scoredist3d.priors.pipeline_family import Family
 from scoredist3d.priors.pipeline_prior import PipelinePrior
+from scoredist3d.priors.pixart_sigma import PIXART_SIGMA
 from scoredist3d.priors.stable_diffusion import STABLE_DIFFUSION
 from scoredist3d.priors.stable_diffusion_3 import STABLE_DIFFUSION_3
 from scoredist3d.priors.stable_diffusion_xl import STABLE_DIFFUSION_XL
@@ -25,6 +26,7 @@ FAMILIES: tuple[Family, ...] = (
     DEEPFLOYD_UPSCALER,
     STABLE_DIFFUSION,
     STABLE_DIFFUSION_3,
+    PIXART_SIGMA,
 )
 """The families in the order in which they are tried: those that also require a class of the pipeline come first."""
 
@@ -40,7 +42,7 @@ def family_of(source: PipelineSource) -> Family:
 @register(
     "prior",
     "diffusers",
-    summary="Stable Diffusion and DeepFloyd IF from a diffusers folder or hub id.",
+    summary="Stable Diffusion, DeepFloyd IF and PixArt-Sigma from a diffusers folder or hub id.",
 )
 class DiffusersPrior(PipelinePrior):
     """A text-to-image model from a diffusers pipeline.

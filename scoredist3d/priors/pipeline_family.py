@@ -19,7 +19,7 @@ class PromptEncoder(Protocol):
         """The text parts of the conditioning of ``prompts``, as the family's own diffusers pipeline computes them."""
 
 
-SUPPORTED = "Stable Diffusion 1.x, 2.x, 3.x and XL, and DeepFloyd IF (stages I and II) are supported"
+SUPPORTED = "Stable Diffusion 1.x, 2.x, 3.x and XL, DeepFloyd IF (stages I and II) and PixArt-Sigma are supported"
 """The families of :data:`~scoredist3d.priors.diffusers_prior.FAMILIES`, for error messages."""
 
 

@@ -25,7 +25,11 @@ class SizedUNet(UNetDenoiser):
     """A UNet2DConditionModel that attends to two text encoders and takes a pooled text embedding and image sizes."""
 
     upcasts_autoencoder = True
-    used_options = frozenset({"original_size", "crop_top_left", "target_size"})
+
+    @property
+    def used_options(self) -> frozenset[str]:
+        """The three image sizes."""
+        return frozenset({"original_size", "crop_top_left", "target_size"})
 
     @classmethod
     def check(cls, source: PipelineSource) -> None:
