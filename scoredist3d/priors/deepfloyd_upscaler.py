@@ -20,7 +20,7 @@ from scoredist3d.priors.diffusers_loading import PipelineSource
 from scoredist3d.priors.frozen_network import Precision
 from scoredist3d.priors.pipeline_family import Family
 from scoredist3d.priors.stable_diffusion import UNetDenoiser, load_text_encoder
-from scoredist3d.priors.unet_support import NETWORK, check_unet
+from scoredist3d.priors.unet_support import check_unet
 
 ENLARGEMENT = 4
 """Ratio of the sizes of stage II and stage I."""
@@ -91,4 +91,4 @@ class UpscalingUNet(UNetDenoiser):
         return super().call(torch.cat([x, inputs["image"]], dim=1), timestep, text)
 
 
-DEEPFLOYD_UPSCALER = Family((NETWORK,), UpscalingUNet, load_text_encoder, pipelines=("IFSuperResolutionPipeline",))
+DEEPFLOYD_UPSCALER = Family(UpscalingUNet, load_text_encoder, pipelines=("IFSuperResolutionPipeline",))

@@ -27,6 +27,7 @@ class DenoiserNetwork(FrozenNetwork, ABC):
 
     Attributes:
         part: Name of the network in the pipeline's index.
+        networks: diffusers classes of the network, as in the index; empty for any class.
         automatic: Precision of the networks of the family if the configuration says ``auto``.
         upcasts_autoencoder: Whether an autoencoder with ``force_upcast`` in its configuration, which overflows in
             float16, stays in float32.
@@ -39,6 +40,7 @@ class DenoiserNetwork(FrozenNetwork, ABC):
     """
 
     part: ClassVar[str] = "unet"
+    networks: ClassVar[tuple[str, ...]] = ()
     automatic: ClassVar[Precision] = "auto"
     upcasts_autoencoder: ClassVar[bool] = False
     options: ModelOptions
@@ -121,11 +123,16 @@ class DenoiserNetwork(FrozenNetwork, ABC):
 
     @classmethod
     def check(cls, source: PipelineSource) -> None:
-        """Check the network's configuration before its weights are read.
+        """Check the network's class, and in subclasses its configuration, before its weights are read.
 
         Raises:
             PriorError: The pipeline's network is not supported by this family.
         """
+        if cls.networks and (not source.has(cls.part) or source.index[cls.part][1] not in cls.networks):
+            raise PriorError(
+                f"{source.key}: {source.name} has no {cls.part} of class {cls.networks[0]}; use a model of the same "
+                "family"
+            )
 
     @property
     def channels(self) -> int:

@@ -13,6 +13,7 @@ from scoredist3d.priors.camera_embedding import CAMERA_EMBEDDING_SIZE, camera_em
 from scoredist3d.priors.conditioning import Conditioning
 from scoredist3d.priors.deepfloyd_upscaler import DEEPFLOYD_UPSCALER
 from scoredist3d.priors.diffusers_loading import PipelineSource
+from scoredist3d.priors.flux import FLUX
 from scoredist3d.priors.pipeline_family import Family
 from scoredist3d.priors.pipeline_prior import PipelinePrior
 from scoredist3d.priors.pixart_sigma import PIXART_SIGMA
@@ -27,6 +28,7 @@ FAMILIES: tuple[Family, ...] = (
     STABLE_DIFFUSION,
     STABLE_DIFFUSION_3,
     PIXART_SIGMA,
+    FLUX,
 )
 """The families in the order in which they are tried: those that also require a class of the pipeline come first."""
 
@@ -42,7 +44,7 @@ def family_of(source: PipelineSource) -> Family:
 @register(
     "prior",
     "diffusers",
-    summary="Stable Diffusion, DeepFloyd IF and PixArt-Sigma from a diffusers folder or hub id.",
+    summary="A text-to-image model in the layout of diffusers (Stable Diffusion, FLUX.1, ...) from a folder or hub id.",
 )
 class DiffusersPrior(PipelinePrior):
     """A text-to-image model from a diffusers pipeline.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -70,14 +71,18 @@ class Autoencoder(FrozenNetwork, ImageCodec):
         """
         super().__init__(network, precision)
         config = self.network.config
-        widths = config.get("block_out_channels") or config["encoder_block_out_channels"]
-        self.channels = config["latent_channels"]
-        self.factor = 2 ** (len(widths) - 1)
+        self.channels, self.factor = self._sizes(config)
         scale, shift = float(config.get("scaling_factor") or 1.0), float(config.get("shift_factor") or 0.0)
         mean, std = config.get("latents_mean"), config.get("latents_std")
         normalized = mean is not None and std is not None
-        self._scale = scale / torch.tensor(std).reshape(-1, 1, 1) if normalized else torch.tensor(scale)
-        self._shift = torch.tensor(mean).reshape(-1, 1, 1) if normalized else torch.tensor(shift)
+        self._scale = scale / torch.tensor(std) if normalized else torch.tensor([scale])
+        self._shift = torch.tensor(mean if normalized else [shift])
+
+    @staticmethod
+    def _sizes(config: Mapping[str, Any]) -> tuple[int, int]:
+        """Number of channels and reduction factor."""
+        widths = config.get("block_out_channels") or config["encoder_block_out_channels"]
+        return config["latent_channels"], 2 ** (len(widths) - 1)
 
     def encode(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
         """The encoder's mean, or a sample if ``generator`` is given; deterministic autoencoders ignore it."""
@@ -90,12 +95,12 @@ class Autoencoder(FrozenNetwork, ImageCodec):
         else:
             latents = _sampled(encoded.latent_dist, generator)
         latents = latents.to(x.dtype)
-        return (latents - self._shift.to(latents)) * self._scale.to(latents)
+        return (latents - _per_channel(self._shift, latents)) * _per_channel(self._scale, latents)
 
     def decode(self, latents: Tensor) -> Tensor:
         """The images decoded from latents that are scaled and shifted as in the denoiser's input."""
         with torch.autocast(latents.device.type, enabled=False):
-            encoded = latents / self._scale.to(latents) + self._shift.to(latents)
+            encoded = latents / _per_channel(self._scale, latents) + _per_channel(self._shift, latents)
             return self.network.decode(encoded.to(self.dtype)).sample
 
 
@@ -127,6 +132,11 @@ def resize_shorter_side(images: Tensor, side: int, multiple: int) -> Tensor:
     if size == (height, width):
         return images
     return functional.interpolate(images, size, mode="bilinear", align_corners=False, antialias=ratio < 1.0)
+
+
+def _per_channel(values: Tensor, like: Tensor) -> Tensor:
+    """Values of all or of each of the channels (B, C, ...) of ``like``, to be multiplied with it."""
+    return values.to(like).reshape(-1, *[1] * (like.ndim - 2))
 
 
 def _sampled(distribution: Any, generator: torch.Generator) -> Tensor:

@@ -36,6 +36,13 @@ class ModelOptions(ComponentConfig):
         ge=0,
         le=999,
     )
+    distilled_guidance: float | None = option(
+        None,
+        "FLUX.1 dev: guidance scale that is an input of the network, which was distilled from a model with guidance; "
+        "null is 3.5.",
+        ge=0,
+        le=1000,
+    )
 
     def given(self) -> list[str]:
         """Names of the options of this class that are not None."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from scoredist3d.priors.adapters import AdapterPoints, attention_projections
+from scoredist3d.priors.adapters import AdapterPoints
 from scoredist3d.priors.conditioning import Conditioning
 from scoredist3d.priors.denoiser import DenoiserNetwork
 from scoredist3d.priors.diffusers_loading import PipelineSource, PriorError
@@ -14,8 +14,6 @@ from scoredist3d.priors.frozen_network import Precision
 from scoredist3d.priors.pipeline_family import Family
 from scoredist3d.priors.text_encoding import TextEncoder
 
-NETWORKS = ("PixArtTransformer2DModel", "Transformer2DModel")
-"""The class in current folders, and the one in folders written before diffusers had it, which diffusers converts."""
 _LENGTH = 300
 """Number of T5 tokens, the default of PixArtSigmaPipeline."""
 
@@ -24,6 +22,7 @@ class MaskedTransformer(DenoiserNetwork):
     """A PixArtTransformer2DModel; it predicts the noise and a variance, of which the noise is used."""
 
     part = "transformer"
+    networks = ("PixArtTransformer2DModel", "Transformer2DModel")  # diffusers converts the older class to the first
     upcasts_autoencoder = True  # it is that of Stable Diffusion XL
 
     def __init__(self, source: PipelineSource, precision: Precision) -> None:
@@ -33,12 +32,8 @@ class MaskedTransformer(DenoiserNetwork):
 
     @classmethod
     def check(cls, source: PipelineSource) -> None:
-        """Check that the pipeline has a transformer of this family, without size conditioning."""
-        if not source.has(cls.part) or source.index[cls.part][1] not in NETWORKS:
-            raise PriorError(
-                f"{source.key}: {source.name} has no transformer of class {NETWORKS[0]}; use a model of the "
-                "PixArt-Sigma family"
-            )
+        """Check that the transformer takes no image sizes."""
+        super().check(source)
         if source.network_config(cls.part).get("use_additional_conditions"):
             raise PriorError(
                 f"{source.key}: the transformer of {source.name} needs a resolution and an aspect ratio "
@@ -51,9 +46,8 @@ class MaskedTransformer(DenoiserNetwork):
 
     def adapter_points(self) -> AdapterPoints:
         """The projections of all attention layers, and the timestep embedding."""
-        return AdapterPoints(
-            network=self.network,
-            linears=attention_projections(self.network, ("to_q", "to_k", "to_v", "to_out.0")),
+        return AdapterPoints.of_attention(
+            self.network,
             time_embedding="adaln_single.emb",
             width=self.network.inner_dim,
             text_width=self.network.config.caption_channels,
@@ -69,4 +63,4 @@ def load_masked_t5(source: PipelineSource, precision: Precision) -> TextEncoder:
     return TextEncoder.load(source, precision, length=_LENGTH, masks_padding=True, lower_case=True, passes_mask=True)
 
 
-PIXART_SIGMA = Family(NETWORKS, MaskedTransformer, load_masked_t5, pipelines=("PixArtSigmaPipeline",))
+PIXART_SIGMA = Family(MaskedTransformer, load_masked_t5, pipelines=("PixArtSigmaPipeline",))

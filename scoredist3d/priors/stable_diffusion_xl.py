@@ -14,7 +14,7 @@ from scoredist3d.priors.frozen_network import Precision
 from scoredist3d.priors.pipeline_family import Family
 from scoredist3d.priors.stable_diffusion import UNetDenoiser
 from scoredist3d.priors.text_encoding import TextEncoder
-from scoredist3d.priors.unet_support import NETWORK, check_unet
+from scoredist3d.priors.unet_support import check_unet
 
 PIPELINE = "StableDiffusionXLPipeline"
 _SIZES = 6
@@ -92,4 +92,4 @@ class TwoTextEncoders(nn.Module):
         return Conditioning(text, pooled=pooled)
 
 
-STABLE_DIFFUSION_XL = Family((NETWORK,), SizedUNet, TwoTextEncoders, pipelines=(PIPELINE,))
+STABLE_DIFFUSION_XL = Family(SizedUNet, TwoTextEncoders, pipelines=(PIPELINE,))

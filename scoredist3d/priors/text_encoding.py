@@ -14,6 +14,8 @@ from scoredist3d.priors.diffusers_loading import PipelineSource
 from scoredist3d.priors.frozen_network import FrozenNetwork, Precision, loading_dtype
 
 _log = logging.getLogger("scoredist3d")
+PROMPT = "{prompt}"
+"""Place of the prompt in a template."""
 _MOST_SHOWN = 200
 """Number of letters of ignored text that a warning shows."""
 
@@ -37,6 +39,7 @@ class TextEncoder(FrozenNetwork):
         lower_case: bool = False,
         warns: bool = True,
         passes_mask: bool = False,
+        template: str = PROMPT,
     ) -> None:
         """Args:
         network: A transformers text encoder, e.g. CLIPTextModel or T5EncoderModel.
@@ -48,6 +51,7 @@ class TextEncoder(FrozenNetwork):
         warns: Warn about prompts beyond ``length``. False where another encoder of the prior reads more of the prompt,
             or warns of the same cut.
         passes_mask: Include the mask of the tokens in the conditioning, for a denoiser that attends to prompts only.
+        template: Text around each prompt, with :data:`PROMPT` in its place; it counts towards ``length``.
         """
         super().__init__(network, precision)
         self.tokenizer = tokenizer
@@ -57,6 +61,7 @@ class TextEncoder(FrozenNetwork):
         self._lower_case = lower_case
         self._warns = warns
         self._passes_mask = passes_mask
+        self._template = template
 
     @classmethod
     def load(
@@ -70,6 +75,7 @@ class TextEncoder(FrozenNetwork):
         lower_case: bool = False,
         warns: bool = True,
         passes_mask: bool = False,
+        template: str = PROMPT,
     ) -> TextEncoder:
         """Load the pipeline's ``text_encoder`` and ``tokenizer``.
 
@@ -82,6 +88,7 @@ class TextEncoder(FrozenNetwork):
             lower_case: See :meth:`__init__`.
             warns: See :meth:`__init__`.
             passes_mask: See :meth:`__init__`.
+            template: See :meth:`__init__`.
 
         Raises:
             PriorError: A part is missing or incomplete.
@@ -97,6 +104,7 @@ class TextEncoder(FrozenNetwork):
             lower_case=lower_case,
             warns=warns,
             passes_mask=passes_mask,
+            template=template,
         )
 
     def hidden_states(self, prompts: Sequence[str]) -> Tensor:
@@ -105,7 +113,7 @@ class TextEncoder(FrozenNetwork):
 
     def conditioning(self, prompts: Sequence[str]) -> Conditioning:
         """The hidden states as the text of a conditioning, with the mask of the tokens if the denoiser takes it."""
-        return Conditioning(self.hidden_states(prompts), mask=self._mask(prompts) if self._passes_mask else None)
+        return Conditioning(self.hidden_states(prompts), mask=self.mask(prompts) if self._passes_mask else None)
 
     def outputs(self, prompts: Sequence[str], *, all_layers: bool = False) -> Any:
         """The network's outputs as the model's own diffusers pipeline computes them, in the network's precision.
@@ -123,13 +131,14 @@ class TextEncoder(FrozenNetwork):
         with torch.autocast(self.device.type, enabled=False):
             return self.network(tokens.input_ids.to(self.device), attention_mask=mask, **requested)
 
-    def _mask(self, prompts: Sequence[str]) -> Tensor:
+    def mask(self, prompts: Sequence[str]) -> Tensor:
         """(B, L) in float32: 1 for the tokens of each prompt, 0 for padding."""
         mask: Tensor = self._tokens(self._texts(prompts)).attention_mask
         return mask.float().to(self.device)
 
     def _texts(self, prompts: Sequence[str]) -> list[str]:
-        return [prompt.strip().lower() for prompt in prompts] if self._lower_case else list(prompts)
+        texts = [prompt.strip().lower() for prompt in prompts] if self._lower_case else prompts
+        return [self._template.replace(PROMPT, text) for text in texts]
 
     def _tokens(self, texts: list[str]) -> Any:
         return self.tokenizer(texts, padding="max_length", max_length=self.length, truncation=True, return_tensors="pt")

@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
+from tokenizers import pre_tokenizers
 from torch import nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, Qwen2Tokenizer
 
 from shared.deepfloyd_folder import build_t5
 
@@ -86,6 +87,20 @@ def write_t5(folder: Path, suffix: str = "") -> list[str]:
         (folder / "t5" / part).rename(folder / f"{part}{suffix}")
     (folder / "t5").rmdir()
     return ["transformers", "T5EncoderModel"]
+
+
+def write_qwen_tokenizer(folder: Path) -> dict[str, int]:
+    """Write a Qwen2 tokenizer that knows single bytes, with the chat template of one message; returns its tokens."""
+    special = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+    tokens = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *special]
+    ids = {token: index for index, token in enumerate(tokens)}
+    tokenizer = Qwen2Tokenizer(vocab=ids, merges=[], model_max_length=4096, extra_special_tokens=list(special[1:]))
+    tokenizer.chat_template = (
+        "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    tokenizer.save_pretrained(folder)
+    return ids
 
 
 def write_vae(folder: Path, *, channels: int, **config: Any) -> list[str]:
