@@ -20,6 +20,7 @@ from scoredist3d.priors.pixart_sigma import PIXART_SIGMA
 from scoredist3d.priors.stable_diffusion import STABLE_DIFFUSION
 from scoredist3d.priors.stable_diffusion_3 import STABLE_DIFFUSION_3
 from scoredist3d.priors.stable_diffusion_xl import STABLE_DIFFUSION_XL
+from scoredist3d.priors.z_image import Z_IMAGE
 from scoredist3d.registry import register
 
 FAMILIES: tuple[Family, ...] = (
@@ -29,6 +30,7 @@ FAMILIES: tuple[Family, ...] = (
     STABLE_DIFFUSION_3,
     PIXART_SIGMA,
     FLUX,
+    Z_IMAGE,
 )
 """The families in the order in which they are tried: those that also require a class of the pipeline come first."""
 
