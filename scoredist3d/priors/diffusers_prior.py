@@ -17,6 +17,7 @@ from scoredist3d.priors.flux import FLUX
 from scoredist3d.priors.pipeline_family import Family
 from scoredist3d.priors.pipeline_prior import PipelinePrior
 from scoredist3d.priors.pixart_sigma import PIXART_SIGMA
+from scoredist3d.priors.qwen_image import QWEN_IMAGE
 from scoredist3d.priors.stable_diffusion import STABLE_DIFFUSION
 from scoredist3d.priors.stable_diffusion_3 import STABLE_DIFFUSION_3
 from scoredist3d.priors.stable_diffusion_xl import STABLE_DIFFUSION_XL
@@ -31,6 +32,7 @@ FAMILIES: tuple[Family, ...] = (
     PIXART_SIGMA,
     FLUX,
     Z_IMAGE,
+    QWEN_IMAGE,
 )
 """The families in the order in which they are tried: those that also require a class of the pipeline come first."""
 

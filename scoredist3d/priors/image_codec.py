@@ -104,6 +104,25 @@ class Autoencoder(FrozenNetwork, ImageCodec):
             return self.network.decode(encoded.to(self.dtype)).sample
 
 
+class VideoAutoencoder(Autoencoder):
+    """The autoencoder of Qwen-Image, for videos (B, C, T, H, W), of which images are the first frame.
+
+    Its decoder clamps images to [-1, 1].
+    """
+
+    @staticmethod
+    def _sizes(config: Mapping[str, Any]) -> tuple[int, int]:
+        return config["z_dim"], 2 ** len(config["temperal_downsample"])
+
+    def encode(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
+        """The latents of one frame; see :meth:`Autoencoder.encode`."""
+        return super().encode(x[:, :, None], generator)[:, :, 0]
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """The image of one frame; see :meth:`Autoencoder.decode`."""
+        return super().decode(latents[:, :, None])[:, :, 0]
+
+
 def load_codec(source: PipelineSource, precision: Precision, *, upcasts: bool = False) -> ImageCodec:
     """The pipeline's autoencoder, or the pixel codec for a pipeline without ``vae``.
 
@@ -119,7 +138,8 @@ def load_codec(source: PipelineSource, precision: Precision, *, upcasts: bool = 
         return PixelCodec()
     if upcasts and precision in ("auto", "fp16") and source.network_config("vae").get("force_upcast", True):
         precision = "fp32"
-    return Autoencoder(source.load_network("vae", loading_dtype(precision)), precision)
+    kind = VideoAutoencoder if source.index["vae"][1] == "AutoencoderKLQwenImage" else Autoencoder
+    return kind(source.load_network("vae", loading_dtype(precision)), precision)
 
 
 def resize_shorter_side(images: Tensor, side: int, multiple: int) -> Tensor:

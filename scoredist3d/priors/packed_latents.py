@@ -1,4 +1,4 @@
-"""Joint transformers whose image tokens are patches of 2 x 2 latent pixels, as in FLUX.1."""
+"""Joint transformers whose image tokens are patches of 2 x 2 latent pixels, as in FLUX.1 and Qwen-Image."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from scoredist3d.priors.denoiser import DenoiserNetwork
 
 PATCH = 2
 _SAMPLE_SIZE = 128
-"""Default of FluxPipeline, which is not in the configuration of the model."""
+"""Default of the pipelines of both families, which is not in the configuration of the models."""
 
 
 class PackedTransformer(DenoiserNetwork, ABC):
