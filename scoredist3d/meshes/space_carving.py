@@ -17,9 +17,9 @@ from scoredist3d.meshes.tsdf_fusion import seen_pixels
 
 _COVERED = 0.9  # opacity above which a pixel shows the object
 _MARGIN, _TRUNCATION = 2.0, 3.0  # grid cells
-_LEAST_VIEWS = 4  # that see through a point
+_LEAST_VIEWS = 6  # that see through a point
 _RATIO = 3.0  # of the views that see through a point to those that see a surface there
-_BAND = 2  # grid cells around the removed points whose distances are set as well
+_INSIDE = 0.1  # grid cells; least depth of the points next to removed ones below the new surface
 
 
 @dataclass(frozen=True)
@@ -71,9 +71,9 @@ def carving_evidence(points: Tensor, views: DepthEstimates, cell: float) -> Tens
 def carved(distances: Tensor, evidence: Tensor, cell: float) -> Tensor:
     """Signed distances on a lattice without the matter through which views see; matter is never added.
 
-    A point is removed if at least 4 views see through it, three times as many as see a surface there. Within two
-    cells of removed points the distances are at least those fused from the views, so the new surface lies between grid
-    points where the views see it.
+    A point is removed if at least 6 views see through it, three times as many as see a surface there. The distances of
+    removed points and of their neighbors are at least those fused from the views, so the new surface lies between grid
+    points where the views see it; but neighbors stay inside.
 
     Args:
         distances: (N, N, N), negative inside, scene units; infinite where the lattice has no point.
@@ -83,8 +83,7 @@ def carved(distances: Tensor, evidence: Tensor, cell: float) -> Tensor:
     through, at_surface, total, weight = evidence
     fused = torch.where(weight > 0, total / weight.clamp_min(1e-12), -_TRUNCATION * cell)
     removed = (distances < 0) & (through >= _LEAST_VIEWS) & (through >= _RATIO * at_surface)
-    side = 2 * _BAND + 1
-    band = F.max_pool3d(removed[None, None].to(distances), side, stride=1, padding=_BAND)[0, 0] > 0
+    band = F.max_pool3d(removed[None, None].to(distances), 3, stride=1, padding=1)[0, 0] > 0
     # Removed points stay outside, also where the mean distance of all views is close to 0.
-    least = torch.where(removed, fused.clamp_min(0.5 * cell), fused)
+    least = torch.where(removed, fused.clamp_min(0.5 * cell), fused.clamp_max(-_INSIDE * cell))
     return torch.where(band, torch.maximum(distances, least), distances)
