@@ -19,7 +19,7 @@ _COVERED = 0.9  # opacity above which a pixel shows the object
 _MARGIN, _TRUNCATION = 2.0, 3.0  # grid cells
 _LEAST_VIEWS = 4  # that see through a point
 _RATIO = 3.0  # of the views that see through a point to those that see a surface there
-_BAND = 2  # grid cells around the removed points whose distances are set as well
+_BAND = 3  # grid cells around the removed points whose distances are set as well; reaches across the margin
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def carving_evidence(points: Tensor, views: DepthEstimates, cell: float) -> Tens
 def carved(distances: Tensor, evidence: Tensor, cell: float) -> Tensor:
     """Signed distances on a lattice without the matter through which views see; matter is never added.
 
-    A point is removed if at least 4 views see through it, three times as many as see a surface there. Within two
+    A point is removed if at least 4 views see through it, three times as many as see a surface there. Within three
     cells of removed points the distances are at least those fused from the views, so the new surface lies between grid
     points where the views see it.
 
