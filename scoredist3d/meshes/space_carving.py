@@ -18,10 +18,10 @@ from scoredist3d.meshes.tsdf_fusion import seen_pixels
 
 _COVERED = 0.9  # opacity above which a pixel shows the object
 _MARGIN, _TRUNCATION = 2.0, 3.0  # grid cells
-_LEAST_VIEWS = 6  # that see through a point
+_LEAST_VIEWS = 4  # that see through a point
 _RATIO = 3.0  # of the views that see through a point to those that see a surface there
-_LEAST_POINTS = 64  # of a connected region that is removed; smaller ones are errors of the depths
-_BAND = 2  # grid cells around removed points whose distances are those of the views as well
+_LEAST_POINTS = 27  # of a connected region that is removed; smaller ones are errors of the depths
+_BAND = 3  # grid cells around removed points whose distances are those of the views as well; reaches across the margin
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,8 @@ def carving_evidence(points: Tensor, views: DepthEstimates, cell: float) -> Tens
 def carved(distances: Tensor, evidence: Tensor, cell: float) -> Tensor:
     """Signed distances on a lattice without the matter through which views see; matter is never added.
 
-    A point is removed if at least 6 views see through it, three times as many as see a surface there, and if it belongs
-    to a connected region of at least 64 such points. Within two cells of removed points, the distances are at least
+    A point is removed if at least 4 views see through it, three times as many as see a surface there, and if it belongs
+    to a connected region of at least 27 such points. Within three cells of removed points, the distances are at least
     those fused from the views, so the new surface is as smooth as the mean of their depths.
 
     Args:
