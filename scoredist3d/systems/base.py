@@ -24,6 +24,7 @@ from scoredist3d.nn.unregistered import Unregistered
 from scoredist3d.priors.base import Prior
 from scoredist3d.priors.conditioning import CFGConditions
 from scoredist3d.prompts.processor import PromptProcessor
+from scoredist3d.reasons import part
 from scoredist3d.seeding import Rng
 
 if TYPE_CHECKING:
@@ -217,7 +218,7 @@ class GuidedSystem(System):
         normal: Tensor | None = None,
     ) -> TrainingStep:
         """The guidance's loss and values to log; the arguments are those of :meth:`Guidance.forward`."""
-        with under("guidance"):
+        with under("guidance"), part("the guidance"):
             output = self.guidance(
                 latents,
                 conditions,

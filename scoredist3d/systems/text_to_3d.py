@@ -19,6 +19,7 @@ from scoredist3d.data.random_camera import RandomCamera
 from scoredist3d.geometry.base import Geometry
 from scoredist3d.geometry.protocols import HasCarving, describe_capability
 from scoredist3d.limits import MAX_BATCH
+from scoredist3d.reasons import part
 from scoredist3d.registry import register
 from scoredist3d.renderers.base import Render
 from scoredist3d.seeding import Rng
@@ -331,7 +332,8 @@ class _Distillation:
         """(B, C, h, w) latents of renders: images are encoded, latents are resized to the prior's size."""
         prior = self.system.prior
         if not self.system.outputs_latents:
-            return prior.encode(rgb, rng("encode", step, self.system.device))
+            with part("the encoding of the render"):
+                return prior.encode(rgb, rng("encode", step, self.system.device))
         size = prior.latent_shape(prior.image_size, prior.image_size)[1:]
         latents = rgb.movedim(-1, 1)
         if latents.shape[2:] == size:
