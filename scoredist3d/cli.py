@@ -20,7 +20,7 @@ from scoredist3d.arguments import MODES, parser
 from scoredist3d.config.errors import MAX_MESSAGE, ConfigError, brief
 from scoredist3d.custom import custom_folders, load_custom
 from scoredist3d.paths import checkout_root
-from scoredist3d.reasons import reason
+from scoredist3d.reasons import ExplainedError, reason
 from scoredist3d.signals import SignalReceived, signals_end_command
 from scoredist3d.terminal import print_out, tolerate_any_text
 
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if verbose:
             traceback.print_exc()
         missing = missing_dependency(error)
-        is_users = isinstance(error, (ValueError, OSError)) or missing is not None
+        is_users = isinstance(error, (ValueError, OSError, ExplainedError)) or missing is not None
         print(f"error: {missing or reason(error)}", file=sys.stderr)
         if not is_users and not verbose:
             print("(--verbose prints the traceback)", file=sys.stderr)

@@ -159,6 +159,6 @@ def read_json(path: Path) -> dict[str, Any]:
     """The mapping in a JSON file; empty if there is no such file or it contains something else."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}

@@ -34,6 +34,17 @@ MAX_PICKLE_BYTES = 64 * MIB
 """The pickle inside of a checkpoint, which holds everything but the values of its tensors."""
 MAX_JSON_BYTES = 64 * MIB
 """Index and configuration files of a model folder."""
+MAX_TRAIN_TIMESTEPS = 100_000
+"""Training timesteps in the scheduler configuration of a model folder."""
+
+MAX_METRICS_BYTES = 256 * MIB
+"""``metrics.csv`` of a run that is resumed: about a million rows."""
+
+# Texts in configurations.
+MAX_TEXT = 4096
+"""Characters of a prompt, a path or another text."""
+MAX_LABEL = 200
+"""Characters of a name that the user chooses for a block, such as that of a method in a comparison."""
 
 # Numbers in configurations.
 MAX_BATCH = 4096

@@ -27,10 +27,14 @@ from typing import IO, Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from faults import fuzz_configs, fuzz_files
+from faults import fuzz_configs, fuzz_files, fuzz_priors
 from faults.fuzzing import Finding, FuzzTarget, input_of, run_inputs
 
-TARGETS: dict[str, FuzzTarget] = {"configs": fuzz_configs.TARGET, **fuzz_files.TARGETS}
+TARGETS: dict[str, FuzzTarget] = {
+    "configs": fuzz_configs.TARGET,
+    "priors": fuzz_priors.TARGET,
+    **fuzz_files.TARGETS,
+}
 MEMORY_BYTES = 4 * 2**30
 HANG_SECONDS = 60.0
 BATCH = 2000

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal, Union, get_args, get_origin
 
 from scoredist3d.config.schedule import Schedule
+from scoredist3d.limits import MAX_LABEL, MAX_TEXT
 from scoredist3d.registry import near_matches
 
 NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
@@ -70,6 +71,8 @@ def parse_leaf(hint: Any, value: Any, bounds: Bounds, nested: ParseNested) -> An
         if isinstance(value, str) and not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
             raise Problem(f"must be valid text, got {shown(value)}, which contains half of a character")
         if isinstance(value, hint):
+            if isinstance(value, str) and len(value) > MAX_TEXT:
+                raise Problem(f"has {len(value):,} characters, but may have at most {MAX_TEXT:,}; shorten it")
             return value
         quote = "; put quotes around it" if hint is str and isinstance(value, (int, float)) else ""
         raise Problem(f"must be {described(hint, bounds)}, got {shown(value)}{quote}")
@@ -101,6 +104,16 @@ def described(hint: Any, bounds: Bounds) -> str:
         str: "text",
     }
     return leaves.get(hint, "anything")
+
+
+def check_label(name: str) -> None:
+    """Check the length of a name that the user chooses for an entry of a mapping.
+
+    Raises:
+        Problem: The name is too long.
+    """
+    if len(name) > MAX_LABEL:
+        raise Problem(f"the name {shown(name)} has {len(name):,} characters; use at most {MAX_LABEL}")
 
 
 def is_bare(value: Any) -> bool:
@@ -229,6 +242,7 @@ def _parse_dict(
     for key, item in value.items():
         if not isinstance(key, str):
             raise Problem(f"must be {described(hint, bounds)}; the name {shown(key)} is not text; put quotes around it")
+        check_label(key)
         try:
             parsed[key] = parse_leaf(arguments[1], item, bounds, nested)
         except Problem as problem:

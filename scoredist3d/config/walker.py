@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from scoredist3d import registry
-from scoredist3d.config.coercion import MISSING_MARK, Problem, is_bare, parse_leaf, shown
+from scoredist3d.config.coercion import MISSING_MARK, Problem, check_label, is_bare, parse_leaf, shown
 from scoredist3d.config.errors import ConfigError, join_path
 from scoredist3d.config.fields import MISSING, Block, ComponentConfig, accepted_type, field_types, set_parser
 from scoredist3d.config.schedule import Schedule
@@ -213,6 +213,11 @@ class Walker:
         configs = {}
         for name, block in value.items():
             if block is None:
+                continue
+            try:
+                check_label(str(name))
+            except Problem as problem:
+                self.report(path, str(problem))
                 continue
             if is_bare(block) and not isinstance(block, ComponentConfig):
                 block = {shorthand: block}

@@ -11,18 +11,22 @@ import importlib.util
 import logging
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
+from scoredist3d.config.errors import FieldError, brief
+from scoredist3d.limits import MAX_TRAIN_TIMESTEPS
 from scoredist3d.paths import is_file
 from scoredist3d.priors.part_files import check_part, read_json_file
 from scoredist3d.priors.quiet import quiet_libraries
 from scoredist3d.priors.vocabulary import Vocabulary
+from scoredist3d.reasons import is_out_of_memory
 
 _log = logging.getLogger("scoredist3d")
 
@@ -41,6 +45,8 @@ _PART_BASES = {
     "transformers.PreTrainedModel",
     "transformers.PreTrainedTokenizerBase",
 }
+MISFITS = (RuntimeError, LookupError, TypeError, AttributeError)
+"""Errors of a network that does not fit its inputs, e.g. the tokens of another tokenizer."""
 MODEL_KEY = "prior.pretrained_model_name_or_path"
 PICKLE_KEY = "prior.allow_pickle"
 
@@ -127,18 +133,42 @@ class PipelineSource:
             # Otherwise, transformers asks on the terminal whether to run code from the folder; diffusers' own classes
             # never run any.
             keywords["trust_remote_code"] = False
-        try:
+        # A hub repository is not inspected before, so the library's error says what is missing.
+        pickles = self.folder is None and bool(keywords.get("use_safetensors"))
+        with self.using(f"the {part}", "loaded", pickles=pickles):
             if self.folder is not None:
-                check_part(self.folder / part, allow_pickle=self.allow_pickle, option=PICKLE_KEY)
+                check_part(self.folder / part, cls, allow_pickle=self.allow_pickle, option=PICKLE_KEY)
             # The libraries initialize missing weights from the global random stream before they report them.
             with quiet_libraries(), torch.random.fork_rng(devices=[]):
                 return cls.from_pretrained(self.name, subfolder=part, **self._options(), **keywords)
-        except (OSError, ValueError, KeyError, RuntimeError, TypeError, SafetensorError) as error:
-            # A hub repository is not inspected before, so the library's error says what is missing.
-            pickled = self.folder is None and keywords.get("use_safetensors") and "safetensors" in str(error)
-            hint = f"; set {PICKLE_KEY}=true if its weights are pickles (.bin)" if pickled else ""
+
+    @contextmanager
+    def using(
+        self, what: str, done: str, *, errors: tuple[type[Exception], ...] = (Exception,), pickles: bool = False
+    ) -> Iterator[None]:
+        """Context manager that replaces errors of the libraries by errors about the pipeline.
+
+        Args:
+            what: What is used, e.g. ``the unet``.
+            done: What fails, e.g. ``loaded``.
+            errors: Types of the errors; files from others can make the libraries fail in every way.
+            pickles: Whether weights in pickle format may be what is missing.
+
+        Raises:
+            PriorError: The body raised one of ``errors``, other than this one, one for a lack of memory, or a
+                :class:`~scoredist3d.config.errors.FieldError`.
+        """
+        try:
+            yield
+        except (PriorError, FieldError):
+            raise
+        except errors as error:
+            if is_out_of_memory(error):
+                raise
+            pickles = pickles and "safetensors" in str(error)
+            hint = f"; set {PICKLE_KEY}=true if its weights are pickles (.bin)" if pickles else ""
             raise PriorError(
-                f"{self.key}: the {part} of {self.name} cannot be loaded: {_first_line(error)}{hint}"
+                f"{self.key}: {what} of {self.name} cannot be {done}: {_first_line(error)}{hint}"
             ) from error
 
     def load_network(self, part: str, dtype: torch.dtype) -> nn.Module:
@@ -230,8 +260,16 @@ class PipelineSource:
                     f"{self.key}: {self.name} is incomplete: {part}/scheduler_config.json is missing; "
                     "download or export the model again"
                 )
-            return _read_json(path, self.key)
-        return dict(self.load(part).config)
+            config = _read_json(path, self.key)
+        else:
+            config = dict(self.load(part).config)
+        steps = config.get("num_train_timesteps", 1) if isinstance(config, dict) else None
+        if not isinstance(steps, int) or not 1 <= steps <= MAX_TRAIN_TIMESTEPS:
+            raise PriorError(
+                f"{self.key}: the scheduler configuration of {self.name} must be a JSON object with at most "
+                f"{MAX_TRAIN_TIMESTEPS:,} num_train_timesteps; download or export the model again"
+            )
+        return config
 
     def network_config(self, part: str) -> dict[str, Any]:
         """The content of a network's ``config.json``, read without loading the weights.
@@ -356,4 +394,6 @@ def _download(name: str, file: str, revision: str | None, key: str) -> Path:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0] or type(error).__name__
+    """The first line of an error's message, shortened; with its type if the message is not a sentence."""
+    text = brief(str(error).strip().split("\n")[0], 200)
+    return text if " " in text else f"{type(error).__name__} {text}".strip()

@@ -12,7 +12,7 @@ from scoredist3d.cameras import Cameras
 from scoredist3d.priors.camera_embedding import CAMERA_EMBEDDING_SIZE, camera_embedding
 from scoredist3d.priors.conditioning import Conditioning
 from scoredist3d.priors.deepfloyd_upscaler import DEEPFLOYD_UPSCALER
-from scoredist3d.priors.diffusers_loading import PipelineSource
+from scoredist3d.priors.diffusers_loading import MISFITS, PipelineSource
 from scoredist3d.priors.flux import FLUX
 from scoredist3d.priors.pipeline_family import Family
 from scoredist3d.priors.pipeline_prior import PipelinePrior
@@ -71,10 +71,11 @@ class DiffusersPrior(PipelinePrior):
             PriorError: The pipeline is missing, incomplete, or of a family that is not supported.
         """
         source = self.open(config)
-        family = family_of(source)
-        super().__init__(config, source, family.denoiser)
-        self.text = family.load_text(source, family.denoiser.resolved(config.precision))
-        self._camera_extent = source.camera_extent()
+        with source.using("the files", "used"):
+            family = family_of(source)
+            super().__init__(config, source, family.denoiser)
+            self.text = family.load_text(source, family.denoiser.resolved(config.precision))
+            self._camera_extent = source.camera_extent()
 
     @torch.no_grad()
     def embed(self, prompts: Sequence[str], cameras: Cameras | None = None) -> Conditioning:
@@ -87,10 +88,9 @@ class DiffusersPrior(PipelinePrior):
         """
         if cameras is not None and len(cameras) != len(prompts):
             raise ValueError(f"{len(prompts)} prompts require the same number of cameras, got {len(cameras)}")
-        return replace(
-            self.text.conditioning([self.worded(prompt) for prompt in prompts]),
-            camera=self.camera_condition(cameras, len(prompts)),
-        )
+        with self._source.using("the text encoder", "used", errors=MISFITS):
+            text = self.text.conditioning([self.worded(prompt) for prompt in prompts])
+        return replace(text, camera=self.camera_condition(cameras, len(prompts)))
 
     def camera_condition(self, cameras: Cameras | None, batch: int) -> Tensor | None:
         """(batch, 16) flattened camera matrices, zeros without cameras; None without camera conditioning."""

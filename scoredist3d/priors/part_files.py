@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
+
 from scoredist3d.limits import MAX_JSON_BYTES, check_file_size
+from scoredist3d.priors.quiet import quiet_libraries
 from scoredist3d.tensor_files import LOADING_ERRORS, check_tensor_file
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
-def check_part(folder: Path, *, allow_pickle: bool = False, option: str = "") -> None:
+def check_part(folder: Path, cls: Any = None, *, allow_pickle: bool = False, option: str = "") -> None:
     """Check the files in the folder of one part of a pipeline.
 
     Args:
         folder: The folder of the part, e.g. ``unet``.
+        cls: The class that loads it, if it is one of diffusers.
         allow_pickle: Whether pickled weights may be read.
         option: The configuration key that allows them, for the error message.
 
     Raises:
         ValueError: A JSON file is too large, the index of the weights names other files than weights in this folder,
-            the part is an adapter for another model, or pickled weights are damaged or not allowed.
+            the part is an adapter for another model, its configuration describes a larger network than the weights,
+            or pickled weights are damaged or not allowed.
     """
     for path in sorted(folder.glob("*.json")):
         check_file_size(path, MAX_JSON_BYTES, "a JSON file of a model")
@@ -47,6 +55,8 @@ def check_part(folder: Path, *, allow_pickle: bool = False, option: str = "") ->
             check_tensor_file(path)
         except LOADING_ERRORS as error:
             raise ValueError(f"{path.name} is not a file of plain tensors: {error}") from error
+    _check_layers(folder)
+    _check_widths(folder, cls)
 
 
 def read_json_file(path: Path) -> Any:
@@ -62,6 +72,73 @@ def read_json_file(path: Path) -> Any:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
     except RecursionError:
         raise ValueError(f"{path} is not valid JSON: it is nested too deeply") from None
+
+
+def _check_layers(folder: Path) -> None:
+    """Check that the numbers of layers in ``config.json`` do not exceed the number of weights.
+
+    The libraries would build the layers, which may take for ever, before they miss the weights.
+    """
+    path, files = folder / "config.json", sorted(folder.glob("*.safetensors"))
+    if not path.is_file() or not files:
+        return
+    counts = [_count_tensors(file) for file in files]
+    if None in counts:
+        return  # The libraries refuse the damaged file.
+    weights = sum(count or 0 for count in counts)
+    for key, number in _numbers(read_json_file(path)):
+        if re.search(r"layers|num_\w*blocks", key) and number > weights:
+            raise ValueError(
+                f"config.json has {key}={number}, but the files have {weights} weights; use matching files"
+            )
+
+
+def _check_widths(folder: Path, cls: Any) -> None:
+    """Check that a network of diffusers can be built and has no more parameters than its files have bytes.
+
+    diffusers would allocate the parameters before it misses the weights; transformers does not.
+    """
+    path = folder / "config.json"
+    if not path.is_file() or not (isinstance(cls, type) and issubclass(cls, nn.Module) and hasattr(cls, "from_config")):
+        return
+    try:
+        with quiet_libraries(), torch.device("meta"):
+            network = cls.from_config(read_json_file(path))
+    except Exception as error:  # Files from others can make the libraries fail in every way.
+        if isinstance(error, NotImplementedError) or "meta" in str(error):
+            return  # This class cannot be built without memory.
+        raise ValueError(f"config.json cannot be used: {error}") from error
+    needed = sum(parameter.numel() for parameter in network.parameters())
+    present = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
+    if needed > present:
+        raise ValueError(
+            f"config.json describes {needed:,} parameters, but the files have {present:,} bytes; use matching files"
+        )
+
+
+def _numbers(value: Any, key: str = "") -> Iterator[tuple[str, int]]:
+    """All integers in a decoded JSON value with their keys; those of a list have the key of the list."""
+    if isinstance(value, dict):
+        for name, item in value.items():
+            yield from _numbers(item, name)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _numbers(item, key)
+    elif isinstance(value, int) and not isinstance(value, bool):
+        yield key, value
+
+
+def _count_tensors(path: Path) -> int | None:
+    """Number of tensors in the header of a safetensors file; None for a damaged one."""
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        if size > MAX_JSON_BYTES:
+            return None
+        header = file.read(size)
+    try:
+        return sum(name != "__metadata__" for name in json.loads(header))
+    except (ValueError, TypeError, RecursionError):
+        return None
 
 
 def _weight_files(index: Path) -> set[str]:

@@ -14,7 +14,14 @@ from scoredist3d.priors.adapters import AdapterPoints
 from scoredist3d.priors.base import Prior
 from scoredist3d.priors.conditioning import CFGConditions, Conditioning
 from scoredist3d.priors.denoiser import DenoiserNetwork
-from scoredist3d.priors.diffusers_loading import EMBEDDED, PipelineSource, PriorError, local_folder, read_vocabulary
+from scoredist3d.priors.diffusers_loading import (
+    EMBEDDED,
+    MISFITS,
+    PipelineSource,
+    PriorError,
+    local_folder,
+    read_vocabulary,
+)
 from scoredist3d.priors.frozen_network import Precision
 from scoredist3d.priors.image_codec import load_codec, resize_shorter_side
 from scoredist3d.priors.model_options import ModelOptions
@@ -89,6 +96,7 @@ class PipelinePrior(Prior):
         super().__init__()
         self.config = config
         self.name = source.name
+        self._source = source
         self.denoiser = (denoiser_class or self.denoiser_class)(source, config.precision)
         # Reserves the place of the text encoder, which subclasses load: the fingerprints of saved correctives depend on
         # the order of the parts.
@@ -154,15 +162,18 @@ class PipelinePrior(Prior):
         """Resize so that the shorter side is ``image_size``, map to [-1, 1] and encode; see :meth:`Prior.encode`."""
         multiple = self.codec.factor * self.denoiser.patch_size
         x = 2.0 * resize_shorter_side(rgb.movedim(-1, 1), self.image_size, multiple) - 1.0
-        return self.codec.encode(x, generator)
+        with self._source.using("the autoencoder", "used", errors=MISFITS):
+            return self.codec.encode(x, generator)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Decode and map to [0, 1]; see :meth:`Prior.decode`."""
-        return (0.5 * self.codec.decode(latents).to(latents.dtype) + 0.5).movedim(1, -1)
+        with self._source.using("the autoencoder", "used", errors=MISFITS):
+            return (0.5 * self.codec.decode(latents).to(latents.dtype) + 0.5).movedim(1, -1)
 
     def predict(self, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Prediction:
         """One call of the denoiser; see :meth:`DenoiserNetwork.predict`."""
-        return self.denoiser.predict(x_t, t, conditioning)
+        with self._source.using(f"the {self.denoiser.part}", "used", errors=MISFITS):
+            return self.denoiser.predict(x_t, t, conditioning)
 
     def with_image(self, conditions: CFGConditions, latents: Tensor, generator: torch.Generator) -> CFGConditions:
         """The conditions with the image of :meth:`DenoiserNetwork.image_condition`, if the denoiser takes one."""

@@ -24,6 +24,7 @@ from scoredist3d.nn.unregistered import Unregistered
 from scoredist3d.priors.base import Prior
 from scoredist3d.priors.conditioning import CFGConditions
 from scoredist3d.prompts.processor import PromptProcessor
+from scoredist3d.reasons import part
 from scoredist3d.seeding import Rng
 
 if TYPE_CHECKING:
@@ -218,7 +219,7 @@ class GuidedSystem(System):
     ) -> TrainingStep:
         """The guidance's loss and values to log; the arguments are those of :meth:`Guidance.forward`."""
         conditions = self.prior.with_image(conditions, latents, rng("condition", step, latents.device))
-        with under("guidance"):
+        with under("guidance"), part("the guidance"):
             output = self.guidance(
                 latents,
                 conditions,

@@ -17,6 +17,7 @@ from scoredist3d import registry
 from scoredist3d.cameras import Cameras
 from scoredist3d.config import ComponentConfig
 from scoredist3d.losses.base import Loss
+from scoredist3d.reasons import part
 from scoredist3d.renderers.base import Render
 from scoredist3d.seeding import Rng
 from scoredist3d.systems.base import TrainingStep
@@ -67,9 +68,11 @@ class Objective:
         # Terms with zero weight are skipped, and so are the maps that only these terms need.
         active = {name: loss for name, loss in self.losses.items() if loss.weight(step) != 0.0}
         needs = frozenset(needs).union(*(loss.needs for loss in active.values()))
-        renders = [
-            replace(scene(cameras, step=clock.scene_step, rng=rng, needs=needs), cameras=cameras) for scene in scenes
-        ]
+        with part("the render"):
+            renders = [
+                replace(scene(cameras, step=clock.scene_step, rng=rng, needs=needs), cameras=cameras)
+                for scene in scenes
+            ]
         for scene, render in zip(scenes, renders, strict=True):
             scene.pre_backward(render)
         data = data_term(renders, clock, rng)
@@ -79,7 +82,8 @@ class Objective:
             total = total + value
             scalars[f"loss/{name}"] = value.detach()
         for name, loss in active.items():
-            value = _mean(loss, scenes, renders, step, rng)
+            with part(f"the loss {name}"):
+                value = _mean(loss, scenes, renders, step, rng)
             weighted = loss.weight(step) * value
             total = total + weighted
             scalars[f"loss/{name}"] = value.detach()

@@ -13,6 +13,7 @@ from scoredist3d.cameras import Cameras, orbit
 from scoredist3d.config import ComponentConfig, component, option, under
 from scoredist3d.geometry.image_canvas import ImageCanvas
 from scoredist3d.limits import MAX_BATCH
+from scoredist3d.reasons import part
 from scoredist3d.registry import register
 from scoredist3d.seeding import Rng
 from scoredist3d.systems.base import GuidedSystem, SystemInputs, TrainingStep, named_groups
@@ -79,7 +80,7 @@ class TextTo2D(GuidedSystem):
         """Distillation loss of a batch of particles; editing methods also get the latents of their initial images."""
         drawn = self._draw(step, rng.shared())
         index, device = drawn.to(self.device), self.device
-        with under("geometry"):
+        with under("geometry"), part("the encoding of the images"):
             latents = self.canvas.latents(self.prior, index, rng("encode", step, device))
         source = None
         if self.guidance.needs_source:

@@ -19,6 +19,7 @@ from scoredist3d.data.random_camera import RandomCamera
 from scoredist3d.geometry.base import Geometry
 from scoredist3d.geometry.protocols import HasCarving, describe_capability
 from scoredist3d.limits import MAX_BATCH
+from scoredist3d.reasons import part
 from scoredist3d.registry import register
 from scoredist3d.renderers.base import Render
 from scoredist3d.seeding import Rng
@@ -115,9 +116,11 @@ class TextTo3D(GuidedSystem):
             guidance: Any = self.guidance
             if guidance is None or not guidance.carves:
                 return []
-            if issubclass(registry.entry_of(self.geometry).cls, HasCarving):
-                return []
-            return [f"guidance.carve_steps: {self.geometry.type} has no signed distances on a grid; set it to []"]
+            if not issubclass(registry.entry_of(self.geometry).cls, HasCarving):
+                return [f"guidance.carve_steps: {self.geometry.type} has no signed distances on a grid; set it to []"]
+            if getattr(self.geometry, "fix_geometry", False):
+                return ["guidance.carve_steps: the surface is frozen; set it to [], or geometry.fix_geometry to false"]
+            return []
 
         def _unusable_losses(self, renderer: Any) -> list[str]:
             """Problems with regularizers that the geometry or the renderer does not support; skips zero weights."""
@@ -329,7 +332,8 @@ class _Distillation:
         """(B, C, h, w) latents of renders: images are encoded, latents are resized to the prior's size."""
         prior = self.system.prior
         if not self.system.outputs_latents:
-            return prior.encode(rgb, rng("encode", step, self.system.device))
+            with part("the encoding of the render"):
+                return prior.encode(rgb, rng("encode", step, self.system.device))
         size = prior.latent_shape(prior.image_size, prior.image_size)[1:]
         latents = rgb.movedim(-1, 1)
         if latents.shape[2:] == size:

@@ -12,7 +12,7 @@ from scoredist3d.config.validation import load_experiment
 from scoredist3d.paths import command_name
 from scoredist3d.training.console import Console
 from scoredist3d.training.distributed import Devices
-from scoredist3d.training.folder import RunFolder
+from scoredist3d.training.folder import RunFolder, kept_checkpoints, step_of
 
 
 def announce(
@@ -69,6 +69,25 @@ def _methods(system: Any) -> str:
 def how_to_resume(folder: RunFolder, resume_from: Path | None) -> str:
     """Message with the command that continues a run, or the pipeline ``resume_from``."""
     return f"To continue: {command_name()} --train --resume {resume_from or folder.root}"
+
+
+def after_failure(folder: RunFolder, resume_from: Path | None, condition: str = "", overrides: str = "") -> str:
+    """Message about what a failed run has saved, and how to continue it.
+
+    Args:
+        folder: Folder of the run.
+        resume_from: The pipeline to which the run belongs.
+        condition: What must be true before, such as ``once there is space``.
+        overrides: Form of the changed settings, such as ``KEY=VALUE``.
+    """
+    after = f" {condition}" if condition else ""
+    steps = [step_of(path) for path in kept_checkpoints(folder.checkpoints)]
+    if not steps and resume_from is None:
+        return f"No checkpoint has been saved yet, so start the run again{after}"
+    saved = f"The checkpoint of step {steps[-1]} is kept" if steps else "Finished stages are kept"
+    prefix = f" stages.{folder.root.name}." if resume_from is not None else " "
+    command = f"{command_name()} --train --resume {resume_from or folder.root}{prefix + overrides if overrides else ''}"
+    return f"{saved}. To continue{after}: {command}"
 
 
 def after_interrupt(folder: RunFolder, resume_from: Path | None) -> str:

@@ -13,7 +13,7 @@ import pytorch_lightning as pl
 import torch
 
 from scoredist3d.config.experiment import CheckpointConfig, LogConfig, PreviewConfig
-from scoredist3d.reasons import reason
+from scoredist3d.reasons import is_out_of_memory, part, reason
 from scoredist3d.training.checkpoint import checkpoint_name, link_or_copy
 from scoredist3d.training.console import Console, duration, memory_use
 from scoredist3d.training.folder import LAST_CHECKPOINT, RunFolder, kept_checkpoints, step_of
@@ -83,7 +83,7 @@ class MetricsWriter(StepCallback):
         self.file: MetricsFile | None = None
         self.events: Any = None
         self._window_start = (0, 0.0)
-        self._restored: dict[str, list[float]] = {}
+        self._restored: dict[str, Any] = {}
 
     def state_dict(self) -> dict[str, Any]:
         """The values logged since the last row, to be stored in a checkpoint; makes the earlier rows durable."""
@@ -144,8 +144,12 @@ class PreviewGrids(StepCallback):
         if is_due(step, self.config.every_n_steps, trainer.max_steps):
             try:
                 save_preview(module.system, self.config, self.folder, step)
-            except OSError as error:  # Previews are not worth the run; the last one is attempted again at the end.
-                logger.warning("preview of step %d: %s", step, reason(error))
+            # Previews are not worth the run; the last one is attempted again at the end.
+            except (OSError, MemoryError, RuntimeError) as error:
+                if not isinstance(error, OSError) and not is_out_of_memory(error):
+                    raise
+                full = "the memory is full; lower preview.size" if is_out_of_memory(error) else reason(error)
+                logger.warning("preview of step %d: %s", step, full)
 
 
 class Checkpoints(StepCallback):
@@ -176,7 +180,8 @@ class Checkpoints(StepCallback):
         module.check_finite()
         _check_ranks_agree(trainer, module)
         path = self.folder / checkpoint_name(step)
-        trainer.save_checkpoint(path)
+        with part("the checkpoint"):
+            trainer.save_checkpoint(path)
         self.saved_step = step
         if self.is_writer:
             link_or_copy(path, self.folder / LAST_CHECKPOINT)

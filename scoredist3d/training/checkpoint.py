@@ -9,7 +9,9 @@ from __future__ import annotations
 import os
 import shutil
 import warnings
+from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from torch import nn
 import scoredist3d
 from scoredist3d.files import atomic_file, sync_file, sync_folder
 from scoredist3d.geometry.base import prepare_loading
+from scoredist3d.reasons import is_out_of_memory, reason
 from scoredist3d.tensor_files import LOADING_ERRORS, load_tensors
 from scoredist3d.training.folder import LAST_CHECKPOINT, kept_checkpoints
 
@@ -70,12 +73,65 @@ def read_checkpoint(path: str | Path, *, mmap: bool = False) -> dict[str, Any]:
     return checkpoint
 
 
+@dataclass(frozen=True)
+class TrainedState:
+    """Result of training.
+
+    Attributes:
+        weights: The ``state_dict`` of the system.
+        step: Number of optimizer steps.
+    """
+
+    weights: dict[str, Any]
+    step: int
+
+
+def read_trained(path: str | Path) -> TrainedState:
+    """The trained state in a checkpoint.
+
+    Raises:
+        ValueError: As for :func:`read_checkpoint`, or the checkpoint contains no weights or no number of steps.
+    """
+    checkpoint = read_checkpoint(path)
+    _check_entries(checkpoint, Path(path), {"state_dict": dict})
+    return TrainedState(checkpoint["state_dict"], _steps(checkpoint, Path(path)))
+
+
+def read_resumable(path: str | Path) -> dict[str, Any]:
+    """A checkpoint from which training can continue.
+
+    Raises:
+        ValueError: As for :func:`read_trained`, or the states of optimizers or of parts of the run are missing.
+    """
+    checkpoint = read_checkpoint(path)
+    _steps(checkpoint, Path(path))
+    _check_entries(
+        checkpoint, Path(path), {"state_dict": dict, "optimizer_states": list, "loops": dict, "callbacks": dict}
+    )
+    return checkpoint
+
+
 def checkpoint_step(path: str | Path) -> int:
     """Number of optimizer steps done before a checkpoint was saved; raises the errors of :func:`read_checkpoint`."""
-    step = read_checkpoint(path, mmap=True).get("global_step")
-    if not isinstance(step, int):
-        raise ValueError(f"{path} is damaged: it has no number of steps{_alternatives(Path(path))}")
+    return _steps(read_checkpoint(path, mmap=True), Path(path))
+
+
+def _steps(checkpoint: dict[str, Any], path: Path) -> int:
+    step = checkpoint.get("global_step")
+    if not isinstance(step, int) or isinstance(step, bool) or step < 0:
+        raise ValueError(f"{path} is damaged: it has no number of steps{_alternatives(path)}")
     return step
+
+
+def _check_entries(checkpoint: dict[str, Any], path: Path, kinds: Mapping[str, Any]) -> None:
+    """Check that entries exist and have the given types, and that the weights have names."""
+    for name, kind in kinds.items():
+        value = checkpoint.get(name)
+        if not isinstance(value, kind) or (name == "state_dict" and not all(isinstance(key, str) for key in value)):
+            raise ValueError(
+                f"{path} is damaged or was written by another program: its entry {name} is missing or has the wrong "
+                f"type{_alternatives(path)}"
+            )
 
 
 def load_weights(module: nn.Module, weights: dict[str, Any]) -> None:
@@ -84,6 +140,18 @@ def load_weights(module: nn.Module, weights: dict[str, Any]) -> None:
     Raises:
         ValueError: Names or shapes of tensors differ, so the checkpoint belongs to another configuration.
     """
+    try:
+        _load_weights(module, weights)
+    except (LookupError, TypeError, AttributeError, RuntimeError) as error:  # The state of a part has another form.
+        if is_out_of_memory(error):
+            raise
+        raise ValueError(
+            f"the weights of the checkpoint cannot be loaded ({reason(error)}); use the config it was trained with, "
+            "configs/resolved.yaml in its run folder, or another checkpoint"
+        ) from error
+
+
+def _load_weights(module: nn.Module, weights: dict[str, Any]) -> None:
     prepare_loading(module, weights)
     own = module.state_dict()
     missing, unexpected = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())

@@ -17,9 +17,10 @@ from scoredist3d import registry
 from scoredist3d.config import under
 from scoredist3d.config.experiment import ExperimentConfig
 from scoredist3d.config.validation import load_experiment
+from scoredist3d.reasons import reason
 from scoredist3d.seeding import Rng
 from scoredist3d.systems.base import System
-from scoredist3d.training.checkpoint import read_checkpoint
+from scoredist3d.training.checkpoint import checkpoint_step, read_trained
 from scoredist3d.training.console import Console
 from scoredist3d.training.distributed import Devices
 from scoredist3d.training.folder import RunFolder, find_run
@@ -27,6 +28,8 @@ from scoredist3d.training.interrupt import InterruptGuard
 
 if TYPE_CHECKING:
     from pytorch_lightning import Callback
+
+    from scoredist3d.training.callbacks import OnceRestored
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,7 @@ def begin(system: System, config: ExperimentConfig, context: RankContext, *, res
     source = load_experiment([folder.resolved_config])
     system.to_device(context.device)
     with under("system"):
-        system.init_from(read_checkpoint(checkpoint)["state_dict"], source.system)
+        system.init_from(read_trained(checkpoint).weights, source.system)
 
 
 def fit(
@@ -140,13 +143,18 @@ def fit(
         from scoredist3d.training.lightning_module import EndlessSteps, TrainingModule
 
         module = TrainingModule(system, config.trainer, Rng(config.seed))
-        once_restored = OnceRestored(restored)
+
+        def begins() -> None:
+            _check_step(trainer, resume)
+            restored()
+
+        once_restored = OnceRestored(begins)
         callbacks = [once_restored, *_callbacks(config, folder, context, console, guard)]
         trainer = pl.Trainer(callbacks=callbacks, **_trainer_options(system, config, folder, context))
         # Lightning's handler for SIGTERM would broadcast between ranks that are not at the same place.
         trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
         try:
-            with under("system"):
+            with under("system"), _restoring(resume, once_restored):
                 trainer.fit(
                     module, train_dataloaders=EndlessSteps(), ckpt_path=resume and str(resume), weights_only=True
                 )
@@ -156,6 +164,34 @@ def fit(
             raise
         _leave_group(failed=False)
     return int(trainer.global_step)
+
+
+@contextmanager
+def _restoring(checkpoint: Path | None, once_restored: OnceRestored) -> Iterator[None]:
+    """Context manager that replaces errors of restoring a checkpoint that has another form than this program writes.
+
+    Raises:
+        ValueError: The body failed before the checkpoint was restored.
+    """
+    try:
+        yield
+    except (LookupError, TypeError, AttributeError) as error:
+        if checkpoint is None or once_restored.called:
+            raise
+        raise ValueError(
+            f"{checkpoint} cannot be restored ({reason(error)}); use another checkpoint or the version of the program "
+            "that wrote it"
+        ) from error
+
+
+def _check_step(trainer: Any, checkpoint: Path | None) -> None:
+    """Check that the loops of a restored checkpoint are at its step.
+
+    Raises:
+        ValueError: They are not, so training would repeat or leave out steps.
+    """
+    if checkpoint is not None and trainer.global_step != checkpoint_step(checkpoint):
+        raise ValueError(f"{checkpoint} is damaged: its loops are not those of its step; use another checkpoint")
 
 
 def _callbacks(

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from scoredist3d.config.experiment import TrainerConfig
 from scoredist3d.guidance.core.checks import NonFiniteError
+from scoredist3d.reasons import part
 from scoredist3d.seeding import Rng
 from scoredist3d.systems.base import System
 from scoredist3d.training.checkpoint import load_weights
-from scoredist3d.training.metrics import MetricBuffer
+from scoredist3d.training.metrics import MAX_PENDING, MetricBuffer
 from scoredist3d.training.optimizer import build_optimizer, set_learning_rates
 
 
@@ -71,7 +72,8 @@ class TrainingModule(pl.LightningModule):
 
     def on_fit_start(self) -> None:
         """Move the prior, which is outside the module tree, to the device."""
-        self.system.to_device(self.device)
+        with part("the models on the device"):
+            self.system.to_device(self.device)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Set learning rates and step-dependent state before the first micro-batch of an optimizer step."""
@@ -79,12 +81,18 @@ class TrainingModule(pl.LightningModule):
         if self.micro_batch == 0:
             step = self.global_step
             set_learning_rates(self.trainer.optimizers[0], self.system.config.optimizer, step)
-            self.system.prepare_step(step, self.rng.shared())
+            with part("the update before a step"):
+                self.system.prepare_step(step, self.rng.shared())
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Run one forward pass of the system, collect the values to log, and return the loss."""
         rank = self.trainer.global_rank + self.micro_batch * self.trainer.world_size
-        result = self.system.training_step(self.global_step, Rng(self.rng.seed, rank))
+        try:
+            with part("the forward pass"):
+                result = self.system.training_step(self.global_step, Rng(self.rng.seed, rank))
+        except NonFiniteError:
+            self.check_parameters()  # They are the cause if they are not finite, either.
+            raise
         self.buffer.add(self.global_step, {"loss": result.loss.detach(), **result.scalars})
         if self.device.type == "cpu":
             # A CPU needs no transfer, so the check can stop the run before a non-finite loss reaches the weights.
@@ -93,8 +101,15 @@ class TrainingModule(pl.LightningModule):
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         """Apply the optimizer's update and then densify, before any callback saves the state."""
-        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-        self.system.post_backward(self.global_step, self.trainer.optimizers[0], self.rng.shared())
+        with part("the optimizer"):  # Its closure, the forward and the backward pass, has names of its own.
+            super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        with part("the densification"):
+            self.system.post_backward(self.global_step, self.trainer.optimizers[0], self.rng.shared())
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Compute the gradients."""
+        with part("the backward pass"):
+            super().backward(loss, *args, **kwargs)
 
     def on_after_backward(self) -> None:
         """With several devices, check that every parameter has a gradient; DDP would wait forever for a missing one."""
@@ -107,12 +122,12 @@ class TrainingModule(pl.LightningModule):
                 )
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Check that gradients are finite (deferred to the next log row or checkpoint on a GPU), then clip them."""
+        """Check that gradients are finite, on a GPU those of several steps at once, then clip them."""
         gradients = {name: p.grad for name, p in self._optimized() if p.grad is not None}
         norms = torch.stack([norm.float() for norm in torch._foreach_norm(list(gradients.values()))])
         total = torch.linalg.vector_norm(norms)
         self._gradient_norms.append((self.global_step, list(gradients), norms))
-        if self.device.type == "cpu":
+        if self.device.type == "cpu" or len(self._gradient_norms) >= MAX_PENDING:
             self.check_gradients()
         clip = self.trainer_config.gradient_clip_norm
         if clip is not None:
@@ -124,11 +139,30 @@ class TrainingModule(pl.LightningModule):
         """Evaluate all pending checks for NaN and infinity; called before anything is logged or saved.
 
         Raises:
-            NonFiniteError: A value is NaN or infinite; the message names the step and the loss term or tensor.
+            NonFiniteError: A value is NaN or infinite; the message names the step and the loss term, gradient or
+                parameter.
         """
         self.buffer.fetch()
         self.check_gradients()
         self.system.check_finite()
+        self.check_parameters()
+
+    def check_parameters(self) -> None:
+        """Check all parameters of the system, with one transfer from the device.
+
+        An update may break them even if its gradient is finite.
+
+        Raises:
+            NonFiniteError: A parameter contains NaN or infinity; the message names it.
+        """
+        named = {name: p.detach() for name, p in self.system.named_parameters() if p.is_floating_point() and p.numel()}
+        if not named:
+            return
+        # The largest absolute value does not overflow, unlike a sum of squares.
+        largest = torch.stack([norm.float() for norm in torch._foreach_norm(list(named.values()), math.inf)]).tolist()
+        for name, value in zip(named, largest, strict=True):
+            if not math.isfinite(value):
+                raise NonFiniteError(self.global_step, f"the parameter {name}")
 
     def check_gradients(self) -> None:
         """Check the gradient norms collected so far, with one transfer from the device.
@@ -147,10 +181,7 @@ class TrainingModule(pl.LightningModule):
         for step, names, norms in pending:
             for name, value in zip(names, values[position : position + len(norms)], strict=True):
                 if not math.isfinite(value):
-                    raise NonFiniteError(
-                        f"step {step}: the gradient of {name} has norm {value}. Lower the learning rate, or set "
-                        "prior.precision=fp32 to rule out 16-bit overflow."
-                    )
+                    raise NonFiniteError(step, f"the gradient of {name}")
             position += len(norms)
 
     def _optimized(self) -> list[tuple[str, torch.nn.Parameter]]:

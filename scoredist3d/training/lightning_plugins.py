@@ -7,7 +7,7 @@ from typing import Any
 
 from lightning_fabric.plugins import CheckpointIO, ClusterEnvironment
 
-from scoredist3d.training.checkpoint import read_checkpoint, write_checkpoint
+from scoredist3d.training.checkpoint import read_resumable, write_checkpoint
 
 
 class AtomicCheckpointIO(CheckpointIO):
@@ -19,7 +19,7 @@ class AtomicCheckpointIO(CheckpointIO):
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         """Read a checkpoint and place its tensors on the CPU."""
-        return read_checkpoint(path)
+        return read_resumable(path)
 
     def remove_checkpoint(self, path: Any) -> None:
         """Delete a checkpoint file."""

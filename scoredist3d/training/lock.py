@@ -59,6 +59,15 @@ def locked_stage(folder: Path) -> Iterator[None]:
         yield
 
 
+def tidy(folder: Path) -> None:
+    """Remove the lock and the temporary files that a killed process left in a finished run.
+
+    Nothing happens if another process uses the folder, or if the folder cannot be changed.
+    """
+    with suppress(ValueError, OSError), locked(folder):
+        pass
+
+
 def _acquire(path: Path) -> int:
     """Descriptor of the locked file."""
     while True:

@@ -6,19 +6,25 @@ import csv
 import io
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from scoredist3d.files import naming, read_text, sync_file, write_atomically
 from scoredist3d.guidance.core.checks import NonFiniteError
+from scoredist3d.limits import MAX_METRICS_BYTES, check_file_size
+
+MAX_PENDING = 100
+"""Number of entries that wait on their device; it bounds the memory of a run with a large ``log.every_n_steps``."""
 
 
 class MetricBuffer:
     """Buffer of per-step scalars, which stay on their device until :meth:`fetch`.
 
-    ``add`` needs no device synchronization. ``fetch`` moves all pending scalars in one transfer and keeps the values
-    until :meth:`mean_row` closes the window, so that a checkpoint between two rows can store the unfinished window.
+    ``add`` synchronizes with the device only once in :data:`MAX_PENDING` entries. ``fetch`` moves all pending scalars
+    in one transfer and adds them to sums, which :meth:`mean_row` closes, so that a checkpoint between two rows can
+    store the unfinished window.
 
     Attributes:
         latest: The newest fetched value of every scalar.
@@ -26,18 +32,25 @@ class MetricBuffer:
 
     def __init__(self) -> None:
         self._pending: list[tuple[int, dict[str, Tensor | float]]] = []
-        self._values: dict[str, list[float]] = {}
+        self._sums: dict[str, float] = {}
+        self._counts: dict[str, int] = {}
         self.latest: dict[str, float] = {}
 
     def add(self, step: int, scalars: dict[str, Tensor | float]) -> None:
-        """Collect the scalars of one step: numbers, or one-element tensors, which are detached."""
+        """Collect the scalars of one step: numbers, or one-element tensors, which are detached.
+
+        Raises:
+            NonFiniteError: As for :meth:`fetch`.
+        """
         self._pending.append((step, {k: v.detach() if isinstance(v, Tensor) else v for k, v in scalars.items()}))
+        if len(self._pending) >= MAX_PENDING:
+            self.fetch()
 
     def fetch(self) -> None:
         """Move the pending scalars to the host.
 
         Raises:
-            NonFiniteError: A scalar is NaN or infinite; the message names the first such step and scalar.
+            NonFiniteError: A scalar is NaN or infinite; the message names the first such step and a term of the loss.
         """
         if not self._pending:
             return
@@ -45,32 +58,34 @@ class MetricBuffer:
         numbers = iter(torch.stack([t.to(torch.float64) for t in tensors]).tolist() if tensors else [])
         pending, self._pending = self._pending, []
         for step, row in pending:
-            for key, value in row.items():
-                number = next(numbers) if isinstance(value, Tensor) else float(value)
-                if not math.isfinite(number):
-                    raise NonFiniteError(
-                        f"step {step}: {key} is {number}. Lower the learning rate, or set prior.precision=fp32 to rule "
-                        "out 16-bit overflow."
-                    )
-                self._values.setdefault(key, []).append(number)
+            values = {k: next(numbers) if isinstance(v, Tensor) else float(v) for k, v in row.items()}
+            broken = [key for key, value in values.items() if not math.isfinite(value)]
+            if broken:  # The total, "loss", is the first value of a row, but it does not say which term is broken.
+                raise NonFiniteError(step, next((key for key in broken if key != "loss"), "loss"))
+            for key, number in values.items():
+                self._sums[key] = self._sums.get(key, 0.0) + number
+                self._counts[key] = self._counts.get(key, 0) + 1
                 self.latest[key] = number
 
     def mean_row(self) -> dict[str, float]:
         """Close the window and return the mean of every scalar over the steps that reported it."""
         self.fetch()
-        row = {key: math.fsum(values) / len(values) for key, values in self._values.items()}
-        self._values = {}
+        row = {key: total / self._counts[key] for key, total in self._sums.items()}
+        self._sums, self._counts = {}, {}
         return row
 
-    def state_dict(self) -> dict[str, list[float]]:
-        """The values of the unfinished window; pending scalars are fetched first."""
+    def state_dict(self) -> dict[str, Any]:
+        """The sums and counts of the unfinished window; pending scalars are fetched first."""
         self.fetch()
-        return {key: list(values) for key, values in self._values.items()}
+        return {key: {"sum": total, "count": self._counts[key]} for key, total in self._sums.items()}
 
-    def load_state_dict(self, state: dict[str, list[float]]) -> None:
-        """Restore the values of an unfinished window."""
-        self._pending = []
-        self._values = {key: list(values) for key, values in state.items()}
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore an unfinished window; earlier versions of the program stored lists of all values."""
+        self._pending, self._sums, self._counts = [], {}, {}
+        for key, entry in state.items():
+            earlier = isinstance(entry, list)
+            self._sums[key] = math.fsum(entry) if earlier else float(entry["sum"])
+            self._counts[key] = len(entry) if earlier else int(entry["count"])
 
 
 class MetricsFile:
@@ -88,6 +103,7 @@ class MetricsFile:
         self.path = path
         self.columns: list[str] = ["step"]
         if resume_step is not None and path.exists():
+            _check_size(path)
             columns, rows = read_rows(path)
             self.columns = columns or self.columns
             self._rewrite([row for row in rows if _step(row, path) <= resume_step])
@@ -127,6 +143,13 @@ def read_rows(path: Path) -> tuple[list[str], list[dict[str, str]]]:
     except csv.Error as error:
         raise ValueError(f"{path}: not a CSV file ({error}); rename it, and the run continues without it") from None
     return list(reader.fieldnames or []), rows
+
+
+def _check_size(path: Path) -> None:
+    try:
+        check_file_size(path, MAX_METRICS_BYTES, "the metrics of a run that is resumed")
+    except ValueError as error:
+        raise ValueError(f"{error}; rename it, and the run continues without it") from None
 
 
 def _step(row: dict[str, str], path: Path) -> int:

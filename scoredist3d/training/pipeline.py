@@ -20,12 +20,13 @@ from scoredist3d.config.validation import dump, layers_to_yaml, load_experiment,
 from scoredist3d.files import make_folder, read_text, write_atomically
 from scoredist3d.paths import command_name
 from scoredist3d.prompts.wording import check_prompts
-from scoredist3d.reasons import reason
+from scoredist3d.reasons import ExplainedError, reason
 from scoredist3d.training.checks import check_changes, check_sources
 from scoredist3d.training.console import Console
 from scoredist3d.training.distributed import DeviceSpec
+from scoredist3d.training.failures import explaining
 from scoredist3d.training.folder import PIPELINE_CONFIG, RunFolder, slug, stages_begun
-from scoredist3d.training.lock import locked
+from scoredist3d.training.lock import LOCK, locked, tidy
 from scoredist3d.training.precision import check_precision
 from scoredist3d.training.run import RunResult, run_training
 from scoredist3d.training.summary import (
@@ -86,7 +87,8 @@ def run_pipeline(
         console: Prints progress and messages.
 
     Raises:
-        ValueError, NonFiniteError, KeyboardInterrupt: As in a single run; the results of finished stages are kept.
+        ValueError, NonFiniteError, OutOfMemoryError, DiskFullError, KeyboardInterrupt: As in a single run; the results
+            of finished stages are kept.
     """
     console = console or Console()
     _check_sources(pipeline)
@@ -112,8 +114,16 @@ def _run_locked(
     record = _Record(root, pipeline)
     if not resumed:
         record.begin()
+
+    def continuing(condition: str, overrides: str) -> str:
+        return " ".join(f"To continue {condition}: {command_name()} --train --resume {root} {overrides}".split())
+
     try:
-        _run_stages(pipeline, result, record, devices, allow_change, console)
+        with explaining(pipeline.first, continuing):
+            _run_stages(pipeline, result, record, devices, allow_change, console)
+            if not result.interrupted:
+                record.begin()
+            record.end(result.status, result.error)
     except KeyboardInterrupt:
         record.end(INTERRUPTED, "stopped by a signal, outside training")
         raise
@@ -121,9 +131,6 @@ def _run_locked(
         with suppress(OSError):  # A full disk must not hide the error.
             record.end(FAILED, reason(error))
         raise
-    if not result.interrupted:
-        record.begin()
-    record.end(result.status, result.error)
     return result
 
 
@@ -148,6 +155,7 @@ def _run_stages(
             config.system.init_from = str(root / source)  # type: ignore[attr-defined]
             written = merge(written, {"system": {"init_from": str(root / source)}})
         if not restart and source not in result.stages and _is_done(folder, config, name, last=name == names[-1]):
+            tidy(folder.root)
             console.say(f"Stage {number} of {len(names)}, {name}: already done, in {folder.root}")
             continue
         console.say(f"Stage {number} of {len(names)}, {name}:")
@@ -173,6 +181,8 @@ def _run_stages(
             if result.stages or number > 1:
                 console.say(f"{how} (with the corrected options)")
             raise ConfigError(at_stage(name, error.full)) from error
+        except ExplainedError:
+            raise
         except Exception:
             console.say(f"Stage {name} failed. {how}")
             raise
@@ -263,6 +273,7 @@ def _set_aside(folder: Path) -> Path:
         if not aside.exists():
             with locked(folder):  # Another process may export this stage.
                 folder.rename(aside)
+                (aside / LOCK).unlink(missing_ok=True)
             return aside
     raise ValueError(f"{folder} and 999 earlier folders of this stage exist; remove some of them")
 

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from scoredist3d.config.experiment import ExperimentConfig
 from scoredist3d.paths import command_name
-from scoredist3d.reasons import reason
+from scoredist3d.reasons import part, reason
 from scoredist3d.systems.base import System
 from scoredist3d.training.console import Console, StageClock
+from scoredist3d.training.failures import explained
 from scoredist3d.training.folder import RunFolder
 from scoredist3d.training.outputs import (
     NoMeshError,
@@ -67,7 +68,8 @@ class ProductWriter:
             self.problems[product] = _one_line(str(error))
         except Exception as error:  # The products are independent, and a bug in one of them must not cost the others.
             were = "were" if product == IMAGES else "was"
-            self.problems[product] = f"no {product} {were} written: {_one_line(reason(error))}"
+            why = _one_line(reason(explained(error, self.config)))
+            self.problems[product] = f"no {product} {were} written: {why}"
         if product == MESH and self.problems[MESH] is not None:
             self.clock.status["export"] = NO_MESH
 
@@ -75,7 +77,8 @@ class ProductWriter:
         """Save the image grid of the last step if training could not save it."""
         grid = latest_preview(self.folder, self.step)
         if grid is None:
-            grid = save_preview(self.system, self.config.preview, self.folder, self.step)
+            with part("the image grid", "preview.size"):
+                grid = save_preview(self.system, self.config.preview, self.folder, self.step)
         self.paths["image grid"] = grid
 
     def video(self) -> None:
@@ -86,7 +89,7 @@ class ProductWriter:
                 self.console.progress(f"{name}: {fraction:.0%}")
 
         name = video_name(self.system)
-        with self.clock.stage(name):
+        with self.clock.stage(name), part("the video", "test.height", "test.width"):
             path, replaced = write_video(self.system, self.config, self.folder, progress)
         self.paths[name] = path
         if replaced:
@@ -103,7 +106,7 @@ class ProductWriter:
             if self.console.due():
                 self.console.progress(f"export: {stage} {fraction:.0%}")
 
-        with self.clock.stage("export"):
+        with self.clock.stage("export"), part("the export", "exporter.resolution", "exporter.texture_size"):
             exported = export_objects(self.system, self.config, self.folder, progress)
         self.paths |= exported.paths
         for item in exported.results:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,13 +18,14 @@ from scoredist3d.config.experiment import ExperimentConfig
 from scoredist3d.config.fields import ConfigError
 from scoredist3d.config.validation import to_yaml
 from scoredist3d.files import make_folder
-from scoredist3d.reasons import reason
+from scoredist3d.reasons import part, reason
 from scoredist3d.systems.base import System
-from scoredist3d.training.announcement import after_interrupt, announce, how_to_resume
-from scoredist3d.training.checkpoint import load_weights, read_checkpoint
+from scoredist3d.training.announcement import after_failure, after_interrupt, announce, how_to_resume
+from scoredist3d.training.checkpoint import load_weights, read_trained
 from scoredist3d.training.checks import check_new, check_resume
 from scoredist3d.training.console import Console, StageClock, log_to
 from scoredist3d.training.distributed import Devices, DeviceSpec, Workers
+from scoredist3d.training.failures import explaining
 from scoredist3d.training.fit import RankContext, begin, build_system, fit, import_lightning
 from scoredist3d.training.folder import RunFolder, find_run, slug
 from scoredist3d.training.interrupt import InterruptGuard
@@ -106,6 +107,8 @@ def run_training(
         ValueError: The config, the devices or the checkpoint cannot be used, or another process uses the folder.
         RankLostError: A process of a run on several devices has ended early.
         NonFiniteError: Training diverged; no non-finite state has been saved.
+        OutOfMemoryError: The memory of the computer or of a GPU is full; the last checkpoint is kept.
+        DiskFullError: A disk is full; the last checkpoint is kept.
         KeyboardInterrupt: The run was interrupted outside training; the console shows how to continue.
     """
     console, clock, context = console or Console(), StageClock(), RankContext(Devices.parse(devices))
@@ -120,8 +123,19 @@ def run_training(
         start = found[1] if found else None
         result, products = _train(session, context, console, start, final=final, resume_from=resume_from)
         if products is not None:
-            _close(result, products, session, resume_from, console)
+            with _explaining(session, resume_from):
+                _close(result, products, session, resume_from, console)
     return result
+
+
+def _explaining(session: Session, resume_from: Path | None) -> AbstractContextManager[None]:
+    """Context manager that completes the messages of errors about memory, disks and non-finite values."""
+    stage = None if resume_from is None else session.folder.root.name
+
+    def continuing(condition: str, overrides: str) -> str:
+        return after_failure(session.folder, resume_from, condition, overrides)
+
+    return explaining(session.config, continuing, stage)
 
 
 def _train(
@@ -138,8 +152,9 @@ def _train(
         guard.on_save_outside_training = lambda: console.say(requeue_job() or "SIGUSR1: there is nothing new to save")
         guard.before_forced_end = lambda: _end_at_once(session, guard)
         try:
-            result = _optimize(session, context, console, guard, checkpoint)
-            products = None if result.interrupted else _finish(result, session, console, final=final)
+            with _explaining(session, resume_from):
+                result = _optimize(session, context, console, guard, checkpoint)
+                products = None if result.interrupted else _finish(result, session, console, final=final)
         except KeyboardInterrupt:
             session.end(INTERRUPTED, f"stopped by {_name_of(guard.received)}, outside training")
             console.say(after_interrupt(session.folder, resume_from))
@@ -212,16 +227,17 @@ def _evaluation(
     folder, path = find_run(checkpoint)
     with log_to(console), locked(folder.root):
         console.say(f"{what} {path} ({where.describe()})")
-        with clock.stage("start-up"):
-            state = read_checkpoint(path)
-            system = build_system(config, RankContext(where))
-            load_weights(system, state["state_dict"])
-            system.to_device(torch.device(where.first))
-            system.restore_step(state["global_step"])
-        products = ProductWriter(system, config, folder, console, clock, state["global_step"])
-        result = RunResult(folder.root, products.step, products.paths, clock.seconds, system=system)
-        result.products = products.problems
-        yield result, products
+        with explaining(config):
+            with clock.stage("start-up"), part("the start-up"):
+                state = read_trained(path)
+                system = build_system(config, RankContext(where))
+                load_weights(system, state.weights)
+                system.to_device(torch.device(where.first))
+                system.restore_step(state.step)
+            products = ProductWriter(system, config, folder, console, clock, state.step)
+            result = RunResult(folder.root, products.step, products.paths, clock.seconds, system=system)
+            result.products = products.problems
+            yield result, products
     _list(result, console, clock)
     if result.error is not None:
         console.say(f"error: {result.error}")
@@ -282,8 +298,9 @@ def _new_system(session: Session, context: RankContext, *, resumed: bool) -> Sys
         ConfigError: The config has a mistake that only building the system reveals.
     """
     try:
-        system = build_system(session.config, context)
-        begin(system, session.config, context, resumed=resumed)
+        with part("the start-up"):
+            system = build_system(session.config, context)
+            begin(system, session.config, context, resumed=resumed)
     except ValueError as error:
         session.discard()
         raise ConfigError(str(error)) from error

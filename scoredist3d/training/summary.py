@@ -79,7 +79,8 @@ def outcome(products: Products) -> tuple[str, str | None]:
 
 def finished_steps(folder: RunFolder) -> int:
     """Number of optimizer steps of a run according to its summary; 0 if there is none."""
-    return int(read_json(folder.summary).get("step", 0))
+    step = read_json(folder.summary).get("step", 0)
+    return step if isinstance(step, int) else 0
 
 
 def settle(folder: RunFolder, step: int, product: str, problem: str | None) -> None:

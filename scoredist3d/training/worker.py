@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from scoredist3d.custom import load_custom
+from scoredist3d.reasons import ExplainedError, part
 from scoredist3d.signals import SignalReceived
 
 
@@ -47,6 +48,7 @@ def _train(options: argparse.Namespace, text: str) -> int:
         end_with_parent,
         is_connection_error,
     )
+    from scoredist3d.training.failures import explained
     from scoredist3d.training.fit import RankContext, begin, build_system, fit
     from scoredist3d.training.folder import RunFolder
     from scoredist3d.training.interrupt import InterruptGuard
@@ -58,15 +60,21 @@ def _train(options: argparse.Namespace, text: str) -> int:
         logging.getLogger("scoredist3d").setLevel(logging.CRITICAL)  # Rank 0 logs the same messages.
         spec = options.devices if options.devices.startswith("cpu") else [int(i) for i in options.devices.split(",")]
         context = RankContext(Devices.parse(spec), options.rank, options.port)
-        system = build_system(config, context)
-        begin(system, config, context, resumed=options.resume is not None)
-        guard.graceful = True
         try:
+            with part("the start-up"):
+                system = build_system(config, context)
+                begin(system, config, context, resumed=options.resume is not None)
+            guard.graceful = True
             fit(system, config, RunFolder(options.folder), context, console, guard, resume=options.resume)
-        except RuntimeError as error:
+        except Exception as error:
             if is_connection_error(error):
                 time.sleep(SECONDS_UNTIL_REAPED)  # Rank 0 or `end_with_parent` reports the rank that has ended first.
-            raise
+                raise
+            told = explained(error, config)
+            if not isinstance(told, ExplainedError):
+                raise
+            print(f"error: rank {options.rank}: {told}", file=sys.stderr, flush=True)
+            return 1
     return guard.exit_code if guard.agreed else 0
 
 

@@ -93,6 +93,34 @@ def test_the_pixels_of_a_step_are_limited() -> None:
         load_experiment([FAST], ["prompt=a red mug", *sizes, "data.batch_size=17"])
 
 
+@pytest.mark.parametrize(
+    "key", ["prompt", "negative_prompt", "output_root", "system.init_from", "system.prompt_processor.front_suffix"]
+)
+def test_texts_have_a_limit(key: str) -> None:
+    longest = "x" * limits.MAX_TEXT
+    load_experiment([FAST], ["prompt=a red mug", f"{key}={longest}"])
+    with pytest.raises(ConfigError) as caught:
+        load_experiment([FAST], ["prompt=a red mug", f"{key}={longest}x"])
+    assert str(caught.value) == f"{key}: has 4,097 characters, but may have at most 4,096; shorten it"
+
+
+@pytest.mark.parametrize("block", ["system.loss.{}.type=sparsity", "system.optimizer.lr_groups={{{}: 0.1}}"])
+def test_names_of_entries_have_a_limit(block: str) -> None:
+    longest = "x" * limits.MAX_LABEL
+    load_experiment([FAST], ["prompt=a red mug", block.format(longest)])
+    with pytest.raises(
+        ConfigError, match=r"^system\.(loss|optimizer\.lr_groups): the name 'x+ \.\.\. has 201 characters"
+    ):
+        load_experiment([FAST], ["prompt=a red mug", block.format(longest + "x")])
+
+
+@pytest.mark.parametrize("value", [".inf", "-.inf", ".nan", "1e999", "[0, 1, .nan, 5]", "{from: 1, to: .inf, end: 3}"])
+def test_numbers_are_finite(value: str) -> None:
+    for key in ("system.optimizer.lr", "system.guidance.guidance_scale"):
+        with pytest.raises(ConfigError, match=rf"^{key}: "):
+            load_experiment([FAST], ["prompt=a red mug", f"{key}={value}"])
+
+
 def test_files_have_a_limit_of_bytes(tmp_path: Path) -> None:
     path = tmp_path / "a.yaml"
     text = "prompt: x\n#"

@@ -10,8 +10,14 @@ from pathlib import Path
 import pytest
 from shared.fault_cases import FaultCase
 from shared.fault_client import FaultServer
+from shared.figures import FIGURES
 
 Mount = Callable[..., Path]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if FIGURES:
+        terminalreporter.write_line("faults: " + ", ".join(f"{number:,} {kind}" for kind, number in FIGURES.items()))
 
 
 @pytest.fixture

@@ -11,10 +11,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from shared.figures import counted
+
 
 @dataclass(frozen=True)
 class FuzzInput:
-    """One hostile input: files by name, and command-line arguments."""
+    """One hostile input: files by relative path, and command-line arguments."""
 
     files: Mapping[str, bytes] = field(default_factory=dict)
     arguments: tuple[str, ...] = ()
@@ -23,6 +25,7 @@ class FuzzInput:
         """Write the files to ``folder``, with the arguments as ``arguments.json`` if there are any."""
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in self.files.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(content)
         if self.arguments:
             (folder / "arguments.json").write_text(json.dumps(self.arguments), encoding="utf-8")
@@ -66,6 +69,7 @@ def run_inputs(
             problem = target.check(given, folder)
         except Exception as error:  # the kind of outcome that the fuzzer looks for
             problem = f"{type(error).__module__}.{type(error).__name__}: {str(error)[:300]}"
+        counted("hostile inputs", problem or "")
         if problem is not None:
             yield Finding(number, problem)
 

@@ -18,21 +18,25 @@ from faults.conftest import Mount
 from shared.tiny_runs import Recorder, plain
 
 from scoredist3d import cli
-from scoredist3d.files import atomic_file, atomic_path, read_text, write_json
+from scoredist3d.files import atomic_file, atomic_path, read_json, read_text, write_json
 from scoredist3d.ops import native
 from scoredist3d.reasons import os_reason, reason
+from scoredist3d.training import session, summary
 from scoredist3d.training.console import log_to
+from scoredist3d.training.folder import RunFolder, kept_checkpoints, step_of
 from scoredist3d.training.metrics import MetricsFile
+from scoredist3d.training.snapshot import save_snapshot
 
 FULL = "the disk is full; free some space, or write to another disk"
+AGAIN = "No checkpoint has been saved yet, so start the run again once there is space"
 
 
 def full(*_: Any) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def train(file: Path, root: Path, **changes: Any) -> int:
-    file.write_text(yaml.safe_dump(plain(root, trainer={"max_steps": 1}, **changes)))
+def train(file: Path, root: Path, *, steps: int = 1, **changes: Any) -> int:
+    file.write_text(yaml.safe_dump(plain(root, trainer={"max_steps": steps}, **changes)))
     return cli.main(["--config", str(file), "--train", "--gpu", "cpu"])
 
 
@@ -62,7 +66,8 @@ def test_a_full_disk_without_a_mount(
 ) -> None:
     monkeypatch.setattr(os, "fsync", full)
     assert train(tmp_path / "config.yaml", tmp_path / "out") == cli.RUN_FAILED
-    assert re.fullmatch(rf"error: {tmp_path}/out/\S+/configs/\S+: {FULL}", one_sentence(capsys.readouterr().err))
+    said = one_sentence(capsys.readouterr().err)
+    assert re.fullmatch(rf"error: {tmp_path}/out/\S+/configs/\S+: {FULL}\. {AGAIN}", said)
 
 
 @pytest.mark.parametrize("size", ["4k", "40k", "64k"])
@@ -72,7 +77,55 @@ def test_a_full_disk_is_one_sentence(
     disk = mount(f"size={size}")
     assert train(tmp_path / "config.yaml", disk) == cli.RUN_FAILED
     said = one_sentence(capsys.readouterr().err)
-    assert said.startswith(f"error: {disk}/") and said.endswith(FULL)
+    assert said.startswith(f"error: {disk}/") and said.endswith((FULL, f"{FULL}. {AGAIN}"))
+
+
+def test_a_run_continues_once_there_is_space(tmp_path: Path, mount: Mount, capsys: pytest.CaptureFixture[str]) -> None:
+    disk = mount("size=300k")
+    changes = {"checkpoint": {"every_n_steps": 1, "keep": 100}, "preview": {"every_n_steps": 0}}
+    assert train(tmp_path / "config.yaml", disk, steps=60, **changes) == cli.RUN_FAILED
+    said = one_sentence(capsys.readouterr().err)
+    (run,) = disk.glob("*/*")
+    continuing = r"The checkpoint of step (\d+) is kept\. To continue once there is space: python launch\.py (.+)"
+    found = re.search(continuing, said)
+    assert FULL in said and found is not None and found[2] == f"--train --resume {run}"
+    assert step_of(kept_checkpoints(run / "ckpts")[-1]) == int(found[1])
+    subprocess.run(["mount", "-o", "remount,size=8m", disk], check=True)
+    end = int(found[1]) + 1
+    allowed = ["--allow-change", "trainer.max_steps", f"trainer.max_steps={end}", "--gpu", "cpu"]
+    assert cli.main([*found[2].split(), *allowed]) == cli.OK
+    assert read_json(run / "summary.json")["step"] == end and not list(run.rglob(".*"))
+
+
+@pytest.mark.parametrize("filled", ["after the first stage", "in the second stage"])
+def test_a_pipeline_on_a_full_disk_says_how_to_continue(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], filled: str
+) -> None:
+    def after_first(path: Path, content: Any) -> Path:
+        write_json(path, content)
+        if path.parent.name == "coarse" and content["status"] == "done":
+            monkeypatch.setattr(os, "fsync", full)
+        return path
+
+    def in_second(folder: RunFolder, *arguments: Any) -> int:
+        if folder.root.name == "refine":
+            monkeypatch.setattr(os, "fsync", full)
+        return save_snapshot(folder, *arguments)
+
+    between = filled == "after the first stage"
+    if between:
+        monkeypatch.setattr(summary, "write_json", after_first)
+    else:
+        monkeypatch.setattr(session, "save_snapshot", in_second)
+    stages: dict[str, Any] = {"coarse": {}, "refine": {}}
+    assert train(tmp_path / "config.yaml", tmp_path / "out", name="two", stages=stages) == cli.RUN_FAILED
+    said = one_sentence(capsys.readouterr().err)
+    (root,) = (tmp_path / "out").glob("*/*")
+    assert FULL in said and said.endswith(f"To continue once there is space: python launch.py --train --resume {root}")
+    assert said.startswith(f"error: {root}" if between else f"error: stage refine, {root}")
+    monkeypatch.undo()
+    assert cli.main(["--train", "--resume", str(root), "--gpu", "cpu"]) == cli.OK
+    assert "coarse: already done" in capsys.readouterr().out
 
 
 @pytest.mark.slow

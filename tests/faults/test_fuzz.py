@@ -7,16 +7,44 @@ from pathlib import Path
 
 import fuzz
 import pytest
-from faults import fuzz_configs
+from faults import fuzz_configs, fuzz_priors, fuzzing
 from faults.fuzzing import FuzzInput, FuzzTarget, input_of, mutated, run_inputs
 
 from scoredist3d import cli
 
-INPUTS = 1200
+INPUTS, PIPELINES = 1200, 120
 
 
 def test_hostile_configs_load_or_give_one_message(tmp_path: Path) -> None:
     assert list(run_inputs(fuzz_configs.TARGET, 2026, range(INPUTS), tmp_path / "input")) == []
+
+
+def test_hostile_model_folders_load_or_give_one_message(tmp_path: Path) -> None:
+    assert list(run_inputs(fuzz.TARGETS["priors"], 2026, range(PIPELINES), tmp_path / "input")) == []
+
+
+def test_valid_model_folders_load(tmp_path: Path) -> None:
+    for name, files in fuzz_priors.pipelines().items():
+        FuzzInput(files).write(tmp_path / name)
+        fuzz_priors.load_and_predict(tmp_path / name)
+
+
+def test_some_model_folders_are_valid_and_some_are_not(tmp_path: Path) -> None:
+    def refused(number: int) -> bool:
+        input_of(fuzz_priors.TARGET, 0, number).write(tmp_path / str(number))
+        try:
+            fuzz_priors.load_and_predict(tmp_path / str(number))
+        except ValueError:
+            return True
+        return False
+
+    outcomes = [refused(number) for number in range(24)]
+    assert min(outcomes.count(True), outcomes.count(False)) >= 3
+
+
+@pytest.mark.slow
+def test_more_hostile_model_folders(tmp_path: Path) -> None:
+    assert list(run_inputs(fuzz.TARGETS["priors"], 7, range(10 * PIPELINES), tmp_path / "input")) == []
 
 
 @pytest.mark.slow
@@ -94,6 +122,7 @@ def test_exceptions_are_findings_and_are_saved(tmp_path: Path, monkeypatch: pyte
     def check(given: FuzzInput, folder: Path) -> str | None:
         raise KeyError("x")
 
+    monkeypatch.setattr(fuzzing, "counted", lambda *_: None)  # This finding is no loss.
     broken = FuzzTarget(lambda rng: FuzzInput({"a.bin": rng.randbytes(4)}, ("a.bin",)), check)
     (finding,) = run_inputs(broken, 1, [4], tmp_path)
     assert (finding.number, finding.problem) == (4, "builtins.KeyError: 'x'")

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from shared.disk_records import DiskState, Survival, load_states
 from shared.fault_cases import FaultCase, spread
+from shared.figures import counted
 
 from scoredist3d import cli
 from scoredist3d.training.folder import LAST_CHECKPOINT, step_of
@@ -83,13 +84,14 @@ def test_products_are_whole_or_absent_and_checkpoints_stay(fault_case: Cases, na
         tree = state.after_power_cut(survival)
         if (tree, saved) == before:
             continue
-        before, out = (tree, saved), cuts.write(tree)
+        before, out, known = (tree, saved), cuts.write(tree), len(problems)
         steps = dict.fromkeys(saved, 0)
         if list(out.glob("run/*")):
             problems += [f"{state.operation}: {problem}" for problem in whole.problems(cuts.case.run_in(out))]
             steps |= whole.newest_steps(cuts.case.run_in(out))
         lost = [f"step {saved[stage]} of {stage}" for stage in saved if steps[stage] < saved[stage]]
         problems += [f"{state.operation}: {what} is lost" for what in lost]
+        counted("prefixes", problems[known:])
     assert problems == []
 
 
@@ -126,4 +128,6 @@ def _lost(cuts: PowerCuts, survival: Survival, number: int, share: int) -> list[
     if share >= len(points):
         return []
     where, tree = states[points[share] - 1]
-    return [f"{where}: {problem}" for problem in cuts.case.recover(cuts.write(tree))]
+    problems = cuts.case.recover(cuts.write(tree))
+    counted("resumed prefixes", problems)
+    return [f"{where}: {problem}" for problem in problems]

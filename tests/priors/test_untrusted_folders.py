@@ -147,6 +147,81 @@ def test_an_adapter_is_refused(folder: Path) -> None:
         load(folder)
 
 
+def safetensors(header: Any, data: bytes = b"") -> bytes:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + data
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        (UNET, b""),
+        (UNET, safetensors(b"{")),
+        (UNET, safetensors({"conv_in.weight": {"dtype": "F99", "shape": [1], "data_offsets": [0, 4]}}, bytes(4))),
+        (UNET, safetensors({"conv_in.weight": {"dtype": "F32", "shape": [1], "data_offsets": [4, 0]}}, bytes(4))),
+        (TEXT, safetensors(b'{"a": 1')),
+        (TEXT.with_name("config.json"), b'{"hidden_size": true}'),
+        (TEXT.with_name("config.json"), b"[]"),
+        (TEXT.with_name("config.json"), b'{"num_hidden_layers": null, "model_type": ["clip_text_model"]}'),
+        (Path("tokenizer", "tokenizer.json"), b'{"model": 3, "padding": 3}'),
+        (Path("tokenizer", "tokenizer_config.json"), b'{"model_max_length": {}}'),
+        (Path("scheduler", "scheduler_config.json"), b'{"trained_betas": [0.5, 2.0]}'),
+        (Path("scheduler", "scheduler_config.json"), b'{"beta_schedule": -0.5}'),
+        (Path("scheduler", "scheduler_config.json"), b'{"beta_start": [1]}'),
+        (Path("scheduler", "scheduler_config.json"), b"[1]"),
+        (Path("vae", "config.json"), b'{"block_out_channels": true}'),
+        (Path("model_index.json"), b'{"unet": [1]}'),
+        (Path("model_index.json"), b'{"unet": [["diffusers"], "UNet2DConditionModel"]}'),
+    ],
+)
+def test_damaged_files_are_one_message(folder: Path, file: Path, content: bytes) -> None:
+    """What the fuzzer found: errors of the libraries, of types that have nothing in common."""
+    (folder / file).write_bytes(content)
+    with pytest.raises(PriorError, match=r"^prior\.pretrained_model_name_or_path: ") as caught:
+        load(folder)
+    assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize("number", [1000, 2**63])
+def test_a_config_with_more_layers_than_weights_builds_none(folder: Path, number: int) -> None:
+    for part, key in (("unet", "transformer_layers_per_block"), ("text_encoder", "num_hidden_layers")):
+        before = (folder / part / "config.json").read_text()
+        edit(folder / part / "config.json", **{key: number})
+        with pytest.raises(PriorError, match=rf"has {key}={number}, but the files have \d+ weights; use matching"):
+            load(folder)
+        (folder / part / "config.json").write_text(before)
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "value"),
+    [
+        ("unet", "attention_head_dim", 2**31),
+        ("unet", "block_out_channels", [8, 2**24]),
+        ("vae", "latent_channels", 2**30),
+    ],
+)
+def test_a_config_with_more_parameters_than_bytes_allocates_none(folder: Path, part: str, key: str, value: Any) -> None:
+    edit(folder / part / "config.json", **{key: value})
+    with pytest.raises(PriorError, match=r"config\.json (describes [\d,]+ parameters, but the files|cannot be used)"):
+        load(folder)
+
+
+@pytest.mark.parametrize("steps", [0, -1, 2**31, "1000", None])
+def test_training_timesteps_have_a_limit(folder: Path, steps: Any) -> None:
+    edit(folder / "scheduler" / "scheduler_config.json", num_train_timesteps=steps)
+    with pytest.raises(PriorError, match=r"must be a JSON object with at most 100,000 num_train_timesteps"):
+        load(folder)
+
+
+def test_a_tokenizer_of_another_model_is_one_message(folder: Path) -> None:
+    path = folder / "tokenizer" / "tokenizer.json"
+    content = json.loads(path.read_text())
+    content["model"]["vocab"] = {token: number + 1000 for token, number in content["model"]["vocab"].items()}
+    path.write_text(json.dumps(content))
+    with pytest.raises(PriorError, match=r"the (tokenizer|text encoder) of .* cannot be (loaded|used): "):
+        load(folder).embed(["a red mug"])
+
+
 def test_json_files_have_a_limit(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = folder / "vocabulary.json"
     path.write_text("[" * 100_000)

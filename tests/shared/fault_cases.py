@@ -15,6 +15,7 @@ import yaml
 from scoredist3d import cli
 from shared.fault_client import CommandOutcome, FaultServer
 from shared.fault_server import KILLED
+from shared.figures import counted
 from shared.run_products import UndisturbedRun
 from shared.surface_scenes import write_cube
 from shared.tiny_runs import plain
@@ -126,7 +127,9 @@ class FaultCase:
         out = self.prepared(self.folder / "killed")
         outcome = self.command(out, fault="kill", at=number)
         assert outcome.code == KILLED, outcome.text
-        return self._named(self.recover(out), f"{number}, {self.operations[number - 1]}")
+        problems = self.recover(out)
+        counted("kill points", problems)
+        return self._named(problems, f"{number}, {self.operations[number - 1]}")
 
     def recover(self, out: Path) -> list[str]:
         """Check the products that a fault has left in ``out``, and resume; returns the problems."""

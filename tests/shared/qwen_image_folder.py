@@ -25,6 +25,7 @@ def build_qwen_image(folder: Path) -> Path:
                 "num_attention_heads": 2,
                 "num_key_value_heads": 1,
                 "max_position_embeddings": 2048,
+                "max_window_layers": 2,
                 "rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0},
                 "bos_token_id": tokens["<|endoftext|>"],
                 "eos_token_id": tokens["<|im_end|>"],

@@ -16,6 +16,7 @@ from scoredist3d.config.fields import ConfigError
 from scoredist3d.config.pipeline import Pipeline, load_pipeline
 from scoredist3d.training import pipeline as pipeline_module
 from scoredist3d.training.checkpoint import read_checkpoint
+from scoredist3d.training.lock import locked
 from scoredist3d.training.pipeline import run_pipeline
 
 
@@ -52,6 +53,22 @@ def test_only_the_last_stage_writes_a_video_unless_another_one_asks_for_it(tmp_p
 
     assert videos() == ["refine"]
     assert videos("stages.coarse.test.enabled=true", "stages.refine.test.enabled=false") == ["coarse"]
+
+
+def test_what_a_killed_process_left_in_a_finished_stage_is_removed(tmp_path: Path) -> None:
+    root = run_pipeline(tiny(tmp_path), devices="cpu", console=Recorder()).folder
+    lock, temporary = root / "coarse" / ".lock", root / "coarse" / "ckpts" / ".last.ckpt.12345.tmp"
+    lock.write_text('{"host": "h", "pid": 1}')
+    temporary.write_bytes(b"part")
+    again = tiny(tmp_path, "stages.refine.trainer.max_steps=3")
+    with locked(root / "coarse"):  # An export of the stage, which goes on undisturbed.
+        assert run_pipeline(again, devices="cpu", resume=root, console=Recorder()).stages["refine"].step == 3
+        assert lock.exists()
+    lock.write_text('{"host": "h", "pid": 1}')
+    temporary.write_bytes(b"part")
+    run_pipeline(again, devices="cpu", resume=root, console=Recorder())
+    assert not lock.exists() and not temporary.exists()
+    assert not list(root.rglob(".*"))
 
 
 def test_an_interrupted_pipeline_ends_like_an_uninterrupted_one(

@@ -21,6 +21,7 @@ from torch import nn
 import scoredist3d
 from scoredist3d.files import remove_leftovers, write_atomically
 from scoredist3d.guidance.core.checks import NonFiniteError
+from scoredist3d.training import metrics
 from scoredist3d.training.checkpoint import (
     link_or_copy,
     load_weights,
@@ -179,11 +180,39 @@ def test_buffer_means_and_open_window() -> None:
     assert buffer.mean_row() == {} and buffer.latest == {"loss": 6.0, "lr": 0.5, "late": 4.0}
 
 
+def test_a_long_window_needs_no_more_memory_than_a_short_one() -> None:
+    buffer = MetricBuffer()
+    sizes = []
+    for step in range(10 * metrics.MAX_PENDING):
+        buffer.add(step, {"loss": torch.tensor(float(step))})
+        sizes.append(len(buffer._pending))
+    assert max(sizes) < metrics.MAX_PENDING
+    assert buffer.state_dict() == {"loss": {"sum": float(sum(range(len(sizes)))), "count": len(sizes)}}
+    assert buffer.mean_row() == {"loss": (len(sizes) - 1) / 2}
+
+
+def test_a_window_of_an_earlier_version_is_restored() -> None:
+    buffer = MetricBuffer()
+    buffer.load_state_dict({"loss": [1.0, 2.0]})
+    buffer.add(2, {"loss": 6.0})
+    assert buffer.mean_row() == {"loss": 3.0}
+
+
+def test_the_metrics_of_a_resumed_run_have_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "metrics.csv"
+    path.write_text("step,loss\n1,0.5\n")
+    monkeypatch.setattr(metrics, "MAX_METRICS_BYTES", path.stat().st_size)
+    MetricsFile(path, resume_step=1)
+    monkeypatch.setattr(metrics, "MAX_METRICS_BYTES", path.stat().st_size - 1)
+    with pytest.raises(ValueError, match=r"metrics\.csv is too large: it has 16 bytes, .*; rename it, and the run"):
+        MetricsFile(path, resume_step=1)
+
+
 def test_buffer_names_the_first_value_that_is_not_finite() -> None:
     buffer = MetricBuffer()
     buffer.add(4, {"loss/guidance": torch.tensor(1.0), "loss/sparsity": torch.tensor(float("nan"))})
     buffer.add(5, {"loss/guidance": torch.tensor(float("inf"))})
-    with pytest.raises(NonFiniteError, match=r"step 4: loss/sparsity is nan"):
+    with pytest.raises(NonFiniteError, match=r"step 4: NaN or infinity in loss/sparsity"):
         buffer.fetch()
 
 

@@ -238,7 +238,7 @@ def test_divergence_stops_with_step_and_term_and_saves_nothing_broken(
 
     monkeypatch.setattr(Sparsity, "__call__", breaks)
     config = make(tmp_path, checkpoint={"every_n_steps": 1}, trainer={"max_steps": 5})
-    with pytest.raises(NonFiniteError, match=r"step 2: (loss|loss/sparsity|weighted/sparsity) is nan"):
+    with pytest.raises(NonFiniteError, match=r"step 2: NaN or infinity in loss/sparsity"):
         run_training(config, devices="cpu", console=Recorder())
     (run,) = tmp_path.glob("*/*")
     state = last(run)
@@ -255,7 +255,7 @@ def test_a_gradient_that_is_not_finite_names_the_tensor(tmp_path: Path, monkeypa
         return system
 
     monkeypatch.setattr("scoredist3d.training.run.build_system", poisoned)
-    with pytest.raises(NonFiniteError, match=r"step 0: the gradient of scenes\.0\.geometry\.table has norm (nan|inf)"):
+    with pytest.raises(NonFiniteError, match=r"step 0: NaN or infinity in the gradient of scenes\.0\.geometry\.table"):
         run_training(make(tmp_path), devices="cpu", console=Recorder())
 
 

@@ -203,22 +203,24 @@ class Guidance(nn.Module, ABC):
             particles: Index of the particle that each item shows; particle 0 for all items by default.
 
         Raises:
-            NonFiniteError: The latents or the gradient contain NaN or infinity. On CUDA the error is raised one step
-                later.
+            NonFiniteError: The render, its latents or the gradient contain NaN or infinity. On CUDA the error is raised
+                one step later.
             ValueError: The method edits a source and ``source`` is None.
         """
         if self.needs_source and source is None:
-            name = self.config.type or type(self).__name__
-            raise ValueError(f"guidance {name} edits a source: pass the latents of the source as source=")
+            raise ValueError(f"guidance {self._name} edits a source: pass the latents of the source as source=")
         self.check_finite()
+        if rgb is not None:
+            self._check(step, "the render", rgb.detach())
         self._check(step, "the latents of the render", z.detach())
         latents = z.detach()
         shown = {"rgb": rgb, "opacity": opacity, "depth": depth, "background": background, "normal": normal}
         context = self.begin(latents, step, rng, particles=particles, source=source, **shown)
         with torch.no_grad():
             score = self.score_gradient(latents, conditions, context)
+            # Before clipping, which would turn an infinite gradient into a finite one.
+            self._check(step, f"the gradient of {self._name}", score.gradient)
             gradient = self._clipped(score.gradient, step)
-        self._check(step, f"the gradient of {type(self).__name__}", gradient)
         loss = surrogate_loss(z, gradient) + self._image_loss(score, context)
         diagnostics = {
             "t": context.t.mean(),
@@ -241,7 +243,7 @@ class Guidance(nn.Module, ABC):
             ("depth", ctx.depth, score.depth_gradient),
         ):
             if gradient is not None:
-                self._check(ctx.step, f"the {name} gradient of {type(self).__name__}", gradient)
+                self._check(ctx.step, f"the {name} gradient of {self._name}", gradient)
                 loss = loss if image is None else loss + surrogate_loss(image, gradient)
         return loss
 
@@ -357,6 +359,11 @@ class Guidance(nn.Module, ABC):
         )
         images = {"noisy": x_t, "one_step": one_step, "denoised": full}
         return {name: self.prior.decode(latents).clamp(0.0, 1.0) for name, latents in images.items()}
+
+    @property
+    def _name(self) -> str:
+        """Name of the method in messages."""
+        return self.config.type or type(self).__name__
 
     def _value(self, name: str, step: int) -> float:
         return getattr(self.config, name)(step)

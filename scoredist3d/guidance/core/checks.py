@@ -7,9 +7,27 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from scoredist3d.config.errors import brief
+from scoredist3d.reasons import ExplainedError
 
-class NonFiniteError(ArithmeticError):
-    """A tensor contains NaN or infinity; the message names the step and the term."""
+REMEDY = (
+    "Lower the learning rate or the guidance scale, or set prior.precision=fp32 to rule out 16-bit overflow; lower "
+    "guidance.t_max if the noisy input has no signal there"
+)
+
+
+class NonFiniteError(ExplainedError, ArithmeticError):
+    """A value is NaN or infinite.
+
+    Attributes:
+        step: Optimizer step, from 0.
+        term: Name of the value, such as ``loss/sparsity``.
+    """
+
+    def __init__(self, step: int, term: str, remedy: str = REMEDY, where: str = "") -> None:
+        """The message consists of ``where``, such as ``stage refine, ``, the step, the term and ``remedy``."""
+        super().__init__(brief(f"{where}step {step}: NaN or infinity in {term}. {remedy}"))
+        self.step, self.term = step, term
 
 
 @dataclass
@@ -61,7 +79,4 @@ class FiniteCheck:
 
 def _require(step: int, term: str, finite: bool) -> None:
     if not finite:
-        raise NonFiniteError(
-            f"step {step}: NaN or infinity in {term}. Lower the learning rate, set prior.precision=fp32 to rule "
-            "out 16-bit overflow, or lower guidance.t_max if the noisy input has no signal there."
-        )
+        raise NonFiniteError(step, term)
