@@ -39,7 +39,7 @@ class GuidedTransformer(PackedTransformer):
         scale = timestep.new_full((len(x),), _DISTILLED_GUIDANCE if given is None else given)
         output = self.network(
             hidden_states=packed(x),
-            timestep=timestep / 1000.0,
+            timestep=timestep.to(x.dtype) / 1000.0,
             guidance=scale if self.network.config.guidance_embeds else None,
             txt_ids=x.new_zeros(inputs["encoder_hidden_states"].shape[1], 3),
             img_ids=positions(x),

@@ -52,7 +52,7 @@ class MaskedJointTransformer(PackedTransformer):
         mask = mask[:, :longest]
         output = self.network(
             hidden_states=packed(x),
-            timestep=timestep / 1000.0,
+            timestep=timestep.to(x.dtype) / 1000.0,
             encoder_hidden_states=inputs["text"][:, :longest],
             encoder_hidden_states_mask=None if bool(mask.all()) else mask,
             img_shapes=[[(1, x.shape[2] // PATCH, x.shape[3] // PATCH)]] * len(x),
