@@ -1,4 +1,4 @@
-"""Every family computes in half precision on the CPU and agrees roughly with single precision."""
+"""The families compute in half precision on the CPU and agree roughly with single precision."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 import torch
 from shared.deepfloyd_folder import build_deepfloyd
 from shared.family_checks import PROMPTS, images, load, normal, t_of
+from shared.flow_folder import build_flow
 from shared.flux_folder import build_flux
 from shared.pixart_folder import build_pixart
 from shared.qwen_image_folder import build_qwen_image
@@ -23,6 +24,7 @@ FOLDERS: dict[str, tuple[Callable[[Path], Path], int]] = {
     "sdxl": (build_sdxl, 16),
     "deepfloyd": (partial(build_deepfloyd, thresholding=False), 16),
     "deepfloyd-upscaler": (partial(build_deepfloyd, thresholding=False, stage=2), 16),
+    "stable-diffusion-3": (build_flow, 64),
     "pixart": (build_pixart, 16),
     "flux": (build_flux, 16),
     "z-image": (build_z_image, 16),

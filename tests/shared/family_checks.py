@@ -122,6 +122,9 @@ def check_predictions(
             assert prediction.kind == "v_prediction"
             eps, x0, v = step.x_t + alpha * step.output, step.x_t - sigma * step.output, step.output
             wide = close
+        elif prior.schedule.prediction_type == "v_prediction":
+            v, wide = step.output, close
+            eps, x0 = alpha * v + sigma * step.x_t, alpha * step.x_t - sigma * v
         else:
             assert prediction.kind == "epsilon"
             eps, x0 = step.output, (step.x_t - sigma * step.output) / alpha
