@@ -129,6 +129,13 @@ def test_points_on_rays_are_seen_in_the_pixels_of_the_rays() -> None:
         assert torch.equal(pixel[in_image], torch.arange(70)) and pixel.min() >= 0 and pixel.max() < 70
 
 
+def test_the_size_of_the_images_is_that_of_the_depths() -> None:
+    maps = traced(sphere(0.6), views(4, 24))
+    other = DepthMaps(maps.cameras.with_size(7, 5), maps.depth)
+    grids = [fuse_depths(found, 1.0, 12, truncation=TRUNCATION) for found in (maps, other)]
+    assert torch.equal(*grids) and (grids[0] < 0).any()
+
+
 def test_what_is_behind_a_camera_is_not_fused() -> None:
     """The camera is in the ball and sees the half in front of it; points behind it are unknown, hence inside."""
     camera = orbit(*(torch.tensor([value]) for value in (0.0, 0.0, 0.2, 90.0)), 16, 16)

@@ -105,7 +105,7 @@ def test_a_scene_is_carved_by_its_own_targets(tmp_path: Path) -> None:
 
 
 def test_the_depths_are_those_of_the_estimator_in_the_cameras_of_the_targets(tmp_path: Path) -> None:
-    """The fields of view differ; a part of the targets is known."""
+    """The cameras have different fields of view."""
     system = make(tmp_path, fovy=(25.0, 60.0))
     assert system.guidance.depth_estimates(0) is None
     train(system, 0, 1)
