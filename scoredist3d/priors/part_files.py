@@ -15,6 +15,8 @@ from scoredist3d.limits import MAX_JSON_BYTES, check_file_size
 from scoredist3d.priors.quiet import quiet_libraries
 from scoredist3d.tensor_files import LOADING_ERRORS, check_tensor_file
 
+MAX_SMALL_NUMBER = 1_000_000
+"""Numbers up to this one, such as sizes of vocabularies, may be in the configuration of a network of any size."""
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -75,7 +77,7 @@ def read_json_file(path: Path) -> Any:
 
 
 def _check_layers(folder: Path) -> None:
-    """Check that the numbers of layers in ``config.json`` do not exceed the number of weights.
+    """Check that the numbers of layers in ``config.json`` do not exceed the number of weights, and others their bytes.
 
     The libraries would build the layers, which may take for ever, before they miss the weights.
     """
@@ -86,11 +88,14 @@ def _check_layers(folder: Path) -> None:
     if None in counts:
         return  # The libraries refuse the damaged file.
     weights = sum(count or 0 for count in counts)
+    largest = max(MAX_SMALL_NUMBER, sum(file.stat().st_size for file in files))
     for key, number in _numbers(read_json_file(path)):
         if re.search(r"layers|num_\w*blocks", key) and number > weights:
             raise ValueError(
-                f"config.json has {key}={number}, but the files have {weights} weights; use matching files"
+                f"config.json has {key}={number}, but there are only {weights} weights; use matching files"
             )
+        if number > largest:
+            raise ValueError(f"config.json has {key}={number}, which is too large for its weights; use matching files")
 
 
 def _check_widths(folder: Path, cls: Any) -> None:

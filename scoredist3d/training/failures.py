@@ -57,7 +57,7 @@ def explained(
     The arguments are those of :func:`explaining`.
     """
     where = "" if stage is None else f"stage {stage}, "
-    if isinstance(error, NonFiniteError):
+    if isinstance(error, NonFiniteError) and not error.complete:
         remedy = f"{_list(_steadier(error.term, config))}. {continuing('', 'KEY=VALUE')}"
         return NonFiniteError(error.step, error.term, remedy.strip(), where)
     if isinstance(error, ExplainedError):

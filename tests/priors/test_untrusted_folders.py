@@ -187,7 +187,7 @@ def test_a_config_with_more_layers_than_weights_builds_none(folder: Path, number
     for part, key in (("unet", "transformer_layers_per_block"), ("text_encoder", "num_hidden_layers")):
         before = (folder / part / "config.json").read_text()
         edit(folder / part / "config.json", **{key: number})
-        with pytest.raises(PriorError, match=rf"has {key}={number}, but the files have \d+ weights; use matching"):
+        with pytest.raises(PriorError, match=rf"has {key}={number}, but there are only \d+ weights; use matching"):
             load(folder)
         (folder / part / "config.json").write_text(before)
 
@@ -195,14 +195,21 @@ def test_a_config_with_more_layers_than_weights_builds_none(folder: Path, number
 @pytest.mark.parametrize(
     ("part", "key", "value"),
     [
-        ("unet", "attention_head_dim", 2**31),
-        ("unet", "block_out_channels", [8, 2**24]),
-        ("vae", "latent_channels", 2**30),
+        ("unet", "attention_head_dim", 2**19),
+        ("unet", "block_out_channels", [8, 2**19]),
+        ("vae", "latent_channels", 2**19),
     ],
 )
 def test_a_config_with_more_parameters_than_bytes_allocates_none(folder: Path, part: str, key: str, value: Any) -> None:
     edit(folder / part / "config.json", **{key: value})
     with pytest.raises(PriorError, match=r"config\.json (describes [\d,]+ parameters, but the files|cannot be used)"):
+        load(folder)
+
+
+@pytest.mark.parametrize("key", ["max_position_embeddings", "vocab_size", "hidden_size"])
+def test_a_config_with_larger_numbers_than_its_files_is_refused(folder: Path, key: str) -> None:
+    edit(folder / "text_encoder" / "config.json", **{key: 2**31})
+    with pytest.raises(PriorError, match=rf"config\.json has {key}=2147483648, which is too large for its weights"):
         load(folder)
 
 

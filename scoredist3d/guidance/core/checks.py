@@ -22,12 +22,13 @@ class NonFiniteError(ExplainedError, ArithmeticError):
     Attributes:
         step: Optimizer step, from 0.
         term: Name of the value, such as ``loss/sparsity``.
+        complete: Whether the message names the settings of the run, and not only the general remedy.
     """
 
     def __init__(self, step: int, term: str, remedy: str = REMEDY, where: str = "") -> None:
         """The message consists of ``where``, such as ``stage refine, ``, the step, the term and ``remedy``."""
         super().__init__(brief(f"{where}step {step}: NaN or infinity in {term}. {remedy}"))
-        self.step, self.term = step, term
+        self.step, self.term, self.complete = step, term, remedy != REMEDY
 
 
 @dataclass
