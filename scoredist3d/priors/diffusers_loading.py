@@ -45,7 +45,7 @@ _PART_BASES = {
     "transformers.PreTrainedModel",
     "transformers.PreTrainedTokenizerBase",
 }
-MISFITS = (RuntimeError, LookupError, TypeError, AttributeError, ZeroDivisionError)
+MISFITS = (RuntimeError, LookupError, TypeError, AttributeError, ArithmeticError)
 """Errors of a network that does not fit its inputs, e.g. the tokens of another tokenizer."""
 MODEL_KEY = "prior.pretrained_model_name_or_path"
 PICKLE_KEY = "prior.allow_pickle"

@@ -229,6 +229,12 @@ def test_a_tokenizer_of_another_model_is_one_message(folder: Path) -> None:
         load(folder).embed(["a red mug"])
 
 
+def test_a_negative_number_of_tokens_is_one_message(folder: Path) -> None:
+    edit(folder / "tokenizer" / "tokenizer_config.json", model_max_length=-8)
+    with pytest.raises(PriorError, match=r"the text encoder of .* cannot be used: can't convert negative int"):
+        load(folder).embed(["a red mug"])
+
+
 def test_json_files_have_a_limit(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = folder / "vocabulary.json"
     path.write_text("[" * 100_000)
