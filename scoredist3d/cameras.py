@@ -99,8 +99,9 @@ class Cameras:
     def from_poses(cls, c2w: Tensor, fovy: Tensor, height: int, width: int) -> Cameras:
         """Cameras with poses (B, 4, 4) and fields of view (B,); angles and distance are relative to the origin."""
         x, y, z = c2w[:, :3, 3].unbind(dim=-1)
-        across = torch.hypot(x, y)
-        return cls(c2w, fovy, torch.atan2(y, x), torch.atan2(z, across), torch.hypot(across, z), height, width)
+        across, azimuth = torch.hypot(x, y), torch.atan2(y, x)
+        azimuth = torch.where(azimuth < math.pi, azimuth, -azimuth)
+        return cls(c2w, fovy, azimuth, torch.atan2(z, across), torch.hypot(across, z), height, width)
 
     @property
     def origins(self) -> Tensor:

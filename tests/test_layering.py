@@ -61,7 +61,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "data": {"torch"},
     "diffusion": {"torch"},
     "evaluation": {"numpy", "scipy", "skimage", "torch"},
-    "export": {"PIL", "imageio_ffmpeg", "numpy", "pxr", "torch", "trimesh"},
+    "export": {"PIL", "imageio_ffmpeg", "numpy", "pxr", "scipy", "torch", "trimesh"},
     "geometry": {"PIL", "numpy", "scipy", "torch"},
     "guidance": {"diffusers", "peft", "safetensors", "torch"},
     "losses": {"torch"},

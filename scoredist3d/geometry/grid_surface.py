@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 # Vertices move by less than half a spacing, so that no cell can invert.
 _MAX_OFFSET = 0.49
+_LEAST_LEFT = 0.05  # share of the vertices inside that remain after carving
 
 
 class GridSurface(Surface):
@@ -153,13 +154,21 @@ class GridSurface(Surface):
 
     def signed_distances(self) -> Tensor:
         """(V,) signed distances at the grid's vertices, negative inside, scene units; differentiable."""
+        return torch.maximum(self._unlimited_distances(), self.border)
+
+    def _unlimited_distances(self) -> Tensor:
+        """(V,) signed distances before they are limited by :attr:`border`."""
         if self.config.sdf_source == "vertices":
             sdf: Tensor = self.sdf
             if self._smoothing > 0:  # without a filter, there is no need for the lattice
                 sdf = smooth_gradient(sdf, self._lattice_points(), self._smoothing)
-            return torch.maximum(sdf, self.border)
-        offset = self.sdf_network(self.vertices)[:, 0]
-        return torch.maximum(self.initial_sdf + self.radius * offset, self.border)
+            return sdf
+        offset: Tensor = self.sdf_network(self.vertices)[:, 0]
+        return self.initial_sdf + self.radius * offset
+
+    def _positions(self) -> Tensor:
+        """(V, 3) displaced vertices of the grid, world; differentiable."""
+        return self.vertices + self.reach[:, None] * self.deform.tanh()
 
     def shape_parameters(self) -> list[nn.Parameter]:
         """Parameters that determine the surface."""
@@ -242,33 +251,33 @@ class GridSurface(Surface):
 
     @torch.no_grad()
     def carving_evidence(self, views: DepthEstimates | None) -> Tensor:
-        """Evidence (4, V) of views at the grid's vertices, zero without views."""
+        """Evidence (4, V) of views at the displaced vertices of the grid, zero without views."""
         if views is None:
             return self.vertices.new_zeros(4, len(self.vertices))
-        return carving_evidence(self.vertices, views, self.spacing)
+        return carving_evidence(self._positions(), views, self.spacing)
 
     @torch.no_grad()
     def carve(self, evidence: Tensor) -> int:
         """Remove the matter through which views see; returns the number of vertices that are no longer inside.
 
-        Nothing is removed if nothing would be left.
+        Nothing is removed if less than a twentieth of the inside vertices would be left: the depths must be wrong.
         """
-        sdf, lattice = self.signed_distances(), self._lattice_points()
+        unlimited, lattice = self._unlimited_distances(), self._lattice_points()
+        sdf = torch.maximum(unlimited, self.border)
         values = lattice.dense(torch.cat([sdf[None], evidence.to(sdf)]), torch.tensor([torch.inf, 0, 0, 0, 0]).to(sdf))
         new = lattice.sparse(carved(values[0], values[1:], self.spacing)[None])[0]
         removed = int(((sdf < 0) & (new >= 0)).sum())
-        if not (new < 0).any():
+        if (new < 0).sum() < _LEAST_LEFT * (sdf < 0).sum():
             return 0
         if self.config.sdf_source == "vertices":
-            self.sdf.copy_(new)
+            self.sdf.copy_(torch.where(new > sdf, new, self.sdf))
         else:
-            self.initial_sdf += new - sdf
+            self.initial_sdf += torch.where(new > sdf, new - unlimited, 0.0)
         return removed
 
     def _extracted(self) -> SurfaceMesh:
         """The mesh at the current parameters; logs a warning when it becomes empty."""
-        positions = self.vertices + self.reach[:, None] * self.deform.tanh()
-        mesh = self.extract(positions, self.signed_distances())
+        mesh = self.extract(self._positions(), self.signed_distances())
         if not len(mesh.faces) and not self._was_empty:
             logger.warning(
                 "the surface is empty: no signed distance on the grid of %d cells per axis is negative, so renders "

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -19,7 +20,8 @@ _COVERED = 0.9  # opacity above which a pixel shows the object
 _MARGIN, _TRUNCATION = 2.0, 3.0  # grid cells
 _LEAST_VIEWS = 4  # that see through a point
 _RATIO = 3.0  # of the views that see through a point to those that see a surface there
-_BAND = 2  # grid cells around the removed points whose distances are set as well
+_LEAST_POINTS = 27  # of a connected region that is removed; smaller ones are errors of the depths
+_BAND = 3  # grid cells around removed points whose distances are those of the views as well; reaches across the margin
 
 
 @dataclass(frozen=True)
@@ -71,9 +73,9 @@ def carving_evidence(points: Tensor, views: DepthEstimates, cell: float) -> Tens
 def carved(distances: Tensor, evidence: Tensor, cell: float) -> Tensor:
     """Signed distances on a lattice without the matter through which views see; matter is never added.
 
-    A point is removed if at least 4 views see through it, three times as many as see a surface there. Within two
-    cells of removed points the distances are at least those fused from the views, so the new surface lies between grid
-    points where the views see it.
+    A point is removed if at least 4 views see through it, three times as many as see a surface there, and if it belongs
+    to a connected region of at least 27 such points. Within three cells of removed points, the distances are at least
+    those fused from the views, so the new surface is as smooth as the mean of their depths.
 
     Args:
         distances: (N, N, N), negative inside, scene units; infinite where the lattice has no point.
@@ -83,8 +85,19 @@ def carved(distances: Tensor, evidence: Tensor, cell: float) -> Tensor:
     through, at_surface, total, weight = evidence
     fused = torch.where(weight > 0, total / weight.clamp_min(1e-12), -_TRUNCATION * cell)
     removed = (distances < 0) & (through >= _LEAST_VIEWS) & (through >= _RATIO * at_surface)
+    removed = _large_regions(removed)
     side = 2 * _BAND + 1
     band = F.max_pool3d(removed[None, None].to(distances), side, stride=1, padding=_BAND)[0, 0] > 0
     # Removed points stay outside, also where the mean distance of all views is close to 0.
     least = torch.where(removed, fused.clamp_min(0.5 * cell), fused)
     return torch.where(band, torch.maximum(distances, least), distances)
+
+
+def _large_regions(mask: Tensor) -> Tensor:
+    """The points of a mask (N, N, N) whose connected regions are large enough; neighbors share a corner."""
+    from scipy import ndimage
+
+    labels, count = ndimage.label(mask.cpu().numpy(), np.ones((3, 3, 3)))
+    large = np.bincount(labels.ravel(), minlength=count + 1) >= _LEAST_POINTS
+    large[0] = False
+    return torch.from_numpy(large[labels]).to(mask.device)

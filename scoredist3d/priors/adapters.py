@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from torch import nn
 
+PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+"""Names of the projections in attention layers; those that begin with ``add`` are the text's, in joint attention."""
+
 
 @dataclass(frozen=True)
 class AdapterPoints:
@@ -25,6 +28,12 @@ class AdapterPoints:
     time_embedding: str
     width: int
     text_width: int
+
+    @classmethod
+    def of_attention(cls, network: nn.Module, *, time_embedding: str, width: int, text_width: int) -> AdapterPoints:
+        """The projections of all attention layers of a diffusers network; the other arguments are the attributes."""
+        linears = attention_projections(network, PROJECTIONS)
+        return cls(network, linears, time_embedding=time_embedding, width=width, text_width=text_width)
 
 
 def attention_projections(network: nn.Module, names: tuple[str, ...]) -> tuple[str, ...]:

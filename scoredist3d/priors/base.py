@@ -13,7 +13,7 @@ from scoredist3d.cameras import Cameras
 from scoredist3d.diffusion.prediction import Prediction
 from scoredist3d.diffusion.schedule import NoiseSchedule
 from scoredist3d.priors.adapters import AdapterPoints
-from scoredist3d.priors.conditioning import Conditioning
+from scoredist3d.priors.conditioning import CFGConditions, Conditioning
 from scoredist3d.priors.denoiser import DenoiserNetwork
 from scoredist3d.priors.vocabulary import Nouns, Vocabulary, words_of
 from scoredist3d.priors.word_order import in_caption_order
@@ -90,6 +90,16 @@ class Prior(nn.Module, ABC):
     def camera_condition(self, cameras: Cameras | None, batch: int) -> Tensor | None:
         """(batch, 16) camera embedding, zeros if ``cameras`` is None; None for a prior without camera conditioning."""
         return None
+
+    def with_image(self, conditions: CFGConditions, latents: Tensor, generator: torch.Generator) -> CFGConditions:
+        """The conditions of a step, completed by what the denoiser sees of the renders; unchanged for most priors.
+
+        Args:
+            conditions: Conditionings of the prompts.
+            latents: (B, C, h, w), the latents of the renders; no gradient flows through them.
+            generator: Source of noise.
+        """
+        return conditions
 
     def adapter_points(self) -> AdapterPoints | None:
         """Modules where adapters can be attached; None for a prior without a network."""

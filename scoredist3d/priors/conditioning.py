@@ -21,11 +21,17 @@ class Conditioning:
         camera: (B, 16), camera embedding from :meth:`~scoredist3d.priors.base.Prior.camera_condition`; zeros where no
             camera is given; None for priors without camera conditioning.
         pooled: (B, P), pooled text embedding, for priors that use one.
+        mask: (B, L), 1 for the tokens of the text that the denoiser attends to and 0 for padding, for priors whose
+            denoiser uses a mask.
+        image: (B, 3, H, W) in about [-1, 1], image that the denoiser refines, for super-resolution models; see
+            :meth:`~scoredist3d.priors.base.Prior.with_image`.
     """
 
     text: Tensor
     camera: Tensor | None = None
     pooled: Tensor | None = None
+    mask: Tensor | None = None
+    image: Tensor | None = None
 
     @property
     def device(self) -> torch.device:
@@ -102,3 +108,15 @@ class CFGConditions:
     empty: Conditioning | None = None
     cameras: Cameras | None = None
     extra: Mapping[str, Conditioning] = field(default_factory=dict)
+
+    def map(self, function: Callable[[Conditioning], Conditioning]) -> CFGConditions:
+        """The conditions with ``function`` applied to every conditioning."""
+        return replace(
+            self,
+            positive=function(self.positive),
+            unconditional=function(self.unconditional),
+            negatives=tuple((function(conditioning), weights) for conditioning, weights in self.negatives),
+            plain=None if self.plain is None else function(self.plain),
+            empty=None if self.empty is None else function(self.empty),
+            extra={name: function(conditioning) for name, conditioning in self.extra.items()},
+        )

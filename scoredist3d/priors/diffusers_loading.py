@@ -243,26 +243,26 @@ class PipelineSource:
             raise PriorError(f'{self.key}: {path} must be {{"reference_extent": NUMBER}} with a positive number')
         return float(extent)
 
-    def scheduler_config(self) -> dict[str, Any]:
-        """The scheduler's configuration.
+    def scheduler_config(self, part: str = "scheduler") -> dict[str, Any]:
+        """The configuration of a scheduler.
 
         Raises:
             PriorError: The pipeline has no scheduler, or its configuration is missing or unreadable.
         """
-        if not self.has("scheduler"):
+        if not self.has(part):
             raise PriorError(
-                f"{self.key}: {self.name} has no scheduler in its {_INDEX}; use a complete text-to-image pipeline"
+                f"{self.key}: {self.name} has no {part} in its {_INDEX}; use a complete text-to-image pipeline"
             )
         if self.folder is not None:
-            path = self.folder / "scheduler" / "scheduler_config.json"
+            path = self.folder / part / "scheduler_config.json"
             if not path.is_file():
                 raise PriorError(
-                    f"{self.key}: {self.name} is incomplete: scheduler/scheduler_config.json is missing; "
+                    f"{self.key}: {self.name} is incomplete: {part}/scheduler_config.json is missing; "
                     "download or export the model again"
                 )
             config = _read_json(path, self.key)
         else:
-            config = dict(self.load("scheduler").config)
+            config = dict(self.load(part).config)
         steps = config.get("num_train_timesteps", 1) if isinstance(config, dict) else None
         if not isinstance(steps, int) or not 1 <= steps <= MAX_TRAIN_TIMESTEPS:
             raise PriorError(

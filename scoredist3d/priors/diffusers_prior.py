@@ -11,14 +11,30 @@ from torch import Tensor
 from scoredist3d.cameras import Cameras
 from scoredist3d.priors.camera_embedding import CAMERA_EMBEDDING_SIZE, camera_embedding
 from scoredist3d.priors.conditioning import Conditioning
+from scoredist3d.priors.deepfloyd_upscaler import DEEPFLOYD_UPSCALER
 from scoredist3d.priors.diffusers_loading import MISFITS, PipelineSource
+from scoredist3d.priors.flux import FLUX
 from scoredist3d.priors.pipeline_family import Family
 from scoredist3d.priors.pipeline_prior import PipelinePrior
+from scoredist3d.priors.pixart_sigma import PIXART_SIGMA
+from scoredist3d.priors.qwen_image import QWEN_IMAGE
 from scoredist3d.priors.stable_diffusion import STABLE_DIFFUSION
 from scoredist3d.priors.stable_diffusion_3 import STABLE_DIFFUSION_3
+from scoredist3d.priors.stable_diffusion_xl import STABLE_DIFFUSION_XL
+from scoredist3d.priors.z_image import Z_IMAGE
 from scoredist3d.registry import register
 
-FAMILIES: tuple[Family, ...] = (STABLE_DIFFUSION, STABLE_DIFFUSION_3)
+FAMILIES: tuple[Family, ...] = (
+    STABLE_DIFFUSION_XL,
+    DEEPFLOYD_UPSCALER,
+    STABLE_DIFFUSION,
+    STABLE_DIFFUSION_3,
+    PIXART_SIGMA,
+    FLUX,
+    Z_IMAGE,
+    QWEN_IMAGE,
+)
+"""The families in the order in which they are tried: those that also require a class of the pipeline come first."""
 
 
 def family_of(source: PipelineSource) -> Family:
@@ -30,7 +46,9 @@ def family_of(source: PipelineSource) -> Family:
 
 
 @register(
-    "prior", "diffusers", summary="Stable Diffusion 1, 2 and 3 and DeepFloyd IF from a diffusers folder or hub id."
+    "prior",
+    "diffusers",
+    summary="A text-to-image model in the layout of diffusers (Stable Diffusion, FLUX.1, ...) from a folder or hub id.",
 )
 class DiffusersPrior(PipelinePrior):
     """A text-to-image model from a diffusers pipeline.
@@ -56,7 +74,7 @@ class DiffusersPrior(PipelinePrior):
         with source.using("the files", "used"):
             family = family_of(source)
             super().__init__(config, source, family.denoiser)
-            self.text = family.load_text(source, config.precision)
+            self.text = family.load_text(source, family.denoiser.resolved(config.precision))
             self._camera_extent = source.camera_extent()
 
     @torch.no_grad()

@@ -8,21 +8,23 @@ from typing import Any, Literal, Self
 import torch
 from torch import nn
 
-Precision = Literal["auto", "fp32", "fp16", "bf16"]
+Precision = Literal["auto", "auto-bf16", "fp32", "fp16", "bf16"]
+"""Precision of a network: auto and auto-bf16 are fp32 except on CUDA, where they are fp16 and bf16."""
 
+_AUTOMATIC: dict[str, torch.dtype] = {"auto": torch.float16, "auto-bf16": torch.bfloat16}
 _DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def loading_dtype(precision: Precision) -> torch.dtype:
-    """Data type in which weights are loaded on the CPU; float32 for ``auto``."""
+    """Data type in which weights are loaded on the CPU; float32 for automatic precision."""
     return _DTYPES.get(precision, torch.float32)
 
 
 class FrozenNetwork(nn.Module):
     """Base class of the parts of a prior that contain one network.
 
-    With precision ``auto``, the network is in float16 on CUDA and in float32 elsewhere; its data type changes when this
-    module or a parent module moves to another device.
+    With precision ``auto``, the network is in float16 on CUDA and in float32 elsewhere, with ``auto-bf16`` in bfloat16
+    on CUDA; its data type changes when this module or a parent module moves to another device.
 
     Attributes:
         network: A diffusers or transformers model.
@@ -53,8 +55,8 @@ class FrozenNetwork(nn.Module):
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
         """Cast the network after a move to another device, which may have been the move of a parent module."""
         super()._apply(fn, recurse)
-        if self._precision == "auto":
-            dtype = torch.float16 if self.device.type == "cuda" else torch.float32
+        if self._precision in _AUTOMATIC:
+            dtype = _AUTOMATIC[self._precision] if self.device.type == "cuda" else torch.float32
             if self.dtype != dtype:
                 cast_network(self.network, dtype)
         return self

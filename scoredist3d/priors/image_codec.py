@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -58,8 +59,9 @@ class PixelCodec(ImageCodec):
 class Autoencoder(FrozenNetwork, ImageCodec):
     """The autoencoder of a latent model: latents = (encoded - shift) * scale.
 
-    Scale and shift are the autoencoder's ``scaling_factor`` and ``shift_factor``. The network computes in its own
-    precision, outside of autocast; images and latents keep the caller's data type.
+    Scale and shift are the autoencoder's ``scaling_factor`` and ``shift_factor``. Where it states ``latents_mean`` and
+    ``latents_std``, the shift of each channel is its mean, and its scale is divided by its standard deviation. The
+    network computes in its own precision, outside of autocast; images and latents keep the caller's data type.
     """
 
     def __init__(self, network: nn.Module, precision: Precision) -> None:
@@ -69,11 +71,18 @@ class Autoencoder(FrozenNetwork, ImageCodec):
         """
         super().__init__(network, precision)
         config = self.network.config
+        self.channels, self.factor = self._sizes(config)
+        scale, shift = float(config.get("scaling_factor") or 1.0), float(config.get("shift_factor") or 0.0)
+        mean, std = config.get("latents_mean"), config.get("latents_std")
+        normalized = mean is not None and std is not None
+        self._scale = scale / torch.tensor(std) if normalized else torch.tensor([scale])
+        self._shift = torch.tensor(mean if normalized else [shift])
+
+    @staticmethod
+    def _sizes(config: Mapping[str, Any]) -> tuple[int, int]:
+        """Number of channels and reduction factor."""
         widths = config.get("block_out_channels") or config["encoder_block_out_channels"]
-        self.channels = config["latent_channels"]
-        self.factor = 2 ** (len(widths) - 1)
-        self._scale = float(config["scaling_factor"])
-        self._shift = float(config.get("shift_factor") or 0.0)
+        return config["latent_channels"], 2 ** (len(widths) - 1)
 
     def encode(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
         """The encoder's mean, or a sample if ``generator`` is given; deterministic autoencoders ignore it."""
@@ -85,23 +94,52 @@ class Autoencoder(FrozenNetwork, ImageCodec):
             latents = encoded.latent_dist.mode()
         else:
             latents = _sampled(encoded.latent_dist, generator)
-        return (latents.to(x.dtype) - self._shift) * self._scale
+        latents = latents.to(x.dtype)
+        return (latents - _per_channel(self._shift, latents)) * _per_channel(self._scale, latents)
 
     def decode(self, latents: Tensor) -> Tensor:
         """The images decoded from latents that are scaled and shifted as in the denoiser's input."""
         with torch.autocast(latents.device.type, enabled=False):
-            return self.network.decode((latents / self._scale + self._shift).to(self.dtype)).sample
+            encoded = latents / _per_channel(self._scale, latents) + _per_channel(self._shift, latents)
+            return self.network.decode(encoded.to(self.dtype)).sample
 
 
-def load_codec(source: PipelineSource, precision: Precision) -> ImageCodec:
+class VideoAutoencoder(Autoencoder):
+    """The autoencoder of Qwen-Image, for videos (B, C, T, H, W), of which images are the first frame.
+
+    Its decoder clamps images to [-1, 1].
+    """
+
+    @staticmethod
+    def _sizes(config: Mapping[str, Any]) -> tuple[int, int]:
+        return config["z_dim"], 2 ** len(config["temperal_downsample"])
+
+    def encode(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
+        """The latents of one frame; see :meth:`Autoencoder.encode`."""
+        return super().encode(x[:, :, None], generator)[:, :, 0]
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """The image of one frame; see :meth:`Autoencoder.decode`."""
+        return super().decode(latents[:, :, None])[:, :, 0]
+
+
+def load_codec(source: PipelineSource, precision: Precision, *, upcasts: bool = False) -> ImageCodec:
     """The pipeline's autoencoder, or the pixel codec for a pipeline without ``vae``.
+
+    Args:
+        source: The pipeline.
+        precision: Numerical precision of the autoencoder.
+        upcasts: Keep an autoencoder with ``force_upcast`` in its configuration in float32 instead of float16.
 
     Raises:
         PriorError: The autoencoder's files are missing or incomplete.
     """
     if not source.has("vae"):
         return PixelCodec()
-    return Autoencoder(source.load_network("vae", loading_dtype(precision)), precision)
+    if upcasts and precision in ("auto", "fp16") and source.network_config("vae").get("force_upcast", True):
+        precision = "fp32"
+    kind = VideoAutoencoder if source.index["vae"][1] == "AutoencoderKLQwenImage" else Autoencoder
+    return kind(source.load_network("vae", loading_dtype(precision)), precision)
 
 
 def resize_shorter_side(images: Tensor, side: int, multiple: int) -> Tensor:
@@ -114,6 +152,11 @@ def resize_shorter_side(images: Tensor, side: int, multiple: int) -> Tensor:
     if size == (height, width):
         return images
     return functional.interpolate(images, size, mode="bilinear", align_corners=False, antialias=ratio < 1.0)
+
+
+def _per_channel(values: Tensor, like: Tensor) -> Tensor:
+    """Values of all or of each of the channels (B, C, ...) of ``like``, to be multiplied with it."""
+    return values.to(like).reshape(-1, *[1] * (like.ndim - 2))
 
 
 def _sampled(distribution: Any, generator: torch.Generator) -> Tensor:

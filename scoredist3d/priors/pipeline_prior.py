@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from scoredist3d.config import ComponentConfig, option
+from scoredist3d.config import option
 from scoredist3d.diffusion.prediction import Prediction
 from scoredist3d.limits import MAX_RENDER_SIDE
 from scoredist3d.priors.adapters import AdapterPoints
 from scoredist3d.priors.base import Prior
-from scoredist3d.priors.conditioning import Conditioning
+from scoredist3d.priors.conditioning import CFGConditions, Conditioning
 from scoredist3d.priors.denoiser import DenoiserNetwork
 from scoredist3d.priors.diffusers_loading import (
     EMBEDDED,
@@ -25,6 +25,7 @@ from scoredist3d.priors.diffusers_loading import (
 )
 from scoredist3d.priors.frozen_network import Precision
 from scoredist3d.priors.image_codec import load_codec, resize_shorter_side
+from scoredist3d.priors.model_options import ModelOptions
 from scoredist3d.priors.thresholding import SampleLimit
 from scoredist3d.priors.vocabulary import Vocabulary
 
@@ -50,7 +51,7 @@ class PipelinePrior(Prior):
     """
 
     @dataclass
-    class Config(ComponentConfig):
+    class Config(ModelOptions):
         """Options of the pipeline, its precision and its image size."""
 
         pretrained_model_name_or_path: str = option(
@@ -65,7 +66,9 @@ class PipelinePrior(Prior):
             "weights_only=True, which executes no code.",
         )
         precision: Precision = option(
-            "auto", "Precision of the networks; auto is fp16 on CUDA and fp32 elsewhere (bf16 on a CPU is far slower)."
+            "auto",
+            "Precision of the networks; auto is fp16 on CUDA (bf16 for models that need it) and fp32 elsewhere, "
+            "auto-bf16 is bf16 on CUDA and fp32 elsewhere. bf16 on a CPU is far slower.",
         )
         image_size: int | None = option(
             None,
@@ -102,12 +105,20 @@ class PipelinePrior(Prior):
         # Reserves the place of the text encoder, which subclasses load: the fingerprints of saved correctives depend on
         # the order of the parts.
         self.register_module("text", None)
-        self.codec = load_codec(source, config.precision)
+        precision = self.denoiser.resolved(config.precision)
+        self.codec = load_codec(source, precision, upcasts=self.denoiser.upcasts_autoencoder)
         if self.denoiser.channels != self.codec.channels:
             raise PriorError(
                 f"{source.key}: the {self.denoiser.part} of {source.name} takes {self.denoiser.channels} channels, not "
                 f"the {self.codec.channels} of a text-to-image model; inpainting and editing models are not supported"
             )
+        self.image_size = config.image_size or self.denoiser.sample_size * self.codec.factor
+        if not SMALLEST_IMAGE <= self.image_size <= MAX_RENDER_SIDE:
+            raise PriorError(
+                f"{source.key}: {source.name} was trained on images of {self.image_size} pixels, according to its "
+                f"sample_size; use {SMALLEST_IMAGE} to {MAX_RENDER_SIDE}, set with prior.image_size"
+            )
+        self.denoiser.configure(config, self.codec.factor, self.image_size)
         self.schedule = self.denoiser.schedule
         self.takes_cameras = self.denoiser.takes_cameras
         vocabulary = source.vocabulary()
@@ -115,12 +126,6 @@ class PipelinePrior(Prior):
             self.vocabulary, self.nouns = vocabulary.words, vocabulary.nouns
             self.spells_quotes, self.adjectives = vocabulary.spells_quotes, vocabulary.adjectives
         self.allow_unknown_nouns = config.allow_unknown_nouns
-        self.image_size = config.image_size or self.denoiser.sample_size * self.codec.factor
-        if not SMALLEST_IMAGE <= self.image_size <= MAX_RENDER_SIDE:
-            raise PriorError(
-                f"{source.key}: {source.name} was trained on images of {self.image_size} pixels, according to its "
-                f"sample_size; use {SMALLEST_IMAGE} to {MAX_RENDER_SIDE}, set with prior.image_size"
-            )
         # The limits are those of pixel values and do not apply to latents.
         self._sample_limit = None if source.has("vae") else SampleLimit.from_scheduler_config(source.scheduler_config())
 
@@ -179,6 +184,13 @@ class PipelinePrior(Prior):
         with self._source.using(f"the {self.denoiser.part}", "used", errors=MISFITS):
             return self.denoiser.predict(x_t, t, conditioning)
 
+    def with_image(self, conditions: CFGConditions, latents: Tensor, generator: torch.Generator) -> CFGConditions:
+        """The conditions with the image of :meth:`DenoiserNetwork.image_condition`, if the denoiser takes one."""
+        image = self.denoiser.image_condition(latents.detach(), generator)
+        if image is None:
+            return conditions
+        return conditions.map(lambda each: replace(each.expand(len(latents)), image=image))
+
     def adapter_points(self) -> AdapterPoints:
         """Modules of the denoiser where adapters can be attached."""
         return self.denoiser.adapter_points()
@@ -201,6 +213,7 @@ class PipelinePrior(Prior):
                 f"{key}: {name} takes latents of {other.channels} channels, and the prior's latents have "
                 f"{self.denoiser.channels}; use a model of the same family"
             )
+        other.configure(self.config, self.codec.factor, self.image_size)
         t = torch.linspace(0.0, 1.0, 101, dtype=torch.float64)
         if not all(map(torch.allclose, other.schedule.coefficients(t), self.schedule.coefficients(t))):
             raise PriorError(

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from scoredist3d.priors.adapters import AdapterPoints, attention_projections
+from scoredist3d.priors.adapters import AdapterPoints
 from scoredist3d.priors.conditioning import Conditioning
 from scoredist3d.priors.denoiser import DenoiserNetwork
 from scoredist3d.priors.diffusers_loading import PipelineSource
@@ -25,6 +25,8 @@ class UNetDenoiser(DenoiserNetwork):
     A UNet with ``class_embed_type: projection`` and 16 inputs is conditioned on cameras (see
     :func:`~scoredist3d.priors.camera_embedding.camera_embedding`).
     """
+
+    networks = (NETWORK,)
 
     def __init__(self, source: PipelineSource, precision: Precision) -> None:
         """The arguments are those of :class:`DenoiserNetwork`."""
@@ -48,12 +50,9 @@ class UNetDenoiser(DenoiserNetwork):
 
     def adapter_points(self) -> AdapterPoints:
         """The projections of all attention layers, and the timestep embedding."""
-        # add_k_proj and add_v_proj are the text projections of DeepFloyd IF.
-        names = ("to_q", "to_k", "to_v", "to_out.0", "add_k_proj", "add_v_proj")
         width = self.network.time_embedding.linear_2.out_features
-        return AdapterPoints(
-            network=self.network,
-            linears=attention_projections(self.network, names),
+        return AdapterPoints.of_attention(
+            self.network,
             time_embedding="time_embedding",
             width=width,
             text_width=text_width(self.network.config),
@@ -77,4 +76,4 @@ def load_text_encoder(source: PipelineSource, precision: Precision) -> TextEncod
     return TextEncoder.load(source, precision, masks_padding=bool(config.get("use_attention_mask", False)))
 
 
-STABLE_DIFFUSION = Family(NETWORK, UNetDenoiser, load_text_encoder)
+STABLE_DIFFUSION = Family(UNetDenoiser, load_text_encoder)

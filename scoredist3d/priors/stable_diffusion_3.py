@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from scoredist3d.priors.adapters import AdapterPoints, attention_projections
+from scoredist3d.priors.adapters import AdapterPoints
 from scoredist3d.priors.conditioning import Conditioning
 from scoredist3d.priors.denoiser import DenoiserNetwork
-from scoredist3d.priors.diffusers_loading import PipelineSource, PriorError
+from scoredist3d.priors.diffusers_loading import PipelineSource
 from scoredist3d.priors.frozen_network import Precision
 from scoredist3d.priors.pipeline_family import Family
 from scoredist3d.priors.text_encoding import TextEncoder
@@ -22,7 +22,6 @@ CAMERA_TOKEN = "_camera_token"
 T5_LENGTH = "_max_sequence_length"
 """Entry of ``model_index.json``: number of T5 tokens, if it is not the default of StableDiffusion3Pipeline."""
 _DEFAULT_T5_LENGTH = 256
-NETWORK = "SD3Transformer2DModel"
 
 
 class JointTransformer(DenoiserNetwork):
@@ -35,21 +34,13 @@ class JointTransformer(DenoiserNetwork):
     """
 
     part = "transformer"
+    networks = ("SD3Transformer2DModel",)
 
     def __init__(self, source: PipelineSource, precision: Precision) -> None:
         """The arguments are those of :class:`DenoiserNetwork`."""
         super().__init__(source, precision)
         self.patch_size = self.network.config.patch_size
         self.takes_cameras = bool(source.index.get(CAMERA_TOKEN, False))
-
-    @classmethod
-    def check(cls, source: PipelineSource) -> None:
-        """Check that the pipeline has a transformer of this family."""
-        if not source.has(cls.part) or source.index[cls.part][1] != NETWORK:
-            raise PriorError(
-                f"{source.key}: {source.name} has no transformer of class {NETWORK}; use a model of the "
-                "Stable Diffusion 3 family"
-            )
 
     def inputs(self, conditioning: Conditioning) -> Mapping[str, Tensor | None]:
         """Context tokens and pooled text embedding.
@@ -66,10 +57,8 @@ class JointTransformer(DenoiserNetwork):
 
     def adapter_points(self) -> AdapterPoints:
         """The projections of all attention layers, and the sum of timestep and pooled text embedding."""
-        names = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
-        return AdapterPoints(
-            network=self.network,
-            linears=attention_projections(self.network, names),
+        return AdapterPoints.of_attention(
+            self.network,
             time_embedding="time_text_embed",
             width=self.network.inner_dim,
             text_width=self.network.config.joint_attention_dim,
@@ -88,7 +77,7 @@ class JointTextEncoder(nn.Module):
         super().__init__()
         self.training = False
         self.clip = TextEncoder.load(source, precision)
-        self.clip_2 = TextEncoder.load(source, precision, suffix="_2", length=self.clip.length)
+        self.clip_2 = TextEncoder.load(source, precision, suffix="_2", length=self.clip.length, warns=False)
         self._t5_length = int(source.index.get(T5_LENGTH, _DEFAULT_T5_LENGTH))
         self._width: int = source.network_config("transformer")["joint_attention_dim"]
         self.t5 = None
@@ -117,4 +106,4 @@ def with_camera_token(context: Tensor, camera: Tensor) -> Tensor:
     return torch.cat([context, token[:, None]], dim=1)
 
 
-STABLE_DIFFUSION_3 = Family(NETWORK, JointTransformer, JointTextEncoder)
+STABLE_DIFFUSION_3 = Family(JointTransformer, JointTextEncoder)

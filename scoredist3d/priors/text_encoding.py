@@ -14,6 +14,10 @@ from scoredist3d.priors.diffusers_loading import PipelineSource
 from scoredist3d.priors.frozen_network import FrozenNetwork, Precision, loading_dtype
 
 _log = logging.getLogger("scoredist3d")
+PROMPT = "{prompt}"
+"""Place of the prompt in a template."""
+_MOST_SHOWN = 200
+"""Number of letters of ignored text that a warning shows."""
 
 
 class TextEncoder(FrozenNetwork):
@@ -33,6 +37,9 @@ class TextEncoder(FrozenNetwork):
         length: int | None = None,
         masks_padding: bool = False,
         lower_case: bool = False,
+        warns: bool = True,
+        passes_mask: bool = False,
+        template: str = PROMPT,
     ) -> None:
         """Args:
         network: A transformers text encoder, e.g. CLIPTextModel or T5EncoderModel.
@@ -41,6 +48,10 @@ class TextEncoder(FrozenNetwork):
         length: Number of tokens per prompt; None means the smaller of the limits of tokenizer and network.
         masks_padding: Hide padding from the attention of the network, as the model's own pipeline does.
         lower_case: Strip prompts and convert them to lower case.
+        warns: Warn about prompts beyond ``length``. False where another encoder of the prior reads more of the prompt,
+            or warns of the same cut.
+        passes_mask: Include the mask of the tokens in the conditioning, for a denoiser that attends to prompts only.
+        template: Text around each prompt, with :data:`PROMPT` in its place; it counts towards ``length``.
         """
         super().__init__(network, precision)
         self.tokenizer = tokenizer
@@ -48,6 +59,9 @@ class TextEncoder(FrozenNetwork):
         self.length = length or min(limit, getattr(self.network.config, "max_position_embeddings", limit))
         self._masks_padding = masks_padding
         self._lower_case = lower_case
+        self._warns = warns
+        self._passes_mask = passes_mask
+        self._template = template
 
     @classmethod
     def load(
@@ -59,6 +73,9 @@ class TextEncoder(FrozenNetwork):
         length: int | None = None,
         masks_padding: bool = False,
         lower_case: bool = False,
+        warns: bool = True,
+        passes_mask: bool = False,
+        template: str = PROMPT,
     ) -> TextEncoder:
         """Load the pipeline's ``text_encoder`` and ``tokenizer``.
 
@@ -69,21 +86,34 @@ class TextEncoder(FrozenNetwork):
             length: See :meth:`__init__`.
             masks_padding: See :meth:`__init__`.
             lower_case: See :meth:`__init__`.
+            warns: See :meth:`__init__`.
+            passes_mask: See :meth:`__init__`.
+            template: See :meth:`__init__`.
 
         Raises:
             PriorError: A part is missing or incomplete.
         """
         network = source.load_network(f"text_encoder{suffix}", loading_dtype(precision))
         tokenizer = source.load(f"tokenizer{suffix}")
-        return cls(network, tokenizer, precision, length=length, masks_padding=masks_padding, lower_case=lower_case)
+        return cls(
+            network,
+            tokenizer,
+            precision,
+            length=length,
+            masks_padding=masks_padding,
+            lower_case=lower_case,
+            warns=warns,
+            passes_mask=passes_mask,
+            template=template,
+        )
 
     def hidden_states(self, prompts: Sequence[str]) -> Tensor:
         """The network's last hidden state, (B, L, D) in float32. The arguments are those of :meth:`outputs`."""
         return self.outputs(prompts).last_hidden_state.float()
 
     def conditioning(self, prompts: Sequence[str]) -> Conditioning:
-        """The hidden states as the text of a conditioning."""
-        return Conditioning(self.hidden_states(prompts))
+        """The hidden states as the text of a conditioning, with the mask of the tokens if the denoiser takes it."""
+        return Conditioning(self.hidden_states(prompts), mask=self.mask(prompts) if self._passes_mask else None)
 
     def outputs(self, prompts: Sequence[str], *, all_layers: bool = False) -> Any:
         """The network's outputs as the model's own diffusers pipeline computes them, in the network's precision.
@@ -92,15 +122,26 @@ class TextEncoder(FrozenNetwork):
             prompts: B texts. Text beyond ``length`` tokens is ignored, with a warning.
             all_layers: Include ``hidden_states``, the hidden states of all layers.
         """
-        texts = [prompt.strip().lower() for prompt in prompts] if self._lower_case else list(prompts)
-        self._warn_if_truncated(texts)
-        tokens = self.tokenizer(
-            texts, padding="max_length", max_length=self.length, truncation=True, return_tensors="pt"
-        )
+        texts = self._texts(prompts)
+        if self._warns:
+            self._warn_if_truncated(texts)
+        tokens = self._tokens(texts)
         mask = tokens.attention_mask.to(self.device) if self._masks_padding else None
         requested = {"output_hidden_states": True} if all_layers else {}
         with torch.autocast(self.device.type, enabled=False):
             return self.network(tokens.input_ids.to(self.device), attention_mask=mask, **requested)
+
+    def mask(self, prompts: Sequence[str]) -> Tensor:
+        """(B, L) in float32: 1 for the tokens of each prompt, 0 for padding."""
+        mask: Tensor = self._tokens(self._texts(prompts)).attention_mask
+        return mask.float().to(self.device)
+
+    def _texts(self, prompts: Sequence[str]) -> list[str]:
+        texts = [prompt.strip().lower() for prompt in prompts] if self._lower_case else prompts
+        return [self._template.replace(PROMPT, text) for text in texts]
+
+    def _tokens(self, texts: list[str]) -> Any:
+        return self.tokenizer(texts, padding="max_length", max_length=self.length, truncation=True, return_tensors="pt")
 
     def _warn_if_truncated(self, prompts: Sequence[str]) -> None:
         for prompt in dict.fromkeys(prompts):
@@ -108,6 +149,7 @@ class TextEncoder(FrozenNetwork):
             ids = self.tokenizer(prompt, verbose=False).input_ids
             if len(ids) > self.length:
                 ignored = self.tokenizer.decode(ids[self.length - 1 :], skip_special_tokens=True).strip()
+                ignored = ignored if len(ignored) <= _MOST_SHOWN else f"{ignored[:_MOST_SHOWN]} ..."
                 _log.warning(
                     "the prompt is longer than the prior's limit of %d tokens; its end is ignored: %r",
                     self.length,

@@ -7,14 +7,14 @@ from typing import Any
 
 from scoredist3d.priors.camera_embedding import CAMERA_EMBEDDING_SIZE
 from scoredist3d.priors.diffusers_loading import PipelineSource, PriorError
+from scoredist3d.priors.pipeline_family import SUPPORTED
 
 NETWORK = "UNet2DConditionModel"
-_SUPPORTED = "Stable Diffusion 1.x, 2.x and 3.x, and the first stage of DeepFloyd IF, are supported"
 
 # Values of a UNet configuration and the inputs that they require. DeepFloyd IF's values, "text" and "text_proj",
 # require only the text embedding.
 _ADDED_CONDITIONS = {
-    "text_time": "pooled text embeddings and image sizes (Stable Diffusion XL, Kolors)",
+    "text_time": "pooled text embeddings and image sizes (Kolors, inpainting with Stable Diffusion XL, its refiner)",
     "text_image": "image embeddings (Kandinsky 2.1)",
     "image": "image embeddings (Kandinsky 2.2)",
     "image_hint": "image embeddings and a hint image (Kandinsky 2.2 ControlNet)",
@@ -25,13 +25,21 @@ _PROJECTED_CONDITIONS = {
     "ip_image_proj": "image embeddings (IP-Adapter)",
 }
 _CLASS_CONDITIONS = {
-    "timestep": "a low-resolution image and its timestep (a super-resolution stage of DeepFloyd IF)",
+    "timestep": "a low-resolution image and its timestep (DeepFloyd IF for image editing, upscalers)",
     "projection": "image embeddings (Stable unCLIP)",
 }
 
 
-def check_unet(source: PipelineSource) -> None:
-    """Check that the pipeline has a UNet and that it needs only a text embedding and, optionally, a camera.
+def check_unet(
+    source: PipelineSource, added: tuple[str | None, ...] = (None, "text"), class_embedding: str | None = None
+) -> None:
+    """Check that the pipeline has a UNet and that it needs only inputs that are provided.
+
+    Args:
+        source: The pipeline.
+        added: Accepted values of ``addition_embed_type``. None and ``text`` require only a text embedding; a UNet may
+            also take a camera.
+        class_embedding: Required value of ``class_embed_type`` for a UNet without camera.
 
     Raises:
         PriorError: The pipeline has no UNet, or one that needs other inputs.
@@ -39,17 +47,17 @@ def check_unet(source: PipelineSource) -> None:
     family = source.index.get("_class_name", "pipeline of unknown class")
     if not source.has("unet"):
         others = [part for part in ("transformer", "prior", "decoder") if source.has(part)]
-        denoiser = f"; its denoiser is its {others[0]}" if others else ""
-        raise PriorError(f"{source.key}: {source.name} ({family}) has no unet{denoiser}. {_SUPPORTED}.")
+        denoiser = f"; its denoiser is its {others[0]}, a {source.index[others[0]][1]}" if others else ""
+        raise PriorError(f"{source.key}: {source.name} ({family}) has no unet{denoiser}. {SUPPORTED}.")
     config = source.network_config("unet")
     name = source.index["unet"][1]
     if name != NETWORK:
         raise PriorError(
-            f"{source.key}: the UNet of {source.name} ({family}) is a {name}, not a {NETWORK}. {_SUPPORTED}."
+            f"{source.key}: the UNet of {source.name} ({family}) is a {name}, not a {NETWORK}. {SUPPORTED}."
         )
-    needs = _unsupported_condition(config)
+    needs = _unsupported_condition(config, added, class_embedding)
     if needs is not None:
-        raise PriorError(f"{source.key}: the UNet of {source.name} ({family}) needs {needs}. {_SUPPORTED}.")
+        raise PriorError(f"{source.key}: the UNet of {source.name} ({family}) needs {needs}. {SUPPORTED}.")
 
 
 def text_width(config: Mapping[str, Any]) -> int:
@@ -65,11 +73,13 @@ def takes_cameras(config: Mapping[str, Any]) -> bool:
     )
 
 
-def _unsupported_condition(config: Mapping[str, Any]) -> str | None:
+def _unsupported_condition(
+    config: Mapping[str, Any], accepted: tuple[str | None, ...], class_embedding: str | None
+) -> str | None:
     """A required input of the UNet that the diffusers prior does not provide; None if there is none."""
     added, projected = config.get("addition_embed_type"), config.get("encoder_hid_dim_type")
-    if added not in (None, "text"):
-        return _ADDED_CONDITIONS.get(added, f"conditions of type addition_embed_type={added}")
+    if added not in accepted:
+        return _ADDED_CONDITIONS.get(str(added), f"conditions of type addition_embed_type={added}")
     if projected not in (None, "text_proj"):
         return _PROJECTED_CONDITIONS.get(projected, f"conditions of type encoder_hid_dim_type={projected}")
     if config.get("time_cond_proj_dim") is not None:
@@ -77,6 +87,8 @@ def _unsupported_condition(config: Mapping[str, Any]) -> str | None:
     if takes_cameras(config):
         return None
     embedding = config.get("class_embed_type")
+    if embedding is not None and embedding == class_embedding:
+        return None
     if embedding is None:
         return None if config.get("num_class_embeds") is None else "class labels (the Stable Diffusion x4 upscaler)"
     known = _CLASS_CONDITIONS.get(embedding, "class labels")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -267,7 +267,9 @@ class PromptProcessor:
         rows, front, side = (part.to(table.text) for part in self.perp_neg_weights(cameras))
         views = table[: len(VIEWS)]
         pooled = None if views.pooled is None else rows.to(views.pooled.dtype) @ views.pooled
-        positive = Conditioning(torch.einsum("bv,vld->bld", rows, views.text), camera, pooled)
+        # Tokens of any of the mixed prompts are attended to.
+        mask = None if views.mask is None else ((rows > 0).to(views.mask) @ views.mask).clamp_max(1)
+        positive = Conditioning(torch.einsum("bv,vld->bld", rows, views.text), camera, pooled, mask)
         return positive, tuple(
             (_with_camera(table[view : view + 1].expand(len(cameras)), camera), weights)
             for view, weights in ((_FRONT, front), (_SIDE, side))
@@ -292,4 +294,4 @@ def _decay(coefficients: tuple[float, float, float], r: Tensor) -> Tensor:
 
 
 def _with_camera(conditioning: Conditioning, camera: Tensor | None) -> Conditioning:
-    return Conditioning(conditioning.text, camera, conditioning.pooled)
+    return replace(conditioning, camera=camera)

@@ -218,6 +218,7 @@ class GuidedSystem(System):
         normal: Tensor | None = None,
     ) -> TrainingStep:
         """The guidance's loss and values to log; the arguments are those of :meth:`Guidance.forward`."""
+        conditions = self.prior.with_image(conditions, latents, rng("condition", step, latents.device))
         with under("guidance"), part("the guidance"):
             output = self.guidance(
                 latents,

@@ -116,9 +116,11 @@ class TextTo3D(GuidedSystem):
             guidance: Any = self.guidance
             if guidance is None or not guidance.carves:
                 return []
-            if issubclass(registry.entry_of(self.geometry).cls, HasCarving):
-                return []
-            return [f"guidance.carve_steps: {self.geometry.type} has no signed distances on a grid; set it to []"]
+            if not issubclass(registry.entry_of(self.geometry).cls, HasCarving):
+                return [f"guidance.carve_steps: {self.geometry.type} has no signed distances on a grid; set it to []"]
+            if getattr(self.geometry, "fix_geometry", False):
+                return ["guidance.carve_steps: the surface is frozen; set it to [], or geometry.fix_geometry to false"]
+            return []
 
         def _unusable_losses(self, renderer: Any) -> list[str]:
             """Problems with regularizers that the geometry or the renderer does not support; skips zero weights."""

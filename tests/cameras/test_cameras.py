@@ -176,3 +176,21 @@ def test_cameras_see_all_sides_and_a_turn_gives_others() -> None:
     torch.testing.assert_close(spread, 4 / 3 * torch.eye(3), atol=0.05, rtol=0)
     other = sphere_cameras(200, distance=2.0, fovy_deg=40.0, size=8, turn=0.5)
     assert (cameras.origins - other.origins).norm(dim=-1).min() > 0.05
+
+
+def test_cameras_from_poses_are_those_of_an_orbit():
+    expected = random_cameras(40)
+    found = Cameras.from_poses(expected.c2w, expected.fovy, 5, 8)
+    for name in ("c2w", "fovy", "azimuth", "elevation", "distance"):
+        torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=0, atol=1e-12)
+    assert (found.height, found.width) == (5, 8)
+
+
+def test_angles_of_poses_at_the_ends_of_their_ranges():
+    """The azimuth of the back view is -pi, not pi; straight above, the elevation is pi / 2."""
+    c2w = torch.eye(4).repeat(3, 1, 1)
+    c2w[:, :3, 3] = torch.tensor([[-2.0, 0.0, 0.0], [0.0, 0.0, 3.0], [0.0, 0.0, -3.0]])
+    found = Cameras.from_poses(c2w, torch.ones(3), 2, 2)
+    torch.testing.assert_close(found.azimuth[0], torch.tensor(-math.pi))
+    torch.testing.assert_close(found.elevation, torch.tensor([0.0, math.pi / 2, -math.pi / 2]))
+    torch.testing.assert_close(found.distance, torch.tensor([2.0, 3.0, 3.0]))

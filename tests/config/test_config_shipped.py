@@ -74,6 +74,17 @@ def test_a_fragment_goes_on_top_of_the_fast_recipe(file: Path) -> None:
     load_experiment([CONFIGS / "fast.yaml", file], ["prompt=a red mug", *start])
 
 
+@pytest.mark.parametrize("prior", sorted((CONFIGS / "prior").glob("*.yaml")), ids=label)
+def test_the_fragment_of_a_method_follows_that_of_a_prior(prior: Path) -> None:
+    """The values of the method apply; those of the prior remain where the method has none."""
+    for file in sorted((CONFIGS / "guidance").glob("*.yaml")):
+        method = yaml.safe_load(file.read_text())["system"]["guidance"]
+        edits = registry.lookup("guidance", method["type"]).cls.needs_source  # type: ignore[attr-defined]
+        start = ["system.init_from=outputs/source"] if edits else []
+        loaded = load_experiment([CONFIGS / "fast.yaml", prior, file], ["prompt=a red mug", *start])
+        assert method.get("guidance_scale", ...) in (..., loaded.system.guidance.guidance_scale(0))
+
+
 @pytest.mark.parametrize("name", ["gaussians-small", "sdf-small", "textured-mesh-small"])
 def test_a_representation_on_top_of_the_quickstart_is_told_where_it_belongs(name: str) -> None:
     files = [CONFIGS / "quickstart.yaml", CONFIGS / "representation" / f"{name}.yaml"]

@@ -38,6 +38,21 @@ def test_filter_of_a_partial_lattice_ignores_the_missing_points():
     torch.testing.assert_close(VertexLattice.of(points[kept], 0.25, 1.0).filtered(values, 0.8), expected)
 
 
+def test_values_on_the_lattice_are_indexed_by_coordinates():
+    """Values x, y and z, at a part of the points in random order."""
+    points, generator = full_lattice(5), torch.Generator().manual_seed(2)
+    points = points[torch.randperm(125, generator=generator)[:60]]
+    lattice = VertexLattice.of(points, 0.5, 1.0)
+    grid = lattice.dense(points.T, torch.tensor([7.0, 8.0, torch.inf]))
+    assert grid.shape == (3, 5, 5, 5)
+    axis, known = torch.linspace(-1, 1, 5), grid[0] != 7.0
+    assert known.sum() == 60 and (grid[1][~known] == 8.0).all() and grid[2][~known].isinf().all()
+    for index, expected in enumerate(torch.meshgrid(axis, axis, axis, indexing="ij")):
+        assert torch.equal(grid[index][known], expected[known])
+    assert torch.equal(lattice.sparse(grid), points.T)
+    assert torch.equal(lattice.sparse(torch.arange(125).view(1, 5, 5, 5))[0], lattice.codes)
+
+
 def test_values_are_unchanged_and_their_gradient_is_filtered():
     lattice, generator = VertexLattice.of(full_lattice(7), 1 / 3, 1.0), torch.Generator().manual_seed(1)
     values = torch.randn(343, generator=generator, requires_grad=True)

@@ -1,5 +1,6 @@
 """HiFA with targets that are kept for several steps: their gradient, when they are replaced, and checkpoints."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -119,7 +120,7 @@ def test_further_maps_are_kept_with_the_targets():
     stored, cameras = StoredTargets(2, 7), views(2)
     keys = stored.keys((0, 0), cameras)
     images, backgrounds, surfaces = (maps(seed, channels).detach() for seed, channels in ((1, 3), (2, 3), (3, 7)))
-    stored.put(keys, 0, images, backgrounds, surfaces)
+    stored.put((0, 0), cameras, 0, images, backgrounds, surfaces)
     for found, expected in zip(stored.get(keys[::-1]), (images, backgrounds, surfaces), strict=True):
         assert torch.equal(found, expected.flip(0))
     restored = StoredTargets(2, 7)
@@ -127,17 +128,101 @@ def test_further_maps_are_kept_with_the_targets():
     assert not restored.outdated(keys, 1)
     for found, expected in zip(restored.get(keys), (images, backgrounds, surfaces), strict=True):
         assert torch.equal(found, expected)
-    stored.put(keys, 2, images, backgrounds)
+    stored.put((0, 0), cameras, 2, images, backgrounds)
     assert stored.get(keys)[2].shape == (2, SIZE, SIZE, 0)
     assert stored.outdated(keys, 2)  # these targets lack the maps
 
 
-def test_a_checkpoint_without_further_maps_is_loaded():
-    """Earlier versions saved images and backgrounds alone."""
+def filled(particles: tuple[int, ...] = (0, 1, 0), size: int = SIZE) -> tuple[StoredTargets, Cameras, torch.Tensor]:
+    """Targets of views with different fields of view, the cameras, and their further maps."""
+    stored, cameras = StoredTargets(4, 7), views(len(particles))
+    cameras = replace(cameras, fovy=torch.linspace(0.5, 0.9, len(particles)), height=size, width=2 * size)
+    drawn = [draw(seed, channels, len(particles), size) for seed, channels in ((1, 3), (2, 3), (3, 7))]
+    stored.put(particles, cameras, 0, *drawn)
+    return stored, cameras, drawn[-1]
+
+
+def draw(seed: int, channels: int, batch: int, size: int) -> torch.Tensor:
+    return torch.rand(batch, size, 2 * size, channels, generator=torch.Generator().manual_seed(seed))
+
+
+def assert_shown(stored: StoredTargets, particle: int, cameras: Cameras, surfaces: torch.Tensor) -> None:
+    """The targets of a particle have the given cameras and maps, in this order."""
+    found, maps = stored.maps(particle)
+    assert torch.equal(maps, surfaces)
+    assert torch.equal(found.c2w, cameras.c2w) and torch.equal(found.fovy, cameras.fovy)
+    assert (found.height, found.width) == (cameras.height, cameras.width)
+
+
+def test_the_maps_of_a_particle_are_found_with_their_cameras():
+    stored, cameras, surfaces = filled()
+    restored = StoredTargets(4, 7)
+    assert restored.maps(0) is None
+    restored.load_state_dict(stored.state_dict())
+    for targets in (stored, restored):
+        assert_shown(targets, 0, cameras[::2], surfaces[::2])
+        assert_shown(targets, 1, cameras[1:2], surfaces[1:2])
+        assert targets.maps(2) is None
+    # New maps replace those of the same view; a new round drops the others.
+    stored.put((0,), cameras[:1], 3, *(draw(seed, channels, 1, SIZE) for seed, channels in ((4, 3), (5, 3), (6, 7))))
+    assert_shown(stored, 0, cameras[::2], torch.cat([draw(6, 7, 1, SIZE), surfaces[2:]]))
+    stored.put((0,), cameras[:1], 4, *(draw(seed, channels, 1, SIZE) for seed, channels in ((4, 3), (5, 3), (6, 7))))
+    assert_shown(stored, 0, cameras[:1], draw(6, 7, 1, SIZE))
+    assert stored.maps(1) is None
+
+
+def test_targets_without_the_maps_give_none():
+    stored, cameras, _ = filled()
+    images = draw(1, 3, 1, SIZE)
+    stored.put((3,), cameras[:1], 8, images, images)
+    assert stored.maps(3) is None and stored.outdated(stored.keys((3,), cameras[:1]), 8)
+
+
+@pytest.mark.parametrize("changed", [0, 1, 2])
+def test_targets_with_other_shapes_are_made_again(changed):
+    """Sizes may change within a round, but a checkpoint holds one tensor of each map."""
+    stored, cameras, _ = filled((0, 0, 0, 0))
+    keys = stored.keys((0, 0), cameras[:2])
+    shapes = [(1, 3, 2, SIZE), (2, 3, 2, SIZE), (3, 7, 2, SIZE)]
+    shapes[changed] = (*shapes[changed][:3], 2 * SIZE) if changed < 2 else (3, 5, 2, SIZE)
+    stored.put((0, 0), cameras[:2], 1, *(draw(*shape) for shape in shapes))
+    others = stored.keys((0, 0), cameras[2:])
+    assert stored.outdated(others, 1) and stored.outdated(keys, 1) == (changed == 2)
+    restored = StoredTargets(4, 7)
+    restored.load_state_dict(stored.state_dict())
+    assert torch.equal(restored.get(keys)[changed], draw(*shapes[changed]))
+    assert (restored.maps(0) is None) == (changed == 2)
+
+
+@pytest.mark.parametrize("lacking", [("fovys",), ("fovys", "surfaces")])
+def test_targets_of_earlier_versions_give_no_maps(lacking):
+    stored, cameras, surfaces = filled((0, 0, 0))
+    state = stored.state_dict()
+    for name in lacking:
+        del state["_extra_state"][name]
+    earlier = StoredTargets(4, 7 if len(lacking) == 1 else 0)
+    earlier.load_state_dict(state)
+    keys = earlier.keys((0, 0, 0), cameras)
+    assert not earlier.outdated(keys, 1) and earlier.maps(0) is None
+    assert torch.equal(earlier.get(keys)[0], stored.get(keys)[0])
+    if len(lacking) == 1:  # targets that are made later have maps
+        images = draw(7, 3, 1, SIZE)
+        earlier.put((0,), cameras[1:2], 1, images, images, surfaces[2:])
+        assert_shown(earlier, 0, cameras[1:2], surfaces[2:])
+        again = StoredTargets(4, 7)
+        again.load_state_dict(earlier.state_dict())
+        assert_shown(again, 0, cameras[1:2], surfaces[2:])
+        assert not again.outdated(keys, 1)
+
+
+@pytest.mark.parametrize("lacking", [("surfaces",), ("fovys",), ("surfaces", "fovys")])
+def test_a_checkpoint_of_an_earlier_version_is_loaded(lacking):
+    """Earlier versions saved images and backgrounds alone, or no fields of view."""
     first, second, cameras = kept(), kept(), views(2)
     run(first, 0, cameras)
     state = first.state_dict()
-    del state["stored._extra_state"]["surfaces"]
+    for name in lacking:
+        del state["stored._extra_state"][name]
     second.load_state_dict(state)
     for one, two in zip(run(first, 1, cameras)[0], run(second, 1, cameras)[0], strict=True):
         assert torch.equal(one, two)

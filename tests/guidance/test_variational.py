@@ -22,6 +22,7 @@ from scoredist3d.priors import CFGConditions, Prediction
 from scoredist3d.priors.analytic import GaussianMixturePrior
 from scoredist3d.priors.camera_embedding import camera_embedding
 from scoredist3d.priors.conditioning import Conditioning
+from scoredist3d.priors.diffusers_loading import PriorError
 from scoredist3d.seeding import Rng
 
 
@@ -88,7 +89,7 @@ def test_several_phis_on_one_network_are_independent(tiny):
 def test_a_failing_call_leaves_the_network_its_own_layers(tiny):
     phi = build_score_model(ScoreModelConfig(), tiny, Rng())
     x_t, t, conditioning = query(tiny)
-    with pytest.raises(RuntimeError):
+    with pytest.raises(PriorError, match=r"the unet of .* cannot be used"):
         phi.predict(x_t[:, :3], t, conditioning)
     assert not any("lora" in name for name, _ in tiny.named_modules())
     assert not tiny.denoiser.network.time_embedding._forward_hooks

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -17,7 +18,7 @@ from scoredist3d.meshes.isosurface_extraction import find_surface
 from scoredist3d.meshes.mesh import Mesh, topology
 from scoredist3d.meshes.quality import dihedrals, genus
 from scoredist3d.meshes.sampling import mesh_points
-from scoredist3d.meshes.tsdf_fusion import DepthMaps, fuse_depths
+from scoredist3d.meshes.tsdf_fusion import DepthMaps, fuse_depths, seen_pixels
 from scoredist3d.procedural import CATEGORIES, cast_rays, sample_objects
 
 RESOLUTION = 64
@@ -101,6 +102,48 @@ def test_one_camera_measures_along_its_rays() -> None:
     expected = ((met - origin).norm(dim=-1) - (points - origin).norm(dim=-1)).clamp(-0.3, 0.3)
     inside = points.norm(dim=-1) <= 1
     torch.testing.assert_close(grid.reshape(-1)[inside], expected[inside], atol=1e-5, rtol=0)
+
+
+def test_points_on_rays_are_seen_in_the_pixels_of_the_rays() -> None:
+    """An image of 7 x 10 pixels; points on both sides of its borders, and behind the camera."""
+    cameras = orbit(*(torch.tensor(value) for value in ([0.0, 70.0], [0.0, 35.0], [3.0, 2.0], [40.0, 75.0])), 7, 10)
+    rays, generator = cameras.rays(), torch.Generator().manual_seed(0)
+    for index in range(2):
+        t = 0.5 + 3.0 * torch.rand(7, 10, 1, generator=generator)
+        points = (rays.origins[index] + t * rays.directions[index]).reshape(-1, 3)
+        pixel, in_image, z, along_ray = seen_pixels(points, cameras[index])
+        assert torch.equal(pixel, torch.arange(70)) and in_image.all()
+        torch.testing.assert_close(along_ray, 1.0 / rays.cosines[index].flatten())
+        torch.testing.assert_close(-z * along_ray, t.flatten())
+        behind = (rays.origins[index] - t * rays.directions[index]).reshape(-1, 3)
+        _, in_image, z, _ = seen_pixels(behind, cameras[index])
+        assert not in_image.any() and (z > 0).all()
+        # With the same focal length, the outermost pixels of a larger image are outside.
+        half = torch.tan(0.5 * cameras[index].fovy) * 9 / 7
+        rim = replace(cameras[index], fovy=2 * torch.atan(half), height=9, width=12)
+        wider = rim.rays()
+        pixel, in_image, _, _ = seen_pixels((wider.origins + wider.directions).reshape(-1, 3), cameras[index])
+        inside = torch.zeros(9, 12, dtype=torch.bool)
+        inside[1:-1, 1:-1] = True
+        assert torch.equal(in_image, inside.flatten())
+        assert torch.equal(pixel[in_image], torch.arange(70)) and pixel.min() >= 0 and pixel.max() < 70
+
+
+def test_the_size_of_the_images_is_that_of_the_depths() -> None:
+    maps = traced(sphere(0.6), views(4, 24))
+    other = DepthMaps(maps.cameras.with_size(7, 5), maps.depth)
+    grids = [fuse_depths(found, 1.0, 12, truncation=TRUNCATION) for found in (maps, other)]
+    assert torch.equal(*grids) and (grids[0] < 0).any()
+
+
+def test_what_is_behind_a_camera_is_not_fused() -> None:
+    """The camera is in the ball and sees the half in front of it; points behind it are unknown, hence inside."""
+    camera = orbit(*(torch.tensor([value]) for value in (0.0, 0.0, 0.2, 90.0)), 16, 16)
+    grid = fuse_depths(DepthMaps(camera, torch.full((1, 16, 16), torch.inf)), 1.0, 16, truncation=0.3)
+    axis = torch.linspace(-1, 1, 16)
+    points = torch.cartesian_prod(axis, axis, axis)
+    behind = (points[:, 0] > 0.21) & (points.norm(dim=-1) <= 1)
+    assert behind.any() and (grid.flatten()[behind] == -0.3).all()
 
 
 def test_a_mug_keeps_its_handle_and_its_inside() -> None:

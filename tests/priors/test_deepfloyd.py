@@ -9,6 +9,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, IFPipeline
 from shared.deepfloyd_folder import TEXT_WIDTH, build_deepfloyd
+from shared.family_checks import METHOD_CASES, check_predictions, recorded, train, truncated
 
 from scoredist3d.priors import CFGConditions, guided_prediction, sample
 from scoredist3d.priors.diffusers_loading import PriorError
@@ -74,6 +75,20 @@ def test_prediction_and_guidance_are_the_pipelines(folder):
     assert not torch.allclose(eps_u, eps_c, atol=1e-3)
 
 
+def test_predictions_at_the_pipelines_own_steps(folder):
+    prior, pipeline = load(folder), reference(folder)
+    steps = recorded(
+        pipeline,
+        prompt=PROMPTS,
+        guidance_scale=7.0,
+        num_inference_steps=4,
+        clean_caption=False,
+        generator=torch.Generator().manual_seed(3),
+        output_type="pt",
+    )
+    check_predictions(prior, conditions_of(prior), 7.0, steps)
+
+
 @pytest.mark.parametrize("thresholding", [True, False])
 def test_samples_are_the_pipelines(tmp_path, thresholding):
     folder = build_deepfloyd(tmp_path, thresholding=thresholding)
@@ -91,6 +106,17 @@ def test_samples_are_the_pipelines(tmp_path, thresholding):
     )
     torch.testing.assert_close(drawn, expected, rtol=1e-3, atol=1e-3)
     assert prior.image_size == 16 and prior.decode(drawn).shape == (2, 16, 16, 3)
+
+
+@pytest.mark.parametrize("method", METHOD_CASES)
+def test_methods_distil_from_it(method, folder):
+    train(load(folder), method)
+
+
+def test_a_truncated_file_is_named(folder, tmp_path):
+    for part in ("unet", "text_encoder"):
+        with pytest.raises(PriorError, match=rf"^prior\.pretrained_model_name_or_path: the {part} of .* cannot be"):
+            load(truncated(folder, tmp_path / part, part))
 
 
 def test_adapters_see_every_projection_and_the_text_encoders_width(folder):
@@ -128,13 +154,13 @@ def test_limits_of_the_scheduler():
     [
         (
             {"addition_embed_type": "text_time"},
-            r"pooled text embeddings and image sizes \(Stable Diffusion XL, Kolors\)",
+            r"pooled text embeddings and image sizes \(Kolors, inpainting with Stable Diffusion XL, its refiner\)",
         ),
         ({"addition_embed_type": "text_image"}, r"image embeddings \(Kandinsky 2.1\)"),
         ({"addition_embed_type": "image"}, r"image embeddings \(Kandinsky 2.2\)"),
         ({"encoder_hid_dim_type": "ip_image_proj"}, r"IP-Adapter"),
         ({"addition_embed_type": "sound"}, "addition_embed_type=sound"),
-        ({"class_embed_type": "timestep"}, "a super-resolution stage of DeepFloyd IF"),
+        ({"class_embed_type": "timestep"}, r"a low-resolution image and its timestep \(DeepFloyd IF for image editing"),
         ({"num_class_embeds": 1000}, "class labels .the Stable Diffusion x4 upscaler"),
         (
             {"class_embed_type": "projection", "projection_class_embeddings_input_dim": 2048},
@@ -157,11 +183,11 @@ def test_unsupported_families_are_named(folder, tmp_path, change, message):
         ({"unet": ["diffusers", "Kandinsky3UNet"]}, r"is a Kandinsky3UNet, not a UNet2DConditionModel"),
         (
             {
-                "_class_name": "FluxPipeline",
+                "_class_name": "ChromaPipeline",
                 "unet": [None, None],
-                "transformer": ["diffusers", "FluxTransformer2DModel"],
+                "transformer": ["diffusers", "ChromaTransformer2DModel"],
             },
-            r"\(FluxPipeline\) has no unet; its denoiser is its transformer",
+            r"\(ChromaPipeline\) has no unet; its denoiser is its transformer, a ChromaTransformer2DModel",
         ),
     ],
 )

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
+from shared.family_checks import METHOD_CASES, check_predictions, recorded, train, truncated
 from shared.flow_folder import CHANNELS, FACTOR, SIDE, SIZES, build_flow
 
 from scoredist3d import cli
@@ -180,9 +181,9 @@ def test_what_is_missing_or_does_not_fit_is_named(folder: Path, tmp_path: Path) 
     assert prior.sibling(str(folder), key="guidance.phi.model").channels == CHANNELS
     with pytest.raises(PriorError, match=r"guidance\.phi\.model: the noise schedule of .* is not the prior's"):
         prior.sibling(str(other), key="guidance.phi.model")
-    flux = with_index(folder, tmp_path / "flux", transformer=["diffusers", "FluxTransformer2DModel"])
-    with pytest.raises(PriorError, match=r"has no unet; its denoiser is its transformer\. .* 3\.x"):
-        load(flux)
+    chroma = with_index(folder, tmp_path / "chroma", transformer=["diffusers", "ChromaTransformer2DModel"])
+    with pytest.raises(PriorError, match=r"has no unet; its denoiser is its transformer, a Chroma.* 3\.x"):
+        load(chroma)
 
 
 def test_the_packaged_model_is_named_when_it_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,6 +191,32 @@ def test_the_packaged_model_is_named_when_it_is_missing(tmp_path: Path, monkeypa
     monkeypatch.setattr(diffusers_loading, "_PACKAGED", packaged)
     with pytest.raises(PriorError, match=r"'embedded-flow' is missing from .*none; .* scripts/train_flow_prior\.py"):
         load(Path("embedded-flow"))
+
+
+@pytest.mark.parametrize("method", METHOD_CASES)
+def test_methods_take_steps_with_free_images(method: str, folder: Path) -> None:
+    train(load(folder), method)
+
+
+def test_predictions_at_the_pipelines_own_steps(folder: Path, pipeline: StableDiffusion3Pipeline) -> None:
+    prior = load(folder)
+    # One T5 token, which is zero, corresponds to the camera token of no camera.
+    steps = recorded(
+        pipeline,
+        prompt=PROMPTS,
+        negative_prompt=[NEGATIVE] * 2,
+        guidance_scale=5.0,
+        num_inference_steps=4,
+        latents=normal(2, CHANNELS, SIDE, SIDE, seed=3),
+        max_sequence_length=1,
+    )
+    check_predictions(prior, CFGConditions(prior.embed(PROMPTS), prior.embed([NEGATIVE])), 5.0, steps)
+
+
+@pytest.mark.parametrize("part", ["transformer", "vae", "text_encoder"])
+def test_a_truncated_file_is_named(part: str, folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(PriorError, match=rf"^prior\.pretrained_model_name_or_path: the {part} of .* cannot be loaded"):
+        load(truncated(folder, tmp_path / "cut", part))
 
 
 RECIPES = {

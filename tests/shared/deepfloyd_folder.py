@@ -1,4 +1,4 @@
-"""A tiny, randomly initialised folder in the layout of DeepFloyd IF's first stage, built in code."""
+"""Tiny, randomly initialised folders in the layouts of DeepFloyd IF's stages I and II, built in code."""
 
 import json
 from pathlib import Path
@@ -28,14 +28,16 @@ def build_t5(folder: Path) -> None:
     T5EncoderModel(config).save_pretrained(folder / "text_encoder")
 
 
-def build_deepfloyd(folder: Path, *, thresholding: bool) -> Path:
-    """The parts of an IFPipeline, with 3 image channels and 6 output channels."""
+def build_deepfloyd(folder: Path, *, thresholding: bool, stage: int = 1) -> Path:
+    """The parts of an IFPipeline or IFSuperResolutionPipeline, with 3 image channels and 6 output channels."""
+    upscales = stage == 2
     with torch.random.fork_rng():
         torch.manual_seed(0)
         build_t5(folder)
         UNet2DConditionModel(
             sample_size=16,
-            in_channels=3,
+            in_channels=6 if upscales else 3,
+            class_embed_type="timestep" if upscales else None,
             out_channels=6,
             down_block_types=("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
             mid_block_type="UNetMidBlock2DSimpleCrossAttn",
@@ -60,8 +62,11 @@ def build_deepfloyd(folder: Path, *, thresholding: bool) -> Path:
         dynamic_thresholding_ratio=0.95,
         sample_max_value=1.5,
     ).save_pretrained(folder / "scheduler")
+    if upscales:
+        noising = DDPMScheduler(beta_schedule="squaredcos_cap_v2")
+        noising.save_pretrained(folder / "image_noising_scheduler")
     index = {
-        "_class_name": "IFPipeline",
+        "_class_name": "IFSuperResolutionPipeline" if upscales else "IFPipeline",
         "_diffusers_version": "0.42.1",
         "feature_extractor": [None, None],
         "requires_safety_checker": False,
@@ -72,5 +77,7 @@ def build_deepfloyd(folder: Path, *, thresholding: bool) -> Path:
         "unet": ["diffusers", "UNet2DConditionModel"],
         "watermarker": [None, None],
     }
+    if upscales:
+        index["image_noising_scheduler"] = ["diffusers", "DDPMScheduler"]
     (folder / "model_index.json").write_text(json.dumps(index))
     return folder

@@ -71,11 +71,15 @@ class StoredTargets(nn.Module):
     ) -> None:
         """Store targets and backgrounds, (B, H, W, 3) each, and further maps (B, H, W, K).
 
-        The targets of other rounds are dropped.
+        The targets of other rounds and those with other shapes are dropped.
         """
-        if step // self.every != self._round:
-            self._round, self._targets = step // self.every, {}
         surfaces = images[..., :0] if surfaces is None else surfaces
+        shapes = [maps.shape[1:] for maps in (images, backgrounds, surfaces)]
+        alike = all(
+            [item.image.shape, item.background.shape, item.surface.shape] == shapes for item in self._targets.values()
+        )
+        if step // self.every != self._round or not alike:
+            self._round, self._targets = step // self.every, {}
         keys, fovys = self.keys(particles, cameras), cameras.fovy.tolist()
         for key, image, background, surface, fovy in zip(keys, images, backgrounds, surfaces, fovys, strict=True):
             self._targets[key] = StoredTarget(image, background, surface, fovy)
@@ -89,14 +93,12 @@ class StoredTargets(nn.Module):
         return images, backgrounds, surfaces
 
     def maps(self, particle: int) -> tuple[Cameras, Tensor] | None:
-        """Cameras of B targets of a particle, all of one size, and their further maps (B, H, W, K); None if B is 0."""
+        """Cameras of the B targets of a particle and their further maps (B, H, W, K); None if B is 0."""
         found = [
             (pose, target)
             for (owner, pose), target in self._targets.items()
             if owner == particle and target.surface.shape[-1] == self.channels and math.isfinite(target.fovy)
         ]
-        # The last targets have the current size, if the size of the renders has changed since the round began.
-        found = [(pose, target) for pose, target in found if target.surface.shape == found[-1][1].surface.shape]
         if not found:
             return None
         maps = torch.stack([target.surface for _, target in found])
