@@ -21,7 +21,7 @@ from scoredist3d import cli
 from scoredist3d.files import atomic_file, atomic_path, read_json, read_text, write_json
 from scoredist3d.ops import native
 from scoredist3d.reasons import os_reason, reason
-from scoredist3d.training import session, summary
+from scoredist3d.training import session, snapshot, summary
 from scoredist3d.training.console import log_to
 from scoredist3d.training.folder import RunFolder, kept_checkpoints, step_of
 from scoredist3d.training.metrics import MetricsFile
@@ -80,7 +80,10 @@ def test_a_full_disk_is_one_sentence(
     assert said.startswith(f"error: {disk}/") and said.endswith((FULL, f"{FULL}. {AGAIN}"))
 
 
-def test_a_run_continues_once_there_is_space(tmp_path: Path, mount: Mount, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_continues_once_there_is_space(
+    tmp_path: Path, mount: Mount, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(snapshot, "git_state", lambda *_: {})  # Uncommitted changes may fill the disk.
     disk = mount("size=300k")
     changes = {"checkpoint": {"every_n_steps": 1, "keep": 100}, "preview": {"every_n_steps": 0}}
     assert train(tmp_path / "config.yaml", disk, steps=60, **changes) == cli.RUN_FAILED
