@@ -1,7 +1,8 @@
 """Flattening of surface that no training camera sees, such as undersides.
 
 Optimization never compares these parts with the prior, so they keep whatever bumps and dents the earlier steps left. A
-surface of least area that continues the seen parts is the usual guess: undersides become flat.
+surface of least area that continues the seen parts is the usual guess: undersides become flat. Parts that are round,
+such as the bottom of a hull, continue the seen parts better as they are.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ from scipy.sparse.csgraph import connected_components
 
 from scoredist3d.cameras import Cameras
 from scoredist3d.export.visibility import exposure, relative_exposure
-from scoredist3d.meshes.lattice import Lattice, diffuse, subdivide
+from scoredist3d.meshes.lattice import Lattice, diffuse, node_areas, subdivide
 from scoredist3d.meshes.mesh import Mesh
 from scoredist3d.ops.mesh.distance import winding_number
 
 _UNSEEN = 0.02  # relative exposure below which a vertex moves; well seen parts have about 0.2
 _ITERATIONS = 3  # each solves for harmonic positions with the cotangents of the last surface
+_ROUND = 0.015  # mean inward displacement of a region that is round, relative to the square root of its area
 _FARTHEST = 0.25  # largest displacement, relative to the radius of the mesh
 _CHECKED = 0.01  # displacement from which a vertex is checked, relative to that radius
 _TOLERATED = 0.02  # share of the vertices of a region that may fail the check
@@ -31,7 +33,8 @@ def flatten_unseen(mesh: Mesh, cameras: Cameras) -> Mesh:
     """The mesh with a surface of little area where no training camera sees it; the same object if nothing changes.
 
     Seen vertices keep their positions. A connected region of unseen vertices stays as it is if it has no seen neighbor,
-    or if it would pass through another part of the surface or move far.
+    if it is round, so that it would move inwards as a whole, or if it would pass through another part of the surface or
+    move far.
 
     Args:
         mesh: A closed mesh; vertices at the same position move together.
@@ -51,9 +54,12 @@ def flatten_unseen(mesh: Mesh, cameras: Cameras) -> Mesh:
     surface, still = lattice, np.zeros(len(lattice.nodes))
     for _ in range(_ITERATIONS):
         surface = replace(surface, nodes=diffuse(surface, ~moving, surface.nodes, still))
-    blocked = np.bincount(regions[moving], _blocked(mesh, lattice, surface.nodes - lattice.nodes)[moving])
-    bad = np.flatnonzero(blocked > _TOLERATED * np.bincount(regions[moving]))
-    moving &= ~np.isin(regions, bad)
+    normals, displacement = _node_normals(mesh, lattice), surface.nodes - lattice.nodes
+    numbers, areas = regions[moving], node_areas(lattice)[moving]
+    inward = np.bincount(numbers, -(displacement * normals).sum(axis=1)[moving] * areas)
+    blocked = np.bincount(numbers, _blocked(lattice, normals, displacement)[moving])
+    bad = (inward > _ROUND * np.bincount(numbers, areas) ** 1.5) | (blocked > _TOLERATED * np.bincount(numbers))
+    moving &= ~np.isin(regions, np.flatnonzero(bad))
     if not moving.any():
         return mesh
     nodes = np.where(moving[:, None], surface.nodes, lattice.nodes)
@@ -80,16 +86,21 @@ def _regions(lattice: Lattice, unseen: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return np.where(unseen, labels, -1), touched
 
 
-def _blocked(mesh: Mesh, lattice: Lattice, displacement: np.ndarray) -> np.ndarray:
+def _node_normals(mesh: Mesh, lattice: Lattice) -> np.ndarray:
+    """(N, 3), unit normals at the nodes."""
+    normals = np.zeros((len(lattice.nodes), 3))
+    np.add.at(normals, lattice.triangles.ravel(), mesh.vertex_normals()[mesh.faces[lattice.face]].reshape(-1, 3))
+    normals /= np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-12)
+    return normals
+
+
+def _blocked(lattice: Lattice, normals: np.ndarray, displacement: np.ndarray) -> np.ndarray:
     """(N,) bool, nodes whose displacements (N, 3) are too large, or leave and enter the object again.
 
     A node that moves inwards must stay inside the object, beyond its new position as well, and one that moves outwards
     must stay outside.
     """
-    radius = float(np.linalg.norm(mesh.vertices, axis=1).max())
-    normals = np.zeros((len(lattice.nodes), 3))
-    np.add.at(normals, lattice.triangles.ravel(), mesh.vertex_normals()[mesh.faces[lattice.face]].reshape(-1, 3))
-    normals /= np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-12)
+    radius = float(np.linalg.norm(lattice.nodes, axis=1).max())
     along = (displacement * normals).sum(axis=1)
     blocked: np.ndarray = np.linalg.norm(displacement, axis=1) > _FARTHEST * radius
     checked = np.flatnonzero(np.abs(along) > _CHECKED * radius)

@@ -99,7 +99,7 @@ def _template(count: int) -> np.ndarray:
     return np.concatenate([pairs, 1.0 - pairs.sum(axis=2, keepdims=True)], axis=2)
 
 
-def _node_areas(lattice: Lattice) -> np.ndarray:
+def node_areas(lattice: Lattice) -> np.ndarray:
     """(N,) areas of the nodes: a third of those of their triangles."""
     a, b, c = (lattice.nodes[lattice.triangles[:, k]] for k in range(3))
     area = np.linalg.norm(np.cross(b - a, c - a), axis=1) / 6.0
@@ -142,7 +142,7 @@ def diffuse(lattice: Lattice, fixed: np.ndarray, values: np.ndarray, pull: np.nd
 
     size = len(lattice.nodes)
     a, b, weights = _edge_weights(lattice)
-    areas = _node_areas(lattice)
+    areas = node_areas(lattice)
     ends = np.concatenate([a, b]), np.concatenate([b, a])
     graph = coo_matrix((np.tile(weights, 2), ends), shape=(size, size)).tocsr()
     count, labels = connected_components(graph, directed=False)
