@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from scoredist3d.export.bake import Textures
+from scoredist3d.export.cleaning import CleanSurface
 from scoredist3d.export.frame import Frame
 from scoredist3d.export.report import CheckReport, MeshReport, SplatReport
 from scoredist3d.meshes.isosurface_extraction import THRESHOLD_SETTING, FoundSurface
@@ -135,7 +136,7 @@ def check_problems(check: CheckReport, mesh: MeshReport) -> list[str]:
 
 
 def mesh_report(
-    found: FoundSurface, mesh: Mesh, closed: Topology, dropped: int, frame: Frame, textures: Textures | None
+    found: FoundSurface, mesh: Mesh, closed: Topology, cleaned: CleanSurface, frame: Frame, textures: Textures | None
 ) -> MeshReport:
     """Report on a mesh.
 
@@ -143,7 +144,7 @@ def mesh_report(
         found: The extracted surface.
         mesh: The simplified mesh.
         closed: Topology of the simplified mesh.
-        dropped: Number of components removed as floaters.
+        cleaned: The surface before simplification.
         frame: Unit and origin of the files.
         textures: The baked textures, if any.
     """
@@ -156,7 +157,7 @@ def mesh_report(
         holes=closed.holes,
         nonmanifold_edges=closed.nonmanifold_edges,
         components=closed.components,
-        dropped_components=dropped,
+        dropped_components=cleaned.dropped_components,
         genus=genus(mesh),
         mean_dihedral_deg=creases.mean_deg,
         sharp_edges=creases.share_above(SHARP_DEG),
@@ -166,6 +167,7 @@ def mesh_report(
         scale=frame.scale,
         origin=frame.origin,
         channels=() if textures is None else tuple(textures.named()),
+        filled_tunnels=cleaned.filled_tunnels,
         filled_texels=None if textures is None else textures.filled,
     )
 

@@ -13,6 +13,7 @@ from scoredist3d.config import FieldError, option
 from scoredist3d.export.bake import Textures, bake_textures, quantize
 from scoredist3d.export.base import Exporter, ExportResult
 from scoredist3d.export.check import CHECK_SUFFIX, best_mesh, check_mesh
+from scoredist3d.export.cleaning import clean_surface, simplify_surface
 from scoredist3d.export.diagnostics import (
     check_problems,
     crease_problems,
@@ -33,9 +34,8 @@ from scoredist3d.export.unseen import SeenSurface, seen_surface
 from scoredist3d.export.unseen_shape import flatten_unseen
 from scoredist3d.limits import MAX_SAMPLES
 from scoredist3d.meshes.exportable import Exportable, HasTrainingCameras, query_color
-from scoredist3d.meshes.holes import fill_holes
 from scoredist3d.meshes.isosurface_extraction import FoundSurface, find_surface
-from scoredist3d.meshes.mesh import Mesh, decimate, drop_small_components, smooth, topology
+from scoredist3d.meshes.mesh import Mesh, topology
 from scoredist3d.meshes.uv import unusable_uvs, unwrap, with_own_uvs
 from scoredist3d.registry import register
 
@@ -97,6 +97,14 @@ class TexturedMeshExporter(Exporter):
         largest_component: bool = option(False, "Keep only the largest component; the same as min_component_volume=1.")
         fill_cavities: bool = option(True, "Fill empty space enclosed by the object.")
         fill_holes: bool = option(False, "Close the holes of an open surface before simplification.")
+        max_tunnel_girth: float = option(
+            0.15,
+            "Tunnels through a closed surface, such as pinholes in a wall, are filled if their girth, the length of "
+            "the shortest loop around them, is at most this fraction of the radius of the object's ball; 0 keeps them. "
+            "A mesh of your own, or one with texture coordinates, keeps all tunnels.",
+            ge=0,
+            le=1,
+        )
         refine_steps: int = option(
             4, "Bisection steps that refine each vertex along its grid edge with new density samples.", ge=0, le=16
         )
@@ -240,11 +248,20 @@ class TexturedMeshExporter(Exporter):
             found = self._find(shape, step)
             notes.add(*field_problems(found, shape.radius))
             problem = "" if found.mesh.uvs is None else unusable_uvs(found.mesh)
-            least = self._least_volume(found.mesh, usable=found.mesh.uvs is not None and not problem)
-            surface, dropped = self._clean(found.mesh, least, notes)
-            surface = self._flattened(shape, surface)
+            keeps_all = found.mesh.authored or (found.mesh.uvs is not None and not problem)
+            least = self._least_volume(keeps_all=keeps_all)
+            cleaned = clean_surface(
+                found.mesh,
+                close_holes=config.fill_holes,
+                least_volume=least,
+                longest_tunnel=0.0 if keeps_all else config.max_tunnel_girth * shape.radius,
+                smoothing=config.smoothing,
+                notes=notes,
+            )
+            surface = self._flattened(shape, cleaned.mesh)
         with stages.stage("simplify"):
-            mesh, lost = with_own_uvs(found.mesh, self._simplify(surface, least, notes), problem)
+            budget = config.max_faces or (len(surface.faces) if surface.authored else DEFAULT_FACES)
+            mesh, lost = with_own_uvs(found.mesh, simplify_surface(surface, budget, least, notes), problem)
             notes.add(*([lost] if lost else []))
             closed = topology(mesh)
             notes.add(*surface_problems(closed))
@@ -255,7 +272,7 @@ class TexturedMeshExporter(Exporter):
         if ColoredSurfaceProduct in needs:
             colors = quantize(self._vertex_colors(shape, surface))
         frame = self._frame(mesh.bounds)
-        report = mesh_report(found, mesh, closed, dropped, frame, textures)
+        report = mesh_report(found, mesh, closed, cleaned, frame, textures)
         if config.check and not surface.authored:
             notes.add(*crease_problems(report))
         unlit = any(each.has_unlit for each in formats) and self._unlit(shape, notes)
@@ -332,50 +349,16 @@ class TexturedMeshExporter(Exporter):
             progress=progress,
         )
 
-    def _least_volume(self, mesh: Mesh, *, usable: bool) -> float | None:
+    def _least_volume(self, *, keeps_all: bool) -> float | None:
         """Volume below which components are dropped, as a fraction of the largest volume; None keeps all components.
 
-        Args:
-            mesh: The surface before clean-up.
-            usable: Whether this surface has usable texture coordinates.
+        ``keeps_all`` says whether all of them are kept by default.
         """
         if self.config.largest_component:
             return 1.0
         if self.config.min_component_volume is not None:
             return self.config.min_component_volume
-        return None if mesh.authored or usable else DEFAULT_LEAST_VOLUME
-
-    def _clean(self, surface: Mesh, least: float | None, notes: Notes) -> tuple[Mesh, int]:
-        """The surface without holes, floaters and noise, and the number of floaters dropped.
-
-        ``faces`` stays the same array if no face was added or dropped.
-        """
-        authored, dropped = surface.authored, 0
-        surface = replace(surface, uvs=None, uv_faces=None)
-        if self.config.fill_holes:
-            surface, count = fill_holes(surface)
-            notes.add(*([f"{count} holes of the surface were closed"] if count else []))
-        if least is not None:
-            surface, dropped = drop_small_components(surface, least)
-        if self.config.smoothing:
-            surface = smooth(surface, self.config.smoothing)
-        return replace(surface, authored=authored), dropped
-
-    def _simplify(self, surface: Mesh, least: float | None, notes: Notes) -> Mesh:
-        """The surface, decimated to the face budget; the same object if it already has few enough faces."""
-        budget = self.config.max_faces
-        if budget is None:
-            budget = len(surface.faces) if surface.authored else DEFAULT_FACES
-        if len(surface.faces) <= budget:
-            return surface
-        mesh = decimate(surface, budget)
-        if least is not None:
-            # Splitting non-manifold vertices can create tiny components.
-            mesh, _ = drop_small_components(mesh, least)
-        if surface.authored:
-            sizes = f"{len(surface.faces):,} to {len(mesh.faces):,} faces"
-            notes.add(f"your mesh was simplified from {sizes}, because exporter.max_faces is {budget:,}")
-        return mesh
+        return None if keeps_all else DEFAULT_LEAST_VOLUME
 
     def _unlit(self, shape: Exportable, notes: Notes) -> bool:
         """Whether the mesh is marked as unlit."""

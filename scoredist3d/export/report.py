@@ -30,6 +30,7 @@ class MeshReport:
         channels: Names of the baked textures.
         filled_texels: Share, in [0, 1], of the texels on the mesh whose colors are diffused from elsewhere, because no
             training camera sees them; None if this was not examined.
+        filled_tunnels: Number of tiny tunnels through the object that were filled; they do not count as handles.
     """
 
     faces: int
@@ -49,15 +50,17 @@ class MeshReport:
     origin: tuple[float, float, float] = (0.0, 0.0, 0.0)
     channels: tuple[str, ...] = ()
     filled_texels: float | None = None
+    filled_tunnels: int = 0
 
     def describe(self) -> str:
         """Summary in one phrase."""
         closed = "watertight" if self.watertight else f"{self.holes} holes, {self.nonmanifold_edges} non-manifold edges"
         dropped = f" ({self.dropped_components} more dropped)" if self.dropped_components else ""
         high = "" if self.scale == 1 else f", {self.scale * (self.bounds[1][2] - self.bounds[0][2]):.3g} m high"
+        handles = f"genus {self.genus}" + (f" ({self.filled_tunnels} tunnels filled)" if self.filled_tunnels else "")
         filled = f", {100 * self.filled_texels:.1f} % of the texels unseen and filled" if self.filled_texels else ""
         return (
-            f"mesh: {self.faces:,} faces{high}, {closed}, {self.components} pieces{dropped}, genus {self.genus}, "
+            f"mesh: {self.faces:,} faces{high}, {closed}, {self.components} pieces{dropped}, {handles}, "
             f"mean dihedral angle {self.mean_dihedral_deg:.1f} degrees ({100 * self.sharp_edges:.1f} % over 45){filled}"
         )
 

@@ -19,8 +19,16 @@ def fill_holes(mesh: Mesh) -> tuple[Mesh, int]:
         The closed mesh and the number of loops that were closed.
     """
     loops = boundary_loops(mesh)
-    if not loops:
-        return mesh, 0
+    return (fill_loops(mesh, loops), len(loops)) if loops else (mesh, 0)
+
+
+def fill_loops(mesh: Mesh, loops: list[np.ndarray]) -> Mesh:
+    """The mesh with further faces that close the given loops, as :func:`fill_holes` does; the centers are the last.
+
+    Args:
+        mesh: A mesh without texture coordinates.
+        loops: Boundary loops as vertices in the order in which the new faces traverse them; at least one.
+    """
     faces: list[np.ndarray] = [mesh.faces]
     centers: list[np.ndarray] = []  # loops that are filled by a fan around a new vertex
     for loop in loops:
@@ -36,7 +44,7 @@ def fill_holes(mesh: Mesh) -> tuple[Mesh, int]:
         own = [colors[loop].mean(axis=0) for loop in centers]
         colors = np.concatenate([colors, np.round(np.reshape(own, (-1, 3))).astype(np.uint8)])
     filled = Mesh(np.concatenate([mesh.vertices, middle]), np.concatenate(faces).astype(np.int64))
-    return replace(filled, vertex_colors=colors), len(loops)
+    return replace(filled, vertex_colors=colors)
 
 
 def boundary_loops(mesh: Mesh) -> list[np.ndarray]:

@@ -81,6 +81,13 @@ def subdivide(mesh: Mesh, longest: float) -> Lattice:
     return Lattice(divisions, first, face, barycentric, nodes, inverse.reshape(-1, 3).astype(np.int64))
 
 
+def vertex_lattice(vertices: np.ndarray, faces: np.ndarray) -> Lattice:
+    """The lattice of a mesh without subdivision, with one node per vertex (V, 3), also where vertices coincide."""
+    count = len(faces)
+    corners = np.broadcast_to(np.eye(3, dtype=np.float32), (count, 3, 3))
+    return Lattice(np.ones(count, dtype=np.int64), np.arange(count), np.arange(count), corners, vertices, faces)
+
+
 def _position(count: np.ndarray, row: np.ndarray, column: np.ndarray, down: np.ndarray) -> np.ndarray:
     """Index of a triangle among those of its face; row r has 2 (count - r) - 1 triangles, of alternating direction."""
     index: np.ndarray = 2 * count * row - row**2 + 2 * column + down

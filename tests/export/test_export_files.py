@@ -155,7 +155,7 @@ def test_floaters_and_fallback_are_reported(tmp_path, caplog):
     assert [path.name for path in tmp_path.iterdir()] == ["ball.glb"]
 
 
-@pytest.mark.parametrize("broken", ["glb", "ply", "bake_textures", "decimate"])
+@pytest.mark.parametrize("broken", ["glb", "ply", "bake_textures", "clean_surface", "simplify_surface"])
 def test_a_failure_changes_nothing_in_the_folder(tmp_path, monkeypatch, broken):
     (tmp_path / "ball.obj").write_text("the previous export")
 
