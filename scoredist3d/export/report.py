@@ -57,7 +57,7 @@ class MeshReport:
         closed = "watertight" if self.watertight else f"{self.holes} holes, {self.nonmanifold_edges} non-manifold edges"
         dropped = f" ({self.dropped_components} more dropped)" if self.dropped_components else ""
         high = "" if self.scale == 1 else f", {self.scale * (self.bounds[1][2] - self.bounds[0][2]):.3g} m high"
-        handles = f"genus {self.genus}" + (f" ({self.filled_tunnels} tunnels filled)" if self.filled_tunnels else "")
+        handles = f"genus {self.genus}" + (f" (filled tunnels: {self.filled_tunnels})" if self.filled_tunnels else "")
         filled = f", {100 * self.filled_texels:.1f} % of the texels unseen and filled" if self.filled_texels else ""
         return (
             f"mesh: {self.faces:,} faces{high}, {closed}, {self.components} pieces{dropped}, {handles}, "

@@ -39,7 +39,7 @@ def exported(mesh: Mesh, folder: Path, **options: float) -> MeshReport:
 def test_a_pinhole_is_filled_by_default_and_reported(tmp_path: Path) -> None:
     report = exported(with_pinhole(), tmp_path)
     assert (report.genus, report.filled_tunnels, report.components) == (1, 1, 1)
-    assert "genus 1 (1 tunnels filled), " in report.describe()
+    assert "genus 1 (filled tunnels: 1), " in report.describe()
 
 
 def test_the_surface_before_simplification_has_no_tunnel_either(tmp_path: Path) -> None:
