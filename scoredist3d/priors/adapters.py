@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from torch import nn
 
 PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
-"""Names of the projections in attention layers; those that begin with ``add`` are the text's, in joint attention."""
+PROJECTIONS += ("to_qkv_mlp_proj", "to_out")
+"""Names of the projections in attention layers; those that begin with ``add`` are the text's, in joint attention. The
+last two are those of FLUX.2's parallel layers, where ``to_out`` is a layer and not a list of layers.
+"""
 
 
 @dataclass(frozen=True)
@@ -37,5 +40,6 @@ class AdapterPoints:
 
 
 def attention_projections(network: nn.Module, names: tuple[str, ...]) -> tuple[str, ...]:
-    """Paths of the modules of ``network`` whose path ends with one of ``names``, e.g. ``to_q``, in module order."""
-    return tuple(path for path, _ in network.named_modules() if path.endswith(names))
+    """Paths of the linear layers of ``network`` that end with one of ``names``, e.g. ``to_q``, in module order."""
+    modules = network.named_modules()
+    return tuple(path for path, module in modules if path.endswith(names) and isinstance(module, nn.Linear))

@@ -98,9 +98,17 @@ def write_qwen_tokenizer(folder: Path) -> dict[str, int]:
     tokenizer.chat_template = (
         "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+        "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}"
     )
     tokenizer.save_pretrained(folder)
     return ids
+
+
+def byte_tokens(*special: str) -> dict[str, int]:
+    """Numbers of the tokens of a tokenizer in SentencePiece's manner that knows single letters and bytes."""
+    letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ▁,."
+    tokens = [*special, *(f"<0x{byte:02X}>" for byte in range(256)), *letters]
+    return {token: index for index, token in enumerate(tokens)}
 
 
 def write_vae(folder: Path, *, channels: int, **config: Any) -> list[str]:
