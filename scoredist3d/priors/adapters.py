@@ -6,11 +6,12 @@ from dataclasses import dataclass
 
 from torch import nn
 
-PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
-PROJECTIONS += ("to_qkv_mlp_proj", "to_out")
-"""Names of the projections in attention layers; those that begin with ``add`` are the text's, in joint attention. The
-last two are those of FLUX.2's parallel layers, where ``to_out`` is a layer and not a list of layers.
-"""
+_JOINT = ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+"""Names of the projections of the text in joint attention."""
+_PARALLEL = ("to_qkv_mlp_proj", "to_out")
+"""Names of the projections in layers of FLUX.2 that compute attention and MLP in parallel."""
+PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0", *_JOINT, *_PARALLEL)
+"""Names of the projections in attention layers."""
 
 
 @dataclass(frozen=True)

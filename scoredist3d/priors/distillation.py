@@ -31,21 +31,20 @@ def distillation_evidence(source: PipelineSource) -> str | None:
     return None
 
 
-def warn_about_guidance(prior: Prior, scales: Iterable[float], key: str) -> None:
-    """Log one warning if the prior was distilled for sampling without guidance and a scale is not 1.
+def warn_about_guidance(prior: Prior, scales: Iterable[float]) -> None:
+    """Log one warning if the prior was distilled for sampling without guidance and a guidance scale is not 1.
 
     Args:
-        prior: The prior of the run.
+        prior: The prior of the run, which remembers the warning.
         scales: Values of the guidance scale during the run.
-        key: Configuration key of the guidance scale.
     """
     used = next((scale for scale in scales if scale != 1.0), None)
-    if prior.distilled is None or used is None:
+    if prior.distilled is None or used is None or prior.distilled in prior.given_warnings:
         return
-    message = (
-        f"the prior seems to be distilled for sampling without guidance ({prior.distilled}), but {key} is {used:g}; "
-        f"set {key}=1, or ignore this warning if the model was trained otherwise"
+    prior.given_warnings.add(prior.distilled)
+    _log.warning(
+        "the prior seems to be distilled for sampling without guidance (it has %s), but guidance_scale is %g; set it "
+        "to 1, or ignore this warning if the model was trained with guidance",
+        prior.distilled,
+        used,
     )
-    if message not in prior.given_warnings:
-        prior.given_warnings.add(message)
-        _log.warning("%s", message)

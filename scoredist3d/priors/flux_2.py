@@ -100,14 +100,14 @@ class LayersTextEncoder(nn.Module):
         """
         super().__init__()
         self.training = False
-        is_dev = source.index["_class_name"] == "Flux2Pipeline"
-        self._layers, self._removed = (_MISTRAL_LAYERS, _IMAGE_TOKEN) if is_dev else (_QWEN_LAYERS, None)
-        template = _MISTRAL_TEMPLATE if is_dev else _QWEN_TEMPLATE
+        self._is_dev = source.index["_class_name"] == "Flux2Pipeline"
+        self._layers = _MISTRAL_LAYERS if self._is_dev else _QWEN_LAYERS
+        template = _MISTRAL_TEMPLATE if self._is_dev else _QWEN_TEMPLATE
         self.model = TextEncoder.load(source, precision, length=_LENGTH, masks_padding=True, template=template)
 
     def conditioning(self, prompts: Sequence[str]) -> Conditioning:
         """The hidden states (B, L, 3 D), padding included, in float32."""
-        texts = prompts if self._removed is None else [prompt.replace(self._removed, "") for prompt in prompts]
+        texts = [prompt.replace(_IMAGE_TOKEN, "") for prompt in prompts] if self._is_dev else prompts
         states = self.model.outputs(texts, all_layers=True).hidden_states
         return Conditioning(torch.cat([states[layer] for layer in self._layers], dim=-1).float())
 

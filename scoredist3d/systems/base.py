@@ -195,8 +195,7 @@ class GuidedSystem(System):
         config = self.config
         with under("guidance"):
             self.guidance: Guidance = registry.build(config.guidance, prior=self.prior, rng=inputs.rng)
-        scales = self.guidance.config.guidance_scale.values
-        warn_about_guidance(self.prior, scales, "system.guidance.guidance_scale")
+        warn_about_guidance(self.prior, self.guidance.config.guidance_scale.values)
         self.prompts: PromptProcessor = registry.build(
             config.prompt_processor,
             prior=self.prior,
