@@ -8,12 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from shared.aura_flow_folder import build_aura_flow
 from shared.deepfloyd_folder import build_deepfloyd
 from shared.family_checks import PROMPTS, images, load, normal, t_of
 from shared.flow_folder import build_flow
+from shared.flux_2_folder import build_flux_2
 from shared.flux_folder import build_flux
 from shared.pixart_folder import build_pixart
 from shared.qwen_image_folder import build_qwen_image
+from shared.sana_folder import build_sana
 from shared.sdxl_folder import build_sdxl
 from shared.z_image_folder import build_z_image
 
@@ -29,6 +32,10 @@ FOLDERS: dict[str, tuple[Callable[[Path], Path], int]] = {
     "flux": (build_flux, 16),
     "z-image": (build_z_image, 16),
     "qwen-image": (build_qwen_image, 32),
+    "sana": (build_sana, 16),
+    "aura-flow": (build_aura_flow, 16),
+    "flux-2": (build_flux_2, 16),
+    "flux-2-klein": (partial(build_flux_2, klein=True), 16),
 }
 """Function that writes the folder, and side of its images."""
 
