@@ -14,7 +14,6 @@ from scoredist3d.priors.camera_embedding import CAMERA_EMBEDDING_SIZE, camera_em
 from scoredist3d.priors.conditioning import Conditioning
 from scoredist3d.priors.deepfloyd_upscaler import DEEPFLOYD_UPSCALER
 from scoredist3d.priors.diffusers_loading import MISFITS, PipelineSource
-from scoredist3d.priors.distillation import distillation_evidence
 from scoredist3d.priors.flux import FLUX
 from scoredist3d.priors.flux_2 import FLUX_2
 from scoredist3d.priors.pipeline_family import Family
@@ -83,7 +82,6 @@ class DiffusersPrior(PipelinePrior):
             super().__init__(config, source, family.denoiser)
             self.text = family.load_text(source, family.denoiser.resolved(config.precision))
             self._camera_extent = source.camera_extent()
-            self.distilled = distillation_evidence(source)
 
     @torch.no_grad()
     def embed(self, prompts: Sequence[str], cameras: Cameras | None = None) -> Conditioning:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from scoredist3d.priors.conditioning import Conditioning
-from scoredist3d.priors.diffusers_loading import PipelineSource
+from scoredist3d.priors.diffusers_loading import PipelineSource, PriorError
 from scoredist3d.priors.frozen_network import FrozenNetwork, Precision, loading_dtype
 
 _log = logging.getLogger("scoredist3d")
@@ -98,6 +98,11 @@ class TextEncoder(FrozenNetwork):
         """
         network = source.load_network(f"text_encoder{suffix}", loading_dtype(precision))
         tokenizer = source.load(f"tokenizer{suffix}")
+        if tokenizer.pad_token is None:
+            raise PriorError(
+                f"{source.key}: the tokenizer{suffix} of {source.name} has no padding token in its tokenizer_config.json; "
+                "download or export the model again"
+            )
         return cls(
             network,
             tokenizer,

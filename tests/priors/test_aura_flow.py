@@ -9,6 +9,7 @@ import torch
 from diffusers import AuraFlowPipeline
 from shared.aura_flow_folder import CHANNELS, LARGEST, SHIFT, TEXT_WIDTH, build_aura_flow
 from shared.family_checks import (
+    KEY,
     NEGATIVE,
     PROMPTS,
     check_predictions,
@@ -75,3 +76,10 @@ def test_the_autoencoder_does_not_overflow(folder: Path, tmp_path: Path) -> None
     assert load(folder, precision="fp16").codec.dtype == torch.float32
     repaired = copy_with(folder, tmp_path / "repaired", "vae/config.json", force_upcast=False)
     assert load(repaired, precision="fp16").codec.dtype == torch.float16
+
+
+def test_a_tokenizer_without_padding_is_named(folder: Path, tmp_path: Path) -> None:
+    """The class of this tokenizer has no padding token of its own."""
+    changed = copy_with(folder, tmp_path / "changed", "tokenizer/tokenizer_config.json", pad_token=None)
+    with pytest.raises(PriorError, match=rf"{KEY}the tokenizer of .* has no padding token in its tokenizer_config"):
+        load(changed)

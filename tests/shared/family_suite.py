@@ -68,7 +68,7 @@ class FamilyCase:
         prepare: Changes the pipeline after it was loaded.
         other_sibling: Error message if the embedded model is the second model of a method, as a regular expression; by
             default, that it has no network of the class.
-        encode: Latents of channels-first images in [-1, 1], by the pipeline's autoencoder, which is None for models of pixels.
+        encode: Latents of channels-first images in [-1, 1], by the pipeline's autoencoder (None for models of pixels).
         decode: The inverse of ``encode``.
     """
 

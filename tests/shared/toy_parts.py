@@ -125,6 +125,18 @@ def write_vae(folder: Path, *, channels: int, **config: Any) -> list[str]:
     return ["diffusers", "AutoencoderKL"]
 
 
+def write_flux_vae(folder: Path, channels: int) -> list[str]:
+    """Write an autoencoder with the scale and shift of FLUX.1; returns its entry of the index."""
+    return write_vae(
+        folder,
+        channels=channels,
+        scaling_factor=0.3611,
+        shift_factor=0.1159,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+    )
+
+
 def write_index(folder: Path, pipeline: str, **entries: Any) -> Path:
     """Write ``model_index.json``; returns the folder."""
     index = {"_class_name": pipeline, "_diffusers_version": "0.42.1"} | entries
