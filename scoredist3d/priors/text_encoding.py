@@ -100,7 +100,7 @@ class TextEncoder(FrozenNetwork):
         tokenizer = source.load(f"tokenizer{suffix}")
         if tokenizer.pad_token is None:
             raise PriorError(
-                f"{source.key}: the tokenizer{suffix} of {source.name} has no padding token in its tokenizer_config.json; "
+                f"{source.key}: the tokenizer{suffix} of {source.name} has no padding token in its configuration; "
                 "download or export the model again"
             )
         return cls(

@@ -81,5 +81,5 @@ def test_the_autoencoder_does_not_overflow(folder: Path, tmp_path: Path) -> None
 def test_a_tokenizer_without_padding_is_named(folder: Path, tmp_path: Path) -> None:
     """The class of this tokenizer has no padding token of its own."""
     changed = copy_with(folder, tmp_path / "changed", "tokenizer/tokenizer_config.json", pad_token=None)
-    with pytest.raises(PriorError, match=rf"{KEY}the tokenizer of .* has no padding token in its tokenizer_config"):
+    with pytest.raises(PriorError, match=rf"{KEY}the tokenizer of .* has no padding token in its configuration"):
         load(changed)
