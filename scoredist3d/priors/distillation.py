@@ -12,9 +12,9 @@ _log = logging.getLogger("scoredist3d")
 
 
 def distillation_evidence(source: PipelineSource) -> str | None:
-    """The entry of a folder's files that only models without guidance have; None if there is none.
+    """The entry of a folder's files that distinguishes models without guidance; None if there is none.
 
-    Most distilled models have the same files as their base models, apart from the weights.
+    Many distilled models have the same files as their base models, apart from the weights.
     """
     pipeline, scheduler = source.index.get("_class_name"), source.scheduler_config()
     if source.index.get("is_distilled"):
