@@ -87,6 +87,16 @@ def klein(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_flux_2(tmp_path_factory.mktemp("klein"), klein=True)
 
 
+@pytest.fixture(scope="module")
+def klein_prior(klein: Path) -> DiffusersPrior:
+    return load(klein, image_size=16)
+
+
+@pytest.fixture(scope="module")
+def klein_pipeline(klein: Path) -> Flux2KleinPipeline:
+    return reference_pipeline(Flux2KleinPipeline, klein)
+
+
 def unpacked(steps: list[Step]) -> list[Step]:
     """Steps whose tokens are latents."""
     return [
@@ -103,10 +113,11 @@ def test_predictions_are_the_pipelines(distilled: float | None, folder: Path, pi
 
 
 @pytest.mark.parametrize("scale", [1.0, 4.0])
-def test_predictions_of_klein_are_the_pipelines(scale: float, klein: Path) -> None:
-    loaded = load(klein, image_size=16)
-    steps = guided_steps(reference_pipeline(Flux2KleinPipeline, klein), loaded, guidance_scale=scale)
-    check_predictions(loaded, conditions_of(loaded, ""), scale, unpacked(steps))
+def test_predictions_of_klein_are_the_pipelines(
+    scale: float, klein_prior: DiffusersPrior, klein_pipeline: Flux2KleinPipeline
+) -> None:
+    steps = guided_steps(klein_pipeline, klein_prior, guidance_scale=scale)
+    check_predictions(klein_prior, conditions_of(klein_prior, ""), scale, unpacked(steps))
 
 
 def test_true_guidance_of_dev_combines_distilled_predictions(prior: DiffusersPrior) -> None:
@@ -122,11 +133,10 @@ def test_true_guidance_of_dev_combines_distilled_predictions(prior: DiffusersPri
     assert (guided - positive).abs().mean() > 1e-3
 
 
-@pytest.mark.parametrize("steps", [50, 4])
-@pytest.mark.parametrize("side", [16, 32])
-def test_the_shift_is_the_pipelines(steps: int, side: int, folder: Path) -> None:
+@pytest.mark.parametrize(("steps", "side"), [(50, 16), (50, 32), (4, 16)])
+def test_the_shift_is_the_pipelines(steps: int, side: int, folder: Path, pipeline: Flux2Pipeline) -> None:
     """It depends on the number of sampling steps; the prior's is that of the default number."""
-    loaded, pipeline = load(folder, image_size=side), FAMILY.reference(folder)
+    loaded = load(folder, image_size=side)
     tokens = (side // 4) ** 2
     noise = normal(1, 4 * CHANNELS, side // 4, side // 4)
     text = torch.zeros(1, 1, 3 * TEXT_WIDTH)
@@ -151,21 +161,21 @@ def test_a_fixed_shift_is_kept(folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["dev", "klein"])
-def test_text_embeddings_are_the_pipelines(name: str, folder: Path, klein: Path, pipeline: Flux2Pipeline) -> None:
-    path = {"dev": folder, "klein": klein}[name]
-    reference = pipeline if name == "dev" else reference_pipeline(Flux2KleinPipeline, klein)
+def test_text_embeddings_are_the_pipelines(name: str, request: pytest.FixtureRequest) -> None:
+    prefix = {"dev": "", "klein": "klein_"}[name]
+    reference, loaded = (request.getfixturevalue(f"{prefix}{each}") for each in ("pipeline", "prior"))
     prompts = ["a red mug", "an [IMG] of {prompt} {}", ""]
     with torch.no_grad():
         text, _ = reference.encode_prompt(list(prompts))
-    conditioning = load(path, image_size=16).embed(prompts)
+    conditioning = loaded.embed(prompts)
     assert conditioning.text.shape == (3, 512, 3 * TEXT_WIDTH) and conditioning.mask is None
     torch.testing.assert_close(conditioning.text, text, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(text[0], text[1], atol=0.1)
 
 
 @pytest.mark.parametrize("method", DEFAULT)
-def test_methods_distil_from_klein(method: str, klein: Path) -> None:
-    train(load(klein, image_size=16), method)
+def test_methods_distil_from_klein(method: str, klein_prior: DiffusersPrior) -> None:
+    train(klein_prior, method)
 
 
 def test_every_layer_has_adapters(prior: DiffusersPrior) -> None:
