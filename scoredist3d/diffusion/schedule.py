@@ -62,14 +62,17 @@ class NoiseSchedule(ABC):
         """The schedule that a diffusers ``scheduler_config.json`` describes.
 
         Args:
-            config: Content of the file. A flow-matching scheduler is recognized by its class, or by a ``shift`` without
-                a ``beta_schedule``; any other scheduler is a VP chain.
+            config: Content of the file. A flow-matching scheduler is recognized by its class, by the prediction type
+                ``flow_prediction`` of a solver, or by a ``shift`` without a ``beta_schedule``; any other scheduler is a
+                VP chain.
             image_tokens: Number of image tokens of the transformer, required if the shift depends on the resolution.
 
         Raises:
             ValueError: Unknown beta schedule or prediction type, or ``image_tokens`` is missing.
         """
-        if "FlowMatch" in str(config.get("_class_name", "")) or ("shift" in config and "beta_schedule" not in config):
+        solves_flow = config.get("prediction_type") == "flow_prediction"
+        matches_flow = "FlowMatch" in str(config.get("_class_name", ""))
+        if solves_flow or matches_flow or ("shift" in config and "beta_schedule" not in config):
             return FlowSchedule.from_scheduler_config(config, image_tokens=image_tokens)
         return VPSchedule.from_scheduler_config(config)
 
@@ -329,7 +332,7 @@ class FlowSchedule(NoiseSchedule):
         Raises:
             ValueError: The shift depends on the resolution and ``image_tokens`` is not given.
         """
-        shift = float(config.get("shift", 1.0))
+        shift = float(config.get("shift", config.get("flow_shift", 1.0)))  # the latter is that of a solver
         if config.get("use_dynamic_shifting", False):
             if image_tokens is None:
                 raise ValueError(

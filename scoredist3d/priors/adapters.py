@@ -6,8 +6,12 @@ from dataclasses import dataclass
 
 from torch import nn
 
-PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
-"""Names of the projections in attention layers; those that begin with ``add`` are the text's, in joint attention."""
+_JOINT = ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+"""Names of the projections of the text in joint attention."""
+_PARALLEL = ("to_qkv_mlp_proj", "to_out")
+"""Names of the projections in layers of FLUX.2 that compute attention and MLP in parallel."""
+PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0", *_JOINT, *_PARALLEL)
+"""Names of the projections in attention layers."""
 
 
 @dataclass(frozen=True)
@@ -37,5 +41,6 @@ class AdapterPoints:
 
 
 def attention_projections(network: nn.Module, names: tuple[str, ...]) -> tuple[str, ...]:
-    """Paths of the modules of ``network`` whose path ends with one of ``names``, e.g. ``to_q``, in module order."""
-    return tuple(path for path, _ in network.named_modules() if path.endswith(names))
+    """Paths of the linear layers of ``network`` that end with one of ``names``, e.g. ``to_q``, in module order."""
+    modules = network.named_modules()
+    return tuple(path for path, module in modules if path.endswith(names) and isinstance(module, nn.Linear))

@@ -37,7 +37,8 @@ class Prior(nn.Module, ABC):
         spells_quotes: Whether quoted words of a prompt are spelled, because the prior draws them as text.
         adjectives: Groups of adjectives in the order in which the prior knows them; empty if any order will do.
         allow_unknown_nouns: Whether a prompt that names none of these kinds is accepted, with a warning.
-        given_warnings: Warnings about prompts that have been given, which are not repeated.
+        distilled: Why the model seems to be distilled for sampling without guidance; None if nothing shows that it is.
+        given_warnings: Warnings about prompts and guidance that have been given, which are not repeated.
     """
 
     schedule: NoiseSchedule
@@ -49,6 +50,7 @@ class Prior(nn.Module, ABC):
     spells_quotes: bool = False
     adjectives: tuple[tuple[str, ...], ...] = ()
     allow_unknown_nouns: bool = False
+    distilled: str | None = None
 
     def __init__(self) -> None:
         super().__init__()

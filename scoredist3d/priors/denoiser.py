@@ -96,7 +96,11 @@ class DenoiserNetwork(FrozenNetwork, ABC):
             )
         self.options, self.factor = options, factor
         tokens = max(1, image_size // (factor * self.patch_size)) ** 2
-        self.schedule = NoiseSchedule.from_config(self._scheduler, image_tokens=tokens)
+        self.schedule = self.noise_schedule(self._scheduler, tokens)
+
+    def noise_schedule(self, config: Mapping[str, Any], tokens: int) -> NoiseSchedule:
+        """The noise schedule for a scheduler configuration and images of ``tokens`` tokens of the network."""
+        return NoiseSchedule.from_config(config, image_tokens=tokens)
 
     @abstractmethod
     def inputs(self, conditioning: Conditioning) -> Mapping[str, Tensor | None]:

@@ -23,7 +23,7 @@ from torch import nn
 from scoredist3d.config.errors import FieldError, brief
 from scoredist3d.limits import MAX_TRAIN_TIMESTEPS
 from scoredist3d.paths import is_file
-from scoredist3d.priors.part_files import check_part, read_json_file
+from scoredist3d.priors.part_files import check_part, is_part_class, read_json_file
 from scoredist3d.priors.quiet import quiet_libraries
 from scoredist3d.priors.vocabulary import Vocabulary
 from scoredist3d.reasons import is_out_of_memory
@@ -39,12 +39,6 @@ _PACKAGED = {
 }
 """Models that come with the package: their folders and the scripts that train them."""
 _INDEX = "model_index.json"
-_PART_BASES = {
-    "diffusers.ModelMixin",
-    "diffusers.SchedulerMixin",
-    "transformers.PreTrainedModel",
-    "transformers.PreTrainedTokenizerBase",
-}
 MISFITS = (RuntimeError, LookupError, TypeError, AttributeError, ArithmeticError)
 """Errors of a network that does not fit its inputs, e.g. the tokens of another tokenizer."""
 MODEL_KEY = "prior.pretrained_model_name_or_path"
@@ -305,13 +299,15 @@ class PipelineSource:
                 f"{self.key}: the {part} of {self.name} is a {library}.{name}; "
                 "only classes of diffusers and transformers are supported"
             )
+        if part.startswith("tokenizer") and library == "transformers" and name.endswith("Processor"):
+            name = "PreTrainedTokenizerFast"  # a tokenizer and an image processor, of which the first is used
         cls = getattr(importlib.import_module(library), name, None)
         if cls is None:
             raise PriorError(
                 f"{self.key}: the {part} of {self.name} is a {name}, which the installed {library} does not have; "
                 f"update {library}"
             )
-        if not _is_part(cls):
+        if not is_part_class(cls):
             raise PriorError(
                 f"{self.key}: the {part} of {self.name} is a {library}.{name}, which is not the class of a model, "
                 "tokenizer or scheduler; use the folder of a text-to-image pipeline"
@@ -326,17 +322,6 @@ class PipelineSource:
     def _options(self) -> dict[str, Any]:
         """Options of ``from_pretrained`` that select a version of a hub repository."""
         return {} if self.folder is not None or self.revision is None else {"revision": self.revision}
-
-
-def _is_part(cls: Any) -> bool:
-    """Whether a class is a concrete model, tokenizer or scheduler.
-
-    Classes that choose another class by the content of a folder (pipelines, ``AutoModel``) could run the folder's code.
-    """
-    if not isinstance(cls, type):
-        return False
-    bases = {f"{base.__module__.partition('.')[0]}.{base.__name__}" for base in cls.__mro__[1:]}
-    return not bases.isdisjoint(_PART_BASES)
 
 
 def local_folder(name: str) -> Path | None:

@@ -9,15 +9,18 @@ import torch
 from torch import Tensor
 
 from scoredist3d.cameras import Cameras
+from scoredist3d.priors.aura_flow import AURA_FLOW
 from scoredist3d.priors.camera_embedding import CAMERA_EMBEDDING_SIZE, camera_embedding
 from scoredist3d.priors.conditioning import Conditioning
 from scoredist3d.priors.deepfloyd_upscaler import DEEPFLOYD_UPSCALER
 from scoredist3d.priors.diffusers_loading import MISFITS, PipelineSource
 from scoredist3d.priors.flux import FLUX
+from scoredist3d.priors.flux_2 import FLUX_2
 from scoredist3d.priors.pipeline_family import Family
 from scoredist3d.priors.pipeline_prior import PipelinePrior
 from scoredist3d.priors.pixart_sigma import PIXART_SIGMA
 from scoredist3d.priors.qwen_image import QWEN_IMAGE
+from scoredist3d.priors.sana import SANA
 from scoredist3d.priors.stable_diffusion import STABLE_DIFFUSION
 from scoredist3d.priors.stable_diffusion_3 import STABLE_DIFFUSION_3
 from scoredist3d.priors.stable_diffusion_xl import STABLE_DIFFUSION_XL
@@ -31,8 +34,11 @@ FAMILIES: tuple[Family, ...] = (
     STABLE_DIFFUSION_3,
     PIXART_SIGMA,
     FLUX,
+    FLUX_2,
     Z_IMAGE,
     QWEN_IMAGE,
+    SANA,
+    AURA_FLOW,
 )
 """The families in the order in which they are tried: those that also require a class of the pipeline come first."""
 

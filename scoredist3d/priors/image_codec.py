@@ -89,7 +89,7 @@ class Autoencoder(FrozenNetwork, ImageCodec):
         with torch.autocast(x.device.type, enabled=False):
             encoded = self.network.encode(x.to(self.dtype))
         if not hasattr(encoded, "latent_dist"):
-            latents = encoded.latents
+            latents = encoded[0]
         elif generator is None:
             latents = encoded.latent_dist.mode()
         else:
@@ -123,6 +123,40 @@ class VideoAutoencoder(Autoencoder):
         return super().decode(latents[:, :, None])[:, :, 0]
 
 
+class PatchAutoencoder(Autoencoder):
+    """The autoencoder of FLUX.2, with patches of encoded pixels as latent pixels.
+
+    Each of the channels of a patch is normalized by the statistics of the autoencoder's batch normalization.
+    """
+
+    def __init__(self, network: nn.Module, precision: Precision) -> None:
+        """The arguments are those of :class:`Autoencoder`."""
+        super().__init__(network, precision)
+        statistics, epsilon = self.network.bn, self.network.config.batch_norm_eps
+        self._mean = statistics.running_mean.float()
+        self._std = (statistics.running_var.float() + epsilon).sqrt()
+
+    @staticmethod
+    def _sizes(config: Mapping[str, Any]) -> tuple[int, int]:
+        channels, factor = Autoencoder._sizes(config)
+        side = config["patch_size"][0]
+        return channels * side**2, factor * side
+
+    def encode(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
+        """The normalized patches; see :meth:`Autoencoder.encode`."""
+        latents = functional.pixel_unshuffle(super().encode(x, generator), self.network.config.patch_size[0])
+        return (latents - _per_channel(self._mean, latents)) / _per_channel(self._std, latents)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """The images of normalized patches; see :meth:`Autoencoder.decode`."""
+        patches = latents * _per_channel(self._std, latents) + _per_channel(self._mean, latents)
+        return super().decode(functional.pixel_shuffle(patches, self.network.config.patch_size[0]))
+
+
+_KINDS = {"AutoencoderKLQwenImage": VideoAutoencoder, "AutoencoderKLFlux2": PatchAutoencoder}
+"""Autoencoders of diffusers with latents in another layout."""
+
+
 def load_codec(source: PipelineSource, precision: Precision, *, upcasts: bool = False) -> ImageCodec:
     """The pipeline's autoencoder, or the pixel codec for a pipeline without ``vae``.
 
@@ -138,7 +172,7 @@ def load_codec(source: PipelineSource, precision: Precision, *, upcasts: bool = 
         return PixelCodec()
     if upcasts and precision in ("auto", "fp16") and source.network_config("vae").get("force_upcast", True):
         precision = "fp32"
-    kind = VideoAutoencoder if source.index["vae"][1] == "AutoencoderKLQwenImage" else Autoencoder
+    kind = _KINDS.get(source.index["vae"][1], Autoencoder)
     return kind(source.load_network("vae", loading_dtype(precision)), precision)
 
 

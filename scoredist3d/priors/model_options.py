@@ -38,8 +38,8 @@ class ModelOptions(ComponentConfig):
     )
     distilled_guidance: float | None = option(
         None,
-        "FLUX.1 dev: guidance scale that is an input of the network, which was distilled from a model with guidance; "
-        "null is 3.5.",
+        "FLUX.1 dev and FLUX.2 dev: guidance scale that is an input of the network, which was distilled from a model "
+        "with guidance; null is 3.5 and 4.",
         ge=0,
         le=1000,
     )

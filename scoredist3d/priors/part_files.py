@@ -17,6 +17,12 @@ from scoredist3d.tensor_files import LOADING_ERRORS, check_tensor_file
 
 MAX_SMALL_NUMBER = 1_000_000
 """Numbers up to this one, such as sizes of vocabularies, may be in the configuration of a network of any size."""
+_PART_BASES = {
+    "diffusers.ModelMixin",
+    "diffusers.SchedulerMixin",
+    "transformers.PreTrainedModel",
+    "transformers.PreTrainedTokenizerBase",
+}
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -74,6 +80,17 @@ def read_json_file(path: Path) -> Any:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
     except RecursionError:
         raise ValueError(f"{path} is not valid JSON: it is nested too deeply") from None
+
+
+def is_part_class(cls: Any) -> bool:
+    """Whether a class is a concrete model, tokenizer or scheduler.
+
+    Classes that choose another class by the content of a folder (pipelines, ``AutoModel``) could run the folder's code.
+    """
+    if not isinstance(cls, type):
+        return False
+    bases = {f"{base.__module__.partition('.')[0]}.{base.__name__}" for base in cls.__mro__[1:]}
+    return not bases.isdisjoint(_PART_BASES)
 
 
 def _check_layers(folder: Path) -> None:

@@ -20,8 +20,8 @@ class PromptEncoder(Protocol):
 
 
 SUPPORTED = (
-    "Stable Diffusion 1.x, 2.x, 3.x and XL, DeepFloyd IF (stages I and II), PixArt-Sigma, FLUX.1, Z-Image and "
-    "Qwen-Image are supported"
+    "Stable Diffusion 1.x, 2.x, 3.x and XL, DeepFloyd IF (stages I and II), PixArt-Sigma, FLUX.1, FLUX.2, Z-Image, "
+    "Qwen-Image, Sana and AuraFlow are supported"
 )
 """The families of :data:`~scoredist3d.priors.diffusers_prior.FAMILIES`, for error messages."""
 

@@ -23,6 +23,7 @@ from scoredist3d.priors.diffusers_loading import (
     local_folder,
     read_vocabulary,
 )
+from scoredist3d.priors.distillation import distillation_evidence
 from scoredist3d.priors.frozen_network import Precision
 from scoredist3d.priors.image_codec import load_codec, resize_shorter_side
 from scoredist3d.priors.model_options import ModelOptions
@@ -121,6 +122,7 @@ class PipelinePrior(Prior):
         self.denoiser.configure(config, self.codec.factor, self.image_size)
         self.schedule = self.denoiser.schedule
         self.takes_cameras = self.denoiser.takes_cameras
+        self.distilled = distillation_evidence(source)
         vocabulary = source.vocabulary()
         if vocabulary is not None:
             self.vocabulary, self.nouns = vocabulary.words, vocabulary.nouns

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from scoredist3d.priors.conditioning import Conditioning
-from scoredist3d.priors.diffusers_loading import PipelineSource
+from scoredist3d.priors.diffusers_loading import PipelineSource, PriorError
 from scoredist3d.priors.frozen_network import FrozenNetwork, Precision, loading_dtype
 
 _log = logging.getLogger("scoredist3d")
@@ -51,7 +51,8 @@ class TextEncoder(FrozenNetwork):
         warns: Warn about prompts beyond ``length``. False where another encoder of the prior reads more of the prompt,
             or warns of the same cut.
         passes_mask: Include the mask of the tokens in the conditioning, for a denoiser that attends to prompts only.
-        template: Text around each prompt, with :data:`PROMPT` in its place; it counts towards ``length``.
+        template: Text around each prompt, with :data:`PROMPT` in its place; it counts towards ``length``. The
+            tokenizer adds no special tokens to a template that begins with its own first token.
         """
         super().__init__(network, precision)
         self.tokenizer = tokenizer
@@ -62,6 +63,8 @@ class TextEncoder(FrozenNetwork):
         self._warns = warns
         self._passes_mask = passes_mask
         self._template = template
+        first = tokenizer.bos_token
+        self._adds_special_tokens = first is None or not template.startswith(first)
 
     @classmethod
     def load(
@@ -95,6 +98,11 @@ class TextEncoder(FrozenNetwork):
         """
         network = source.load_network(f"text_encoder{suffix}", loading_dtype(precision))
         tokenizer = source.load(f"tokenizer{suffix}")
+        if tokenizer.pad_token is None:
+            raise PriorError(
+                f"{source.key}: the tokenizer{suffix} of {source.name} has no padding token in its configuration; "
+                "download or export the model again"
+            )
         return cls(
             network,
             tokenizer,
@@ -141,12 +149,19 @@ class TextEncoder(FrozenNetwork):
         return [self._template.replace(PROMPT, text) for text in texts]
 
     def _tokens(self, texts: list[str]) -> Any:
-        return self.tokenizer(texts, padding="max_length", max_length=self.length, truncation=True, return_tensors="pt")
+        return self.tokenizer(
+            texts,
+            padding="max_length",
+            max_length=self.length,
+            truncation=True,
+            add_special_tokens=self._adds_special_tokens,
+            return_tensors="pt",
+        )
 
     def _warn_if_truncated(self, prompts: Sequence[str]) -> None:
         for prompt in dict.fromkeys(prompts):
             # verbose=False: this warning replaces that of transformers, which does not name the ignored words.
-            ids = self.tokenizer(prompt, verbose=False).input_ids
+            ids = self.tokenizer(prompt, add_special_tokens=self._adds_special_tokens, verbose=False).input_ids
             if len(ids) > self.length:
                 ignored = self.tokenizer.decode(ids[self.length - 1 :], skip_special_tokens=True).strip()
                 ignored = ignored if len(ignored) <= _MOST_SHOWN else f"{ignored[:_MOST_SHOWN]} ..."

@@ -10,6 +10,8 @@ from scoredist3d.priors.diffusers_loading import PipelineSource, PriorError
 from scoredist3d.priors.pipeline_family import SUPPORTED
 
 NETWORK = "UNet2DConditionModel"
+_OTHER_DENOISERS = ("transformer", "prior", "decoder", "decoder_unet", "prior_prior")
+"""Names of the denoisers of other families in the index."""
 
 # Values of a UNet configuration and the inputs that they require. DeepFloyd IF's values, "text" and "text_proj",
 # require only the text embedding.
@@ -46,18 +48,18 @@ def check_unet(
     """
     family = source.index.get("_class_name", "pipeline of unknown class")
     if not source.has("unet"):
-        others = [part for part in ("transformer", "prior", "decoder") if source.has(part)]
+        others = [part for part in _OTHER_DENOISERS if source.has(part)]
         denoiser = f"; its denoiser is its {others[0]}, a {source.index[others[0]][1]}" if others else ""
-        raise PriorError(f"{source.key}: {source.name} ({family}) has no unet{denoiser}. {SUPPORTED}.")
+        raise PriorError(f"{source.key}: {source.name} ({family}) has no unet{denoiser}; only {SUPPORTED}")
     config = source.network_config("unet")
     name = source.index["unet"][1]
     if name != NETWORK:
         raise PriorError(
-            f"{source.key}: the UNet of {source.name} ({family}) is a {name}, not a {NETWORK}. {SUPPORTED}."
+            f"{source.key}: the UNet of {source.name} ({family}) is a {name}, not a {NETWORK}; only {SUPPORTED}"
         )
     needs = _unsupported_condition(config, added, class_embedding)
     if needs is not None:
-        raise PriorError(f"{source.key}: the UNet of {source.name} ({family}) needs {needs}. {SUPPORTED}.")
+        raise PriorError(f"{source.key}: the UNet of {source.name} ({family}) needs {needs}; only {SUPPORTED}")
 
 
 def text_width(config: Mapping[str, Any]) -> int:

@@ -23,6 +23,7 @@ from scoredist3d.guidance.core.base import Guidance
 from scoredist3d.nn.unregistered import Unregistered
 from scoredist3d.priors.base import Prior
 from scoredist3d.priors.conditioning import CFGConditions
+from scoredist3d.priors.distillation import warn_about_guidance
 from scoredist3d.prompts.processor import PromptProcessor
 from scoredist3d.reasons import part
 from scoredist3d.seeding import Rng
@@ -194,6 +195,7 @@ class GuidedSystem(System):
         config = self.config
         with under("guidance"):
             self.guidance: Guidance = registry.build(config.guidance, prior=self.prior, rng=inputs.rng)
+        warn_about_guidance(self.prior, self.guidance.config.guidance_scale.values)
         self.prompts: PromptProcessor = registry.build(
             config.prompt_processor,
             prior=self.prior,

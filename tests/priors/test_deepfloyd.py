@@ -3,13 +3,14 @@
 import json
 import logging
 import shutil
-from pathlib import Path
+from functools import partial
 
 import pytest
 import torch
 from diffusers import DDIMScheduler, IFPipeline
 from shared.deepfloyd_folder import TEXT_WIDTH, build_deepfloyd
-from shared.family_checks import METHOD_CASES, check_predictions, recorded, train, truncated
+from shared.family_checks import check_predictions, load, recorded
+from shared.family_suite import FamilyCase, FamilySuite
 
 from scoredist3d.priors import CFGConditions, guided_prediction, sample
 from scoredist3d.priors.diffusers_loading import PriorError
@@ -21,24 +22,42 @@ PROMPTS = ["  A red Mug", "blue chair with a very long caption " * 4]
 STEPS = 5
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_deepfloyd(tmp_path_factory.mktemp("deepfloyd"), thresholding=True)
-
-
-def load(folder: Path, **options) -> DiffusersPrior:
-    return DiffusersPrior(DiffusersPrior.Config(pretrained_model_name_or_path=str(folder), **options))
-
-
-def reference(folder: Path) -> IFPipeline:
-    """The pipeline with a DDIM sampler and the thresholding of its own scheduler."""
-    with torch.random.fork_rng(devices=[]):  # networks draw their first weights before they load those of the files
-        pipeline = IFPipeline.from_pretrained(folder)
+def use_ddim(pipeline: IFPipeline) -> None:
+    """Give the pipeline a DDIM sampler and the thresholding of its own scheduler."""
     options = {"timestep_spacing": "trailing", "set_alpha_to_one": True}
     pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, **options)
     pipeline.scheduler.register_to_config(variance_type="fixed_small")  # DDIM reads no learned variance
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+
+
+FAMILY = FamilyCase(
+    partial(build_deepfloyd, thresholding=True),
+    IFPipeline,
+    "UNetDenoiser",
+    default_size=16,
+    latents=(3, 16, 8),
+    limit=77,
+    parts=("unet", "text_encoder"),
+    refused=(
+        ({"unet": ["diffusers", "Kandinsky3UNet"]}, r"is a Kandinsky3UNet, not a UNet2DConditionModel"),
+        (
+            {
+                "_class_name": "ChromaPipeline",
+                "unet": [None, None],
+                "transformer": ["diffusers", "ChromaTransformer2DModel"],
+            },
+            r"\(ChromaPipeline\) has no unet; its denoiser is its transformer, a ChromaTransformer2DModel",
+        ),
+    ),
+    prepare=use_ddim,
+    other_sibling=f"attends to text embeddings of width .* computes {TEXT_WIDTH}-dimensional ones",
+    encode=lambda vae, x: x,
+    decode=lambda vae, latents: latents,
+)
+reference = FAMILY.reference
+
+
+class TestFamily(FamilySuite):
+    """The tests of every family."""
 
 
 def conditions_of(prior: DiffusersPrior) -> CFGConditions:
@@ -108,17 +127,6 @@ def test_samples_are_the_pipelines(tmp_path, thresholding):
     assert prior.image_size == 16 and prior.decode(drawn).shape == (2, 16, 16, 3)
 
 
-@pytest.mark.parametrize("method", METHOD_CASES)
-def test_methods_distil_from_it(method, folder):
-    train(load(folder), method)
-
-
-def test_a_truncated_file_is_named(folder, tmp_path):
-    for part in ("unet", "text_encoder"):
-        with pytest.raises(PriorError, match=rf"^prior\.pretrained_model_name_or_path: the {part} of .* cannot be"):
-            load(truncated(folder, tmp_path / part, part))
-
-
 def test_adapters_see_every_projection_and_the_text_encoders_width(folder):
     prior = load(folder)
     points = prior.adapter_points()
@@ -174,26 +182,4 @@ def test_unsupported_families_are_named(folder, tmp_path, change, message):
     path = broken / "unet" / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     with pytest.raises(PriorError, match=rf"^prior\.pretrained_model_name_or_path: .*IFPipeline.* needs .*{message}"):
-        load(broken)
-
-
-@pytest.mark.parametrize(
-    ("parts", "message"),
-    [
-        ({"unet": ["diffusers", "Kandinsky3UNet"]}, r"is a Kandinsky3UNet, not a UNet2DConditionModel"),
-        (
-            {
-                "_class_name": "ChromaPipeline",
-                "unet": [None, None],
-                "transformer": ["diffusers", "ChromaTransformer2DModel"],
-            },
-            r"\(ChromaPipeline\) has no unet; its denoiser is its transformer, a ChromaTransformer2DModel",
-        ),
-    ],
-)
-def test_pipelines_of_other_denoisers_are_named(folder, tmp_path, parts, message):
-    broken = shutil.copytree(folder, tmp_path / "broken")
-    path = broken / "model_index.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **parts}))
-    with pytest.raises(PriorError, match=message):
         load(broken)

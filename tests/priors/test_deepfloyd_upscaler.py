@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,51 +17,56 @@ from shared.family_checks import (
     UNEDITED_CASES,
     check_predictions,
     check_scheduler,
-    copy_with,
     images,
     load,
     normal,
     recorded,
     train,
-    truncated,
 )
+from shared.family_suite import FamilyCase, FamilySuite
 from torch.nn import functional
 
 from scoredist3d.priors import CFGConditions
 from scoredist3d.priors.deepfloyd_upscaler import ENLARGEMENT
-from scoredist3d.priors.diffusers_loading import PriorError
 from scoredist3d.priors.diffusers_prior import DiffusersPrior
 
-KEY = r"^prior\.pretrained_model_name_or_path: "
 SIDE = 16
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_deepfloyd(tmp_path_factory.mktemp("upscaler"), thresholding=False, stage=2)
+def use_ddim(pipeline: IFSuperResolutionPipeline) -> None:
+    """Give the pipeline a DDIM sampler, which reads no learned variance."""
+    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, timestep_spacing="trailing")
+    pipeline.scheduler.register_to_config(variance_type="fixed_small")
 
 
-@pytest.fixture(scope="module")
-def pipeline(folder: Path) -> Iterator[IFSuperResolutionPipeline]:
-    """The pipeline with a DDIM sampler, which reads no learned variance."""
-    with torch.random.fork_rng(devices=[]):  # networks draw their first weights before they load those of the files
-        loaded = IFSuperResolutionPipeline.from_pretrained(folder)
-    loaded.scheduler = DDIMScheduler.from_config(loaded.scheduler.config, timestep_spacing="trailing")
-    loaded.scheduler.register_to_config(variance_type="fixed_small")
-    loaded.set_progress_bar_config(disable=True)
-    yield loaded
+FAMILY = FamilyCase(
+    partial(build_deepfloyd, thresholding=False, stage=2),
+    IFSuperResolutionPipeline,
+    "UpscalingUNet",
+    default_size=16,
+    latents=(3, 16, 8),
+    limit=77,
+    parts=("unet", "text_encoder"),
+    refused=(
+        ({"image_noising_scheduler": [None, None]}, "has no image_noising_scheduler in its model_index.json"),
+        (
+            {"_class_name": "IFImg2ImgSuperResolutionPipeline"},
+            r"\(IFImg2ImgSuperResolutionPipeline\) needs a low-resolution image",
+        ),
+    ),
+    prepare=use_ddim,
+    other_sibling="has no image_noising_scheduler in its model_index.json",
+    encode=lambda vae, x: x,
+    decode=lambda vae, latents: latents,
+)
 
 
-@pytest.fixture(scope="module")
-def prior(folder: Path) -> DiffusersPrior:
-    return load(folder)
+class TestFamily(FamilySuite):
+    """The tests of every family; the methods that edit are below."""
 
-
-def test_the_family_is_recognized_and_short(prior: DiffusersPrior) -> None:
-    assert type(prior.denoiser).__name__ == "UpscalingUNet"
-    assert (prior.image_size, prior.latent_shape(16, 8)) == (16, (3, 16, 8))
-    source = Path("scoredist3d/priors/deepfloyd_upscaler.py").read_text(encoding="utf-8")
-    assert len(source.splitlines()) <= 120
+    @pytest.mark.parametrize("method", UNEDITED_CASES)
+    def test_methods_distil_from_it(self, method: str, prior: DiffusersPrior) -> None:
+        train(prior, method)
 
 
 @pytest.mark.parametrize("level", [None, 0, 700])
@@ -114,11 +119,6 @@ def test_latents_are_images(prior: DiffusersPrior) -> None:
     torch.testing.assert_close(prior.decode(prior.encode(rgb)), rgb)
 
 
-@pytest.mark.parametrize("method", UNEDITED_CASES)
-def test_methods_distil_from_it(method: str, prior: DiffusersPrior) -> None:
-    train(prior, method)
-
-
 @pytest.mark.parametrize("method", EDITING_CASES)
 def test_images_to_edit_cannot_be_drawn_without_stage_one(method: str, prior: DiffusersPrior) -> None:
     with pytest.raises(ValueError, match="needs a low-resolution image; add it to the conditions with"):
@@ -128,12 +128,3 @@ def test_images_to_edit_cannot_be_drawn_without_stage_one(method: str, prior: Di
 def test_a_conditioning_without_image_is_named(prior: DiffusersPrior) -> None:
     with pytest.raises(ValueError, match="needs a low-resolution image; add it to the conditions with"):
         prior.predict(normal(1, 3, SIDE, SIDE), torch.tensor([0.5]), prior.embed(["a"]))
-
-
-def test_what_is_missing_or_does_not_fit_is_named(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(PriorError, match=rf"{KEY}the unet of .* cannot be loaded"):
-        load(truncated(folder, tmp_path / "cut", "unet"))
-    with pytest.raises(PriorError, match=rf"{KEY}.* has no image_noising_scheduler in its model_index.json"):
-        load(copy_with(folder, tmp_path / "other", image_noising_scheduler=[None, None]))
-    with pytest.raises(PriorError, match=rf"{KEY}.* \(IFImg2ImgSuperResolutionPipeline\) needs a low-resolution image"):
-        load(copy_with(folder, tmp_path / "editing", _class_name="IFImg2ImgSuperResolutionPipeline"))

@@ -2,44 +2,44 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from diffusers import FluxPipeline
 from shared.deepfloyd_folder import TEXT_WIDTH
-from shared.family_checks import (
-    LONG,
-    METHOD_CASES,
-    NEGATIVE,
-    PROMPTS,
-    check_predictions,
-    copy_with,
-    images,
-    load,
-    normal,
-    recorded,
-    train,
-    truncated,
-)
+from shared.family_checks import PROMPTS, check_predictions, conditions_of, guided_steps, load, normal
+from shared.family_suite import FamilyCase, FamilySuite
 from shared.flux_folder import CHANNELS, POOLED_WIDTH, SIDE, build_flux
 
 from scoredist3d.diffusion.schedule import FlowSchedule
-from scoredist3d.priors import CFGConditions
 from scoredist3d.priors.diffusers_loading import PriorError
 from scoredist3d.priors.diffusers_prior import DiffusersPrior
 from scoredist3d.priors.flux import positions
 from scoredist3d.priors.packed_latents import packed, unpacked
 
-KEY = r"^prior\.pretrained_model_name_or_path: "
+FAMILY = FamilyCase(
+    build_flux,
+    FluxPipeline,
+    "GuidedTransformer",
+    default_size=256,  # the pipeline's default of 128 latent pixels
+    image_size=16,
+    latents=(CHANNELS, 8, 4),
+    limit=512,  # T5's: CLIP reads the beginning for the pooled embedding, without a warning
+    parts=("transformer", "vae", "text_encoder", "text_encoder_2"),
+    automatic="auto-bf16",
+    refused=(
+        ({"_class_name": "FluxFillPipeline"}, r"\(FluxFillPipeline\) has no unet; .* are supported"),
+        ({"transformer": ["diffusers", "ChromaTransformer2DModel"]}, "its transformer, a ChromaTransformer2DModel"),
+        ({"text_encoder_2": [None, None]}, "has no text_encoder_2 in its model_index.json"),
+    ),
+)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_flux(tmp_path_factory.mktemp("flux"))
+class TestFamily(FamilySuite):
+    """The tests of every family."""
 
 
 @pytest.fixture(scope="module")
@@ -47,32 +47,9 @@ def schnell(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_flux(tmp_path_factory.mktemp("schnell"), distilled=False)
 
 
-def reference(folder: Path) -> FluxPipeline:
-    with torch.random.fork_rng(devices=[]):  # networks draw their first weights before they load those of the files
-        loaded = FluxPipeline.from_pretrained(folder)
-    loaded.set_progress_bar_config(disable=True)
-    return loaded
-
-
-@pytest.fixture(scope="module")
-def pipeline(folder: Path) -> FluxPipeline:
-    return reference(folder)
-
-
-@pytest.fixture(scope="module")
-def prior(folder: Path) -> DiffusersPrior:
-    return load(folder, image_size=16)
-
-
-def test_the_family_is_recognized_and_short(folder: Path, prior: DiffusersPrior) -> None:
-    assert type(prior.denoiser).__name__ == "GuidedTransformer"
-    assert (prior.image_size, prior.latent_shape(16, 8)) == (16, (CHANNELS, 8, 4))
-    assert load(folder).image_size == 256  # the pipeline's default of 128 latent pixels
-    assert prior.denoiser._precision == "auto-bf16" and load(folder, precision="fp16").dtype == torch.float16
-    # Sides become multiples of the transformer's patches, of 4 pixels each.
+def test_sides_become_multiples_of_the_patches(prior: DiffusersPrior) -> None:
+    """The transformer's patches have 4 pixels each."""
     assert prior.encode(torch.zeros(1, 24, 38, 3)).shape == (1, CHANNELS, 8, 12)
-    source = Path("scoredist3d/priors/flux.py").read_text(encoding="utf-8")
-    assert len(source.splitlines()) <= 120
 
 
 def test_latents_are_packed_as_in_the_pipeline(pipeline: FluxPipeline) -> None:
@@ -88,7 +65,7 @@ def test_latents_are_packed_as_in_the_pipeline(pipeline: FluxPipeline) -> None:
 def test_the_shift_depends_on_the_size(side: int, folder: Path) -> None:
     """The pipeline's sigmas at this number of tokens, for a grid of four steps."""
     loaded = load(folder, image_size=side)
-    pipeline = reference(folder)
+    pipeline = FAMILY.reference(folder)
     latents = normal(1, (side // 4) ** 2, 4 * CHANNELS)
     pipeline(PROMPTS[:1], height=side, width=side, num_inference_steps=4, latents=latents, output_type="latent")
     assert isinstance(loaded.schedule, FlowSchedule)
@@ -106,24 +83,15 @@ def test_predictions_are_the_pipelines(
 
 
 def test_predictions_of_schnell_are_the_pipelines(schnell: Path) -> None:
-    check_steps(load(schnell, image_size=16), reference(schnell), 1.0, {})
+    check_steps(load(schnell, image_size=16), FAMILY.reference(schnell), 1.0, {})
 
 
 def check_steps(loaded: DiffusersPrior, pipeline: FluxPipeline, true_scale: float, guidance: dict[str, float]) -> None:
-    steps = recorded(
-        pipeline,
-        prompt=PROMPTS,
-        negative_prompt=[NEGATIVE] * 2,
-        true_cfg_scale=true_scale,
-        num_inference_steps=4,
-        height=16,
-        width=16,
-        latents=packed(normal(2, CHANNELS, SIDE, SIDE)),
-        **guidance,
-    )
-    like = normal(2, CHANNELS, SIDE, SIDE)
-    steps = [replace(step, output=unpacked(step.output, like), x_t=unpacked(step.x_t, like)) for step in steps]
-    conditions = CFGConditions(loaded.embed(PROMPTS), loaded.embed([NEGATIVE]))
+    conditions = conditions_of(loaded)
+    negative = {"negative_prompt": ["a front view"] * 2, "true_cfg_scale": true_scale}
+    steps = guided_steps(pipeline, loaded, latents=packed, **negative, **guidance)
+    image = partial(unpacked, like=normal(2, CHANNELS, SIDE, SIDE))
+    steps = [replace(step, output=image(step.output), x_t=image(step.x_t)) for step in steps]
     check_predictions(loaded, conditions, true_scale, steps)
 
 
@@ -145,51 +113,7 @@ def test_text_embeddings_are_the_pipelines(prior: DiffusersPrior, pipeline: Flux
     assert pooled.shape == (3, POOLED_WIDTH) and not torch.allclose(pooled[0], pooled[1])
 
 
-def test_images_and_latents_are_the_pipelines(prior: DiffusersPrior, pipeline: FluxPipeline) -> None:
-    vae, rgb = pipeline.vae, images(16)
-    scale, shift = vae.config.scaling_factor, vae.config.shift_factor
-    with torch.no_grad():
-        latents = (vae.encode(2.0 * rgb.movedim(-1, 1) - 1.0).latent_dist.mode() - shift) * scale
-        torch.testing.assert_close(prior.encode(rgb), latents)
-        decoded = 0.5 * vae.decode(latents / scale + shift).sample + 0.5
-        torch.testing.assert_close(prior.decode(latents), decoded.movedim(1, -1))
-
-
-@pytest.mark.parametrize("method", METHOD_CASES)
-def test_methods_distil_from_it(method: str, prior: DiffusersPrior) -> None:
-    train(prior, method)
-
-
-def test_a_long_prompt_is_cut_with_a_warning(prior: DiffusersPrior, caplog: pytest.LogCaptureFixture) -> None:
-    """Only T5's limit is told: CLIP reads the beginning for the pooled embedding."""
-    with caplog.at_level(logging.WARNING):
-        prior.embed([LONG])
-    assert len(caplog.records) == 1 and "longer than the prior's limit of 512 tokens" in caplog.text
-
-
-@pytest.mark.parametrize("part", ["transformer", "vae", "text_encoder", "text_encoder_2"])
-def test_a_truncated_file_is_named(part: str, folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(PriorError, match=rf"{KEY}the {part} of .* cannot be loaded"):
-        load(truncated(folder, tmp_path / "cut", part))
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"_class_name": "FluxFillPipeline"}, r"\(FluxFillPipeline\) has no unet; .* are supported"),
-        ({"transformer": ["diffusers", "ChromaTransformer2DModel"]}, "its transformer, a ChromaTransformer2DModel"),
-        ({"text_encoder_2": [None, None]}, "has no text_encoder_2 in its model_index.json"),
-    ],
-)
-def test_other_pipelines_are_named(changes: dict[str, Any], message: str, folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(PriorError, match=rf"{KEY}.*{message}"):
-        load(copy_with(folder, tmp_path / "other", **changes))
-
-
-def test_what_does_not_fit_is_named(folder: Path, schnell: Path, prior: DiffusersPrior) -> None:
-    assert prior.sibling(str(folder), key="guidance.phi.model").channels == CHANNELS
-    with pytest.raises(PriorError, match=r"guidance\.phi\.model: .* has no transformer of class FluxTransformer"):
-        prior.sibling("embedded", key="guidance.phi.model")
+def test_what_does_not_fit_is_named(schnell: Path, prior: DiffusersPrior) -> None:
     with pytest.raises(PriorError, match=r"guidance\.phi\.model: the noise schedule of .* is not the prior's"):
         prior.sibling(str(schnell), key="guidance.phi.model")
     with pytest.raises(PriorError, match=r"^prior\.distilled_guidance: .* has no such input; remove the option"):

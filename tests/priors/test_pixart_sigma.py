@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,75 +12,60 @@ import torch
 from diffusers import DDIMScheduler, PixArtSigmaPipeline
 from shared.deepfloyd_folder import TEXT_WIDTH
 from shared.family_checks import (
-    LONG,
-    METHOD_CASES,
     NEGATIVE,
     PROMPTS,
     check_predictions,
     check_scheduler,
+    conditions_of,
     copy_with,
-    images,
+    guided_steps,
     load,
     normal,
-    recorded,
-    train,
-    truncated,
 )
+from shared.family_suite import FamilyCase, FamilySuite
 from shared.pixart_folder import SIDE, build_pixart
 
 from scoredist3d.cameras import orbit
-from scoredist3d.priors import CFGConditions, Conditioning
+from scoredist3d.priors import Conditioning
 from scoredist3d.priors.diffusers_loading import PriorError
 from scoredist3d.priors.diffusers_prior import DiffusersPrior
 from scoredist3d.prompts.processor import PromptProcessor
 
-KEY = r"^prior\.pretrained_model_name_or_path: "
+
+def use_ddim(pipeline: PixArtSigmaPipeline) -> None:
+    """Give the pipeline a DDIM sampler."""
+    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_pixart(tmp_path_factory.mktemp("pixart"))
+FAMILY = FamilyCase(
+    build_pixart,
+    PixArtSigmaPipeline,
+    "MaskedTransformer",
+    default_size=16,
+    latents=(4, 8, 4),
+    limit=300,
+    refused=(
+        ({"_class_name": "PixArtAlphaPipeline"}, r"\(PixArtAlphaPipeline\) has no unet; .* are supported"),
+        ({"transformer": ["diffusers", "HunyuanDiT2DModel"]}, "its transformer, a HunyuanDiT2DModel"),
+        ({"tokenizer": [None, None]}, "has no tokenizer in its model_index.json"),
+    ),
+    prepare=use_ddim,
+)
 
 
-@pytest.fixture(scope="module")
-def pipeline(folder: Path) -> Iterator[PixArtSigmaPipeline]:
-    """The pipeline with a DDIM sampler."""
-    with torch.random.fork_rng(devices=[]):  # networks draw their first weights before they load those of the files
-        loaded = PixArtSigmaPipeline.from_pretrained(folder)
-    loaded.scheduler = DDIMScheduler.from_config(loaded.scheduler.config)
-    loaded.set_progress_bar_config(disable=True)
-    yield loaded
+class TestFamily(FamilySuite):
+    """The tests of every family."""
 
 
-@pytest.fixture(scope="module")
-def prior(folder: Path) -> DiffusersPrior:
-    return load(folder)
-
-
-def test_the_family_is_recognized_and_short(prior: DiffusersPrior) -> None:
-    assert type(prior.denoiser).__name__ == "MaskedTransformer"
-    assert (prior.image_size, prior.latent_shape(16, 8)) == (16, (4, 8, 4))
-    # Sides become multiples of the transformer's patches, of 4 pixels each.
+def test_sides_become_multiples_of_the_patches(prior: DiffusersPrior) -> None:
+    """The transformer's patches have 4 pixels each."""
     assert prior.encode(torch.zeros(1, 24, 38, 3)).shape == (1, 4, 8, 12)
-    source = Path("scoredist3d/priors/pixart_sigma.py").read_text(encoding="utf-8")
-    assert len(source.splitlines()) <= 120
 
 
 def test_predictions_are_the_pipelines(prior: DiffusersPrior, pipeline: Any) -> None:
-    steps = recorded(
-        pipeline,
-        prompt=PROMPTS,
-        negative_prompt=NEGATIVE,
-        guidance_scale=4.5,
-        num_inference_steps=4,
-        height=16,
-        width=16,
-        latents=normal(2, 4, SIDE, SIDE),
-        clean_caption=False,
-        use_resolution_binning=False,
-    )
-    conditions = CFGConditions(prior.embed(PROMPTS), prior.embed([NEGATIVE]))
-    check_predictions(prior, conditions, 4.5, steps)
+    options = {"clean_caption": False, "use_resolution_binning": False}
+    steps = guided_steps(pipeline, prior, negative_prompt=NEGATIVE, guidance_scale=4.5, **options)
+    check_predictions(prior, conditions_of(prior), 4.5, steps)
     check_scheduler(prior, pipeline.scheduler.alphas_cumprod)
 
 
@@ -122,15 +105,6 @@ def test_prompt_processing_keeps_masks(prior: DiffusersPrior) -> None:
     assert torch.equal(conditions.positive.mask[:1], torch.maximum(front, side))
 
 
-def test_images_and_latents_are_the_pipelines(prior: DiffusersPrior, pipeline: Any) -> None:
-    vae, rgb = pipeline.vae, images(16)
-    with torch.no_grad():
-        latents = vae.encode(2.0 * rgb.movedim(-1, 1) - 1.0).latent_dist.mode() * vae.config.scaling_factor
-        torch.testing.assert_close(prior.encode(rgb), latents)
-        decoded = 0.5 * vae.decode(latents / vae.config.scaling_factor).sample + 0.5
-        torch.testing.assert_close(prior.decode(latents), decoded.movedim(1, -1))
-
-
 def test_a_folder_of_an_earlier_version_is_the_same_model(folder: Path, prior: DiffusersPrior, tmp_path: Path) -> None:
     earlier = copy_with(folder, tmp_path / "earlier", transformer=["diffusers", "Transformer2DModel"])
     config = earlier / "transformer" / "config.json"
@@ -141,41 +115,7 @@ def test_a_folder_of_an_earlier_version_is_the_same_model(folder: Path, prior: D
     torch.testing.assert_close(*outputs)
 
 
-@pytest.mark.parametrize("method", METHOD_CASES)
-def test_methods_distil_from_it(method: str, prior: DiffusersPrior) -> None:
-    train(prior, method)
-
-
-def test_a_long_prompt_is_cut_with_a_warning(prior: DiffusersPrior, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING):
-        cut = prior.embed([LONG])
-    assert cut.text.shape[1] == 300 and cut.mask is not None and cut.mask.all()
-    assert len(caplog.records) == 1 and "longer than the prior's limit of 300 tokens" in caplog.text
-
-
-@pytest.mark.parametrize("part", ["transformer", "vae", "text_encoder"])
-def test_a_truncated_file_is_named(part: str, folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(PriorError, match=rf"{KEY}the {part} of .* cannot be loaded"):
-        load(truncated(folder, tmp_path / "cut", part))
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"_class_name": "PixArtAlphaPipeline"}, r"\(PixArtAlphaPipeline\) has no unet; .* are supported"),
-        ({"transformer": ["diffusers", "HunyuanDiT2DModel"]}, "its transformer, a HunyuanDiT2DModel"),
-        ({"tokenizer": [None, None]}, "has no tokenizer in its model_index.json"),
-    ],
-)
-def test_other_pipelines_are_named(changes: dict[str, Any], message: str, folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(PriorError, match=rf"{KEY}.*{message}"):
-        load(copy_with(folder, tmp_path / "other", **changes))
-
-
-def test_a_model_of_another_family_is_no_sibling(folder: Path, prior: DiffusersPrior, tmp_path: Path) -> None:
-    assert prior.sibling(str(folder), key="guidance.phi.model").channels == 4
-    with pytest.raises(PriorError, match=r"guidance\.phi\.model: .* has no transformer of class PixArtTrans"):
-        prior.sibling("embedded", key="guidance.phi.model")
+def test_the_older_family_is_named(folder: Path, tmp_path: Path) -> None:
     alpha = copy_with(folder, tmp_path / "alpha", "transformer/config.json", use_additional_conditions=True)
     with pytest.raises(PriorError, match=r"needs a resolution and an aspect ratio \(PixArt-Alpha\)"):
         load(alpha)

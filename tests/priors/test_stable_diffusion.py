@@ -14,15 +14,15 @@ from shared.family_checks import (
     PROMPTS,
     check_predictions,
     check_scheduler,
+    conditions_of,
     copy_with,
+    guided_steps,
     images,
     load,
-    normal,
-    recorded,
+    reference_pipeline,
     train,
 )
-
-from scoredist3d.priors import CFGConditions
+from shared.family_suite import scaled_images, scaled_latents
 
 Folders = Callable[..., Path]
 
@@ -35,23 +35,13 @@ def folder(request: pytest.FixtureRequest, folders: Folders, tmp_path: Path) -> 
 
 
 def reference(folder: Path) -> StableDiffusionPipeline:
-    with torch.random.fork_rng(devices=[]):  # networks draw their first weights before they load those of the files
-        loaded = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None, feature_extractor=None)
-    loaded.set_progress_bar_config(disable=True)
-    return loaded
+    return reference_pipeline(StableDiffusionPipeline, folder, safety_checker=None, feature_extractor=None)
 
 
 def test_predictions_are_the_pipelines(folder: Path) -> None:
     prior, pipeline = load(folder), reference(folder)
-    steps = recorded(
-        pipeline,
-        prompt=PROMPTS,
-        negative_prompt=[NEGATIVE] * 2,
-        guidance_scale=7.5,
-        num_inference_steps=4,
-        latents=normal(2, *prior.latent_shape(prior.image_size, prior.image_size)),
-    )
-    check_predictions(prior, CFGConditions(prior.embed(PROMPTS), prior.embed([NEGATIVE])), 7.5, steps)
+    steps = guided_steps(pipeline, prior, negative_prompt=[NEGATIVE] * 2, guidance_scale=7.5)
+    check_predictions(prior, conditions_of(prior), 7.5, steps)
     check_scheduler(prior, pipeline.scheduler.alphas_cumprod)
 
 
@@ -60,10 +50,10 @@ def test_embeddings_images_and_latents_are_the_pipelines(folder: Path) -> None:
     with torch.no_grad():
         text, empty = pipeline.encode_prompt(PROMPTS, torch.device("cpu"), 1, True)
         torch.testing.assert_close((prior.embed(PROMPTS).text, prior.embed(["", ""]).text), (text, empty))
-        vae, rgb = pipeline.vae, images(prior.image_size)
-        latents = vae.encode(2.0 * rgb.movedim(-1, 1) - 1.0).latent_dist.mode() * vae.config.scaling_factor
+        rgb = images(prior.image_size)
+        latents = scaled_latents(pipeline.vae, 2.0 * rgb.movedim(-1, 1) - 1.0)
         torch.testing.assert_close(prior.encode(rgb), latents)
-        decoded = 0.5 * vae.decode(latents / vae.config.scaling_factor).sample + 0.5
+        decoded = 0.5 * scaled_images(pipeline.vae, latents) + 0.5
         torch.testing.assert_close(prior.decode(latents), decoded.movedim(1, -1))
 
 

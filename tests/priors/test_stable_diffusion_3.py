@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
-from shared.family_checks import METHOD_CASES, check_predictions, recorded, train, truncated
+from shared.family_checks import PROMPTS, check_predictions, conditions_of, guided_steps, load, normal
+from shared.family_suite import FamilyCase, FamilySuite
 from shared.flow_folder import CHANNELS, FACTOR, SIDE, SIZES, build_flow
 
 from scoredist3d import cli
@@ -25,28 +25,31 @@ from scoredist3d.procedural.tokenizer import MAX_LENGTH
 from scoredist3d.training.fit import import_lightning
 
 import_lightning()  # before the tests: the import draws from a global random stream
-PROMPTS = ["a red mug", "a blue chair"]
 NEGATIVE = "a green sphere"
 SHIFT = SIZES.shift
 WITHOUT_T5: dict[str, Any] = {"text_encoder_3": None, "tokenizer_3": None}
 """diffusers requires these arguments for a folder without T5."""
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_flow(tmp_path_factory.mktemp("flow"))
+FAMILY = FamilyCase(
+    build_flow,
+    StableDiffusion3Pipeline,
+    "JointTransformer",
+    default_size=64,
+    latents=(CHANNELS, 2, 1),
+    limit=MAX_LENGTH,
+    refused=(
+        (
+            {"transformer": ["diffusers", "ChromaTransformer2DModel"]},
+            r"has no unet; its denoiser is its transformer, a Chroma.* 3\.x",
+        ),
+    ),
+    pipeline_options=WITHOUT_T5,
+)
 
 
-@pytest.fixture(scope="module")
-def pipeline(folder: Path) -> Iterator[StableDiffusion3Pipeline]:
-    with torch.random.fork_rng(devices=[]):  # networks draw their first weights before they load those of the files
-        loaded = StableDiffusion3Pipeline.from_pretrained(folder, **WITHOUT_T5)
-    loaded.set_progress_bar_config(disable=True)
-    yield loaded
-
-
-def load(folder: Path, **options: Any) -> DiffusersPrior:
-    return DiffusersPrior(DiffusersPrior.Config(pretrained_model_name_or_path=str(folder), **options))
+class TestFamily(FamilySuite):
+    """The tests of every family."""
 
 
 def with_index(folder: Path, target: Path, **entries: Any) -> Path:
@@ -58,22 +61,16 @@ def with_index(folder: Path, target: Path, **entries: Any) -> Path:
     return target
 
 
-def normal(*shape: int, seed: int = 1) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
 def cameras(count: int) -> Cameras:
     azimuth = torch.linspace(-150.0, 150.0, count)
     return orbit(azimuth, torch.full((count,), 15.0), torch.full((count,), 3.2), torch.full((count,), 40.0), 64, 64)
 
 
-def test_the_family_is_recognized_and_short(folder: Path) -> None:
+def test_the_folder_states_shift_cameras_and_vocabulary(folder: Path) -> None:
     prior = load(folder)
-    assert (prior.image_size, prior.latent_shape(64, 32)) == (64, (CHANNELS, 8, 4))
+    assert prior.latent_shape(64, 32) == (CHANNELS, 8, 4)
     assert isinstance(prior.schedule, FlowSchedule) and prior.schedule.shift == SHIFT
     assert prior.takes_cameras and prior.unknown_words("a red zeppelin") == ["zeppelin"]
-    source = Path("scoredist3d/priors/stable_diffusion_3.py").read_text(encoding="utf-8")
-    assert len(source.splitlines()) <= 120
 
 
 def test_diffusers_loads_the_folder_without_a_warning(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -122,16 +119,9 @@ def test_predictions_are_the_transformers(folder: Path, pipeline: StableDiffusio
     assert (without.output - velocity).abs().mean() > 0.01
 
 
-def test_images_and_latents_are_the_autoencoders(folder: Path, pipeline: StableDiffusion3Pipeline) -> None:
-    prior, vae = load(folder), pipeline.vae
-    rgb = torch.rand(2, 64, 64, 3, generator=torch.Generator().manual_seed(2))
-    with torch.no_grad():
-        latents = (vae.encode(2.0 * rgb.movedim(-1, 1) - 1.0).latent_dist.mode() - 0.06) * 1.5
-        torch.testing.assert_close(prior.encode(rgb), latents)
-        decoded = 0.5 * vae.decode(latents / 1.5 + 0.06).sample + 0.5
-        torch.testing.assert_close(prior.decode(latents), decoded.movedim(1, -1))
-    # Sides become multiples of the transformer's patches, of 16 pixels each.
-    assert prior.encode(rgb.new_zeros(1, 96, 152, 3)).shape == (1, CHANNELS, 8, 12)
+def test_sides_become_multiples_of_the_patches(prior: DiffusersPrior) -> None:
+    """The transformer's patches have 16 pixels each."""
+    assert prior.encode(torch.zeros(1, 96, 152, 3)).shape == (1, CHANNELS, 8, 12)
 
 
 @pytest.mark.parametrize("scale", [1.0, 5.0])
@@ -174,16 +164,10 @@ def test_what_is_missing_or_does_not_fit_is_named(folder: Path, tmp_path: Path) 
     prior = load(folder)
     with pytest.raises(ValueError, match="is conditioned on cameras; make the conditioning with"):
         prior.denoiser.inputs(load(with_index(folder, tmp_path / "plain", _camera_token=None)).embed(PROMPTS))
-    with pytest.raises(PriorError, match=r"guidance\.phi\.model: .* has no transformer of class SD3Transformer2DModel"):
-        prior.sibling("embedded", key="guidance.phi.model")
     other = with_index(folder, tmp_path / "other")
     FlowMatchEulerDiscreteScheduler(shift=1.0).save_pretrained(other / "scheduler")
-    assert prior.sibling(str(folder), key="guidance.phi.model").channels == CHANNELS
     with pytest.raises(PriorError, match=r"guidance\.phi\.model: the noise schedule of .* is not the prior's"):
         prior.sibling(str(other), key="guidance.phi.model")
-    chroma = with_index(folder, tmp_path / "chroma", transformer=["diffusers", "ChromaTransformer2DModel"])
-    with pytest.raises(PriorError, match=r"has no unet; its denoiser is its transformer, a Chroma.* 3\.x"):
-        load(chroma)
 
 
 def test_the_packaged_model_is_named_when_it_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,30 +177,11 @@ def test_the_packaged_model_is_named_when_it_is_missing(tmp_path: Path, monkeypa
         load(Path("embedded-flow"))
 
 
-@pytest.mark.parametrize("method", METHOD_CASES)
-def test_methods_take_steps_with_free_images(method: str, folder: Path) -> None:
-    train(load(folder), method)
-
-
 def test_predictions_at_the_pipelines_own_steps(folder: Path, pipeline: StableDiffusion3Pipeline) -> None:
     prior = load(folder)
     # One T5 token, which is zero, corresponds to the camera token of no camera.
-    steps = recorded(
-        pipeline,
-        prompt=PROMPTS,
-        negative_prompt=[NEGATIVE] * 2,
-        guidance_scale=5.0,
-        num_inference_steps=4,
-        latents=normal(2, CHANNELS, SIDE, SIDE, seed=3),
-        max_sequence_length=1,
-    )
-    check_predictions(prior, CFGConditions(prior.embed(PROMPTS), prior.embed([NEGATIVE])), 5.0, steps)
-
-
-@pytest.mark.parametrize("part", ["transformer", "vae", "text_encoder"])
-def test_a_truncated_file_is_named(part: str, folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(PriorError, match=rf"^prior\.pretrained_model_name_or_path: the {part} of .* cannot be loaded"):
-        load(truncated(folder, tmp_path / "cut", part))
+    options = {"negative_prompt": [NEGATIVE] * 2, "guidance_scale": 5.0, "max_sequence_length": 1}
+    check_predictions(prior, conditions_of(prior, NEGATIVE), 5.0, guided_steps(pipeline, prior, **options))
 
 
 RECIPES = {

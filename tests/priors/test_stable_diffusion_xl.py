@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,54 +9,51 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, EulerAncestralDiscreteScheduler, StableDiffusionXLPipeline
 from shared.family_checks import (
-    LONG,
-    METHOD_CASES,
+    KEY,
     NEGATIVE,
     PROMPTS,
     check_predictions,
     check_scheduler,
+    conditions_of,
     copy_with,
+    guided_steps,
     images,
     load,
     normal,
-    recorded,
-    train,
-    truncated,
 )
+from shared.family_suite import FamilyCase, FamilySuite
 from shared.sdxl_folder import SIDE, build_sdxl
 
-from scoredist3d.priors import CFGConditions
 from scoredist3d.priors.diffusers_loading import PriorError
 from scoredist3d.priors.diffusers_prior import DiffusersPrior
 
-KEY = r"^prior\.pretrained_model_name_or_path: "
+
+def use_ddim(pipeline: StableDiffusionXLPipeline) -> None:
+    """Give the pipeline a DDIM sampler, whose latents are those of the prior; Euler's have other units."""
+    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_sdxl(tmp_path_factory.mktemp("sdxl"))
+FAMILY = FamilyCase(
+    build_sdxl,
+    StableDiffusionXLPipeline,
+    "SizedUNet",
+    default_size=16,
+    latents=(4, 8, 4),
+    limit=12,
+    parts=("unet", "vae", "text_encoder_2"),
+    refused=(
+        ({"_class_name": "KolorsPipeline"}, r"\(KolorsPipeline\) needs pooled text embeddings and image sizes"),
+        ({"text_encoder_2": [None, None]}, "has no text_encoder_2 in its model_index.json"),
+        ({"unet": [None, None]}, "has no unet"),
+    ),
+    pipeline_options={"add_watermarker": False},
+    prepare=use_ddim,
+    other_sibling="needs conditions of type addition_embed_type=None",
+)
 
 
-@pytest.fixture(scope="module")
-def pipeline(folder: Path) -> Iterator[StableDiffusionXLPipeline]:
-    """The pipeline with a DDIM sampler, whose latents are those of the prior; Euler's have other units."""
-    with torch.random.fork_rng(devices=[]):  # networks draw their first weights before they load those of the files
-        loaded = StableDiffusionXLPipeline.from_pretrained(folder, add_watermarker=False)
-    loaded.scheduler = DDIMScheduler.from_config(loaded.scheduler.config)
-    loaded.set_progress_bar_config(disable=True)
-    yield loaded
-
-
-@pytest.fixture(scope="module")
-def prior(folder: Path) -> DiffusersPrior:
-    return load(folder)
-
-
-def test_the_family_is_recognized_and_short(prior: DiffusersPrior) -> None:
-    assert type(prior.denoiser).__name__ == "SizedUNet"
-    assert (prior.image_size, prior.latent_shape(16, 8)) == (16, (4, 8, 4))
-    source = Path("scoredist3d/priors/stable_diffusion_xl.py").read_text(encoding="utf-8")
-    assert len(source.splitlines()) <= 120
+class TestFamily(FamilySuite):
+    """The tests of every family."""
 
 
 @pytest.mark.parametrize(
@@ -70,18 +65,10 @@ def test_predictions_are_the_pipelines(
     sizes: dict[str, Any], folder: Path, pipeline: StableDiffusionXLPipeline
 ) -> None:
     prior = load(folder, **{name: list(value) for name, value in sizes.items()})
-    conditions = CFGConditions(prior.embed(PROMPTS), prior.embed([NEGATIVE]))
     renamed = {"crop_top_left": "crops_coords_top_left"}
-    steps = recorded(
-        pipeline,
-        prompt=PROMPTS,
-        negative_prompt=[NEGATIVE] * 2,
-        guidance_scale=5.0,
-        num_inference_steps=4,
-        latents=normal(2, 4, SIDE, SIDE),
-        **{renamed.get(name, name): value for name, value in sizes.items()},
-    )
-    check_predictions(prior, conditions, 5.0, steps)
+    options = {renamed.get(name, name): value for name, value in sizes.items()}
+    steps = guided_steps(pipeline, prior, negative_prompt=[NEGATIVE] * 2, guidance_scale=5.0, **options)
+    check_predictions(prior, conditions_of(prior), 5.0, steps)
     check_scheduler(prior, pipeline.scheduler.alphas_cumprod)
 
 
@@ -106,7 +93,7 @@ def test_text_embeddings_are_the_pipelines(folder: Path, prior: DiffusersPrior, 
     torch.testing.assert_close((other.text, other.pooled), (encoded, encoded_pooled))
 
 
-def test_images_and_latents_are_the_pipelines(prior: DiffusersPrior, pipeline: Any) -> None:
+def test_images_of_the_pipeline_itself_are_the_priors(prior: DiffusersPrior, pipeline: Any) -> None:
     rgb = images(16)
     with torch.no_grad():
         latents = pipeline.vae.encode(pipeline.image_processor.preprocess(rgb.numpy())).latent_dist.mode()
@@ -150,37 +137,6 @@ def test_the_turbo_variant_is_the_same_family(folder: Path, tmp_path: Path, prio
     t = torch.linspace(0.0, 1.0, 11)
     torch.testing.assert_close(loaded.schedule.coefficients(t), prior.schedule.coefficients(t))
     assert type(loaded.denoiser) is type(prior.denoiser)
-
-
-@pytest.mark.parametrize("method", METHOD_CASES)
-def test_methods_distil_from_it(method: str, prior: DiffusersPrior) -> None:
-    train(prior, method)
-
-
-def test_a_long_prompt_is_cut_with_a_warning(prior: DiffusersPrior, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING):
-        cut = prior.embed([LONG])
-    assert cut.text.shape[1] == 12 and "longer than the prior's limit of 12 tokens" in caplog.text
-    assert len(caplog.records) == 1, "both encoders cut the same text"
-
-
-@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder_2"])
-def test_a_truncated_file_is_named(part: str, folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(PriorError, match=rf"{KEY}the {part} of .* cannot be loaded"):
-        load(truncated(folder, tmp_path / "cut", part))
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"_class_name": "KolorsPipeline"}, r"\(KolorsPipeline\) needs pooled text embeddings and image sizes"),
-        ({"text_encoder_2": [None, None]}, "has no text_encoder_2 in its model_index.json"),
-        ({"unet": [None, None]}, "has no unet"),
-    ],
-)
-def test_other_pipelines_are_named(changes: dict[str, Any], message: str, folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(PriorError, match=rf"{KEY}.*{message}"):
-        load(copy_with(folder, tmp_path / "other", **changes))
 
 
 def test_a_refiner_and_a_wrong_option_are_named(folder: Path, tmp_path: Path) -> None:

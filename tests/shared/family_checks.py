@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,8 @@ from shared.method_cases import METHODS, case
 
 PROMPTS = ["a red mug", "a blue chair"]
 NEGATIVE = "a front view"
+KEY = r"^prior\.pretrained_model_name_or_path: "
+"""Begin of an error message about a model, as a regular expression."""
 LONG = "a red mug, a blue chair, " * 100
 DEFAULT = ("sds", "vsd", "sdi", "ism", "rfds")
 METHOD_CASES = [
@@ -43,6 +45,14 @@ def load(folder: Path, **options: Any) -> DiffusersPrior:
         parse_component("prior", {"type": "diffusers", "pretrained_model_name_or_path": str(folder), **options})
     )
     return prior
+
+
+def reference_pipeline(cls: Any, folder: Path, **options: Any) -> Any:
+    """The pipeline of diffusers that loads a folder."""
+    with torch.random.fork_rng(devices=[]):  # networks draw their first weights before they load those of the files
+        pipeline = cls.from_pretrained(folder, **options)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
 
 
 def normal(*shape: int, seed: int = 1) -> Tensor:
@@ -96,6 +106,28 @@ def recorded(pipeline: Any, *, output_type: str = "latent", **call: Any) -> list
     finally:
         del pipeline.scheduler.step
     return steps
+
+
+def guided_steps(
+    pipeline: Any, prior: Prior, *, latents: Callable[[Tensor], Tensor] | None = None, **call: Any
+) -> list[Step]:
+    """Four recorded steps for :data:`PROMPTS` and images of the prior's size, from fixed noise.
+
+    Args:
+        pipeline: The pipeline.
+        prior: The prior, whose latents the pipeline packs.
+        latents: Latents as the pipeline receives them; by default unchanged.
+        call: Other arguments of the pipeline.
+    """
+    side = prior.image_size
+    noise = normal(2, *prior.latent_shape(side, side))
+    call = {"prompt": list(PROMPTS), "num_inference_steps": 4, "height": side, "width": side, **call}
+    return recorded(pipeline, latents=noise if latents is None else latents(noise), **call)
+
+
+def conditions_of(prior: Prior, negative: str = NEGATIVE) -> CFGConditions:
+    """The conditions of :data:`PROMPTS` and a negative prompt."""
+    return CFGConditions(prior.embed(PROMPTS), prior.embed([negative]))
 
 
 def t_of(schedule: NoiseSchedule, timestep: float) -> float:

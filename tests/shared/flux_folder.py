@@ -7,7 +7,7 @@ from pathlib import Path
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
 
 from shared.deepfloyd_folder import TEXT_WIDTH
-from shared.toy_parts import seeded, spread, write_clip, write_index, write_t5, write_vae
+from shared.toy_parts import seeded, spread, write_clip, write_flux_vae, write_index, write_t5
 
 CHANNELS, SIDE = 16, 8
 POOLED_WIDTH = 16
@@ -18,14 +18,7 @@ def build_flux(folder: Path, *, distilled: bool = True) -> Path:
     with seeded():
         clip = write_clip(folder, "", width=POOLED_WIDTH, projected=False)
         t5 = write_t5(folder, "_2")
-        vae = write_vae(
-            folder,
-            channels=CHANNELS,
-            scaling_factor=0.3611,
-            shift_factor=0.1159,
-            use_quant_conv=False,
-            use_post_quant_conv=False,
-        )
+        vae = write_flux_vae(folder, CHANNELS)
         transformer = FluxTransformer2DModel(
             in_channels=4 * CHANNELS,
             num_layers=1,

@@ -98,9 +98,17 @@ def write_qwen_tokenizer(folder: Path) -> dict[str, int]:
     tokenizer.chat_template = (
         "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+        "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}"
     )
     tokenizer.save_pretrained(folder)
     return ids
+
+
+def byte_tokens(*special: str) -> dict[str, int]:
+    """Numbers of the tokens of a tokenizer in SentencePiece's manner that knows single letters and bytes."""
+    letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ▁,."
+    tokens = [*special, *(f"<0x{byte:02X}>" for byte in range(256)), *letters]
+    return {token: index for index, token in enumerate(tokens)}
 
 
 def write_vae(folder: Path, *, channels: int, **config: Any) -> list[str]:
@@ -115,6 +123,18 @@ def write_vae(folder: Path, *, channels: int, **config: Any) -> list[str]:
         **config,
     ).save_pretrained(folder / "vae")
     return ["diffusers", "AutoencoderKL"]
+
+
+def write_flux_vae(folder: Path, channels: int) -> list[str]:
+    """Write an autoencoder with the scale and shift of FLUX.1; returns its entry of the index."""
+    return write_vae(
+        folder,
+        channels=channels,
+        scaling_factor=0.3611,
+        shift_factor=0.1159,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+    )
 
 
 def write_index(folder: Path, pipeline: str, **entries: Any) -> Path:

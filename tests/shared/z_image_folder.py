@@ -7,7 +7,7 @@ from pathlib import Path
 from diffusers import FlowMatchEulerDiscreteScheduler, ZImageTransformer2DModel
 from transformers import Qwen3Config, Qwen3Model
 
-from shared.toy_parts import seeded, spread, write_index, write_qwen_tokenizer, write_vae
+from shared.toy_parts import seeded, spread, write_flux_vae, write_index, write_qwen_tokenizer
 
 CHANNELS, SIDE, TEXT_WIDTH = 16, 8, 16
 
@@ -27,14 +27,7 @@ def build_z_image(folder: Path) -> Path:
             max_position_embeddings=1024,
         )
         spread(Qwen3Model(language_model)).save_pretrained(folder / "text_encoder")
-        vae = write_vae(
-            folder,
-            channels=CHANNELS,
-            scaling_factor=0.3611,
-            shift_factor=0.1159,
-            use_quant_conv=False,
-            use_post_quant_conv=False,
-        )
+        vae = write_flux_vae(folder, CHANNELS)
         transformer = ZImageTransformer2DModel(
             in_channels=CHANNELS,
             dim=32,
