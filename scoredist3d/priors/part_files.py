@@ -42,6 +42,7 @@ def check_part(folder: Path, cls: Any = None, *, allow_pickle: bool = False, opt
     """
     for path in sorted(folder.glob("*.json")):
         check_file_size(path, MAX_JSON_BYTES, "a JSON file of a model")
+    _check_implementations(folder)
     if (folder / "adapter_config.json").exists():
         # transformers would load the base model that it names, from anywhere.
         raise ValueError("adapter_config.json makes it an adapter for another model; merge the adapter into its model")
@@ -93,6 +94,14 @@ def is_part_class(cls: Any) -> bool:
     return not bases.isdisjoint(_PART_BASES)
 
 
+def _check_implementations(folder: Path) -> None:
+    """Check that ``config.json`` names no implementation of attention or experts from the hub, which is code."""
+    path = folder / "config.json"
+    for key, name in _items(read_json_file(path) if path.is_file() else None):
+        if isinstance(name, str) and "/" in name and "_implementation" in key:
+            raise ValueError(f"config.json has {key}={name!r}, which is code from the hub; remove this key")
+
+
 def _check_layers(folder: Path) -> None:
     """Check that the numbers of layers in ``config.json`` do not exceed the number of weights, and others their bytes.
 
@@ -116,16 +125,16 @@ def _check_layers(folder: Path) -> None:
 
 
 def _check_widths(folder: Path, cls: Any) -> None:
-    """Check that a network of diffusers can be built and has no more parameters than its files have bytes.
+    """Check that a network can be built and has no more parameters than its files have bytes.
 
-    diffusers would allocate the parameters before it misses the weights; transformers does not.
+    diffusers would allocate the parameters before it misses the weights, and transformers would initialize them.
     """
     path = folder / "config.json"
-    if not path.is_file() or not (isinstance(cls, type) and issubclass(cls, nn.Module) and hasattr(cls, "from_config")):
+    if not path.is_file() or not (isinstance(cls, type) and issubclass(cls, nn.Module)):
         return
     try:
         with quiet_libraries(), torch.device("meta"):
-            network = cls.from_config(read_json_file(path))
+            network = _build(cls, read_json_file(path))
     except Exception as error:  # Files from others can make the libraries fail in every way.
         if isinstance(error, NotImplementedError) or "meta" in str(error):
             return  # This class cannot be built without memory.
@@ -138,15 +147,34 @@ def _check_widths(folder: Path, cls: Any) -> None:
         )
 
 
-def _numbers(value: Any, key: str = "") -> Iterator[tuple[str, int]]:
-    """All integers in a decoded JSON value with their keys; those of a list have the key of the list."""
+def _build(cls: Any, config: Any) -> nn.Module:
+    """A network of a class of diffusers or transformers with the decoded content of its ``config.json``."""
+    network: nn.Module
+    if hasattr(cls, "from_config"):
+        network = cls.from_config(config)
+    else:
+        # Otherwise, transformers would fetch an attention implementation that the file names from the hub.
+        network = cls(cls.config_class.from_dict(config, attn_implementation=None))
+    return network
+
+
+def _numbers(value: Any) -> Iterator[tuple[str, int]]:
+    """All integers in a decoded JSON value with their keys."""
+    return ((key, item) for key, item in _items(value) if isinstance(item, int) and not isinstance(item, bool))
+
+
+def _items(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """All scalars in a decoded JSON value with their keys; those of a list have the key of the list.
+
+    Keys of nested values follow those of the outer ones after a dot.
+    """
     if isinstance(value, dict):
         for name, item in value.items():
-            yield from _numbers(item, name)
+            yield from _items(item, f"{key}.{name}" if key else name)
     elif isinstance(value, list):
         for item in value:
-            yield from _numbers(item, key)
-    elif isinstance(value, int) and not isinstance(value, bool):
+            yield from _items(item, key)
+    else:
         yield key, value
 
 

@@ -90,8 +90,22 @@ def test_transformers_does_not_ask_while_it_loads(monkeypatch: pytest.MonkeyPatc
     assert asked == []
 
 
-def test_an_attention_implementation_from_the_hub_is_not_used(folder: Path) -> None:
-    edit(folder / "text_encoder" / "config.json", attn_implementation="somebody/kernel")
+@pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation", "experts_implementation"])
+@pytest.mark.parametrize("nested", [False, True])
+def test_an_implementation_from_the_hub_is_refused(
+    folder: Path, key: str, nested: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("transformers.integrations.hub_kernels.load_and_register_attn_kernel", None)
+    edit(
+        folder / "text_encoder" / "config.json",
+        **({"text_config": {key: "some/kernel"}} if nested else {key: "some/kernel"}),
+    )
+    with pytest.raises(PriorError, match=rf"has (text_config\.)?{key}='some/kernel', which is code from the hub"):
+        load(folder)
+
+
+def test_an_implementation_in_the_library_is_not_used(folder: Path) -> None:
+    edit(folder / "text_encoder" / "config.json", attn_implementation="flex_attention")
     network: Any = PipelineSource.open(str(folder)).load_network("text_encoder", torch.float32)
     assert network.config._attn_implementation in ("sdpa", "eager")
 
@@ -203,6 +217,14 @@ def test_a_config_with_more_layers_than_weights_builds_none(folder: Path, number
 def test_a_config_with_more_parameters_than_bytes_allocates_none(folder: Path, part: str, key: str, value: Any) -> None:
     edit(folder / part / "config.json", **{key: value})
     with pytest.raises(PriorError, match=r"config\.json (describes [\d,]+ parameters, but the files|cannot be used)"):
+        load(folder)
+
+
+def test_a_text_encoder_without_sizes_allocates_none(folder: Path) -> None:
+    """The defaults of the class describe a network of the published size."""
+    path = folder / "text_encoder" / "config.json"
+    path.write_text(json.dumps({"model_type": json.loads(path.read_text())["model_type"]}))
+    with pytest.raises(PriorError, match=r"config\.json describes [\d,]+ parameters, but the files have [\d,]+ bytes"):
         load(folder)
 
 
