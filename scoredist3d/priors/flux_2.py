@@ -20,14 +20,17 @@ from scoredist3d.priors.text_encoding import PROMPT, TextEncoder
 _LENGTH, _STEPS, _SAMPLE_SIZE, _DISTILLED_GUIDANCE = 512, 50, 64, 4.0
 """Defaults of the pipelines: tokens, sampling steps, 1024 pixels at 16 per latent pixel, and distilled guidance."""
 _MISTRAL_LAYERS, _QWEN_LAYERS = (10, 20, 30), (9, 18, 27)
-_MISTRAL_TEMPLATE = (
-    "<s>[SYSTEM_PROMPT]You are an AI that reasons about image descriptions. You give structured responses focusing on "
-    f"object relationships, object\nattribution and actions without speculation.[/SYSTEM_PROMPT][INST]{PROMPT}[/INST]"
-)
 _IMAGE_TOKEN = "[IMG]"
 """Token that stands for an image; as in the pipeline, it is removed from prompts."""
 _QWEN_TEMPLATE = f"<|im_start|>user\n{PROMPT}<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
-"""Chat templates for one message. The templates of the folders, programs in Jinja, are not run."""
+"""Chat template of Qwen3 for one message. The templates of the folders, programs in Jinja, are not run."""
+
+
+def _mistral_template() -> str:
+    """Chat template of Mistral 3 for the pipeline's system message and one message."""
+    from diffusers.pipelines.flux2.system_messages import SYSTEM_MESSAGE
+
+    return f"<s>[SYSTEM_PROMPT]{SYSTEM_MESSAGE}[/SYSTEM_PROMPT][INST]{PROMPT}[/INST]"
 
 
 class Flux2Transformer(DenoiserNetwork):
@@ -102,7 +105,7 @@ class LayersTextEncoder(nn.Module):
         self.training = False
         self._is_dev = source.index["_class_name"] == "Flux2Pipeline"
         self._layers = _MISTRAL_LAYERS if self._is_dev else _QWEN_LAYERS
-        template = _MISTRAL_TEMPLATE if self._is_dev else _QWEN_TEMPLATE
+        template = _mistral_template() if self._is_dev else _QWEN_TEMPLATE
         self.model = TextEncoder.load(source, precision, length=_LENGTH, masks_padding=True, template=template)
 
     def conditioning(self, prompts: Sequence[str]) -> Conditioning:

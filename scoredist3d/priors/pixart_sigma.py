@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from torch import Tensor
-
 from scoredist3d.priors.adapters import AdapterPoints
-from scoredist3d.priors.conditioning import Conditioning
-from scoredist3d.priors.denoiser import DenoiserNetwork
 from scoredist3d.priors.diffusers_loading import PipelineSource, PriorError
 from scoredist3d.priors.frozen_network import Precision
+from scoredist3d.priors.masked_text_transformer import MaskedTextTransformer
 from scoredist3d.priors.pipeline_family import Family
 from scoredist3d.priors.text_encoding import TextEncoder
 
@@ -18,17 +13,11 @@ _LENGTH = 300
 """Number of T5 tokens, the default of PixArtSigmaPipeline."""
 
 
-class MaskedTransformer(DenoiserNetwork):
+class MaskedTransformer(MaskedTextTransformer):
     """A PixArtTransformer2DModel; it predicts the noise and a variance, of which the noise is used."""
 
-    part = "transformer"
     networks = ("PixArtTransformer2DModel", "Transformer2DModel")  # diffusers converts the older class to the first
     upcasts_autoencoder = True  # it is that of Stable Diffusion XL
-
-    def __init__(self, source: PipelineSource, precision: Precision) -> None:
-        """The arguments are those of :class:`~scoredist3d.priors.denoiser.DenoiserNetwork`."""
-        super().__init__(source, precision)
-        self.patch_size = self.network.config.patch_size
 
     @classmethod
     def check(cls, source: PipelineSource) -> None:
@@ -39,10 +28,6 @@ class MaskedTransformer(DenoiserNetwork):
                 f"{source.key}: the transformer of {source.name} needs a resolution and an aspect ratio "
                 "(PixArt-Alpha); use a model of the PixArt-Sigma family"
             )
-
-    def inputs(self, conditioning: Conditioning) -> Mapping[str, Tensor | None]:
-        """Text embedding and the mask of its tokens."""
-        return {"encoder_hidden_states": conditioning.text, "encoder_attention_mask": conditioning.mask}
 
     def adapter_points(self) -> AdapterPoints:
         """The projections of all attention layers, and the timestep embedding."""

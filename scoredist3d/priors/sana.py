@@ -2,49 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from inspect import signature
 from typing import Any
 
 from torch import Tensor, nn
 
 from scoredist3d.priors.adapters import AdapterPoints
 from scoredist3d.priors.conditioning import Conditioning
-from scoredist3d.priors.denoiser import DenoiserNetwork
 from scoredist3d.priors.diffusers_loading import PipelineSource, PriorError
 from scoredist3d.priors.frozen_network import Precision
+from scoredist3d.priors.masked_text_transformer import MaskedTextTransformer
 from scoredist3d.priors.pipeline_family import Family
 from scoredist3d.priors.text_encoding import PROMPT, TextEncoder
 
 _LENGTH = 300
-INSTRUCTION = """\
-Given a user prompt, generate an 'Enhanced prompt' that provides detailed visual descriptions suitable for image \
-generation. Evaluate the level of detail in the user prompt:
-- If the prompt is simple, focus on adding specifics about colors, shapes, sizes, textures, and spatial relationships \
-to create vivid and concrete scenes.
-- If the prompt is already detailed, refine and enhance the existing details slightly without overcomplicating.
-Here are examples of how to transform or refine prompts:
-- User Prompt: A cat sleeping -> Enhanced: A small, fluffy white cat curled up in a round shape, sleeping peacefully \
-on a warm sunny windowsill, surrounded by pots of blooming red flowers.
-- User Prompt: A busy city street -> Enhanced: A bustling city street scene at dusk, featuring glowing street lamps, a \
-diverse crowd of people in colorful clothing, and a double-decker bus passing by towering glass skyscrapers.
-Please generate only the enhanced description for the prompt below and avoid including any additional commentary or \
-evaluations:
-User Prompt: \
-"""
-"""Defaults of SanaPipeline: number of tokens, and the complex human instruction, which the model was trained with."""
+"""Number of tokens, the default of SanaPipeline."""
 
 
-class SanaTransformer(DenoiserNetwork):
+class SanaTransformer(MaskedTextTransformer):
     """A SanaTransformer2DModel without distilled guidance."""
 
-    part = "transformer"
     networks = ("SanaTransformer2DModel",)
     automatic = "auto-bf16"
-
-    def __init__(self, source: PipelineSource, precision: Precision) -> None:
-        """The arguments are those of :class:`~scoredist3d.priors.denoiser.DenoiserNetwork`."""
-        super().__init__(source, precision)
-        self.patch_size = self.network.config.patch_size
 
     @classmethod
     def check(cls, source: PipelineSource) -> None:
@@ -55,10 +35,6 @@ class SanaTransformer(DenoiserNetwork):
                 f"{source.key}: the transformer of {source.name} needs distilled guidance (Sana Sprint); use a model "
                 "for SanaPipeline"
             )
-
-    def inputs(self, conditioning: Conditioning) -> Mapping[str, Tensor | None]:
-        """Text embedding and the mask of its tokens."""
-        return {"encoder_hidden_states": conditioning.text, "encoder_attention_mask": conditioning.mask}
 
     def call(self, x: Tensor, timestep: Tensor, inputs: dict[str, Any]) -> Tensor:
         """The network's output for timesteps in the units of its configuration."""
@@ -72,6 +48,14 @@ class SanaTransformer(DenoiserNetwork):
             width=self.network.scale_shift_table.shape[-1],
             text_width=self.network.config.caption_channels,
         )
+
+
+def instruction() -> str:
+    """The complex human instruction, with which the model was trained: the default of SanaPipeline."""
+    from diffusers import SanaPipeline
+
+    lines = signature(SanaPipeline.__call__).parameters["complex_human_instruction"].default
+    return "\n".join(lines)
 
 
 class InstructedTextEncoder(nn.Module):
@@ -90,8 +74,8 @@ class InstructedTextEncoder(nn.Module):
         tokenizer = self.plain.tokenizer
         tokenizer.padding_side = "right"
         # As in the pipeline, two of the tokens are counted in the instruction.
-        length = len(tokenizer(INSTRUCTION).input_ids) + _LENGTH - 2
-        template = INSTRUCTION + PROMPT
+        length = len(tokenizer(instruction()).input_ids) + _LENGTH - 2
+        template = instruction() + PROMPT
         self.instructed = TextEncoder(
             self.plain.network, tokenizer, precision, length=length, template=template, **options
         )
