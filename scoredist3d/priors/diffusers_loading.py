@@ -23,6 +23,7 @@ from torch import nn
 from scoredist3d.config.errors import FieldError, brief
 from scoredist3d.limits import MAX_TRAIN_TIMESTEPS
 from scoredist3d.paths import is_file
+from scoredist3d.priors.hub import hub_problem
 from scoredist3d.priors.part_files import check_part, is_part_class, read_json_file
 from scoredist3d.priors.quiet import quiet_libraries
 from scoredist3d.priors.vocabulary import Vocabulary
@@ -161,9 +162,9 @@ class PipelineSource:
                 raise
             pickles = pickles and "safetensors" in str(error)
             hint = f"; set {PICKLE_KEY}=true if its weights are pickles (.bin)" if pickles else ""
-            raise PriorError(
-                f"{self.key}: {what} of {self.name} cannot be {done}: {_first_line(error)}{hint}"
-            ) from error
+            problem = hub_problem(error, self.name) if self.folder is None else None
+            reason = f"the model {problem}" if problem and not hint else f"{_first_line(error)}{hint}"
+            raise PriorError(f"{self.key}: {what} of {self.name} cannot be {done}: {reason}") from error
 
     def load_network(self, part: str, dtype: torch.dtype) -> nn.Module:
         """Load a network, frozen and in evaluation mode.
@@ -373,9 +374,8 @@ def _download(name: str, file: str, revision: str | None, key: str) -> Path:
         with quiet_libraries():
             return Path(hf_hub_download(name, file, revision=revision))
     except (OSError, ValueError) as error:
-        raise PriorError(
-            f"{key}: {name!r} is not an existing folder and cannot be downloaded from the hub: {_first_line(error)}"
-        ) from error
+        problem = hub_problem(error, name) or f"cannot be downloaded from the hub: {_first_line(error)}"
+        raise PriorError(f"{key}: {name!r} is not an existing folder, and the model of this id {problem}") from error
 
 
 def _first_line(error: Exception) -> str:

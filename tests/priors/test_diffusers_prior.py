@@ -211,7 +211,7 @@ def test_missing_folder_is_named():
 
 
 def test_unreachable_hub_id_is_named():
-    with pytest.raises(PriorError, match=r"'nobody/nothing' is not an existing folder and cannot be downloaded"):
+    with pytest.raises(PriorError, match=r"'nobody/nothing' is not an existing folder, and the model of this id"):
         load("nobody/nothing")
 
 
