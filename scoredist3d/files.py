@@ -149,6 +149,11 @@ def read_text(path: Path) -> str:
         raise ValueError(f"{path}: not a UTF-8 text file; save it with the encoding UTF-8") from None
 
 
+def is_file_name(value: Any) -> bool:
+    """Whether a value of a JSON file, which may come from others, is the name of a file without a folder."""
+    return isinstance(value, str) and value not in ("", "..") and "\0" not in value and Path(value).name == value
+
+
 def write_json(path: Path, content: dict[str, Any]) -> Path:
     """Replace the content of a JSON file atomically; returns ``path``."""
     write_atomically(path, json.dumps(content, indent=2) + "\n")

@@ -17,7 +17,7 @@ from scoredist3d.export.camera_path import write_camera_path
 from scoredist3d.export.check import CHECK_SUFFIX
 from scoredist3d.export.images import save_png
 from scoredist3d.export.video import SUFFIXES, VideoWriter
-from scoredist3d.files import new_folder, read_json, write_json
+from scoredist3d.files import is_file_name, new_folder, read_json, write_json
 from scoredist3d.systems.base import System
 from scoredist3d.training.folder import RunFolder, slug, step_of
 from scoredist3d.training.replacement import Replacement
@@ -206,5 +206,5 @@ def _exported_before(folder: RunFolder) -> list[str]:
     for path in folder.export.glob("report*.json"):
         written = read_json(path).get("bytes")
         if isinstance(written, dict):
-            names += [path.name, *(name for name in written if Path(name).name == name)]
+            names += [path.name, *(name for name in written if is_file_name(name))]
     return names
