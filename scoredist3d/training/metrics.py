@@ -105,7 +105,8 @@ class MetricsFile:
         if resume_step is not None and path.exists():
             _check_size(path)
             columns, rows = read_rows(path)
-            self.columns = columns or self.columns
+            # A spreadsheet may have moved the first column.
+            self.columns += [name for name in dict.fromkeys(columns) if name != "step"]
             self._rewrite([row for row in rows if _step(row, path) <= resume_step])
         else:
             self._rewrite([])
