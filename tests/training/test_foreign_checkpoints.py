@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from shared.tiny_runs import plain
 
@@ -128,3 +129,15 @@ def test_a_run_that_starts_from_a_foreign_checkpoint_is_one_message(
     capsys.readouterr()
     code = cli.main(["--config", str(tmp_path / "c.yaml"), "--train", "--gpu", "cpu"])
     assert NO_WEIGHTS in message(capsys, code)
+
+
+def test_a_message_is_short_and_printable_whatever_it_quotes(
+    edited: Callable[[Edit], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A terminal would obey an escape sequence in the name of a weight."""
+    run = edited(put_weight("\x1b]0;title\x07" + "x" * 10**5, torch.zeros(1)))
+    capsys.readouterr()
+    assert cli.main(["--validate", str(run), "--gpu", "cpu"]) == cli.RUN_FAILED
+    line = capsys.readouterr().err.strip()
+    assert "\x1b" not in line and r"unexpected: \x1b]0;title\x07xxx" in line
+    assert line.endswith("configs/resolved.yaml in its run folder") and len(line) < 2100
