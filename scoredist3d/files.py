@@ -101,7 +101,8 @@ def sync_tree(folder: Path) -> None:
     for path, _, names in os.walk(folder):
         for name in names:
             if not (Path(path) / name).is_symlink():
-                sync_file(Path(path) / name)
+                with naming(Path(path) / name):
+                    sync_file(Path(path) / name)
         sync_folder(Path(path))
 
 

@@ -123,7 +123,8 @@ class MetricsFile:
 
     def sync(self) -> None:
         """Make the rows durable, so that none that a checkpoint counts as written is lost in a power cut."""
-        sync_file(self.path)
+        with naming(self.path):
+            sync_file(self.path)
 
     def _rewrite(self, rows: list[dict[str, str]]) -> None:
         lines = [_line(self.columns)] + [_line([row.get(key, "") for key in self.columns]) for row in rows]
