@@ -82,7 +82,9 @@ def new_folder(path: Path) -> Iterator[Path]:
 def make_folder(folder: Path) -> None:
     """Create a folder and its missing parents durably; does nothing if it exists."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
+    for path in reversed(missing):  # mkdir(parents=True) is recursive, and a path can have 2000 parts.
+        path.mkdir(exist_ok=True)
+    folder.mkdir(exist_ok=True)
     for path in missing:
         sync_folder(path.parent)
 

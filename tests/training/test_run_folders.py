@@ -18,7 +18,7 @@ from shared.signalled_runs import HANG, training
 from shared.tiny_runs import Recorder, make, plain
 
 from scoredist3d import cli
-from scoredist3d.files import remove_leftovers, write_atomically, write_json
+from scoredist3d.files import make_folder, remove_leftovers, write_atomically, write_json
 from scoredist3d.reasons import reason
 from scoredist3d.training import replacement as replacement_module
 from scoredist3d.training.checkpoint import read_checkpoint
@@ -283,6 +283,17 @@ def test_the_first_set_needs_no_folder(tmp_path: Path) -> None:
     write_atomically(tmp_path / ".export.tmp" / "a.glb", "new")
     Replacement.plan(tmp_path / ".export.tmp", tmp_path / "export", []).apply()
     assert contents(tmp_path) == {"export/a.glb": "new"}
+
+
+def test_folders_may_be_nested_deeply(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = Path("a/" * 1500)
+    make_folder(folder)
+    make_folder(folder)
+    assert folder.is_dir()
+    (tmp_path / "file").touch()
+    with pytest.raises(FileExistsError):
+        make_folder(tmp_path / "file")
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="finds the names of open files in /proc")
