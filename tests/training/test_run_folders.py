@@ -291,6 +291,8 @@ def test_folders_may_be_nested_deeply(tmp_path: Path, monkeypatch: pytest.Monkey
     make_folder(folder)
     make_folder(folder)
     assert folder.is_dir()
+    for path in (folder, *folder.parents[:-1]):  # pytest deletes folders recursively
+        path.rmdir()
     (tmp_path / "file").touch()
     with pytest.raises(FileExistsError):
         make_folder(tmp_path / "file")
