@@ -25,6 +25,8 @@ from scoredist3d.signals import SignalReceived, signals_end_command
 from scoredist3d.terminal import print_out, tolerate_any_text
 
 OK, RUN_FAILED, USAGE_ERROR, INTERRUPTED = 0, 1, 2, 130
+LONGEST_MESSAGE = 4 * MAX_MESSAGE
+"""Largest number of characters of an error, which may quote a file from others."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         missing = missing_dependency(error)
         is_users = isinstance(error, (ValueError, OSError, ExplainedError)) or missing is not None
-        print(f"error: {missing or reason(error)}", file=sys.stderr)
+        print(f"error: {brief(missing or reason(error), LONGEST_MESSAGE)}", file=sys.stderr)
         if not is_users and not verbose:
             print("(--verbose prints the traceback)", file=sys.stderr)
         return USAGE_ERROR if isinstance(error, ConfigError) else RUN_FAILED

@@ -82,7 +82,9 @@ def new_folder(path: Path) -> Iterator[Path]:
 def make_folder(folder: Path) -> None:
     """Create a folder and its missing parents durably; does nothing if it exists."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
+    for path in reversed(missing):  # mkdir(parents=True) is recursive, and a path can have 2000 parts.
+        path.mkdir(exist_ok=True)
+    folder.mkdir(exist_ok=True)
     for path in missing:
         sync_folder(path.parent)
 
@@ -101,7 +103,8 @@ def sync_tree(folder: Path) -> None:
     for path, _, names in os.walk(folder):
         for name in names:
             if not (Path(path) / name).is_symlink():
-                sync_file(Path(path) / name)
+                with naming(Path(path) / name):
+                    sync_file(Path(path) / name)
         sync_folder(Path(path))
 
 
@@ -147,6 +150,11 @@ def read_text(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
         raise ValueError(f"{path}: not a UTF-8 text file; save it with the encoding UTF-8") from None
+
+
+def is_file_name(value: Any) -> bool:
+    """Whether a value of a JSON file, which may come from others, is the name of a file without a folder."""
+    return isinstance(value, str) and value not in ("", "..") and "\0" not in value and Path(value).name == value
 
 
 def write_json(path: Path, content: dict[str, Any]) -> Path:

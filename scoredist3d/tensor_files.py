@@ -10,6 +10,7 @@ import io
 import math
 import pickle
 import re
+import struct
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -38,6 +39,9 @@ _ELEMENT_SIZES = {
     "ComplexDoubleStorage": 16,
 }
 """Bytes per element of the data of tensors, by the name that stands for their type in a pickle."""
+_END, _END_64, _LOCATOR_64 = 22, 76, 20
+"""Bytes of the last record of a zip archive, of the two records before it that large archives have, and of the second
+of these."""
 _PLAIN: dict[str, type] = {"collections.OrderedDict": OrderedDict, "builtins.set": set, "__builtin__.set": set}
 
 
@@ -66,6 +70,7 @@ def check_tensor_file(path: Path) -> None:
     """
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
+        _check_layout(path, entries)
         # torch.save stores its entries uncompressed and one after the other, so they cannot be larger than the file.
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
             raise ValueError("its zip archive is compressed, which torch.save never does")
@@ -81,6 +86,35 @@ def check_tensor_file(path: Path) -> None:
         for key, size in inspector.storages.items():
             if size > present.get(f"{folder}data/{key}", -1):
                 raise ValueError(f"the data of a tensor are incomplete: {folder}data/{key} should have {size:,} bytes")
+
+
+def _check_layout(path: Path, entries: list[zipfile.ZipInfo]) -> None:
+    """Check that Python and torch read the same archive.
+
+    A file that does not begin with an entry is another format to torch. Where the table of entries does not directly
+    precede the records at the end, Python moves all positions, and torch does not. Of entries whose names differ in
+    case at most, they choose different ones.
+
+    Raises:
+        ValueError: The archive is not arranged as ``torch.save`` and ``zipfile`` do it.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(4)
+        file.seek(max(0, size - _END_64 - _END))
+        end = file.read()
+    records = end[-_END:]
+    length, position = struct.unpack("<II", records[12:20])
+    expected = size - _END
+    if len(end) == _END_64 + _END and end[_END_64 - _LOCATOR_64 :].startswith(b"PK\6\7"):
+        length, position = struct.unpack("<QQ", end[40:56])
+        expected -= _END_64
+        if not end.startswith(b"PK\6\6") or struct.unpack("<Q", end[64:72]) != (expected,):
+            raise ValueError("the records at the end of its zip archive are damaged")
+    if start != b"PK\3\4" or not records.startswith(b"PK\5\6") or position + length != expected:
+        raise ValueError("it contains something else before, in or after its zip archive")
+    if len({entry.filename.lower() for entry in entries}) < len(entries):
+        raise ValueError("its zip archive has two entries of the same name")
 
 
 class _Inspector(pickle._Unpickler):  # in Python; the memo of pickle.Unpickler can be made to need any amount of memory

@@ -77,7 +77,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "systems": {"torch"},
     "tensor_files": {"torch"},
     "training": {"lightning_fabric", "psutil", "pytorch_lightning", "torch"},
-    "visualization": {"PIL", "numpy", "torch"},
+    "visualization": {"numpy", "torch"},
 }
 OPTIONAL = {"nerfacc", "tinycudann", "triton", "nvdiffrast", "gsplat"}
 LIGHTNING = {"pytorch_lightning", "lightning"}

@@ -32,6 +32,7 @@ class TrainerConfig(Block):
         "Time in seconds for the current step and a checkpoint after a signal to stop; then the run ends with its "
         "last checkpoint. Set it below the time after which docker stop (10 s) or SLURM kills the run.",
         ge=0,
+        le=1e6,
     )
     detect_anomaly: bool = option(False, "Make autograd report the operation that produced a NaN gradient (slow).")
     schedule_steps: int | None = option(

@@ -136,7 +136,8 @@ class VideoWriter:
 
 
 def _beside(path: Path) -> Path:
-    return path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    # To ffmpeg, a relative path with a colon is a network protocol.
+    return path.absolute().with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
 
 
 class _Ffmpeg:

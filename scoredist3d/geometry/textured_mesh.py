@@ -214,7 +214,16 @@ class TexturedMesh(Surface):
         return summary if source.features is None else f"{summary}; {self._set_features(source.features, rng)}"
 
     def prepare_loading(self, state: Mapping[str, Tensor]) -> None:
-        """Resize the tensors of the mesh to the sizes in ``state``."""
+        """Resize the tensors of the mesh to the sizes in ``state``.
+
+        Raises:
+            ValueError: A face in ``state`` refers to a vertex that does not exist; kernels do not check that.
+        """
+        for faces, points in (("faces", "vertices"), ("uv_faces", "uvs")):
+            if faces in state and points in state and _is_out_of_range(state[faces], len(state[points])):
+                raise ValueError(
+                    f"the checkpoint is damaged: its {faces} refer to {points} that do not exist; use another one"
+                )
         # States of earlier versions have no ``authored``; the current value is then kept.
         self.register_buffer("authored", self.authored, persistent="authored" in state or "vertices" not in state)
         for name, columns in _COLUMNS.items():
@@ -377,3 +386,7 @@ class TexturedMesh(Surface):
         if name == "vertices" and self.offsets is not None and len(self.offsets) != length:
             self.offsets.data = self.offsets.data.new_zeros(length, 3)
             self.offsets.grad = None
+
+
+def _is_out_of_range(indices: Tensor, count: int) -> bool:
+    return not bool(((indices >= 0) & (indices < count)).all())

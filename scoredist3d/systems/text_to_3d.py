@@ -220,7 +220,12 @@ class TextTo3D(GuidedSystem):
                 "system.init_from: the scene of that run has another representation; pass its system block as well"
             )
         source = self._scene(system, Rng())
-        source.load_state_dict(weights)
+        if not source.fits(weights):
+            raise ValueError(
+                "system.init_from: the checkpoint of that run does not belong to its configs/resolved.yaml; restore one "
+                "of the two, or name another run"
+            )
+        source.load_state_dict(dict(weights))
         source.to(self.device)
         for line in convert(source, self.scenes[0], self.config.conversion, Rng(self._seed)):
             _log.info("%s", line)

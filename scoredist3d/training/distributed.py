@@ -232,7 +232,7 @@ class _Ended:
         """Message with the rank and the reason."""
         if self.signal is None:
             return f"rank {self.rank} failed with exit code {self.code}; see its message above"
-        name = signal.Signals(self.signal).name
+        name = next((known.name for known in signal.Signals if known == self.signal), f"signal {self.signal}")
         if self.signal in STOP_SIGNALS:
             return f"rank {self.rank} (process {self.pid}) was stopped by {name}"
         hint = ", perhaps because the memory was full" if name == "SIGKILL" else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from contextlib import suppress
 from dataclasses import dataclass
@@ -29,10 +30,10 @@ class RunFolder:
         """Create the folder of a new run; runs created in the same second get the suffixes ``-2``, ``-3``, ..."""
         stamp = (now or datetime.now()).strftime("%Y%m%d-%H%M%S")
         base = Path(output_root) / slug(name) / f"{slug(tag)}@{stamp}"
+        make_folder(base.parent)
         for attempt in range(1, 1000):
             root = base if attempt == 1 else base.with_name(f"{base.name}-{attempt}")
             with suppress(FileExistsError):
-                make_folder(root.parent)
                 root.mkdir()
                 sync_folder(root.parent)
                 return cls(root)
@@ -111,7 +112,9 @@ def find_run(path: str | Path) -> tuple[RunFolder, Path]:
     if not path.exists():
         raise ValueError(f"{path} does not exist; give a run folder (<name>/<tag>@<time>) or a .ckpt file inside one")
     if path.is_file():
-        folder = RunFolder(path.resolve().parent.parent)
+        # The checkpoint or its folder may be a link to another disk.
+        folder = RunFolder(Path(os.path.abspath(path)).parent.parent)
+        folder = folder if folder.resolved_config.is_file() else RunFolder(path.resolve().parent.parent)
         if path.suffix != ".ckpt" or not folder.resolved_config.is_file():
             raise ValueError(
                 f"{path} is not a checkpoint inside a run folder; give a run folder or <run>/ckpts/{LAST_CHECKPOINT}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -11,7 +12,7 @@ from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
-from scoredist3d.files import make_folder, read_json, remove_leftovers
+from scoredist3d.files import make_folder, naming, read_json, remove_leftovers
 from scoredist3d.training.folder import PIPELINE_CONFIG, RunFolder
 from scoredist3d.training.replacement import finish_replacement
 
@@ -28,15 +29,16 @@ def locked(folder: Path) -> Iterator[None]:
     The file contains the host, the process id and the start time of its holder.
 
     Raises:
-        ValueError: Another process holds the lock; the message names it.
+        ValueError: Another process holds the lock; the message names it. Or ``.lock`` is a link.
     """
     make_folder(folder)
     path = folder / LOCK
     descriptor = _acquire(path)
     try:
         holder = {"host": socket.gethostname(), "pid": os.getpid(), "started": _now()}
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{json.dumps(holder)}\n".encode(), 0)
+        with naming(path):
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{json.dumps(holder)}\n".encode(), 0)
         _repair(folder)
         yield
     finally:
@@ -71,7 +73,13 @@ def tidy(folder: Path) -> None:
 def _acquire(path: Path) -> int:
     """Descriptor of the locked file."""
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            # In a folder from others, a link could lead to any file, which would be overwritten.
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
+        except OSError as error:
+            if error.errno != errno.ELOOP:
+                raise
+            raise ValueError(f"{path} is a link, which this program does not make; delete it") from error
         try:
             _lock(descriptor, path)
             with suppress(FileNotFoundError):
@@ -114,4 +122,4 @@ def _repair(root: Path) -> None:
         finish_replacement(target)
     remove_leftovers(root)
     for part in (folder.configs, folder.checkpoints, folder.images, folder.videos, folder.export, root / "history"):
-        remove_leftovers(part, recursive=True)
+        remove_leftovers(part, recursive=not part.is_symlink())  # A link may lead anywhere.

@@ -105,7 +105,8 @@ class MetricsFile:
         if resume_step is not None and path.exists():
             _check_size(path)
             columns, rows = read_rows(path)
-            self.columns = columns or self.columns
+            # A spreadsheet may have moved the first column.
+            self.columns += [name for name in dict.fromkeys(columns) if name != "step"]
             self._rewrite([row for row in rows if _step(row, path) <= resume_step])
         else:
             self._rewrite([])
@@ -122,7 +123,8 @@ class MetricsFile:
 
     def sync(self) -> None:
         """Make the rows durable, so that none that a checkpoint counts as written is lost in a power cut."""
-        sync_file(self.path)
+        with naming(self.path):
+            sync_file(self.path)
 
     def _rewrite(self, rows: list[dict[str, str]]) -> None:
         lines = [_line(self.columns)] + [_line([row.get(key, "") for key in self.columns]) for row in rows]

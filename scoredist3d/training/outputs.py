@@ -17,7 +17,7 @@ from scoredist3d.export.camera_path import write_camera_path
 from scoredist3d.export.check import CHECK_SUFFIX
 from scoredist3d.export.images import save_png
 from scoredist3d.export.video import SUFFIXES, VideoWriter
-from scoredist3d.files import new_folder, read_json, write_json
+from scoredist3d.files import is_file_name, naming, new_folder, read_json, write_json
 from scoredist3d.systems.base import System
 from scoredist3d.training.folder import RunFolder, slug, step_of
 from scoredist3d.training.replacement import Replacement
@@ -105,7 +105,7 @@ def write_video(
     expected = max(1, config.test.frames)
     name, path_of_cameras = video_name(system), f"{video_name(system)}{CAMERAS}"
     content = final_video(system, config.test, snapshots)
-    with new_folder(folder.root / ".videos.tmp") as staging:
+    with naming(folder.videos), new_folder(folder.root / ".videos.tmp") as staging:
         with VideoWriter(staging / f"{name}.{config.test.format}", fps=config.test.fps) as video:
             for index, frame in enumerate(content.frames):
                 video.add(frame)
@@ -140,7 +140,7 @@ def export_objects(
     names = [name, *(f"{name}-{index}" for index in range(2, len(shapes) + 1))]
     results: list[ExportResult] = []
     missing: dict[str, str] = {}
-    with new_folder(folder.root / ".export.tmp") as staging:
+    with naming(folder.export), new_folder(folder.root / ".export.tmp") as staging:
         for shape, own in zip(shapes, names, strict=True):
             try:
                 with under("exporter"):
@@ -206,5 +206,5 @@ def _exported_before(folder: RunFolder) -> list[str]:
     for path in folder.export.glob("report*.json"):
         written = read_json(path).get("bytes")
         if isinstance(written, dict):
-            names += [path.name, *(name for name in written if Path(name).name == name)]
+            names += [path.name, *(name for name in written if is_file_name(name))]
     return names

@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from scoredist3d.files import make_folder, read_json, sync_folder, sync_tree, write_json
+from scoredist3d.files import is_file_name, make_folder, read_json, sync_folder, sync_tree, write_json
 from scoredist3d.training.checkpoint import link_or_copy
 
 _PREVIOUS = "previous-"
@@ -93,8 +93,14 @@ class Replacement:
 
 
 def finish_replacement(target: Path) -> None:
-    """Finish the replacement of the files in ``target``, or undo it if the new set has not taken its place yet."""
+    """Finish the replacement of the files in ``target``, or undo it if the new set has not taken its place yet.
+
+    The run may come from others, so links are not followed, and only files in these folders are moved or deleted.
+    """
     new, old = _beside(target)
+    for path in (new, old):
+        if path.is_symlink():
+            path.unlink()
     if not old.exists() and (new / _REPLACED).is_file():
         new.rename(old)
     if old.exists():
@@ -102,7 +108,7 @@ def finish_replacement(target: Path) -> None:
         if not target.exists():
             new.rename(target)
         sync_folder(target.parent)
-        replaced = read_json(old / _REPLACED).get("files", [])
+        replaced = _replaced_in(old)
         for path in old.iterdir():
             if path.name not in (_REPLACED, *replaced) and not (target / path.name).exists():
                 path.rename(target / path.name)
@@ -113,6 +119,12 @@ def finish_replacement(target: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
     shutil.rmtree(new, ignore_errors=True)
     (target / _REPLACED).unlink(missing_ok=True)
+
+
+def _replaced_in(old: Path) -> list[str]:
+    """Names of the files of the replaced set; entries that are no names are left out."""
+    names = read_json(old / _REPLACED).get("files")
+    return [name for name in names if is_file_name(name)] if isinstance(names, list) else []
 
 
 def _beside(target: Path) -> tuple[Path, Path]:

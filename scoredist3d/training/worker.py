@@ -13,7 +13,7 @@ from pathlib import Path
 
 from scoredist3d.custom import load_custom
 from scoredist3d.reasons import ExplainedError, part
-from scoredist3d.signals import SignalReceived
+from scoredist3d.signals import SAVE_SIGNAL, SignalReceived
 
 
 def main() -> int:
@@ -21,8 +21,11 @@ def main() -> int:
 
     The resolved config is read from the standard input.
     """
-    # Ctrl-C reaches every process of the terminal; until this process can stop gracefully, rank 0 ends it.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Ctrl-C reaches every process of the terminal, and a request to save may reach every process of a job. Until this
+    # process can stop gracefully, rank 0 ends it, and there is nothing to save.
+    for number in (signal.SIGINT, SAVE_SIGNAL):
+        if number is not None:
+            signal.signal(number, signal.SIG_IGN)
     parser = argparse.ArgumentParser(prog="scoredist3d.training.worker")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--rank", type=int, required=True)

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from scoredist3d.cameras import Cameras
 from scoredist3d.config.experiment import TurntableConfig
+from scoredist3d.meshes.image_files import decode_image
 from scoredist3d.systems.base import System
 from scoredist3d.systems.interfaces import HasScenes
 from scoredist3d.visualization.views import render_views
@@ -51,12 +51,18 @@ def turntable(system: HasScenes, config: TurntableConfig) -> Video:
 
 
 def animation(snapshots: Sequence[Path], least: int) -> Iterator[Tensor]:
-    """The preview images of a run as at least ``least`` video frames; each is repeated the same number of times."""
+    """The preview images of a run as at least ``least`` video frames; each is repeated the same number of times.
+
+    Raises:
+        ValueError: A file is not an image, or is too large; the run may come from others.
+    """
     hold = -(-least // max(1, len(snapshots)))
     for path in snapshots:
-        with Image.open(path) as image:
-            frame = torch.from_numpy(np.asarray(image.convert("RGB"), dtype=np.float32) / 255.0)
-        yield from [frame] * hold
+        try:
+            image = decode_image(path, "RGB")
+        except ValueError as error:
+            raise ValueError(f"the preview {path} cannot be used: {error}; delete it") from error
+        yield from [torch.from_numpy(np.asarray(image, dtype=np.float32) / 255.0)] * hold
 
 
 def _side_by_side(system: HasScenes, cameras: Cameras) -> Iterator[Tensor]:

@@ -38,6 +38,13 @@ def decoded(path: Path, height: int, width: int) -> tuple[str, np.ndarray]:
 
 
 @needs_ffmpeg
+def test_the_folder_of_a_video_may_have_any_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with VideoWriter(Path("http:") / "50%d" / "-a b.mp4") as video:
+        video.add(np.zeros((8, 8, 3)))
+    assert [path.name for path in Path("http:/50%d").iterdir()] == [video.path.name]
+
+
 @pytest.mark.parametrize(("height", "width"), [(48, 64), (33, 51)])
 def test_mp4_has_the_frames_and_an_even_size(tmp_path, height, width):
     with VideoWriter(tmp_path / "new" / "turn.mp4", fps=12) as video:

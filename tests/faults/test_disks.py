@@ -18,7 +18,8 @@ from faults.conftest import Mount
 from shared.tiny_runs import Recorder, plain
 
 from scoredist3d import cli
-from scoredist3d.files import atomic_file, atomic_path, read_json, read_text, write_json
+from scoredist3d.export import video
+from scoredist3d.files import atomic_file, atomic_path, read_json, read_text, sync_tree, write_json
 from scoredist3d.ops import native
 from scoredist3d.reasons import os_reason, reason
 from scoredist3d.training import session, snapshot, summary
@@ -162,6 +163,34 @@ def test_a_read_only_folder_without_a_mount(
     assert train(tmp_path / "config.yaml", tmp_path / "out") == cli.RUN_FAILED
     said = one_sentence(capsys.readouterr().err)
     assert said.endswith("permission denied; change the permissions, or use another folder") and "/out/" in said
+
+
+def test_data_that_cannot_be_synced_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system may report a full disk only then, without a name."""
+    metrics = MetricsFile(tmp_path / "metrics.csv")
+    (tmp_path / "export").mkdir()
+    (tmp_path / "export" / "a.glb").touch()
+    monkeypatch.setattr(os, "fsync", full)
+    for write, named in (
+        (metrics.sync, "metrics.csv"),
+        (lambda: sync_tree(tmp_path / "export"), "export/a.glb"),
+        (lambda: write_json(tmp_path / "summary.json", {}), "summary.json"),
+    ):
+        with pytest.raises(OSError) as caught:
+            write()
+        assert reason(caught.value) == f"{tmp_path}/{named}: {FULL}"
+
+
+def test_products_on_a_full_disk_name_their_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(video._Pillow, "add", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
+    formats: dict[str, Any] = {"test": {"format": "webp"}, "exporter": {"formats": ["glb"]}}
+    assert train(tmp_path / "config.yaml", tmp_path / "out", **formats) == cli.RUN_FAILED
+    said = capsys.readouterr().out
+    (run,) = (tmp_path / "out").glob("*/*")
+    assert f"{run}/videos: {FULL}" in said and f"{run}/export: {FULL}" in said
 
 
 def test_a_thread_that_cannot_write_is_one_line() -> None:

@@ -87,8 +87,9 @@ def test_valid_meshes_load(tmp_path: Path) -> None:
             fuzz_files.load_mesh(tmp_path / file)
 
 
-def test_hostile_tables_load_or_give_one_message(tmp_path: Path) -> None:
-    assert list(run_inputs(fuzz.TARGETS["tables"], 2026, range(300), tmp_path / "input")) == []
+@pytest.mark.parametrize("name", ["tables", "meshes", "splats", "images", "checkpoints"])
+def test_hostile_files_load_or_give_one_message(name: str, tmp_path: Path) -> None:
+    assert list(run_inputs(fuzz.TARGETS[name], 2026, range(300), tmp_path / "input")) == []
 
 
 def test_an_input_depends_on_seed_and_number_only() -> None:

@@ -325,6 +325,9 @@ def test_foreign_states_are_told(file):
         load_weights(textured(deformable=True), state)
     with pytest.raises(ValueError, match="different sizes: vertices"):
         load_weights(textured(), state | {"vertices": torch.zeros(8, 2)})
+    for name, index in (("uv_faces", 10**9), ("uv_faces", -1), ("faces", 8)):
+        with pytest.raises(ValueError, match=rf"damaged: its {name} refer to \w+ that do not exist"):
+            load_weights(textured(), state | {name: torch.full((12, 3), index)})
     with pytest.raises(ValueError, match="another configuration"):
         load_weights(textured(), build("geometry", "dmtet", resolution=8, grid=SMALL).state_dict())
 

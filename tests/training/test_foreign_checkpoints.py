@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from shared.tiny_runs import plain
 
@@ -128,3 +129,31 @@ def test_a_run_that_starts_from_a_foreign_checkpoint_is_one_message(
     capsys.readouterr()
     code = cli.main(["--config", str(tmp_path / "c.yaml"), "--train", "--gpu", "cpu"])
     assert NO_WEIGHTS in message(capsys, code)
+
+
+def test_a_message_is_short_and_printable_whatever_it_quotes(
+    edited: Callable[[Edit], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A terminal would obey an escape sequence in the name of a weight."""
+    run = edited(put_weight("\x1b]0;title\x07" + "x" * 10**5, torch.zeros(1)))
+    capsys.readouterr()
+    assert cli.main(["--validate", str(run), "--gpu", "cpu"]) == cli.RUN_FAILED
+    line = capsys.readouterr().err.strip()
+    assert "\x1b" not in line and r"unexpected: \x1b]0;title\x07xxx" in line
+    assert line.endswith("configs/resolved.yaml in its run folder") and len(line) < 2100
+
+
+def test_a_run_that_starts_from_a_run_with_another_config_is_one_message(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = plain(tmp_path / "out", trainer={"max_steps": 1})
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(config))
+    assert cli.main(["--config", str(tmp_path / "c.yaml"), "--train", "--gpu", "cpu"]) == cli.OK
+    (run,) = (tmp_path / "out").glob("*/*")
+    resolved = run / "configs" / "resolved.yaml"
+    resolved.write_text(resolved.read_text().replace("num_levels: 3", "num_levels: 5"))
+    config["system"]["init_from"] = str(run)
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(config))
+    capsys.readouterr()
+    code = cli.main(["--config", str(tmp_path / "c.yaml"), "--train", "--gpu", "cpu"])
+    assert "the checkpoint of that run does not belong to its configs/resolved.yaml" in message(capsys, code)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -17,7 +18,8 @@ from shared.signalled_runs import HANG, training
 from shared.tiny_runs import Recorder, make, plain
 
 from scoredist3d import cli
-from scoredist3d.files import remove_leftovers, write_atomically
+from scoredist3d.files import make_folder, remove_leftovers, write_atomically, write_json
+from scoredist3d.reasons import reason
 from scoredist3d.training import replacement as replacement_module
 from scoredist3d.training.checkpoint import read_checkpoint
 from scoredist3d.training.folder import PIPELINE_CONFIG, find_run
@@ -154,6 +156,48 @@ def test_links_are_not_followed_when_leftovers_are_removed(tmp_path: Path) -> No
     assert (tmp_path / "elsewhere" / ".a.tmp").exists() and not (tmp_path / "run" / ".b.tmp").is_symlink()
 
 
+def test_a_lock_that_is_a_link_is_refused_and_what_it_leads_to_stays(tmp_path: Path) -> None:
+    (tmp_path / "own").write_text("mine")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".lock").symlink_to(tmp_path / "own")
+    with pytest.raises(ValueError, match=r"\.lock is a link, which this program does not make; delete it"):
+        locked(tmp_path / "run").__enter__()
+    assert (tmp_path / "own").read_text() == "mine"
+
+
+def test_a_lock_on_a_full_disk_names_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(OSError) as caught:
+        locked(tmp_path / "run").__enter__()
+    assert reason(caught.value).startswith(f"{tmp_path / 'run' / '.lock'}: the disk is full")
+
+
+@pytest.mark.parametrize("link", ["history", "configs", ".videos.old", ".videos.new", ".images.tmp"])
+def test_a_folder_from_others_moves_and_deletes_nothing_behind_its_links(tmp_path: Path, link: str) -> None:
+    for name in ("notes.txt", "below/.a.tmp", ".replaced.json"):
+        write_atomically(tmp_path / "elsewhere" / name, "{}")
+    for name in ("videos", "images"):
+        (tmp_path / "run" / name).mkdir(parents=True)
+    (tmp_path / "run" / link).symlink_to(tmp_path / "elsewhere")
+    before = sorted((tmp_path / "elsewhere").rglob("*"))
+    with locked(tmp_path / "run"):
+        pass
+    assert sorted((tmp_path / "elsewhere").rglob("*")) == before
+
+
+@pytest.mark.parametrize("names", [["../../own", "..", "a\0", "", 1, "old"], "old", {"old": 1}, None])
+def test_the_list_of_a_replaced_set_names_files_of_its_folder_only(tmp_path: Path, names: Any) -> None:
+    for name in ("own", "run/export/new", "run/.export.old/old"):
+        write_atomically(tmp_path / name, "mine")
+    write_json(tmp_path / "run" / ".export.old" / ".replaced.json", {"files": names})
+    finish_replacement(tmp_path / "run" / "export")
+    assert (tmp_path / "own").exists() and not (tmp_path / "run" / ".export.old").exists()
+    assert (tmp_path / "run" / "export" / "old").exists() is (not isinstance(names, list))
+
+
 # Sets of files
 
 
@@ -239,6 +283,19 @@ def test_the_first_set_needs_no_folder(tmp_path: Path) -> None:
     write_atomically(tmp_path / ".export.tmp" / "a.glb", "new")
     Replacement.plan(tmp_path / ".export.tmp", tmp_path / "export", []).apply()
     assert contents(tmp_path) == {"export/a.glb": "new"}
+
+
+def test_folders_may_be_nested_deeply(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = Path("a/" * 1500)
+    make_folder(folder)
+    make_folder(folder)
+    assert folder.is_dir()
+    for path in (folder, *folder.parents[:-1]):  # pytest deletes folders recursively
+        path.rmdir()
+    (tmp_path / "file").touch()
+    with pytest.raises(FileExistsError):
+        make_folder(tmp_path / "file")
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="finds the names of open files in /proc")

@@ -91,6 +91,21 @@ def test_an_ignored_hang_up_stays_ignored() -> None:
         signal.signal(signal.SIGHUP, before)
 
 
+def test_a_worker_that_starts_ignores_requests_to_save() -> None:
+    """SLURM may send them to every process of a job."""
+    script = """
+import os, signal, sys
+from scoredist3d.training import worker
+def _train(options, text):
+    os.kill(os.getpid(), signal.SIGUSR1)
+    return 7
+worker._train = _train
+sys.argv += ["run", "--rank", "1", "--devices", "cpu:2", "--port", "1", "--parent", "1"]
+sys.exit(worker.main())
+"""
+    assert subprocess.run([sys.executable, "-c", script], stdin=subprocess.DEVNULL, check=False).returncode == 7
+
+
 def test_slurm_jobs_are_requeued_with_scontrol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("SLURM_JOB_ID", "17")
@@ -111,6 +126,7 @@ def test_slurm_jobs_are_requeued_with_scontrol(tmp_path: Path, monkeypatch: pyte
     [
         (-9, "rank 1 (process 5) was killed by SIGKILL"),
         (-11, "rank 1 (process 5) was killed by SIGSEGV"),
+        (-35, "rank 1 (process 5) was killed by signal 35"),  # one without a name
         (143, "rank 1 (process 5) was stopped by SIGTERM"),
         (-15, "rank 1 (process 5) was stopped by SIGTERM"),
         (1, "rank 1 failed with exit code 1"),

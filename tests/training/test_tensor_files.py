@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import struct
+import warnings
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
@@ -83,6 +85,69 @@ def test_entries_that_overlap_are_refused(tmp_path: Path) -> None:
             entry.filename = f"a/data/{index}"
             archive.filelist.append(entry)
     with pytest.raises(ValueError, match="larger than the file"):
+        load_tensors(path)
+
+
+def split(archive: bytes) -> tuple[bytes, bytes]:
+    """The entries and the table of entries of an archive of ``zipfile``."""
+    length, position = struct.unpack("<II", archive[-10:-2])
+    return archive[:position], archive[position : position + length]
+
+
+def with_two_tables(first: bytes, second: bytes) -> bytes:
+    """An archive in which torch finds the entries of ``first`` and Python those of ``second``, which have equal names.
+
+    The last record has the position of the first table, but Python takes the one before this record.
+    """
+    (entries, table), (other_entries, other_table) = split(first), split(second)
+    entries += bytes(max(0, len(other_entries) - len(entries)))
+    moved, start = bytearray(other_table), 0
+    while start < len(moved):
+        (position,) = struct.unpack_from("<I", moved, start + 42)
+        struct.pack_into("<I", moved, start + 42, position + len(entries) - len(other_entries))
+        start += 46 + sum(struct.unpack_from("<HHH", moved, start + 28))
+    end = first[-22:-10] + struct.pack("<IIH", len(table), len(entries), 0)
+    return entries + table + other_entries + bytes(moved) + end
+
+
+def test_torch_and_the_check_read_the_same_archive(tmp_path: Path) -> None:
+    def plain(name: str, content: Any) -> bytes:
+        return repacked(saved(tmp_path / name, content), lambda _, data: data).read_bytes()
+
+    small, large = {"x": torch.zeros(4)}, {"x": torch.zeros(1).expand(10**6)}
+    good = plain("a.ckpt", small)
+    path = tmp_path / "a.ckpt"
+    assert load_tensors(path)["x"].shape == (4,)
+    legacy = tmp_path / "legacy"
+    torch.save(large, legacy, _use_new_zipfile_serialization=False)
+    (tmp_path / "other").mkdir()
+    hidden = repacked(saved(tmp_path / "other" / "a.ckpt", large), lambda _, data: data).read_bytes()
+    files = {"before": legacy.read_bytes() + good, "two": with_two_tables(hidden, good), "after": good + b"more"}
+    files["comment"] = good[:-2] + b"\4\0more"
+    for data in files.values():
+        path.write_bytes(data)
+        with pytest.raises(ValueError, match=r"something else before, in or after its zip archive"):
+            load_tensors(path)
+    path.write_bytes(files["two"])
+    assert torch.load(path, weights_only=True)["x"].shape == (10**6,)  # what the check must not miss
+
+
+def test_records_at_the_end_agree(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.ckpt", {"x": torch.zeros(4)})  # torch writes the records of large archives
+    data = bytearray(path.read_bytes())
+    struct.pack_into("<Q", data, len(data) - 34, 0)
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match="the records at the end of its zip archive are damaged"):
+        load_tensors(path)
+
+
+@pytest.mark.parametrize("name", ["data/0", "DATA/0", "DATA.PKL"])
+def test_names_of_entries_are_unique_whatever_their_case(tmp_path: Path, name: str) -> None:
+    path = repacked(saved(tmp_path / "a.ckpt", {"x": torch.zeros(4)}), lambda _, data: data)
+    with warnings.catch_warnings(), zipfile.ZipFile(path, "a") as archive:
+        warnings.simplefilter("ignore")
+        archive.writestr(f"a/{name}", bytes(16))
+    with pytest.raises(ValueError, match="two entries of the same name"):
         load_tensors(path)
 
 

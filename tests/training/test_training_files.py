@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -198,6 +199,13 @@ def test_a_window_of_an_earlier_version_is_restored() -> None:
     assert buffer.mean_row() == {"loss": 3.0}
 
 
+def test_columns_that_a_spreadsheet_has_moved_keep_their_values(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    path.write_text("loss,step\n0.5,1\n")
+    MetricsFile(path, resume_step=1).append(2, {"loss": 0.25})
+    assert path.read_text() == "step,loss\n1,0.5\n2,0.25\n"
+
+
 def test_the_metrics_of_a_resumed_run_have_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "metrics.csv"
     path.write_text("step,loss\n1,0.5\n")
@@ -235,6 +243,28 @@ def test_run_folders_do_not_collide_and_are_found_again(tmp_path: Path) -> None:
         find_run(tmp_path / "x.ckpt")
     with pytest.raises(ValueError, match="does not exist"):
         find_run(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_a_file_in_place_of_the_folder_of_runs_is_named(tmp_path: Path, link: bool) -> None:
+    if link:
+        (tmp_path / "runs").symlink_to("missing-disk")
+    else:
+        (tmp_path / "runs").touch()
+    with pytest.raises(FileExistsError, match=re.escape(str(tmp_path / "runs"))):
+        RunFolder.create(tmp_path, "runs", "a mug")
+
+
+@pytest.mark.parametrize("linked", ["ckpts", "ckpts/last.ckpt"])
+def test_a_checkpoint_on_another_disk_belongs_to_the_run_that_links_to_it(tmp_path: Path, linked: str) -> None:
+    run = RunFolder(tmp_path / "run")
+    write_atomically(run.resolved_config, "prompt: x\n")
+    write_checkpoint({"step": 1}, run.last_checkpoint)
+    (run.root / linked).rename(tmp_path / "moved")
+    (run.root / linked).symlink_to(tmp_path / "moved")
+    for path in (run.root, run.last_checkpoint, run.root / "configs" / ".." / "ckpts" / "last.ckpt"):
+        folder, checkpoint = find_run(path)
+        assert folder == run and checkpoint.samefile(run.last_checkpoint)
 
 
 def test_slug_and_duration() -> None:
