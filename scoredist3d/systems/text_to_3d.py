@@ -222,8 +222,8 @@ class TextTo3D(GuidedSystem):
         source = self._scene(system, Rng())
         if not source.fits(weights):
             raise ValueError(
-                "system.init_from: the checkpoint of that run does not belong to its configs/resolved.yaml; restore one "
-                "of the two, or name another run"
+                "system.init_from: the checkpoint of that run does not belong to its configs/resolved.yaml; restore "
+                "one of the two, or name another run"
             )
         source.load_state_dict(dict(weights))
         source.to(self.device)
