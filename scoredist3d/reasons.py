@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 _REMEDIES: dict[int, str] = {
     errno.ENOSPC: "the disk is full; free some space, or write to another disk",
-    errno.EROFS: "the file system is read-only; write to another folder",
+    errno.EROFS: "the file system is read-only; write to another folder, or work on a copy of this one",
     errno.EACCES: "permission denied; change the permissions, or use another folder",
     errno.EPERM: "the operation is not permitted; change the permissions, or use another folder",
     errno.ENOENT: "there is no such file or folder; check the path",

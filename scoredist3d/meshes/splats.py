@@ -279,7 +279,7 @@ def _layout(path: Path, lines: list[str]) -> tuple[str, int, list[tuple[str, str
 
 
 def _ascii_table(path: Path, start: int, count: int, properties: list[tuple[str, str]]) -> dict[str, np.ndarray]:
-    lines = path.read_bytes()[start:].split(b"\n")[:count]
+    lines = path.read_bytes()[start:].split(b"\n", count)[:count]
     rows = [line.split() for line in lines]
     if len(rows) < count or any(len(row) != len(properties) for row in rows):
         raise ValueError(

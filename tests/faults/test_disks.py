@@ -150,7 +150,8 @@ def test_a_read_only_folder_is_one_sentence(tmp_path: Path, mount: Mount, capsys
     disk = mount("size=1m,ro")
     assert train(tmp_path / "config.yaml", disk) == cli.RUN_FAILED
     said = one_sentence(capsys.readouterr().err)
-    assert said == f"error: {disk}/scoredist3d: the file system is read-only; write to another folder"
+    advice = "write to another folder, or work on a copy of this one"
+    assert said == f"error: {disk}/scoredist3d: the file system is read-only; {advice}"
 
 
 def test_a_read_only_folder_without_a_mount(
@@ -162,7 +163,7 @@ def test_a_read_only_folder_without_a_mount(
     monkeypatch.setattr(Path, "mkdir", refuse)
     assert train(tmp_path / "config.yaml", tmp_path / "out") == cli.RUN_FAILED
     said = one_sentence(capsys.readouterr().err)
-    assert said.endswith("permission denied; change the permissions, or use another folder") and "/out/" in said
+    assert said.endswith("permission denied; change the permissions, or use another folder") and "/out" in said
 
 
 def test_data_that_cannot_be_synced_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
