@@ -16,12 +16,11 @@ from scipy.sparse.csgraph import connected_components
 
 from scoredist3d.cameras import Cameras
 from scoredist3d.export.visibility import exposure, relative_exposure
-from scoredist3d.meshes.lattice import Lattice, diffuse, node_areas, subdivide
+from scoredist3d.meshes.lattice import Lattice, harmonic, node_areas, subdivide
 from scoredist3d.meshes.mesh import Mesh
 from scoredist3d.ops.mesh.distance import winding_number
 
 _UNSEEN = 0.02  # relative exposure below which a vertex moves; well seen parts have about 0.2
-_ITERATIONS = 3  # each solves for harmonic positions with the cotangents of the last surface
 _ROUND = 0.015  # mean inward displacement of a region that is round, relative to the square root of its area
 _FARTHEST = 0.25  # largest displacement, relative to the radius of the mesh
 _CHECKED = 0.01  # displacement from which a vertex is checked, relative to that radius
@@ -51,9 +50,7 @@ def flatten_unseen(mesh: Mesh, cameras: Cameras) -> Mesh:
     moving[moving] = touched[regions[moving]]
     if not moving.any():
         return mesh
-    surface, still = lattice, np.zeros(len(lattice.nodes))
-    for _ in range(_ITERATIONS):
-        surface = replace(surface, nodes=diffuse(surface, ~moving, surface.nodes, still))
+    surface = harmonic(lattice, ~moving)
     normals, displacement = _node_normals(mesh, lattice), surface.nodes - lattice.nodes
     numbers, areas = regions[moving], node_areas(lattice)[moving]
     inward = np.bincount(numbers, -(displacement * normals).sum(axis=1)[moving] * areas)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -10,6 +10,7 @@ from scoredist3d.meshes.mesh import Mesh
 
 _MOST_DIVISIONS = 64
 _WEIGHTS = 0.01, 100.0  # limits of the cotangents; negative ones would let values leave the range of the fixed ones
+_HARMONIC_STEPS = 3
 _KEY_STEPS = 2**20  # nodes closer than this fraction of the mesh's extent are one node
 
 
@@ -166,3 +167,14 @@ def diffuse(lattice: Lattice, fixed: np.ndarray, values: np.ndarray, pull: np.nd
         solver = splu(matrix.tocsc(), permc_spec="MMD_AT_PLUS_A")
         result[free] = solver.solve(rows @ result + own[:, None] * values[free])
     return result.astype(np.float32)
+
+
+def harmonic(lattice: Lattice, fixed: np.ndarray) -> Lattice:
+    """The lattice with a surface of little area through its fixed nodes (N,), a bool array with at least one of them.
+
+    The positions of the other nodes are harmonic for the cotangents of the last surface, three times in turn.
+    """
+    still = np.zeros(len(lattice.nodes))
+    for _ in range(_HARMONIC_STEPS):
+        lattice = replace(lattice, nodes=diffuse(lattice, fixed, lattice.nodes, still))
+    return lattice

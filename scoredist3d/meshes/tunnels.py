@@ -15,7 +15,7 @@ from scipy.sparse.csgraph import dijkstra
 
 from scoredist3d.meshes.holes import fill_loops
 from scoredist3d.meshes.homology import SurfaceLoop, short_loops
-from scoredist3d.meshes.lattice import diffuse, vertex_lattice
+from scoredist3d.meshes.lattice import harmonic, vertex_lattice
 from scoredist3d.meshes.mesh import Mesh, component_labels, separate_sheets, topology
 from scoredist3d.ops.mesh.distance import winding_number
 from scoredist3d.ops.mesh.topology import euler_characteristic
@@ -28,7 +28,6 @@ _IN_AIR = 0.75  # share of these points that are outside of the object if the lo
 # which the border of the smoothed part is so long, relative to the loop, that it is beyond the mouth of the tunnel.
 _REACHES, _WIDE = (0.3, 0.5, 0.7, 1.0, 1.5), 2.0
 _SHORT_REACHES = (0.15, 0.0)  # tried if the result is not sound
-_ITERATIONS = 3  # each solves for harmonic positions with the cotangents of the last surface
 _MOST_VOLUME = 0.5  # largest change of the volume, relative to the cube of the length of the loop, and
 _LEAST_VOLUME = 1e-3  # change that is always accepted, relative to the volume of the mesh
 _OFFSET = 0.02  # distance of tested points from the surface, relative to the length of the loop
@@ -323,9 +322,7 @@ def _harmonic(mesh: Mesh, free: np.ndarray) -> Mesh | None:
     count, labels = component_labels(around)
     if len(np.unique(labels[~free[around.faces].all(axis=1)])) < count:
         return None
-    surface, still = vertex_lattice(around.vertices, around.faces), np.zeros(len(free))
-    for _ in range(_ITERATIONS):
-        surface = replace(surface, nodes=diffuse(surface, ~free, surface.nodes, still))
+    surface = harmonic(vertex_lattice(around.vertices, around.faces), ~free)
     return replace(mesh, vertices=np.where(free[:, None], surface.nodes, mesh.vertices))
 
 

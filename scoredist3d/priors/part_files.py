@@ -42,7 +42,9 @@ def check_part(folder: Path, cls: Any = None, *, allow_pickle: bool = False, opt
     """
     for path in sorted(folder.glob("*.json")):
         check_file_size(path, MAX_JSON_BYTES, "a JSON file of a model")
-    _check_implementations(folder)
+    path = folder / "config.json"
+    config = read_json_file(path) if path.is_file() else None
+    _check_implementations(config)
     if (folder / "adapter_config.json").exists():
         # transformers would load the base model that it names, from anywhere.
         raise ValueError("adapter_config.json makes it an adapter for another model; merge the adapter into its model")
@@ -64,8 +66,9 @@ def check_part(folder: Path, cls: Any = None, *, allow_pickle: bool = False, opt
             check_tensor_file(path)
         except LOADING_ERRORS as error:
             raise ValueError(f"{path.name} is not a file of plain tensors: {error}") from error
-    _check_layers(folder)
-    _check_widths(folder, cls)
+    if config is not None:
+        _check_layers(folder, config)
+        _check_widths(folder, config, cls)
 
 
 def read_json_file(path: Path) -> Any:
@@ -94,28 +97,27 @@ def is_part_class(cls: Any) -> bool:
     return not bases.isdisjoint(_PART_BASES)
 
 
-def _check_implementations(folder: Path) -> None:
+def _check_implementations(config: Any) -> None:
     """Check that ``config.json`` names no implementation of attention or experts from the hub, which is code."""
-    path = folder / "config.json"
-    for key, name in _items(read_json_file(path) if path.is_file() else None):
+    for key, name in _items(config):
         if isinstance(name, str) and "/" in name and "_implementation" in key:
             raise ValueError(f"config.json has {key}={name!r}, which is code from the hub; remove this key")
 
 
-def _check_layers(folder: Path) -> None:
+def _check_layers(folder: Path, config: Any) -> None:
     """Check that the numbers of layers in ``config.json`` do not exceed the number of weights, and others their bytes.
 
     The libraries would build the layers, which may take for ever, before they miss the weights.
     """
-    path, files = folder / "config.json", sorted(folder.glob("*.safetensors"))
-    if not path.is_file() or not files:
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
         return
     counts = [_count_tensors(file) for file in files]
     if None in counts:
         return  # The libraries refuse the damaged file.
     weights = sum(count or 0 for count in counts)
     largest = max(MAX_SMALL_NUMBER, sum(file.stat().st_size for file in files))
-    for key, number in _numbers(read_json_file(path)):
+    for key, number in _numbers(config):
         if re.search(r"layers|num_\w*blocks", key) and number > weights:
             raise ValueError(
                 f"config.json has {key}={number}, but there are only {weights} weights; use matching files"
@@ -124,17 +126,16 @@ def _check_layers(folder: Path) -> None:
             raise ValueError(f"config.json has {key}={number}, which is too large for its weights; use matching files")
 
 
-def _check_widths(folder: Path, cls: Any) -> None:
+def _check_widths(folder: Path, config: Any, cls: Any) -> None:
     """Check that a network can be built and has no more parameters than its files have bytes.
 
     diffusers would allocate the parameters before it misses the weights, and transformers would initialize them.
     """
-    path = folder / "config.json"
-    if not path.is_file() or not (isinstance(cls, type) and issubclass(cls, nn.Module)):
+    if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
         return
     try:
         with quiet_libraries(), torch.device("meta"):
-            network = _build(cls, read_json_file(path))
+            network = _build(cls, config)
     except Exception as error:  # Files from others can make the libraries fail in every way.
         if isinstance(error, NotImplementedError) or "meta" in str(error):
             return  # This class cannot be built without memory.
@@ -153,7 +154,7 @@ def _build(cls: Any, config: Any) -> nn.Module:
     if hasattr(cls, "from_config"):
         network = cls.from_config(config)
     else:
-        # Otherwise, transformers would fetch an attention implementation that the file names from the hub.
+        # As when the weights are loaded, an implementation of attention that the file names is not used.
         network = cls(cls.config_class.from_dict(config, attn_implementation=None))
     return network
 
