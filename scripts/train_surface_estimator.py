@@ -23,6 +23,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)]
 
 import torch
+from prior_training.acceleration import accelerate
 from prior_training.commands import recipe_of, training_device, training_parser
 from prior_training.common import load_state
 from prior_training.surface import SurfacePool, evaluate_surface_estimator, train_surface_estimator
@@ -49,11 +50,12 @@ class Recipe:
     peak_lr: float = 2e-3
     hold: float = 0.4
     seed: int = 0
+    channels: str = "40,56,112,160"
 
     @classmethod
     def miniature(cls) -> Recipe:
         """Sizes for tests, which train in seconds."""
-        return cls(views=6, refills=1, steps=4, batch=3, held_out=4, denoise_steps=2, antialias=1)
+        return cls(views=6, refills=1, steps=4, batch=3, held_out=4, denoise_steps=2, antialias=1, channels="8,8")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -69,12 +71,13 @@ def main(argv: list[str] | None = None) -> int:
     else:
         with torch.random.fork_rng():
             torch.manual_seed(recipe.seed)  # library modules draw their initial weights from the global stream
-            estimator = SurfaceEstimator((8, 8)) if arguments.miniature else SurfaceEstimator()
+            estimator = SurfaceEstimator([int(count) for count in recipe.channels.split(",")])
     if arguments.export_only:
         return export_state(arguments.work, folder, estimator, device)
     block = {"type": "diffusers", "pretrained_model_name_or_path": "embedded"}
     prior: Prior = registry.build(parse_component("prior", block))
     prior = prior.requires_grad_(False).to(device)
+    accelerate(prior)
 
     def pool(count: int, seed: int) -> SurfacePool:
         return SurfacePool(

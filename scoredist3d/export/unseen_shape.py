@@ -2,7 +2,8 @@
 
 Optimization never compares these parts with the prior, so they keep whatever bumps and dents the earlier steps left. A
 surface of least area that continues the seen parts is the usual guess: undersides become flat. Parts that are round,
-such as the bottom of a hull, continue the seen parts better as they are.
+such as the bottom of a hull, continue the seen parts better as they are: the surface around them already bends towards
+them, while the walls around a flat underside are about perpendicular to it.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
+from scipy.sparse.csgraph import connected_components, dijkstra
 
 from scoredist3d.cameras import Cameras
 from scoredist3d.export.visibility import exposure, relative_exposure
@@ -21,8 +22,11 @@ from scoredist3d.meshes.mesh import Mesh
 from scoredist3d.ops.mesh.distance import winding_number
 
 _UNSEEN = 0.02  # relative exposure below which a vertex moves; well seen parts have about 0.2
-_ROUND = 0.015  # mean inward displacement of a region that is round, relative to the square root of its area
-_FARTHEST = 0.25  # largest displacement, relative to the radius of the mesh
+# Mean inward displacement of a region that may be round, and of one that is, relative to the square root of its area.
+_ROUND = 0.015, 0.065
+_CONTINUED = 0.2  # mean cosine between a round region's normal and those of the seen surface around it
+_AROUND = 0.15  # width of that surface, relative to the radius of the mesh
+_FARTHEST = 0.35  # largest displacement, relative to that radius
 _CHECKED = 0.01  # displacement from which a vertex is checked, relative to that radius
 _TOLERATED = 0.02  # share of the vertices of a region that may fail the check
 _STEPS = (0.3, 0.6, 1.0, 1.3)  # fractions of the displacement at which it is checked
@@ -32,8 +36,8 @@ def flatten_unseen(mesh: Mesh, cameras: Cameras) -> Mesh:
     """The mesh with a surface of little area where no training camera sees it; the same object if nothing changes.
 
     Seen vertices keep their positions. A connected region of unseen vertices stays as it is if it has no seen neighbor,
-    if it is round, so that it would move inwards as a whole, or if it would pass through another part of the surface or
-    move far.
+    if it is round, so that it would move inwards as a whole and continues the seen surface around it, or if it would
+    pass through another part of the surface or move far.
 
     Args:
         mesh: A closed mesh; vertices at the same position move together.
@@ -50,12 +54,15 @@ def flatten_unseen(mesh: Mesh, cameras: Cameras) -> Mesh:
     moving[moving] = touched[regions[moving]]
     if not moving.any():
         return mesh
-    surface = harmonic(lattice, ~moving)
-    normals, displacement = _node_normals(mesh, lattice), surface.nodes - lattice.nodes
-    numbers, areas = regions[moving], node_areas(lattice)[moving]
-    inward = np.bincount(numbers, -(displacement * normals).sum(axis=1)[moving] * areas)
+    surface, normals = harmonic(lattice, ~moving), _node_normals(mesh, lattice)
+    displacement = surface.nodes - lattice.nodes
+    numbers, areas = regions[moving], node_areas(lattice)
+    inward = np.bincount(numbers, -(displacement * normals).sum(axis=1)[moving] * areas[moving])
+    perhaps, surely = (inward > limit * np.bincount(numbers, areas[moving]) ** 1.5 for limit in _ROUND)
+    regions = np.where(moving, regions, -1)
+    round_ = surely | (perhaps & (_continuation(lattice, normals, regions, len(inward)) > _CONTINUED))
     blocked = np.bincount(numbers, _blocked(lattice, normals, displacement)[moving])
-    bad = (inward > _ROUND * np.bincount(numbers, areas) ** 1.5) | (blocked > _TOLERATED * np.bincount(numbers))
+    bad = round_ | (blocked > _TOLERATED * np.bincount(numbers))
     moving &= ~np.isin(regions, np.flatnonzero(bad))
     if not moving.any():
         return mesh
@@ -81,6 +88,33 @@ def _regions(lattice: Lattice, unseen: np.ndarray) -> tuple[np.ndarray, np.ndarr
     for one, other in ((a, b), (b, a)):
         touched[labels[one[unseen[one] & ~unseen[other]]]] = True
     return np.where(unseen, labels, -1), touched
+
+
+def _continuation(lattice: Lattice, normals: np.ndarray, regions: np.ndarray, count: int) -> np.ndarray:
+    """(count,), mean cosine between the mean normal of each region and the normals of the surface around it.
+
+    Args:
+        lattice: The surface.
+        normals: (N, 3), of its nodes.
+        regions: (N,), number of the region of each node, -1 for none.
+        count: Number of regions; those without a node have a mean cosine of 0.
+    """
+    a, b = lattice.triangles.ravel(), np.roll(lattice.triangles, 1, axis=1).ravel()
+    lengths = np.linalg.norm(lattice.nodes[a] - lattice.nodes[b], axis=1)
+    size, areas = len(lattice.nodes), node_areas(lattice)
+    # Two faces give each edge twice: without the maximum, the matrix would contain the sum of both.
+    graph = coo_matrix((lengths, (a, b)), shape=(size, size)).tocsr()
+    graph = graph.maximum(graph.T)
+    width = _AROUND * float(np.linalg.norm(lattice.nodes, axis=1).max())
+    found = np.zeros(count)
+    for region in np.unique(regions[regions >= 0]):
+        inside = regions == region
+        far = dijkstra(graph, directed=False, indices=np.flatnonzero(inside), min_only=True, limit=width)
+        around = np.isfinite(far) & (regions < 0)
+        mean = areas[inside] @ normals[inside]
+        weights = areas[around] / max(float(areas[around].sum()), 1e-12)
+        found[region] = weights @ normals[around] @ mean / max(float(np.linalg.norm(mean)), 1e-12)
+    return found
 
 
 def _node_normals(mesh: Mesh, lattice: Lattice) -> np.ndarray:

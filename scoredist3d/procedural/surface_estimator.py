@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ _UNSHUFFLE, _INPUTS, _OUTPUTS = 2, 12, 7
 LEAST_ERROR = 0.02
 """Lower bound of the expected errors."""
 _COVERED = 0.9  # opacity above which both surfaces are compared
+_LIGHT = tuple(value / math.hypot(*DEFAULT_LIGHT) for value in DEFAULT_LIGHT)
 _JUMP = 0.2  # difference of the depths in 3x3 pixels above which they are discontinuous, scene units
 
 
@@ -108,10 +110,11 @@ class SurfaceEstimator(PackagedNetwork):
         size = (ESTIMATOR_SIZE, ESTIMATOR_SIZE)
         if pixels.shape[2:] != size:
             pixels = functional.interpolate(pixels, size, mode="bilinear", align_corners=False, antialias=True)
-        light = functional.normalize(torch.tensor(DEFAULT_LIGHT, device=images.device), dim=0)
         world_to_camera = cameras.c2w[:, :3, :3].transpose(1, 2)
         # The direction towards the light and the upward direction, along the camera's axes.
-        directions = torch.cat([(world_to_camera * light).sum(-1), world_to_camera[:, :, 2]], -1)
+        # Numbers instead of a tensor, which a CUDA graph could not copy to the device.
+        light = sum(world_to_camera[:, :, axis] * value for axis, value in enumerate(_LIGHT))
+        directions = torch.cat([light, world_to_camera[:, :, 2]], -1)
         constants = directions[:, :, None, None].expand(-1, -1, *pixels.shape[2:])
         inputs = torch.cat([2.0 * pixels - 1.0, constants.to(pixels)], 1)
         x = self.stem(functional.pixel_unshuffle(inputs, _UNSHUFFLE))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from scoredist3d.procedural import (
 )
 from scoredist3d.procedural.surface_estimator import LEAST_ERROR, SurfaceEstimator, normal_error
 
+from .acceleration import GradientStep, accelerate
 from .cameras import training_cameras
 from .common import Ema, Stage, build_optimizer
 from .compositing import random_backgrounds
@@ -59,10 +61,31 @@ class Surfaces:
     def __len__(self) -> int:
         return len(self.image)
 
-    def inputs(self, index: Tensor) -> tuple[Tensor, Tensor, Cameras]:
-        """Images, backgrounds and cameras of some views, in the form that the estimator takes."""
-        images = self.image[index].float() / 255.0
-        return images, self.background[index, None, None, :].expand_as(images), self.cameras[index]
+    def __getitem__(self, index: Tensor) -> Surfaces:
+        """Some of the views."""
+        return Surfaces(*(tensor[index] for tensor in self.tensors()), cameras=self.cameras[index])
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All attributes but the cameras, in their order."""
+        return self.image, self.background, self.normal, self.depth, self.opacity
+
+    def inputs(self) -> tuple[Tensor, Tensor, Cameras]:
+        """Images, backgrounds and cameras in the form that the estimator takes."""
+        images = self.image.float() / 255.0
+        return images, self.background[:, None, None, :].expand_as(images), self.cameras
+
+    def mirrored(self, where: Tensor) -> Surfaces:
+        """The same views, of which those ``where`` (V,) is true show mirror images of their objects.
+
+        A camera whose x axis is reversed sees the mirror image, and the light and the normals in its axes change as
+        they would with a camera on the other side of the light. So mirror images have the distribution of the views.
+        """
+        maps = (self.image, self.normal, self.depth, self.opacity)
+        image, normal, depth, opacity = (torch.where(where.view(-1, *[1] * (x.ndim - 1)), x.flip(2), x) for x in maps)
+        sign = torch.ones_like(self.cameras.c2w[:, 0])
+        sign[:, 0] = torch.where(where, -1.0, 1.0)
+        cameras = replace(self.cameras, c2w=self.cameras.c2w * sign[:, None, :])
+        return Surfaces(image, self.background, normal, depth, opacity, cameras)
 
 
 class SurfacePool:
@@ -150,28 +173,35 @@ class SurfacePool:
         return torch.where((chance[1] < _CLEAN)[:, None, None, None], image, decoded)
 
 
-def surface_loss(estimator: SurfaceEstimator, surfaces: Surfaces, index: Tensor) -> Tensor:
-    """Training loss: negative log-likelihoods of normals, depths and opacities.
+def surface_loss(estimator: SurfaceEstimator, surfaces: Surfaces) -> Tensor:
+    """Training loss for views: negative log-likelihoods of normals, depths and opacities.
 
     The error e of a normal is ||N - N'||_1 + 1 - <N, N'>, that of a depth is its absolute value. Both have a Laplace
     distribution whose scale b the network estimates, too: e / b + log b.
     """
-    images, backgrounds, cameras = surfaces.inputs(index)
+    images, backgrounds, cameras = surfaces.inputs()
     maps = estimator.raw(images, backgrounds, cameras)
-    opacity = surfaces.opacity[index].float() / 255.0
+    opacity = surfaces.opacity.float() / 255.0
     covered = (opacity > 0.5).float()
     pixels = covered.sum().clamp_min(1.0)
     world_to_camera = cameras.c2w[:, None, None, :3, :3].transpose(3, 4)
-    normal = surfaces.normal[index].float() / 127.0
+    normal = surfaces.normal.float() / 127.0
     target = functional.normalize((world_to_camera * normal[..., None, :]).sum(-1), dim=-1)
     estimate = functional.normalize(maps[:, :3].movedim(1, -1), dim=-1)
     normals = normal_error(estimate, target)
-    relative = surfaces.depth[index].float() - cameras.origins.norm(dim=-1)[:, None, None]
+    relative = surfaces.depth.float() - cameras.origins.norm(dim=-1)[:, None, None]
     depths = (maps[:, 3] - relative).abs()
     mask = functional.binary_cross_entropy_with_logits(maps[:, 4], opacity)
     scales = maps[:, 5:].exp() + LEAST_ERROR
     likelihood = normals / scales[:, 0] + depths / scales[:, 1] + scales.log().sum(1)
     return (likelihood * covered).sum() / pixels + mask
+
+
+def _loss_of_tensors(estimator: SurfaceEstimator, *tensors: Tensor) -> Tensor:
+    """The loss for the tensors of views, the poses of their cameras and the fields of view."""
+    *maps, c2w, fovy = tensors
+    height, width = maps[0].shape[1:3]
+    return surface_loss(estimator, Surfaces(*maps, cameras=Cameras.from_poses(c2w, fovy, height, width)))
 
 
 def train_surface_estimator(
@@ -218,8 +248,9 @@ def train_surface_estimator(
         minutes=minutes,
     )
     stage.resume(device)
+    accelerate(estimator)
+    step = GradientStep(partial(_loss_of_tensors, estimator), stage.parameters(), device)
     surfaces, filling = None, -1
-    amp = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
     while stage.step < stage.total:
         due = stage.step * (refills + 1) // stage.total
         if surfaces is None or due > filling:
@@ -228,11 +259,10 @@ def train_surface_estimator(
             print(f"pool {due}: {len(surfaces):,} views", flush=True)
         stage.set_lr()
         index = torch.randint(0, len(surfaces), (batch,), generator=generator, device=device)
-        estimator.zero_grad()
-        with amp:
-            loss = surface_loss(estimator, surfaces, index)
-        loss.backward()
-        stage.descend(loss.detach(), batch=batch, log_every=max(1, min(500, steps // 20)))
+        mirror = torch.rand(batch, generator=generator, device=device) < 0.5
+        views = surfaces[index].mirrored(mirror)
+        loss = step(*views.tensors(), views.cameras.c2w, views.cameras.fovy)
+        stage.descend(loss, batch=batch, log_every=max(1, min(500, steps // 20)))
     averaged: SurfaceEstimator = ema.module
     return averaged
 
@@ -242,13 +272,14 @@ def evaluate_surface_estimator(estimator: SurfaceEstimator, surfaces: Surfaces) 
     """Mean and median angle between normals in degrees, mean depth error and share of wrong opacities."""
     angles, depths, wrong = [], [], []
     for index in torch.arange(len(surfaces), device=surfaces.image.device).split(128):
-        estimate = estimator(*surfaces.inputs(index))
-        opacity = surfaces.opacity[index].float() / 255.0
+        views = surfaces[index]
+        estimate = estimator(*views.inputs())
+        opacity = views.opacity.float() / 255.0
         covered = opacity > 0.5
-        target = functional.normalize(surfaces.normal[index].float(), dim=-1)
+        target = functional.normalize(views.normal.float(), dim=-1)
         cosine = (estimate.normal * target).sum(-1).clamp(-1.0, 1.0)
         angles.append(torch.rad2deg(torch.acos(cosine))[covered])
-        depths.append((estimate.depth[..., 0] - surfaces.depth[index].float()).abs()[covered])
+        depths.append((estimate.depth[..., 0] - views.depth.float()).abs()[covered])
         wrong.append(((estimate.opacity[..., 0] > 0.5) != covered).float().flatten())
     angle, depth = torch.cat(angles), torch.cat(depths)
     return {

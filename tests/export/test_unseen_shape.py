@@ -15,7 +15,7 @@ from scoredist3d.data.random_camera import RandomCamera
 from scoredist3d.export.unseen_shape import flatten_unseen
 from scoredist3d.meshes.mesh import Mesh, topology
 
-RINGS, SECTORS, HALF = 14, 48, 0.5
+RINGS, SECTORS, HALF = 28, 48, 0.5
 CAMERAS = RandomCamera(RandomCamera.Config(elevation_range=(-10.0, 60.0))).spread(80)
 
 
@@ -43,6 +43,13 @@ def can(depth: float, *, bumps: float = 0.0) -> Mesh:
     return Mesh(vertices, np.array(faces, dtype=np.int32))
 
 
+def narrowed(mesh: Mesh) -> Mesh:
+    """A can whose wall leans inwards below, so that it bends towards the underside."""
+    x, y, z = mesh.vertices.T
+    factor = 1.0 - 0.36 * np.clip((-0.2 - z) / 0.3, 0.0, 1.0)
+    return Mesh(np.stack([factor * x, factor * y, z], axis=1).astype(np.float32), mesh.faces)
+
+
 def inner(mesh: Mesh) -> np.ndarray:
     """Vertices of the underside whose neighbors belong to the underside as well."""
     return np.arange(len(mesh.vertices)) < 1 + (RINGS - 1) * SECTORS
@@ -59,7 +66,7 @@ def test_the_test_object_is_closed_and_oriented() -> None:
     assert can(0.0).volume == pytest.approx(np.pi / 4, rel=0.01)
 
 
-@pytest.mark.parametrize(("depth", "bumps"), [(0.15, 0.0), (-0.02, 0.0), (0.1, 0.03)])
+@pytest.mark.parametrize(("depth", "bumps"), [(0.15, 0.0), (0.1, 0.03), (-0.02, 0.0), (-0.04, 0.01)])
 def test_an_uneven_underside_becomes_flat_and_seen_vertices_stay(depth: float, bumps: float) -> None:
     mesh = can(depth, bumps=bumps)
     flat = flatten_unseen(mesh, CAMERAS)
@@ -71,9 +78,16 @@ def test_an_uneven_underside_becomes_flat_and_seen_vertices_stay(depth: float, b
     assert flat.volume == pytest.approx(np.pi / 4, rel=0.02)
 
 
-@pytest.mark.parametrize("mesh", [can(-0.1), can(-0.06, bumps=0.01), uv_sphere(32, 64)])
+@pytest.mark.parametrize("mesh", [can(-0.2), narrowed(can(-0.06)), uv_sphere(32, 64)])
 def test_a_round_underside_stays(mesh: Mesh) -> None:
+    """The first bulges as much as half a ball; the walls of the others bend towards the underside."""
     assert flatten_unseen(mesh, CAMERAS) is mesh
+
+
+def test_dents_below_leaning_walls_become_flat() -> None:
+    mesh = narrowed(can(0.1))
+    below = inner(mesh)
+    assert np.abs(flatten_unseen(mesh, CAMERAS).vertices[below, 2] + HALF).max() < 0.01
 
 
 def test_a_region_that_would_move_far_stays() -> None:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from scoredist3d.cameras import Cameras
 from scoredist3d.diffusion.cfg import guided_prediction
+from scoredist3d.ops.shading.directional import DEFAULT_LIGHT
 from scoredist3d.priors import CFGConditions
 from scoredist3d.priors.diffusers_prior import DiffusersPrior
 from scoredist3d.procedural import render_objects, sample_objects
@@ -81,7 +82,7 @@ def test_views_of_a_pool(prior: DiffusersPrior, monkeypatch: pytest.MonkeyPatch)
     assert (normal * rays.directions).sum(-1)[covered].max() < 0.02
     points = rays.origins + depth[..., None] * rays.directions
     assert points[covered].norm(dim=-1).max() < 1.01
-    images, backgrounds, cameras = surfaces.inputs(torch.tensor([3, 1]))
+    images, backgrounds, cameras = surfaces[torch.tensor([3, 1])].inputs()
     assert torch.equal(images, surfaces.image[[3, 1]].float() / 255) and len(cameras) == 2
     assert torch.equal(backgrounds[:, 0, 0], surfaces.background[[3, 1]]) and backgrounds.shape == images.shape
 
@@ -160,11 +161,11 @@ def true_outputs(surfaces: Surfaces, normal_scale: float, depth_scale: float) ->
 
 def test_the_loss_is_a_likelihood(known: Surfaces) -> None:
     """For constant errors e and scales b it is e / b + log b, summed over normals and depths."""
-    index, maps = torch.arange(3), true_outputs(known, 0.5, 0.1)
+    maps = true_outputs(known, 0.5, 0.1)
 
     def loss(outputs: Tensor) -> float:
         given: Any = Given(outputs)
-        return float(surface_loss(given, known, index))
+        return float(surface_loss(given, known))
 
     base = math.log(0.5) + math.log(0.1)
     assert loss(maps) == pytest.approx(base, abs=1e-4)
@@ -187,6 +188,38 @@ def test_the_loss_is_a_likelihood(known: Surfaces) -> None:
     assert loss(outside) == pytest.approx(base, abs=1e-4)
     maps[:, 4] *= -1.0
     assert loss(maps) == pytest.approx(base + 20.0, abs=1e-3)
+
+
+def test_mirror_images(known: Surfaces) -> None:
+    """Rays through mirrored pixels of the mirrored camera meet the same points; true outputs have the same loss."""
+    where = torch.tensor([True, False, True])
+    mirrored = known.mirrored(where)
+    points, others = (
+        views.cameras.origins[:, None, None] + views.depth.float()[..., None] * views.cameras.rays().directions
+        for views in (known, mirrored)
+    )
+    torch.testing.assert_close(
+        others, torch.where(where[:, None, None, None], points.flip(2), points), rtol=0, atol=1e-5
+    )
+    expected = torch.where(where[:, None, None], known.opacity.flip(2), known.opacity)
+    assert torch.equal(mirrored.opacity, expected) and not torch.equal(mirrored.opacity, known.opacity)
+    assert torch.equal(mirrored.image[1], known.image[1])
+    assert torch.equal(mirrored.mirrored(where).normal, known.normal)
+    given: Any = Given(true_outputs(mirrored, 0.5, 0.1))
+    base = math.log(0.5) + math.log(0.1)
+    assert float(surface_loss(given, mirrored)) == pytest.approx(base, abs=1e-4)
+
+
+def test_the_light_of_a_mirror_image() -> None:
+    """Where the light is to the left of the object, its mirror image has the light to the right."""
+    generator = torch.Generator().manual_seed(0)
+    cameras = training_cameras(4, 8, generator, torch.device("cpu"), varied=False)
+    maps = torch.zeros(4, 8, 8, 3, dtype=torch.uint8)
+    views = Surfaces(maps, torch.zeros(4, 3), maps.to(torch.int8), torch.zeros(4, 8, 8).half(), maps[..., 0], cameras)
+    mirrored = views.mirrored(torch.ones(4, dtype=torch.bool)).cameras
+    light = torch.tensor(DEFAULT_LIGHT)
+    first, second = ((c.c2w[:, :3, :3].transpose(1, 2) @ light) for c in (cameras, mirrored))
+    torch.testing.assert_close(second, first * torch.tensor([-1.0, 1.0, 1.0]))
 
 
 def test_measurements_of_known_errors(known: Surfaces) -> None:
@@ -253,7 +286,7 @@ def test_an_interrupted_training_continues_as_if_nothing_had_happened(
     calls: list[Tensor] = []
 
     def interrupted(*inputs: Any) -> Tensor:
-        calls.append(inputs[-1])
+        calls.append(inputs[-1].image)
         if len(calls) == 4:
             raise KeyboardInterrupt
         return surface_loss(*inputs)
