@@ -50,7 +50,7 @@ class Recipe:
     peak_lr: float = 2e-3
     hold: float = 0.4
     seed: int = 0
-    channels: str = "40,56,112,160"
+    channels: str = "40,56,80,96"
 
     @classmethod
     def miniature(cls) -> Recipe:

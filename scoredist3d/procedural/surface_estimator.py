@@ -113,8 +113,8 @@ class SurfaceEstimator(PackagedNetwork):
         world_to_camera = cameras.c2w[:, :3, :3].transpose(1, 2)
         # The direction towards the light and the upward direction, along the camera's axes.
         # Numbers instead of a tensor, which a CUDA graph could not copy to the device.
-        light = sum(world_to_camera[:, :, axis] * value for axis, value in enumerate(_LIGHT))
-        directions = torch.cat([light, world_to_camera[:, :, 2]], -1)
+        x, y, z = (world_to_camera[:, :, axis] * value for axis, value in enumerate(_LIGHT))
+        directions = torch.cat([x + y + z, world_to_camera[:, :, 2]], -1)
         constants = directions[:, :, None, None].expand(-1, -1, *pixels.shape[2:])
         inputs = torch.cat([2.0 * pixels - 1.0, constants.to(pixels)], 1)
         x = self.stem(functional.pixel_unshuffle(inputs, _UNSHUFFLE))

@@ -63,7 +63,8 @@ class Surfaces:
 
     def __getitem__(self, index: Tensor) -> Surfaces:
         """Some of the views."""
-        return Surfaces(*(tensor[index] for tensor in self.tensors()), cameras=self.cameras[index])
+        image, background, normal, depth, opacity = (tensor[index] for tensor in self.tensors())
+        return Surfaces(image, background, normal, depth, opacity, self.cameras[index])
 
     def tensors(self) -> tuple[Tensor, ...]:
         """All attributes but the cameras, in their order."""
@@ -199,9 +200,9 @@ def surface_loss(estimator: SurfaceEstimator, surfaces: Surfaces) -> Tensor:
 
 def _loss_of_tensors(estimator: SurfaceEstimator, *tensors: Tensor) -> Tensor:
     """The loss for the tensors of views, the poses of their cameras and the fields of view."""
-    *maps, c2w, fovy = tensors
-    height, width = maps[0].shape[1:3]
-    return surface_loss(estimator, Surfaces(*maps, cameras=Cameras.from_poses(c2w, fovy, height, width)))
+    image, background, normal, depth, opacity, c2w, fovy = tensors
+    cameras = Cameras.from_poses(c2w, fovy, *image.shape[1:3])
+    return surface_loss(estimator, Surfaces(image, background, normal, depth, opacity, cameras))
 
 
 def train_surface_estimator(
