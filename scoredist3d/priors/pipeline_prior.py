@@ -15,17 +15,11 @@ from scoredist3d.priors.adapters import AdapterPoints
 from scoredist3d.priors.base import Prior
 from scoredist3d.priors.conditioning import CFGConditions, Conditioning
 from scoredist3d.priors.denoiser import DenoiserNetwork
-from scoredist3d.priors.diffusers_loading import (
-    EMBEDDED,
-    MISFITS,
-    PipelineSource,
-    PriorError,
-    local_folder,
-    read_vocabulary,
-)
+from scoredist3d.priors.diffusers_loading import PipelineSource, PriorError
 from scoredist3d.priors.distillation import distillation_evidence
 from scoredist3d.priors.frozen_network import Precision
 from scoredist3d.priors.image_codec import load_codec, resize_shorter_side
+from scoredist3d.priors.model_files import EMBEDDED, MISFITS, local_folder, read_vocabulary
 from scoredist3d.priors.model_options import ModelOptions
 from scoredist3d.priors.thresholding import SampleLimit
 from scoredist3d.priors.vocabulary import Vocabulary

@@ -1,0 +1,130 @@
+"""Files of models: folders, files of the hub, and errors about them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from scoredist3d.config.errors import brief
+from scoredist3d.paths import is_file
+from scoredist3d.priors.hub import hub_problem
+from scoredist3d.priors.part_files import read_json_file
+from scoredist3d.priors.quiet import quiet_libraries
+from scoredist3d.priors.vocabulary import Vocabulary
+
+EMBEDDED = "embedded"
+_ASSETS = Path(__file__).parent.parent / "assets"
+EMBEDDED_FOLDER = _ASSETS / "prior"
+PACKAGED = {
+    EMBEDDED: (EMBEDDED_FOLDER, "scripts/train_prior.py"),
+    "embedded-flow": (_ASSETS / "prior-flow", "scripts/train_flow_prior.py"),
+}
+"""Models that come with the package: their folders and the scripts that train them."""
+INDEX = "model_index.json"
+MISFITS = (RuntimeError, LookupError, TypeError, AttributeError, ArithmeticError)
+"""Errors of a network that does not fit its inputs, e.g. the tokens of another tokenizer."""
+MODEL_KEY = "prior.pretrained_model_name_or_path"
+PICKLE_KEY = "prior.allow_pickle"
+
+
+class PriorError(ValueError):
+    """Failure to load a model; the message names the configuration key, the folder and the part."""
+
+
+def local_folder(name: str) -> Path | None:
+    """The existing folder of a packaged model or path ``name``; None for anything else, e.g. a hub id."""
+    path = PACKAGED[name][0] if name in PACKAGED else Path(os.path.expanduser(name))
+    return path if is_file(path, folder=True) else None
+
+
+def find_model(name: str, key: str) -> Path | None:
+    """The folder of a packaged model or path ``name``; None for a hub id.
+
+    Raises:
+        PriorError: ``name`` is neither an existing folder nor a hub id ``owner/model``.
+    """
+    path = local_folder(name)
+    if path is not None:
+        return path
+    if name in PACKAGED:
+        raise PriorError(
+            f"{key}: the prior {name!r} is missing from {PACKAGED[name][0]}; reinstall scoredist3d, train it with "
+            f"{PACKAGED[name][1]}, or name another diffusers folder"
+        )
+    if not is_hub_id(name):
+        raise PriorError(f"{key}: {name!r} is neither an existing folder nor a hub id of the form owner/model")
+    return None
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether ``name`` has the form of a hub id, ``owner/model``."""
+    return name.count("/") == 1 and not name.startswith((".", "/", "~"))
+
+
+def read_vocabulary(folder: Path, key: str = MODEL_KEY) -> Vocabulary | None:
+    """The content of the folder's ``vocabulary.json``; None if there is no such file.
+
+    Raises:
+        PriorError: The file does not have the form that :meth:`Vocabulary.parse` describes.
+    """
+    path = folder / "vocabulary.json"
+    if not path.is_file():
+        return None
+    try:
+        return Vocabulary.parse(read_json(path, key))
+    except PriorError:
+        raise
+    except ValueError as error:
+        raise PriorError(f"{key}: {path} {error}") from error
+
+
+def read_index(folder: Path, key: str) -> dict[str, Any]:
+    """The content of the folder's ``model_index.json``.
+
+    Raises:
+        PriorError: The file is missing or not a JSON object.
+    """
+    path = folder / INDEX
+    if not path.is_file():
+        raise PriorError(
+            f"{key}: {folder} is not a diffusers pipeline: {INDEX} is missing; use the folder of a complete pipeline"
+        )
+    index = read_json(path, key)
+    if not isinstance(index, dict):
+        raise PriorError(f"{key}: {path} must be a JSON object")
+    return index
+
+
+def read_json(path: Path, key: str) -> Any:
+    """The content of a JSON file of a model folder.
+
+    Raises:
+        PriorError: The file is too large or not JSON.
+    """
+    try:
+        return read_json_file(path)
+    except ValueError as error:
+        raise PriorError(f"{key}: {error}") from error
+
+
+def download_file(name: str, file: str, revision: str | None, key: str) -> Path:
+    """A file of a hub repository, from the local cache if it is there.
+
+    Raises:
+        PriorError: The repository or the file cannot be reached.
+    """
+    from huggingface_hub import hf_hub_download
+
+    try:
+        with quiet_libraries():
+            return Path(hf_hub_download(name, file, revision=revision))
+    except (OSError, ValueError) as error:
+        problem = hub_problem(error, name) or f"cannot be downloaded from the hub: {first_line(error)}"
+        raise PriorError(f"{key}: {name!r} is not an existing folder, and the model of this id {problem}") from error
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, shortened; with its type if the message is not a sentence."""
+    text = brief(str(error).strip().split("\n")[0], 200)
+    return text if " " in text else f"{type(error).__name__} {text}".strip()
