@@ -14,16 +14,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
 from scoredist3d.config.errors import FieldError
 from scoredist3d.limits import MAX_TRAIN_TIMESTEPS
-from scoredist3d.priors.hub import hub_problem
+from scoredist3d.priors.hub import INDEX, hub_problem
 from scoredist3d.priors.model_files import (
-    INDEX,
     MODEL_KEY,
     PICKLE_KEY,
     PriorError,
@@ -42,6 +41,13 @@ from scoredist3d.reasons import is_out_of_memory
 _log = logging.getLogger("scoredist3d")
 
 
+class WeightAdapter(Protocol):
+    """Changes of the weights of a model, such as a LoRA."""
+
+    def apply(self, part: str, network: nn.Module) -> None:
+        """Change the weights of a network, of which ``part`` is the name in the pipeline's index."""
+
+
 @dataclass(frozen=True)
 class PipelineSource:
     """A local pipeline folder or hub repository, from which parts are loaded.
@@ -54,6 +60,7 @@ class PipelineSource:
         index: The content of ``model_index.json``.
         key: Configuration key that holds ``name``, for error messages.
         allow_pickle: Whether weights in pickle format are read; by default only safetensors are.
+        adapters: Changes of the weights of the networks.
     """
 
     name: str
@@ -63,6 +70,7 @@ class PipelineSource:
     index: dict[str, Any]
     key: str = MODEL_KEY
     allow_pickle: bool = False
+    adapters: tuple[WeightAdapter, ...] = ()
 
     @classmethod
     def open(
@@ -175,6 +183,8 @@ class PipelineSource:
             keywords["attn_implementation"] = None
         network, info = self.load(part, **keywords)
         self._require_complete(part, info)
+        for adapter in self.adapters:
+            adapter.apply(part, network)
         return network.requires_grad_(False).eval()
 
     def _require_complete(self, part: str, info: dict[str, Any]) -> None:

@@ -6,9 +6,12 @@ import os
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
 from scoredist3d.config.errors import brief
 from scoredist3d.paths import is_file
-from scoredist3d.priors.hub import hub_problem
+from scoredist3d.priors.hub import INDEX, hub_problem
 from scoredist3d.priors.part_files import read_json_file
 from scoredist3d.priors.quiet import quiet_libraries
 from scoredist3d.priors.vocabulary import Vocabulary
@@ -21,7 +24,7 @@ PACKAGED = {
     "embedded-flow": (_ASSETS / "prior-flow", "scripts/train_flow_prior.py"),
 }
 """Models that come with the package: their folders and the scripts that train them."""
-INDEX = "model_index.json"
+_SAFE = (".safetensors",)
 MISFITS = (RuntimeError, LookupError, TypeError, AttributeError, ArithmeticError)
 """Errors of a network that does not fit its inputs, e.g. the tokens of another tokenizer."""
 MODEL_KEY = "prior.pretrained_model_name_or_path"
@@ -108,6 +111,54 @@ def read_json(path: Path, key: str) -> Any:
         raise PriorError(f"{key}: {error}") from error
 
 
+def weight_file(name: str, file: str | None, default: str, key: str, suffixes: tuple[str, ...] = _SAFE) -> Path:
+    """A file of weights: ``name`` itself, or a file in the folder or the hub repository ``name``.
+
+    Args:
+        name: A file, a folder, or a hub id.
+        file: Name of the file in the folder or repository, if it is given.
+        default: Name of the file that is used otherwise; another one is used if it is the only one in the folder.
+        key: Configuration key that holds ``name``, for error messages.
+        suffixes: Suffixes of the file.
+
+    Raises:
+        PriorError: There is no such file, or the name does not determine one.
+    """
+    path = Path(os.path.expanduser(name))
+    if is_file(path, folder=True):
+        found = sorted(each.name for each in path.iterdir() if each.suffix in suffixes)
+        chosen = file or (default if default in found or len(found) != 1 else found[0])
+        if not is_file(path / chosen):
+            raise PriorError(
+                f"{key}: {path} has no file {chosen}, but {', '.join(found[:5]) or 'no weights'}; name one"
+            )
+        path = path / chosen
+    elif not is_file(path):
+        if not is_hub_id(name) or name.endswith(suffixes):
+            raise PriorError(
+                f"{key}: {name!r} is neither an existing file or folder nor a hub id of the form owner/model"
+            )
+        path = download_file(name, file or default, None, key)
+    if path.suffix not in suffixes:
+        raise PriorError(f"{key}: {path} is not a {' or '.join(suffixes)} file; convert it to safetensors")
+    return path
+
+
+def read_weights(path: Path, key: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a safetensors file, and the texts in its header.
+
+    Raises:
+        PriorError: The file is damaged or of another format.
+    """
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (OSError, SafetensorError, ValueError, RuntimeError) as error:
+        raise PriorError(
+            f"{key}: {path} is not a complete safetensors file: {first_line(error)}; download it again"
+        ) from error
+
+
 def download_file(name: str, file: str, revision: str | None, key: str) -> Path:
     """A file of a hub repository, from the local cache if it is there.
 
@@ -120,7 +171,7 @@ def download_file(name: str, file: str, revision: str | None, key: str) -> Path:
         with quiet_libraries():
             return Path(hf_hub_download(name, file, revision=revision))
     except (OSError, ValueError) as error:
-        problem = hub_problem(error, name) or f"cannot be downloaded from the hub: {first_line(error)}"
+        problem = hub_problem(error, name, file) or f"cannot be downloaded from the hub: {first_line(error)}"
         raise PriorError(f"{key}: {name!r} is not an existing folder, and the model of this id {problem}") from error
 
 

@@ -19,6 +19,7 @@ from scoredist3d.priors.diffusers_loading import PipelineSource, PriorError
 from scoredist3d.priors.distillation import distillation_evidence
 from scoredist3d.priors.frozen_network import Precision
 from scoredist3d.priors.image_codec import load_codec, resize_shorter_side
+from scoredist3d.priors.lora import LoraOptions, read_loras
 from scoredist3d.priors.model_files import EMBEDDED, MISFITS, local_folder, read_vocabulary
 from scoredist3d.priors.model_options import ModelOptions
 from scoredist3d.priors.thresholding import SampleLimit
@@ -59,6 +60,11 @@ class PipelinePrior(Prior):
             False,
             "Also read weights in the old pickle format (.bin) if a part has no safetensors. They are read with "
             "weights_only=True, which executes no code.",
+        )
+        lora: str | list[str | LoraOptions] | None = option(
+            None,
+            "LoRA that are added to the weights: a .safetensors file, a folder, a hub id, or a list of these "
+            "or of {path, weight, file}.",
         )
         precision: Precision = option(
             "auto",
@@ -130,14 +136,15 @@ class PipelinePrior(Prior):
         """The pipeline that the configuration names.
 
         Raises:
-            PriorError: There is no such folder or hub id.
+            PriorError: There is no such folder or hub id, or what is added to the model does not fit it.
         """
-        return PipelineSource.open(
+        source = PipelineSource.open(
             config.pretrained_model_name_or_path,
             revision=config.revision,
             variant=config.variant,
             allow_pickle=config.allow_pickle,
         )
+        return replace(source, adapters=read_loras(config.lora, source))
 
     @classmethod
     def stated_vocabulary(cls, config: Config) -> Vocabulary | None:
