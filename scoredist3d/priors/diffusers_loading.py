@@ -10,10 +10,10 @@ import importlib
 import importlib.util
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
 import torch
@@ -35,6 +35,7 @@ from scoredist3d.priors.model_files import (
 )
 from scoredist3d.priors.part_files import check_part, is_part_class
 from scoredist3d.priors.quiet import quiet_libraries
+from scoredist3d.priors.textual_inversion import TextualInversion
 from scoredist3d.priors.vocabulary import Vocabulary
 from scoredist3d.reasons import is_out_of_memory
 
@@ -61,6 +62,9 @@ class PipelineSource:
         key: Configuration key that holds ``name``, for error messages.
         allow_pickle: Whether weights in pickle format are read; by default only safetensors are.
         adapters: Changes of the weights of the networks.
+        inversions: Embeddings of new tokens of the text encoders.
+        vae: The source of another autoencoder.
+        subfolders: Folders of parts that are not in the folder of their name.
     """
 
     name: str
@@ -71,6 +75,9 @@ class PipelineSource:
     key: str = MODEL_KEY
     allow_pickle: bool = False
     adapters: tuple[WeightAdapter, ...] = ()
+    inversions: tuple[TextualInversion, ...] = ()
+    vae: PipelineSource | None = None
+    subfolders: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def open(
@@ -101,6 +108,32 @@ class PipelineSource:
         index = dict(read_json(download_file(name, INDEX, revision, key), key))
         return cls(name, None, revision, variant, index, key, allow_pickle)
 
+    @classmethod
+    def open_part(cls, name: str, part: str, key: str, *, allow_pickle: bool = False) -> PipelineSource:
+        """Find one part of a pipeline: in a folder or hub repository of its own, or in that of a pipeline.
+
+        Args:
+            name: The folder or hub id.
+            part: Name of the part in the index of a pipeline.
+            key: Configuration key that holds ``name``, for error messages.
+            allow_pickle: Whether weights in pickle format are read.
+
+        Raises:
+            PriorError: ``name`` is neither, or has no such part.
+        """
+        path = find_model(name, key)
+        try:
+            return cls.open(name, key=key, allow_pickle=allow_pickle)
+        except PriorError:
+            if path is not None and not (path / "config.json").is_file():
+                raise
+        config = read_json(download_file(name, "config.json", None, key) if path is None else path / "config.json", key)
+        kind = config.get("_class_name") if isinstance(config, dict) else None
+        index = {part: ["diffusers", str(kind)]}
+        return cls(
+            name if path is None else str(path), path, None, None, index, key, allow_pickle, subfolders={part: ""}
+        )
+
     def has(self, part: str) -> bool:
         """Whether the pipeline's index lists this part; an omitted part is absent or ``[null, null]``."""
         entry = self.index.get(part)
@@ -125,10 +158,10 @@ class PipelineSource:
         pickles = self.folder is None and bool(keywords.get("use_safetensors"))
         with self.using(f"the {part}", "loaded", pickles=pickles):
             if self.folder is not None:
-                check_part(self.folder / part, cls, allow_pickle=self.allow_pickle, option=PICKLE_KEY)
+                check_part(self.folder / self._subfolder(part), cls, allow_pickle=self.allow_pickle, option=PICKLE_KEY)
             # The libraries initialize missing weights from the global random stream before they report them.
             with quiet_libraries(), torch.random.fork_rng(devices=[]):
-                return cls.from_pretrained(self.name, subfolder=part, **self._options(), **keywords)
+                return cls.from_pretrained(self.name, subfolder=self._subfolder(part), **self._options(), **keywords)
 
     @contextmanager
     def using(
@@ -268,13 +301,13 @@ class PipelineSource:
             PriorError: The network is not listed, or its configuration is missing or unreadable.
         """
         self._class_of(part)
+        file = str(PurePosixPath(self._subfolder(part), "config.json"))
         if self.folder is None:
-            return dict(read_json(download_file(self.name, f"{part}/config.json", self.revision, self.key), self.key))
-        path = self.folder / part / "config.json"
+            return dict(read_json(download_file(self.name, file, self.revision, self.key), self.key))
+        path = self.folder / file
         if not path.is_file():
             raise PriorError(
-                f"{self.key}: {self.name} is incomplete: {part}/config.json is missing; "
-                "download or export the model again"
+                f"{self.key}: {self.name} is incomplete: {file} is missing; download or export the model again"
             )
         return dict(read_json(path, self.key))
 
@@ -308,12 +341,16 @@ class PipelineSource:
                 f"{self.key}: the {part} of {self.name} is a {library}.{name}, which is not the class of a model, "
                 "tokenizer or scheduler; use the folder of a text-to-image pipeline"
             )
-        if self.folder is not None and not (self.folder / part).is_dir():
+        if self.folder is not None and not (self.folder / self._subfolder(part)).is_dir():
             raise PriorError(
                 f"{self.key}: {self.name} is incomplete: its folder {part}/ is missing; "
                 "download or export the model again"
             )
         return cls
+
+    def _subfolder(self, part: str) -> str:
+        """The folder of a part, relative to that of the pipeline."""
+        return self.subfolders.get(part, part)
 
     def _options(self) -> dict[str, Any]:
         """Options of ``from_pretrained`` that select a version of a hub repository."""

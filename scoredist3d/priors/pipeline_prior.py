@@ -18,10 +18,11 @@ from scoredist3d.priors.denoiser import DenoiserNetwork
 from scoredist3d.priors.diffusers_loading import PipelineSource, PriorError
 from scoredist3d.priors.distillation import distillation_evidence
 from scoredist3d.priors.frozen_network import Precision
-from scoredist3d.priors.image_codec import load_codec, resize_shorter_side
+from scoredist3d.priors.image_codec import load_codec, open_autoencoder, resize_shorter_side
 from scoredist3d.priors.lora import LoraOptions, read_loras
 from scoredist3d.priors.model_files import EMBEDDED, MISFITS, local_folder, read_vocabulary
 from scoredist3d.priors.model_options import ModelOptions
+from scoredist3d.priors.textual_inversion import TextualInversionOptions, read_textual_inversions
 from scoredist3d.priors.thresholding import SampleLimit
 from scoredist3d.priors.vocabulary import Vocabulary
 
@@ -65,6 +66,14 @@ class PipelinePrior(Prior):
             None,
             "LoRA that are added to the weights: a .safetensors file, a folder, a hub id, or a list of these "
             "or of {path, weight, file}.",
+        )
+        textual_inversion: str | list[str | TextualInversionOptions] | None = option(
+            None,
+            "Learned embeddings of new tokens for prompts: a file, a folder, a hub id, or a list of these or of "
+            "{path, token, file}.",
+        )
+        vae: str | None = option(
+            None, "Another autoencoder with the same latents: the folder or hub id of an autoencoder or of a pipeline."
         )
         precision: Precision = option(
             "auto",
@@ -144,7 +153,9 @@ class PipelinePrior(Prior):
             variant=config.variant,
             allow_pickle=config.allow_pickle,
         )
-        return replace(source, adapters=read_loras(config.lora, source))
+        inversions = read_textual_inversions(config.textual_inversion, allow_pickle=config.allow_pickle)
+        vae = None if config.vae is None else open_autoencoder(config.vae, source)
+        return replace(source, adapters=read_loras(config.lora, source), inversions=inversions, vae=vae)
 
     @classmethod
     def stated_vocabulary(cls, config: Config) -> Vocabulary | None:
