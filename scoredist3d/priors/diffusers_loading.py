@@ -216,9 +216,13 @@ class PipelineSource:
             keywords["attn_implementation"] = None
         network, info = self.load(part, **keywords)
         self._require_complete(part, info)
+        return self._adapted(part, network.requires_grad_(False).eval())
+
+    def _adapted(self, part: str, network: nn.Module) -> nn.Module:
+        """A network after the changes of its weights."""
         for adapter in self.adapters:
             adapter.apply(part, network)
-        return network.requires_grad_(False).eval()
+        return network
 
     def _require_complete(self, part: str, info: dict[str, Any]) -> None:
         """Check that the files contained every weight of a network.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -144,19 +146,31 @@ def weight_file(name: str, file: str | None, default: str, key: str, suffixes: t
     return path
 
 
-def read_weights(path: Path, key: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of a safetensors file, and the texts in its header.
+@contextmanager
+def opened_weights(path: Path, key: str) -> Iterator[Any]:
+    """Context manager that opens a safetensors file; tensors are read when they are requested.
 
     Raises:
         PriorError: The file is damaged or of another format.
     """
     try:
         with safe_open(str(path), framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except (OSError, SafetensorError, ValueError, RuntimeError) as error:
+            yield file
+    except (OSError, SafetensorError) as error:
         raise PriorError(
             f"{key}: {path} is not a complete safetensors file: {first_line(error)}; download it again"
         ) from error
+
+
+def read_weights(path: Path, key: str, prefix: str = "") -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a safetensors file whose names begin with ``prefix``, and the texts in its header.
+
+    Raises:
+        PriorError: The file is damaged or of another format.
+    """
+    with opened_weights(path, key) as file:
+        names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118
+        return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
 
 
 def download_file(name: str, file: str, revision: str | None, key: str) -> Path:
