@@ -13,7 +13,7 @@ import torch
 from diffusers import FluxTransformer2DModel
 from diffusers.loaders.single_file_utils import convert_flux_transformer_checkpoint_to_diffusers
 from safetensors.torch import load_file, save_file
-from shared.family_checks import PROMPTS, images, load, normal, train
+from shared.family_checks import KEY, PROMPTS, copy_with, images, load, normal, train
 from shared.flow_folder import build_flow
 from shared.flux_folder import build_flux
 from shared.lora_files import factors, in_attention, write_diffusers
@@ -22,10 +22,10 @@ from shared.sdxl_folder import build_sdxl
 from shared.stable_diffusion_folder import build_folder
 
 from scoredist3d.priors import single_file
-from scoredist3d.priors.diffusers_loading import PipelineSource
+from scoredist3d.priors.diffusers_loading import PipelineSource, PriorError
 from scoredist3d.priors.flux_checkpoint import convert_flux
 from scoredist3d.priors.part_files import build_network
-from scoredist3d.priors.single_file import LAYOUTS
+from scoredist3d.priors.single_file import LAYOUTS, recognized
 
 Tensors = dict[str, torch.Tensor]
 
@@ -230,7 +230,9 @@ def test_what_does_not_fit_is_named(single: tuple[Path, Path, Path], tmp_path: P
     refused("the unet of .* has 1 unknown weights; the first is mid_block", strange)
     refused("is not a model of Stable Diffusion 1, 2, XL or 3 or FLUX.1 in the layout", {"x": normal(2)})
     # The packaged configuration is of full size.
-    refused("the unet of .* has .* where .* is expected; .* or set prior.config", tensors, config="stable-diffusion-xl")
+    refused(
+        "the unet of .* lacks .* weights; .* or set prior.config to a folder", tensors, config="stable-diffusion-xl"
+    )
     refused("neither an existing folder nor a hub id", tensors, r"^prior\.config: ", config="unknown-layout")
     large = copy_with(config, tmp_path / "large", "unet/config.json", layers_per_block=10**9)
     refused("the unet of .* cannot be loaded: config.json has layers_per_block", tensors, config=str(large))
