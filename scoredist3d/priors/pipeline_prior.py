@@ -169,7 +169,8 @@ class PipelinePrior(Prior):
                 variant=config.variant,
                 allow_pickle=config.allow_pickle,
             )
-        inversions = read_textual_inversions(config.textual_inversion, allow_pickle=config.allow_pickle)
+        parts = [part for part in source.index if source.has(part)]
+        inversions = read_textual_inversions(config.textual_inversion, parts, allow_pickle=config.allow_pickle)
         vae = None if config.vae is None else open_autoencoder(config.vae, source)
         return replace(source, adapters=read_loras(config.lora, source), inversions=inversions, vae=vae)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -115,16 +115,29 @@ class TextualInversion:
 
 
 def read_textual_inversions(
-    given: str | Sequence[str | TextualInversionOptions] | None, *, allow_pickle: bool
+    given: str | Sequence[str | TextualInversionOptions] | None, parts: Container[str], *, allow_pickle: bool
 ) -> tuple[TextualInversion, ...]:
     """The files of the option ``prior.textual_inversion``.
+
+    Args:
+        given: The option.
+        parts: Names of the parts of the pipeline.
+        allow_pickle: Whether files in pickle format are read.
 
     Raises:
         PriorError: A file cannot be used; see :meth:`TextualInversion.read`.
     """
     items = [given] if isinstance(given, str) else list(given or ())
     options = [TextualInversionOptions(path=item) if isinstance(item, str) else item for item in items]
-    return tuple(TextualInversion.read(each, "prior.textual_inversion", allow_pickle=allow_pickle) for each in options)
+    found = tuple(TextualInversion.read(each, "prior.textual_inversion", allow_pickle=allow_pickle) for each in options)
+    for inversion in found:
+        absent = next((part for part in inversion.embeddings if part not in parts), None)
+        if absent is not None:
+            raise PriorError(
+                f"{inversion.key}: {inversion.name} has vectors for a {absent}, which the model does not have; use one "
+                "that was learned with the same base model"
+            )
+    return found
 
 
 def _add_rows(network: nn.Module, embedding: nn.Embedding, ids: list[int], vectors: Tensor) -> None:

@@ -90,12 +90,14 @@ def test_what_does_not_fit_is_named(sd: Path, sdxl: Path, tmp_path: Path) -> Non
     unet = saved(tmp_path / "unet.safetensors", a=normal(2, 2), b=normal(2, 2))
     deep = saved(tmp_path / "deep.safetensors", a=normal(2, 2, 2))
     uneven = saved(tmp_path / "uneven.safetensors", clip_l=normal(2, WIDTHS[0]), clip_g=normal(3, WIDTHS[1]))
+    both = saved(tmp_path / "both.safetensors", clip_l=normal(2, WIDTH), clip_g=normal(2, WIDTH))
     (tmp_path / "cut.safetensors").write_bytes((tmp_path / "wide.safetensors").read_bytes()[:-9])
     torch.save({"a": "text"}, tmp_path / "text.bin")
     cases = {
         wide: "has vectors of width 7, and the text_encoder of the model has width 16; use one",
         known: "the text_encoder already knows the token 'mug</w>' of .*; set another one with token",
         unet: "is not a textual inversion, which has the vectors of one token",
+        both: "has vectors for a text_encoder_2, which the model does not have; use one",
         deep: "is not a textual inversion",
         str(tmp_path / "cut.safetensors"): "is not a complete safetensors file: ",
         str(tmp_path / "text.bin"): "is not a file of plain tensors: it has other values than tensors",
