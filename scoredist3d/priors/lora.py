@@ -100,7 +100,8 @@ class Lora:
             raise
         except Exception as error:  # files from others can make the converters fail in every way
             raise PriorError(
-                f"{key}: {path} is not a LoRA for {source.name}: {first_line(error)}; use one of the same base model"
+                f"{key}: {path} is not a LoRA for {source.name}: {first_line(error, all_lines=True)}; use one of the "
+                "same base model"
             ) from error
 
     @torch.no_grad()
@@ -114,10 +115,11 @@ class Lora:
         Raises:
             PriorError: The network has no such layer, or one of another shape.
         """
+        layers = dict(network.named_modules())
         for name, change in self.changes.get(part, {}).items():
             if not hasattr(network, "text_model"):  # transformers has removed this level of CLIP's text encoder
                 name = name.removeprefix("text_model.")
-            layer = dict(network.named_modules()).get(name) if change.down is not None else None
+            layer = layers.get(name)
             weight = getattr(layer, "weight", None)
             if not isinstance(weight, Tensor) or not isinstance(layer, nn.Linear | nn.Conv2d):
                 raise self._misfit(f"it changes {name}, which the {part} of the model does not have as a layer")

@@ -189,7 +189,7 @@ def download_file(name: str, file: str, revision: str | None, key: str) -> Path:
         raise PriorError(f"{key}: {name!r} is not an existing folder, and the model of this id {problem}") from error
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, shortened; with its type if the message is not a sentence."""
-    text = brief(str(error).strip().split("\n")[0], 200)
+def first_line(error: BaseException, *, all_lines: bool = False) -> str:
+    """The first line of an error's message, or all lines as one, shortened; with its type if it is not a sentence."""
+    text = brief(" ".join(str(error).split()) if all_lines else str(error).strip().split("\n")[0], 200)
     return text if " " in text else f"{type(error).__name__} {text}".strip()

@@ -220,6 +220,7 @@ class SingleFileSource(PipelineSource):
         wanted = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
         missing, unknown = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
         wrong = [name for name, shape in wanted.items() if name in tensors and tuple(tensors[name].shape) != shape]
+        odd = next((name for name, tensor in tensors.items() if not tensor.is_floating_point()), None)
         problem = ""
         if missing:
             problem = f"lacks {len(missing)} weights; the first is {missing[0]}"
@@ -228,6 +229,8 @@ class SingleFileSource(PipelineSource):
             problem = f"has {found} where {wanted[wrong[0]]} is expected; the weight is {wrong[0]}"
         elif unknown:
             problem = f"has {len(unknown)} unknown weights; the first is {brief(unknown[0], 100)}"
+        elif odd is not None:
+            problem = f"has the type {tensors[odd].dtype} in {odd}, which is quantized or damaged"
         if problem:
             raise PriorError(
                 f"{self.key}: the {part} of {self.name} {problem}; use a complete text-to-image model, or set "

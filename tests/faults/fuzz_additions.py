@@ -5,6 +5,7 @@ A file is changed as those of model folders are; the model is the small one of :
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 import tempfile
@@ -59,10 +60,54 @@ def valid_files() -> dict[str, bytes]:
         return {path.name: path.read_bytes() for path in sorted(root.iterdir())}
 
 
+HEADERS = (1, 0, -3, 1e308, float("nan"), None, "x", [], {}, {"(": 1}, {"to_q": "x"}, {".*": 0.5}, True, [2])
+"""Values in the header of a LoRA."""
+
+
+def _change_tensors(rng: random.Random, files: Files) -> None:
+    """Rename, remove, exchange, reshape or convert tensors, or change the header; the file stays well-formed."""
+    import torch
+    from safetensors.torch import load, save
+
+    (name,) = files
+    tensors = dict(sorted(load(files[name]).items()))
+    for _ in range(rng.choice((0, 1, 1, 1, 2))):
+        key, other = rng.choice(sorted(tensors)), rng.choice(sorted(tensors))
+        tensor, action = tensors[key], rng.randrange(8)
+        if action == 0:
+            tensors[rng.choice((key + "x", key[1:], key.replace("0", "1"), "x", "a.lora_A.weight"))] = tensors.pop(key)
+        elif action == 1 and len(tensors) > 1:
+            del tensors[key]
+        elif action == 2:
+            tensors[key], tensors[other] = tensors[other], tensor
+        elif action == 3:
+            tensors[key] = rng.choice(
+                (tensor.flatten(), tensor[None], tensor.flatten()[:0], tensor.T if tensor.ndim == 2 else tensor)
+            )
+        elif action == 4:
+            tensors[key] = tensor.to(
+                rng.choice((torch.float16, torch.float64, torch.int64, torch.bool, torch.bfloat16))
+            )
+        elif action == 5:
+            tensors[key] = torch.full_like(tensor, rng.choice((0, 1, float("inf"), float("nan"), -1e30)))
+        elif action == 6:
+            tensors[key.rpartition(".")[0] + rng.choice((".alpha", ".dora_scale", ".diff", ".bias"))] = torch.tensor(
+                0.5
+            )
+        else:
+            tensors[key] = torch.cat([tensor, tensor]) if tensor.ndim else tensor
+    header = {f"unet.{each}": rng.choice(HEADERS) for each in ("lora_alpha", "alpha_pattern", "use_rslora", "r")}
+    given = rng.choice((None, {"lora_adapter_metadata": json.dumps(rng.choice((header, *HEADERS)))}))
+    files[name] = save({key: tensor.contiguous().clone() for key, tensor in tensors.items()}, given)
+
+
 def make(rng: random.Random) -> FuzzInput:
-    """One file after one or two changes, mostly of the header."""
+    """One file after one or two changes."""
     name = rng.choice(list(valid_files()))
     files: Files = {name: valid_files()[name]}
+    if name.endswith(".safetensors") and rng.random() < 0.7:
+        _change_tensors(rng, files)
+        return FuzzInput(files)
     for _ in range(rng.choice((1, 1, 2))):
         if name.endswith(".safetensors") and rng.random() < 0.8:
             fuzz_priors.change_header(rng, files)

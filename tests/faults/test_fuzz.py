@@ -27,6 +27,19 @@ def test_hostile_additions_load_or_give_one_message(tmp_path: Path) -> None:
     assert list(run_inputs(fuzz.TARGETS["additions"], 2026, range(PIPELINES), tmp_path / "input")) == []
 
 
+def test_some_additions_are_valid_and_some_are_not(tmp_path: Path) -> None:
+    def refused(number: int) -> bool:
+        input_of(fuzz_additions.TARGET, 0, number).write(tmp_path / str(number))
+        try:
+            fuzz_additions.load_and_predict(tmp_path / str(number))
+        except ValueError:
+            return True
+        return False
+
+    outcomes = [refused(number) for number in range(60)]
+    assert min(outcomes.count(True), outcomes.count(False)) >= 6
+
+
 def test_valid_additions_load(tmp_path: Path) -> None:
     for name, content in fuzz_additions.valid_files().items():
         if "both" not in name:  # the second text encoder is absent

@@ -228,6 +228,8 @@ def test_what_does_not_fit_is_named(sdxl: Path, layers: dict[str, Any], tmp_path
     refused(r"it changes down_blocks\.7\.to_q, which the unet of the model does not have", tensors | strange)
     refused(r"has the unknown key base\.layer", {"base.layer.lora_A.weight": normal(2, 8)})
     refused(r"has the unknown key unet\.scale", tensors | {"unet.scale": normal(2)})
+    kohya = {"lora_unet_x.lora_down.weight": normal(2, 8), "lora_unet_x.lora_up.weight": normal(8, 2)}
+    refused(r"is not a LoRA for .* lora_unet_x\.diff; use one of", kohya | {"lora_unet_x.diff": normal(2)})
     refused("is a LoHa, which is not supported", {"lora_unet_x.hada_w1_a": normal(2, 8)})
     refused("is a DoRA, which is not supported", tensors | {"unet.x.lora_magnitude_vector": normal(2)})
     (tmp_path / "cut.safetensors").write_bytes(good.read_bytes()[:-100])

@@ -226,6 +226,7 @@ def test_what_does_not_fit_is_named(single: tuple[Path, Path, Path], tmp_path: P
     )
     wrong = tensors | {name: normal(3, 8)}
     refused(r"the unet of .* has \(3, 8\) where \(32, 8\) is expected; the weight is time_embedding", wrong)
+    refused("has the type torch.int8 in time_embedding", tensors | {name: tensors[name].to(torch.int8)})
     strange = tensors | {"model.diffusion_model.middle_block.0.in_layers.9.weight": normal(2)}
     refused("the unet of .* has 1 unknown weights; the first is mid_block", strange)
     refused("is not a model of Stable Diffusion 1, 2, XL or 3 or FLUX.1 in the layout", {"x": normal(2)})
