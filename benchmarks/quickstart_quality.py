@@ -80,7 +80,7 @@ ASSET_FILES = ("asset.json", "views.png")
 
 def prior_size() -> int:
     """Side of the images of the embedded prior in pixels, which is also the size of the views for the probe."""
-    from scoredist3d.priors.diffusers_loading import EMBEDDED_FOLDER
+    from scoredist3d.priors.model_files import EMBEDDED_FOLDER
 
     size: int = json.loads((EMBEDDED_FOLDER / "vae" / "config.json").read_text())["sample_size"]
     return size

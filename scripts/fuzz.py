@@ -27,12 +27,13 @@ from typing import IO, Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from faults import fuzz_configs, fuzz_files, fuzz_priors
+from faults import fuzz_additions, fuzz_configs, fuzz_files, fuzz_priors
 from faults.fuzzing import Finding, FuzzTarget, input_of, run_inputs
 
 TARGETS: dict[str, FuzzTarget] = {
     "configs": fuzz_configs.TARGET,
     "priors": fuzz_priors.TARGET,
+    "additions": fuzz_additions.TARGET,
     **fuzz_files.TARGETS,
 }
 MEMORY_BYTES = 4 * 2**30

@@ -69,7 +69,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "meshes": {"PIL", "fast_simplification", "numpy", "scipy", "skimage", "torch", "trimesh", "xatlas"},
     "nn": {"torch"},
     "ops": {"gsplat", "nerfacc", "numpy", "nvdiffrast", "safetensors", "tinycudann", "torch", "triton"},
-    "priors": {"diffusers", "huggingface_hub", "torch"},
+    "priors": {"accelerate", "diffusers", "huggingface_hub", "safetensors", "torch"},
     "procedural": {"safetensors", "torch", "transformers"},
     "prompts": {"torch", "transformers"},
     "renderers": {"torch"},

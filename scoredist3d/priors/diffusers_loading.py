@@ -10,44 +10,43 @@ import importlib
 import importlib.util
 import logging
 import math
-import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
-from scoredist3d.config.errors import FieldError, brief
+from scoredist3d.config.errors import FieldError
 from scoredist3d.limits import MAX_TRAIN_TIMESTEPS
-from scoredist3d.paths import is_file
-from scoredist3d.priors.hub import hub_problem
-from scoredist3d.priors.part_files import check_part, is_part_class, read_json_file
+from scoredist3d.priors.hub import INDEX, hub_problem
+from scoredist3d.priors.model_files import (
+    MODEL_KEY,
+    PICKLE_KEY,
+    PriorError,
+    download_file,
+    find_model,
+    first_line,
+    read_index,
+    read_json,
+    read_vocabulary,
+)
+from scoredist3d.priors.part_files import check_part, is_part_class
 from scoredist3d.priors.quiet import quiet_libraries
+from scoredist3d.priors.textual_inversion import TextualInversion
 from scoredist3d.priors.vocabulary import Vocabulary
 from scoredist3d.reasons import is_out_of_memory
 
 _log = logging.getLogger("scoredist3d")
 
-EMBEDDED = "embedded"
-_ASSETS = Path(__file__).parent.parent / "assets"
-EMBEDDED_FOLDER = _ASSETS / "prior"
-_PACKAGED = {
-    EMBEDDED: (EMBEDDED_FOLDER, "scripts/train_prior.py"),
-    "embedded-flow": (_ASSETS / "prior-flow", "scripts/train_flow_prior.py"),
-}
-"""Models that come with the package: their folders and the scripts that train them."""
-_INDEX = "model_index.json"
-MISFITS = (RuntimeError, LookupError, TypeError, AttributeError, ArithmeticError)
-"""Errors of a network that does not fit its inputs, e.g. the tokens of another tokenizer."""
-MODEL_KEY = "prior.pretrained_model_name_or_path"
-PICKLE_KEY = "prior.allow_pickle"
 
+class WeightAdapter(Protocol):
+    """Changes of the weights of a model, such as a LoRA."""
 
-class PriorError(ValueError):
-    """Failure to load a model; the message names the configuration key, the folder and the part."""
+    def apply(self, part: str, network: nn.Module) -> None:
+        """Change the weights of a network, of which ``part`` is the name in the pipeline's index."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +61,10 @@ class PipelineSource:
         index: The content of ``model_index.json``.
         key: Configuration key that holds ``name``, for error messages.
         allow_pickle: Whether weights in pickle format are read; by default only safetensors are.
+        adapters: Changes of the weights of the networks.
+        inversions: Embeddings of new tokens of the text encoders.
+        vae: The source of another autoencoder.
+        subfolders: Folders of parts that are not in the folder of their name.
     """
 
     name: str
@@ -71,6 +74,10 @@ class PipelineSource:
     index: dict[str, Any]
     key: str = MODEL_KEY
     allow_pickle: bool = False
+    adapters: tuple[WeightAdapter, ...] = ()
+    inversions: tuple[TextualInversion, ...] = ()
+    vae: PipelineSource | None = None
+    subfolders: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def open(
@@ -94,19 +101,38 @@ class PipelineSource:
         Raises:
             PriorError: ``name`` is neither a pipeline folder nor a reachable hub id.
         """
-        path = local_folder(name)
+        path = find_model(name, key)
         if path is not None:
-            return cls(str(path), path, revision, variant, _read_index(path, key), key, allow_pickle)
-        if name in _PACKAGED:
-            raise PriorError(
-                f"{key}: the prior {name!r} is missing from {_PACKAGED[name][0]}; reinstall scoredist3d, train it with "
-                f"{_PACKAGED[name][1]}, or name another diffusers folder"
-            )
-        if name.count("/") != 1 or name.startswith((".", "/", "~")):
-            raise PriorError(f"{key}: {name!r} is neither an existing folder nor a hub id of the form owner/model")
+            return cls(str(path), path, revision, variant, read_index(path, key), key, allow_pickle)
         _log.info("loading %s from the Hugging Face Hub or its local cache", name)
-        index = dict(_read_json(_download(name, _INDEX, revision, key), key))
+        index = dict(read_json(download_file(name, INDEX, revision, key), key))
         return cls(name, None, revision, variant, index, key, allow_pickle)
+
+    @classmethod
+    def open_part(cls, name: str, part: str, key: str, *, allow_pickle: bool = False) -> PipelineSource:
+        """Find one part of a pipeline: in a folder or hub repository of its own, or in that of a pipeline.
+
+        Args:
+            name: The folder or hub id.
+            part: Name of the part in the index of a pipeline.
+            key: Configuration key that holds ``name``, for error messages.
+            allow_pickle: Whether weights in pickle format are read.
+
+        Raises:
+            PriorError: ``name`` is neither, or has no such part.
+        """
+        path = find_model(name, key)
+        try:
+            return cls.open(name, key=key, allow_pickle=allow_pickle)
+        except PriorError:
+            if path is not None and not (path / "config.json").is_file():
+                raise
+        config = read_json(download_file(name, "config.json", None, key) if path is None else path / "config.json", key)
+        kind = config.get("_class_name") if isinstance(config, dict) else None
+        index = {part: ["diffusers", str(kind)]}
+        return cls(
+            name if path is None else str(path), path, None, None, index, key, allow_pickle, subfolders={part: ""}
+        )
 
     def has(self, part: str) -> bool:
         """Whether the pipeline's index lists this part; an omitted part is absent or ``[null, null]``."""
@@ -132,10 +158,10 @@ class PipelineSource:
         pickles = self.folder is None and bool(keywords.get("use_safetensors"))
         with self.using(f"the {part}", "loaded", pickles=pickles):
             if self.folder is not None:
-                check_part(self.folder / part, cls, allow_pickle=self.allow_pickle, option=PICKLE_KEY)
+                check_part(self.folder / self._subfolder(part), cls, allow_pickle=self.allow_pickle, option=PICKLE_KEY)
             # The libraries initialize missing weights from the global random stream before they report them.
             with quiet_libraries(), torch.random.fork_rng(devices=[]):
-                return cls.from_pretrained(self.name, subfolder=part, **self._options(), **keywords)
+                return cls.from_pretrained(self.name, subfolder=self._subfolder(part), **self._options(), **keywords)
 
     @contextmanager
     def using(
@@ -163,7 +189,7 @@ class PipelineSource:
             pickles = pickles and "safetensors" in str(error)
             hint = f"; set {PICKLE_KEY}=true if its weights are pickles (.bin)" if pickles else ""
             problem = hub_problem(error, self.name) if self.folder is None else None
-            reason = f"the model {problem}" if problem and not hint else f"{_first_line(error)}{hint}"
+            reason = f"the model {problem}" if problem and not hint else f"{first_line(error)}{hint}"
             raise PriorError(f"{self.key}: {what} of {self.name} cannot be {done}: {reason}") from error
 
     def load_network(self, part: str, dtype: torch.dtype) -> nn.Module:
@@ -190,7 +216,13 @@ class PipelineSource:
             keywords["attn_implementation"] = None
         network, info = self.load(part, **keywords)
         self._require_complete(part, info)
-        return network.requires_grad_(False).eval()
+        return self._adapted(part, network.requires_grad_(False).eval())
+
+    def _adapted(self, part: str, network: nn.Module) -> nn.Module:
+        """A network after the changes of its weights."""
+        for adapter in self.adapters:
+            adapter.apply(part, network)
+        return network
 
     def _require_complete(self, part: str, info: dict[str, Any]) -> None:
         """Check that the files contained every weight of a network.
@@ -232,7 +264,7 @@ class PipelineSource:
         path = None if self.folder is None else self.folder / "camera.json"
         if path is None or not path.is_file():
             return None
-        content = _read_json(path, self.key)
+        content = read_json(path, self.key)
         extent = content.get("reference_extent") if isinstance(content, dict) else None
         if not isinstance(extent, int | float) or not 0 < extent < math.inf:
             raise PriorError(f'{self.key}: {path} must be {{"reference_extent": NUMBER}} with a positive number')
@@ -246,7 +278,7 @@ class PipelineSource:
         """
         if not self.has(part):
             raise PriorError(
-                f"{self.key}: {self.name} has no {part} in its {_INDEX}; use a complete text-to-image pipeline"
+                f"{self.key}: {self.name} has no {part} in its {INDEX}; use a complete text-to-image pipeline"
             )
         if self.folder is not None:
             path = self.folder / part / "scheduler_config.json"
@@ -255,7 +287,7 @@ class PipelineSource:
                     f"{self.key}: {self.name} is incomplete: {part}/scheduler_config.json is missing; "
                     "download or export the model again"
                 )
-            config = _read_json(path, self.key)
+            config = read_json(path, self.key)
         else:
             config = dict(self.load(part).config)
         steps = config.get("num_train_timesteps", 1) if isinstance(config, dict) else None
@@ -273,15 +305,15 @@ class PipelineSource:
             PriorError: The network is not listed, or its configuration is missing or unreadable.
         """
         self._class_of(part)
+        file = str(PurePosixPath(self._subfolder(part), "config.json"))
         if self.folder is None:
-            return dict(_read_json(_download(self.name, f"{part}/config.json", self.revision, self.key), self.key))
-        path = self.folder / part / "config.json"
+            return dict(read_json(download_file(self.name, file, self.revision, self.key), self.key))
+        path = self.folder / file
         if not path.is_file():
             raise PriorError(
-                f"{self.key}: {self.name} is incomplete: {part}/config.json is missing; "
-                "download or export the model again"
+                f"{self.key}: {self.name} is incomplete: {file} is missing; download or export the model again"
             )
-        return dict(_read_json(path, self.key))
+        return dict(read_json(path, self.key))
 
     def _class_of(self, part: str) -> Any:
         """The class that the index names for a part.
@@ -291,7 +323,7 @@ class PipelineSource:
         """
         if not self.has(part):
             raise PriorError(
-                f"{self.key}: {self.name} has no {part} in its {_INDEX}; use a complete text-to-image pipeline"
+                f"{self.key}: {self.name} has no {part} in its {INDEX}; use a complete text-to-image pipeline"
             )
         entry = self.index[part]
         library, name = map(str, entry) if len(entry) == 2 else ("", str(entry))
@@ -313,72 +345,17 @@ class PipelineSource:
                 f"{self.key}: the {part} of {self.name} is a {library}.{name}, which is not the class of a model, "
                 "tokenizer or scheduler; use the folder of a text-to-image pipeline"
             )
-        if self.folder is not None and not (self.folder / part).is_dir():
+        if self.folder is not None and not (self.folder / self._subfolder(part)).is_dir():
             raise PriorError(
                 f"{self.key}: {self.name} is incomplete: its folder {part}/ is missing; "
                 "download or export the model again"
             )
         return cls
 
+    def _subfolder(self, part: str) -> str:
+        """The folder of a part, relative to that of the pipeline."""
+        return self.subfolders.get(part, part)
+
     def _options(self) -> dict[str, Any]:
         """Options of ``from_pretrained`` that select a version of a hub repository."""
         return {} if self.folder is not None or self.revision is None else {"revision": self.revision}
-
-
-def local_folder(name: str) -> Path | None:
-    """The existing folder of a packaged model or path ``name``; None for anything else, e.g. a hub id."""
-    path = _PACKAGED[name][0] if name in _PACKAGED else Path(os.path.expanduser(name))
-    return path if is_file(path, folder=True) else None
-
-
-def read_vocabulary(folder: Path, key: str = MODEL_KEY) -> Vocabulary | None:
-    """The content of the folder's ``vocabulary.json``; None if there is no such file.
-
-    Raises:
-        PriorError: The file does not have the form that :meth:`Vocabulary.parse` describes.
-    """
-    path = folder / "vocabulary.json"
-    if not path.is_file():
-        return None
-    try:
-        return Vocabulary.parse(_read_json(path, key))
-    except PriorError:
-        raise
-    except ValueError as error:
-        raise PriorError(f"{key}: {path} {error}") from error
-
-
-def _read_index(folder: Path, key: str) -> dict[str, Any]:
-    path = folder / _INDEX
-    if not path.is_file():
-        raise PriorError(
-            f"{key}: {folder} is not a diffusers pipeline: {_INDEX} is missing; use the folder of a complete pipeline"
-        )
-    index = _read_json(path, key)
-    if not isinstance(index, dict):
-        raise PriorError(f"{key}: {path} must be a JSON object")
-    return index
-
-
-def _read_json(path: Path, key: str) -> Any:
-    try:
-        return read_json_file(path)
-    except ValueError as error:
-        raise PriorError(f"{key}: {error}") from error
-
-
-def _download(name: str, file: str, revision: str | None, key: str) -> Path:
-    from huggingface_hub import hf_hub_download
-
-    try:
-        with quiet_libraries():
-            return Path(hf_hub_download(name, file, revision=revision))
-    except (OSError, ValueError) as error:
-        problem = hub_problem(error, name) or f"cannot be downloaded from the hub: {_first_line(error)}"
-        raise PriorError(f"{key}: {name!r} is not an existing folder, and the model of this id {problem}") from error
-
-
-def _first_line(error: Exception) -> str:
-    """The first line of an error's message, shortened; with its type if the message is not a sentence."""
-    text = brief(str(error).strip().split("\n")[0], 200)
-    return text if " " in text else f"{type(error).__name__} {text}".strip()

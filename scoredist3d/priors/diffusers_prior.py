@@ -13,9 +13,10 @@ from scoredist3d.priors.aura_flow import AURA_FLOW
 from scoredist3d.priors.camera_embedding import CAMERA_EMBEDDING_SIZE, camera_embedding
 from scoredist3d.priors.conditioning import Conditioning
 from scoredist3d.priors.deepfloyd_upscaler import DEEPFLOYD_UPSCALER
-from scoredist3d.priors.diffusers_loading import MISFITS, PipelineSource
+from scoredist3d.priors.diffusers_loading import PipelineSource
 from scoredist3d.priors.flux import FLUX
 from scoredist3d.priors.flux_2 import FLUX_2
+from scoredist3d.priors.model_files import MISFITS
 from scoredist3d.priors.pipeline_family import Family
 from scoredist3d.priors.pipeline_prior import PipelinePrior
 from scoredist3d.priors.pixart_sigma import PIXART_SIGMA

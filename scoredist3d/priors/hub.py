@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+INDEX = "model_index.json"
 _MOST_NAMES = 5
 
 
-def hub_problem(error: BaseException, name: str) -> str | None:
+def hub_problem(error: BaseException, name: str, file: str = INDEX) -> str | None:
     """What prevents the use of a model on the hub, as a clause about the model; None for other errors.
 
     Args:
         error: An error of ``huggingface_hub``, or one of another library that was caused by it.
         name: Id of the model, ``owner/model``.
+        file: The file of the model that was requested.
     """
     from huggingface_hub import constants, errors
 
@@ -29,6 +31,8 @@ def hub_problem(error: BaseException, name: str) -> str | None:
     if isinstance(found, errors.RevisionNotFoundError):
         return "has no such revision: correct prior.revision"
     if isinstance(found, errors.EntryNotFoundError) and not isinstance(found, errors.LocalEntryNotFoundError):
+        if not file.endswith(".json"):
+            return f"has no file {file}: name one of its files"
         return "lacks a file of a diffusers pipeline: use a model with a model_index.json"
     state = "HF_HUB_OFFLINE is set" if constants.is_offline_mode() else "the hub cannot be reached"
     cached = cached_models(Path(constants.HF_HUB_CACHE))

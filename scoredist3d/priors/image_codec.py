@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from scoredist3d.priors.diffusers_loading import PipelineSource
+from scoredist3d.priors.diffusers_loading import PipelineSource, PriorError
 from scoredist3d.priors.frozen_network import FrozenNetwork, Precision, loading_dtype
+
+VAE_KEY = "prior.vae"
 
 
 class ImageCodec(nn.Module, ABC):
@@ -170,10 +172,40 @@ def load_codec(source: PipelineSource, precision: Precision, *, upcasts: bool = 
     """
     if not source.has("vae"):
         return PixelCodec()
+    source = source.vae or source
     if upcasts and precision in ("auto", "fp16") and source.network_config("vae").get("force_upcast", True):
         precision = "fp32"
     kind = _KINDS.get(source.index["vae"][1], Autoencoder)
     return kind(source.load_network("vae", loading_dtype(precision)), precision)
+
+
+def open_autoencoder(name: str, source: PipelineSource) -> PipelineSource:
+    """The source of another autoencoder for a pipeline.
+
+    Args:
+        name: The folder or hub id of an autoencoder or of a pipeline with one.
+        source: The pipeline.
+
+    Raises:
+        PriorError: There is no such autoencoder, or its latents are not those of the pipeline's own.
+    """
+    if not source.has("vae"):
+        raise PriorError(f"{VAE_KEY}: {source.name} is a model of pixels without an autoencoder; remove the option")
+    other = PipelineSource.open_part(name, "vae", VAE_KEY, allow_pickle=source.allow_pickle)
+    wanted, found = (_layout(each) for each in (source, other))
+    if found != wanted:
+        raise PriorError(
+            f"{VAE_KEY}: {name} has {found[0]} latent channels for each {found[1]} pixels, and {source.name} has "
+            f"{wanted[0]} for each {wanted[1]}; use an autoencoder of the same family"
+        )
+    return other
+
+
+def _layout(source: PipelineSource) -> tuple[int, int]:
+    """Number of latent channels and reduction factor, by the configuration of the autoencoder."""
+    with source.using("the vae", "used"):
+        config = source.network_config("vae")
+        return _KINDS.get(source.index["vae"][1], Autoencoder)._sizes(config)
 
 
 def resize_shorter_side(images: Tensor, side: int, multiple: int) -> Tensor:

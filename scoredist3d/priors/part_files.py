@@ -116,7 +116,21 @@ def _check_layers(folder: Path, config: Any) -> None:
     if None in counts:
         return  # The libraries refuse the damaged file.
     weights = sum(count or 0 for count in counts)
-    largest = max(MAX_SMALL_NUMBER, sum(file.stat().st_size for file in files))
+    check_numbers(config, weights, sum(file.stat().st_size for file in files))
+
+
+def check_numbers(config: Any, weights: int, size: int) -> None:
+    """Check the numbers of layers and other numbers in the decoded ``config.json`` of a network.
+
+    Args:
+        config: The configuration.
+        weights: Number of the weights, which the number of layers may not exceed.
+        size: Bytes of the weights, which other large numbers may not exceed.
+
+    Raises:
+        ValueError: A number is too large.
+    """
+    largest = max(MAX_SMALL_NUMBER, size)
     for key, number in _numbers(config):
         if re.search(r"layers|num_\w*blocks", key) and number > weights:
             raise ValueError(
@@ -135,7 +149,7 @@ def _check_widths(folder: Path, config: Any, cls: Any) -> None:
         return
     try:
         with quiet_libraries(), torch.device("meta"):
-            network = _build(cls, config)
+            network = build_network(cls, config)
     except Exception as error:  # Files from others can make the libraries fail in every way.
         if isinstance(error, NotImplementedError) or "meta" in str(error):
             return  # This class cannot be built without memory.
@@ -148,7 +162,7 @@ def _check_widths(folder: Path, config: Any, cls: Any) -> None:
         )
 
 
-def _build(cls: Any, config: Any) -> nn.Module:
+def build_network(cls: Any, config: Any) -> nn.Module:
     """A network of a class of diffusers or transformers with the decoded content of its ``config.json``."""
     network: nn.Module
     if hasattr(cls, "from_config"):

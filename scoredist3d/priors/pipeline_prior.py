@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -11,22 +13,20 @@ from torch import Tensor
 from scoredist3d.config import option
 from scoredist3d.diffusion.prediction import Prediction
 from scoredist3d.limits import MAX_RENDER_SIDE
+from scoredist3d.paths import is_file
 from scoredist3d.priors.adapters import AdapterPoints
 from scoredist3d.priors.base import Prior
 from scoredist3d.priors.conditioning import CFGConditions, Conditioning
 from scoredist3d.priors.denoiser import DenoiserNetwork
-from scoredist3d.priors.diffusers_loading import (
-    EMBEDDED,
-    MISFITS,
-    PipelineSource,
-    PriorError,
-    local_folder,
-    read_vocabulary,
-)
+from scoredist3d.priors.diffusers_loading import PipelineSource, PriorError
 from scoredist3d.priors.distillation import distillation_evidence
 from scoredist3d.priors.frozen_network import Precision
-from scoredist3d.priors.image_codec import load_codec, resize_shorter_side
+from scoredist3d.priors.image_codec import load_codec, open_autoencoder, resize_shorter_side
+from scoredist3d.priors.lora import LoraOptions, read_loras
+from scoredist3d.priors.model_files import EMBEDDED, MISFITS, local_folder, read_vocabulary
 from scoredist3d.priors.model_options import ModelOptions
+from scoredist3d.priors.single_file import CONFIG_KEY, SingleFileSource
+from scoredist3d.priors.textual_inversion import TextualInversionOptions, read_textual_inversions
 from scoredist3d.priors.thresholding import SampleLimit
 from scoredist3d.priors.vocabulary import Vocabulary
 
@@ -57,7 +57,13 @@ class PipelinePrior(Prior):
 
         pretrained_model_name_or_path: str = option(
             EMBEDDED,
-            "A diffusers pipeline folder or hub id; 'embedded' is the small model that comes with the package.",
+            "A diffusers pipeline folder or hub id, or a .safetensors file in the layout of its authors; 'embedded' is "
+            "the small model that comes with the package.",
+        )
+        config: str | None = option(
+            None,
+            "For a single file: folder or hub id of a diffusers model with its configuration and what it lacks, e.g. "
+            "tokenizers; or the name of a packaged layout, e.g. stable-diffusion-2-base. null recognizes the layout.",
         )
         revision: str | None = option(None, "Branch, tag or commit of a hub id.")
         variant: str | None = option(None, "Preferred variant of the weight files, e.g. fp16.")
@@ -65,6 +71,19 @@ class PipelinePrior(Prior):
             False,
             "Also read weights in the old pickle format (.bin) if a part has no safetensors. They are read with "
             "weights_only=True, which executes no code.",
+        )
+        lora: str | list[str | LoraOptions] | None = option(
+            None,
+            "LoRA that are added to the weights: a .safetensors file, a folder, a hub id, or a list of these "
+            "or of {path, weight, file}.",
+        )
+        textual_inversion: str | list[str | TextualInversionOptions] | None = option(
+            None,
+            "Learned embeddings of new tokens for prompts: a file, a folder, a hub id, or a list of these or of "
+            "{path, token, file}.",
+        )
+        vae: str | None = option(
+            None, "Another autoencoder with the same latents: the folder or hub id of an autoencoder or of a pipeline."
         )
         precision: Precision = option(
             "auto",
@@ -136,14 +155,24 @@ class PipelinePrior(Prior):
         """The pipeline that the configuration names.
 
         Raises:
-            PriorError: There is no such folder or hub id.
+            PriorError: There is no such folder or hub id, or what is added to the model does not fit it.
         """
-        return PipelineSource.open(
-            config.pretrained_model_name_or_path,
-            revision=config.revision,
-            variant=config.variant,
-            allow_pickle=config.allow_pickle,
-        )
+        file = Path(os.path.expanduser(config.pretrained_model_name_or_path))
+        if is_file(file):
+            source: PipelineSource = SingleFileSource.read(file, config.config)
+        elif config.config is not None:
+            raise PriorError(f"{CONFIG_KEY}: only single files need a configuration; remove the option")
+        else:
+            source = PipelineSource.open(
+                config.pretrained_model_name_or_path,
+                revision=config.revision,
+                variant=config.variant,
+                allow_pickle=config.allow_pickle,
+            )
+        parts = [part for part in source.index if source.has(part)]
+        inversions = read_textual_inversions(config.textual_inversion, parts, allow_pickle=config.allow_pickle)
+        vae = None if config.vae is None else open_autoencoder(config.vae, source)
+        return replace(source, adapters=read_loras(config.lora, source), inversions=inversions, vae=vae)
 
     @classmethod
     def stated_vocabulary(cls, config: Config) -> Vocabulary | None:

@@ -26,6 +26,7 @@ class TextEncoder(FrozenNetwork):
     Attributes:
         tokenizer: A transformers tokenizer.
         length: Number of tokens per prompt, padding included.
+        inversions: Tokens of textual inversions, and the tokens of all vectors of each as text.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class TextEncoder(FrozenNetwork):
         """
         super().__init__(network, precision)
         self.tokenizer = tokenizer
+        self.inversions: dict[str, str] = {}
         limit: int = tokenizer.model_max_length
         self.length = length or min(limit, getattr(self.network.config, "max_position_embeddings", limit))
         self._masks_padding = masks_padding
@@ -103,7 +105,7 @@ class TextEncoder(FrozenNetwork):
                 f"{source.key}: the tokenizer{suffix} of {source.name} has no padding token in its configuration; "
                 "download or export the model again"
             )
-        return cls(
+        encoder = cls(
             network,
             tokenizer,
             precision,
@@ -114,6 +116,9 @@ class TextEncoder(FrozenNetwork):
             passes_mask=passes_mask,
             template=template,
         )
+        for inversion in source.inversions:
+            encoder.inversions |= inversion.apply(f"text_encoder{suffix}", network, tokenizer)
+        return encoder
 
     def hidden_states(self, prompts: Sequence[str]) -> Tensor:
         """The network's last hidden state, (B, L, D) in float32. The arguments are those of :meth:`outputs`."""
@@ -146,7 +151,14 @@ class TextEncoder(FrozenNetwork):
 
     def _texts(self, prompts: Sequence[str]) -> list[str]:
         texts = [prompt.strip().lower() for prompt in prompts] if self._lower_case else prompts
+        texts = [self._with_all_vectors(text) for text in texts] if self.inversions else texts
         return [self._template.replace(PROMPT, text) for text in texts]
+
+    def _with_all_vectors(self, text: str) -> str:
+        """A prompt with the tokens of all vectors in the place of each token of a textual inversion."""
+        for token in set(self.tokenizer.tokenize(text)).intersection(self.inversions):
+            text = text.replace(token, self.inversions[token])
+        return text
 
     def _tokens(self, texts: list[str]) -> Any:
         return self.tokenizer(

@@ -14,6 +14,7 @@ import random
 import shutil
 import tempfile
 import warnings
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,7 @@ def make(rng: random.Random) -> FuzzInput:
     """A pipeline after one or two changes."""
     files = dict(rng.choice(list(pipelines().values())))
     for _ in range(rng.choice((1, 1, 2))):
-        rng.choice((_json, _json, _json, _weights, _weights, _bytes, _remove, _exchange))(rng, files)
+        rng.choice((_json, _json, _json, change_header, change_header, _bytes, _remove, _exchange))(rng, files)
     return FuzzInput(files)
 
 
@@ -113,7 +114,7 @@ def _changed(rng: random.Random, value: Any) -> Any:
     return copied
 
 
-def _weights(rng: random.Random, files: Files) -> None:
+def change_header(rng: random.Random, files: Files) -> None:
     """Change the header of a safetensors file: types, shapes, places and names of tensors."""
     name = _some(rng, files, ".safetensors")
     data = files[name]
@@ -157,13 +158,17 @@ def _exchange(rng: random.Random, files: Files) -> None:
         files[name] = foreign.get(name, foreign[_some(rng, foreign, Path(name).suffix)])
 
 
-def load_and_predict(folder: Path) -> None:
-    """Load a pipeline and use all of its parts, as a run does."""
-    import torch
-
+def load(folder: Path, **options: Any) -> Any:
+    """The prior of a folder or file."""
     from scoredist3d.priors.diffusers_prior import DiffusersPrior
 
-    prior = DiffusersPrior(DiffusersPrior.Config(pretrained_model_name_or_path=str(folder)))
+    return DiffusersPrior(DiffusersPrior.Config(pretrained_model_name_or_path=str(folder), **options))
+
+
+def use(prior: Any) -> None:
+    """Use all parts of a prior, as a run does."""
+    import torch
+
     conditioning = prior.embed(["a red mug"])
     side = prior.image_size
     if side > 64:  # A larger size is a valid choice, but it takes time.
@@ -173,8 +178,18 @@ def load_and_predict(folder: Path) -> None:
     prior.decode(z)
 
 
+def load_and_predict(folder: Path) -> None:
+    """Load a pipeline and use all of its parts, as a run does."""
+    use(load(folder))
+
+
 def check(given: FuzzInput, folder: Path) -> str | None:
     """Load a folder in which nothing else is; returns what is wrong with the outcome."""
+    return outcome(given, folder, load_and_predict)
+
+
+def outcome(given: FuzzInput, folder: Path, action: Callable[[Path], None]) -> str | None:
+    """What is wrong with the outcome of an action on the files of an input, which are removed afterwards."""
     from scoredist3d.config.errors import FieldError
     from scoredist3d.priors.diffusers_loading import PriorError
 
@@ -183,7 +198,7 @@ def check(given: FuzzInput, folder: Path) -> str | None:
     try:
         with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
-            load_and_predict(folder)
+            action(folder)
     except (PriorError, FieldError) as error:
         text = str(error)
         if "Traceback" in text or " object at 0x" in text:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import fuzz
 import pytest
-from faults import fuzz_configs, fuzz_priors, fuzzing
+from faults import fuzz_additions, fuzz_configs, fuzz_priors, fuzzing
 from faults.fuzzing import FuzzInput, FuzzTarget, input_of, mutated, run_inputs
 
 from scoredist3d import cli
@@ -21,6 +21,30 @@ def test_hostile_configs_load_or_give_one_message(tmp_path: Path) -> None:
 
 def test_hostile_model_folders_load_or_give_one_message(tmp_path: Path) -> None:
     assert list(run_inputs(fuzz.TARGETS["priors"], 2026, range(PIPELINES), tmp_path / "input")) == []
+
+
+def test_hostile_additions_load_or_give_one_message(tmp_path: Path) -> None:
+    assert list(run_inputs(fuzz.TARGETS["additions"], 2026, range(PIPELINES), tmp_path / "input")) == []
+
+
+def test_some_additions_are_valid_and_some_are_not(tmp_path: Path) -> None:
+    def refused(number: int) -> bool:
+        input_of(fuzz_additions.TARGET, 0, number).write(tmp_path / str(number))
+        try:
+            fuzz_additions.load_and_predict(tmp_path / str(number))
+        except ValueError:
+            return True
+        return False
+
+    outcomes = [refused(number) for number in range(60)]
+    assert min(outcomes.count(True), outcomes.count(False)) >= 6
+
+
+def test_valid_additions_load(tmp_path: Path) -> None:
+    for name, content in fuzz_additions.valid_files().items():
+        if "both" not in name:  # the second text encoder is absent
+            FuzzInput({name: content}).write(tmp_path / name)
+            fuzz_additions.load_and_predict(tmp_path / name)
 
 
 def test_valid_model_folders_load(tmp_path: Path) -> None:
@@ -45,6 +69,11 @@ def test_some_model_folders_are_valid_and_some_are_not(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_more_hostile_model_folders(tmp_path: Path) -> None:
     assert list(run_inputs(fuzz.TARGETS["priors"], 7, range(10 * PIPELINES), tmp_path / "input")) == []
+
+
+@pytest.mark.slow
+def test_more_hostile_additions(tmp_path: Path) -> None:
+    assert list(run_inputs(fuzz.TARGETS["additions"], 7, range(10 * PIPELINES), tmp_path / "input")) == []
 
 
 @pytest.mark.slow

@@ -12,8 +12,9 @@ import torch
 
 from scoredist3d.cameras import Cameras, orbit
 from scoredist3d.priors import camera_embedding
-from scoredist3d.priors.diffusers_loading import EMBEDDED_FOLDER, PipelineSource, PriorError
+from scoredist3d.priors.diffusers_loading import PipelineSource, PriorError
 from scoredist3d.priors.diffusers_prior import DiffusersPrior
+from scoredist3d.priors.model_files import EMBEDDED_FOLDER
 
 
 def cameras(distance: float, fovy: float) -> Cameras:

@@ -18,7 +18,7 @@ from shared.flow_folder import CHANNELS, FACTOR, SIDE, SIZES, build_flow
 from scoredist3d import cli
 from scoredist3d.cameras import Cameras, orbit
 from scoredist3d.diffusion.schedule import FlowSchedule
-from scoredist3d.priors import CFGConditions, camera_embedding, diffusers_loading, sample
+from scoredist3d.priors import CFGConditions, camera_embedding, model_files, sample
 from scoredist3d.priors.diffusers_loading import PriorError
 from scoredist3d.priors.diffusers_prior import DiffusersPrior
 from scoredist3d.procedural.tokenizer import MAX_LENGTH
@@ -172,7 +172,7 @@ def test_what_is_missing_or_does_not_fit_is_named(folder: Path, tmp_path: Path) 
 
 def test_the_packaged_model_is_named_when_it_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     packaged = {"embedded-flow": (tmp_path / "none", "scripts/train_flow_prior.py")}
-    monkeypatch.setattr(diffusers_loading, "_PACKAGED", packaged)
+    monkeypatch.setattr(model_files, "PACKAGED", packaged)
     with pytest.raises(PriorError, match=r"'embedded-flow' is missing from .*none; .* scripts/train_flow_prior\.py"):
         load(Path("embedded-flow"))
 
@@ -204,7 +204,7 @@ def test_methods_distil_from_it(
     task: str, method: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two steps of each recipe with the configuration of the packaged flow prior; phi may be another model."""
-    monkeypatch.setattr(diffusers_loading, "_PACKAGED", {"embedded-flow": (folder, "")})
+    monkeypatch.setattr(model_files, "PACKAGED", {"embedded-flow": (folder, "")})
     method, _, sibling = method.partition(" ")
     configs = [f"configs/{task}/{method}.yaml", "configs/prior/embedded-flow.yaml"]
     overrides = ["prompt=a red mug", "trainer.max_steps=2", f"output_root={tmp_path}", *RECIPES[task]]

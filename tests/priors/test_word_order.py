@@ -10,7 +10,7 @@ import torch
 
 from scoredist3d import registry
 from scoredist3d.config.validation import parse_component
-from scoredist3d.priors.diffusers_loading import EMBEDDED_FOLDER
+from scoredist3d.priors.model_files import EMBEDDED_FOLDER
 from scoredist3d.priors.vocabulary import Vocabulary
 from scoredist3d.priors.word_order import in_caption_order
 from scoredist3d.procedural import sample_objects

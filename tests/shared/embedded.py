@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from scoredist3d.priors.diffusers_loading import EMBEDDED_FOLDER
+from scoredist3d.priors.model_files import EMBEDDED_FOLDER
 
 
 def config_of(part: str) -> dict[str, Any]:

@@ -12,8 +12,8 @@ from scoredist3d.diffusion.schedule import per_item
 from scoredist3d.guidance.core.score_models import ScoreModelConfig
 from scoredist3d.priors import CFGConditions, Prediction
 from scoredist3d.priors.analytic import GaussianMixturePrior, Mixture
-from scoredist3d.priors.diffusers_loading import EMBEDDED_FOLDER
 from scoredist3d.priors.diffusers_prior import DiffusersPrior
+from scoredist3d.priors.model_files import EMBEDDED_FOLDER
 from scoredist3d.seeding import Rng
 from shared.embedded import LATENT_CHANNELS, LATENT_SIZE
 
