@@ -1,4 +1,4 @@
-"""Reaction of a run to signals: SIGINT, SIGTERM and SIGHUP stop it after a checkpoint, if in training; SIGUSR1 saves."""
+"""Reaction of a run to signals: SIGINT, SIGTERM and SIGHUP stop it, in training after a checkpoint; SIGUSR1 saves."""
 
 from __future__ import annotations
 
