@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -66,9 +67,14 @@ def _methods(system: Any) -> str:
     return system.guidance.type if hasattr(system, "guidance") else ", ".join(system.chosen)
 
 
+def shell_path(path: Path) -> str:
+    """A path as an argument of a command that a message shows, quoted if a shell needs it."""
+    return shlex.quote(str(path))
+
+
 def how_to_resume(folder: RunFolder, resume_from: Path | None) -> str:
     """Message with the command that continues a run, or the pipeline ``resume_from``."""
-    return f"To continue: {command_name()} --train --resume {resume_from or folder.root}"
+    return f"To continue: {command_name()} --train --resume {shell_path(resume_from or folder.root)}"
 
 
 def after_failure(folder: RunFolder, resume_from: Path | None, condition: str = "", overrides: str = "") -> str:
@@ -86,7 +92,8 @@ def after_failure(folder: RunFolder, resume_from: Path | None, condition: str = 
         return f"No checkpoint has been saved yet, so start the run again{after}"
     saved = f"The checkpoint of step {steps[-1]} is kept" if steps else "Finished stages are kept"
     prefix = f" stages.{folder.root.name}." if resume_from is not None else " "
-    command = f"{command_name()} --train --resume {resume_from or folder.root}{prefix + overrides if overrides else ''}"
+    run = shell_path(resume_from or folder.root)
+    command = f"{command_name()} --train --resume {run}{prefix + overrides if overrides else ''}"
     return f"{saved}. To continue{after}: {command}"
 
 

@@ -1,4 +1,4 @@
-"""Reaction of a run to signals: SIGINT, SIGTERM and SIGHUP stop it after a checkpoint, SIGUSR1 only saves one."""
+"""Reaction of a run to signals: SIGINT, SIGTERM and SIGHUP stop it, in training after a checkpoint; SIGUSR1 saves."""
 
 from __future__ import annotations
 
@@ -43,8 +43,15 @@ class InterruptGuard:
         before_forced_end: Called before the process is ended at once.
     """
 
-    def __init__(self, say: Callable[[str], None], grace_seconds: float = 30.0) -> None:
-        self.say, self.grace_seconds = say, grace_seconds
+    def __init__(
+        self, say: Callable[[str], None], grace_seconds: float = 30.0, kept: str = "the last saved checkpoint is intact"
+    ) -> None:
+        """Args:
+        say: Prints a message.
+        grace_seconds: Seconds after the first signal at which the process is ended.
+        kept: What a forced end leaves, for its message.
+        """
+        self.say, self.grace_seconds, self.kept = say, grace_seconds, kept
         self.active = threading.current_thread() is threading.main_thread()
         self.graceful = self.agreed = self.save_requested = False
         self.received: int | None = None
@@ -144,7 +151,7 @@ class InterruptGuard:
         """End the process."""
 
         def last_actions() -> None:
-            self.say(f"{why}; the last saved checkpoint is intact.")
+            self.say(f"{why}; {self.kept}.")
             self.before_forced_end()
 
         with self._once:  # never released

@@ -21,6 +21,7 @@ from scoredist3d.files import make_folder, read_text, write_atomically
 from scoredist3d.paths import command_name
 from scoredist3d.prompts.wording import check_prompts
 from scoredist3d.reasons import ExplainedError, reason
+from scoredist3d.training.announcement import shell_path
 from scoredist3d.training.checks import check_changes, check_sources
 from scoredist3d.training.console import Console
 from scoredist3d.training.distributed import DeviceSpec
@@ -116,7 +117,9 @@ def _run_locked(
         record.begin()
 
     def continuing(condition: str, overrides: str) -> str:
-        return " ".join(f"To continue {condition}: {command_name()} --train --resume {root} {overrides}".split())
+        after = f" {condition}" if condition else ""
+        command = f"{command_name()} --train --resume {shell_path(root)} {overrides}".rstrip()
+        return f"To continue{after}: {command}"
 
     try:
         with explaining(pipeline.first, continuing):

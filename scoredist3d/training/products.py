@@ -10,6 +10,7 @@ from scoredist3d.config.experiment import ExperimentConfig
 from scoredist3d.paths import command_name
 from scoredist3d.reasons import part, reason
 from scoredist3d.systems.base import System
+from scoredist3d.training.announcement import shell_path
 from scoredist3d.training.console import Console, StageClock
 from scoredist3d.training.failures import explained
 from scoredist3d.training.folder import RunFolder
@@ -132,12 +133,13 @@ class ProductWriter:
 
     def remedy(self, resume_from: Path | None) -> str:
         """What to do about the products that failed."""
-        command, run, sentences = command_name(), self.folder.root, ["Everything else is saved."]
+        root, command, sentences = self.folder.root, command_name(), ["Everything else is saved."]
+        run, continued = shell_path(root), shell_path(resume_from or root)
         if self.problems.get(MESH) is not None:
-            stage = f"stages.{run.name}." if resume_from else ""
+            stage = f"stages.{root.name}." if resume_from else ""
             sentences.append(
                 f"Export again with {command} --export {run} KEY=VALUE, or train longer with {command} --train "
-                f"--resume {resume_from or run} {stage}trainer.max_steps=N."
+                f"--resume {continued} {stage}trainer.max_steps=N."
             )
         if self.problems.get(VIDEO) is not None:
             sentences.append(f"Write the video again with {command} --test {run} KEY=VALUE.")

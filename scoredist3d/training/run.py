@@ -220,12 +220,16 @@ def run_export(
 def _evaluation(
     config: ExperimentConfig, checkpoint: Path | str, devices: DeviceSpec, console: Console | None, what: str
 ) -> Iterator[tuple[RunResult, ProductWriter]]:
-    """Context manager that provides a trained system and prints the list of written files at the end."""
+    """Context manager that provides a trained system and prints the list of written files at the end.
+
+    A stop signal ends it at once, at the latest after ``trainer.grace_seconds`` if the main thread cannot react.
+    """
     console, clock = console or Console(), StageClock()
     where = Devices.parse(devices)
     where = Devices(where.kind, where.indices[:1])
     folder, path = find_run(checkpoint)
-    with log_to(console), locked(folder.root):
+    guard = InterruptGuard(console.say, config.trainer.grace_seconds, "the earlier files of the run are intact")
+    with guard, log_to(console), locked(folder.root):
         console.say(f"{what} {path} ({where.describe()})")
         with explaining(config):
             with clock.stage("start-up"), part("the start-up"):

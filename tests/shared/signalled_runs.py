@@ -23,8 +23,8 @@ ENDLESS = 10**6
 
 
 @dataclass
-class RunningTraining:
-    """A training that runs in a process of its own, with its output in a file."""
+class RunningCommand:
+    """A command that runs in a process of its own, with its output in a file."""
 
     process: subprocess.Popen[bytes]
     output: Path
@@ -63,26 +63,34 @@ class RunningTraining:
 
 
 @contextmanager
-def training(folder: Path, devices: str = "cpu", *, prelude: str = "", **changes: Any) -> Iterator[RunningTraining]:
+def training(folder: Path, devices: str = "cpu", *, prelude: str = "", **changes: Any) -> Iterator[RunningCommand]:
     """Context manager with a training that would take forever; ``prelude`` is code that its process runs first."""
     config = plain(folder / "out", "text-to-2d", **{"preview": {"every_n_steps": 0}, **changes})
     config["trainer"] = {"max_steps": ENDLESS} | changes.get("trainer", {})
     config["log"] = {"every_n_steps": 1, "tensorboard": False}
     file = folder / "config.yaml"
     file.write_text(yaml.safe_dump(config))
+    with command(folder, ["--config", str(file), "--train", "--gpu", devices], prelude=prelude) as run:
+        yield run
+
+
+@contextmanager
+def command(folder: Path, arguments: list[str], *, prelude: str = "") -> Iterator[RunningCommand]:
+    """Context manager with a command whose runs are in ``folder/out``, and which is killed at the end."""
     # SIGHUP is ignored where the tests run under nohup.
     default = "signal.signal(signal.SIGHUP, signal.SIG_DFL)"
     code = f"import signal, sys\n{default}\n{prelude}\nfrom scoredist3d.cli import main\nsys.exit(main(sys.argv[1:]))"
-    command = [sys.executable, "-c", code, "--config", str(file), "--train", "--gpu", devices]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     output = folder / "output.txt"
     with (
         output.open("wb") as stream,
-        subprocess.Popen(command, stdout=stream, stderr=stream, env=environment) as process,
+        subprocess.Popen(
+            [sys.executable, "-c", code, *arguments], stdout=stream, stderr=stream, env=environment
+        ) as process,
     ):
         children: list[psutil.Process] = []
         try:
-            yield RunningTraining(process, output, folder / "out")
+            yield RunningCommand(process, output, folder / "out")
         finally:
             if process.poll() is None:
                 children = psutil.Process(process.pid).children()

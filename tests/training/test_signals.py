@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 import pytest
-from shared.signalled_runs import HANG, RunningTraining, training
+from shared.signalled_runs import HANG, RunningCommand, training
 
 from scoredist3d.signals import SignalReceived
 from scoredist3d.training.checkpoint import checkpoint_step
@@ -139,7 +139,7 @@ def test_the_end_of_a_worker_is_described(code: int, message: str) -> None:
 # Whole runs
 
 
-def saved_once(run: RunningTraining) -> None:
+def saved_once(run: RunningCommand) -> None:
     """Check that a stopped run has one complete checkpoint of its last step, and says so."""
     summary = json.loads((run.folder / "summary.json").read_text())
     step = checkpoint_step(run.folder / "ckpts" / "last.ckpt")
