@@ -36,6 +36,7 @@ _FILE = "pytorch_lora_weights.safetensors"
 _METADATA = "lora_adapter_metadata"
 """Entry of the header of a file that diffusers wrote: rank and alpha of each network."""
 _WEIGHT = re.compile(r"(.+)\.lora_([AB])(?:\.default)?\.(weight|bias)")
+_NAME = re.compile(r"(?:\w|\\?\.)+")
 _UP = (".lora_up.weight", ".lora_B.weight", ".lora.up.weight")
 _OTHER_KINDS = {"hada_": "LoHa", "lokr_": "LoKr", "dora_scale": "DoRA", "magnitude_vector": "DoRA", "oft_": "OFT"}
 
@@ -210,22 +211,24 @@ def _changes(
             layer, factor, kind = match.groups()
             setattr(found[layer], "bias" if kind == "bias" else {"A": "down", "B": "up"}[factor], tensor)
         for layer, change in found.items():
-            change.scale = _scale(metadata, part, layer, change)
+            change.scale = _scale(metadata, part, layer, change, where)
     if not changes:
         raise PriorError(f"{where} contains no weights; use a LoRA")
     return changes
 
 
-def _scale(metadata: dict[str, Any], part: str, layer: str, change: _Change) -> float:
+def _scale(metadata: dict[str, Any], part: str, layer: str, change: _Change, where: str) -> float:
     """Alpha divided by the rank, or by its root, as the header of a file of diffusers says; otherwise 1."""
     if f"{part}.lora_alpha" not in metadata or change.down is None:
         return 1.0
-    patterns = metadata.get(f"{part}.alpha_pattern") or {}
-    # As in peft, a pattern is a regular expression for the end of the name.
-    alpha = next(
-        (value for pattern, value in patterns.items() if re.match(rf"(.*\.)?({pattern})$", layer)),
-        metadata[f"{part}.lora_alpha"],
-    )
+    alpha = metadata[f"{part}.lora_alpha"]
+    for pattern, value in (metadata.get(f"{part}.alpha_pattern") or {}).items():
+        # In peft, patterns are regular expressions for the end of the name. Untrusted ones can take years to match.
+        if not _NAME.fullmatch(pattern):
+            raise PriorError(f"{where} has the pattern {brief(pattern, 100)} in its header; use names of layers")
+        if f".{layer}".endswith("." + pattern.replace("\\.", ".")):
+            alpha = value
+            break
     rank = len(change.down)
     return float(alpha) / (math.sqrt(rank) if metadata.get(f"{part}.use_rslora") else rank)
 

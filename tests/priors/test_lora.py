@@ -165,7 +165,7 @@ def test_alpha_of_kohya_files_is_that_of_each_layer(sdxl: Path, layers: dict[str
 
 
 def test_alpha_in_the_header_counts(sdxl: Path, layers: dict[str, Any], tmp_path: Path) -> None:
-    """The header of files that diffusers wrote; patterns are regular expressions for the end of a name."""
+    """The header of files that diffusers wrote; patterns are ends of names, in which dots may be escaped."""
     header = {"unet.r": 2, "unet.lora_alpha": 6, "unet.alpha_pattern": {r"attn1\.to_q": 1}, "unet.use_rslora": False}
     attention = {name: value for name, value in layers["unet"].items() if in_attention(name)}
     header["unet.target_modules"] = ["to_q", "to_k", "to_v", "to_out.0"]
@@ -175,6 +175,15 @@ def test_alpha_in_the_header_counts(sdxl: Path, layers: dict[str, Any], tmp_path
     torch.testing.assert_close(answers(load(sdxl, lora=str(file))), expected, rtol=1e-4, atol=1e-5)
     pipeline = reference(StableDiffusionXLPipeline, sdxl, (file, 1.0))
     torch.testing.assert_close(with_networks(load(sdxl), pipeline, ("unet",)), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_regular_expressions_in_the_header_are_refused(sdxl: Path, layers: dict[str, Any], tmp_path: Path) -> None:
+    """Matching this one with the name of a layer would take years."""
+    header = {"unet.r": 2, "unet.lora_alpha": 6, "unet.alpha_pattern": {r"([a-z_.0-9]+)+!": 1}}
+    attention = {name: value for name, value in layers["unet"].items() if in_attention(name)}
+    file = write_diffusers(tmp_path / "lora.safetensors", {"unet": attention}, header)
+    with pytest.raises(PriorError, match="has the pattern"):
+        load(sdxl, lora=str(file))
 
 
 def test_convolutions_and_folders(sdxl: Path, layers: dict[str, Any], tmp_path: Path) -> None:
