@@ -12,6 +12,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
+MAX_RUN_TEXT_BYTES = 16 * 1024**2
+"""Size of JSON files, and of other short text files of a run folder."""
+
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
@@ -164,8 +167,10 @@ def write_json(path: Path, content: dict[str, Any]) -> Path:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The mapping in a JSON file; empty if there is no such file or it contains something else."""
+    """The mapping in a JSON file; empty if there is no such regular file, or if it is too large or something else."""
     try:
+        if not path.is_file() or path.stat().st_size > MAX_RUN_TEXT_BYTES:
+            return {}
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}

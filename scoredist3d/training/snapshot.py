@@ -12,7 +12,8 @@ from datetime import datetime
 from pathlib import Path
 
 import scoredist3d
-from scoredist3d.files import new_folder, read_text, sync_folder, sync_tree, write_atomically
+from scoredist3d.files import MAX_RUN_TEXT_BYTES, new_folder, read_text, sync_folder, sync_tree, write_atomically
+from scoredist3d.limits import check_file_size
 from scoredist3d.training.folder import RESOLVED_CONFIG, WRITTEN_CONFIG, RunFolder
 
 _SESSION = "session-"
@@ -42,7 +43,10 @@ def save_snapshot(
 
 def _add_command(path: Path, command: Sequence[str]) -> int:
     """Append a line for this session to the file ``path``; returns the number of the session, from 1."""
-    before = read_text(path) if path.is_file() else ""
+    before = ""
+    if path.is_file():
+        check_file_size(path, MAX_RUN_TEXT_BYTES, "the list of a run's commands (rename it to start a new one)")
+        before = read_text(path)
     time = datetime.now().astimezone().isoformat(timespec="seconds")
     # Line breaks inside the command are escaped, so that it stays on one line.
     shown = shlex.join(command).replace("\n", "'$'\\n''")

@@ -20,9 +20,10 @@ import torch
 from torch import nn
 
 import scoredist3d
-from scoredist3d.files import remove_leftovers, write_atomically
+from scoredist3d import files
+from scoredist3d.files import read_json, remove_leftovers, write_atomically
 from scoredist3d.guidance.core.checks import NonFiniteError
-from scoredist3d.training import metrics
+from scoredist3d.training import metrics, snapshot
 from scoredist3d.training.checkpoint import (
     link_or_copy,
     load_weights,
@@ -214,6 +215,29 @@ def test_the_metrics_of_a_resumed_run_have_a_limit(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(metrics, "MAX_METRICS_BYTES", path.stat().st_size - 1)
     with pytest.raises(ValueError, match=r"metrics\.csv is too large: it has 16 bytes, .*; rename it, and the run"):
         MetricsFile(path, resume_step=1)
+
+
+def test_summaries_are_regular_files_of_a_limited_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "summary.json"
+    path.write_text('{"step": 3}')
+    monkeypatch.setattr(files, "MAX_RUN_TEXT_BYTES", path.stat().st_size)
+    assert read_json(path) == {"step": 3}
+    monkeypatch.setattr(files, "MAX_RUN_TEXT_BYTES", path.stat().st_size - 1)
+    assert read_json(path) == {}
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_named_pipe_does_not_block(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "summary.json")
+    assert read_json(tmp_path / "summary.json") == {}
+
+
+def test_the_commands_of_a_run_have_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = RunFolder(tmp_path / "run")
+    save_snapshot(folder, "prompt: a mug\n", None, ["launch.py"])
+    monkeypatch.setattr(snapshot, "MAX_RUN_TEXT_BYTES", (folder.configs / "command.txt").stat().st_size - 1)
+    with pytest.raises(ValueError, match=r"command\.txt is too large: .*rename it"):
+        save_snapshot(folder, "prompt: a mug\n", None, ["launch.py"])
 
 
 def test_buffer_names_the_first_value_that_is_not_finite() -> None:
