@@ -60,7 +60,7 @@ def flatten_unseen(mesh: Mesh, cameras: Cameras) -> Mesh:
     inward = np.bincount(numbers, -(displacement * normals).sum(axis=1)[moving] * areas[moving])
     perhaps, surely = (inward > limit * np.bincount(numbers, areas[moving]) ** 1.5 for limit in _ROUND)
     regions = np.where(moving, regions, -1)
-    round_ = surely | (perhaps & (_continuation(lattice, normals, regions, len(inward)) > _CONTINUED))
+    round_ = surely | (perhaps & (_continuation(lattice, normals, areas, regions, len(inward)) > _CONTINUED))
     blocked = np.bincount(numbers, _blocked(lattice, normals, displacement)[moving])
     bad = round_ | (blocked > _TOLERATED * np.bincount(numbers))
     moving &= ~np.isin(regions, np.flatnonzero(bad))
@@ -90,21 +90,22 @@ def _regions(lattice: Lattice, unseen: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return np.where(unseen, labels, -1), touched
 
 
-def _continuation(lattice: Lattice, normals: np.ndarray, regions: np.ndarray, count: int) -> np.ndarray:
+def _continuation(
+    lattice: Lattice, normals: np.ndarray, areas: np.ndarray, regions: np.ndarray, count: int
+) -> np.ndarray:
     """(count,), mean cosine between the mean normal of each region and the normals of the surface around it.
 
     Args:
         lattice: The surface.
         normals: (N, 3), of its nodes.
+        areas: (N,), of its nodes.
         regions: (N,), number of the region of each node, -1 for none.
         count: Number of regions; those without a node have a mean cosine of 0.
     """
     a, b = lattice.triangles.ravel(), np.roll(lattice.triangles, 1, axis=1).ravel()
     lengths = np.linalg.norm(lattice.nodes[a] - lattice.nodes[b], axis=1)
-    size, areas = len(lattice.nodes), node_areas(lattice)
-    # Two faces give each edge twice: without the maximum, the matrix would contain the sum of both.
+    size = len(lattice.nodes)
     graph = coo_matrix((lengths, (a, b)), shape=(size, size)).tocsr()
-    graph = graph.maximum(graph.T)
     width = _AROUND * float(np.linalg.norm(lattice.nodes, axis=1).max())
     found = np.zeros(count)
     for region in np.unique(regions[regions >= 0]):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from types import ModuleType
 
 import fuzz
 import pytest
@@ -27,17 +28,18 @@ def test_hostile_additions_load_or_give_one_message(tmp_path: Path) -> None:
     assert list(run_inputs(fuzz.TARGETS["additions"], 2026, range(PIPELINES), tmp_path / "input")) == []
 
 
-def test_some_additions_are_valid_and_some_are_not(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("module", "count", "least"), [(fuzz_additions, 60, 6), (fuzz_priors, 24, 3)])
+def test_some_models_are_valid_and_some_are_not(tmp_path: Path, module: ModuleType, count: int, least: int) -> None:
     def refused(number: int) -> bool:
-        input_of(fuzz_additions.TARGET, 0, number).write(tmp_path / str(number))
+        input_of(module.TARGET, 0, number).write(tmp_path / str(number))
         try:
-            fuzz_additions.load_and_predict(tmp_path / str(number))
+            module.load_and_predict(tmp_path / str(number))
         except ValueError:
             return True
         return False
 
-    outcomes = [refused(number) for number in range(60)]
-    assert min(outcomes.count(True), outcomes.count(False)) >= 6
+    outcomes = [refused(number) for number in range(count)]
+    assert min(outcomes.count(True), outcomes.count(False)) >= least
 
 
 def test_valid_additions_load(tmp_path: Path) -> None:
@@ -51,19 +53,6 @@ def test_valid_model_folders_load(tmp_path: Path) -> None:
     for name, files in fuzz_priors.pipelines().items():
         FuzzInput(files).write(tmp_path / name)
         fuzz_priors.load_and_predict(tmp_path / name)
-
-
-def test_some_model_folders_are_valid_and_some_are_not(tmp_path: Path) -> None:
-    def refused(number: int) -> bool:
-        input_of(fuzz_priors.TARGET, 0, number).write(tmp_path / str(number))
-        try:
-            fuzz_priors.load_and_predict(tmp_path / str(number))
-        except ValueError:
-            return True
-        return False
-
-    outcomes = [refused(number) for number in range(24)]
-    assert min(outcomes.count(True), outcomes.count(False)) >= 3
 
 
 @pytest.mark.slow
